@@ -1,0 +1,1 @@
+"""Meta-learning algorithms, each written for one task; `fewshot.algorithms.engine` runs many at once."""

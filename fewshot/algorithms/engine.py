@@ -1,0 +1,145 @@
+"""The engine: lifts an algorithm written for one task to all tasks of a meta-batch.
+
+`vmap` runs a chunk of tasks as one batched computation; `loop` runs task by task, on as many threads as torch uses,
+each keeping one core busy: tiny convolutions gain nothing from sharing one; `learn2learn` is the reference
+implementation of MAML and FOMAML. All give the same gradients.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.func import grad, vmap
+from torch.utils._pytree import tree_map
+
+from fewshot.algorithms.learner import Learner, Tensors, check_choice
+from fewshot.episodes import Episodes
+
+ENGINES = ("auto", "vmap", "loop", "learn2learn")
+# Examples with more values than this gain on CPU from `loop` (see tools/bench.py): per-task weights turn into grouped
+# convolutions, which pay on 28x28 images and cost on 84x84 ones.
+VMAP_PAYS_ON_CPU = 40 * 40
+
+
+@dataclass(frozen=True)
+class Outer:
+    """What a meta-batch of T tasks asks of the meta-parameters."""
+
+    gradient: Tensors  # mean over tasks, in the parameters' shapes
+    carry: Tensors  # state for the next meta-batch
+    loss: torch.Tensor  # [T]
+    accuracy: torch.Tensor  # [T]
+
+
+class Engine:
+    """Runs tasks by the method `name`, `chunk` tasks at a time (None: all at once; `vmap` only)."""
+
+    def __init__(self, name: str = "auto", chunk: int | None = None) -> None:
+        self.name = check_choice("engine", name, ENGINES)
+        self.chunk = chunk
+        self._own = threading.local()
+
+    def method(self, episodes: Episodes) -> str:
+        """The method that `auto` stands for with these episodes: vmap on a GPU and for small examples."""
+        if self.name != "auto":
+            return self.name
+        small = episodes.support_x[0, 0].numel() <= VMAP_PAYS_ON_CPU
+        return "vmap" if small or episodes.support_x.device.type != "cpu" else "loop"
+
+    def outer(self, learner: Learner, params: Tensors, carry: Tensors, episodes: Episodes) -> Outer:
+        """Outer gradient of a meta-batch.
+
+        Args:
+            learner: one with `outer_loss` or `outer_gradient`.
+            params, carry: the meta-parameters and the state that tasks pass on.
+        """
+        method = self.method(episodes)
+        if method == "learn2learn":
+            from fewshot.algorithms.reference import outer_by_learn2learn
+
+            return outer_by_learn2learn(learner, params, episodes)
+        if learner.chained:
+            parts = _in_a_chain(learner, params, carry, episodes)
+        elif method == "loop":
+            parts = self._on_threads(learner, params, carry, episodes)
+        else:
+            step = self.chunk or len(episodes)
+            chunks = (episodes[i : i + step] for i in range(0, len(episodes), step))
+            parts = (_outer(learner, params, carry, chunk, _lift_all) for chunk in chunks)
+        return _weighted_mean(parts, len(episodes))
+
+    def map(self, function: Callable[[Episodes], Any], episodes: Episodes) -> Any:
+        """A function of one task over all: its results, stacked along a new leading axis [T]."""
+        if self.method(episodes) == "vmap":
+            step = self.chunk or len(episodes)
+        else:
+            step = 1
+        lift = _lift_all if step > 1 else _lift_one
+        results = [lift(function, episodes[i : i + step]) for i in range(0, len(episodes), step)]
+        return torch.cat(results)
+
+    def _on_threads(self, learner: Learner, params: Tensors, carry: Tensors, episodes: Episodes) -> Iterator[Outer]:
+        def work(task: int) -> Outer:
+            # functional_call swaps a module's parameters while it runs: each thread needs a module of its own.
+            if getattr(self._own, "source", None) is not learner:
+                self._own.source, self._own.learner = learner, copy.deepcopy(learner)
+            return _outer(self._own.learner, params, carry, episodes[task : task + 1], _lift_one)
+
+        threads = torch.get_num_threads() if params_on_cpu(params) else 1
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from pool.map(work, range(len(episodes)))
+
+
+def params_on_cpu(params: Tensors) -> bool:
+    """Whether the tensors live in main memory."""
+    return all(value.device.type == "cpu" for value in params.values())
+
+
+def _lift_all(function: Callable[[Episodes], Any], episodes: Episodes) -> Any:
+    return vmap(lambda *task: function(Episodes(*task)))(*episodes.tensors())
+
+
+def _lift_one(function: Callable[[Episodes], Any], episodes: Episodes) -> Any:
+    return tree_map(lambda value: value[None], function(episodes[0]))
+
+
+def _outer(learner: Any, params: Tensors, carry: Tensors, episodes: Episodes, lift: Callable[..., Any]) -> Outer:
+    """Mean outer gradient of some tasks, run together by `lift`."""
+    if hasattr(learner, "outer_loss"):
+
+        def mean_loss(params: Tensors) -> tuple[torch.Tensor, Any]:
+            loss, accuracy = lift(lambda task: learner.outer_loss(params, task), episodes)
+            return loss.mean(), (loss.detach(), accuracy)
+
+        gradient, (loss, accuracy) = grad(mean_loss, has_aux=True)(params)
+        return Outer(gradient, carry, loss, accuracy)
+    gradient, carry, loss, accuracy = lift(lambda task: learner.outer_gradient(params, carry, task), episodes)
+    return Outer(*tree_map(lambda value: value.mean(0), (gradient, carry)), loss, accuracy)
+
+
+def _in_a_chain(learner: Learner, params: Tensors, carry: Tensors, episodes: Episodes) -> Iterator[Outer]:
+    for task in range(len(episodes)):
+        part = _outer(learner, params, carry, episodes[task : task + 1], _lift_one)
+        carry = part.carry
+        yield part
+
+
+def _weighted_mean(parts: Iterator[Outer], tasks: int) -> Outer:
+    """One Outer from those of consecutive groups of tasks; the carry is the last group's."""
+    gradient: Tensors = {}
+    carry: Tensors = {}
+    losses, accuracies = [], []
+    for part in parts:
+        share = len(part.loss) / tasks
+        for name, value in part.gradient.items():
+            gradient[name] = gradient[name] + share * value if name in gradient else share * value
+        carry = part.carry
+        losses.append(part.loss)
+        accuracies.append(part.accuracy)
+    return Outer(gradient, carry, torch.cat(losses), torch.cat(accuracies))

@@ -1,0 +1,91 @@
+"""What an algorithm is: pure functions of its parameters for one task, and the pieces that several share."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+
+from fewshot.backbones.norm import BatchStatNorm
+from fewshot.episodes import Episodes
+from fewshot.errors import FewshotError
+
+Tensors = dict[str, torch.Tensor]
+
+REDUCTIONS = ("mean", "sum", "per_shot")
+
+
+class Learner(Protocol):
+    """An algorithm on a backbone. Tasks come without their leading axis: support_x [N*K, ...], key [].
+
+    A learner that is trained also has one of
+    `outer_loss(params, task) -> (loss [], accuracy [])`, which the engine differentiates, or
+    `outer_gradient(params, carry, task) -> (gradient, carry, loss [], accuracy [])`.
+    """
+
+    backbone: nn.Module
+    test_steps: int  # adaptation steps at evaluation
+    chained: bool  # each task needs the carry of the one before: tasks cannot run at once
+
+    def initial(self) -> tuple[Tensors, Tensors]:
+        """The meta-parameters, trained by the outer optimiser, and the carry: state that tasks pass on."""
+        ...
+
+    def adapt(self, params: Tensors, carry: Tensors, task: Episodes) -> Tensors:
+        """Learn the support set by the test procedure; what it returns is what `predict` takes."""
+        ...
+
+    def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
+        """Logits [B, N] of examples [B, ...] forwarded as one batch."""
+        ...
+
+
+def backbone_parameters(backbone: nn.Module) -> Tensors:
+    """A copy of the parameters by name, outside any graph."""
+    return {name: value.detach().clone() for name, value in backbone.named_parameters()}
+
+
+def call(backbone: nn.Module, params: Tensors, x: torch.Tensor) -> torch.Tensor:
+    """The backbone as a pure function: logits [B, N] of x [B, ...]."""
+    return functional_call(backbone, params, (x,))
+
+
+def adapted_names(backbone: nn.Module) -> list[str]:
+    """Parameters that the inner loop changes: all, or all but the norms' where the backbone says so."""
+    fixed: set[str] = set()
+    if not getattr(backbone, "adapt_norm", True):
+        for prefix, module in backbone.named_modules():
+            if isinstance(module, BatchStatNorm):
+                fixed.update(f"{prefix}.{name}" for name, _ in module.named_parameters())
+    return [name for name, _ in backbone.named_parameters() if name not in fixed]
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, reduction: str, shot: int) -> torch.Tensor:
+    """Cross-entropy of logits [B, N] and labels [B] with its scale said: the originals differ in it.
+
+    `mean` over items; `sum` over items (supervised-reptile, LEO); `per_shot`, the sum divided by K (cbfinn/maml,
+    which divides each item's loss by K and differentiates the vector: N times the mean).
+    """
+    if reduction == "mean":
+        return F.cross_entropy(logits, labels)
+    total = F.cross_entropy(logits, labels, reduction="sum")
+    return total / shot if reduction == "per_shot" else total
+
+
+def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Share of items [] whose largest logit is the label's."""
+    return (logits.argmax(-1) == labels).to(logits.dtype).mean()
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """The value, when it is one of the choices.
+
+    Raises:
+        FewshotError: it is not.
+    """
+    if value not in choices:
+        raise FewshotError(f"{name}={value}: choose one of {', '.join(choices)}")
+    return value

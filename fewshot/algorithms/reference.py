@@ -1,0 +1,58 @@
+"""The `learn2learn` engine: MAML and FOMAML by an independent implementation, to hold our gradients against."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import torch
+
+from fewshot.algorithms.engine import Outer
+from fewshot.algorithms.learner import Learner, Tensors, accuracy, cross_entropy
+from fewshot.algorithms.maml import Maml
+from fewshot.episodes import Episodes
+from fewshot.errors import FewshotError
+
+
+def outer_by_learn2learn(learner: Learner, params: Tensors, episodes: Episodes) -> Outer:
+    """Mean outer gradient of T tasks, task by task, by learn2learn's MAML (clone, adapt, backward).
+
+    Raises:
+        FewshotError: learn2learn is not installed, or cannot do what the learner does.
+    """
+    if not isinstance(learner, Maml):
+        raise FewshotError("engine=learn2learn: only for maml and fomaml; choose engine=vmap or engine=loop")
+    if len(learner.adapted) != len(params):
+        raise FewshotError(
+            "engine=learn2learn: adapts every parameter; set backbone.adapt_norm=true or choose engine=vmap"
+        )
+    with warnings.catch_warnings():  # its import brings gym, which warns about itself
+        warnings.simplefilter("ignore")
+        try:
+            from learn2learn.algorithms import MAML
+        except ImportError as error:
+            raise FewshotError(
+                "engine=learn2learn: learn2learn is not installed; `uv sync` builds it, `pip install` cannot"
+            ) from error
+    backbone = copy.deepcopy(learner.backbone)
+    backbone.load_state_dict(params)
+    meta = MAML(backbone, lr=learner.inner_lr, first_order=learner.first_order, allow_unused=True)
+    losses, accuracies = [], []
+    for i in range(len(episodes)):
+        task, clone = episodes[i], meta.clone()
+        shot = 0
+        for _ in range(learner.inner_steps):
+            logits = clone(task.support_x)
+            shot = len(task.support_y) // logits.shape[-1]
+            clone.adapt(cross_entropy(logits, task.support_y, learner.inner_reduction, shot))
+        logits = clone(task.query_x)
+        shot = len(task.support_y) // logits.shape[-1]
+        loss = cross_entropy(logits, task.query_y, learner.outer_reduction, shot)
+        (loss / len(episodes)).backward()
+        losses.append(loss.detach())
+        accuracies.append(accuracy(logits.detach(), task.query_y))
+    gradient = {
+        name: torch.zeros_like(value) if value.grad is None else value.grad
+        for name, value in backbone.named_parameters()
+    }
+    return Outer(gradient, {}, torch.stack(losses), torch.stack(accuracies))

@@ -1,0 +1,128 @@
+"""Reptile: Nichol, Achiam and Schulman, 2018, "On first-order meta-learning algorithms"; supervised-reptile 8f2b71c.
+
+Differences from the original:
+1. Minibatch orders come from the episode's key instead of a global generator.
+2. `adam_state=shared` runs the tasks of a meta-batch at once: all start from the same second moments, whose mean
+   is kept. `chained` is the original: each task starts from the moments that the task before it left.
+3. Strokes are 1 on 0; the original feeds the raw images, 0 on 1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.func import grad
+
+from fewshot.algorithms.learner import (
+    REDUCTIONS,
+    Tensors,
+    accuracy,
+    backbone_parameters,
+    call,
+    check_choice,
+    cross_entropy,
+)
+from fewshot.episodes import Episodes
+from fewshot.random import fold, permutation
+
+BETA2, EPSILON = 0.999, 1e-8  # of the inner Adam, whose beta1 is 0
+
+
+class Reptile:
+    """Move the initialisation towards the weights that each task's own training ends at (Algorithm 2 of the paper).
+
+    The outer gradient of a task is phi - phi_task: the meta-step is plain SGD with the step size as learning rate.
+
+    Args:
+        backbone: examples [B, ...] to logits [B, N].
+        inner_lr: learning rate of the inner optimiser.
+        inner_steps, inner_batch: minibatch steps at training and their size.
+        test_steps, test_batch: the same at evaluation.
+        inner_optimizer: `adam` (beta1 = 0, the original) or `sgd`.
+        inner_loss: scale of the minibatch loss, see `cross_entropy`; the original sums, Adam hides it.
+        adam_state: `chained` or `shared`, see difference 2.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        inner_lr: float,
+        inner_steps: int,
+        inner_batch: int,
+        test_steps: int,
+        test_batch: int,
+        inner_optimizer: str,
+        inner_loss: str,
+        adam_state: str,
+    ) -> None:
+        self.backbone = backbone
+        self.inner_lr = inner_lr
+        self.inner_steps, self.inner_batch = inner_steps, inner_batch
+        self.test_steps, self.test_batch = test_steps, test_batch
+        self.adam = check_choice("algorithm.inner_optimizer", inner_optimizer, ("adam", "sgd")) == "adam"
+        self.reduction = check_choice("algorithm.inner_loss", inner_loss, REDUCTIONS)
+        self.chained = check_choice("algorithm.adam_state", adam_state, ("chained", "shared")) == "chained" and self.adam
+
+    def initial(self) -> tuple[Tensors, Tensors]:
+        """The backbone's parameters (phi), and the inner Adam's second moments and step count."""
+        params = backbone_parameters(self.backbone)
+        if not self.adam:
+            return params, {}
+        moments = {name: torch.zeros_like(value) for name, value in params.items()}
+        return params, moments | {"inner_step": torch.zeros(())}
+
+    def inner_loop(
+        self, params: Tensors, carry: Tensors, task: Episodes, steps: int, batch: int
+    ) -> tuple[Tensors, Tensors, torch.Tensor, torch.Tensor]:
+        """(phi_task, carry, loss [], accuracy []) after `steps` minibatches; loss and accuracy are the last one's."""
+        loss = share = torch.zeros(())
+        for items in minibatches(task, steps, batch):
+            x, y = task.support_x[items], task.support_y[items]
+
+            def objective(
+                params: Tensors, x: torch.Tensor = x, y: torch.Tensor = y
+            ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+                logits = call(self.backbone, params, x)
+                loss = cross_entropy(logits, y, self.reduction, max(1, len(y) // logits.shape[-1]))
+                return loss, (loss.detach(), accuracy(logits.detach(), y))
+
+            gradient, (loss, share) = grad(objective, has_aux=True)(params)
+            params, carry = self._step(params, carry, gradient)
+        return params, carry, loss, share
+
+    def _step(self, params: Tensors, carry: Tensors, gradient: Tensors) -> tuple[Tensors, Tensors]:
+        """One step of the inner optimiser, in TensorFlow's form of Adam (epsilon beside the uncorrected root)."""
+        if not self.adam:
+            return {name: value - self.inner_lr * gradient[name] for name, value in params.items()}, carry
+        count = carry["inner_step"] + 1
+        moments = {n: carry[n] * BETA2 + g.square() * (1 - BETA2) for n, g in gradient.items()}
+        rate = self.inner_lr * (1 - BETA2**count).sqrt()
+        stepped = {n: value - rate * (gradient[n] / (moments[n].sqrt() + EPSILON)) for n, value in params.items()}
+        return stepped, moments | {"inner_step": count}
+
+    def outer_gradient(
+        self, params: Tensors, carry: Tensors, task: Episodes
+    ) -> tuple[Tensors, Tensors, torch.Tensor, torch.Tensor]:
+        """(phi - phi_task, carry, loss [], accuracy []) of one training task."""
+        end, carry, loss, share = self.inner_loop(params, carry, task, self.inner_steps, self.inner_batch)
+        return {name: params[name] - end[name] for name in params}, carry, loss, share
+
+    def adapt(self, params: Tensors, carry: Tensors, task: Episodes) -> Tensors:
+        """phi_task after `test_steps` minibatches, from the second moments of training, which stay as they are."""
+        return self.inner_loop(params, carry, task, self.test_steps, self.test_batch)[0]
+
+    def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
+        """Logits [B, N] of x [B, ...]."""
+        return call(self.backbone, adapted, x)
+
+
+def minibatches(task: Episodes, steps: int, batch: int) -> torch.Tensor:
+    """[steps, batch] support items: passes without replacement, cut into consecutive batches.
+
+    A batch that a pass cannot fill takes the rest from the next pass, which has its own order.
+    """
+    pool = task.support_x.shape[0]
+    passes = -(-steps * batch // pool)
+    keys = fold(task.key, torch.arange(passes, device=task.key.device))
+    return permutation(keys, pool).flatten()[: steps * batch].view(steps, batch)

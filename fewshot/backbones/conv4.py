@@ -1,0 +1,143 @@
+"""Conv-4, with the choices in which the originals differ.
+
+cbfinn/maml (Omniglot): stride, mean readout, no norm scale, norm not adapted: 112,005 parameters for 5 ways.
+cbfinn/maml (mini): 32 filters, max_pool valid, flatten: 32,901 with a norm scale, as the literature counts.
+openai/supervised-reptile: flatten, norm scale; Omniglot by stride (113,221), mini by max_pool same.
+mmfewshot: 64 filters, max_pool valid, flatten, eps 1e-5.
+
+Differences from the originals:
+1. A strided convolution pads one pixel on every side. TensorFlow's SAME pads an even size on the far side only:
+   the same network on an image shifted by one pixel.
+2. Where a norm follows, the convolution's bias is a parameter that is not added: the norm would subtract it again.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fewshot.backbones.norm import BatchStatNorm
+from fewshot.errors import FewshotError
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise FewshotError(f"backbone.{name}={value}: choose one of {', '.join(choices)}")
+    return value
+
+
+class Block(nn.Module):
+    """3x3 convolution, norm, down-sampling by 2 and ReLU: [B, C, H, W] to [B, filters, about H/2, about W/2]."""
+
+    def __init__(
+        self, channels: int, filters: int, *, downsample: str, pool: str, norm: str, norm_scale: bool, norm_eps: float
+    ) -> None:
+        super().__init__()
+        self.stride = 2 if downsample == "stride" else 1
+        self.conv = nn.Conv2d(channels, filters, 3, stride=self.stride, padding=1)
+        self.norm = BatchStatNorm(filters, scale=norm_scale, eps=norm_eps) if norm == "batch" else None
+        self.ceil = pool == "same"  # TensorFlow's SAME keeps the last odd row and column
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bias = self.conv.bias if self.norm is None else None
+        x = F.conv2d(x, self.conv.weight, bias, stride=self.stride, padding=1)
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.stride == 1:
+            # Pooling before ReLU gives the same values as after it, on a quarter of the elements.
+            x = F.max_pool2d(x, 2, ceil_mode=self.ceil)
+        return torch.relu(x)
+
+
+class Conv4(nn.Module):
+    """Four blocks and a linear head: images [B, C, H, W] to logits [B, way].
+
+    Args:
+        shape: (C, H, W) of one image.
+        way: classes N of the head.
+        filters: channels of every block.
+        downsample: `stride` (strided convolution) or `max_pool`.
+        pool: of max_pool, `valid` drops an odd last row and column, `same` keeps them.
+        readout: `flatten`, or `mean` over space.
+        norm: `batch` (statistics of the batch at hand) or `none`.
+        norm_scale, norm_eps: see BatchStatNorm.
+        adapt_norm: whether the inner loop changes the norm's parameters (cbfinn/maml: it does not).
+        conv_init: `xavier` uniform (the TensorFlow originals), `kaiming` normal fan-out (mmfewshot).
+        head_init: `xavier` uniform, `normal` with deviation 1 (cbfinn/maml on Omniglot), `zeros`.
+
+    Raises:
+        FewshotError: an unknown choice, or an image too small for four halvings.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        way: int,
+        *,
+        filters: int,
+        downsample: str,
+        pool: str,
+        readout: str,
+        norm: str,
+        norm_scale: bool,
+        norm_eps: float,
+        adapt_norm: bool,
+        conv_init: str,
+        head_init: str,
+    ) -> None:
+        super().__init__()
+        _one_of("downsample", downsample, ("stride", "max_pool"))
+        _one_of("pool", pool, ("valid", "same"))
+        _one_of("readout", readout, ("flatten", "mean"))
+        _one_of("norm", norm, ("batch", "none"))
+        if len(shape) != 3:
+            raise FewshotError(f"backbone conv4 takes images (channels, height, width), not examples of shape {shape}")
+        self.readout, self.adapt_norm = readout, adapt_norm
+        channels, side = shape[0], min(shape[1:])
+        blocks = []
+        for _ in range(4):
+            blocks.append(
+                Block(
+                    channels,
+                    filters,
+                    downsample=downsample,
+                    pool=pool,
+                    norm=norm,
+                    norm_scale=norm_scale,
+                    norm_eps=norm_eps,
+                )
+            )
+            channels, side = filters, side // 2 if downsample == "max_pool" and pool == "valid" else -(-side // 2)
+        if side < 1:
+            raise FewshotError(f"backbone conv4 halves an image four times; {shape[1]}x{shape[2]} is too small")
+        self.blocks = nn.Sequential(*blocks)
+        with torch.no_grad():
+            features = self.features(torch.zeros(2, *shape)).shape[1]
+        self.head = nn.Linear(features, way)
+        self._initialise(_one_of("conv_init", conv_init, ("xavier", "kaiming")), head_init)
+
+    def _initialise(self, conv_init: str, head_init: str) -> None:
+        for block in self.blocks:
+            assert isinstance(block, Block) and block.conv.bias is not None
+            if conv_init == "xavier":
+                nn.init.xavier_uniform_(block.conv.weight)
+            else:
+                nn.init.kaiming_normal_(block.conv.weight, a=0.01, mode="fan_out", nonlinearity="leaky_relu")
+            nn.init.zeros_(block.conv.bias)
+        initialise_head(self.head, head_init)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W] to [B, features] before the head."""
+        x = self.blocks(x)
+        return x.mean((2, 3)) if self.readout == "mean" else x.flatten(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(x))
+
+
+def initialise_head(head: nn.Linear, how: str) -> None:
+    """Fill a linear head in place: `xavier` uniform, `normal` with deviation 1, or `zeros`; bias 0."""
+    fill = {"xavier": nn.init.xavier_uniform_, "normal": nn.init.normal_, "zeros": nn.init.zeros_}
+    fill[_one_of("head_init", how, tuple(fill))](head.weight)
+    nn.init.zeros_(head.bias)

@@ -1,0 +1,69 @@
+"""Checkpoints: one safetensors file each, with every tensor and, in its header, the rest as JSON. No pickles."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from fewshot.errors import FewshotError
+
+HEADER = "fewshot"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace the file in one move: after any kind of death it holds the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(path.name + ".part")
+    with scratch.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
+
+
+def save_checkpoint(path: Path, groups: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any]) -> None:
+    """Write groups of named tensors (such as params, carry, outer) and a JSON-able state."""
+    flat = {f"{group}/{name}": t.detach().cpu().contiguous() for group, ts in groups.items() for name, t in ts.items()}
+    write_atomically(path, save(flat, metadata={HEADER: json.dumps(state)}))
+
+
+def load_checkpoint(path: Path, device: torch.device | str) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+    """The groups and the state that `save_checkpoint` wrote.
+
+    Raises:
+        FewshotError: the file is missing, damaged, or not one of this project's.
+    """
+    if not path.is_file():
+        raise FewshotError(f"{path}: no checkpoint there; give the folder of a run that has trained for a while")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            state = json.loads((file.metadata() or {})[HEADER])
+            groups: dict[str, dict[str, torch.Tensor]] = {}
+            for key in file.keys():  # noqa: SIM118  (not a dict)
+                group, name = key.split("/", 1)
+                groups.setdefault(group, {})[name] = file.get_tensor(key)
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise FewshotError(f"{path}: damaged, or not a checkpoint of this project ({error}); train again") from error
+    return groups, state
+
+
+def matching(path: Path, found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`found` in the order of `wanted`.
+
+    Raises:
+        FewshotError: names or shapes differ: the checkpoint belongs to another algorithm or backbone.
+    """
+    for name in wanted.keys() | found.keys():
+        if name not in found or name not in wanted or found[name].shape != wanted[name].shape:
+            shapes = [tuple(g[name].shape) if name in g else "absent" for g in (found, wanted)]
+            raise FewshotError(
+                f"{path}: from another algorithm or backbone: {name} is {shapes[0]} there, {shapes[1]} here"
+            )
+    return {name: found[name] for name in wanted}

@@ -1,0 +1,106 @@
+"""The way from a command line to a function, shared by the tools: one line for a person's mistake, no traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from fewshot.config import CONF, key_names, near
+from fewshot.errors import FewshotError
+
+failures: list[str] = []  # of a sweep's runs, in this process
+
+
+def main(function: Callable[[DictConfig], None], config: str) -> None:
+    """Run a tool under Hydra: compose `conf/<config>.yaml` with the command line, then call `function`.
+
+    A mistake in the command line or the input is one line on stderr and exit code 1. In a sweep a failed run does
+    not end the others; the failed ones are listed at its end.
+    """
+
+    def guarded(cfg: DictConfig) -> None:
+        try:
+            function(cfg)
+        except FewshotError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failures.append(str(error))
+
+    try:
+        check_overrides([a for a in sys.argv[1:] if not a.startswith("-")], config)
+    except FewshotError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    hydra.main(config_path=str(CONF), config_name=config, version_base="1.3")(guarded)()
+    if failures:
+        sys.exit(1)
+
+
+def check_overrides(overrides: list[str], config: str) -> None:
+    """Hold the command line against the configuration before Hydra does, to answer in one line with near names.
+
+    Raises:
+        FewshotError: an override that is no override, an unknown key, option or type of value.
+    """
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            parsed = OverridesParser.create().parse_overrides(overrides)
+        except HydraException as error:
+            raise FewshotError(f"command line: {str(error).splitlines()[0]}; write key=value") from error
+        singles = []
+        for override in parsed:
+            options = _options(override.key_or_group)
+            values: list[Any] = list(override.sweep_string_iterator()) if override.is_sweep_override() else []
+            if not override.is_sweep_override():
+                values = [override.get_value_element_as_str()]
+            for value in values:
+                if options and value not in options:
+                    raise FewshotError(
+                        f"{override.key_or_group}={value}: no such option{near(str(value), options)}; "
+                        f"there are {', '.join(options)}"
+                    )
+                if not override.key_or_group.startswith("hydra"):
+                    _compose(config, [*singles, f"{override.key_or_group}={value}"], override.key_or_group)
+            if values and not override.key_or_group.startswith("hydra"):
+                singles.append(f"{override.key_or_group}={values[0]}")
+    GlobalHydra.instance().clear()
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml")) if group.isidentifier() else []
+
+
+def _compose(config: str, overrides: list[str], key: str) -> None:
+    try:
+        compose(config, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        known = key_names(compose(config, overrides[:-1]))
+        if key not in known:
+            raise FewshotError(f"{key}: no such key{near(key, known)}") from error
+        cause = error.__cause__ or error
+        raise FewshotError(f"{overrides[-1]}: {str(cause).splitlines()[0]}") from error
+
+
+class SweepTable(Callback):
+    """Hydra callback: a sweep ends by printing the comparison table of its runs, and what failed."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from fewshot.report.table import markdown, read_records
+
+        try:
+            print(f"\n{markdown(read_records(Path(config.runs)))}")
+        except FewshotError as error:
+            print(f"error: {error}", file=sys.stderr)
+        for failure in failures:
+            print(f"failed: {failure}", file=sys.stderr)

@@ -1,0 +1,139 @@
+"""The configuration: its typed top level, the recipes of published settings, and near names for a wrong one."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fewshot.errors import FewshotError
+from fewshot.training import TrainSettings
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+@dataclass
+class TestSettings:
+    """The test protocol: which episodes, how many, and who is forwarded with whom."""
+
+    split: str = MISSING
+    episodes: int = MISSING
+    seed: int = MISSING  # of the episodes
+    transductive: bool = MISSING
+    validation_episodes: int = MISSING
+
+
+@dataclass
+class TrainConfig:
+    """Types of conf/train.yaml, where the values stand."""
+
+    algorithm: Any = MISSING
+    dataset: Any = MISSING
+    backbone: Any = MISSING
+    way: int = MISSING
+    shot: int = MISSING
+    query: int = MISSING
+    seed: int = MISSING
+    train: TrainSettings = MISSING
+    test: TestSettings = MISSING
+    engine: str = MISSING
+    chunk: int | None = MISSING
+    device: str = MISSING
+    recipe: str | None = MISSING
+    data_dir: str = MISSING
+    runs: str = MISSING
+    run_dir: str | None = MISSING
+    resume: str | None = MISSING
+    force: bool = MISSING
+
+
+ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+
+# What may differ between two configurations of one and the same run.
+PLACES = ("device", "data_dir", "runs", "run_dir", "resume", "force")
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain values, interpolations resolved.
+
+    Raises:
+        FewshotError: a value is missing or an interpolation leads nowhere.
+    """
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
+    except OmegaConfBaseException as error:
+        raise FewshotError(f"configuration: {str(error).splitlines()[0]}") from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def identity(config: Mapping[str, Any], *, without: Iterable[str] = ()) -> str:
+    """Hash of everything that a run's result depends on; `without` leaves further keys out."""
+    kept = {key: value for key, value in config.items() if key not in (*PLACES, *without)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> None:
+    """Fill in the published settings for this algorithm, dataset, way and shot; what `overrides` names stays.
+
+    `cfg.recipe` becomes the name of the recipe, or None where none has settings for this combination. Recipes are
+    files in conf/recipe: `rows` of conditions (`when`) and values (`set`), each row over the ones before it.
+
+    Raises:
+        FewshotError: the recipe named does not exist or has nothing for this combination.
+    """
+    asked = cfg.recipe
+    if asked in (None, "none"):
+        cfg.recipe = None
+        return
+    name = cfg.algorithm.recipe if asked == "auto" else asked
+    files = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
+    if name not in files:
+        if asked == "auto":
+            cfg.recipe = None
+            return
+        raise FewshotError(f"recipe={name}: no such recipe{near(name, files)}; there are {', '.join(files)}")
+    recipe = OmegaConf.load(CONF / "recipe" / f"{name}.yaml")
+    setting = {"algorithm": cfg.algorithm.name, "dataset": cfg.dataset.name, "way": cfg.way, "shot": cfg.shot}
+    rows = [row for row in recipe.rows if all(setting[key] in _listed(wanted) for key, wanted in row.when.items())]
+    if not rows:
+        if asked == "auto":
+            cfg.recipe = None
+            return
+        wanted = ", ".join(f"{key}={value}" for key, value in setting.items())
+        raise FewshotError(f"recipe={name}: has no settings for {wanted}; leave recipe out or set recipe=none")
+    kept = {override.lstrip("+~").split("=")[0] for override in overrides}
+    for row in rows:
+        for key, value in row.set.items():
+            if not any(key == k or key.startswith(f"{k}.") for k in kept):
+                OmegaConf.update(cfg, key, value, merge=True)
+    cfg.recipe = name
+
+
+def _listed(wanted: Any) -> list[Any]:
+    return list(wanted) if OmegaConf.is_list(wanted) else [wanted]
+
+
+def near(word: str, words: Iterable[str]) -> str:
+    """`, did you mean a or b?` for names close to `word`; empty where none is."""
+    close = difflib.get_close_matches(word, list(words), n=3, cutoff=0.5)
+    return f", did you mean {' or '.join(close)}?" if close else ""
+
+
+def key_names(cfg: DictConfig, prefix: str = "") -> list[str]:
+    """Every dotted key of a configuration."""
+    names = []
+    for key in cfg:
+        names.append(f"{prefix}{key}")
+        node = cfg._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_missing() and not node._is_none():
+            names.extend(key_names(node, f"{prefix}{key}."))
+    return names

@@ -1,0 +1,132 @@
+"""The Bank: the examples of one split sorted by class, memory-mapped from disk.
+
+On disk, a folder: `bank.json` (what it is, class names and counts, a SHA-256 per split) and one
+`<split>.npy` per split. Nothing is pickled; opening reads the JSON and maps the arrays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fewshot.errors import FewshotError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a reader hands over for one split: examples sorted by class."""
+
+    examples: np.ndarray  # [M, ...]: uint8 images [M, C, H, W] or float32 features [M, D]
+    counts: list[int]  # examples of each class, in order; they sum to M
+    names: list[str]  # class names, in the same order
+
+
+@dataclass(frozen=True)
+class Bank:
+    """The examples of one split, sorted by class. Class c owns rows offsets[c] to offsets[c+1]."""
+
+    examples: torch.Tensor  # [M, ...] uint8 images or float32 features
+    offsets: torch.Tensor  # [classes + 1] int64
+    names: tuple[str, ...]
+    split: str
+    fingerprint: str  # SHA-256 over dtype, shape, counts, names and bytes
+    about: Mapping[str, Any]  # the reader's own words: source, versions, choices
+
+    @property
+    def sizes(self) -> torch.Tensor:
+        """[classes] number of examples of each class."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+        return tuple(self.examples.shape[1:])
+
+    def to(self, device: torch.device | str) -> Bank:
+        """The same bank with its tensors on `device`."""
+        return Bank(
+            self.examples.to(device), self.offsets.to(device), self.names, self.split, self.fingerprint, self.about
+        )
+
+
+def fingerprint(split: Split) -> str:
+    """SHA-256 over everything of a split that an episode can depend on."""
+    digest = hashlib.sha256()
+    head = [str(split.examples.dtype), list(split.examples.shape), split.counts, split.names]
+    digest.update(json.dumps(head).encode())
+    digest.update(np.ascontiguousarray(split.examples).data)
+    return digest.hexdigest()
+
+
+def write_banks(folder: Path, splits: Mapping[str, Split], about: Mapping[str, Any]) -> None:
+    """Write one bank per split below `folder`, all or nothing.
+
+    Raises:
+        FewshotError: a class without examples, or counts and names that do not fit the array.
+    """
+    listing: dict[str, Any] = {}
+    for name, split in splits.items():
+        if len(split.counts) != len(split.names) or sum(split.counts) != len(split.examples):
+            raise FewshotError(f"{folder}: split {name}: counts, names and examples do not belong together")
+        if min(split.counts, default=0) < 1:
+            raise FewshotError(f"{folder}: split {name}: a class without examples")
+        listing[name] = {
+            "sha256": fingerprint(split),
+            "dtype": str(split.examples.dtype),
+            "shape": list(split.examples.shape),
+            "counts": split.counts,
+            "names": split.names,
+        }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        for name, split in splits.items():
+            np.save(scratch / f"{name}.npy", split.examples, allow_pickle=False)
+        text = json.dumps({"format": FORMAT, "about": dict(about), "splits": listing}, indent=1)
+        (scratch / "bank.json").write_text(text + "\n", encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(scratch, folder)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def open_banks(folder: Path) -> dict[str, Bank]:
+    """Open every split below `folder`, without reading the examples.
+
+    Raises:
+        FewshotError: `bank.json` is missing or unreadable, or an array is not what it says.
+    """
+    remedy = f"delete the folder {folder} and prepare the data again"
+    try:
+        listing = json.loads((folder / "bank.json").read_text(encoding="utf-8"))
+        if listing["format"] != FORMAT:
+            raise FewshotError(f"{folder}: bank format {listing['format']}, this code reads {FORMAT}: {remedy}")
+        return {name: _open(folder, name, entry, listing["about"]) for name, entry in listing["splits"].items()}
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise FewshotError(f"{folder}: not a readable bank ({error}): {remedy}") from error
+
+
+def _open(folder: Path, split: str, entry: Mapping[str, Any], about: Mapping[str, Any]) -> Bank:
+    # Copy-on-write keeps the file as it is while torch gets an array it may regard as writable.
+    array = np.load(folder / f"{split}.npy", mmap_mode="c", allow_pickle=False)
+    counts, names = [int(c) for c in entry["counts"]], [str(n) for n in entry["names"]]
+    if str(array.dtype) != entry["dtype"] or list(array.shape) != entry["shape"]:
+        raise ValueError(f"{split}.npy holds {array.dtype} {array.shape}, bank.json says otherwise")
+    if len(counts) != len(names) or sum(counts) != len(array) or min(counts, default=0) < 1:
+        raise ValueError(f"bank.json: counts and names of {split} do not fit the array")
+    offsets = torch.tensor([0, *counts], dtype=torch.int64).cumsum(0)
+    return Bank(torch.from_numpy(array), offsets, tuple(names), split, str(entry["sha256"]), dict(about))

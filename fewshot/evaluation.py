@@ -1,0 +1,73 @@
+"""From a learner and fixed episodes to one score per episode, and from scores to an interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy import stats
+from torch.func import vmap
+
+from fewshot.algorithms.engine import Engine
+from fewshot.algorithms.learner import Learner, Tensors, accuracy
+from fewshot.episodes import Episodes
+from fewshot.tasks.sampler import Sampler
+
+IMAGES_AT_ONCE = 2000  # bounds the memory of a batch of test episodes
+
+
+def query_logits(learner: Learner, params: Tensors, carry: Tensors, task: Episodes, transductive: bool) -> torch.Tensor:
+    """Adapt to one task and classify its queries: [N*Q, N].
+
+    Transductive: all queries are forwarded as one batch, so that norms see them together. Inductive: each query is
+    forwarded with the support set and no other query, so nothing that another query holds can reach it
+    (both as in supervised-reptile, `supervised_reptile/reptile.py`).
+    """
+    adapted = learner.adapt(params, carry, task)
+    if transductive:
+        return learner.predict(adapted, task.query_x)
+
+    def alone(query: torch.Tensor) -> torch.Tensor:
+        return learner.predict(adapted, torch.cat([task.support_x, query[None]]))[-1]
+
+    return vmap(alone)(task.query_x)
+
+
+def evaluate(
+    learner: Learner,
+    params: Tensors,
+    carry: Tensors,
+    sampler: Sampler,
+    episodes: int,
+    *,
+    transductive: bool,
+    engine: Engine,
+    progress: Callable[[int], None] = lambda done: None,
+) -> np.ndarray:
+    """Accuracy of each of the sampler's first `episodes` episodes: [episodes] float64 in 0..1.
+
+    Args:
+        progress: called with the number of episodes done so far.
+    """
+    per_episode = sampler.way * (sampler.shot + sampler.query)
+    if not transductive:
+        per_episode = sampler.way * sampler.query * (sampler.way * sampler.shot + 1)
+    batch = max(1, IMAGES_AT_ONCE // per_episode)
+
+    def score(task: Episodes) -> torch.Tensor:
+        return accuracy(query_logits(learner, params, carry, task, transductive), task.query_y)
+
+    scores = []
+    for first in range(0, episodes, batch):
+        tasks = sampler.episodes(first, min(batch, episodes - first))
+        scores.append(engine.map(score, tasks).double().cpu().numpy())
+        progress(first + len(tasks))
+    return np.concatenate(scores)
+
+
+def ci95(scores: np.ndarray) -> float:
+    """Half width of the 95 % confidence interval of the mean over episodes (Student's t); nan for one score."""
+    if len(scores) < 2:
+        return float("nan")
+    return float(stats.t.ppf(0.975, len(scores) - 1) * scores.std(ddof=1) / np.sqrt(len(scores)))

@@ -1,0 +1,224 @@
+"""From a configuration to a run: banks, samplers, learner, training, test and record."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from fewshot.algorithms.engine import Engine
+from fewshot.algorithms.learner import Learner, Tensors
+from fewshot.checkpoint import load_checkpoint, matching, write_atomically
+from fewshot.config import identity, resolved
+from fewshot.data.bank import Bank
+from fewshot.errors import FewshotError
+from fewshot.evaluation import ci95, evaluate
+from fewshot.progress import TrainingDisplay
+from fewshot.report import record as records
+from fewshot.tasks.sampler import Sampler
+from fewshot.training import Trained, TrainSettings, train
+
+
+@dataclass
+class Experiment:
+    """Everything that a configuration names, built."""
+
+    config: dict[str, Any]
+    device: torch.device
+    banks: dict[str, Bank]
+    learner: Learner
+    engine: Engine
+
+
+def build(cfg: DictConfig) -> Experiment:
+    """Read the data and make the learner, initialised from the seed.
+
+    Raises:
+        FewshotError: whatever is wrong with the configuration or the data.
+    """
+    config = resolved(cfg)
+    device = pick_device(cfg.device)
+    banks = {name: bank.to(device) for name, bank in _instantiate(cfg.dataset.reader).items()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed)
+        network = _instantiate(cfg.backbone.network, shape=banks["train"].shape, way=cfg.way)
+        learner = _instantiate(cfg.algorithm.learner, backbone=network.to(device))
+    return Experiment(config, device, banks, learner, Engine(cfg.engine, cfg.chunk))
+
+
+def _instantiate(node: DictConfig, **kwargs: Any) -> Any:
+    try:
+        return instantiate(node, **kwargs)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, FewshotError):
+            raise error.__cause__ from None
+        cause = error.__cause__ or error
+        raise FewshotError(f"{node._target_}: {str(cause).splitlines()[0]}") from error
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is a GPU where there is one.
+
+    Raises:
+        FewshotError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise FewshotError(f"device={name}: not available here; use device=cpu or device=auto") from error
+
+
+def run_folder(config: dict[str, Any]) -> Path:
+    """`run_dir`, or a name that says the run and ends in a hash of its whole configuration."""
+    if config["run_dir"]:
+        return Path(config["run_dir"])
+    task = f"{config['dataset']['name']}-{config['way']}w{config['shot']}s"
+    name = f"{config['algorithm']['name']}-{config['backbone']['name']}-seed{config['seed']}-{identity(config)[:8]}"
+    return Path(config["runs"]) / task / name
+
+
+def claim(folder: Path, cfg: DictConfig) -> bool:
+    """Make the run folder this run's; whether there is still something to do.
+
+    Raises:
+        FewshotError: the folder holds something else.
+    """
+    config, listed = resolved(cfg), folder / "config.yaml"
+    if listed.exists():
+        try:
+            theirs = resolved(OmegaConf.create(OmegaConf.load(listed)))  # type: ignore[arg-type]
+        except Exception as error:
+            raise FewshotError(f"{listed}: not a readable configuration; choose another run_dir") from error
+        if identity(theirs) != identity(config):
+            keys = sorted(key for key in config.keys() | theirs.keys() if config.get(key) != theirs.get(key))
+            raise FewshotError(f"{folder}: holds another run ({', '.join(keys)} differ); choose another run_dir")
+    elif folder.exists() and any(folder.iterdir()):
+        raise FewshotError(f"{folder}: not empty and not a run; choose another run_dir")
+    if (folder / "record.json").exists() and not cfg.force:
+        return False
+    if cfg.force:
+        for name in ("record.json", "episodes.csv", "metrics.jsonl", "checkpoints/last.safetensors"):
+            (folder / name).unlink(missing_ok=True)
+    write_atomically(listed, OmegaConf.to_yaml(OmegaConf.create(config)).encode())
+    return True
+
+
+def saved_config(folder: Path, *, device: str = "auto") -> DictConfig:
+    """The configuration of a run, to be continued or tested where it lies.
+
+    Raises:
+        FewshotError: the folder holds no run.
+    """
+    listed = folder / "config.yaml"
+    if not listed.is_file():
+        raise FewshotError(f"{folder}: not a run folder (no config.yaml); give the folder that a run printed")
+    cfg = OmegaConf.load(listed)
+    if not isinstance(cfg, DictConfig):
+        raise FewshotError(f"{listed}: not a configuration; it is damaged")
+    cfg.run_dir, cfg.device = str(folder), device
+    return cfg
+
+
+def training_run(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
+    """Train and test what the configuration says, or continue where it stopped; (run folder, record).
+
+    Raises:
+        FewshotError: a mistake in configuration, data or folder, or a loss that is not finite.
+    """
+    folder = run_folder(resolved(cfg))
+    if (folder / "config.yaml").exists() and not claim(folder, cfg):
+        return folder, json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    run = build(cfg)
+    settings = TrainSettings(**resolved(cfg)["train"])
+    shot = cfg.shot if settings.shot is None else settings.shot
+    query = shot if settings.query is None else settings.query
+    train_sampler = Sampler(run.banks["train"], cfg.way, shot, query, cfg.seed, cfg.dataset.rotations.train)
+    val_sampler = Sampler(run.banks["val"], cfg.way, cfg.shot, cfg.query, cfg.seed, cfg.dataset.rotations.test)
+    tester(run, cfg)  # a protocol that cannot be tested should not cost the training first
+    claim(folder, cfg)
+
+    def validate(params: Tensors, carry: Tensors) -> float:
+        scores = evaluate(
+            run.learner, params, carry, val_sampler, cfg.test.validation_episodes,
+            transductive=cfg.test.transductive, engine=run.engine,
+        )  # fmt: skip
+        return float(scores.mean())
+
+    last = folder / "checkpoints/last.safetensors"
+    start = load_checkpoint(last, "cpu")[1]["step"] if last.exists() else 0
+    title = f"{cfg.algorithm.name} {cfg.dataset.name} {cfg.way}-way {cfg.shot}-shot"
+    with TrainingDisplay(folder, title, settings.steps, start, settings.meta_batch, settings.log_every) as display:
+        trained = train(run.learner, train_sampler, settings, run.engine, folder, validate, display)
+    done = test_record(run, cfg, trained)
+    records.write_record(folder, *done)
+    return folder, done[0]
+
+
+def tester(run: Experiment, cfg: DictConfig) -> Sampler:
+    """The sampler of the test episodes."""
+    if cfg.test.split not in run.banks:
+        raise FewshotError(f"test.split={cfg.test.split}: there are {', '.join(run.banks)}")
+    bank = run.banks[cfg.test.split]
+    return Sampler(bank, cfg.way, cfg.shot, cfg.query, cfg.test.seed, cfg.dataset.rotations.test)
+
+
+def test_record(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str, Any], np.ndarray]:
+    """Test on fixed episodes; (record, score of each episode)."""
+    sampler, settings = tester(run, cfg), cfg.train
+    scores = evaluate(
+        run.learner, trained.params, trained.carry, sampler, cfg.test.episodes,
+        transductive=cfg.test.transductive, engine=run.engine,
+    )  # fmt: skip
+    tasks = settings.steps * settings.meta_batch
+    validation = trained.validation
+    return {
+        "format": records.FORMAT,
+        "algorithm": cfg.algorithm.name,
+        "backbone": cfg.backbone.name,
+        "dataset": cfg.dataset.name,
+        "way": cfg.way,
+        "shot": cfg.shot,
+        "query": cfg.query,
+        "seed": cfg.seed,
+        "recipe": cfg.recipe,
+        "protocol": {
+            "dataset": cfg.dataset.name,
+            "split": cfg.test.split,
+            "way": cfg.way,
+            "shot": cfg.shot,
+            "query": cfg.query,
+            "episodes": cfg.test.episodes,
+            "episode_seed": cfg.test.seed,
+            "rotations": cfg.dataset.rotations.test,
+            "regime": "transductive" if cfg.test.transductive else "inductive",
+            "adaptation_steps": run.learner.test_steps,
+            "train_on_val": False,
+            "selection": "best validation accuracy" if settings.select == "best" else "last",
+            "manifest": sampler.manifest(0, cfg.test.episodes),
+        },
+        "validation": None if validation is None else validation | {"episodes": cfg.test.validation_episodes},
+        "test": {"accuracy": float(scores.mean()), "ci95": ci95(scores), "episodes": len(scores)},
+        "cost": {
+            "train_seconds": round(trained.train_seconds, 2),
+            "train_tasks": tasks,
+            "tasks_per_second": round(tasks / trained.train_seconds, 2) if trained.train_seconds else None,
+            "peak_memory_bytes": records.peak_memory_bytes(run.device),
+            "device": records.device_name(run.device),
+        },
+        "code": records.code(),
+        "environment": records.environment(),
+        "data": {"fingerprint": sampler.bank.fingerprint, "about": dict(sampler.bank.about)},
+        "config": identity(run.config, without=("seed",)),
+        "command": shlex.join(["python", *sys.argv]),
+    }, scores

@@ -1,0 +1,54 @@
+"""How training shows itself: a progress bar on a terminal, TensorBoard files, nothing else."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+
+class TrainingDisplay:
+    """A context that shows outer steps as they are done: a bar with accuracy, tasks per second and remaining time.
+
+    Quiet when stdout is no terminal. TensorBoard files go to `folder`, at the steps that metrics.jsonl has too.
+    """
+
+    def __init__(self, folder: Path, title: str, steps: int, start: int, meta_batch: int, log_every: int) -> None:
+        self._board = SummaryWriter(str(folder), purge_step=start + 1)
+        self._meta_batch, self._log_every = meta_batch, log_every
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[words]}"),
+            TimeRemainingColumn(),
+            console=(console := Console()),
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task(title, total=steps, completed=start, words="")
+        self._start, self._clock = start, time.perf_counter()
+        self._validation = ""
+
+    def __enter__(self) -> TrainingDisplay:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._bar.stop()
+        self._board.close()
+
+    def update(self, step: int, values: dict[str, float]) -> None:
+        """Outer step `step` is done; `values` are named as in metrics.jsonl."""
+        if "validation_accuracy" in values:
+            self._validation = f", validation {values['validation_accuracy']:.1%}"
+        rate = (step - self._start) * self._meta_batch / max(1e-9, time.perf_counter() - self._clock)
+        words = f"accuracy {values['accuracy']:.1%}{self._validation}, {rate:.0f} tasks/s"
+        self._bar.update(self._task, completed=step, words=words)
+        if step % self._log_every == 0 or "validation_accuracy" in values:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)

@@ -1,0 +1,69 @@
+"""Random numbers as pure functions of a key: the same on every device, in any order, in any batch.
+
+A counter-based generator: the finaliser of splitmix64 (Steele, Lea and Flood, 2014, "Fast splittable
+pseudorandom number generators") on int64 tensors, whose products wrap as two's complement.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+GOLDEN = _signed(0x9E3779B97F4A7C15)
+MIX_1 = _signed(0xBF58476D1CE4E5B9)
+MIX_2 = _signed(0x94D049BB133111EB)
+
+
+def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
+    # `>>` on int64 copies the sign bit; a hash wants zeros.
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def stream(*words: object) -> int:
+    """A 64-bit key for a named stream, such as stream(seed, "test")."""
+    digest = hashlib.sha256("/".join(map(str, words)).encode()).digest()
+    return _signed(int.from_bytes(digest[:8], "little"))
+
+
+def fold(key: torch.Tensor | int, counter: torch.Tensor) -> torch.Tensor:
+    """int64 hash of (key, counter), in the broadcast shape of the two. Successive folds make a tree of streams."""
+    x = key + (counter + 1) * GOLDEN
+    x = (x ^ _shift(x, 30)) * MIX_1
+    x = (x ^ _shift(x, 27)) * MIX_2
+    return x ^ _shift(x, 31)
+
+
+def below(bits: torch.Tensor, bound: torch.Tensor | int) -> torch.Tensor:
+    """Uniform integers in [0, bound) from hash bits; the modulo's bias is under bound / 2^62."""
+    return _shift(bits, 2) % bound
+
+
+def draw_distinct(key: torch.Tensor, count: int, bound: int) -> torch.Tensor:
+    """`count` distinct integers of [0, bound), in random order: an urn without replacement.
+
+    Args:
+        key: [T] int64.
+
+    Returns:
+        [T, count] int64. Costs count^2 small operations whatever `bound` is.
+    """
+    bits = fold(key[:, None], torch.arange(count, device=key.device))
+    drawn: list[torch.Tensor] = []
+    for i in range(count):
+        ticket = below(bits[:, i], bound - i)
+        # Skip what is already out of the urn: in ascending order, each taken number moves the ticket up by one.
+        for taken in torch.stack(drawn).sort(dim=0).values if drawn else ():
+            ticket = ticket + (ticket >= taken)
+        drawn.append(ticket)
+    return torch.stack(drawn, dim=1)
+
+
+def permutation(key: torch.Tensor, size: int) -> torch.Tensor:
+    """A random order of 0..size-1 for each key: [...] int64 to [..., size] int64."""
+    return fold(key[..., None], torch.arange(size, device=key.device)).argsort(dim=-1)

@@ -1,0 +1,140 @@
+"""Episodes from a Bank: episode i is a pure function of (seed, split, i) and of nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from fewshot.data.bank import Bank
+from fewshot.episodes import Episodes
+from fewshot.errors import FewshotError
+from fewshot.random import below, draw_distinct, fold, stream
+
+ROTATIONS = ("none", "per_class", "as_classes")
+_CLASSES, _EXAMPLES, _ROTATIONS, _LEARNER = range(4)  # streams of one episode
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The index lists of T episodes: everything that was drawn, before any example is read."""
+
+    classes: torch.Tensor  # [T, N] class of the bank
+    rows: torch.Tensor  # [T, N, K+Q] row of the bank; the first K are the support set
+    turns: torch.Tensor  # [T, N] rotation by 90 degrees times this, 0..3
+    key: torch.Tensor  # [T] stream for the draws of the learner
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """N-way K-shot episodes with Q queries per class.
+
+    `rotations` turns whole classes by multiples of 90 degrees:
+    `none`; `per_class` draws a rotation for each class of an episode, which is also what rotated classes give
+    when two rotations of one character may not meet (cbfinn/maml); `as_classes` takes the four rotations of a
+    class as four classes that may meet in one episode (openai/supervised-reptile).
+
+    Raises:
+        FewshotError: fewer classes than `way`, or a class with fewer than `shot + query` examples.
+    """
+
+    bank: Bank
+    way: int
+    shot: int
+    query: int
+    seed: int
+    rotations: str = "none"
+
+    def __post_init__(self) -> None:
+        bank, where = self.bank, f"{self.bank.about.get('dataset', 'bank')}, split {self.bank.split}"
+        for name, least in (("way", 2), ("shot", 1), ("query", 0)):
+            if getattr(self, name) < least:
+                raise FewshotError(f"{name}={getattr(self, name)}: must be at least {least}")
+        if self.rotations not in ROTATIONS:
+            raise FewshotError(f"rotations={self.rotations}: choose one of {', '.join(ROTATIONS)}")
+        if self.rotations != "none" and (len(bank.shape) != 3 or bank.shape[-1] != bank.shape[-2]):
+            raise FewshotError(f"{where}: rotations={self.rotations} needs square images; set rotations to none")
+        if self.way > self._choices:
+            raise FewshotError(f"{where}: way={self.way}, but there are only {self._choices} classes; lower way")
+        smallest = int(bank.sizes.argmin())
+        count = int(bank.sizes[smallest])
+        if self.shot + self.query > count:
+            raise FewshotError(
+                f"{where}: shot={self.shot} plus query={self.query} is more than class "
+                f"{bank.names[smallest]} has ({count} examples); lower shot or query"
+            )
+
+    @property
+    def _choices(self) -> int:
+        return len(self.bank.names) * (4 if self.rotations == "as_classes" else 1)
+
+    def draw(self, first: int, count: int) -> Draw:
+        """The index lists of episodes first..first+count-1, on the bank's device."""
+        device = self.bank.offsets.device
+        number = torch.arange(first, first + count, dtype=torch.int64, device=device)
+        episode = fold(stream(self.seed, self.bank.split), number)  # [T]
+
+        def branch(which: int) -> torch.Tensor:
+            return fold(episode, torch.tensor(which, device=device))
+
+        classes = draw_distinct(branch(_CLASSES), self.way, self._choices)  # [T, N]
+        if self.rotations == "as_classes":
+            classes, turns = classes // 4, classes % 4
+        elif self.rotations == "per_class":
+            ways = torch.arange(self.way, device=device)
+            turns = below(fold(branch(_ROTATIONS)[:, None], ways), 4)
+        else:
+            turns = torch.zeros_like(classes)
+        return Draw(classes, self._rows(branch(_EXAMPLES), classes), turns, branch(_LEARNER))
+
+    def _rows(self, key: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """[T, N, K+Q] distinct rows of each class: those with the smallest hashes, in the order of the hashes."""
+        sizes = self.bank.sizes[classes]  # [T, N]
+        place = torch.arange(self.way, device=key.device)
+        member = torch.arange(int(self.bank.sizes.max()), device=key.device)
+        tickets = fold(fold(key[:, None], place)[..., None], member)  # [T, N, largest class]
+        absent = member >= sizes[..., None]
+        tickets = tickets.masked_fill(absent, torch.iinfo(torch.int64).max)
+        chosen = tickets.topk(self.shot + self.query, dim=-1, largest=False, sorted=True).indices
+        return self.bank.offsets[classes][..., None] + chosen
+
+    def episodes(self, first: int, count: int) -> Episodes:
+        """Episodes first..first+count-1: images as float32 in 0..1, [T, N*K, C, H, W]; features as they are."""
+        draw = self.draw(first, count)
+        items = self.bank.examples[draw.rows.flatten()].view(*draw.rows.shape, *self.bank.shape)
+        if items.dtype == torch.uint8:
+            items = items.to(torch.float32) / 255
+        if self.rotations != "none":
+            items = _rotate(items, draw.turns)
+        support, query = items.split([self.shot, self.query], dim=2)
+        label = torch.arange(self.way, device=items.device).expand(count, self.way)
+        return Episodes(
+            support_x=support.flatten(1, 2),
+            support_y=label.repeat_interleave(self.shot, dim=1),
+            query_x=query.flatten(1, 2),
+            query_y=label.repeat_interleave(self.query, dim=1),
+            key=draw.key,
+        )
+
+    def manifest(self, first: int, count: int) -> str:
+        """SHA-256 of the bank and of the index lists of these episodes: equal means the very same tasks.
+
+        Two accuracies may stand in one column only when their manifests agree.
+        """
+        digest = hashlib.sha256(self.bank.fingerprint.encode())
+        for start in range(first, first + count, 1000):
+            draw = self.draw(start, min(1000, first + count - start))
+            for index in (draw.rows, draw.turns):
+                digest.update(index.cpu().numpy().astype("<i8").tobytes())
+        digest.update(f"{self.shot}/{self.query}".encode())
+        return digest.hexdigest()
+
+
+def _rotate(items: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Turn the images of each class: items [T, N, K+Q, C, H, H], turns [T, N] in 0..3."""
+    turned = items
+    for quarter in (1, 2, 3):
+        mask = (turns == quarter)[:, :, None, None, None, None]
+        turned = torch.where(mask, items.rot90(quarter, dims=(-2, -1)), turned)
+    return turned
