@@ -1,0 +1,37 @@
+"""Few-shot meta-learning under one roof and one protocol. The public names, on one screen."""
+
+from fewshot.algorithms.engine import Engine, Outer
+from fewshot.algorithms.learner import Learner
+from fewshot.algorithms.maml import Maml
+from fewshot.algorithms.nearest import Nearest
+from fewshot.algorithms.reptile import Reptile
+from fewshot.data.bank import Bank, Split, open_banks, write_banks
+from fewshot.episodes import Episodes
+from fewshot.errors import FewshotError
+from fewshot.evaluation import ci95, evaluate
+from fewshot.report.table import markdown, read_records
+from fewshot.tasks.sampler import Sampler
+from fewshot.training import TrainSettings, selected, train
+
+__all__ = [
+    "Bank",
+    "Engine",
+    "Episodes",
+    "FewshotError",
+    "Learner",
+    "Maml",
+    "Nearest",
+    "Outer",
+    "Reptile",
+    "Sampler",
+    "Split",
+    "TrainSettings",
+    "ci95",
+    "evaluate",
+    "markdown",
+    "open_banks",
+    "read_records",
+    "selected",
+    "train",
+    "write_banks",
+]

@@ -34,7 +34,9 @@ def save_checkpoint(path: Path, groups: Mapping[str, Mapping[str, torch.Tensor]]
     write_atomically(path, save(flat, metadata={HEADER: json.dumps(state)}))
 
 
-def load_checkpoint(path: Path, device: torch.device | str) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+def load_checkpoint(
+    path: Path, device: torch.device | str
+) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
     """The groups and the state that `save_checkpoint` wrote.
 
     Raises:
@@ -54,7 +56,9 @@ def load_checkpoint(path: Path, device: torch.device | str) -> tuple[dict[str, d
     return groups, state
 
 
-def matching(path: Path, found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def matching(
+    path: Path, found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """`found` in the order of `wanted`.
 
     Raises:

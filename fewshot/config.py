@@ -55,7 +55,27 @@ class TrainConfig:
     force: bool = MISSING
 
 
+@dataclass
+class EvaluateConfig:
+    """Types of conf/evaluate.yaml."""
+
+    run: str = MISSING
+    split: str | None = MISSING
+    shot: int | None = MISSING
+    query: int | None = MISSING
+    episodes: int | None = MISSING
+    seed: int | None = MISSING
+    transductive: bool | None = MISSING
+    rotations: str | None = MISSING
+    steps: int | None = MISSING
+    engine: str | None = MISSING
+    device: str = MISSING
+    out: str | None = MISSING
+    force: bool = MISSING
+
+
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 
 # What may differ between two configurations of one and the same run.
 PLACES = ("device", "data_dir", "runs", "run_dir", "resume", "force")
@@ -85,7 +105,7 @@ def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> None:
     """Fill in the published settings for this algorithm, dataset, way and shot; what `overrides` names stays.
 
     `cfg.recipe` becomes the name of the recipe, or None where none has settings for this combination. Recipes are
-    files in conf/recipe: `rows` of conditions (`when`) and values (`set`), each row over the ones before it.
+    files in conf/recipes: `rows` of conditions (`when`) and values (`set`), each row over the ones before it.
 
     Raises:
         FewshotError: the recipe named does not exist or has nothing for this combination.
@@ -95,31 +115,33 @@ def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> None:
         cfg.recipe = None
         return
     name = cfg.algorithm.recipe if asked == "auto" else asked
-    files = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
+    files = sorted(path.stem for path in (CONF / "recipes").glob("*.yaml"))
     if name not in files:
         if asked == "auto":
             cfg.recipe = None
             return
         raise FewshotError(f"recipe={name}: no such recipe{near(name, files)}; there are {', '.join(files)}")
-    recipe = OmegaConf.load(CONF / "recipe" / f"{name}.yaml")
+    # Plain values: an interpolation such as ${shot} is to be resolved in the configuration that it lands in.
+    recipe: Any = OmegaConf.to_container(OmegaConf.load(CONF / "recipes" / f"{name}.yaml"), resolve=False)
     setting = {"algorithm": cfg.algorithm.name, "dataset": cfg.dataset.name, "way": cfg.way, "shot": cfg.shot}
-    rows = [row for row in recipe.rows if all(setting[key] in _listed(wanted) for key, wanted in row.when.items())]
+    rows = [r for r in recipe["rows"] if all(setting[key] in _listed(wanted) for key, wanted in r["when"].items())]
     if not rows:
         if asked == "auto":
             cfg.recipe = None
             return
         wanted = ", ".join(f"{key}={value}" for key, value in setting.items())
         raise FewshotError(f"recipe={name}: has no settings for {wanted}; leave recipe out or set recipe=none")
-    kept = {override.lstrip("+~").split("=")[0] for override in overrides}
+    # Naming the algorithm and the dataset is what selects a recipe; naming a backbone keeps all of it.
+    kept = {override.lstrip("+~").split("=")[0] for override in overrides} - {"algorithm", "dataset"}
     for row in rows:
-        for key, value in row.set.items():
+        for key, value in row["set"].items():
             if not any(key == k or key.startswith(f"{k}.") for k in kept):
                 OmegaConf.update(cfg, key, value, merge=True)
     cfg.recipe = name
 
 
 def _listed(wanted: Any) -> list[Any]:
-    return list(wanted) if OmegaConf.is_list(wanted) else [wanted]
+    return wanted if isinstance(wanted, list) else [wanted]
 
 
 def near(word: str, words: Iterable[str]) -> str:

@@ -14,18 +14,20 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.learner import Learner, Tensors
-from fewshot.checkpoint import load_checkpoint, matching, write_atomically
-from fewshot.config import identity, resolved
+from fewshot.checkpoint import load_checkpoint, write_atomically
+from fewshot.config import PLACES, TrainConfig, identity, resolved
 from fewshot.data.bank import Bank
 from fewshot.errors import FewshotError
 from fewshot.evaluation import ci95, evaluate
 from fewshot.progress import TrainingDisplay
 from fewshot.report import record as records
 from fewshot.tasks.sampler import Sampler
-from fewshot.training import Trained, TrainSettings, train
+from fewshot.training import Trained, TrainSettings, checkpoints, selected, train
 
 
 @dataclass
@@ -39,6 +41,18 @@ class Experiment:
     engine: Engine
 
 
+LEAST = {
+    "query": 1,
+    "train.steps": 0,
+    "train.meta_batch": 1,
+    "train.validate_every": 0,
+    "train.checkpoint_every": 1,
+    "train.log_every": 1,
+    "test.episodes": 1,
+    "test.validation_episodes": 1,
+}
+
+
 def build(cfg: DictConfig) -> Experiment:
     """Read the data and make the learner, initialised from the seed.
 
@@ -46,6 +60,9 @@ def build(cfg: DictConfig) -> Experiment:
         FewshotError: whatever is wrong with the configuration or the data.
     """
     config = resolved(cfg)
+    for key, least in LEAST.items():
+        if OmegaConf.select(cfg, key) < least:
+            raise FewshotError(f"{key}={OmegaConf.select(cfg, key)}: must be at least {least}")
     device = pick_device(cfg.device)
     banks = {name: bank.to(device) for name, bank in _instantiate(cfg.dataset.reader).items()}
     with torch.random.fork_rng(devices=[]):
@@ -88,33 +105,26 @@ def run_folder(config: dict[str, Any]) -> Path:
     return Path(config["runs"]) / task / name
 
 
-def claim(folder: Path, cfg: DictConfig) -> bool:
-    """Make the run folder this run's; whether there is still something to do.
+def is_finished(folder: Path, cfg: DictConfig) -> bool:
+    """Whether the folder holds this very run with its record; False where it is new or unfinished.
 
     Raises:
         FewshotError: the folder holds something else.
     """
-    config, listed = resolved(cfg), folder / "config.yaml"
+    listed = folder / "config.yaml"
     if listed.exists():
-        try:
-            theirs = resolved(OmegaConf.create(OmegaConf.load(listed)))  # type: ignore[arg-type]
-        except Exception as error:
-            raise FewshotError(f"{listed}: not a readable configuration; choose another run_dir") from error
+        config, theirs = resolved(cfg), resolved(saved_config(folder))
         if identity(theirs) != identity(config):
-            keys = sorted(key for key in config.keys() | theirs.keys() if config.get(key) != theirs.get(key))
-            raise FewshotError(f"{folder}: holds another run ({', '.join(keys)} differ); choose another run_dir")
+            keys = sorted(
+                k for k in config.keys() | theirs.keys() if k not in PLACES and config.get(k) != theirs.get(k)
+            )
+            raise FewshotError(f"{folder}: holds another run (other {', '.join(keys)}); choose another run_dir")
     elif folder.exists() and any(folder.iterdir()):
         raise FewshotError(f"{folder}: not empty and not a run; choose another run_dir")
-    if (folder / "record.json").exists() and not cfg.force:
-        return False
-    if cfg.force:
-        for name in ("record.json", "episodes.csv", "metrics.jsonl", "checkpoints/last.safetensors"):
-            (folder / name).unlink(missing_ok=True)
-    write_atomically(listed, OmegaConf.to_yaml(OmegaConf.create(config)).encode())
-    return True
+    return (folder / "record.json").exists()
 
 
-def saved_config(folder: Path, *, device: str = "auto") -> DictConfig:
+def saved_config(folder: Path, *, device: str = "auto", force: bool = False) -> DictConfig:
     """The configuration of a run, to be continued or tested where it lies.
 
     Raises:
@@ -123,10 +133,15 @@ def saved_config(folder: Path, *, device: str = "auto") -> DictConfig:
     listed = folder / "config.yaml"
     if not listed.is_file():
         raise FewshotError(f"{folder}: not a run folder (no config.yaml); give the folder that a run printed")
-    cfg = OmegaConf.load(listed)
-    if not isinstance(cfg, DictConfig):
-        raise FewshotError(f"{listed}: not a configuration; it is damaged")
-    cfg.run_dir, cfg.device = str(folder), device
+    try:
+        schema = OmegaConf.structured(TrainConfig)
+        cfg = OmegaConf.merge(
+            schema, OmegaConf.load(listed), {"run_dir": str(folder), "device": device, "force": force}
+        )
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise FewshotError(f"{listed}: damaged, or not of this version ({reason}); choose another folder") from error
+    assert isinstance(cfg, DictConfig)
     return cfg
 
 
@@ -137,16 +152,19 @@ def training_run(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
         FewshotError: a mistake in configuration, data or folder, or a loss that is not finite.
     """
     folder = run_folder(resolved(cfg))
-    if (folder / "config.yaml").exists() and not claim(folder, cfg):
+    if is_finished(folder, cfg) and not cfg.force:
         return folder, json.loads((folder / "record.json").read_text(encoding="utf-8"))
     run = build(cfg)
-    settings = TrainSettings(**resolved(cfg)["train"])
+    settings = TrainSettings(**run.config["train"])
     shot = cfg.shot if settings.shot is None else settings.shot
     query = shot if settings.query is None else settings.query
     train_sampler = Sampler(run.banks["train"], cfg.way, shot, query, cfg.seed, cfg.dataset.rotations.train)
     val_sampler = Sampler(run.banks["val"], cfg.way, cfg.shot, cfg.query, cfg.seed, cfg.dataset.rotations.test)
     tester(run, cfg)  # a protocol that cannot be tested should not cost the training first
-    claim(folder, cfg)
+    if cfg.force:
+        for path in (folder / "record.json", *checkpoints(folder)):
+            path.unlink(missing_ok=True)
+    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(run.config)).encode())
 
     def validate(params: Tensors, carry: Tensors) -> float:
         scores = evaluate(
@@ -155,14 +173,14 @@ def training_run(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
         )  # fmt: skip
         return float(scores.mean())
 
-    last = folder / "checkpoints/last.safetensors"
+    last, _ = checkpoints(folder)
     start = load_checkpoint(last, "cpu")[1]["step"] if last.exists() else 0
     title = f"{cfg.algorithm.name} {cfg.dataset.name} {cfg.way}-way {cfg.shot}-shot"
     with TrainingDisplay(folder, title, settings.steps, start, settings.meta_batch, settings.log_every) as display:
-        trained = train(run.learner, train_sampler, settings, run.engine, folder, validate, display)
-    done = test_record(run, cfg, trained)
-    records.write_record(folder, *done)
-    return folder, done[0]
+        train(run.learner, train_sampler, settings, run.engine, folder, validate, display.update)
+    record, scores = tested(run, cfg, selected(run.learner, settings, folder, run.device))
+    records.write_record(folder, record, scores)
+    return folder, record
 
 
 def tester(run: Experiment, cfg: DictConfig) -> Sampler:
@@ -173,14 +191,14 @@ def tester(run: Experiment, cfg: DictConfig) -> Sampler:
     return Sampler(bank, cfg.way, cfg.shot, cfg.query, cfg.test.seed, cfg.dataset.rotations.test)
 
 
-def test_record(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str, Any], np.ndarray]:
+def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str, Any], np.ndarray]:
     """Test on fixed episodes; (record, score of each episode)."""
     sampler, settings = tester(run, cfg), cfg.train
     scores = evaluate(
         run.learner, trained.params, trained.carry, sampler, cfg.test.episodes,
         transductive=cfg.test.transductive, engine=run.engine,
     )  # fmt: skip
-    tasks = settings.steps * settings.meta_batch
+    tasks = trained.steps * settings.meta_batch
     validation = trained.validation
     return {
         "format": records.FORMAT,
@@ -222,3 +240,14 @@ def test_record(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dic
         "config": identity(run.config, without=("seed",)),
         "command": shlex.join(["python", *sys.argv]),
     }, scores
+
+
+def summary(record: dict[str, Any], folder: Path) -> str:
+    """One line of result for a person."""
+    test, protocol = record["test"], record["protocol"]
+    return (
+        f"{record['algorithm']} {protocol['dataset']} {protocol['way']}-way {protocol['shot']}-shot: "
+        f"{100 * test['accuracy']:.2f} ± {100 * test['ci95']:.2f} % ({test['episodes']} episodes, "
+        f"{protocol['query']} queries per class, {protocol['regime']}, recipe {record['recipe'] or 'none'}, "
+        f"{record['cost']['train_seconds'] / 60:.1f} min of training)  {folder}"
+    )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -37,21 +36,15 @@ class TrainSettings:
     log_every: int  # outer steps
 
 
-class Display(Protocol):
-    """Where training shows how it goes; see `fewshot.progress`."""
-
-    def update(self, step: int, values: dict[str, float]) -> None:
-        """`values` of the outer step just done: names as in metrics.jsonl."""
-
-
-@dataclass
+@dataclass(frozen=True)
 class Trained:
-    """What training leaves in memory: the selected parameters, and what it cost."""
+    """What training leaves: the selected parameters, and what they cost."""
 
     params: Tensors
     carry: Tensors
-    validation: dict[str, Any] | None  # {accuracy, step} of the selected parameters
-    train_seconds: float  # outer steps only: sampling, adaptation and update
+    validation: dict[str, Any] | None  # {accuracy, step} of these parameters, where they were validated
+    steps: int  # outer steps of the whole training
+    train_seconds: float  # of these steps: sampling, adaptation and update, without validation
 
 
 def train(
@@ -61,24 +54,25 @@ def train(
     engine: Engine,
     folder: Path,
     validate: Callable[[Tensors, Tensors], float],
-    display: Display,
-) -> Trained:
-    """Train to `settings.steps`, from `folder/checkpoints/last.safetensors` where there is one.
+    show: Callable[[int, dict[str, float]], None],
+) -> None:
+    """Train to `settings.steps`, from the last checkpoint in `folder` where there is one. `selected` has the result.
 
     Args:
         sampler: of the training tasks; outer step s takes episodes s*meta_batch to (s+1)*meta_batch - 1.
         validate: mean accuracy of (params, carry) on the validation episodes.
+        show: told each outer step that is done, and its values by their names in metrics.jsonl.
 
     Raises:
         FewshotError: a loss or gradient that is not finite; the checkpoints stay as they were.
     """
     check_choice("train.select", settings.select, ("best", "last"))
-    last, best = folder / "checkpoints/last.safetensors", folder / "checkpoints/best.safetensors"
+    last, best = checkpoints(folder)
     params, carry = learner.initial()
     device = sampler.bank.offsets.device
     params, carry = ({k: v.to(device) for k, v in group.items()} for group in (params, carry))
     optimizer = _optimizer(settings, params)
-    state: dict[str, Any] = {"step": 0, "train_seconds": 0.0, "best": None}
+    state: dict[str, Any] = {"step": 0, "train_seconds": 0.0, "validation": None, "best": None}
     if last.exists():
         groups, state = load_checkpoint(last, device)
         with torch.no_grad():
@@ -86,34 +80,60 @@ def train(
                 params[name].copy_(value)
         carry = matching(last, groups.get("carry", {}), carry)
         _restore(optimizer, params, groups.get("outer", {}))
-    metrics = _Metrics(folder / "metrics.jsonl", keep_until=state["step"])
+    metrics = folder / "metrics.jsonl"
+    _cut(metrics, state["step"])
     steps = settings.steps if params else 0  # a learner without parameters has nothing to train
+
+    def checkpoint() -> None:
+        save_checkpoint(last, {"params": params, "carry": carry, "outer": _slots(optimizer, params)}, state)
+
     for step in range(state["step"], steps):
         start = time.perf_counter()
         outer = engine.outer(learner, params, carry, sampler.episodes(step * settings.meta_batch, settings.meta_batch))
         _check_finite(outer, step, last)
         carry = outer.carry
         rate = _apply(optimizer, params, outer.gradient, settings, step)
-        loss, accuracy = float(outer.loss.mean()), float(outer.accuracy.mean())
+        values = {"loss": float(outer.loss.mean()), "accuracy": float(outer.accuracy.mean()), "outer_lr": rate}
         state["train_seconds"] += time.perf_counter() - start
         done = state["step"] = step + 1
-        values = {"loss": loss, "accuracy": accuracy, "outer_lr": rate, "train_seconds": state["train_seconds"]}
-        if settings.validate_every and (done % settings.validate_every == 0 or done == settings.steps):
+        if settings.validate_every and (done % settings.validate_every == 0 or done == steps):
             values["validation_accuracy"] = validate(params, carry)
-            if state["best"] is None or values["validation_accuracy"] > state["best"]["accuracy"]:
-                state["best"] = {"accuracy": values["validation_accuracy"], "step": done}
+            state["validation"] = {"accuracy": values["validation_accuracy"], "step": done}
+            if state["best"] is None or state["validation"]["accuracy"] > state["best"]["accuracy"]:
+                state["best"] = state["validation"]
                 save_checkpoint(best, {"params": params, "carry": carry}, state)
-        if done % settings.log_every == 0 or done == settings.steps or "validation_accuracy" in values:
-            metrics.write(done, values)
-        display.update(done, values)
-        if done % settings.checkpoint_every == 0 or done == settings.steps:
-            save_checkpoint(last, {"params": params, "carry": carry, "outer": _slots(optimizer, params)}, state)
-    if settings.select == "best" and state["best"] is not None:
-        groups, _ = load_checkpoint(best, device)
-        params, carry = matching(best, groups["params"], params), matching(best, groups.get("carry", {}), carry)
-        return Trained(params, carry, state["best"], state["train_seconds"])
-    final = {"accuracy": metrics.last_validation, "step": settings.steps} if metrics.last_validation else None
-    return Trained({n: p.detach() for n, p in params.items()}, carry, final, state["train_seconds"])
+        if done % settings.log_every == 0 or done == steps or "validation_accuracy" in values:
+            with metrics.open("a", encoding="utf-8") as file:
+                line = {"step": done, **values, "train_seconds": round(state["train_seconds"], 3)}
+                file.write(json.dumps(line) + "\n")
+        show(done, values)
+        if done % settings.checkpoint_every == 0 or done == steps:
+            checkpoint()
+    if not last.exists():
+        checkpoint()
+
+
+def selected(learner: Learner, settings: TrainSettings, folder: Path, device: torch.device) -> Trained:
+    """The parameters that the test is about: the best on validation, or the last, as `settings.select` says.
+
+    Raises:
+        FewshotError: there is no checkpoint, or it is damaged or of another learner.
+    """
+    last, best = checkpoints(folder)
+    _, state = load_checkpoint(last, "cpu")
+    use_best = settings.select == "best" and state["best"] is not None
+    path = best if use_best else last
+    groups, _ = load_checkpoint(path, device)
+    params, carry = (
+        matching(path, groups.get(name, {}), wanted)
+        for name, wanted in zip(("params", "carry"), learner.initial(), strict=True)
+    )
+    return Trained(params, carry, state["best" if use_best else "validation"], state["step"], state["train_seconds"])
+
+
+def checkpoints(folder: Path) -> tuple[Path, Path]:
+    """Where a run keeps its last checkpoint and its best."""
+    return folder / "checkpoints/last.safetensors", folder / "checkpoints/best.safetensors"
 
 
 def _optimizer(settings: TrainSettings, params: Tensors) -> torch.optim.Optimizer | None:
@@ -171,25 +191,13 @@ def _check_finite(outer: Outer, step: int, last: Path) -> None:
         )
 
 
-class _Metrics:
-    """metrics.jsonl: one line per logged step. Lines after the step to resume from are dropped."""
-
-    def __init__(self, path: Path, keep_until: int) -> None:
-        self.path = path
-        self.last_validation: float | None = None
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # a line that the death of the run cut short
-                continue
-            if entry["step"] <= keep_until:
+def _cut(metrics: Path, step: int) -> None:
+    """Drop the lines after the step to resume from, and one that the death of the run cut short."""
+    kept = []
+    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []:
+        try:
+            if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-                self.last_validation = entry.get("validation_accuracy", self.last_validation)
-        write_atomically(path, "".join(kept).encode())
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        entry = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **entry}) + "\n")
-        self.last_validation = values.get("validation_accuracy", self.last_validation)
+        except json.JSONDecodeError:
+            continue
+    write_atomically(metrics, "".join(kept).encode())

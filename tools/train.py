@@ -10,22 +10,21 @@ from omegaconf import DictConfig
 
 from fewshot.cli import main
 from fewshot.config import apply_recipe
-from fewshot.experiment import saved_config, training_run
+from fewshot.errors import FewshotError
+from fewshot.experiment import saved_config, summary, training_run
 
 
 def train(cfg: DictConfig) -> None:
+    overrides = HydraConfig.get().overrides.task
     if cfg.resume:
-        cfg = saved_config(Path(cfg.resume), device=cfg.device)
+        others = [o for o in overrides if o.split("=")[0] not in ("resume", "device", "force")]
+        if others:
+            raise FewshotError(f"resume={cfg.resume}: the run keeps its own settings; leave out {' '.join(others)}")
+        cfg = saved_config(Path(cfg.resume), device=cfg.device, force=cfg.force)
     else:
-        apply_recipe(cfg, HydraConfig.get().overrides.task)
+        apply_recipe(cfg, overrides)
     folder, record = training_run(cfg)
-    test, protocol = record["test"], record["protocol"]
-    print(
-        f"{record['algorithm']} {record['dataset']} {record['way']}-way {record['shot']}-shot: "
-        f"{100 * test['accuracy']:.2f} ± {100 * test['ci95']:.2f} % "
-        f"({test['episodes']} episodes, {protocol['regime']}, recipe {record['recipe'] or 'none'}, "
-        f"{record['cost']['train_seconds'] / 60:.1f} min)  {folder}"
-    )
+    print(summary(record, folder))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 
 from fewshot.algorithms.learner import Learner, Tensors, check_choice
 from fewshot.episodes import Episodes
+from fewshot.errors import FewshotError
 
 ENGINES = ("auto", "vmap", "loop", "learn2learn")
 # Examples with more values than this gain on CPU from `loop` (see tools/bench.py): per-task weights turn into grouped
@@ -41,6 +42,8 @@ class Engine:
     """Runs tasks by the method `name`, `chunk` tasks at a time (None: all at once; `vmap` only)."""
 
     def __init__(self, name: str = "auto", chunk: int | None = None) -> None:
+        if chunk is not None and chunk < 1:
+            raise FewshotError(f"chunk={chunk}: must be at least 1, or null for all tasks at once")
         self.name = check_choice("engine", name, ENGINES)
         self.chunk = chunk
         self._own = threading.local()
@@ -72,14 +75,11 @@ class Engine:
             step = self.chunk or len(episodes)
             chunks = (episodes[i : i + step] for i in range(0, len(episodes), step))
             parts = (_outer(learner, params, carry, chunk, _lift_all) for chunk in chunks)
-        return _weighted_mean(parts, len(episodes))
+        return _weighted_mean(parts, len(episodes), learner.chained)
 
     def map(self, function: Callable[[Episodes], Any], episodes: Episodes) -> Any:
         """A function of one task over all: its results, stacked along a new leading axis [T]."""
-        if self.method(episodes) == "vmap":
-            step = self.chunk or len(episodes)
-        else:
-            step = 1
+        step = (self.chunk or len(episodes)) if self.method(episodes) == "vmap" else 1
         lift = _lift_all if step > 1 else _lift_one
         results = [lift(function, episodes[i : i + step]) for i in range(0, len(episodes), step)]
         return torch.cat(results)
@@ -120,7 +120,8 @@ def _outer(learner: Any, params: Tensors, carry: Tensors, episodes: Episodes, li
         gradient, (loss, accuracy) = grad(mean_loss, has_aux=True)(params)
         return Outer(gradient, carry, loss, accuracy)
     gradient, carry, loss, accuracy = lift(lambda task: learner.outer_gradient(params, carry, task), episodes)
-    return Outer(*tree_map(lambda value: value.mean(0), (gradient, carry)), loss, accuracy)
+    gradient, carry = tree_map(lambda value: value.mean(0), (gradient, carry))
+    return Outer(gradient, carry, loss, accuracy)
 
 
 def _in_a_chain(learner: Learner, params: Tensors, carry: Tensors, episodes: Episodes) -> Iterator[Outer]:
@@ -130,16 +131,19 @@ def _in_a_chain(learner: Learner, params: Tensors, carry: Tensors, episodes: Epi
         yield part
 
 
-def _weighted_mean(parts: Iterator[Outer], tasks: int) -> Outer:
-    """One Outer from those of consecutive groups of tasks; the carry is the last group's."""
+def _weighted_mean(parts: Iterable[Outer], tasks: int, chained: bool) -> Outer:
+    """One Outer from those of consecutive groups of tasks; a chain's carry is that of its end."""
     gradient: Tensors = {}
     carry: Tensors = {}
     losses, accuracies = [], []
     for part in parts:
         share = len(part.loss) / tasks
-        for name, value in part.gradient.items():
-            gradient[name] = gradient[name] + share * value if name in gradient else share * value
-        carry = part.carry
+        gradient = _plus(gradient, part.gradient, share)
+        carry = part.carry if chained else _plus(carry, part.carry, share)
         losses.append(part.loss)
         accuracies.append(part.accuracy)
     return Outer(gradient, carry, torch.cat(losses), torch.cat(accuracies))
+
+
+def _plus(total: Tensors, values: Tensors, share: float) -> Tensors:
+    return {name: total[name] + share * value if total else share * value for name, value in values.items()}

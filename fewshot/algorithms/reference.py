@@ -10,6 +10,7 @@ import torch
 from fewshot.algorithms.engine import Outer
 from fewshot.algorithms.learner import Learner, Tensors, accuracy, cross_entropy
 from fewshot.algorithms.maml import Maml
+from fewshot.backbones.norm import BatchStatNorm
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 
@@ -36,6 +37,9 @@ def outer_by_learn2learn(learner: Learner, params: Tensors, episodes: Episodes) 
             ) from error
     backbone = copy.deepcopy(learner.backbone)
     backbone.load_state_dict(params)
+    for part in backbone.modules():
+        if isinstance(part, BatchStatNorm):
+            part.fused = True  # torch's own batch norm, as in a user's network
     meta = MAML(backbone, lr=learner.inner_lr, first_order=learner.first_order, allow_unused=True)
     losses, accuracies = [], []
     for i in range(len(episodes)):

@@ -62,7 +62,9 @@ class Reptile:
         self.test_steps, self.test_batch = test_steps, test_batch
         self.adam = check_choice("algorithm.inner_optimizer", inner_optimizer, ("adam", "sgd")) == "adam"
         self.reduction = check_choice("algorithm.inner_loss", inner_loss, REDUCTIONS)
-        self.chained = check_choice("algorithm.adam_state", adam_state, ("chained", "shared")) == "chained" and self.adam
+        self.chained = (
+            check_choice("algorithm.adam_state", adam_state, ("chained", "shared")) == "chained" and self.adam
+        )
 
     def initial(self) -> tuple[Tensors, Tensors]:
         """The backbone's parameters (phi), and the inner Adam's second moments and step count."""

@@ -21,7 +21,12 @@ from fewshot.backbones.norm import BatchStatNorm
 from fewshot.errors import FewshotError
 
 
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
+def one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """The value of `backbone.<name>`, when it is one of the choices.
+
+    Raises:
+        FewshotError: it is not.
+    """
     if value not in choices:
         raise FewshotError(f"backbone.{name}={value}: choose one of {', '.join(choices)}")
     return value
@@ -87,10 +92,10 @@ class Conv4(nn.Module):
         head_init: str,
     ) -> None:
         super().__init__()
-        _one_of("downsample", downsample, ("stride", "max_pool"))
-        _one_of("pool", pool, ("valid", "same"))
-        _one_of("readout", readout, ("flatten", "mean"))
-        _one_of("norm", norm, ("batch", "none"))
+        one_of("downsample", downsample, ("stride", "max_pool"))
+        one_of("pool", pool, ("valid", "same"))
+        one_of("readout", readout, ("flatten", "mean"))
+        one_of("norm", norm, ("batch", "none"))
         if len(shape) != 3:
             raise FewshotError(f"backbone conv4 takes images (channels, height, width), not examples of shape {shape}")
         self.readout, self.adapt_norm = readout, adapt_norm
@@ -115,7 +120,7 @@ class Conv4(nn.Module):
         with torch.no_grad():
             features = self.features(torch.zeros(2, *shape)).shape[1]
         self.head = nn.Linear(features, way)
-        self._initialise(_one_of("conv_init", conv_init, ("xavier", "kaiming")), head_init)
+        self._initialise(one_of("conv_init", conv_init, ("xavier", "kaiming")), head_init)
 
     def _initialise(self, conv_init: str, head_init: str) -> None:
         for block in self.blocks:
@@ -139,5 +144,5 @@ class Conv4(nn.Module):
 def initialise_head(head: nn.Linear, how: str) -> None:
     """Fill a linear head in place: `xavier` uniform, `normal` with deviation 1, or `zeros`; bias 0."""
     fill = {"xavier": nn.init.xavier_uniform_, "normal": nn.init.normal_, "zeros": nn.init.zeros_}
-    fill[_one_of("head_init", how, tuple(fill))](head.weight)
+    fill[one_of("head_init", how, tuple(fill))](head.weight)
     nn.init.zeros_(head.bias)

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from math import prod
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from fewshot.backbones.conv4 import initialise_head
+from fewshot.backbones.conv4 import initialise_head, one_of
 from fewshot.backbones.norm import BatchStatNorm
+
+
+class Layer(nn.Module):
+    """Linear, norm and ReLU: [B, inputs] to [B, units]. As in Conv-4, a bias before a norm is not added."""
+
+    def __init__(self, inputs: int, units: int, *, norm: str, norm_scale: bool, norm_eps: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, units)
+        nn.init.xavier_uniform_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        self.norm = BatchStatNorm(units, scale=norm_scale, eps=norm_eps) if norm == "batch" else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.norm is None:
+            return torch.relu(self.linear(x))
+        return torch.relu(self.norm(F.linear(x, self.linear.weight)))
 
 
 class MLP(nn.Module):
@@ -39,19 +57,14 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         self.adapt_norm = adapt_norm
-        layers: list[nn.Module] = [nn.Flatten()]
-        inputs = prod(shape)
-        for width in widths:
-            layer = nn.Linear(inputs, width)
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-            layers.append(layer)
-            if norm == "batch":
-                layers.append(BatchStatNorm(width, scale=norm_scale, eps=norm_eps))
-            layers.append(nn.ReLU())
-            inputs = width
-        self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(inputs, way)
+        one_of("norm", norm, ("batch", "none"))
+        sizes = [prod(shape), *widths]
+        layers = [
+            Layer(inputs, units, norm=norm, norm_scale=norm_scale, norm_eps=norm_eps)
+            for inputs, units in itertools.pairwise(sizes)
+        ]
+        self.body = nn.Sequential(nn.Flatten(), *layers)
+        self.head = nn.Linear(sizes[-1], way)
         initialise_head(self.head, head_init)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -26,13 +26,15 @@ class BatchStatNorm(nn.Module):
         self.eps = eps
         self.scale = nn.Parameter(torch.ones(channels)) if scale else None
         self.offset = nn.Parameter(torch.zeros(channels))
-        # The fused kernel is fastest when differentiated once or twice in first order; its own double backward is
-        # slow, so a learner of second order asks for the written-out form. Both are the same function.
+        # The fused kernel is the faster one in first order. Its double backward is slow, and wrong inside torch.func.vmap
+        # (torch 2.15), so a learner of second order asks for the written-out form of the same function.
         self.fused = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.fused:
-            return F.batch_norm(x, None, None, self.scale, self.offset, training=True, eps=self.eps)
+            # Without a weight, torch cuts the offset's gradient off from a second differentiation.
+            scale = torch.ones_like(self.offset) if self.scale is None else self.scale
+            return F.batch_norm(x, None, None, scale, self.offset, training=True, eps=self.eps)
         axes = (0, *range(2, x.dim()))
         variance, mean = torch.var_mean(x, axes, correction=0)
         factor = torch.rsqrt(variance + self.eps)

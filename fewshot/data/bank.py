@@ -96,12 +96,17 @@ def write_banks(folder: Path, splits: Mapping[str, Split], about: Mapping[str, A
             np.save(scratch / f"{name}.npy", split.examples, allow_pickle=False)
         text = json.dumps({"format": FORMAT, "about": dict(about), "splits": listing}, indent=1)
         (scratch / "bank.json").write_text(text + "\n", encoding="utf-8")
+        scratch.chmod(0o755)  # mkdtemp's folders are for their owner alone
         if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(scratch, folder)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
+            os.replace(folder, tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+        try:
+            os.replace(scratch, folder)
+        except OSError:
+            if not (folder / "bank.json").exists():  # otherwise another process was first with the same bank
+                raise
+    finally:
+        for left in (scratch, *folder.parent.glob(f".{folder.name}-old-*")):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def open_banks(folder: Path) -> dict[str, Bank]:
@@ -115,8 +120,10 @@ def open_banks(folder: Path) -> dict[str, Bank]:
         listing = json.loads((folder / "bank.json").read_text(encoding="utf-8"))
         if listing["format"] != FORMAT:
             raise FewshotError(f"{folder}: bank format {listing['format']}, this code reads {FORMAT}: {remedy}")
+        if not listing["splits"] or not all(name.isidentifier() for name in listing["splits"]):
+            raise ValueError("bank.json names no splits, or not by plain words")
         return {name: _open(folder, name, entry, listing["about"]) for name, entry in listing["splits"].items()}
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError) as error:
         raise FewshotError(f"{folder}: not a readable bank ({error}): {remedy}") from error
 
 

@@ -109,6 +109,7 @@ def read(cache: str | Path, examples: int = 20, size: int = 28, seed: int = 0) -
         )
     faces = _faces()
     about = {
+        "dataset": "glyphs",
         "source": "Unicode characters in the DejaVu and STIX fonts of matplotlib",
         "examples": examples,
         "size": size,

@@ -85,7 +85,7 @@ def read(
             where = _random1200(characters)
         else:
             where = vinyals
-        about = {"source": "Omniglot (Lake et al. 2015)", "split": split, "split_source": source}
+        about = {"dataset": "omniglot", "source": "Omniglot (Lake et al. 2015)", "split": split, "split_source": source}
         about |= {"size": size, "resample": resample}
         write_banks(folder, _banks(characters, where), about)
     return open_banks(folder)

@@ -1,0 +1,192 @@
+"""The engine: vmap, loop and learn2learn give one gradient, whatever the chunks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from fewshot.algorithms.engine import Engine, Outer
+from fewshot.algorithms.learner import Tensors
+from fewshot.episodes import Episodes
+from fewshot.errors import FewshotError
+
+Make = Callable[..., Any]
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+@pytest.fixture(scope="module")
+def learn2learn() -> ModuleType:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its import brings gym and pkg_resources, which warn about themselves
+        return pytest.importorskip("learn2learn")
+
+
+def relative_error(mine: Tensors, theirs: Tensors) -> float:
+    assert mine.keys() == theirs.keys()
+    size = sum(float(value.square().sum()) for value in theirs.values()) ** 0.5
+    gap = sum(float((mine[name] - theirs[name]).square().sum()) for name in theirs) ** 0.5
+    assert size > 1e-6
+    return gap / size
+
+
+def assert_same(mine: Outer, theirs: Outer) -> None:
+    assert relative_error(mine.gradient, theirs.gradient) < 1e-10
+    for name, value in theirs.gradient.items():
+        assert mine.gradient[name].shape == value.shape
+        torch.testing.assert_close(mine.gradient[name], value, rtol=1e-8, atol=1e-11)
+    torch.testing.assert_close(mine.loss, theirs.loss, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(mine.accuracy, theirs.accuracy)
+    assert mine.carry.keys() == theirs.carry.keys()
+    for name, value in theirs.carry.items():
+        torch.testing.assert_close(mine.carry[name], value, rtol=1e-9, atol=1e-12)
+
+
+def outer(learner: Any, episodes: Episodes, name: str, chunk: int | None = None, carry: Tensors | None = None) -> Outer:
+    params, empty = learner.initial()
+    return Engine(name, chunk).outer(learner, params, carry or empty, episodes)
+
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "stride": {"downsample": "stride", "readout": "mean"},
+    "max_pool": {"downsample": "max_pool", "pool": "same"},
+    "no scale": {"norm_scale": False},
+    "no norm": {"norm": "none"},
+}
+
+
+@pytest.mark.parametrize("adapt_norm", [True, False])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_vmap_and_loop_give_the_same_gradient(
+    make_conv4: Make, make_learner: Make, make_episodes: Make, trained_algorithm: str, network: str, adapt_norm: bool
+):
+    learner = make_learner(trained_algorithm, make_conv4(**NETWORKS[network], adapt_norm=adapt_norm), inner_steps=3)
+    episodes = make_episodes(3)
+    # Of moments it is the gradient alone that is compared here; see test_chunks_make_no_difference.
+    vmap, loop = (outer(learner, episodes, engine) for engine in ("vmap", "loop"))
+    assert relative_error(vmap.gradient, loop.gradient) < 1e-10
+    torch.testing.assert_close(vmap.loss, loop.loss)
+    torch.testing.assert_close(vmap.accuracy, loop.accuracy)
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("inner_loss", ["mean", "per_shot"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_learn2learn_gives_the_same_gradient(
+    learn2learn: ModuleType,
+    make_conv4: Make,
+    make_learner: Make,
+    make_episodes: Make,
+    network: str,
+    inner_loss: str,
+    first_order: bool,
+):
+    backbone = make_conv4(**NETWORKS[network])
+    learner = make_learner("maml", backbone, inner_steps=3, inner_loss=inner_loss, first_order=first_order)
+    episodes = make_episodes(3)
+    theirs = outer(learner, episodes, "learn2learn")
+    for engine in ("vmap", "loop"):
+        assert_same(outer(learner, episodes, engine), theirs)
+
+
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+def test_learn2learn_gives_the_same_gradient_on_an_mlp(
+    learn2learn: ModuleType, make_mlp: Make, make_learner: Make, make_episodes: Make, engine: str
+):
+    learner, episodes = make_learner("maml", make_mlp(), inner_steps=4), make_episodes(2)
+    assert_same(outer(learner, episodes, engine), outer(learner, episodes, "learn2learn"))
+
+
+@pytest.mark.parametrize(("engine", "chunk"), [("vmap", 1), ("vmap", 2), ("vmap", 3), ("vmap", 9), ("loop", None)])
+def test_chunks_make_no_difference(
+    make_learner: Make, make_episodes: Make, trained_algorithm: str, engine: str, chunk: int | None
+):
+    learner, episodes = make_learner(trained_algorithm), make_episodes(5)
+    assert_same(outer(learner, episodes, engine, chunk), outer(learner, episodes, "vmap"))
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 2])
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+def test_a_mapped_function_gives_its_results_in_the_order_of_the_tasks(
+    make_episodes: Make, engine: str, chunk: int | None
+):
+    episodes = make_episodes(5)
+    results = Engine(engine, chunk).map(lambda task: task.query_x.sum((1, 2, 3)), episodes)
+    torch.testing.assert_close(results, episodes.query_x.sum((2, 3, 4)))
+
+
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+def test_nothing_that_goes_in_is_changed(make_learner: Make, make_episodes: Make, trained_algorithm: str, engine: str):
+    learner, episodes = make_learner(trained_algorithm), make_episodes(3)
+    params, carry = learner.initial()
+    inputs = [params, carry, dict(learner.backbone.named_parameters())]
+    before = [{name: value.detach().clone() for name, value in tensors.items()} for tensors in inputs]
+    first = Engine(engine).outer(learner, params, carry, episodes)
+    for tensors, kept in zip(inputs, before, strict=True):
+        assert all(torch.equal(tensors[name], kept[name]) for name in kept)
+    again = Engine(engine).outer(learner, params, carry, episodes)
+    for name, value in first.gradient.items():
+        assert torch.equal(value, again.gradient[name])
+        assert not value.requires_grad
+
+
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+def test_the_parameters_that_are_given_count_and_not_those_of_the_backbone(
+    make_learner: Make, make_episodes: Make, trained_algorithm: str, engine: str
+):
+    learner, episodes = make_learner(trained_algorithm), make_episodes(2)
+    params, carry = learner.initial()
+    elsewhere = {name: value + 0.1 * torch.randn_like(value) for name, value in params.items()}
+    method = Engine(engine)
+    here = method.outer(learner, params, carry, episodes)
+    there = method.outer(learner, elsewhere, carry, episodes)
+    learner.backbone.load_state_dict(elsewhere)
+    assert relative_error(here.gradient, there.gradient) > 1e-3
+    assert relative_error(there.gradient, outer(learner, episodes, engine).gradient) < 1e-12
+
+
+def test_the_loop_leaves_torchs_threads_alone(make_learner: Make, make_episodes: Make):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        episodes = make_episodes(3)
+        threaded = outer(make_learner("maml"), episodes, "loop")
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(1)
+        assert_same(threaded, outer(make_learner("maml"), episodes, "loop"))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_auto_is_vmap_for_small_examples_and_loop_for_large_ones_on_cpu(make_episodes: Make):
+    assert Engine().method(make_episodes(1, shape=(1, 28, 28))) == "vmap"
+    assert Engine().method(make_episodes(1, shape=(3, 84, 84))) == "loop"
+    assert Engine("vmap").method(make_episodes(1, shape=(3, 84, 84))) == "vmap"
+
+
+@pytest.mark.parametrize("name", ["reptile-chained", "reptile-shared", "reptile-sgd"])
+def test_learn2learn_refuses_reptile_in_one_line(make_learner: Make, make_episodes: Make, name: str):
+    with pytest.raises(FewshotError, match="only for maml and fomaml") as caught:
+        outer(make_learner(name), make_episodes(1), "learn2learn")
+    assert "\n" not in str(caught.value)
+
+
+def test_learn2learn_refuses_norms_that_are_not_adapted_in_one_line(
+    make_conv4: Make, make_learner: Make, make_episodes: Make
+):
+    learner = make_learner("maml", make_conv4(adapt_norm=False))
+    with pytest.raises(FewshotError, match="adapt_norm=true") as caught:
+        outer(learner, make_episodes(1), "learn2learn")
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_engines_and_empty_chunks_are_refused():
+    with pytest.raises(FewshotError, match="engine=jax: choose one of auto, vmap, loop, learn2learn"):
+        Engine("jax")
+    with pytest.raises(FewshotError, match="chunk=0"):
+        Engine("vmap", 0)

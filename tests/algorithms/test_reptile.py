@@ -1,0 +1,284 @@
+"""Reptile: the outer gradient is phi minus where the inner optimiser ends, by independent loops."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+
+from fewshot.algorithms import reptile
+from fewshot.algorithms.engine import Engine
+from fewshot.algorithms.learner import Tensors
+from fewshot.algorithms.maml import Maml
+from fewshot.algorithms.reptile import Reptile, minibatches
+from fewshot.backbones.mlp import MLP
+from fewshot.episodes import Episodes
+from fewshot.errors import FewshotError
+
+Make = Callable[..., Any]
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+WAY = 3
+
+
+def scaled_loss(logits: torch.Tensor, labels: torch.Tensor, reduction: str) -> torch.Tensor:
+    total = F.cross_entropy(logits, labels, reduction="none").sum()
+    return total / {"sum": 1, "mean": len(labels), "per_shot": max(1, len(labels) // WAY)}[reduction]
+
+
+def assert_equal(mine: Tensors, theirs: Tensors) -> None:
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-9, atol=1e-11)
+
+
+class TensorFlowAdam:
+    """tf.train.AdamOptimizer with beta1 = 0: one second moment per parameter, epsilon beside the uncorrected root."""
+
+    def __init__(self, lr: float) -> None:
+        self.lr, self.steps = lr, 0
+        self.moments: Tensors = {}
+
+    def step(self, network: nn.Module) -> None:
+        self.steps += 1
+        rate = self.lr * (1 - 0.999**self.steps) ** 0.5
+        with torch.no_grad():
+            for name, value in network.named_parameters():
+                gradient = torch.zeros_like(value) if value.grad is None else value.grad
+                moment = self.moments.get(name, torch.zeros_like(value))
+                self.moments[name] = 0.999 * moment + 0.001 * gradient**2
+                value.sub_(rate * gradient / (self.moments[name] ** 0.5 + 1e-8))
+
+
+def trained(network: nn.Module, task: Episodes, batches: torch.Tensor, reduction: str, step: Callable[..., Any]) -> Any:
+    """The weights that a copy of the network ends at."""
+    network = copy.deepcopy(network)
+    take = step(network)
+    for items in batches:
+        network.zero_grad()
+        scaled_loss(network(task.support_x[items]), task.support_y[items], reduction).backward()
+        take()
+    return {name: value.detach() for name, value in network.named_parameters()}
+
+
+@pytest.mark.parametrize("inner_loss", ["mean", "sum", "per_shot"])
+def test_with_sgd_the_outer_gradient_is_phi_minus_the_weights_after_torchs_sgd(
+    make_learner: Make, make_episodes: Make, inner_loss: str
+):
+    learner = make_learner("reptile-sgd", inner_loss=inner_loss, inner_steps=5)
+    params, carry = learner.initial()
+    episodes = make_episodes(3)
+    outer = Engine("vmap").outer(learner, params, carry, episodes)
+    ends = [
+        trained(
+            learner.backbone,
+            episodes[i],
+            minibatches(episodes[i], 5, 4),
+            inner_loss,
+            lambda network: torch.optim.SGD(network.parameters(), lr=learner.inner_lr).step,
+        )
+        for i in range(3)
+    ]
+    expected = {n: params[n] - torch.stack([end[n] for end in ends]).mean(0) for n in params}
+    assert_equal(outer.gradient, expected)
+    assert float(outer.gradient["head.weight"].abs().max()) > 1e-3
+    assert outer.carry == {}
+
+
+def test_with_adam_a_chain_passes_second_moments_and_the_step_count_from_task_to_task(
+    make_learner: Make, make_episodes: Make
+):
+    learner = make_learner("reptile-chained", inner_steps=3)
+    params, carry = learner.initial()
+    episodes = make_episodes(4)
+    adam = TensorFlowAdam(learner.inner_lr)
+
+    def end(task: Episodes) -> Tensors:
+        return trained(
+            learner.backbone, task, minibatches(task, 3, 4), "sum", lambda network: lambda: adam.step(network)
+        )
+
+    first, second = end(episodes[0]), end(episodes[1])
+    outer = Engine("auto").outer(learner, params, carry, episodes[:2])
+    assert_equal(outer.gradient, {name: params[name] - (first[name] + second[name]) / 2 for name in params})
+    assert_equal(outer.carry, adam.moments | {"inner_step": torch.tensor(6.0)})
+
+    # The next meta-batch goes on from there.
+    third, fourth = end(episodes[2]), end(episodes[3])
+    outer = Engine("auto").outer(learner, params, outer.carry, episodes[2:])
+    assert_equal(outer.gradient, {name: params[name] - (third[name] + fourth[name]) / 2 for name in params})
+    assert_equal(outer.carry, adam.moments | {"inner_step": torch.tensor(12.0)})
+
+
+@pytest.mark.parametrize("engine", [Engine("vmap"), Engine("vmap", 2), Engine("loop")], ids=["vmap", "chunks", "loop"])
+def test_shared_moments_are_where_every_task_starts_and_their_mean_is_kept(
+    make_learner: Make, make_episodes: Make, engine: Engine
+):
+    learner = make_learner("reptile-shared", inner_steps=3)
+    params, carry = learner.initial()
+    carry = {name: value + 0.5 for name, value in carry.items()} | {"inner_step": torch.tensor(7.0)}
+    episodes = make_episodes(3)
+    ends, moments = [], []
+    for i in range(3):
+        adam = TensorFlowAdam(learner.inner_lr)
+        adam.moments, adam.steps = {n: v for n, v in carry.items() if n != "inner_step"}, 7
+        step = lambda network, adam=adam: lambda: adam.step(network)  # noqa: E731
+        ends.append(trained(learner.backbone, episodes[i], minibatches(episodes[i], 3, 4), "sum", step))
+        moments.append(adam.moments)
+    outer = engine.outer(learner, params, carry, episodes)
+    assert_equal(outer.gradient, {n: params[n] - torch.stack([end[n] for end in ends]).mean(0) for n in params})
+    mean = {name: torch.stack([moment[name] for moment in moments]).mean(0) for name in params}
+    assert_equal(outer.carry, mean | {"inner_step": torch.tensor(10.0)})
+
+
+def test_one_task_is_the_same_chained_and_shared(make_learner: Make, make_episodes: Make):
+    episodes = make_episodes(1)
+    results = []
+    for name in ("reptile-chained", "reptile-shared"):
+        learner = make_learner(name)
+        params, carry = learner.initial()
+        results.append(Engine("vmap").outer(learner, params, carry, episodes))
+    assert_equal(results[0].gradient, results[1].gradient)
+    assert_equal(results[0].carry, results[1].carry)
+
+
+@pytest.mark.parametrize("name", ["reptile-chained", "reptile-shared"])
+def test_evaluation_starts_from_the_moments_of_training_and_leaves_them(
+    make_learner: Make, make_episodes: Make, name: str
+):
+    learner, episodes = make_learner(name), make_episodes(3)
+    params, empty = learner.initial()
+    carry = Engine("vmap").outer(learner, params, empty, episodes[:2]).carry
+    before = {n: value.clone() for n, value in carry.items()}
+    task = episodes[2]
+    fast = learner.adapt(params, carry, task)
+    assert all(torch.equal(carry[n], before[n]) for n in before)
+    assert_equal(fast, learner.adapt(params, carry, task))
+
+    adam = TensorFlowAdam(learner.inner_lr)
+    adam.moments, adam.steps = {n: v for n, v in carry.items() if n != "inner_step"}, int(carry["inner_step"])
+    batches = minibatches(task, learner.test_steps, learner.test_batch)
+    assert_equal(fast, trained(learner.backbone, task, batches, "sum", lambda net: lambda: adam.step(net)))
+    gap = fast["head.weight"] - learner.adapt(params, empty, task)["head.weight"]
+    assert float(gap.abs().max()) > 1e-4
+
+
+# Minibatches
+
+
+@pytest.mark.parametrize(("steps", "batch"), [(3, 2), (4, 4), (5, 6), (7, 4), (2, 15), (1, 1)])
+def test_minibatches_are_passes_over_the_support_set_cut_into_batches(make_episodes: Make, steps: int, batch: int):
+    task = make_episodes(1)[0]
+    items = minibatches(task, steps, batch)
+    assert items.shape == (steps, batch)
+    stream = items.flatten()
+    for start in range(0, len(stream), 6):
+        part = stream[start : start + 6]
+        assert len(part.unique()) == len(part)
+        assert set(part.tolist()) <= set(range(6))
+
+
+def test_passes_and_tasks_have_orders_of_their_own(make_episodes: Make):
+    episodes = make_episodes(8)
+    orders = torch.cat([minibatches(episodes[i], 10, 6) for i in range(8)])
+    assert len(orders.unique(dim=0)) > 70  # of 80 drawn among 720
+    assert torch.equal(minibatches(episodes[3], 10, 6), minibatches(episodes[3], 10, 6))
+
+
+# Closed forms
+
+
+class Scalar(nn.Module):
+    """One parameter t; examples are pairs (curvature, centre), outputs sqrt(curvature) (t - centre)."""
+
+    def __init__(self, t: float) -> None:
+        super().__init__()
+        self.t = nn.Parameter(torch.tensor(t))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :1].sqrt() * (self.t - x[:, 1:])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+def test_scalar_tasks_move_phi_by_the_closed_form(monkeypatch: pytest.MonkeyPatch, engine: str, steps: int):
+    monkeypatch.setattr(reptile, "cross_entropy", lambda logits, labels, reduction, shot: 0.5 * logits.square().sum())
+    a, c = torch.tensor([0.7, 1.9, 0.3]).double(), torch.tensor([0.4, -1.2, 2.0]).double()
+    t, rate, meta_step = 0.9, 0.2, 0.25
+    x, y = torch.stack([a, c], dim=1)[:, None], torch.zeros(3, 1, dtype=torch.int64)
+    learner = Reptile(
+        Scalar(t),
+        inner_lr=rate,
+        inner_steps=steps,
+        inner_batch=1,
+        test_steps=1,
+        test_batch=1,
+        inner_optimizer="sgd",
+        inner_loss="sum",
+        adam_state="chained",
+    )
+    outer = Engine(engine).outer(learner, *learner.initial(), Episodes(x, y, x, y, y[:, 0]))
+    q = (1 - rate * a) ** steps
+    moved = t - meta_step * float(outer.gradient["t"])
+    assert moved == pytest.approx(t + meta_step * float(((1 - q) * (c - t)).mean()), rel=1e-12)
+    if steps == 1:
+        assert moved == pytest.approx(t + meta_step * rate * float((a * (c - t)).mean()), rel=1e-12)
+
+
+def test_two_steps_agree_with_the_taylor_expansions_to_first_order(make_episodes: Make):
+    """Reptile paper, equations 25 to 27; what is left over is of the second order in the step size."""
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"norm": "none", "norm_scale": False, "norm_eps": 1e-3, "adapt_norm": True}
+    network = MLP((1, 8, 8), WAY, widths=(), head_init="xavier", **settings)
+    task = make_episodes(1, shot=4)[0]
+    params = {name: value.detach() for name, value in network.named_parameters()}
+    names = list(params)
+    halves = minibatches(task, 2, 6)
+
+    def flat(tensors: Any) -> torch.Tensor:
+        return torch.cat([tensors[name].flatten() for name in names])
+
+    def loss(values: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        parts = values.split([params[name].numel() for name in names])
+        at = {name: part.view_as(params[name]) for name, part in zip(names, parts, strict=True)}
+        return F.cross_entropy(functional_call(network, at, (task.support_x[items],)), task.support_y[items])
+
+    g = [torch.func.grad(loss)(flat(params), items) for items in halves]
+    h = [torch.func.jacrev(torch.func.grad(loss))(flat(params), items) for items in halves]
+    first, second = ((task.support_x[items], task.support_y[items]) for items in halves)
+    episodes = Episodes(*(value[None] for value in (*first, *second, task.key)))
+
+    def left_over(rate: float) -> list[float]:
+        common: dict[str, Any] = {"inner_lr": rate, "inner_loss": "mean", "test_steps": 1}
+        learner = Reptile(
+            network, inner_steps=2, inner_batch=6, test_batch=6, inner_optimizer="sgd", adam_state="shared", **common
+        )
+        whole = Episodes(*(value[None] for value in task.tensors()))
+        found = [flat(Engine("loop").outer(learner, params, {}, whole).gradient) / rate]
+        for first_order in (True, False):
+            maml = Maml(network, inner_steps=1, first_order=first_order, outer_loss="mean", **common)
+            found.append(flat(Engine("loop").outer(maml, params, {}, episodes).gradient))
+        expansions = [
+            g[0] + g[1] - rate * h[1] @ g[0],
+            g[1] - rate * h[1] @ g[0],
+            g[1] - rate * h[1] @ g[0] - rate * h[0] @ g[1],
+        ]
+        return [float((mine - theirs).norm()) for mine, theirs in zip(found, expansions, strict=True)]
+
+    rate = 1e-3
+    for coarse, fine in zip(left_over(rate), left_over(rate / 2), strict=True):
+        assert coarse < 0.05 * rate * float((h[1] @ g[0]).norm())
+        assert coarse / fine == pytest.approx(4, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["inner_optimizer", "inner_loss", "adam_state"])
+def test_unknown_choices_are_refused(make_learner: Make, name: str):
+    with pytest.raises(FewshotError, match=rf"algorithm\.{name}=wrong: choose one of"):
+        make_learner("reptile-chained", **{name: "wrong"})

@@ -1,0 +1,187 @@
+"""What the tests share: a small bank in which learning is possible, backbones and learners in small."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fewshot.algorithms.maml import Maml
+from fewshot.algorithms.nearest import Nearest
+from fewshot.algorithms.reptile import Reptile
+from fewshot.backbones.conv4 import Conv4
+from fewshot.backbones.mlp import MLP
+from fewshot.backbones.pixels import Pixels
+from fewshot.data import glyphs
+from fewshot.data.bank import Bank, Split, fingerprint
+from fewshot.episodes import Episodes
+from fewshot.tasks.sampler import Sampler
+
+T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
+
+TRAINED = ("maml", "fomaml", "reptile-chained", "reptile-shared", "reptile-sgd")
+
+CONV4: dict[str, Any] = {
+    "filters": 4,
+    "downsample": "stride",
+    "pool": "valid",
+    "readout": "flatten",
+    "norm": "batch",
+    "norm_scale": True,
+    "norm_eps": 1e-3,
+    "adapt_norm": True,
+    "conv_init": "xavier",
+    "head_init": "xavier",
+}
+MLP_: dict[str, Any] = {
+    "widths": (7, 6),
+    "norm": "batch",
+    "norm_scale": True,
+    "norm_eps": 1e-3,
+    "adapt_norm": True,
+    "head_init": "xavier",
+}
+MAML: dict[str, Any] = {
+    "inner_lr": 0.1,
+    "inner_steps": 2,
+    "test_steps": 3,
+    "first_order": False,
+    "inner_loss": "mean",
+    "outer_loss": "mean",
+}
+REPTILE: dict[str, Any] = {
+    "inner_lr": 0.01,
+    "inner_steps": 3,
+    "inner_batch": 4,
+    "test_steps": 4,
+    "test_batch": 3,
+    "inner_optimizer": "adam",
+    "inner_loss": "sum",
+    "adam_state": "chained",
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "maml": {},
+    "fomaml": {"first_order": True},
+    "reptile-chained": {},
+    "reptile-shared": {"adam_state": "shared"},
+    "reptile-sgd": {"inner_optimizer": "sgd"},
+}
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Everything that is made during the test is float64."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(params=("nearest", *TRAINED))
+def algorithm(request: pytest.FixtureRequest) -> str:
+    """Each algorithm in turn."""
+    return request.param
+
+
+@pytest.fixture(params=TRAINED)
+def trained_algorithm(request: pytest.FixtureRequest) -> str:
+    """Each algorithm that has an outer gradient, in turn."""
+    return request.param
+
+
+@pytest.fixture
+def make_bank() -> Callable[..., Bank]:
+    """Classes are a bright blob each, at a place of their own, under noise."""
+
+    def make(
+        counts: tuple[int, ...] = (9, 7, 8, 10, 7),
+        shape: tuple[int, ...] = (1, 8, 8),
+        seed: int = 0,
+        split: str = "train",
+        noise: int = 60,
+    ) -> Bank:
+        random = np.random.RandomState(seed)
+        patterns = random.randint(0, 256 - noise, size=(len(counts), *shape))
+        items = np.repeat(patterns, counts, axis=0) + random.randint(0, noise, size=(sum(counts), *shape))
+        data = Split(items.astype(np.uint8), list(counts), [f"class {i}" for i in range(len(counts))])
+        offsets = torch.tensor([0, *counts]).cumsum(0)
+        about = {"dataset": "blobs"}
+        return Bank(torch.from_numpy(data.examples), offsets, tuple(data.names), split, fingerprint(data), about)
+
+    return make
+
+
+@pytest.fixture
+def make_episodes(make_bank: Callable[..., Bank]) -> Callable[..., Episodes]:
+    """`count` episodes in the default dtype."""
+
+    def make(
+        count: int = 5, way: int = 3, shot: int = 2, query: int = 2, shape: tuple[int, ...] = (1, 8, 8), **bank: Any
+    ) -> Episodes:
+        sampler = Sampler(make_bank(shape=shape, **bank), way, shot, query, seed=0)
+        return sampler.episodes(0, count).to(torch.get_default_dtype())
+
+    return make
+
+
+@pytest.fixture
+def make_conv4() -> Callable[..., Conv4]:
+    """A Conv-4 with 4 filters and norms; its conv biases, offsets and scales are not at their start values."""
+
+    def make(shape: tuple[int, ...] = (1, 8, 8), way: int = 3, **choices: Any) -> Conv4:
+        return _seeded(lambda: _shaken(Conv4(shape, way, **(CONV4 | choices))))
+
+    return make
+
+
+@pytest.fixture
+def make_mlp() -> Callable[..., MLP]:
+    """An MLP with two hidden layers and norms; its offsets and scales are not at their start values."""
+
+    def make(shape: tuple[int, ...] = (1, 8, 8), way: int = 3, **choices: Any) -> MLP:
+        return _seeded(lambda: _shaken(MLP(shape, way, **(MLP_ | choices))))
+
+    return make
+
+
+@pytest.fixture
+def make_learner(make_conv4: Callable[..., Conv4]) -> Callable[..., Any]:
+    """A learner by the name of `algorithm`, on a small Conv-4 unless a backbone is given."""
+
+    def make(name: str, backbone: nn.Module | None = None, **choices: Any) -> Any:
+        if name == "nearest":
+            return Nearest(Pixels((1, 8, 8), 3))
+        backbone = backbone or make_conv4()
+        if "maml" in name:
+            return Maml(backbone, **(MAML | VARIANTS[name] | choices))
+        return Reptile(backbone, **(REPTILE | VARIANTS[name] | choices))
+
+    return make
+
+
+def _seeded(build: Callable[[], T]) -> T:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build()
+
+
+def _shaken(backbone: M) -> M:
+    """One-dimensional parameters start at 0 or 1, where mistakes can hide."""
+    with torch.no_grad():
+        for value in backbone.parameters():
+            if value.dim() == 1:
+                value.add_(0.3 * torch.randn_like(value))
+    return backbone
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder in which the glyphs are made once for all tests."""
+    folder = tmp_path_factory.mktemp("data")
+    glyphs.read(folder / "banks")
+    return folder

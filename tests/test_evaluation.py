@@ -1,0 +1,178 @@
+"""Evaluation: who sees whom, and what the scores depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from fewshot import evaluation
+from fewshot.algorithms.engine import Engine
+from fewshot.algorithms.nearest import Nearest
+from fewshot.evaluation import ci95, evaluate, query_logits
+from fewshot.tasks.sampler import Sampler
+
+Make = Callable[..., Any]
+
+TRAINED = ("maml", "fomaml", "reptile-chained", "reptile-shared", "reptile-sgd")
+BACKBONES = ("make_conv4", "make_mlp")
+
+
+@pytest.fixture(params=["nearest", *(f"{name} {backbone}" for name in TRAINED for backbone in BACKBONES)])
+def learner(request: pytest.FixtureRequest, make_learner: Make) -> Any:
+    """Each algorithm on each backbone with norms (nearest neighbour has its own, without)."""
+    if request.param == "nearest":
+        return make_learner("nearest")
+    name, backbone = request.param.split()
+    return make_learner(name, request.getfixturevalue(backbone)())
+
+
+def carried(learner: Any, make_episodes: Make) -> tuple[Any, Any]:
+    """Parameters and carry after a meta-batch, so that the carry is not empty."""
+    params, carry = learner.initial()
+    return params, Engine("vmap").outer(learner, params, carry, make_episodes(2)).carry if carry else {}
+
+
+def test_in_inductive_mode_no_query_reaches_the_prediction_of_another(learner: Any, make_episodes: Make):
+    params, carry = carried(learner, make_episodes)
+    task = make_episodes(1, query=3)[0]
+    before = query_logits(learner, params, carry, task, transductive=False)
+    for changed in (0, 4, 8):
+        query_x = task.query_x.clone()
+        query_x[changed] = 1 - 3 * query_x[changed]
+        after = query_logits(learner, params, carry, replace(task, query_x=query_x), transductive=False)
+        others = torch.arange(9) != changed
+        assert torch.equal(after[others], before[others])
+        assert not torch.equal(after[changed], before[changed])
+
+
+def test_in_transductive_mode_queries_share_the_norms(learner: Any, make_episodes: Make):
+    params, carry = carried(learner, make_episodes)
+    task = make_episodes(1, query=3)[0]
+    before = query_logits(learner, params, carry, task, transductive=True)
+    query_x = task.query_x.clone()
+    query_x[0] = 1 - 3 * query_x[0]
+    after = query_logits(learner, params, carry, replace(task, query_x=query_x), transductive=True)
+    assert torch.equal(after[1:], before[1:]) == isinstance(learner, Nearest)
+
+
+@pytest.mark.parametrize("transductive", [False, True])
+def test_the_support_set_matters(learner: Any, make_episodes: Make, transductive: bool):
+    params, carry = carried(learner, make_episodes)
+    task, other = make_episodes(2, query=3)
+    before = query_logits(learner, params, carry, task, transductive)
+    after = query_logits(learner, params, carry, replace(task, support_x=other.support_x), transductive)
+    assert before.shape == (9, 3)
+    assert float((after - before).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("transductive", [False, True])
+def test_query_labels_do_not_reach_the_predictions(learner: Any, make_episodes: Make, transductive: bool):
+    params, carry = carried(learner, make_episodes)
+    task = make_episodes(1, query=3)[0]
+    hidden = replace(task, query_y=torch.zeros_like(task.query_y))
+    mine, theirs = (query_logits(learner, params, carry, one, transductive) for one in (task, hidden))
+    assert torch.equal(mine, theirs)
+
+
+@pytest.mark.usefixtures("float64")
+def test_queries_are_forwarded_with_the_support_set_or_with_all_queries_alone(learner: Any, make_episodes: Make):
+    params, carry = carried(learner, make_episodes)
+    task = make_episodes(1, query=3)[0]
+    adapted = learner.adapt(params, carry, task)
+    inductive = torch.stack([learner.predict(adapted, torch.cat([task.support_x, q[None]]))[-1] for q in task.query_x])
+    transductive = learner.predict(adapted, task.query_x)
+    for expected, mode in ((inductive, False), (transductive, True)):
+        found = query_logits(learner, params, carry, task, mode)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+
+
+# Scores
+
+
+@pytest.fixture
+def sampler(make_bank: Make) -> Sampler:
+    return Sampler(make_bank(noise=150), 3, 2, 3, seed=1)
+
+
+@pytest.mark.parametrize("transductive", [False, True])
+def test_scores_do_not_depend_on_the_batch_or_the_engine(
+    monkeypatch: pytest.MonkeyPatch,
+    learner: Any,
+    make_episodes: Make,
+    sampler: Sampler,
+    transductive: bool,
+):
+    params, carry = carried(learner, make_episodes)
+
+    def scores(images: int, engine: Engine) -> np.ndarray:
+        monkeypatch.setattr(evaluation, "IMAGES_AT_ONCE", images)
+        return evaluate(learner, params, carry, sampler, 12, transductive=transductive, engine=engine)
+
+    reference = scores(2000, Engine("vmap"))
+    assert reference.shape == (12,)
+    assert reference.dtype == np.float64
+    assert reference.std() > 0
+    for images, engine in (
+        (1, Engine("vmap")),
+        (200, Engine("vmap")),
+        (2000, Engine("vmap", 5)),
+        (2000, Engine("loop")),
+    ):
+        assert scores(images, engine) == pytest.approx(reference, abs=1e-6)
+
+
+def test_scores_are_the_share_of_queries_whose_largest_logit_is_the_labels(
+    learner: Any, make_episodes: Make, sampler: Sampler
+):
+    params, carry = carried(learner, make_episodes)
+    found = evaluate(learner, params, carry, sampler, 6, transductive=False, engine=Engine("loop"))
+    episodes = sampler.episodes(0, 6)
+    for i in range(6):
+        logits = query_logits(learner, params, carry, episodes[i], transductive=False)
+        right = int((logits.argmax(1) == episodes[i].query_y).sum())
+        assert found[i] == pytest.approx(right / 9, abs=1e-6)
+
+
+def test_every_learner_is_better_than_chance_on_easy_tasks(
+    make_conv4: Make, make_learner: Make, make_bank: Make, algorithm: str
+):
+    choices: dict[str, Any] = {"test_steps": 20} if algorithm != "nearest" else {}
+    choices |= {"test_batch": 6} if "reptile" in algorithm else {}
+    learner = make_learner(algorithm, make_conv4(), **choices)
+    easy = Sampler(make_bank(noise=30), 3, 3, 3, seed=1)
+    params, carry = learner.initial()
+    scores = evaluate(learner, params, carry, easy, 20, transductive=False, engine=Engine("vmap"))
+    assert scores.mean() - ci95(scores) > 0.6
+
+
+def test_progress_counts_the_episodes(monkeypatch: pytest.MonkeyPatch, make_learner: Make, sampler: Sampler):
+    monkeypatch.setattr(evaluation, "IMAGES_AT_ONCE", 4 * 15)
+    seen: list[int] = []
+    evaluate(
+        make_learner("nearest"), {}, {}, sampler, 10, transductive=True, engine=Engine("vmap"), progress=seen.append
+    )
+    assert seen == [4, 8, 10]
+
+
+# The interval
+
+
+@pytest.mark.parametrize("count", [2, 5, 600])
+def test_the_interval_is_students(count: int):
+    scores = np.random.RandomState(count).rand(count)
+    low, high = stats.t.interval(0.95, count - 1, loc=scores.mean(), scale=stats.sem(scores))
+    assert ci95(scores) == pytest.approx((high - low) / 2, rel=1e-12)
+
+
+def test_one_score_has_no_interval():
+    assert np.isnan(ci95(np.array([0.5])))
+
+
+def test_equal_scores_have_an_interval_of_no_width():
+    assert ci95(np.full(10, 0.25)) == 0

@@ -1,0 +1,167 @@
+"""The training loop: schedule, selection, resume to the same bits, and a loss that is not finite."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fewshot.algorithms.engine import Engine
+from fewshot.algorithms.learner import Tensors
+from fewshot.algorithms.maml import Maml
+from fewshot.algorithms.reptile import Reptile
+from fewshot.backbones.mlp import MLP
+from fewshot.checkpoint import load_checkpoint
+from fewshot.data.bank import Bank
+from fewshot.errors import FewshotError
+from fewshot.tasks.sampler import Sampler
+from fewshot.training import TrainSettings, selected, train
+
+SETTINGS = TrainSettings(
+    steps=6, meta_batch=3, shot=None, query=None, outer_optimizer="adam", outer_lr=0.01, outer_lr_end=None, clip=None,
+    validate_every=2, select="best", checkpoint_every=2, log_every=1,
+)  # fmt: skip
+REPTILE = replace(SETTINGS, outer_optimizer="sgd", outer_lr=1.0, outer_lr_end=0.0)
+CPU = torch.device("cpu")
+
+
+def bank() -> Bank:
+    generator = torch.Generator().manual_seed(0)
+    prototypes = torch.rand(8, 1, 1, 6, 6, generator=generator).expand(8, 10, 1, 6, 6)
+    noise = torch.rand(8, 10, 1, 6, 6, generator=generator)
+    examples = ((prototypes * 0.7 + noise * 0.3) * 255).to(torch.uint8).flatten(0, 1)
+    return Bank(examples, torch.arange(9) * 10, tuple("abcdefgh"), "train", "f", {})
+
+
+def network() -> MLP:
+    torch.manual_seed(0)
+    return MLP((1, 6, 6), 3, widths=[8], norm="batch", norm_scale=True, norm_eps=1e-3, adapt_norm=True,
+               head_init="xavier")  # fmt: skip
+
+
+def maml() -> Maml:
+    return Maml(network(), inner_lr=0.1, inner_steps=1, test_steps=2, first_order=False, inner_loss="mean",
+                outer_loss="mean")  # fmt: skip
+
+
+def reptile(adam_state: str = "chained") -> Reptile:
+    return Reptile(network(), inner_lr=0.01, inner_steps=2, inner_batch=4, test_steps=3, test_batch=2,
+                   inner_optimizer="adam", inner_loss="sum", adam_state=adam_state)  # fmt: skip
+
+
+LEARNERS = {"maml": (maml, SETTINGS), "chained": (reptile, REPTILE), "shared": (lambda: reptile("shared"), REPTILE)}
+
+
+def run(learner: Any, settings: TrainSettings, folder: Path, die_at: int | None = None) -> list[dict[str, float]]:
+    shown = []
+
+    def validate(params: Tensors, carry: Tensors) -> float:
+        return float(sum(value.sum() for value in params.values()).sin())  # any function of the parameters
+
+    def show(step: int, values: dict[str, float]) -> None:
+        shown.append(values)
+        if step == die_at:
+            raise KeyboardInterrupt
+
+    train(learner, Sampler(bank(), 3, 2, 2, 0), settings, Engine(), folder, validate, show)
+    return shown
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "train_seconds"} for line in lines]
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("die_at", [1, 2, 3, 5])
+def test_a_run_that_died_and_was_resumed_is_the_same_to_the_bit(name: str, die_at: int, tmp_path: Path) -> None:
+    make, settings = LEARNERS[name]
+    run(make(), settings, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(make(), settings, tmp_path / "died", die_at=die_at)
+    run(make(), settings, tmp_path / "died")
+    for file in ("last", "best"):
+        (whole, one), (died, two) = (
+            load_checkpoint(tmp_path / where / f"checkpoints/{file}.safetensors", CPU) for where in ("whole", "died")
+        )
+        assert whole.keys() == died.keys()
+        for group in whole:
+            assert all(whole[group][key].equal(died[group][key]) for key in whole[group] | died[group])
+        assert {k: v for k, v in one.items() if k != "train_seconds"} == {
+            k: v for k, v in two.items() if k != "train_seconds"
+        }
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "died")
+    assert [line["step"] for line in metrics(tmp_path / "died")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    losses = [v["loss"] for v in run(maml(), replace(SETTINGS, steps=60, meta_batch=8), tmp_path)]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+def test_the_outer_rate_falls_linearly(tmp_path: Path) -> None:
+    rates = [v["outer_lr"] for v in run(reptile(), replace(REPTILE, steps=4), tmp_path)]
+    assert rates == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_a_meta_step_of_one_is_the_mean_of_the_tasks_weights(tmp_path: Path) -> None:
+    learner, sampler = reptile("shared"), Sampler(bank(), 3, 2, 2, 0)
+    run(learner, replace(REPTILE, steps=1, outer_lr_end=None, select="last"), tmp_path)
+    params, carry = learner.initial()
+    tasks = sampler.episodes(0, 3)
+    ends = [learner.inner_loop(params, carry, tasks[i], 2, 4)[0] for i in range(3)]
+    moved = selected(learner, replace(REPTILE, select="last"), tmp_path, CPU).params
+    for name in params:
+        torch.testing.assert_close(moved[name], sum(end[name] for end in ends) / 3)
+
+
+def test_clipping_bounds_each_element_of_the_outer_gradient(tmp_path: Path) -> None:
+    sgd = replace(SETTINGS, steps=1, outer_optimizer="sgd", outer_lr=1.0, select="last")
+    start, _ = maml().initial()
+    moves = {}
+    for clip in (None, 1e-3):
+        run(maml(), replace(sgd, clip=clip), tmp_path / str(clip))
+        end = selected(maml(), sgd, tmp_path / str(clip), CPU).params
+        moves[clip] = torch.cat([(end[name] - start[name]).flatten() for name in start])
+    torch.testing.assert_close(moves[1e-3], moves[None].clamp(-1e-3, 1e-3), atol=1e-6, rtol=0)
+    assert (moves[None].abs() > 1e-3).any()
+
+
+def test_the_best_on_validation_is_selected_and_the_first_of_equals(tmp_path: Path) -> None:
+    scores = iter([0.2, 0.8, 0.8])
+    train(maml(), Sampler(bank(), 3, 2, 2, 0), SETTINGS, Engine(), tmp_path, lambda *_: next(scores), lambda *_: None)
+    best = selected(maml(), SETTINGS, tmp_path, CPU)
+    assert best.validation == {"accuracy": 0.8, "step": 4}
+    last = selected(maml(), replace(SETTINGS, select="last"), tmp_path, CPU)
+    assert last.validation == {"accuracy": 0.8, "step": 6}
+    assert any(not best.params[name].equal(last.params[name]) for name in best.params)
+    assert best.steps == last.steps == 6
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    class Diverging(Maml):
+        calls = 0
+
+        def outer_loss(self, params: Tensors, task: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            loss, share = super().outer_loss(params, task)
+            Diverging.calls += 1
+            return loss * (math.nan if Diverging.calls == 4 else 1), share
+
+    learner = Diverging(network(), inner_lr=0.1, inner_steps=1, test_steps=2, first_order=True, inner_loss="mean",
+                        outer_loss="mean")  # fmt: skip
+    with pytest.raises(FewshotError, match=r"step 4: .*not finite.*last good checkpoint is .*last\.safetensors"):
+        run(learner, SETTINGS, tmp_path)
+    groups, state = load_checkpoint(tmp_path / "checkpoints/last.safetensors", CPU)
+    assert state["step"] == 2
+    assert all(value.isfinite().all() for value in groups["params"].values())
+
+
+def test_a_checkpoint_of_another_learner_is_refused(tmp_path: Path) -> None:
+    run(maml(), SETTINGS, tmp_path)
+    with pytest.raises(FewshotError, match="another algorithm or backbone"):
+        run(reptile(), REPTILE, tmp_path)
