@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fewshot.config import CONF, key_names, near
 from fewshot.errors import FewshotError
+from fewshot.memory import keep_freed_memory
 
 failures: list[str] = []  # of a sweep's runs, in this process
 
@@ -36,6 +37,7 @@ def main(function: Callable[[DictConfig], None], config: str) -> None:
             print(f"error: {error}", file=sys.stderr)
             failures.append(str(error))
 
+    keep_freed_memory()
     try:
         check_overrides([a for a in sys.argv[1:] if not a.startswith("-")], config)
     except FewshotError as error:

@@ -24,6 +24,7 @@ from fewshot.config import PLACES, TrainConfig, identity, resolved
 from fewshot.data.bank import Bank
 from fewshot.errors import FewshotError
 from fewshot.evaluation import ci95, evaluate
+from fewshot.memory import peak_memory_bytes
 from fewshot.progress import TrainingDisplay
 from fewshot.report import record as records
 from fewshot.tasks.sampler import Sampler
@@ -231,7 +232,7 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
             "train_seconds": round(trained.train_seconds, 2),
             "train_tasks": tasks,
             "tasks_per_second": round(tasks / trained.train_seconds, 2) if trained.train_seconds else None,
-            "peak_memory_bytes": records.peak_memory_bytes(run.device),
+            "peak_memory_bytes": peak_memory_bytes(run.device),
             "device": records.device_name(run.device),
         },
         "code": records.code(),

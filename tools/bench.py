@@ -1,4 +1,4 @@
-"""Speed of the engines, side by side in one process: `python tools/bench.py`.
+"""Speed of the engines, side by side in one process: `python tools/bench.py network=omniglot`.
 
 Tasks per second of a full meta-training step (adaptation, outer gradient, Adam) on random images, for each engine in
 turn, several rounds; ratios are to plain learn2learn on the same network, batch and threads.
@@ -19,8 +19,10 @@ from fewshot.backbones.conv4 import Conv4
 from fewshot.checkpoint import write_atomically
 from fewshot.cli import main
 from fewshot.episodes import Episodes
+from fewshot.errors import FewshotError
 from fewshot.experiment import pick_device
-from fewshot.report.record import code, device_name, environment, peak_memory_bytes, reset_peak_memory
+from fewshot.memory import peak_memory_bytes, reset_peak_memory
+from fewshot.report.record import code, device_name, environment
 
 
 def random_episodes(net: DictConfig, device: torch.device) -> Episodes:
@@ -57,6 +59,10 @@ class Contender:
         self.rates: list[float] = []
         self.memory = 0
 
+    def is_auto(self) -> bool:
+        """Whether `engine=auto` would choose this engine."""
+        return Engine("auto").method(self.episodes) == self.engine.name
+
     def step(self) -> None:
         """One outer step."""
         gradient = self.engine.outer(self.learner, self.params, self.carry, self.episodes).gradient
@@ -84,27 +90,28 @@ class Contender:
 
 def bench(cfg: DictConfig) -> None:
     device = pick_device(cfg.device)
-    rows = []
-    for name, net in cfg.networks.items():
-        for first_order in cfg.first_order:
-            contenders = {engine: Contender(net, engine, first_order, device) for engine in cfg.engines}
-            for _ in range(cfg.rounds):
-                for contender in contenders.values():
-                    contender.round(cfg.seconds)
-            base = contenders[cfg.engines[0]]
-            for engine, contender in contenders.items():
-                rows.append(
-                    {
-                        "network": name,
-                        "order": "first" if first_order else "second",
-                        "engine": engine,
-                        "tasks/s": round(median(contender.rates), 1),
-                        f"times {cfg.engines[0]}": round(median(contender.rates) / median(base.rates), 2),
-                        "peak MiB": round(contender.memory / 2**20),
-                        "rounds": " ".join(f"{rate:.1f}" for rate in contender.rates),
-                    }
-                )
-    print(pd.DataFrame(rows).to_markdown(index=False))
+    if cfg.network not in cfg.networks:
+        raise FewshotError(f"network={cfg.network}: choose one of {', '.join(cfg.networks)}")
+    net, rows = cfg.networks[cfg.network], []
+    for first_order in cfg.first_order:
+        contenders = {engine: Contender(net, engine, first_order, device) for engine in cfg.engines}
+        for _ in range(cfg.rounds):
+            for contender in contenders.values():
+                contender.round(cfg.seconds)
+        base = median(contenders[cfg.engines[0]].rates)
+        for engine, contender in contenders.items():
+            rows.append(
+                {
+                    "network": cfg.network,
+                    "order": "first" if first_order else "second",
+                    "engine": engine + (" (auto)" if contender.is_auto() else ""),
+                    "tasks/s": round(median(contender.rates), 1),
+                    f"times {cfg.engines[0]}": round(median(contender.rates) / base, 2),
+                    "peak MiB": round(contender.memory / 2**20),
+                    "tasks/s of each round": " ".join(f"{rate:.1f}" for rate in contender.rates),
+                }
+            )
+    print(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
     print(f"\n{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     if cfg.out:
         record = {
@@ -114,7 +121,7 @@ def bench(cfg: DictConfig) -> None:
             "code": code(),
             "environment": environment(),
         }
-        write_atomically(Path(cfg.out) / "bench.json", (json.dumps(record, indent=1) + "\n").encode())
+        write_atomically(Path(cfg.out), (json.dumps(record, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

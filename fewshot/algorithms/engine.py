@@ -15,17 +15,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.func import grad, vmap
+from torch.func import vmap
 from torch.utils._pytree import tree_map
 
-from fewshot.algorithms.learner import Learner, Tensors, check_choice
+from fewshot.algorithms.learner import Learner, Tensors, check_choice, differentiate
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
+from fewshot.memory import keep_freed_memory
 
 ENGINES = ("auto", "vmap", "loop", "learn2learn")
 # Examples with more values than this gain on CPU from `loop` (see tools/bench.py): per-task weights turn into grouped
 # convolutions, which pay on 28x28 images and cost on 84x84 ones.
-VMAP_PAYS_ON_CPU = 40 * 40
+SMALL = 40 * 40
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,13 @@ class Engine:
         self.name = check_choice("engine", name, ENGINES)
         self.chunk = chunk
         self._own = threading.local()
+        self._pool: ThreadPoolExecutor | None = None
 
     def method(self, episodes: Episodes) -> str:
         """The method that `auto` stands for with these episodes: vmap on a GPU and for small examples."""
         if self.name != "auto":
             return self.name
-        small = episodes.support_x[0, 0].numel() <= VMAP_PAYS_ON_CPU
-        return "vmap" if small or episodes.support_x.device.type != "cpu" else "loop"
+        return "vmap" if _small(episodes) or episodes.support_x.device.type != "cpu" else "loop"
 
     def outer(self, learner: Learner, params: Tensors, carry: Tensors, episodes: Episodes) -> Outer:
         """Outer gradient of a meta-batch.
@@ -85,24 +86,28 @@ class Engine:
         return torch.cat(results)
 
     def _on_threads(self, learner: Learner, params: Tensors, carry: Tensors, episodes: Episodes) -> Iterator[Outer]:
-        def work(task: int) -> Outer:
+        def work(group: Episodes) -> Outer:
             # functional_call swaps a module's parameters while it runs: each thread needs a module of its own.
             if getattr(self._own, "source", None) is not learner:
-                self._own.source, self._own.learner = learner, copy.deepcopy(learner)
-            return _outer(self._own.learner, params, carry, episodes[task : task + 1], _lift_one)
+                self._own.source, self._own.learner = learner, _eager_copy(learner)
+            tasks = (group[i : i + 1] for i in range(len(group)))
+            parts = (_outer(self._own.learner, params, carry, task, _lift_one) for task in tasks)
+            return _weighted_mean(parts, len(group), chained=False)
 
-        threads = torch.get_num_threads() if params_on_cpu(params) else 1
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield from pool.map(work, range(len(episodes)))
-
-
-def params_on_cpu(params: Tensors) -> bool:
-    """Whether the tensors live in main memory."""
-    return all(value.device.type == "cpu" for value in params.values())
+        on_cpu = episodes.key.device.type == "cpu"
+        if on_cpu and not _small(episodes):
+            episodes = _channels_last(episodes)
+            keep_freed_memory(one_arena=True)
+        threads = torch.get_num_threads() if on_cpu else 1
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        # Each thread adds up its own tasks: were this thread to do it meanwhile, its helpers would hold the cores.
+        size = -(-len(episodes) // threads)
+        return self._pool.map(work, [episodes[i : i + size] for i in range(0, len(episodes), size)])
 
 
 def _lift_all(function: Callable[[Episodes], Any], episodes: Episodes) -> Any:
-    return vmap(lambda *task: function(Episodes(*task)))(*episodes.tensors())
+    return vmap(lambda sx, sy, qx, qy, key: function(Episodes(sx, sy, qx, qy, key)))(*episodes.tensors())
 
 
 def _lift_one(function: Callable[[Episodes], Any], episodes: Episodes) -> Any:
@@ -117,14 +122,37 @@ def _outer(learner: Any, params: Tensors, carry: Tensors, episodes: Episodes, li
             loss, accuracy = lift(lambda task: learner.outer_loss(params, task), episodes)
             return loss.mean(), (loss.detach(), accuracy)
 
-        gradient, (loss, accuracy) = grad(mean_loss, has_aux=True)(params)
+        gradient, (loss, accuracy) = differentiate(mean_loss, params, eager=learner.eager, create_graph=False)
         return Outer(gradient, carry, loss, accuracy)
     gradient, carry, loss, accuracy = lift(lambda task: learner.outer_gradient(params, carry, task), episodes)
     gradient, carry = tree_map(lambda value: value.mean(0), (gradient, carry))
     return Outer(gradient, carry, loss, accuracy)
 
 
+def _small(episodes: Episodes) -> bool:
+    return episodes.support_x[0, 0].numel() <= SMALL
+
+
+def _channels_last(episodes: Episodes) -> Episodes:
+    """Images stored with their channels innermost: the layout that convolutions on a CPU are fastest in."""
+
+    def stored(x: torch.Tensor) -> torch.Tensor:
+        if x.dim() != 5:
+            return x
+        return x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
+
+    sx, sy, qx, qy, key = episodes.tensors()
+    return Episodes(stored(sx), sy, stored(qx), qy, key)
+
+
+def _eager_copy(learner: Any) -> Any:
+    learner = copy.deepcopy(learner)
+    learner.eager = True
+    return learner
+
+
 def _in_a_chain(learner: Learner, params: Tensors, carry: Tensors, episodes: Episodes) -> Iterator[Outer]:
+    learner = _eager_copy(learner)
     for task in range(len(episodes)):
         part = _outer(learner, params, carry, episodes[task : task + 1], _lift_one)
         carry = part.carry

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.func import functional_call
+from torch.func import functional_call, grad
 
 from fewshot.backbones.norm import BatchStatNorm
 from fewshot.episodes import Episodes
@@ -29,6 +30,7 @@ class Learner(Protocol):
     backbone: nn.Module
     test_steps: int  # adaptation steps at evaluation
     chained: bool  # each task needs the carry of the one before: tasks cannot run at once
+    eager: bool  # set by the engine on its copies that run single tasks; see `differentiate`
 
     def initial(self) -> tuple[Tensors, Tensors]:
         """The meta-parameters, trained by the outer optimiser, and the carry: state that tasks pass on."""
@@ -51,6 +53,25 @@ def backbone_parameters(backbone: nn.Module) -> Tensors:
 def call(backbone: nn.Module, params: Tensors, x: torch.Tensor) -> torch.Tensor:
     """The backbone as a pure function: logits [B, N] of x [B, ...]."""
     return functional_call(backbone, params, (x,))
+
+
+def differentiate(
+    function: Callable[[Tensors], tuple[torch.Tensor, Any]], at: Tensors, *, eager: bool, create_graph: bool
+) -> tuple[Tensors, Any]:
+    """Gradient of a scalar function that also returns something else: (gradient, the something).
+
+    Args:
+        function: params to (loss [], auxiliary).
+        eager: by torch.autograd, which costs least for a single task; else by torch.func, which vmap can batch.
+        create_graph: whether the gradient will be differentiated itself (torch.func always allows it).
+    """
+    if not eager:
+        return grad(function, has_aux=True)(at)
+    with torch.enable_grad():
+        leaves = at if create_graph else {name: value.detach().requires_grad_() for name, value in at.items()}
+        loss, auxiliary = function(leaves)
+        values = torch.autograd.grad(loss, list(leaves.values()), create_graph=create_graph, materialize_grads=True)
+    return dict(zip(at, values, strict=True)), auxiliary
 
 
 def adapted_names(backbone: nn.Module) -> list[str]:

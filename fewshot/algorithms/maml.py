@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.func import grad
 
 from fewshot.algorithms.learner import (
     REDUCTIONS,
@@ -21,6 +20,7 @@ from fewshot.algorithms.learner import (
     call,
     check_choice,
     cross_entropy,
+    differentiate,
 )
 from fewshot.backbones.norm import prepare_for_second_order
 from fewshot.episodes import Episodes
@@ -40,6 +40,7 @@ class Maml:
     """
 
     chained = False
+    eager = False
 
     def __init__(
         self,
@@ -76,9 +77,13 @@ class Maml:
         """theta' after `steps` gradient steps on the support set, differentiable in theta unless first_order."""
         start = {name: value.detach() for name, value in params.items()} if self.first_order else params
         fast = dict(start)
+
+        def loss(moving: Tensors) -> tuple[torch.Tensor, tuple[()]]:
+            return self.support_loss(fast | moving, task), ()
+
         for _ in range(steps):
             moving = {name: fast[name] for name in self.adapted}
-            gradient = grad(lambda moving, fast=fast: self.support_loss(fast | moving, task))(moving)
+            gradient, _ = differentiate(loss, moving, eager=self.eager, create_graph=not self.first_order)
             fast |= {name: value - self.inner_lr * gradient[name] for name, value in moving.items()}
         if self.first_order:  # theta' as theta plus a constant: d theta' / d theta is the identity
             fast = {name: params[name] + (fast[name] - start[name]) for name in fast}

@@ -13,6 +13,7 @@ class Nearest:
     """Each query gets the class of the support example at the smallest Euclidean distance. Nothing is trained."""
 
     chained = False
+    eager = False
     test_steps = 0
 
     def __init__(self, backbone: Pixels) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.func import grad
 
 from fewshot.algorithms.learner import (
     REDUCTIONS,
@@ -21,6 +20,7 @@ from fewshot.algorithms.learner import (
     call,
     check_choice,
     cross_entropy,
+    differentiate,
 )
 from fewshot.episodes import Episodes
 from fewshot.random import fold, permutation
@@ -42,6 +42,8 @@ class Reptile:
         inner_loss: scale of the minibatch loss, see `cross_entropy`; the original sums, Adam hides it.
         adam_state: `chained` or `shared`, see difference 2.
     """
+
+    eager = False
 
     def __init__(
         self,
@@ -89,7 +91,7 @@ class Reptile:
                 loss = cross_entropy(logits, y, self.reduction, max(1, len(y) // logits.shape[-1]))
                 return loss, (loss.detach(), accuracy(logits.detach(), y))
 
-            gradient, (loss, share) = grad(objective, has_aux=True)(params)
+            gradient, (loss, share) = differentiate(objective, params, eager=self.eager, create_graph=False)
             params, carry = self._step(params, carry, gradient)
         return params, carry, loss, share
 

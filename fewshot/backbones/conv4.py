@@ -45,6 +45,8 @@ class Block(nn.Module):
         self.ceil = pool == "same"  # TensorFlow's SAME keeps the last odd row and column
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.stride == 1 and self.norm is not None and not self.norm.fused:
+            return self._pooled_before_norm(x, self.norm)
         bias = self.conv.bias if self.norm is None else None
         x = F.conv2d(x, self.conv.weight, bias, stride=self.stride, padding=1)
         if self.norm is not None:
@@ -53,6 +55,20 @@ class Block(nn.Module):
             # Pooling before ReLU gives the same values as after it, on a quarter of the elements.
             x = F.max_pool2d(x, 2, ceil_mode=self.ceil)
         return torch.relu(x)
+
+    def _pooled_before_norm(self, x: torch.Tensor, norm: BatchStatNorm) -> torch.Tensor:
+        """The same function, for double differentiation: a norm that keeps the order of values commutes with pooling.
+
+        Where the scale is negative, the sign moves into the convolution's weights.
+        """
+        weight, scale = self.conv.weight, norm.scale
+        if scale is not None:
+            sign = torch.where(scale < 0, -1.0, 1.0).to(scale.dtype)
+            weight, scale = weight * sign.view(-1, 1, 1, 1), scale * sign
+        x = F.conv2d(x, weight, padding=1)
+        factor, shift = norm.affine(x, scale)
+        x = F.max_pool2d(x, 2, ceil_mode=self.ceil)
+        return torch.relu(x * factor.view(-1, 1, 1) + shift.view(-1, 1, 1))
 
 
 class Conv4(nn.Module):

@@ -26,8 +26,8 @@ class BatchStatNorm(nn.Module):
         self.eps = eps
         self.scale = nn.Parameter(torch.ones(channels)) if scale else None
         self.offset = nn.Parameter(torch.zeros(channels))
-        # The fused kernel is the faster one in first order. Its double backward is slow, and wrong inside torch.func.vmap
-        # (torch 2.15), so a learner of second order asks for the written-out form of the same function.
+        # The fused kernel is the faster one in first order. Its double backward is slow, and wrong inside
+        # torch.func.vmap (torch 2.15), so a learner of second order asks for the written-out form of the same function.
         self.fused = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -35,13 +35,20 @@ class BatchStatNorm(nn.Module):
             # Without a weight, torch cuts the offset's gradient off from a second differentiation.
             scale = torch.ones_like(self.offset) if self.scale is None else self.scale
             return F.batch_norm(x, None, None, scale, self.offset, training=True, eps=self.eps)
-        axes = (0, *range(2, x.dim()))
-        variance, mean = torch.var_mean(x, axes, correction=0)
-        factor = torch.rsqrt(variance + self.eps)
-        if self.scale is not None:
-            factor = factor * self.scale
+        factor, shift = self.affine(x, self.scale)
         per_channel = (-1, *(1,) * (x.dim() - 2))
-        return x * factor.view(per_channel) + (self.offset - mean * factor).view(per_channel)
+        return x * factor.view(per_channel) + shift.view(per_channel)
+
+    def affine(self, x: torch.Tensor, scale: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """(factor [C], shift [C]): the norm of x with this scale is x * factor + shift."""
+        axes, count = (0, *range(2, x.dim())), x.numel() // x.shape[1]
+        mean = x.sum(axes) / count
+        # Mean of squares minus square of mean: the form whose derivatives take the fewest passes over x.
+        variance = (x * x).sum(axes) / count - mean * mean
+        factor = torch.rsqrt(variance + self.eps)
+        if scale is not None:
+            factor = factor * scale
+        return factor, self.offset - mean * factor
 
 
 def prepare_for_second_order(module: nn.Module) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import platform
-import resource
 import subprocess
-import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +17,6 @@ from fewshot.checkpoint import write_atomically
 
 FORMAT = 1
 _HOUSE = Path(__file__).resolve().parent
-_STATUS = Path("/proc/self/status")
 
 
 def write_record(folder: Path, record: Mapping[str, Any], scores: np.ndarray) -> None:
@@ -64,26 +60,6 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
     }
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory so far, or since `reset_peak_memory`: of the GPU where one is used, of this process otherwise."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if _STATUS.exists():
-        peak = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(peak.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Count peak memory anew, where the system can: on a GPU and on Linux."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif _STATUS.exists():
-        with contextlib.suppress(OSError):
-            _STATUS.with_name("clear_refs").write_text("5")
 
 
 def device_name(device: torch.device) -> str:
