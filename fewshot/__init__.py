@@ -9,7 +9,8 @@ from fewshot.data.bank import Bank, Split, open_banks, write_banks
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 from fewshot.evaluation import ci95, evaluate
-from fewshot.report.table import markdown, read_records
+from fewshot.report.record import read_records
+from fewshot.report.table import markdown
 from fewshot.tasks.sampler import Sampler
 from fewshot.training import TrainSettings, selected, train
 

@@ -98,7 +98,8 @@ class SweepTable(Callback):
     """Hydra callback: a sweep ends by printing the comparison table of its runs, and what failed."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from fewshot.report.table import markdown, read_records
+        from fewshot.report.record import read_records
+        from fewshot.report.table import markdown
 
         try:
             print(f"\n{markdown(read_records(Path(config.runs)))}")

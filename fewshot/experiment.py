@@ -238,7 +238,7 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
         "code": records.code(),
         "environment": records.environment(),
         "data": {"fingerprint": sampler.bank.fingerprint, "about": dict(sampler.bank.about)},
-        "config": identity(run.config, without=("seed",)),
+        "config": identity(run.config, without=("seed",)),  # equal means: runs that differ in their seed only
         "command": shlex.join(["python", *sys.argv]),
     }, scores
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from fewshot.cli import main
+from fewshot.config import identity, resolved
 from fewshot.experiment import build, saved_config, summary, tested
 from fewshot.report.record import write_record
 from fewshot.training import TrainSettings, selected
@@ -46,7 +47,9 @@ def evaluate(cfg: DictConfig) -> None:
         return
     trained = selected(experiment.learner, TrainSettings(**experiment.config["train"]), run, experiment.device)
     record, scores = tested(experiment, test_cfg, trained)
-    record |= {key: trained_cfg[key] for key in ("way", "shot", "query")}  # what the run was trained for
+    # What the run was trained for, and with.
+    record |= {key: trained_cfg[key] for key in ("way", "shot", "query")}
+    record["config"] = identity(resolved(trained_cfg), without=("seed",))
     write_record(folder, record, scores)
     print(summary(record, folder))
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from fewshot.cli import main
-from fewshot.report.table import markdown, read_records
+from fewshot.report.record import read_records
+from fewshot.report.table import markdown
 
 
 def table(cfg: DictConfig) -> None:

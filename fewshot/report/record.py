@@ -14,8 +14,27 @@ import numpy as np
 import torch
 
 from fewshot.checkpoint import write_atomically
+from fewshot.errors import FewshotError
 
 FORMAT = 1
+Record = dict[str, Any]
+
+NUMBER, MAYBE_NUMBER, MAYBE_TEXT = (int, float), (int, float, type(None)), (str, type(None))
+NEEDED: dict[str, tuple[type, ...]] = {
+    "algorithm": (str,), "backbone": MAYBE_TEXT, "dataset": (str,), "way": (int,), "shot": (int,), "query": (int,),
+    "seed": (int,), "recipe": MAYBE_TEXT,
+    "protocol.dataset": (str,), "protocol.split": (str,), "protocol.way": (int,), "protocol.shot": (int,),
+    "protocol.query": (int,), "protocol.episodes": (int,), "protocol.episode_seed": (int,),
+    "protocol.rotations": (str, bool, type(None)), "protocol.manifest": (str,), "protocol.regime": (str,),
+    "protocol.adaptation_steps": (int, str, type(None)), "protocol.train_on_val": (bool,),
+    "protocol.selection": MAYBE_TEXT,
+    "test.accuracy": NUMBER, "test.ci95": MAYBE_NUMBER, "test.episodes": (int,),
+    "cost.train_seconds": MAYBE_NUMBER, "cost.train_tasks": (int,), "cost.tasks_per_second": MAYBE_NUMBER,
+    "cost.peak_memory_bytes": MAYBE_NUMBER, "cost.device": MAYBE_TEXT,
+    "config": (str,), "code.version": (str,), "code.commit": MAYBE_TEXT, "code.dirty": (bool, type(None)),
+    "data.fingerprint": (str,),
+}  # fmt: skip
+
 _HOUSE = Path(__file__).resolve().parent
 
 
@@ -65,3 +84,47 @@ def environment() -> dict[str, Any]:
 def device_name(device: torch.device) -> str:
     """The GPU's name, or `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def read_records(folder: Path) -> list[Record]:
+    """Every `record.json` below `folder`, in the order of their paths; each gains its own `folder`, for messages.
+
+    Raises FewshotError where one is not a record of a classification run, and where there is none.
+    """
+    paths = sorted(folder.rglob("record.json"))
+    if not paths:
+        raise FewshotError(
+            f"no record.json below {folder}: make one with `python tools/train.py`, or say runs=<folder>"
+        )
+    return [_read_record(path) for path in paths]
+
+
+def _read_record(path: Path) -> Record:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FewshotError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(record, dict) or record.get("format") != 1:
+        raise FewshotError(f'{path} is not a record of this version: it lacks `"format": 1`')
+    for field, types in NEEDED.items():
+        try:
+            value = field_of(record, field)
+        except (KeyError, TypeError):
+            raise FewshotError(f"{path} is not a complete record: it lacks {field}") from None
+        if type(value) not in types:  # not isinstance: JSON's true is no way, shot or seed
+            expected = " or ".join(kind.__name__ for kind in types)
+            raise FewshotError(f"{path} is not a record: {field} is {value!r} in place of {expected}")
+    scored, planned = field_of(record, "test.episodes"), field_of(record, "protocol.episodes")
+    if scored != planned:
+        raise FewshotError(f"{path} scored {scored} of the {planned} episodes of its protocol: run the test again")
+    if not 0 <= field_of(record, "test.accuracy") <= 1:  # also refuses NaN
+        raise FewshotError(f"{path} has test.accuracy {field_of(record, 'test.accuracy')}, not a fraction from 0 to 1")
+    return {**record, "folder": str(path.parent)}
+
+
+def field_of(record: Record, field: str) -> Any:
+    """The value at a dotted name."""
+    value: Any = record
+    for key in field.split("."):
+        value = value[key]
+    return value

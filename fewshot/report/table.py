@@ -4,18 +4,14 @@ Two rules keep it honest. Accuracies share a column only where every test episod
 only over training seeds of runs that differ in nothing else the record knows.
 """
 
-import json
 import math
 from collections.abc import Hashable, Iterable
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from scipy import stats
 
 from fewshot.errors import FewshotError
-
-Record = dict[str, Any]
+from fewshot.report.record import NUMBER, Record, field_of
 
 # Simple to elaborate; algorithms that are not named here follow in alphabetical order.
 ALGORITHMS = ("nearest", "maml", "fomaml", "reptile", "leo")
@@ -42,35 +38,8 @@ VARIATIONS = {
     "query": "{} training queries",
     "cost.train_tasks": "{:,} training tasks",
 }
-
-NUMBER, MAYBE_NUMBER, MAYBE_TEXT = (int, float), (int, float, type(None)), (str, type(None))
-NEEDED: dict[str, tuple[type, ...]] = {
-    "algorithm": (str,), "backbone": MAYBE_TEXT, "dataset": (str,), "way": (int,), "shot": (int,), "query": (int,),
-    "seed": (int,), "recipe": MAYBE_TEXT,
-    "protocol.dataset": (str,), "protocol.split": (str,), "protocol.way": (int,), "protocol.shot": (int,),
-    "protocol.query": (int,), "protocol.episodes": (int,), "protocol.episode_seed": (int,),
-    "protocol.rotations": (str, bool, type(None)), "protocol.manifest": (str,), "protocol.regime": (str,),
-    "protocol.adaptation_steps": (int, str, type(None)), "protocol.train_on_val": (bool,),
-    "protocol.selection": MAYBE_TEXT,
-    "test.accuracy": NUMBER, "test.ci95": MAYBE_NUMBER, "test.episodes": (int,),
-    "cost.train_seconds": MAYBE_NUMBER, "cost.train_tasks": (int,), "cost.tasks_per_second": MAYBE_NUMBER,
-    "cost.peak_memory_bytes": MAYBE_NUMBER, "cost.device": MAYBE_TEXT,
-    "code.version": (str,), "code.commit": MAYBE_TEXT, "code.dirty": (bool, type(None)),
-    "data.fingerprint": (str,),
-}  # fmt: skip
-
-
-def read_records(folder: Path) -> list[Record]:
-    """Every `record.json` below `folder`, in the order of their paths; each gains its own `folder`, for messages.
-
-    Raises FewshotError where one is not a record of a classification run, and where there is none.
-    """
-    paths = sorted(folder.rglob("record.json"))
-    if not paths:
-        raise FewshotError(
-            f"no record.json below {folder}: make one with `python tools/train.py`, or say runs=<folder>"
-        )
-    return [_read_record(path) for path in paths]
+# What is left when nothing above tells two runs apart: a hash of everything that they were trained with but the seed.
+CONFIGURATION = {"config": "configuration {:.8}"}
 
 
 def comparison(records: list[Record]) -> pd.DataFrame:
@@ -99,38 +68,8 @@ def _markdown(table: pd.DataFrame) -> str:
     return table.to_markdown(disable_numparse=True)
 
 
-def _read_record(path: Path) -> Record:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FewshotError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(record, dict) or record.get("format") != 1:
-        raise FewshotError(f'{path} is not a record of this version: it lacks `"format": 1`')
-    for field, types in NEEDED.items():
-        try:
-            value = _get(record, field)
-        except (KeyError, TypeError):
-            raise FewshotError(f"{path} is not a complete record: it lacks {field}") from None
-        if type(value) not in types:  # not isinstance: JSON's true is no way, shot or seed
-            expected = " or ".join(kind.__name__ for kind in types)
-            raise FewshotError(f"{path} is not a record: {field} is {value!r} in place of {expected}")
-    scored, planned = _get(record, "test.episodes"), _get(record, "protocol.episodes")
-    if scored != planned:
-        raise FewshotError(f"{path} scored {scored} of the {planned} episodes of its protocol: run the test again")
-    if not 0 <= _get(record, "test.accuracy") <= 1:  # also refuses NaN
-        raise FewshotError(f"{path} has test.accuracy {_get(record, 'test.accuracy')}, not a fraction from 0 to 1")
-    return {**record, "folder": str(path.parent)}
-
-
-def _get(record: Record, field: str) -> Any:
-    value: Any = record
-    for key in field.split("."):
-        value = value[key]
-    return value
-
-
 def _column(record: Record) -> tuple[Hashable, ...]:
-    return tuple(_get(record, field) for field in COLUMN)
+    return tuple(field_of(record, field) for field in COLUMN)
 
 
 def _words(column: tuple[Hashable, ...]) -> list[str]:
@@ -161,16 +100,23 @@ def _column_names(records: list[Record]) -> dict[tuple[Hashable, ...], str]:
 def _methods(records: list[Record]) -> list[str]:
     """For each record its row's name: algorithm, backbone, regime, and whatever sets it apart from its neighbours."""
     names = [_plain_method(record, records) for record in records]
+    for fields in (VARIATIONS, CONFIGURATION):
+        names = _set_apart(names, records, fields)
+    return names
+
+
+def _set_apart(names: list[str], records: list[Record], fields: dict[str, str]) -> list[str]:
+    """The names, longer by each of the fields in which records of one name differ within a column."""
     rows = list(zip(names, records, strict=True))
 
     def varies(field: str, name: str) -> bool:
         # Steps or budgets may well change from column to column; only within one do they make two methods.
-        pairs = {(_column(record), _get(record, field)) for other, record in rows if other == name}
+        pairs = {(_column(record), field_of(record, field)) for other, record in rows if other == name}
         return len(pairs) > len({column for column, _ in pairs})
 
-    varying = {name: [field for field in VARIATIONS if varies(field, name)] for name in set(names)}
+    varying = {name: [field for field in fields if varies(field, name)] for name in set(names)}
     return [
-        ", ".join([name, *(_say(VARIATIONS[field], _get(record, field)) for field in varying[name])])
+        ", ".join([name, *(_say(fields[field], field_of(record, field)) for field in varying[name])])
         for name, record in rows
     ]
 
@@ -275,12 +221,12 @@ def _commit(code: Record) -> str:
 
 
 def _mean(cell: list[Record], field: str, unit: float = 1) -> float | None:
-    values = [_get(record, field) for record in cell]
+    values = [field_of(record, field) for record in cell]
     return None if None in values else sum(values) / len(values) / unit
 
 
 def _distinct(cell: list[Record], field: str) -> str:
-    return ", ".join(sorted({_amount(_get(record, field)) for record in cell}))
+    return ", ".join(sorted({_amount(field_of(record, field)) for record in cell}))
 
 
 def _amount(value: float | str | None, decimals: int = 0) -> str:

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from fewshot.errors import FewshotError
-from fewshot.report.table import comparison, cost, markdown, read_records
+from fewshot.report.record import read_records
+from fewshot.report.table import comparison, cost, markdown
 
 TEMPLATE: dict[str, Any] = {
     "format": 1, "algorithm": "maml", "backbone": "conv4", "dataset": "omniglot", "way": 5, "shot": 1, "query": 15,
@@ -26,7 +27,7 @@ TEMPLATE: dict[str, Any] = {
         "device": "cpu",
     },
     "code": {"version": "0.1.0", "commit": "abc1234", "dirty": False},
-    "environment": {}, "data": {"fingerprint": "feedc0de" * 8}, "command": "python tools/train.py",
+    "config": "c0ffee00" * 8, "environment": {}, "data": {"fingerprint": "feedc0de" * 8}, "command": "python tools/train.py",
 }  # fmt: skip
 
 
@@ -307,3 +308,10 @@ def test_what_is_not_a_record_is_named_in_one_line(tmp_path: Path, content: obje
     assert str(path) in str(error.value)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_runs_that_differ_in_any_setting_but_the_seed_are_never_averaged() -> None:
+    runs = [record(str(seed), seed=seed, config=letter * 64) for seed, letter in enumerate("aab")]
+    table = cells(*runs)
+    assert list(table) == [f"maml (conv4), transductive, configuration {letter * 8}" for letter in "ab"]
+    assert table["maml (conv4), transductive, configuration aaaaaaaa"]["omniglot 5-way 1-shot"].endswith("(2 seeds)")
