@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -21,6 +22,7 @@ from fewshot.errors import FewshotError
 from fewshot.memory import keep_freed_memory
 
 failures: list[str] = []  # of a sweep's runs, in this process
+sweep_records: list[Path] = []  # of its finished runs
 
 
 def main(function: Callable[[DictConfig], None], config: str) -> None:
@@ -33,13 +35,22 @@ def main(function: Callable[[DictConfig], None], config: str) -> None:
     def guarded(cfg: DictConfig) -> None:
         try:
             function(cfg)
-        except FewshotError as error:
-            print(f"error: {error}", file=sys.stderr)
-            failures.append(str(error))
+        except (FewshotError, OmegaConfBaseException, OSError, torch.OutOfMemoryError) as error:
+            line = str(error).strip().splitlines()[0]
+            if isinstance(error, torch.OutOfMemoryError):
+                line = f"out of memory on the GPU: set chunk to fewer tasks at once ({line})"
+            print(f"error: {line}", file=sys.stderr)
+            failures.append(line)
+        except KeyboardInterrupt:
+            print("interrupted: the same command, or resume=<run folder>, continues the run", file=sys.stderr)
+            sys.exit(130)
 
     keep_freed_memory()
     try:
-        check_overrides([a for a in sys.argv[1:] if not a.startswith("-")], config)
+        if not CONF.is_dir():
+            raise FewshotError(f"{CONF}: not there; run the tools from a clone, installed with `pip install -e .`")
+        sweep = bool({"-m", "--multirun"} & set(sys.argv[1:]))
+        check_overrides([a for a in sys.argv[1:] if not a.startswith("-")], config, sweep)
     except FewshotError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -48,7 +59,7 @@ def main(function: Callable[[DictConfig], None], config: str) -> None:
         sys.exit(1)
 
 
-def check_overrides(overrides: list[str], config: str) -> None:
+def check_overrides(overrides: list[str], config: str, sweep: bool) -> None:
     """Hold the command line against the configuration before Hydra does, to answer in one line with near names.
 
     Raises:
@@ -62,6 +73,8 @@ def check_overrides(overrides: list[str], config: str) -> None:
             raise FewshotError(f"command line: {str(error).splitlines()[0]}; write key=value") from error
         singles = []
         for override in parsed:
+            if override.is_sweep_override() and not sweep:
+                raise FewshotError(f"{override.input_line}: several values are a sweep; add -m")
             options = _options(override.key_or_group)
             values: list[Any] = list(override.sweep_string_iterator()) if override.is_sweep_override() else []
             if not override.is_sweep_override():
@@ -98,12 +111,13 @@ class SweepTable(Callback):
     """Hydra callback: a sweep ends by printing the comparison table of its runs, and what failed."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from fewshot.report.record import read_records
+        from fewshot.report.record import read_record
         from fewshot.report.table import markdown
 
         try:
-            print(f"\n{markdown(read_records(Path(config.runs)))}")
+            if sweep_records:
+                print(f"\n{markdown([read_record(path) for path in sweep_records])}")
         except FewshotError as error:
-            print(f"error: {error}", file=sys.stderr)
+            failures.append(str(error))
         for failure in failures:
             print(f"failed: {failure}", file=sys.stderr)

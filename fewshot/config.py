@@ -79,6 +79,7 @@ ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 
 # What may differ between two configurations of one and the same run.
 PLACES = ("device", "data_dir", "runs", "run_dir", "resume", "force")
+READER_PLACES = ("root", "cache", "download")
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -98,7 +99,14 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 def identity(config: Mapping[str, Any], *, without: Iterable[str] = ()) -> str:
     """Hash of everything that a run's result depends on; `without` leaves further keys out."""
     kept = {key: value for key, value in config.items() if key not in (*PLACES, *without)}
+    reader = {key: value for key, value in kept["dataset"]["reader"].items() if key not in READER_PLACES}
+    kept["dataset"] = kept["dataset"] | {"reader": reader}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def trained_with(config: Mapping[str, Any]) -> str:
+    """Hash of what the training depends on but for its seed: what runs that a table may average have in common."""
+    return identity(config, without=("seed", "query", "test", "engine", "chunk"))
 
 
 def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> None:
@@ -131,11 +139,13 @@ def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> None:
             return
         wanted = ", ".join(f"{key}={value}" for key, value in setting.items())
         raise FewshotError(f"recipe={name}: has no settings for {wanted}; leave recipe out or set recipe=none")
-    # Naming the algorithm and the dataset is what selects a recipe; naming a backbone keeps all of it.
-    kept = {override.lstrip("+~").split("=")[0] for override in overrides} - {"algorithm", "dataset"}
+    # Naming one of these chooses among the configurations; it sets no single value.
+    kept = {override.lstrip("+~").split("=")[0] for override in overrides} - {"algorithm", "dataset", "backbone"}
     for row in rows:
         for key, value in row["set"].items():
-            if not any(key == k or key.startswith(f"{k}.") for k in kept):
+            # A backbone has only some of the settings: an MLP no filters.
+            known = not key.startswith("backbone.") or key.rsplit(".", 1)[1] in cfg.backbone.network
+            if known and not any(key == k or key.startswith(f"{k}.") for k in kept):
                 OmegaConf.update(cfg, key, value, merge=True)
     cfg.recipe = name
 

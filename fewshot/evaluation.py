@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from scipy import stats
@@ -43,13 +41,8 @@ def evaluate(
     *,
     transductive: bool,
     engine: Engine,
-    progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
-    """Accuracy of each of the sampler's first `episodes` episodes: [episodes] float64 in 0..1.
-
-    Args:
-        progress: called with the number of episodes done so far.
-    """
+    """Accuracy of each of the sampler's first `episodes` episodes: [episodes] float64 in 0..1."""
     per_episode = sampler.way * (sampler.shot + sampler.query)
     if not transductive:
         per_episode = sampler.way * sampler.query * (sampler.way * sampler.shot + 1)
@@ -62,7 +55,6 @@ def evaluate(
     for first in range(0, episodes, batch):
         tasks = sampler.episodes(first, min(batch, episodes - first))
         scores.append(engine.map(score, tasks).double().cpu().numpy())
-        progress(first + len(tasks))
     return np.concatenate(scores)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shlex
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,15 @@ from yaml import YAMLError
 
 from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.learner import Learner, Tensors
-from fewshot.checkpoint import load_checkpoint, write_atomically
-from fewshot.config import PLACES, TrainConfig, identity, resolved
+from fewshot.checkpoint import LOCK, load_checkpoint, only_process_in, write_atomically
+from fewshot.config import PLACES, TrainConfig, identity, resolved, trained_with
 from fewshot.data.bank import Bank
 from fewshot.errors import FewshotError
 from fewshot.evaluation import ci95, evaluate
-from fewshot.memory import peak_memory_bytes
+from fewshot.memory import peak_memory_bytes, reset_peak_memory
 from fewshot.progress import TrainingDisplay
 from fewshot.report import record as records
+from fewshot.report.record import read_record
 from fewshot.tasks.sampler import Sampler
 from fewshot.training import Trained, TrainSettings, checkpoints, selected, train
 
@@ -106,6 +107,9 @@ def run_folder(config: dict[str, Any]) -> Path:
     return Path(config["runs"]) / task / name
 
 
+OURS = (LOCK, "config.yaml.part")  # what a run that died in its first moments leaves
+
+
 def is_finished(folder: Path, cfg: DictConfig) -> bool:
     """Whether the folder holds this very run with its record; False where it is new or unfinished.
 
@@ -120,12 +124,12 @@ def is_finished(folder: Path, cfg: DictConfig) -> bool:
                 k for k in config.keys() | theirs.keys() if k not in PLACES and config.get(k) != theirs.get(k)
             )
             raise FewshotError(f"{folder}: holds another run (other {', '.join(keys)}); choose another run_dir")
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and (not folder.is_dir() or any(p.name not in OURS for p in folder.iterdir())):
         raise FewshotError(f"{folder}: not empty and not a run; choose another run_dir")
     return (folder / "record.json").exists()
 
 
-def saved_config(folder: Path, *, device: str = "auto", force: bool = False) -> DictConfig:
+def saved_config(folder: Path, *, device: str | None = None) -> DictConfig:
     """The configuration of a run, to be continued or tested where it lies.
 
     Raises:
@@ -136,9 +140,9 @@ def saved_config(folder: Path, *, device: str = "auto", force: bool = False) -> 
         raise FewshotError(f"{folder}: not a run folder (no config.yaml); give the folder that a run printed")
     try:
         schema = OmegaConf.structured(TrainConfig)
-        cfg = OmegaConf.merge(
-            schema, OmegaConf.load(listed), {"run_dir": str(folder), "device": device, "force": force}
-        )
+        cfg = OmegaConf.merge(schema, OmegaConf.load(listed), {"run_dir": str(folder)})
+        if device is not None:
+            cfg.device = device
     except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise FewshotError(f"{listed}: damaged, or not of this version ({reason}); choose another folder") from error
@@ -154,8 +158,14 @@ def training_run(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
     """
     folder = run_folder(resolved(cfg))
     if is_finished(folder, cfg) and not cfg.force:
-        return folder, json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        return folder, read_record(folder / "record.json")
+    with only_process_in(folder):
+        return folder, _train_and_test(folder, cfg)
+
+
+def _train_and_test(folder: Path, cfg: DictConfig) -> dict[str, Any]:
     run = build(cfg)
+    reset_peak_memory(run.device)
     settings = TrainSettings(**run.config["train"])
     shot = cfg.shot if settings.shot is None else settings.shot
     query = shot if settings.query is None else settings.query
@@ -165,7 +175,9 @@ def training_run(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
     if cfg.force:
         for path in (folder / "record.json", *checkpoints(folder)):
             path.unlink(missing_ok=True)
-    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(run.config)).encode())
+        shutil.rmtree(folder / "tests", ignore_errors=True)  # they are of the weights that go
+    saved = run.config | {"device": str(run.device)}
+    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(saved)).encode())
 
     def validate(params: Tensors, carry: Tensors) -> float:
         scores = evaluate(
@@ -181,7 +193,7 @@ def training_run(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
         train(run.learner, train_sampler, settings, run.engine, folder, validate, display.update)
     record, scores = tested(run, cfg, selected(run.learner, settings, folder, run.device))
     records.write_record(folder, record, scores)
-    return folder, record
+    return record
 
 
 def tester(run: Experiment, cfg: DictConfig) -> Sampler:
@@ -223,11 +235,15 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
             "regime": "transductive" if cfg.test.transductive else "inductive",
             "adaptation_steps": run.learner.test_steps,
             "train_on_val": False,
-            "selection": "best validation accuracy" if settings.select == "best" else "last",
+            "selection": trained.selection,
             "manifest": sampler.manifest(0, cfg.test.episodes),
         },
         "validation": None if validation is None else validation | {"episodes": cfg.test.validation_episodes},
-        "test": {"accuracy": float(scores.mean()), "ci95": ci95(scores), "episodes": len(scores)},
+        "test": {
+            "accuracy": float(scores.mean()),
+            "ci95": None if len(scores) < 2 else ci95(scores),
+            "episodes": len(scores),
+        },
         "cost": {
             "train_seconds": round(trained.train_seconds, 2),
             "train_tasks": tasks,
@@ -237,8 +253,12 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
         },
         "code": records.code(),
         "environment": records.environment(),
-        "data": {"fingerprint": sampler.bank.fingerprint, "about": dict(sampler.bank.about)},
-        "config": identity(run.config, without=("seed",)),  # equal means: runs that differ in their seed only
+        "data": {
+            "fingerprint": sampler.bank.fingerprint,
+            "train_fingerprint": run.banks["train"].fingerprint,
+            "about": dict(sampler.bank.about),
+        },
+        "config": trained_with(run.config),
         "command": shlex.join(["python", *sys.argv]),
     }, scores
 
@@ -246,9 +266,10 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
 def summary(record: dict[str, Any], folder: Path) -> str:
     """One line of result for a person."""
     test, protocol = record["test"], record["protocol"]
+    interval = "" if test["ci95"] is None else f" ± {100 * test['ci95']:.2f}"
     return (
         f"{record['algorithm']} {protocol['dataset']} {protocol['way']}-way {protocol['shot']}-shot: "
-        f"{100 * test['accuracy']:.2f} ± {100 * test['ci95']:.2f} % ({test['episodes']} episodes, "
+        f"{100 * test['accuracy']:.2f}{interval} % ({test['episodes']} episodes, "
         f"{protocol['query']} queries per class, {protocol['regime']}, recipe {record['recipe'] or 'none'}, "
         f"{record['cost']['train_seconds'] / 60:.1f} min of training)  {folder}"
     )

@@ -48,5 +48,6 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _STATUS.exists():
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)  # what was freed and kept is no longer in use
             _STATUS.with_name("clear_refs").write_text("5")

@@ -43,6 +43,7 @@ class Trained:
     params: Tensors
     carry: Tensors
     validation: dict[str, Any] | None  # {accuracy, step} of these parameters, where they were validated
+    selection: str  # "best validation accuracy" or "last", whichever these parameters are
     steps: int  # outer steps of the whole training
     train_seconds: float  # of these steps: sampling, adaptation and update, without validation
 
@@ -82,7 +83,12 @@ def train(
         _restore(optimizer, params, groups.get("outer", {}))
     metrics = folder / "metrics.jsonl"
     _cut(metrics, state["step"])
-    steps = settings.steps if params else 0  # a learner without parameters has nothing to train
+    trained = hasattr(learner, "outer_loss") or hasattr(learner, "outer_gradient")
+    if trained and not params:
+        raise FewshotError("this backbone has no parameters to train; choose another, such as backbone=conv4")
+    if hasattr(learner, "outer_loss") and sampler.query < 1:
+        raise FewshotError("train.query=0: this algorithm learns from its queries; set at least 1, or null")
+    steps = settings.steps if trained else 0
 
     def checkpoint() -> None:
         save_checkpoint(last, {"params": params, "carry": carry, "outer": _slots(optimizer, params)}, state)
@@ -123,12 +129,19 @@ def selected(learner: Learner, settings: TrainSettings, folder: Path, device: to
     _, state = load_checkpoint(last, "cpu")
     use_best = settings.select == "best" and state["best"] is not None
     path = best if use_best else last
-    groups, _ = load_checkpoint(path, device)
+    groups, own = load_checkpoint(path, device)
     params, carry = (
         matching(path, groups.get(name, {}), wanted)
         for name, wanted in zip(("params", "carry"), learner.initial(), strict=True)
     )
-    return Trained(params, carry, state["best" if use_best else "validation"], state["step"], state["train_seconds"])
+    return Trained(
+        params,
+        carry,
+        validation=own["validation"],
+        selection="best validation accuracy" if use_best else "last",
+        steps=state["step"],
+        train_seconds=state["train_seconds"],
+    )
 
 
 def checkpoints(folder: Path) -> tuple[Path, Path]:
@@ -187,7 +200,7 @@ def _check_finite(outer: Outer, step: int, last: Path) -> None:
         kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
         raise FewshotError(
             f"step {step + 1}: the loss or its gradient is not finite; lower train.outer_lr or "
-            f"algorithm.inner_lr, or set train.clip; {kept}"
+            f"algorithm.learner.inner_lr, or set train.clip; {kept}"
         )
 
 

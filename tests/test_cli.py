@@ -113,18 +113,24 @@ def test_a_run_is_tested_again_with_another_protocol(call: Any) -> None:
     call("train", "run_dir=run", *QUICK)
     same = call("evaluate", "run=run")
     assert same.code == 0
+    assert "nothing written" in same.out
+    assert not Path("run/tests").exists()
+    assert same.out.split(" (")[0] == call("train", "run_dir=run", *QUICK).out.split(" (")[0]
     other = call("evaluate", "run=run", "query=1", "transductive=false", "steps=5", "rotations=per_class")
     assert other.code == 0
     records = {path.parent.name: read(path.parent) for path in Path("run/tests").rglob("record.json")}
-    assert len(records) == 2
-    repeated = records["test-1s2q-none-transductive-3steps-6e0"]
-    assert repeated["test"] == read(Path("run"))["test"]
+    assert len(records) == 1
+    first = read(Path("run"))
     changed = records["test-1s1q-per_class-inductive-5steps-6e0"]
     assert changed["protocol"]["query"] == 1
     assert changed["protocol"]["regime"] == "inductive"
     assert changed["protocol"]["adaptation_steps"] == 5
     assert changed["query"] == 2  # what it was trained for
-    assert changed["protocol"]["manifest"] != repeated["protocol"]["manifest"]
+    assert changed["protocol"]["manifest"] != first["protocol"]["manifest"]
+    assert changed["config"] == first["config"]
+    table = call("table", "runs=run")
+    assert table.code == 0
+    assert table.out.count("| maml (conv4), ") >= 2
 
 
 MISTAKES = {
@@ -136,6 +142,12 @@ MISTAKES = {
     "unknown option": (["algorithm=mamal"], ["algorithm=mamal", "did you mean maml"]),
     "unknown value": (["engine=fast"], ["engine=fast", "vmap"]),
     "wrong type": (["way=five"], ["way=five", "Integer"]),
+    "several values without -m": (["shot=1,5"], ["shot=1,5", "add -m"]),
+    "no number": (["algorithm.learner.inner_lr=fast"], ["algorithm.learner.inner_lr=fast", "a number"]),
+    "no queries to learn from": (["train.query=0"], ["train.query=0"]),
+    "nothing to train": (["backbone=pixels"], ["no parameters"]),
+    "a backbone that the algorithm cannot use": (["algorithm=nearest", "backbone=conv4"], ["backbone=pixels only"]),
+    "a file in place of a folder": (["run_dir=/dev/null"], ["/dev/null"]),
     "no override": (["algorithm"], ["command line"]),
     "unknown choice in the backbone": (["backbone.network.readout=max"], ["readout=max", "flatten, mean"]),
     "unknown split": (["test.split=tset"], ["test.split=tset", "train"]),

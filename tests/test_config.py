@@ -61,7 +61,7 @@ def test_every_row_of_every_recipe_sets_existing_keys(path: Path) -> None:
         assert set(row["when"]) <= {"algorithm", "dataset", "way", "shot"}
 
 
-@pytest.mark.parametrize("algorithm", ["nearest", "maml", "fomaml", "reptile"])
+@pytest.mark.parametrize("algorithm", ["maml", "fomaml", "reptile"])
 @pytest.mark.parametrize("backbone", ["conv4", "mlp"])
 def test_every_algorithm_builds_on_every_backbone(algorithm: str, backbone: str, data_dir: Path) -> None:
     run = build(composed(f"algorithm={algorithm}", f"backbone={backbone}", f"data_dir={data_dir}"))
@@ -72,9 +72,26 @@ def test_every_algorithm_builds_on_every_backbone(algorithm: str, backbone: str,
     assert all(params[name].equal(again[name]) for name in params)
 
 
+@pytest.mark.parametrize("path", sorted((CONF / "algorithm").glob("*.yaml")), ids=lambda path: path.stem)
+def test_what_an_algorithm_says_of_its_training_holds(path: Path) -> None:
+    cfg = composed(f"algorithm={path.stem}")
+    for key, value in OmegaConf.load(path).train.items():
+        assert cfg.train[key] == value
+
+
+def test_a_recipe_sets_what_a_named_backbone_has() -> None:
+    cfg = with_recipe("algorithm=maml", "dataset=omniglot", "backbone=mlp")
+    assert cfg.backbone.name == "mlp"
+    assert (cfg.backbone.network.norm_scale, cfg.backbone.network.adapt_norm) == (False, False)
+    assert "filters" not in cfg.backbone.network
+    conv4 = with_recipe("algorithm=maml", "dataset=omniglot", "backbone=conv4")
+    assert conv4.backbone.network.readout == "mean"
+
+
 def test_identity_covers_what_a_result_depends_on_and_nothing_else() -> None:
     base = resolved(composed())
     assert identity(base) == identity(resolved(composed("device=cpu", "runs=elsewhere", "force=true")))
+    assert identity(base) == identity(resolved(composed("data_dir=elsewhere")))
     assert identity(base) != identity(resolved(composed("seed=1")))
     assert identity(base) != identity(resolved(composed("train.outer_lr=0.1")))
     assert identity(base, without=["seed"]) == identity(resolved(composed("seed=1")), without=["seed"])

@@ -151,15 +151,6 @@ def test_every_learner_is_better_than_chance_on_easy_tasks(
     assert scores.mean() - ci95(scores) > 0.6
 
 
-def test_progress_counts_the_episodes(monkeypatch: pytest.MonkeyPatch, make_learner: Make, sampler: Sampler):
-    monkeypatch.setattr(evaluation, "IMAGES_AT_ONCE", 4 * 15)
-    seen: list[int] = []
-    evaluate(
-        make_learner("nearest"), {}, {}, sampler, 10, transductive=True, engine=Engine("vmap"), progress=seen.append
-    )
-    assert seen == [4, 8, 10]
-
-
 # The interval
 
 

@@ -3,15 +3,15 @@
 The test leaves a record of its own below `<run>/tests`, which tables show beside the run's.
 """
 
-import json
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from fewshot.cli import main
-from fewshot.config import identity, resolved
+from fewshot.config import resolved, trained_with
+from fewshot.errors import FewshotError
 from fewshot.experiment import build, saved_config, summary, tested
-from fewshot.report.record import write_record
+from fewshot.report.record import read_record, write_record
 from fewshot.training import TrainSettings, selected
 
 PROTOCOL = {
@@ -42,14 +42,20 @@ def evaluate(cfg: DictConfig) -> None:
         f"-{experiment.learner.test_steps}steps-{test_cfg.test.episodes}e{test_cfg.test.seed}"
     )
     folder = Path(cfg.out) if cfg.out else run / "tests" / name
+    if (folder / "config.yaml").exists():
+        raise FewshotError(f"out={folder}: holds a run; choose another folder")
     if (folder / "record.json").exists() and not cfg.force:
-        print(summary(json.loads((folder / "record.json").read_text(encoding="utf-8")), folder))
+        print(summary(read_record(folder / "record.json"), folder))
         return
     trained = selected(experiment.learner, TrainSettings(**experiment.config["train"]), run, experiment.device)
     record, scores = tested(experiment, test_cfg, trained)
     # What the run was trained for, and with.
     record |= {key: trained_cfg[key] for key in ("way", "shot", "query")}
-    record["config"] = identity(resolved(trained_cfg), without=("seed",))
+    record["config"] = trained_with(resolved(trained_cfg))
+    own = run / "record.json"
+    if own.exists() and read_record(own)["protocol"] == record["protocol"]:
+        print(f"{summary(record, run)} (the run's own protocol: nothing written)")
+        return
     write_record(folder, record, scores)
     print(summary(record, folder))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from fewshot.cli import main
+from fewshot.cli import main, sweep_records
 from fewshot.config import apply_recipe
 from fewshot.errors import FewshotError
 from fewshot.experiment import saved_config, summary, training_run
@@ -17,13 +17,14 @@ from fewshot.experiment import saved_config, summary, training_run
 def train(cfg: DictConfig) -> None:
     overrides = HydraConfig.get().overrides.task
     if cfg.resume:
-        others = [o for o in overrides if o.split("=")[0] not in ("resume", "device", "force")]
+        others = [o for o in overrides if o.split("=")[0] not in ("resume", "device")]
         if others:
             raise FewshotError(f"resume={cfg.resume}: the run keeps its own settings; leave out {' '.join(others)}")
-        cfg = saved_config(Path(cfg.resume), device=cfg.device, force=cfg.force)
+        cfg = saved_config(Path(cfg.resume), device=None if cfg.device == "auto" else cfg.device)
     else:
         apply_recipe(cfg, overrides)
     folder, record = training_run(cfg)
+    sweep_records.append(folder / "record.json")
     print(summary(record, folder))
 
 

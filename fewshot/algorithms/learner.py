@@ -101,6 +101,13 @@ def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return (logits.argmax(-1) == labels).to(logits.dtype).mean()
 
 
+def check_number(name: str, value: object, kind: type, least: float) -> None:
+    """Raises FewshotError where a setting is no number of this kind, or is below `least`."""
+    kinds = (int,) if kind is int else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
+        raise FewshotError(f"{name}={value}: must be {'a whole number' if kind is int else 'a number'} >= {least}")
+
+
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     """The value, when it is one of the choices.
 

@@ -19,11 +19,13 @@ from fewshot.algorithms.learner import (
     backbone_parameters,
     call,
     check_choice,
+    check_number,
     cross_entropy,
     differentiate,
 )
 from fewshot.backbones.norm import prepare_for_second_order
 from fewshot.episodes import Episodes
+from fewshot.errors import FewshotError
 
 
 class Maml:
@@ -58,8 +60,13 @@ class Maml:
         self.inner_steps = inner_steps
         self.test_steps = test_steps
         self.first_order = first_order
-        self.inner_reduction = check_choice("algorithm.inner_loss", inner_loss, REDUCTIONS)
-        self.outer_reduction = check_choice("algorithm.outer_loss", outer_loss, REDUCTIONS)
+        check_number("algorithm.learner.inner_lr", inner_lr, float, 0)
+        check_number("algorithm.learner.inner_steps", inner_steps, int, 0)
+        check_number("algorithm.learner.test_steps", test_steps, int, 0)
+        if not isinstance(first_order, bool):
+            raise FewshotError(f"algorithm.learner.first_order={first_order}: must be true or false")
+        self.inner_reduction = check_choice("algorithm.learner.inner_loss", inner_loss, REDUCTIONS)
+        self.outer_reduction = check_choice("algorithm.learner.outer_loss", outer_loss, REDUCTIONS)
         self.adapted = adapted_names(backbone)
         if not first_order:
             prepare_for_second_order(backbone)

@@ -7,6 +7,7 @@ import torch
 from fewshot.algorithms.learner import Tensors
 from fewshot.backbones.pixels import Pixels
 from fewshot.episodes import Episodes
+from fewshot.errors import FewshotError
 
 
 class Nearest:
@@ -17,6 +18,8 @@ class Nearest:
     test_steps = 0
 
     def __init__(self, backbone: Pixels) -> None:
+        if not isinstance(backbone, Pixels):
+            raise FewshotError("algorithm=nearest compares inputs as they are; it runs with backbone=pixels only")
         self.backbone = backbone
 
     def initial(self) -> tuple[Tensors, Tensors]:

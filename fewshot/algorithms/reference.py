@@ -25,7 +25,7 @@ def outer_by_learn2learn(learner: Learner, params: Tensors, episodes: Episodes) 
         raise FewshotError("engine=learn2learn: only for maml and fomaml; choose engine=vmap or engine=loop")
     if len(learner.adapted) != len(params):
         raise FewshotError(
-            "engine=learn2learn: adapts every parameter; set backbone.adapt_norm=true or choose engine=vmap"
+            "engine=learn2learn: adapts every parameter; set backbone.network.adapt_norm=true or choose engine=vmap"
         )
     with warnings.catch_warnings():  # its import brings gym, which warns about itself
         warnings.simplefilter("ignore")

@@ -22,13 +22,13 @@ from fewshot.errors import FewshotError
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
-    """The value of `backbone.<name>`, when it is one of the choices.
+    """The value of `backbone.network.<name>`, when it is one of the choices.
 
     Raises:
         FewshotError: it is not.
     """
     if value not in choices:
-        raise FewshotError(f"backbone.{name}={value}: choose one of {', '.join(choices)}")
+        raise FewshotError(f"backbone.network.{name}={value}: choose one of {', '.join(choices)}")
     return value
 
 

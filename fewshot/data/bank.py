@@ -96,6 +96,9 @@ def write_banks(folder: Path, splits: Mapping[str, Split], about: Mapping[str, A
             np.save(scratch / f"{name}.npy", split.examples, allow_pickle=False)
         text = json.dumps({"format": FORMAT, "about": dict(about), "splits": listing}, indent=1)
         (scratch / "bank.json").write_text(text + "\n", encoding="utf-8")
+        listed = folder / "bank.json"
+        if listed.exists() and listed.read_bytes() == (scratch / "bank.json").read_bytes():
+            return  # another process was first with the same bank
         scratch.chmod(0o755)  # mkdtemp's folders are for their owner alone
         if folder.exists():
             os.replace(folder, tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))

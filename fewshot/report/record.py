@@ -55,12 +55,13 @@ def code() -> dict[str, Any]:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    status = git("status", "--porcelain", "--untracked-files=no")
-    return {
-        "version": _version("fewshot"),
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": None if status is None else bool(status),
-    }
+    house = _HOUSE.parent.parent
+    top = git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != house:  # installed somewhere inside another project's checkout
+        return {"version": _version("fewshot"), "commit": None, "dirty": None}
+    # A file that git does not know yet, such as a new algorithm, is a change too.
+    changes = git("status", "--porcelain", "--", *(str(house / part) for part in ("fewshot", "conf", "tools")))
+    return {"version": _version("fewshot"), "commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
 
 
 def _version(package: str) -> str:
@@ -96,10 +97,15 @@ def read_records(folder: Path) -> list[Record]:
         raise FewshotError(
             f"no record.json below {folder}: make one with `python tools/train.py`, or say runs=<folder>"
         )
-    return [_read_record(path) for path in paths]
+    return [read_record(path) for path in paths]
 
 
-def _read_record(path: Path) -> Record:
+def read_record(path: Path) -> Record:
+    """One record, its fields checked, and the `folder` it lies in.
+
+    Raises:
+        FewshotError: the file is not a record of a classification run.
+    """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

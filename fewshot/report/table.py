@@ -35,7 +35,7 @@ SHORT_NAME, HASHES = 3, -2  # the first three always name a column; the last two
 VARIATIONS = {
     "protocol.adaptation_steps": "{} adaptation steps",
     "protocol.selection": "selection: {}",
-    "query": "{} training queries",
+    "query": "trained for {} queries",
     "cost.train_tasks": "{:,} training tasks",
 }
 # What is left when nothing above tells two runs apart: a hash of everything that they were trained with but the seed.

@@ -52,9 +52,11 @@ class Sampler:
             if getattr(self, name) < least:
                 raise FewshotError(f"{name}={getattr(self, name)}: must be at least {least}")
         if self.rotations not in ROTATIONS:
-            raise FewshotError(f"rotations={self.rotations}: choose one of {', '.join(ROTATIONS)}")
+            raise FewshotError(f"dataset.rotations={self.rotations}: choose one of {', '.join(ROTATIONS)}")
         if self.rotations != "none" and (len(bank.shape) != 3 or bank.shape[-1] != bank.shape[-2]):
-            raise FewshotError(f"{where}: rotations={self.rotations} needs square images; set rotations to none")
+            raise FewshotError(
+                f"{where}: rotations={self.rotations} takes square images; set dataset.rotations to none"
+            )
         if self.way > self._choices:
             raise FewshotError(f"{where}: way={self.way}, but there are only {self._choices} classes; lower way")
         smallest = int(bank.sizes.argmin())

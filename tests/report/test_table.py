@@ -27,7 +27,8 @@ TEMPLATE: dict[str, Any] = {
         "device": "cpu",
     },
     "code": {"version": "0.1.0", "commit": "abc1234", "dirty": False},
-    "config": "c0ffee00" * 8, "environment": {}, "data": {"fingerprint": "feedc0de" * 8}, "command": "python tools/train.py",
+    "config": "c0ffee00" * 8, "environment": {},
+    "data": {"fingerprint": "feedc0de" * 8}, "command": "python tools/train.py",
 }  # fmt: skip
 
 
