@@ -38,6 +38,7 @@ def only_process_in(folder: Path) -> Iterator[None]:
     Raises:
         FewshotError: another process has it, or it cannot be written to.
     """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("w")
@@ -54,8 +55,9 @@ def only_process_in(folder: Path) -> Iterator[None]:
     finally:
         (folder / LOCK).unlink(missing_ok=True)
         file.close()
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # only when nothing was written: a mistake leaves no empty folder
+        with contextlib.suppress(OSError):  # not empty: only where nothing was written do the folders go again
+            for path in made:
+                path.rmdir()
 
 
 def save_checkpoint(path: Path, groups: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ from fewshot.progress import TrainingDisplay
 from fewshot.report import record as records
 from fewshot.report.record import read_record
 from fewshot.tasks.sampler import Sampler
-from fewshot.training import Trained, TrainSettings, checkpoints, selected, train
+from fewshot.training import Trained, TrainSettings, checkpoints, is_trained, selected, train
 
 
 @dataclass
@@ -171,7 +171,9 @@ def _train_and_test(folder: Path, cfg: DictConfig) -> dict[str, Any]:
     query = shot if settings.query is None else settings.query
     train_sampler = Sampler(run.banks["train"], cfg.way, shot, query, cfg.seed, cfg.dataset.rotations.train)
     val_sampler = Sampler(run.banks["val"], cfg.way, cfg.shot, cfg.query, cfg.seed, cfg.dataset.rotations.test)
-    tester(run, cfg)  # a protocol that cannot be tested should not cost the training first
+    # What cannot be trained or tested should leave no folder, nor cost the training first.
+    is_trained(run.learner, train_sampler)
+    tester(run, cfg)
     if cfg.force:
         for path in (folder / "record.json", *checkpoints(folder)):
             path.unlink(missing_ok=True)

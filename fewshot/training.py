@@ -83,12 +83,7 @@ def train(
         _restore(optimizer, params, groups.get("outer", {}))
     metrics = folder / "metrics.jsonl"
     _cut(metrics, state["step"])
-    trained = hasattr(learner, "outer_loss") or hasattr(learner, "outer_gradient")
-    if trained and not params:
-        raise FewshotError("this backbone has no parameters to train; choose another, such as backbone=conv4")
-    if hasattr(learner, "outer_loss") and sampler.query < 1:
-        raise FewshotError("train.query=0: this algorithm learns from its queries; set at least 1, or null")
-    steps = settings.steps if trained else 0
+    steps = settings.steps if is_trained(learner, sampler) else 0
 
     def checkpoint() -> None:
         save_checkpoint(last, {"params": params, "carry": carry, "outer": _slots(optimizer, params)}, state)
@@ -117,6 +112,22 @@ def train(
             checkpoint()
     if not last.exists():
         checkpoint()
+
+
+def is_trained(learner: Learner, sampler: Sampler) -> bool:
+    """Whether there is anything to train.
+
+    Raises:
+        FewshotError: there should be, but the backbone has no parameters or the tasks have no queries to learn from.
+    """
+    by_loss = hasattr(learner, "outer_loss")
+    if not by_loss and not hasattr(learner, "outer_gradient"):
+        return False
+    if not learner.initial()[0]:
+        raise FewshotError("this backbone has no parameters to train; choose another, such as backbone=conv4")
+    if by_loss and sampler.query < 1:
+        raise FewshotError("train.query=0: this algorithm learns from its queries; set at least 1, or null")
+    return True
 
 
 def selected(learner: Learner, settings: TrainSettings, folder: Path, device: torch.device) -> Trained:

@@ -40,6 +40,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], da
 
     def run(tool: str, *words: str) -> Outcome:
         cli.failures.clear()
+        cli.sweep_records.clear()
         monkeypatch.setattr(sys, "argv", [f"tools/{tool}.py", *words])
         capsys.readouterr()
         code = 0
@@ -99,7 +100,7 @@ def test_a_finished_run_is_not_run_again_unless_told_to(call: Any) -> None:
 def test_a_sweep_ends_with_a_table_and_survives_a_broken_run(call: Any) -> None:
     done = call("train", "-m", "algorithm=maml,fomaml", "shot=1,30", "runs=sweep", *QUICK)
     assert done.code == 1
-    assert "| maml (conv4), transductive" in done.out
+    assert "| maml (conv4), transductive" in done.out, done.err
     assert "| fomaml (conv4), transductive" in done.out
     assert done.err.count("error: ") == 2
     assert done.err.count("failed: ") == 2

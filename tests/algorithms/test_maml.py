@@ -315,5 +315,5 @@ def test_the_meta_parameters_are_a_copy_of_the_backbones(make_learner: Make):
 
 @pytest.mark.parametrize("name", ["inner_loss", "outer_loss"])
 def test_unknown_scales_are_refused(make_learner: Make, name: str):
-    with pytest.raises(FewshotError, match=rf"algorithm\.{name}=total: choose one of mean, sum, per_shot"):
+    with pytest.raises(FewshotError, match=rf"algorithm\.learner\.{name}=total: choose one of mean, sum, per_shot"):
         make_learner("maml", **{name: "total"})

@@ -280,5 +280,5 @@ def test_two_steps_agree_with_the_taylor_expansions_to_first_order(make_episodes
 
 @pytest.mark.parametrize("name", ["inner_optimizer", "inner_loss", "adam_state"])
 def test_unknown_choices_are_refused(make_learner: Make, name: str):
-    with pytest.raises(FewshotError, match=rf"algorithm\.{name}=wrong: choose one of"):
+    with pytest.raises(FewshotError, match=rf"algorithm\.learner\.{name}=wrong: choose one of"):
         make_learner("reptile-chained", **{name: "wrong"})

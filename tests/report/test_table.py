@@ -135,7 +135,7 @@ def test_two_runs_that_differ_in_nothing_are_refused_by_name() -> None:
     [
         ({"protocol__adaptation_steps": 10}, "3 adaptation steps", "10 adaptation steps"),
         ({"protocol__selection": "last"}, "selection: best validation accuracy", "selection: last"),
-        ({"query": 5}, "5 training queries", "15 training queries"),
+        ({"query": 5}, "trained for 5 queries", "trained for 15 queries"),
         ({"cost__train_tasks": 1000}, "1,000 training tasks", "120,000 training tasks"),
         ({"recipe": "cbfinn"}, "no recipe", "recipe cbfinn"),
     ],
