@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fewshot.backbones.norm import BatchStatNorm
+from fewshot.backbones.norm import BatchStatNorm, make_norm
 from fewshot.errors import FewshotError
 
 
@@ -41,16 +41,15 @@ class Block(nn.Module):
         super().__init__()
         self.stride = 2 if downsample == "stride" else 1
         self.conv = nn.Conv2d(channels, filters, 3, stride=self.stride, padding=1)
-        self.norm = BatchStatNorm(filters, scale=norm_scale, eps=norm_eps) if norm == "batch" else None
+        self.norm = make_norm(norm, filters, scale=norm_scale, eps=norm_eps)
+        self.biased = norm == "none"
         self.ceil = pool == "same"  # TensorFlow's SAME keeps the last odd row and column
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.stride == 1 and self.norm is not None and not self.norm.fused:
+        if self.stride == 1 and isinstance(self.norm, BatchStatNorm) and not self.norm.fused:
             return self._pooled_before_norm(x, self.norm)
-        bias = self.conv.bias if self.norm is None else None
-        x = F.conv2d(x, self.conv.weight, bias, stride=self.stride, padding=1)
-        if self.norm is not None:
-            x = self.norm(x)
+        bias = self.conv.bias if self.biased else None
+        x = self.norm(F.conv2d(x, self.conv.weight, bias, stride=self.stride, padding=1))
         if self.stride == 1:
             # Pooling before ReLU gives the same values as after it, on a quarter of the elements.
             x = F.max_pool2d(x, 2, ceil_mode=self.ceil)
@@ -81,7 +80,7 @@ class Conv4(nn.Module):
         downsample: `stride` (strided convolution) or `max_pool`.
         pool: of max_pool, `valid` drops an odd last row and column, `same` keeps them.
         readout: `flatten`, or `mean` over space.
-        norm: `batch` (statistics of the batch at hand) or `none`.
+        norm: `batch` (statistics of the batch at hand), `running` (averages, once in eval()) or `none`.
         norm_scale, norm_eps: see BatchStatNorm.
         adapt_norm: whether the inner loop changes the norm's parameters (cbfinn/maml: it does not).
         conv_init: `xavier` uniform (the TensorFlow originals), `kaiming` normal fan-out (mmfewshot).
@@ -111,7 +110,6 @@ class Conv4(nn.Module):
         one_of("downsample", downsample, ("stride", "max_pool"))
         one_of("pool", pool, ("valid", "same"))
         one_of("readout", readout, ("flatten", "mean"))
-        one_of("norm", norm, ("batch", "none"))
         if len(shape) != 3:
             raise FewshotError(f"backbone conv4 takes images (channels, height, width), not examples of shape {shape}")
         self.readout, self.adapt_norm = readout, adapt_norm
@@ -133,19 +131,12 @@ class Conv4(nn.Module):
         if side < 1:
             raise FewshotError(f"backbone conv4 halves an image four times; {shape[1]}x{shape[2]} is too small")
         self.blocks = nn.Sequential(*blocks)
+        self.eval()  # or the zeros would go into running averages
         with torch.no_grad():
             features = self.features(torch.zeros(2, *shape)).shape[1]
+        self.train()
         self.head = nn.Linear(features, way)
-        self._initialise(one_of("conv_init", conv_init, ("xavier", "kaiming")), head_init)
-
-    def _initialise(self, conv_init: str, head_init: str) -> None:
-        for block in self.blocks:
-            assert isinstance(block, Block) and block.conv.bias is not None
-            if conv_init == "xavier":
-                nn.init.xavier_uniform_(block.conv.weight)
-            else:
-                nn.init.kaiming_normal_(block.conv.weight, a=0.01, mode="fan_out", nonlinearity="leaky_relu")
-            nn.init.zeros_(block.conv.bias)
+        initialise_convolutions(self, conv_init)
         initialise_head(self.head, head_init)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
@@ -155,6 +146,19 @@ class Conv4(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.features(x))
+
+
+def initialise_convolutions(network: nn.Module, how: str) -> None:
+    """Fill every convolution in place: `xavier` uniform or `kaiming` normal fan-out, leaky ReLU (mmfewshot); bias 0."""
+    one_of("conv_init", how, ("xavier", "kaiming"))
+    for part in network.modules():
+        if isinstance(part, nn.Conv2d):
+            if how == "xavier":
+                nn.init.xavier_uniform_(part.weight)
+            else:
+                nn.init.kaiming_normal_(part.weight, a=0.01, mode="fan_out", nonlinearity="leaky_relu")
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
 
 
 def initialise_head(head: nn.Linear, how: str) -> None:

@@ -1,7 +1,8 @@
-"""Batch normalisation by the statistics of the batch at hand, as every MAML code base has it.
+"""Batch normalisation: by the statistics of the batch at hand, or with running averages.
 
-There are no running averages: what a query is normalised with depends on the batch it is forwarded in,
-so transduction is decided by who forwards what together (see `fewshot.evaluation`), never by train() or eval().
+`batch`, as every MAML code base has it, keeps no averages: what a query is normalised with depends on the batch it is
+forwarded in, so transduction is decided by who forwards what together (see `fewshot.evaluation`), never by train() or
+eval(). `running` is for networks trained as ordinary classifiers: after eval() an image's features are its own.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from fewshot.errors import FewshotError
 
 
 class BatchStatNorm(nn.Module):
@@ -49,6 +52,46 @@ class BatchStatNorm(nn.Module):
         if scale is not None:
             factor = factor * scale
         return factor, self.offset - mean * factor
+
+
+class RunningNorm(nn.BatchNorm2d):
+    """torch's BatchNorm (momentum 0.1) for [B, C] and [B, C, ...] alike: the batch in train(), averages in eval().
+
+    train() changes the averages in place, which torch.func refuses: meta-learning on one needs `batch`, or eval().
+
+    Args:
+        channels: C.
+        scale: whether there is a learned scale (`weight`) beside the learned offset (`bias`).
+        eps: added to the variance.
+    """
+
+    def __init__(self, channels: int, *, scale: bool = True, eps: float = 1e-5) -> None:
+        super().__init__(channels, eps=eps)
+        if not scale:
+            self.register_parameter("weight", None)
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        """Any number of axes after the channels will do: this check is all that sets torch's 1d, 2d and 3d apart."""
+
+
+def make_norm(kind: str, channels: int, *, scale: bool, eps: float) -> nn.Module:
+    """The norm of a backbone, [B, C, ...] to [B, C, ...].
+
+    Args:
+        kind: `batch` (BatchStatNorm), `running` (RunningNorm) or `none` (the identity).
+        channels: C.
+        scale, eps: see BatchStatNorm.
+
+    Raises:
+        FewshotError: an unknown kind.
+    """
+    if kind == "batch":
+        return BatchStatNorm(channels, scale=scale, eps=eps)
+    if kind == "running":
+        return RunningNorm(channels, scale=scale, eps=eps)
+    if kind == "none":
+        return nn.Identity()
+    raise FewshotError(f"backbone.network.norm={kind}: choose one of batch, running, none")
 
 
 def prepare_for_second_order(module: nn.Module) -> None:

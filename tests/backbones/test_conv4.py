@@ -140,6 +140,51 @@ def test_the_written_out_norms_give_the_same_network(make_conv4: MakeConv4, norm
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
 
 
+# Running averages
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("downsample", "pool"), [("stride", "valid"), ("max_pool", "valid"), ("max_pool", "same")])
+def test_with_running_norms_it_equals_the_textbook_network(
+    make_conv4: MakeConv4, downsample: str, pool: str, training: bool
+):
+    network = make_conv4((2, 21, 21), norm="running", downsample=downsample, pool=pool)
+    layers: list[nn.Module] = []
+    for block in network.blocks:
+        filters, channels = block.conv.weight.shape[:2]
+        conv = nn.Conv2d(channels, filters, 3, stride=2 if downsample == "stride" else 1, padding=1, bias=False)
+        norm = nn.BatchNorm2d(filters, eps=1e-3)
+        conv.load_state_dict({"weight": block.conv.weight})
+        norm.load_state_dict(block.norm.state_dict())
+        layers += [conv, norm, nn.ReLU()]
+        layers += [nn.MaxPool2d(2, ceil_mode=pool == "same")] if downsample == "max_pool" else []
+    reference = nn.Sequential(*layers, nn.Flatten(), network.head)
+    for part in (network, reference):
+        part.train()(2 + torch.randn(5, 2, 21, 21, generator=torch.Generator().manual_seed(0)))
+        part.train(training)
+    x = torch.randn(5, 2, 21, 21)
+    torch.testing.assert_close(network(x), reference(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+def test_with_running_norms_features_in_eval_do_not_depend_on_the_batch(make_conv4: MakeConv4):
+    x = torch.randn(6, 1, 8, 8)
+    for norm, alone in (("running", True), ("batch", False)):
+        network = make_conv4(norm=norm)
+        network(3 * x + 1)
+        network.eval()
+        together, apart = network.features(x), torch.cat([network.features(x[:2]), network.features(x[2:])])
+        assert torch.allclose(together, apart, rtol=1e-10, atol=1e-10) == alone
+
+
+def test_a_new_network_is_in_train_and_has_averaged_nothing(make_conv4: MakeConv4):
+    network = make_conv4(norm="running")
+    assert all(part.training for part in network.modules())
+    for name, value in network.named_buffers():
+        assert torch.equal(value, torch.full_like(value, float(name.endswith("var")))), name
+
+
 # Initialisation
 
 

@@ -1,4 +1,4 @@
-"""BatchStatNorm: its two forms are one function, to the second derivative."""
+"""BatchStatNorm: its two forms are one function, to the second derivative; running averages; the choice."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from fewshot.backbones.norm import BatchStatNorm, prepare_for_second_order
+from fewshot.backbones.norm import BatchStatNorm, RunningNorm, make_norm, prepare_for_second_order
+from fewshot.errors import FewshotError
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -93,3 +94,59 @@ def test_vmap_normalises_every_batch_by_itself(form: int):
     params: dict[str, torch.Tensor] = dict(norm.named_parameters())
     lifted = torch.func.vmap(lambda x: functional_call(norm, params, (x,)))(x)
     torch.testing.assert_close(lifted, torch.stack([norm(one) for one in x]), rtol=1e-11, atol=1e-11)
+
+
+# Running averages
+
+
+@pytest.mark.parametrize(
+    ("shape", "plain"), [((6, 3), nn.BatchNorm1d), ((4, 3, 5), nn.BatchNorm1d), ((4, 3, 5, 2), nn.BatchNorm2d)]
+)
+def test_running_is_the_batch_norm_of_torch_in_train_and_in_eval(shape: tuple[int, ...], plain: type[nn.Module]):
+    torch.manual_seed(0)
+    mine, theirs = make_norm("running", 3, scale=True, eps=1e-2), plain(3, eps=1e-2)
+    with torch.no_grad():
+        for value in mine.parameters():
+            value.add_(torch.randn_like(value))
+    theirs.load_state_dict(mine.state_dict())
+    for _ in range(3):
+        x = 2 + 3 * torch.randn(shape)
+        assert torch.equal(mine(x), theirs(x))
+    assert torch.equal(mine.eval()(x), theirs.eval()(x))
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(mine.state_dict()[name], value), name
+
+
+def test_running_without_scale_has_only_an_offset():
+    norm, scaled = (make_norm("running", 3, scale=scale, eps=1e-5) for scale in (False, True))
+    assert [name for name, _ in norm.named_parameters()] == ["bias"]
+    assert sorted(name for name, _ in scaled.named_parameters()) == ["bias", "weight"]
+    x = torch.randn(4, 3, 2, 2)
+    assert torch.equal(norm(x), scaled(x))
+
+
+def test_running_averages_make_an_image_independent_of_its_batch_in_eval_only():
+    norm, x = make_norm("running", 3, scale=True, eps=1e-5), 5 + torch.randn(4, 3, 2, 2)
+    assert not torch.allclose(norm(x)[:2], norm(x[:2]))
+    norm.eval()
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    assert torch.equal(norm(x)[:2], norm(x[:2]))
+    assert all(torch.equal(before[name], value) for name, value in norm.state_dict().items())
+
+
+# The choice
+
+
+def test_each_kind_of_norm_is_made_with_its_settings():
+    batch = make_norm("batch", 3, scale=False, eps=0.5)
+    assert isinstance(batch, BatchStatNorm) and batch.scale is None and batch.eps == 0.5
+    running = make_norm("running", 3, scale=False, eps=0.5)
+    assert isinstance(running, RunningNorm) and running.weight is None and running.eps == 0.5
+    x = torch.randn(4, 3)
+    assert make_norm("none", 3, scale=True, eps=0.5)(x) is x
+
+
+def test_an_unknown_kind_is_refused_with_the_known_ones():
+    with pytest.raises(FewshotError, match="norm=layer: choose one of batch, running, none") as caught:
+        make_norm("layer", 3, scale=True, eps=1e-5)
+    assert "\n" not in str(caught.value)
