@@ -2,6 +2,7 @@
 
 from fewshot.algorithms.engine import Engine, Outer
 from fewshot.algorithms.learner import Learner
+from fewshot.algorithms.leo import Leo
 from fewshot.algorithms.maml import Maml
 from fewshot.algorithms.nearest import Nearest
 from fewshot.algorithms.reptile import Reptile
@@ -20,6 +21,7 @@ __all__ = [
     "Episodes",
     "FewshotError",
     "Learner",
+    "Leo",
     "Maml",
     "Nearest",
     "Outer",

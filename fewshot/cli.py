@@ -18,8 +18,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from fewshot.config import CONF, key_names, near
+from fewshot.device import keep_freed_memory
 from fewshot.errors import FewshotError
-from fewshot.memory import keep_freed_memory
 
 failures: list[str] = []  # of a sweep's runs, in this process
 sweep_records: list[Path] = []  # of its finished runs
@@ -89,6 +89,16 @@ def check_overrides(overrides: list[str], config: str, sweep: bool) -> None:
                     _compose(config, [*singles, f"{override.key_or_group}={value}"], override.key_or_group)
             if values and not override.key_or_group.startswith("hydra"):
                 singles.append(f"{override.key_or_group}={values[0]}")
+        fixed = [o.input_line for o in parsed if o.input_line and not o.is_sweep_override()]
+        fixed = [line for line in fixed if not line.startswith("hydra")]
+        try:
+            compose(config, fixed)
+        except HydraException as error:
+            # Hydra composes a sweep once without the swept values, and says a thing no one can act on.
+            lines = str(error).splitlines()
+            raise FewshotError(
+                f"{lines[0]} without what is swept; choose its group for the whole sweep, such as features=conv4"
+            ) from error
     GlobalHydra.instance().clear()
 
 

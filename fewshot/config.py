@@ -37,6 +37,7 @@ class TrainConfig:
 
     algorithm: Any = MISSING
     dataset: Any = MISSING
+    features: Any = MISSING
     backbone: Any = MISSING
     way: int = MISSING
     shot: int = MISSING
@@ -74,12 +75,25 @@ class EvaluateConfig:
     force: bool = MISSING
 
 
+@dataclass
+class PretrainConfig:
+    """Types of conf/pretrain.yaml."""
+
+    dataset: Any = MISSING
+    features: Any = MISSING
+    backbone: Any = MISSING
+    original: str | None = MISSING
+    data_dir: str = MISSING
+    device: str = MISSING
+
+
+ConfigStore.instance().store(name="pretrain_schema", node=PretrainConfig)
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 
 # What may differ between two configurations of one and the same run.
 PLACES = ("device", "data_dir", "runs", "run_dir", "resume", "force")
-READER_PLACES = ("root", "cache", "download")
+READER_PLACES = ("root", "cache", "download", "device")
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -98,10 +112,15 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 def identity(config: Mapping[str, Any], *, without: Iterable[str] = ()) -> str:
     """Hash of everything that a run's result depends on; `without` leaves further keys out."""
-    kept = {key: value for key, value in config.items() if key not in (*PLACES, *without)}
-    reader = {key: value for key, value in kept["dataset"]["reader"].items() if key not in READER_PLACES}
-    kept["dataset"] = kept["dataset"] | {"reader": reader}
+    kept = {key: _placeless(value) for key, value in config.items() if key not in (*PLACES, *without)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _placeless(value: Any) -> Any:
+    """Without what says where a reader finds and keeps its files, at any depth."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: _placeless(inner) for key, inner in value.items() if key not in READER_PLACES}
 
 
 def trained_with(config: Mapping[str, Any]) -> str:
@@ -140,7 +159,12 @@ def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> None:
         wanted = ", ".join(f"{key}={value}" for key, value in setting.items())
         raise FewshotError(f"recipe={name}: has no settings for {wanted}; leave recipe out or set recipe=none")
     # Naming one of these chooses among the configurations; it sets no single value.
-    kept = {override.lstrip("+~").split("=")[0] for override in overrides} - {"algorithm", "dataset", "backbone"}
+    kept = {override.lstrip("+~").split("=")[0] for override in overrides} - {
+        "algorithm",
+        "dataset",
+        "features",
+        "backbone",
+    }
     for row in rows:
         for key, value in row["set"].items():
             # A backbone has only some of the settings: an MLP no filters.

@@ -23,7 +23,7 @@ def query_logits(learner: Learner, params: Tensors, carry: Tensors, task: Episod
     (both as in supervised-reptile, `supervised_reptile/reptile.py`).
     """
     adapted = learner.adapt(params, carry, task)
-    if transductive:
+    if transductive or learner.independent:
         return learner.predict(adapted, task.query_x)
 
     def alone(query: torch.Tensor) -> torch.Tensor:
@@ -44,7 +44,7 @@ def evaluate(
 ) -> np.ndarray:
     """Accuracy of each of the sampler's first `episodes` episodes: [episodes] float64 in 0..1."""
     per_episode = sampler.way * (sampler.shot + sampler.query)
-    if not transductive:
+    if not transductive and not learner.independent:
         per_episode = sampler.way * sampler.query * (sampler.way * sampler.shot + 1)
     batch = max(1, IMAGES_AT_ONCE // per_episode)
 

@@ -21,10 +21,10 @@ from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.learner import Learner, Tensors
 from fewshot.checkpoint import LOCK, load_checkpoint, only_process_in, write_atomically
 from fewshot.config import PLACES, TrainConfig, identity, resolved, trained_with
-from fewshot.data.bank import Bank
+from fewshot.data.bank import Bank, joined
+from fewshot.device import peak_memory_bytes, pick_device, reset_peak_memory
 from fewshot.errors import FewshotError
 from fewshot.evaluation import ci95, evaluate
-from fewshot.memory import peak_memory_bytes, reset_peak_memory
 from fewshot.progress import TrainingDisplay
 from fewshot.report import record as records
 from fewshot.report.record import read_record
@@ -66,12 +66,27 @@ def build(cfg: DictConfig) -> Experiment:
         if OmegaConf.select(cfg, key) < least:
             raise FewshotError(f"{key}={OmegaConf.select(cfg, key)}: must be at least {least}")
     device = pick_device(cfg.device)
-    banks = {name: bank.to(device) for name, bank in _instantiate(cfg.dataset.reader).items()}
+    banks = {name: bank.to(device) for name, bank in read_banks(cfg).items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         network = _instantiate(cfg.backbone.network, shape=banks["train"].shape, way=cfg.way)
         learner = _instantiate(cfg.algorithm.learner, backbone=network.to(device))
     return Experiment(config, device, banks, learner, Engine(cfg.engine, cfg.chunk))
+
+
+def read_banks(cfg: DictConfig) -> dict[str, Bank]:
+    """The images of the dataset, or the features that stand for them.
+
+    Raises:
+        FewshotError: whatever is wrong with the data.
+    """
+    if cfg.features.name is not None:
+        return _instantiate(cfg.features.reader)
+    if cfg.dataset.reader is None:
+        raise FewshotError(
+            f"dataset={cfg.dataset.name}: only its published features can be read so far; add features=published"
+        )
+    return _instantiate(cfg.dataset.reader)
 
 
 def _instantiate(node: DictConfig, **kwargs: Any) -> Any:
@@ -82,20 +97,6 @@ def _instantiate(node: DictConfig, **kwargs: Any) -> Any:
             raise error.__cause__ from None
         cause = error.__cause__ or error
         raise FewshotError(f"{node._target_}: {str(cause).splitlines()[0]}") from error
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is a GPU where there is one.
-
-    Raises:
-        FewshotError: no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise FewshotError(f"device={name}: not available here; use device=cpu or device=auto") from error
 
 
 def run_folder(config: dict[str, Any]) -> Path:
@@ -169,7 +170,8 @@ def _train_and_test(folder: Path, cfg: DictConfig) -> dict[str, Any]:
     settings = TrainSettings(**run.config["train"])
     shot = cfg.shot if settings.shot is None else settings.shot
     query = shot if settings.query is None else settings.query
-    train_sampler = Sampler(run.banks["train"], cfg.way, shot, query, cfg.seed, cfg.dataset.rotations.train)
+    train_bank = joined(run.banks["train"], run.banks["val"]) if settings.on_val else run.banks["train"]
+    train_sampler = Sampler(train_bank, cfg.way, shot, query, cfg.seed, cfg.dataset.rotations.train)
     val_sampler = Sampler(run.banks["val"], cfg.way, cfg.shot, cfg.query, cfg.seed, cfg.dataset.rotations.test)
     # What cannot be trained or tested should leave no folder, nor cost the training first.
     is_trained(run.learner, train_sampler)
@@ -218,7 +220,7 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
     return {
         "format": records.FORMAT,
         "algorithm": cfg.algorithm.name,
-        "backbone": cfg.backbone.name,
+        "backbone": network_name(cfg),
         "dataset": cfg.dataset.name,
         "way": cfg.way,
         "shot": cfg.shot,
@@ -234,9 +236,9 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
             "episodes": cfg.test.episodes,
             "episode_seed": cfg.test.seed,
             "rotations": cfg.dataset.rotations.test,
-            "regime": "transductive" if cfg.test.transductive else "inductive",
+            "regime": regime(run.learner, cfg),
             "adaptation_steps": run.learner.test_steps,
-            "train_on_val": False,
+            "train_on_val": settings.on_val,
             "selection": trained.selection,
             "manifest": sampler.manifest(0, cfg.test.episodes),
         },
@@ -263,6 +265,19 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
         "config": trained_with(run.config),
         "command": shlex.join(["python", *sys.argv]),
     }, scores
+
+
+def regime(learner: Learner, cfg: DictConfig) -> str:
+    """Whether queries can see each other at test."""
+    return "transductive" if cfg.test.transductive and not learner.independent else "inductive"
+
+
+def network_name(cfg: DictConfig) -> str:
+    """The backbone, and the extractor whose features it stands on."""
+    if cfg.features.name is None:
+        return cfg.backbone.name
+    on = f"{cfg.features.name} features"
+    return on if cfg.backbone.name == "features" else f"{cfg.backbone.name} on {on}"
 
 
 def summary(record: dict[str, Any], folder: Path) -> str:

@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
+
+
+@contextmanager
+def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[str], None]]:
+    """A bar on a terminal, one line of words elsewhere; yields what advances it by one and shows some words."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        print(title, file=sys.stderr, flush=True)
+    with _bar(console) as bar:
+        task = bar.add_task(title, total=total, completed=done, words="")
+        yield lambda words: bar.update(task, advance=1, words=words)
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[words]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
 
 
 class TrainingDisplay:
@@ -20,16 +47,7 @@ class TrainingDisplay:
     def __init__(self, folder: Path, title: str, steps: int, start: int, meta_batch: int, log_every: int) -> None:
         self._board = SummaryWriter(str(folder), purge_step=start + 1)
         self._meta_batch, self._log_every = meta_batch, log_every
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[words]}"),
-            TimeRemainingColumn(),
-            console=(console := Console()),
-            disable=not console.is_terminal,
-            transient=True,
-        )
+        self._bar = _bar(Console())
         self._task = self._bar.add_task(title, total=steps, completed=start, words="")
         self._start, self._clock = start, time.perf_counter()
         self._validation = ""

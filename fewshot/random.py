@@ -7,6 +7,8 @@ pseudorandom number generators") on int64 tensors, whose products wrap as two's 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from math import pi, prod
 
 import torch
 
@@ -42,6 +44,24 @@ def fold(key: torch.Tensor | int, counter: torch.Tensor) -> torch.Tensor:
 def below(bits: torch.Tensor, bound: torch.Tensor | int) -> torch.Tensor:
     """Uniform integers in [0, bound) from hash bits; the modulo's bias is under bound / 2^62."""
     return _shift(bits, 2) % bound
+
+
+def normal(key: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Standard normals of a shape from one key []: Box and Muller's two from each hash, in float32."""
+    count = prod(shape)
+    bits = fold(key, torch.arange(-(-count // 2), device=key.device))
+    # 24 bits each, as float32 holds; the radius must not see a zero.
+    radius = (((bits & 0xFFFFFF) + 1).to(torch.float32) / 2**24).log().mul(-2).sqrt()
+    angle = _shift(bits, 40).to(torch.float32) * (2 * pi / 2**24)
+    return torch.cat([radius * angle.cos(), radius * angle.sin()])[:count].view(*shape)
+
+
+def coins(key: torch.Tensor, shape: Sequence[int], rate: float) -> torch.Tensor:
+    """True with probability `rate`, rounded to a multiple of 1/65536: bool of a shape from one key [], four a hash."""
+    count = prod(shape)
+    bits = fold(key, torch.arange(-(-count // 4), device=key.device))
+    lanes = torch.cat([_shift(bits, 16 * lane) if lane else bits for lane in range(4)])
+    return ((lanes & 0xFFFF) < round(rate * 65536))[:count].view(*shape)
 
 
 def draw_distinct(key: torch.Tensor, count: int, bound: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,13 @@ class TrainSettings:
     meta_batch: int  # tasks per outer step
     shot: int | None  # K of training tasks; None: that of the test
     query: int | None  # Q of training tasks; None: K
-    outer_optimizer: str  # adam | sgd
+    outer_optimizer: str  # adam | adam_tf (epsilon beside the uncorrected root, as TensorFlow has it) | sgd
     outer_lr: float
     outer_lr_end: float | None  # the rate falls linearly to this; None: constant
     clip: float | None  # each element of the outer gradient to [-clip, clip]
+    clip_norm: float | None  # after that, the L2 norm of each tensor of it
+    nan_guard: bool  # see `guarded`; False: a loss or gradient that is not finite ends the run
+    on_val: bool  # validation classes join the training classes (train_on_val in deepmind/leo)
     validate_every: int  # outer steps between validations; 0: none
     select: str  # best (on validation) | last
     checkpoint_every: int  # outer steps
@@ -91,9 +95,13 @@ def train(
     for step in range(state["step"], steps):
         start = time.perf_counter()
         outer = engine.outer(learner, params, carry, sampler.episodes(step * settings.meta_batch, settings.meta_batch))
-        _check_finite(outer, step, last)
+        gradient = outer.gradient
+        if settings.nan_guard:
+            gradient = guarded(gradient, outer.loss, params)
+        else:
+            _check_finite(outer, step, last)
         carry = outer.carry
-        rate = _apply(optimizer, params, outer.gradient, settings, step)
+        rate = _apply(optimizer, params, gradient, settings, step)
         values = {"loss": float(outer.loss.mean()), "accuracy": float(outer.accuracy.mean()), "outer_lr": rate}
         state["train_seconds"] += time.perf_counter() - start
         done = state["step"] = step + 1
@@ -104,9 +112,13 @@ def train(
                 state["best"] = state["validation"]
                 save_checkpoint(best, {"params": params, "carry": carry}, state)
         if done % settings.log_every == 0 or done == steps or "validation_accuracy" in values:
+            if hasattr(learner, "figures"):
+                values |= learner.figures(params)  # pyright: ignore[reportAttributeAccessIssue]
             with metrics.open("a", encoding="utf-8") as file:
                 line = {"step": done, **values, "train_seconds": round(state["train_seconds"], 3)}
-                file.write(json.dumps(line) + "\n")
+                # JSON knows no NaN, which `nan_guard` lets pass.
+                known = {name: value if isfinite(value) else None for name, value in line.items()}
+                file.write(json.dumps(known) + "\n")
         show(done, values)
         if done % settings.checkpoint_every == 0 or done == steps:
             checkpoint()
@@ -160,11 +172,30 @@ def checkpoints(folder: Path) -> tuple[Path, Path]:
     return folder / "checkpoints/last.safetensors", folder / "checkpoints/best.safetensors"
 
 
+def guarded(gradient: Tensors, loss: torch.Tensor, params: Tensors) -> Tensors:
+    """The gradient; where the loss or any part of it holds a NaN, each parameter's own value in its place.
+
+    What deepmind/leo does, whose comment promises the gradient of a small L2 penalty: two names are exchanged there.
+    """
+    if any(bool(value.isnan().any()) for value in (loss, *gradient.values())):
+        return {name: value.detach().clone() for name, value in params.items()}
+    return gradient
+
+
+def clipped(gradient: Tensors, element: float | None, norm: float | None) -> Tensors:
+    """Each element to [-element, element], then each tensor to an L2 norm of at most `norm`; None leaves as it is."""
+    if element is not None:
+        gradient = {name: value.clamp(-element, element) for name, value in gradient.items()}
+    if norm is not None:
+        gradient = {name: value * (norm / value.norm().clamp_min(norm)) for name, value in gradient.items()}
+    return gradient
+
+
 def _optimizer(settings: TrainSettings, params: Tensors) -> torch.optim.Optimizer | None:
-    check_choice("train.outer_optimizer", settings.outer_optimizer, ("adam", "sgd"))
+    check_choice("train.outer_optimizer", settings.outer_optimizer, ("adam", "adam_tf", "sgd"))
     if not params:
         return None
-    if settings.outer_optimizer == "adam":
+    if settings.outer_optimizer.startswith("adam"):
         return torch.optim.Adam(params.values(), lr=settings.outer_lr)
     return torch.optim.SGD(params.values(), lr=settings.outer_lr)
 
@@ -179,12 +210,13 @@ def _apply(
         rate = settings.outer_lr * (1 - done) + settings.outer_lr_end * done
     if optimizer is None:
         return rate
+    gradient = clipped(gradient, settings.clip, settings.clip_norm)
     for name, value in params.items():
         value.grad = gradient[name]
-    if settings.clip is not None:
-        torch.nn.utils.clip_grad_value_(params.values(), settings.clip)
     for group in optimizer.param_groups:
         group["lr"] = rate
+        if settings.outer_optimizer == "adam_tf":
+            group["eps"] = 1e-8 / (1 - group["betas"][1] ** (step + 1)) ** 0.5
     optimizer.step()
     optimizer.zero_grad()
     return rate

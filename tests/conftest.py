@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import nn
 
+from fewshot.algorithms.leo import Leo
 from fewshot.algorithms.maml import Maml
 from fewshot.algorithms.nearest import Nearest
 from fewshot.algorithms.reptile import Reptile
 from fewshot.backbones.conv4 import Conv4
+from fewshot.backbones.inputs import Inputs
 from fewshot.backbones.mlp import MLP
-from fewshot.backbones.pixels import Pixels
 from fewshot.data import glyphs
 from fewshot.data.bank import Bank, Split, fingerprint
 from fewshot.episodes import Episodes
@@ -25,7 +26,7 @@ from fewshot.tasks.sampler import Sampler
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 
-TRAINED = ("maml", "fomaml", "reptile-chained", "reptile-shared", "reptile-sgd")
+TRAINED = ("maml", "fomaml", "meta_sgd", "reptile-chained", "reptile-shared", "reptile-sgd", "leo")
 
 CONV4: dict[str, Any] = {
     "filters": 4,
@@ -65,9 +66,25 @@ REPTILE: dict[str, Any] = {
     "inner_loss": "sum",
     "adam_state": "chained",
 }
+LEO: dict[str, Any] = {
+    "latent": 6,
+    "latent_steps": 3,
+    "finetune_steps": 2,
+    "latent_lr": 1.0,
+    "finetune_lr": 0.01,
+    "dropout": 0.3,
+    "kl_weight": 0.1,
+    "encoder_penalty_weight": 0.1,
+    "l2_weight": 0.01,
+    "orthogonality_weight": 0.05,
+    "prior": "encoder",
+    "deterministic": False,
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "maml": {},
     "fomaml": {"first_order": True},
+    "meta_sgd": {"learn_inner_lr": True},
+    "leo": {},
     "reptile-chained": {},
     "reptile-shared": {"adam_state": "shared"},
     "reptile-sgd": {"inner_optimizer": "sgd"},
@@ -155,9 +172,11 @@ def make_learner(make_conv4: Callable[..., Conv4]) -> Callable[..., Any]:
 
     def make(name: str, backbone: nn.Module | None = None, **choices: Any) -> Any:
         if name == "nearest":
-            return Nearest(Pixels((1, 8, 8), 3))
+            return Nearest(Inputs((1, 8, 8), 3))
+        if name == "leo":
+            return _seeded(lambda: Leo(Inputs((1, 8, 8), 3), **(LEO | choices)))
         backbone = backbone or make_conv4()
-        if "maml" in name:
+        if "maml" in name or name == "meta_sgd":
             return Maml(backbone, **(MAML | VARIANTS[name] | choices))
         return Reptile(backbone, **(REPTILE | VARIANTS[name] | choices))
 

@@ -32,6 +32,33 @@ def test_the_original_papers_settings_apply_by_themselves() -> None:
     assert with_recipe("algorithm=reptile", "dataset=omniglot").recipe == "openai"
 
 
+@pytest.mark.parametrize(
+    ("dataset", "shot", "outer_lr", "kl_weight", "query"),
+    [
+        ("mini", 1, 2.739071e-4, 0.756143, 599),
+        ("mini", 5, 4.102361e-4, 0.466387, 595),
+        ("tiered", 1, 8.659053e-4, 2.034189e-3, 599),
+        ("tiered", 5, 6.110314e-4, 1.622811, 595),
+    ],
+)
+def test_leos_tuned_values_apply_to_their_setting_and_its_ablations(
+    dataset: str, shot: int, outer_lr: float, kl_weight: float, query: int
+) -> None:
+    for algorithm in ("leo", "leo_deterministic"):
+        cfg = with_recipe(f"algorithm={algorithm}", f"dataset={dataset}", f"shot={shot}")
+        assert (cfg.recipe, cfg.features.name) == ("deepmind", "published")
+        learner = cfg.algorithm.learner
+        assert (cfg.train.outer_lr, learner.kl_weight, cfg.query) == (outer_lr, kl_weight, query)
+    assert with_recipe("algorithm=leo", f"dataset={dataset}", f"shot={shot + 1}").recipe is None
+
+
+def test_leo_takes_the_features_of_its_dataset_unless_others_are_named() -> None:
+    assert composed("algorithm=leo").features.name == "conv4"
+    assert composed("algorithm=leo", "dataset=mini").features.name == "published"
+    assert composed("algorithm=leo", "dataset=mini", "features=wrn28_10").features.name == "wrn28_10"
+    assert composed("algorithm=maml", "features=conv4").dataset.rotations.test == "none"
+
+
 def test_the_command_line_wins_over_a_recipe() -> None:
     cfg = with_recipe("algorithm=maml", "dataset=omniglot", "train.meta_batch=7", "++test.episodes=11")
     assert (cfg.train.meta_batch, cfg.test.episodes, cfg.algorithm.learner.inner_lr) == (7, 11, 0.4)
@@ -53,7 +80,7 @@ def test_a_recipe_that_was_asked_for_and_has_nothing_is_refused() -> None:
 @pytest.mark.parametrize("path", sorted((CONF / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_row_of_every_recipe_sets_existing_keys(path: Path) -> None:
     known = set(key_names(composed("dataset=omniglot")))
-    for algorithm in ("maml", "fomaml", "reptile"):
+    for algorithm in ("maml", "fomaml", "reptile", "leo"):
         known |= set(key_names(composed(f"algorithm={algorithm}")))
     recipe = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     for row in recipe["rows"]:
@@ -75,8 +102,14 @@ def test_every_algorithm_builds_on_every_backbone(algorithm: str, backbone: str,
 @pytest.mark.parametrize("path", sorted((CONF / "algorithm").glob("*.yaml")), ids=lambda path: path.stem)
 def test_what_an_algorithm_says_of_its_training_holds(path: Path) -> None:
     cfg = composed(f"algorithm={path.stem}")
-    for key, value in OmegaConf.load(path).train.items():
-        assert cfg.train[key] == value
+    said = OmegaConf.load(path)
+    for part, node in (
+        ("train", cfg.train),
+        ("algorithm", cfg.algorithm),
+        ("algorithm.learner", cfg.algorithm.learner),
+    ):
+        for key, value in (OmegaConf.select(said, part) or {}).items():
+            assert OmegaConf.is_dict(value) or node[key] == value
 
 
 def test_a_recipe_sets_what_a_named_backbone_has() -> None:

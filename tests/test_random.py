@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from fewshot.random import GOLDEN, below, draw_distinct, fold, permutation, stream
+from fewshot.random import GOLDEN, below, coins, draw_distinct, fold, normal, permutation, stream
 
 # The first outputs of splitmix64 for two seeds: Vigna's splitmix64.c, as Rosetta Code lists them for 1234567.
 PUBLISHED = {
@@ -117,3 +117,28 @@ def test_a_permutation_depends_on_its_own_key_only():
     together = permutation(keys, 9)
     assert together.shape == (2, 3, 9)
     assert torch.equal(together[1, 2], permutation(keys[1, 2], 9))
+
+
+def test_normals_are_standard_and_independent_of_one_another():
+    drawn = normal(KEYS[0], (200_001,)).double()
+    assert stats.kstest(drawn.numpy(), "norm").pvalue > 1e-3
+    half = len(drawn) // 2  # the two of one hash are cosine and sine of one angle
+    assert abs(float(torch.corrcoef(torch.stack([drawn[:half], drawn[half + 1 :]]))[0, 1])) < 0.01
+    assert torch.equal(normal(KEYS[0], (3, 2)), normal(KEYS[0], (3, 2)))
+    assert not torch.equal(normal(KEYS[0], (3, 2)), normal(KEYS[1], (3, 2)))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 0.5])
+def test_coins_fall_at_their_rate_in_every_lane(rate: float):
+    thrown = coins(KEYS[0], (4, 50_000), rate).double()
+    for lane in thrown:
+        assert abs(float(lane.mean()) - rate) <= 5 * (rate * (1 - rate) / 50_000) ** 0.5
+    if rate:
+        assert float(torch.corrcoef(thrown).fill_diagonal_(0).abs().max()) < 0.025
+
+
+def test_draws_are_the_same_under_vmap():
+    together = torch.func.vmap(lambda key: (normal(key, (5,)), coins(key, (7,), 0.4)))(KEYS[:3])
+    for i in range(3):
+        assert torch.equal(together[0][i], normal(KEYS[i], (5,)))
+        assert torch.equal(together[1][i], coins(KEYS[i], (7,), 0.4))

@@ -18,10 +18,9 @@ from fewshot.algorithms.maml import Maml
 from fewshot.backbones.conv4 import Conv4
 from fewshot.checkpoint import write_atomically
 from fewshot.cli import main
+from fewshot.device import peak_memory_bytes, pick_device, reset_peak_memory
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
-from fewshot.experiment import pick_device
-from fewshot.memory import peak_memory_bytes, reset_peak_memory
 from fewshot.report.record import code, device_name, environment
 
 

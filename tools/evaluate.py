@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from fewshot.cli import main
 from fewshot.config import resolved, trained_with
 from fewshot.errors import FewshotError
-from fewshot.experiment import build, saved_config, summary, tested
+from fewshot.experiment import build, regime, saved_config, summary, tested
 from fewshot.report.record import read_record, write_record
 from fewshot.training import TrainSettings, selected
 
@@ -36,9 +36,9 @@ def evaluate(cfg: DictConfig) -> None:
     experiment = build(test_cfg)
     if cfg.steps is not None:
         experiment.learner.test_steps = cfg.steps
-    regime = "transductive" if test_cfg.test.transductive else "inductive"
     name = (
-        f"{test_cfg.test.split}-{test_cfg.shot}s{test_cfg.query}q-{test_cfg.dataset.rotations.test}-{regime}"
+        f"{test_cfg.test.split}-{test_cfg.shot}s{test_cfg.query}q-{test_cfg.dataset.rotations.test}"
+        f"-{regime(experiment.learner, test_cfg)}"
         f"-{experiment.learner.test_steps}steps-{test_cfg.test.episodes}e{test_cfg.test.seed}"
     )
     folder = Path(cfg.out) if cfg.out else run / "tests" / name

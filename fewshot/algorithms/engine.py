@@ -19,9 +19,9 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from fewshot.algorithms.learner import Learner, Tensors, check_choice, differentiate
+from fewshot.device import keep_freed_memory
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
-from fewshot.memory import keep_freed_memory
 
 ENGINES = ("auto", "vmap", "loop", "learn2learn")
 # Examples with more values than this gain on CPU from `loop` (see tools/bench.py): per-task weights turn into grouped

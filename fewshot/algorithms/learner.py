@@ -25,11 +25,13 @@ class Learner(Protocol):
     A learner that is trained also has one of
     `outer_loss(params, task) -> (loss [], accuracy [])`, which the engine differentiates, or
     `outer_gradient(params, carry, task) -> (gradient, carry, loss [], accuracy [])`.
+    It may have `figures(params) -> dict[str, float]`: what the log should say of its parameters.
     """
 
     backbone: nn.Module
     test_steps: int  # adaptation steps at evaluation
     chained: bool  # each task needs the carry of the one before: tasks cannot run at once
+    independent: bool  # no query's prediction depends on another query: transductive and inductive are one
     eager: bool  # set by the engine on its copies that run single tasks; see `differentiate`
 
     def initial(self) -> tuple[Tensors, Tensors]:
@@ -46,7 +48,17 @@ class Learner(Protocol):
 
 
 def backbone_parameters(backbone: nn.Module) -> Tensors:
-    """A copy of the parameters by name, outside any graph."""
+    """A copy of the parameters by name, outside any graph.
+
+    Raises:
+        FewshotError: the backbone is no pure function of them and an input.
+    """
+    if any(True for _ in backbone.buffers()):
+        raise FewshotError("backbone.network.norm=running: its averages are of no one task; choose norm=batch")
+    for module in backbone.modules():
+        for name in ("dropout", "drop_rate"):
+            if getattr(module, name, 0):
+                raise FewshotError(f"backbone.network.{name}: must be 0 here; only extractors drop at random")
     return {name: value.detach().clone() for name, value in backbone.named_parameters()}
 
 
@@ -72,6 +84,11 @@ def differentiate(
         loss, auxiliary = function(leaves)
         values = torch.autograd.grad(loss, list(leaves.values()), create_graph=create_graph, materialize_grads=True)
     return dict(zip(at, values, strict=True)), auxiliary
+
+
+def is_independent(backbone: nn.Module) -> bool:
+    """Whether an example's logits depend on that example alone: no norm takes its statistics from the batch."""
+    return not any(isinstance(module, BatchStatNorm) for module in backbone.modules())
 
 
 def adapted_names(backbone: nn.Module) -> list[str]:

@@ -22,10 +22,13 @@ from fewshot.algorithms.learner import (
     check_number,
     cross_entropy,
     differentiate,
+    is_independent,
 )
 from fewshot.backbones.norm import prepare_for_second_order
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
+
+ALPHA = "inner_lr/"  # what the names of meta-learned step sizes start with
 
 
 class Maml:
@@ -34,6 +37,7 @@ class Maml:
     Args:
         backbone: examples [B, ...] to logits [B, N].
         inner_lr: step size of the inner loop (alpha).
+        learn_inner_lr: meta-learn a step size for each weight, from `inner_lr` (Meta-SGD, Li et al. 2017).
         inner_steps: inner gradient steps at training.
         test_steps: inner gradient steps at evaluation.
         first_order: take the inner gradients as constants (FOMAML; stop_grad in the original).
@@ -54,17 +58,20 @@ class Maml:
         first_order: bool,
         inner_loss: str,
         outer_loss: str,
+        learn_inner_lr: bool = False,
     ) -> None:
         self.backbone = backbone
-        self.inner_lr = inner_lr
+        self.independent = is_independent(backbone)
+        self.inner_lr, self.learn_inner_lr = inner_lr, learn_inner_lr
         self.inner_steps = inner_steps
         self.test_steps = test_steps
         self.first_order = first_order
         check_number("algorithm.learner.inner_lr", inner_lr, float, 0)
         check_number("algorithm.learner.inner_steps", inner_steps, int, 0)
         check_number("algorithm.learner.test_steps", test_steps, int, 0)
-        if not isinstance(first_order, bool):
-            raise FewshotError(f"algorithm.learner.first_order={first_order}: must be true or false")
+        for name, value in (("first_order", first_order), ("learn_inner_lr", learn_inner_lr)):
+            if not isinstance(value, bool):
+                raise FewshotError(f"algorithm.learner.{name}={value}: must be true or false")
         self.inner_reduction = check_choice("algorithm.learner.inner_loss", inner_loss, REDUCTIONS)
         self.outer_reduction = check_choice("algorithm.learner.outer_loss", outer_loss, REDUCTIONS)
         self.adapted = adapted_names(backbone)
@@ -72,8 +79,11 @@ class Maml:
             prepare_for_second_order(backbone)
 
     def initial(self) -> tuple[Tensors, Tensors]:
-        """The backbone's parameters (theta) and no carry."""
-        return backbone_parameters(self.backbone), {}
+        """The backbone's parameters (theta), with Meta-SGD their step sizes (alpha), and no carry."""
+        theta = backbone_parameters(self.backbone)
+        if not self.learn_inner_lr:
+            return theta, {}
+        return theta | {ALPHA + name: torch.full_like(theta[name], self.inner_lr) for name in self.adapted}, {}
 
     def support_loss(self, params: Tensors, task: Episodes) -> torch.Tensor:
         """L_task(f_theta) on the support set, []."""
@@ -82,7 +92,8 @@ class Maml:
 
     def inner_loop(self, params: Tensors, task: Episodes, steps: int) -> Tensors:
         """theta' after `steps` gradient steps on the support set, differentiable in theta unless first_order."""
-        start = {name: value.detach() for name, value in params.items()} if self.first_order else params
+        theta = {name: value for name, value in params.items() if not name.startswith(ALPHA)}
+        start = {name: value.detach() for name, value in theta.items()} if self.first_order else theta
         fast = dict(start)
 
         def loss(moving: Tensors) -> tuple[torch.Tensor, tuple[()]]:
@@ -91,9 +102,9 @@ class Maml:
         for _ in range(steps):
             moving = {name: fast[name] for name in self.adapted}
             gradient, _ = differentiate(loss, moving, eager=self.eager, create_graph=not self.first_order)
-            fast |= {name: value - self.inner_lr * gradient[name] for name, value in moving.items()}
+            fast |= {n: value - params.get(ALPHA + n, self.inner_lr) * gradient[n] for n, value in moving.items()}
         if self.first_order:  # theta' as theta plus a constant: d theta' / d theta is the identity
-            fast = {name: params[name] + (fast[name] - start[name]) for name in fast}
+            fast = {name: theta[name] + (fast[name] - start[name]) for name in fast}
         return fast
 
     def outer_loss(self, params: Tensors, task: Episodes) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,37 +1,50 @@
-"""Nearest neighbour on raw inputs: what a task gives away without any learning. The floor of every table."""
+"""Nearest neighbour or nearest class mean on inputs as they are: what a task gives away without any learning."""
 
 from __future__ import annotations
 
 import torch
+from torch import nn
 
-from fewshot.algorithms.learner import Tensors
-from fewshot.backbones.pixels import Pixels
+from fewshot.algorithms.learner import Tensors, check_choice
+from fewshot.backbones.inputs import Inputs
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 
 
 class Nearest:
-    """Each query gets the class of the support example at the smallest Euclidean distance. Nothing is trained."""
+    """Each query gets the class at the smallest Euclidean distance. Nothing is trained.
+
+    Args:
+        backbone: pixels or features.
+        to: `neighbour`, the nearest support example of a class, or `mean`, the mean of them.
+    """
 
     chained = False
     eager = False
+    independent = True
     test_steps = 0
 
-    def __init__(self, backbone: Pixels) -> None:
-        if not isinstance(backbone, Pixels):
-            raise FewshotError("algorithm=nearest compares inputs as they are; it runs with backbone=pixels only")
-        self.backbone = backbone
+    def __init__(self, backbone: Inputs, *, to: str = "neighbour") -> None:
+        if not isinstance(backbone, Inputs):
+            raise FewshotError(
+                "algorithm=nearest compares inputs as they are; it runs with backbone=pixels or backbone=features only"
+            )
+        self.backbone: nn.Module = backbone
+        self.way = backbone.way
+        self.mean = check_choice("algorithm.learner.to", to, ("neighbour", "mean")) == "mean"
 
     def initial(self) -> tuple[Tensors, Tensors]:
         """No parameters, no carry."""
         return {}, {}
 
     def adapt(self, params: Tensors, carry: Tensors, task: Episodes) -> Tensors:
-        """The support set itself, [N*K, D]."""
-        return {"support": self.backbone(task.support_x)}
+        """The support examples of each class, or their mean: [N, K or 1, D]."""
+        support = self.backbone(task.support_x).unflatten(0, (self.way, -1))
+        return {"support": support.mean(1, keepdim=True) if self.mean else support}
 
     def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
-        """Logits [B, N]: minus the distance to the nearest support example of each class."""
+        """Logits [B, N]: minus the distance to the nearest of each class."""
+        support = adapted["support"].flatten(0, 1)
         # Without the matrix product, whose rounding depends on the other rows.
-        distance = torch.cdist(self.backbone(x), adapted["support"], compute_mode="donot_use_mm_for_euclid_dist")
-        return -distance.view(len(x), self.backbone.way, -1).amin(-1)
+        distance = torch.cdist(self.backbone(x), support, compute_mode="donot_use_mm_for_euclid_dist")
+        return -distance.unflatten(-1, (self.way, -1)).amin(-1)

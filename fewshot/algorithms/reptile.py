@@ -23,6 +23,7 @@ from fewshot.algorithms.learner import (
     check_number,
     cross_entropy,
     differentiate,
+    is_independent,
 )
 from fewshot.episodes import Episodes
 from fewshot.random import fold, permutation
@@ -61,6 +62,7 @@ class Reptile:
         adam_state: str,
     ) -> None:
         self.backbone = backbone
+        self.independent = is_independent(backbone)
         self.inner_lr = inner_lr
         self.inner_steps, self.inner_batch = inner_steps, inner_batch
         self.test_steps, self.test_batch = test_steps, test_batch

@@ -130,6 +130,14 @@ def open_banks(folder: Path) -> dict[str, Bank]:
         raise FewshotError(f"{folder}: not a readable bank ({error}): {remedy}") from error
 
 
+def joined(first: Bank, second: Bank) -> Bank:
+    """One bank of the classes of two, under the first one's split: for training on train and val together."""
+    digest = hashlib.sha256((first.fingerprint + second.fingerprint).encode()).hexdigest()
+    offsets = torch.cat([first.offsets, second.offsets[1:] + len(first.examples)])
+    examples = torch.cat([first.examples, second.examples])
+    return Bank(examples, offsets, first.names + second.names, first.split, digest, first.about)
+
+
 def _open(folder: Path, split: str, entry: Mapping[str, Any], about: Mapping[str, Any]) -> Bank:
     # Copy-on-write keeps the file as it is while torch gets an array it may regard as writable.
     array = np.load(folder / f"{split}.npy", mmap_mode="c", allow_pickle=False)

@@ -13,8 +13,11 @@ from scipy import stats
 from fewshot.errors import FewshotError
 from fewshot.report.record import NUMBER, Record, field_of
 
-# Simple to elaborate; algorithms that are not named here follow in alphabetical order.
-ALGORITHMS = ("nearest", "maml", "fomaml", "reptile", "leo")
+# Simple to elaborate, the last seven as in LEO's Table 2; algorithms that are not named here follow by alphabet.
+ALGORITHMS = (
+    "nearest", "nearest_mean", "maml", "fomaml", "reptile", "meta_sgd", "leo_generator", "leo_generator_finetuning",
+    "leo_random_prior", "leo_deterministic", "leo_no_finetuning", "leo",
+)  # fmt: skip
 
 # What makes two runs' test episodes the same, and how a name says each. The order is the columns' order.
 COLUMN = {

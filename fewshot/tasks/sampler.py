@@ -102,11 +102,13 @@ class Sampler:
         return self.bank.offsets[classes][..., None] + chosen
 
     def episodes(self, first: int, count: int) -> Episodes:
-        """Episodes first..first+count-1: images as float32 in 0..1, [T, N*K, C, H, W]; features as they are."""
+        """Episodes first..first+count-1: images as float32 in 0..1, [T, N*K, C, H, W]; features as unit vectors."""
         draw = self.draw(first, count)
         items = self.bank.examples[draw.rows.flatten()].view(*draw.rows.shape, *self.bank.shape)
         if items.dtype == torch.uint8:
             items = items.to(torch.float32) / 255
+        elif len(self.bank.shape) == 1:  # as deepmind/leo's data provider does
+            items = torch.nn.functional.normalize(items, dim=-1)
         if self.rotations != "none":
             items = _rotate(items, draw.turns)
         support, query = items.split([self.shot, self.query], dim=2)

@@ -17,6 +17,8 @@ from fewshot.errors import FewshotError
 
 Make = Callable[..., Any]
 
+ON_A_BACKBONE = ("maml", "fomaml", "reptile-chained", "reptile-shared", "reptile-sgd")  # all its parameters are theirs
+
 pytestmark = pytest.mark.usefixtures("float64")
 
 
@@ -62,10 +64,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("adapt_norm", [True, False])
 @pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", [*ON_A_BACKBONE, "meta_sgd"])
 def test_vmap_and_loop_give_the_same_gradient(
-    make_conv4: Make, make_learner: Make, make_episodes: Make, trained_algorithm: str, network: str, adapt_norm: bool
+    make_conv4: Make, make_learner: Make, make_episodes: Make, name: str, network: str, adapt_norm: bool
 ):
-    learner = make_learner(trained_algorithm, make_conv4(**NETWORKS[network], adapt_norm=adapt_norm), inner_steps=3)
+    learner = make_learner(name, make_conv4(**NETWORKS[network], adapt_norm=adapt_norm), inner_steps=3)
     episodes = make_episodes(3)
     # Of moments it is the gradient alone that is compared here; see test_chunks_make_no_difference.
     vmap, loop = (outer(learner, episodes, engine) for engine in ("vmap", "loop"))
@@ -136,10 +139,11 @@ def test_nothing_that_goes_in_is_changed(make_learner: Make, make_episodes: Make
 
 
 @pytest.mark.parametrize("engine", ["vmap", "loop"])
+@pytest.mark.parametrize("name", ON_A_BACKBONE)
 def test_the_parameters_that_are_given_count_and_not_those_of_the_backbone(
-    make_learner: Make, make_episodes: Make, trained_algorithm: str, engine: str
+    make_learner: Make, make_episodes: Make, name: str, engine: str
 ):
-    learner, episodes = make_learner(trained_algorithm), make_episodes(2)
+    learner, episodes = make_learner(name), make_episodes(2)
     params, carry = learner.initial()
     elsewhere = {name: value + 0.1 * torch.randn_like(value) for name, value in params.items()}
     method = Engine(engine)

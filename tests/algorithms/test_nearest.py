@@ -11,7 +11,7 @@ import torch
 
 from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.nearest import Nearest
-from fewshot.backbones.pixels import Pixels
+from fewshot.backbones.inputs import Inputs
 from fewshot.episodes import Episodes
 from fewshot.evaluation import evaluate, query_logits
 from fewshot.tasks.sampler import Sampler
@@ -29,7 +29,7 @@ def by_numpy(task: Episodes) -> np.ndarray:
 @pytest.mark.parametrize("transductive", [False, True])
 @pytest.mark.parametrize("shot", [1, 3])
 def test_it_predicts_what_numpy_finds_nearest(make_episodes: Make, shot: int, transductive: bool):
-    learner: Any = Nearest(Pixels((1, 8, 8), 3))
+    learner: Any = Nearest(Inputs((1, 8, 8), 3))
     episodes = make_episodes(20, shot=shot, query=4, noise=200)
     for i in range(20):
         logits = query_logits(learner, {}, {}, episodes[i], transductive)
@@ -40,7 +40,7 @@ def test_it_predicts_what_numpy_finds_nearest(make_episodes: Make, shot: int, tr
 @pytest.mark.parametrize("engine", ["vmap", "loop"])
 def test_its_scores_are_numpys(make_bank: Make, engine: str):
     sampler = Sampler(make_bank(noise=200), 3, 2, 4, 0)
-    learner: Any = Nearest(Pixels((1, 8, 8), 3))
+    learner: Any = Nearest(Inputs((1, 8, 8), 3))
     scores = evaluate(learner, {}, {}, sampler, 30, transductive=True, engine=Engine(engine))
     episodes = sampler.episodes(0, 30)
     expected = [(by_numpy(episodes[i]) == episodes[i].query_y.numpy()).mean() for i in range(30)]
@@ -53,10 +53,10 @@ def test_logits_are_minus_the_distance_to_the_nearest_of_each_class():
     labels = torch.tensor([0, 0, 1, 1])
     x = torch.tensor([[1.0, 1.0], [0.0, 3.0]])
     task = Episodes(support, labels, x, torch.tensor([0, 1]), torch.tensor(0))
-    learner = Nearest(Pixels((2,), 2))
+    learner = Nearest(Inputs((2,), 2))
     logits = learner.predict(learner.adapt({}, {}, task), x)
     assert logits.tolist() == [[-1.0, pytest.approx(-(10**0.5))], [-3.0, -1.0]]
 
 
 def test_it_has_nothing_to_train():
-    assert Nearest(Pixels((2,), 2)).initial() == ({}, {})
+    assert Nearest(Inputs((2,), 2)).initial() == ({}, {})

@@ -127,11 +127,12 @@ def test_images_and_labels_are_those_of_the_draw_with_contiguous_classes(make_ba
     assert torch.equal(episodes.key, draw.key)
 
 
-def test_features_stay_as_they_are(make_bank: MakeBank):
+def test_features_are_gathered_as_unit_vectors(make_bank: MakeBank):
     bank = make_bank((4, 4, 4))
     features = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
     sampler = Sampler(Bank(features, bank.offsets, bank.names, "train", "f", {}), 3, 1, 2, 0)
-    assert torch.equal(sampler.episodes(0, 2).support_x, features[sampler.draw(0, 2).rows[:, :, 0]])
+    wanted = features / features.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(sampler.episodes(0, 2).support_x, wanted[sampler.draw(0, 2).rows[:, :, 0]])
 
 
 @pytest.mark.parametrize("rotations", ["per_class", "as_classes"])

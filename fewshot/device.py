@@ -1,4 +1,4 @@
-"""Memory of this process: how the C library holds on to it, and how much there was."""
+"""The device that a process computes on, and its memory: how the C library holds on to it, how much there was."""
 
 from __future__ import annotations
 
@@ -10,8 +10,24 @@ from pathlib import Path
 
 import torch
 
+from fewshot.errors import FewshotError
+
 _STATUS = Path("/proc/self/status")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # glibc, malloc.h
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is a GPU where there is one.
+
+    Raises:
+        FewshotError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise FewshotError(f"device={name}: not available here; use device=cpu or device=auto") from error
 
 
 def keep_freed_memory(*, one_arena: bool = False) -> None:

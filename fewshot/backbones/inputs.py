@@ -1,4 +1,4 @@
-"""The backbone that is none: inputs as they are."""
+"""The backbone that is none: inputs as they are, be they pixels or features."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 
-class Pixels(nn.Module):
-    """Flatten examples [B, ...] to [B, D]; no parameters."""
+class Inputs(nn.Module):
+    """Flatten examples [B, ...] of a shape to [B, D]; no parameters."""
 
     def __init__(self, shape: tuple[int, ...], way: int) -> None:
         super().__init__()
-        self.way = way
+        self.shape, self.way = tuple(shape), way
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.flatten(1)

@@ -1,0 +1,274 @@
+"""LEO: Rusu et al., 2019, "Meta-learning with latent embedding optimization"; deepmind/leo de9a0c2.
+
+Differences from the paper, as the original program has them:
+1. Each class has K latents and K weight vectors, one per shot; the logit of a class is the mean over its K.
+2. The encoder is one linear map. Standard deviations are exp(u) - 1 (encoder) and exp(u) - 1 + sqrt(2 / (N + D))
+   (decoder), at least 1e-10. The decoder samples anew at every decode.
+3. The KL term is a one-sample estimate, and it, the encoder penalty and the orthogonality penalty are means over
+   elements where equations 5 to 7 sum squares or take norms. The decoder's own KL is discarded.
+4. Dropout also acts on what the classifier sees, with fresh masks in every inner step and on the queries.
+
+Differences from the original program:
+5. Random draws come from the episode's key. Dropout rates are rounded to multiples of 1/65536.
+6. The relation network is rewritten by linearity: its first layer acts on each half of a pair, its last on the mean
+   over partners and shots. Inner gradients are written out. Both give the same numbers.
+7. `prior=random` draws z at evaluation too: the paper does not say, and the prior's mean is one code for all classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod, sqrt
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fewshot.algorithms.learner import Tensors, accuracy, check_choice, check_number
+from fewshot.backbones.inputs import Inputs
+from fewshot.episodes import Episodes
+from fewshot.errors import FewshotError
+from fewshot.random import coins, fold, normal, stream
+
+SMALLEST_STDDEV = 1e-10
+
+
+class Draws(Protocol):
+    """Where the random numbers of one task come from, each draw by its name."""
+
+    def normal(self, name: str, shape: Sequence[int]) -> torch.Tensor:
+        """Standard normals of a shape."""
+        ...
+
+    def keep(self, name: str, shape: Sequence[int], rate: float) -> torch.Tensor:
+        """A dropout mask: False with probability `rate`."""
+        ...
+
+
+@dataclass(frozen=True)
+class FromKey:
+    """Draws that are functions of the episode's key."""
+
+    key: torch.Tensor  # [] int64
+    dtype: torch.dtype
+
+    def normal(self, name: str, shape: Sequence[int]) -> torch.Tensor:
+        return normal(fold(self.key, torch.tensor(stream(name), device=self.key.device)), shape).to(self.dtype)
+
+    def keep(self, name: str, shape: Sequence[int], rate: float) -> torch.Tensor:
+        return ~coins(fold(self.key, torch.tensor(stream(name), device=self.key.device)), shape, rate)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What Algorithm 1 leaves of one task: S latent and F fine-tuning steps, N classes, K shots, L and D values."""
+
+    encoding: tuple[torch.Tensor, torch.Tensor]  # mean and standard deviation of the encoder's distribution, [N, 1, L]
+    latents: list[torch.Tensor]  # z before each latent step and after the last, S+1 of [N, K, L]
+    weights: list[torch.Tensor]  # w at each decode and after each fine-tuning step, S+1+F of [N, K, D]
+
+
+class Leo:
+    """Adapt a low-dimensional code of the classifier's weights, which the support set itself proposes.
+
+    Args:
+        backbone: examples as they are, [B, D].
+        latent: size L of a code.
+        latent_steps: steps S on z, each with a decode after it.
+        finetune_steps: steps F on the decoded weights.
+        latent_lr, finetune_lr: start values of the meta-learned rates, one for each dimension of z and of w.
+        dropout: rate at which features are dropped in meta-training.
+        kl_weight, encoder_penalty_weight, l2_weight, orthogonality_weight: beta, gamma, lambda_1, lambda_2.
+        prior: `encoder`, or `random`: codes are drawn from N(0, I) (an ablation of the paper's Table 2).
+        deterministic: means in place of samples in meta-training (another).
+    """
+
+    chained = False
+    eager = False
+    independent = True  # no query sees another
+
+    def __init__(
+        self,
+        backbone: Inputs,
+        *,
+        latent: int,
+        latent_steps: int,
+        finetune_steps: int,
+        latent_lr: float,
+        finetune_lr: float,
+        dropout: float,
+        kl_weight: float,
+        encoder_penalty_weight: float,
+        l2_weight: float,
+        orthogonality_weight: float,
+        prior: str,
+        deterministic: bool,
+    ) -> None:
+        if not isinstance(backbone, Inputs):
+            raise FewshotError(
+                "algorithm=leo learns on inputs as they are: choose backbone=features, or backbone=pixels"
+            )
+        check_number("algorithm.learner.latent", latent, int, 1)
+        for name, value in (("latent_steps", latent_steps), ("finetune_steps", finetune_steps)):
+            check_number(f"algorithm.learner.{name}", value, int, 0)
+        weights = {
+            "dropout": dropout,
+            "kl_weight": kl_weight,
+            "encoder_penalty_weight": encoder_penalty_weight,
+            "l2_weight": l2_weight,
+            "orthogonality_weight": orthogonality_weight,
+        }
+        for name, value in weights.items():
+            check_number(f"algorithm.learner.{name}", value, float, 0)
+        if dropout >= 1:
+            raise FewshotError(f"algorithm.learner.dropout={dropout}: must be below 1")
+        self.backbone: nn.Module = backbone
+        self.way, self.dim, self.latent = backbone.way, prod(backbone.shape), latent
+        self.latent_steps, self.test_steps = latent_steps, finetune_steps
+        self.dropout = dropout
+        self.kl_weight, self.encoder_penalty_weight = kl_weight, encoder_penalty_weight
+        self.l2_weight, self.orthogonality_weight = l2_weight, orthogonality_weight
+        self.random_prior = check_choice("algorithm.learner.prior", prior, ("encoder", "random")) == "random"
+        self.deterministic = deterministic
+        self._initial = {
+            "encoder": _glorot(self.dim, latent),
+            **{f"relation_{i}": _glorot(2 * latent, 2 * latent) for i in range(3)},
+            "decoder": _glorot(latent, 2 * self.dim),
+            "latent_lr": torch.full((latent,), float(latent_lr)),  # alpha
+            "finetune_lr": torch.full((self.dim,), float(finetune_lr)),
+        }
+
+    def initial(self) -> tuple[Tensors, Tensors]:
+        """Encoder, relation network, decoder and both learning rates; no carry."""
+        return {name: value.clone() for name, value in self._initial.items()}, {}
+
+    def outer_loss(self, params: Tensors, task: Episodes) -> tuple[torch.Tensor, torch.Tensor]:
+        """Equation 4 and the regularisers of one task in meta-training, []; and the query accuracy []."""
+        return self.objective(params, task, FromKey(task.key, task.query_x.dtype))
+
+    def objective(self, params: Tensors, task: Episodes, draws: Draws | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The outer loss with given draws; with None that of evaluation, where nothing is drawn."""
+        solution = self.solve(params, task, draws)
+        logits = self.query_logits(solution, task, draws)
+        loss = F.cross_entropy(logits, task.query_y) + sum(self.penalties(params, solution, draws).values())
+        return loss, accuracy(logits.detach(), task.query_y)
+
+    def query_logits(self, solution: Solution, task: Episodes, draws: Draws | None) -> torch.Tensor:
+        """Logits [N*Q, N] from the final weights."""
+        return self._drop(self.backbone(task.query_x), "query", draws) @ solution.weights[-1].mean(1).T
+
+    def solve(self, params: Tensors, task: Episodes, draws: Draws | None) -> Solution:
+        """Algorithm 1, lines 5 to 12: encode, sample, decode, adapt z, fine-tune w."""
+        x = self.backbone(task.support_x).view(self.way, -1, self.dim)
+        mean, stddev = self.encode(params, x, draws)
+        z = mean.expand(*x.shape[:2], self.latent)
+        if self.random_prior:
+            z = (draws or FromKey(task.key, x.dtype)).normal("encoder", z.shape)
+        elif draws is not None and not self.deterministic:
+            z = z + stddev * draws.normal("encoder", z.shape)
+        w, pull_back = self.decode(params, z, "decoder_0", draws)
+        slope = support_gradient(w, self._drop(x, "support_0", draws))
+        latents, weights = [z], [w]
+        for step in range(1, self.latent_steps + 1):
+            z = z - params["latent_lr"] * pull_back(slope)
+            w, pull_back = self.decode(params, z, f"decoder_{step}", draws)
+            slope = support_gradient(w, self._drop(x, f"support_{step}", draws))
+            latents.append(z)
+            weights.append(w)
+        for step in range(1, self.test_steps + 1):
+            w = w - params["finetune_lr"] * slope
+            weights.append(w)
+            if step < self.test_steps:
+                slope = support_gradient(w, self._drop(x, f"finetune_{step}", draws))
+        return Solution((mean, stddev), latents, weights)
+
+    def encode(self, params: Tensors, x: torch.Tensor, draws: Draws | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Equations 1 and 2: mean and standard deviation [N, 1, L] of each class's code from x [N, K, D]."""
+        h = self._drop(x, "encoder", draws) @ params["encoder"]  # [N, K, L]
+        first, partner = h @ params["relation_0"][: self.latent], h @ params["relation_0"][self.latent :]
+        pairs = torch.relu(first[:, :, None, None] + partner)  # [N, K, N, K, 2L]
+        related = torch.relu(pairs @ params["relation_1"]).mean((1, 2, 3), keepdim=True)[:, 0, 0]
+        mean, u = (related @ params["relation_2"]).split(self.latent, dim=-1)
+        return mean, (u.exp() - 1).clamp_min(SMALLEST_STDDEV)
+
+    def decode(
+        self, params: Tensors, z: torch.Tensor, name: str, draws: Draws | None
+    ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+        """Equation 3: weights w [N, K, D] of codes z [N, K, L], and the map from d/dw to d/dz."""
+        centre, spread = params["decoder"].split(self.dim, dim=-1)
+        w = z @ centre
+        if draws is None or self.deterministic:
+            return w, lambda slope: slope @ centre.T
+        exp = (z @ spread).exp()
+        stddev = exp - (1 - sqrt(2 / (self.way + self.dim)))
+        noise = draws.normal(name, w.shape)
+        free = (stddev > SMALLEST_STDDEV) * noise * exp  # dw / d(z @ spread)
+        w = w + stddev.clamp_min(SMALLEST_STDDEV) * noise
+        return w, lambda slope: slope @ centre.T + (slope * free) @ spread.T
+
+    def penalties(self, params: Tensors, solution: Solution, draws: Draws | None) -> Tensors:
+        """The weighted terms beside the query loss, each []."""
+        terms = {
+            "l2": 0.5 * self.l2_weight * sum(p.square().sum() for name, p in params.items() if name[-2:] != "lr"),
+            "orthogonality": self.orthogonality_weight * orthogonality(params["decoder"]),
+        }
+        if draws is not None:
+            before, after = solution.latents[0], solution.latents[-1]
+            terms["encoder_penalty"] = self.encoder_penalty_weight * (after.detach() - before).square().mean()
+            if not self.random_prior and not self.deterministic:
+                terms["kl"] = self.kl_weight * kl_estimate(before, *solution.encoding)
+        return terms
+
+    def adapt(self, params: Tensors, carry: Tensors, task: Episodes) -> Tensors:
+        """The classifier's weights, mean over the K copies of each class: [N, D]."""
+        return {"weights": self.solve(params, task, None).weights[-1].mean(1)}
+
+    def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
+        """Logits [B, N] of features [B, D]."""
+        return self.backbone(x) @ adapted["weights"].T
+
+    def figures(self, params: Tensors) -> dict[str, float]:
+        """Mean and spread of the meta-learned rates, for the log."""
+        rates = {name: params[name] for name in ("latent_lr", "finetune_lr")}
+        means = {f"{name}_mean": float(rate.mean()) for name, rate in rates.items()}
+        return means | {f"{name}_stddev": float(rate.std()) for name, rate in rates.items()}
+
+    def _drop(self, x: torch.Tensor, name: str, draws: Draws | None) -> torch.Tensor:
+        """Dropout with inverted scaling, in meta-training."""
+        if draws is None or not self.dropout:
+            return x
+        return x * draws.keep(name, x.shape, self.dropout) / (1 - self.dropout)
+
+
+def support_gradient(w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """d/dw of the sum of the support items' cross-entropy, for weights w and items x, both [N, K, D].
+
+    The K copies of a class share its logit equally, so they share one gradient: [N, 1, D].
+    """
+    way, shot, _ = x.shape
+    items = x.flatten(0, 1)
+    error = (items @ w.mean(1).T).softmax(-1) - torch.eye(way, dtype=x.dtype, device=x.device).repeat_interleave(
+        shot, 0
+    )
+    return (error.T @ items)[:, None] / shot
+
+
+def kl_estimate(z: torch.Tensor, mean: torch.Tensor, stddev: torch.Tensor) -> torch.Tensor:
+    """One-sample estimate of KL(N(mean, stddev) || N(0, I)) from the sample z, mean over its elements: []."""
+    # From z, not from its noise: in float32 a clipped deviation of 1e-10 vanishes in z, and so it does in the original.
+    # This is the noise that z was made with, a constant: left to differentiation, terms of 1e10 would have to cancel.
+    noise = ((z - mean) / stddev).detach()
+    return (0.5 * (z.square() - noise.square()) - stddev.log()).mean()
+
+
+def orthogonality(decoder: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference of the row correlations of decoder [L, 2D] from the identity: []."""
+    norms = decoder.norm(dim=1)
+    correlations = decoder @ decoder.T / (norms[:, None] * norms + 1e-32)
+    return (correlations - torch.eye(len(decoder), dtype=decoder.dtype, device=decoder.device)).square().mean()
+
+
+def _glorot(rows: int, columns: int) -> torch.Tensor:
+    return nn.init.xavier_uniform_(torch.empty(rows, columns))

@@ -1,0 +1,230 @@
+"""Feature extractors: a classifier of the meta-train classes, trained once, whose features become a Bank.
+
+The original LEO never released its own (see `fewshot.data.embeddings` for what it did release).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from math import cos, pi
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.transforms import v2
+
+from fewshot.algorithms.engine import Engine
+from fewshot.algorithms.learner import check_choice, check_number
+from fewshot.algorithms.nearest import Nearest
+from fewshot.backbones.inputs import Inputs
+from fewshot.checkpoint import load_checkpoint, matching, only_process_in, save_checkpoint
+from fewshot.data.bank import Bank, Split, open_banks, write_banks
+from fewshot.device import pick_device
+from fewshot.errors import FewshotError
+from fewshot.evaluation import evaluate
+from fewshot.progress import progress_bar
+from fewshot.random import permutation, stream
+from fewshot.tasks.sampler import Sampler
+
+AT_ONCE = 500  # images per forward pass when features are taken
+
+
+def features(
+    images: Mapping[str, Bank],
+    network: Callable[..., nn.Module],
+    *,
+    name: str,
+    settings: Mapping[str, Any],
+    cache: str | Path,
+    device: str,
+) -> dict[str, Bank]:
+    """The features of every split, from an extractor trained on the classes of "train" alone; made once, then opened.
+
+    Args:
+        images: the banks "train", "val" and "test".
+        network: makes the classifier from `shape` and `way`; a module with `features(x) -> [B, D]`.
+        name: of the network, for people.
+        settings: epochs, batch, lr, schedule (cosine | step), momentum, weight_decay, augment (none | natural), seed,
+            and way, shot, query and episodes of the validation by nearest class means that selects the epoch.
+        cache: folder in which the features are kept, and the extractor below `extractors`.
+
+    Raises:
+        FewshotError: a setting out of range, a network that has no features, a loss that is not finite, or a damaged
+            checkpoint.
+    """
+    _check(settings)
+    shape, classes = images["train"].shape, len(images["train"].names)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings["seed"])
+        extractor = network(shape=shape, way=classes).to(pick_device(device))
+    if not hasattr(extractor, "features"):
+        raise FewshotError(f"features={name}: this network has no features; choose conv4, resnet12 or wrn28_10")
+    made_of = {split: bank.fingerprint for split, bank in images.items()}
+    initial = _digest(extractor.state_dict())  # stands for architecture and initialisation
+    words = json.dumps([made_of, initial, str(extractor), dict(settings)], sort_keys=True)
+    key = hashlib.sha256(words.encode()).hexdigest()[:12]
+    title = f"{images['train'].about.get('dataset', 'images')}-{name}-{key}"
+    folder, work = Path(cache) / f"features-{title}", Path(cache) / "extractors" / title
+    if not (folder / "bank.json").exists():
+        with only_process_in(work):
+            found = _train(extractor, images, settings, work, f"extractor {name}, {classes} classes")
+            about = {
+                "dataset": images["train"].about.get("dataset", "images"),
+                "extractor": {
+                    "name": name,
+                    "validation_accuracy": found["accuracy"],
+                    "validation": f"{settings['way']}-way {settings['shot']}-shot, nearest class mean",
+                    "epoch": found["epoch"],
+                    "fingerprint": _digest(extractor.state_dict()),
+                    "trained_on": made_of["train"],
+                    "settings": dict(settings),
+                },
+                "images": {split: dict(bank.about) for split, bank in images.items()}["train"],
+            }
+            splits = {split: _split(extractor, bank) for split, bank in images.items()}
+            write_banks(folder, splits, about)
+    return open_banks(folder)
+
+
+def open_features(images: Mapping[str, Bank], folder: str | Path) -> dict[str, Bank]:
+    """Features that lie in a folder as a Bank, such as `tools/pretrain.py` wrote, for the classes of `images`.
+
+    Raises:
+        FewshotError: the extractor was trained on other classes than the meta-train classes at hand, or the features
+            are of other classes or splits.
+    """
+    banks = open_banks(Path(folder))
+    trained_on = next(iter(banks.values())).about.get("extractor", {}).get("trained_on")
+    if trained_on != images["train"].fingerprint:
+        raise FewshotError(
+            f"{folder}: its extractor was trained on another split than the training classes at hand, so that it may "
+            "know the test classes; run tools/pretrain.py with this dataset, or set the dataset's options as they were"
+        )
+    for split, bank in images.items():
+        if split not in banks or banks[split].names != bank.names:
+            raise FewshotError(f"{folder}: its split {split} holds other classes than the dataset; pretrain again")
+    return banks
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    for name in ("epochs", "batch", "way", "shot", "query", "episodes"):
+        check_number(f"features.settings.{name}", settings[name], int, 1)
+    for name in ("lr", "momentum", "weight_decay"):
+        check_number(f"features.settings.{name}", settings[name], float, 0)
+    check_choice("features.settings.schedule", settings["schedule"], ("cosine", "step"))
+    check_choice("features.settings.augment", settings["augment"], ("none", "natural"))
+
+
+def _train(
+    extractor: nn.Module, images: Mapping[str, Bank], settings: Mapping[str, Any], work: Path, title: str
+) -> dict[str, Any]:
+    """Train to the last epoch, from the last one on disk; leaves the best one's weights in `extractor`.
+
+    Returns:
+        {accuracy, epoch} of the best epoch.
+    """
+    bank, device = images["train"], next(extractor.parameters()).device
+    labels = torch.arange(len(bank.names)).repeat_interleave(bank.sizes)
+    optimizer = torch.optim.SGD(
+        extractor.parameters(), lr=settings["lr"], momentum=settings["momentum"], weight_decay=settings["weight_decay"]
+    )
+    last, best = work / "last.safetensors", work / "best.safetensors"
+    state: dict[str, Any] = {"epoch": 0, "best": None}
+    if last.exists():
+        groups, state = load_checkpoint(last, device)
+        _load(extractor, last, groups)
+        for name, value in groups["momentum"].items():
+            optimizer.state[extractor.get_parameter(name)]["momentum_buffer"] = value
+    loss = torch.zeros(())
+    batches = -(-len(labels) // settings["batch"])
+    with progress_bar(title, settings["epochs"] * batches, state["epoch"] * batches) as advance:
+        for epoch in range(state["epoch"], settings["epochs"]):
+            extractor.train()
+            order = permutation(torch.tensor(stream(settings["seed"], "epoch", epoch)), len(labels))
+            for index, rows in enumerate(order.split(settings["batch"])):
+                step = epoch * batches + index
+                x = _augmented(_scaled(bank.examples[rows]).to(device), settings, step)
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(stream(settings["seed"], "dropout", step))
+                    loss = F.cross_entropy(extractor(x), labels[rows].to(device))
+                for group in optimizer.param_groups:
+                    group["lr"] = settings["lr"] * _schedule(
+                        settings["schedule"], step / (batches * settings["epochs"])
+                    )
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                advance("" if state["best"] is None else f"validation {state['best']['accuracy']:.1%}")
+            if not bool(torch.isfinite(loss)):
+                raise FewshotError(f"extractor: epoch {epoch + 1}: the loss is not finite; lower features.settings.lr")
+            state["epoch"] = epoch + 1
+            accuracy = _validation(extractor, images["val"], settings)
+            if state["best"] is None or accuracy > state["best"]["accuracy"]:
+                state["best"] = {"accuracy": accuracy, "epoch": epoch + 1}
+                save_checkpoint(best, {"weights": extractor.state_dict()}, state)
+            named = extractor.named_parameters()  # but for a bias before a norm, which has no gradient
+            momentum = {name: optimizer.state[p]["momentum_buffer"] for name, p in named if p in optimizer.state}
+            save_checkpoint(last, {"weights": extractor.state_dict(), "momentum": momentum}, state)
+    _load(extractor, best, load_checkpoint(best, device)[0])
+    return state["best"]
+
+
+def _load(extractor: nn.Module, path: Path, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    extractor.load_state_dict(matching(path, groups.get("weights", {}), extractor.state_dict()))
+
+
+def _schedule(kind: str, done: float) -> float:
+    """What the rate is multiplied with: half a cosine, or tenfold falls at a half and at three quarters."""
+    return 0.5 * (1 + cos(pi * done)) if kind == "cosine" else 0.1 ** ((done >= 0.5) + (done >= 0.75))
+
+
+def _scaled(examples: torch.Tensor) -> torch.Tensor:
+    return examples.to(torch.float32) / 255 if examples.dtype == torch.uint8 else examples
+
+
+def _augmented(x: torch.Tensor, settings: Mapping[str, Any], step: int) -> torch.Tensor:
+    """Crop, flip and colour jitter for natural images, each image its own; characters as they are."""
+    if settings["augment"] == "none":
+        return x
+    change = v2.Compose(
+        [
+            v2.RandomResizedCrop(list(x.shape[-2:]), scale=(0.5, 1.0), antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.ColorJitter(0.4, 0.4, 0.4),
+        ]
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream(settings["seed"], "augment", step))
+        return torch.stack([change(image) for image in x])
+
+
+def _split(extractor: nn.Module, bank: Bank) -> Split:
+    """Features [M, D] float32 of a split, each from its own image alone."""
+    extractor.eval()
+    device = next(extractor.parameters()).device
+    assert callable(extractor.features)
+    with torch.no_grad():
+        rows = [extractor.features(_scaled(part).to(device)).cpu().numpy() for part in bank.examples.split(AT_ONCE)]
+    return Split(np.concatenate(rows).astype(np.float32), bank.sizes.tolist(), list(bank.names))
+
+
+def _validation(extractor: nn.Module, bank: Bank, settings: Mapping[str, Any]) -> float:
+    """Few-shot accuracy of nearest class means on the features of the validation classes."""
+    split = _split(extractor, bank)
+    found = Bank(torch.from_numpy(split.examples), bank.offsets, bank.names, bank.split, "", bank.about)
+    sampler = Sampler(found, settings["way"], settings["shot"], settings["query"], settings["seed"])
+    learner = Nearest(Inputs(found.shape, settings["way"]), to="mean")
+    return float(evaluate(learner, {}, {}, sampler, settings["episodes"], transductive=False, engine=Engine()).mean())
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in tensors.items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

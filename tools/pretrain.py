@@ -1,0 +1,35 @@
+"""Train a feature extractor on the meta-train classes: `python tools/pretrain.py dataset=omniglot backbone=conv4`.
+
+Leaves the features of every split as a bank, which `algorithm=leo` and `features=conv4` find by themselves; killed and
+started again, it continues. The network and its training are set under `features`.
+"""
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from fewshot.cli import main
+from fewshot.data.embeddings import write_originals
+from fewshot.errors import FewshotError
+from fewshot.experiment import read_banks
+
+
+def pretrain(cfg: DictConfig) -> None:
+    for override in HydraConfig.get().overrides.task:
+        if override.startswith("backbone."):
+            raise FewshotError(f"{override}: of an extractor, write features.{override.removeprefix('backbone.')}")
+    banks = read_banks(cfg)
+    found = banks["test"].about["extractor"]
+    sizes = ", ".join(f"{len(bank.names)} {split}" for split, bank in banks.items())
+    print(
+        f"{found['name']} on {cfg.dataset.name} ({sizes} classes), {banks['test'].shape[0]} values per image: "
+        f"{100 * found['validation_accuracy']:.2f} % validation accuracy ({found['validation']}, epoch "
+        f"{found['epoch']}), fingerprint {found['fingerprint'][:12]}"
+    )
+    if cfg.original:
+        write_originals(Path(cfg.original), banks, cfg.dataset.name, "center")
+
+
+if __name__ == "__main__":
+    main(pretrain, "pretrain")
