@@ -49,19 +49,18 @@ def below(bits: torch.Tensor, bound: torch.Tensor | int) -> torch.Tensor:
 def normal(key: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """Standard normals of a shape from one key []: Box and Muller's two from each hash, in float32."""
     count = prod(shape)
-    bits = fold(key, torch.arange(-(-count // 2), device=key.device))
+    words = fold(key, torch.arange(-(-count // 2), device=key.device)).view(torch.int32)
     # 24 bits each, as float32 holds; the radius must not see a zero.
-    radius = (((bits & 0xFFFFFF) + 1).to(torch.float32) / 2**24).log().mul(-2).sqrt()
-    angle = _shift(bits, 40).to(torch.float32) * (2 * pi / 2**24)
+    unit = ((words & 0xFFFFFF) + 1).to(torch.float32) * 2**-24
+    radius, angle = (unit[0::2].log() * -2).sqrt(), unit[1::2] * (2 * pi)
     return torch.cat([radius * angle.cos(), radius * angle.sin()])[:count].view(*shape)
 
 
 def coins(key: torch.Tensor, shape: Sequence[int], rate: float) -> torch.Tensor:
     """True with probability `rate`, rounded to a multiple of 1/65536: bool of a shape from one key [], four a hash."""
     count = prod(shape)
-    bits = fold(key, torch.arange(-(-count // 4), device=key.device))
-    lanes = torch.cat([_shift(bits, 16 * lane) if lane else bits for lane in range(4)])
-    return ((lanes & 0xFFFF) < round(rate * 65536))[:count].view(*shape)
+    lanes = fold(key, torch.arange(-(-count // 4), device=key.device)).view(torch.int16)
+    return (lanes < round(rate * 65536) - 32768)[:count].view(*shape)
 
 
 def draw_distinct(key: torch.Tensor, count: int, bound: int) -> torch.Tensor:

@@ -83,7 +83,7 @@ class Engine:
         step = (self.chunk or len(episodes)) if self.method(episodes) == "vmap" else 1
         lift = _lift_all if step > 1 else _lift_one
         results = [lift(function, episodes[i : i + step]) for i in range(0, len(episodes), step)]
-        return torch.cat(results)
+        return tree_map(lambda *parts: torch.cat(parts), *results)
 
     def _on_threads(self, learner: Learner, params: Tensors, carry: Tensors, episodes: Episodes) -> Iterator[Outer]:
         def work(group: Episodes) -> Outer:
@@ -122,7 +122,7 @@ def _outer(learner: Any, params: Tensors, carry: Tensors, episodes: Episodes, li
             loss, accuracy = lift(lambda task: learner.outer_loss(params, task), episodes)
             return loss.mean(), (loss.detach(), accuracy)
 
-        gradient, (loss, accuracy) = differentiate(mean_loss, params, eager=learner.eager, create_graph=False)
+        gradient, (loss, accuracy) = differentiate(mean_loss, params, eager=True, create_graph=False)
         return Outer(gradient, carry, loss, accuracy)
     gradient, carry, loss, accuracy = lift(lambda task: learner.outer_gradient(params, carry, task), episodes)
     gradient, carry = tree_map(lambda value: value.mean(0), (gradient, carry))

@@ -67,7 +67,10 @@ class Solution:
 
     encoding: tuple[torch.Tensor, torch.Tensor]  # mean and standard deviation of the encoder's distribution, [N, 1, L]
     latents: list[torch.Tensor]  # z before each latent step and after the last, S+1 of [N, K, L]
-    weights: list[torch.Tensor]  # w at each decode and after each fine-tuning step, S+1+F of [N, K, D]
+    weights: list[torch.Tensor]  # w at each decode, S+1 of [N, K, D]
+    tuned: list[
+        torch.Tensor
+    ]  # mean of a class's K copies, before each fine-tuning step and after the last, F+1 of [N, 1, D]
 
 
 class Leo:
@@ -157,7 +160,7 @@ class Leo:
 
     def query_logits(self, solution: Solution, task: Episodes, draws: Draws | None) -> torch.Tensor:
         """Logits [N*Q, N] from the final weights."""
-        return self._drop(self.backbone(task.query_x), "query", draws) @ solution.weights[-1].mean(1).T
+        return self._drop(self.backbone(task.query_x), "query", draws) @ solution.tuned[-1][:, 0].T
 
     def solve(self, params: Tensors, task: Episodes, draws: Draws | None) -> Solution:
         """Algorithm 1, lines 5 to 12: encode, sample, decode, adapt z, fine-tune w."""
@@ -177,19 +180,24 @@ class Leo:
             slope = support_gradient(w, self._drop(x, f"support_{step}", draws))
             latents.append(z)
             weights.append(w)
+        # The K copies of a class now move together, and only their mean is ever used.
+        w = w.mean(1, keepdim=True)
+        tuned = [w]
         for step in range(1, self.test_steps + 1):
             w = w - params["finetune_lr"] * slope
-            weights.append(w)
+            tuned.append(w)
             if step < self.test_steps:
                 slope = support_gradient(w, self._drop(x, f"finetune_{step}", draws))
-        return Solution((mean, stddev), latents, weights)
+        return Solution((mean, stddev), latents, weights, tuned)
 
     def encode(self, params: Tensors, x: torch.Tensor, draws: Draws | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Equations 1 and 2: mean and standard deviation [N, 1, L] of each class's code from x [N, K, D]."""
         h = self._drop(x, "encoder", draws) @ params["encoder"]  # [N, K, L]
         first, partner = h @ params["relation_0"][: self.latent], h @ params["relation_0"][self.latent :]
         pairs = torch.relu(first[:, :, None, None] + partner)  # [N, K, N, K, 2L]
-        related = torch.relu(pairs @ params["relation_1"]).mean((1, 2, 3), keepdim=True)[:, 0, 0]
+        related = torch.relu(pairs @ params["relation_1"]).flatten(1, 3)
+        # Not .mean(): its derivative divides an expanded tensor, and all after it has a slow layout.
+        related = related.sum(1, keepdim=True) * (1 / related.shape[1])
         mean, u = (related @ params["relation_2"]).split(self.latent, dim=-1)
         return mean, (u.exp() - 1).clamp_min(SMALLEST_STDDEV)
 
@@ -223,11 +231,12 @@ class Leo:
 
     def adapt(self, params: Tensors, carry: Tensors, task: Episodes) -> Tensors:
         """The classifier's weights, mean over the K copies of each class: [N, D]."""
-        return {"weights": self.solve(params, task, None).weights[-1].mean(1)}
+        return {"weights": self.solve(params, task, None).tuned[-1][:, 0]}
 
     def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
         """Logits [B, N] of features [B, D]."""
-        return self.backbone(x) @ adapted["weights"].T
+        # In this order, the weights of many tasks on one x are a single matrix product.
+        return (adapted["weights"] @ self.backbone(x).T).T
 
     def figures(self, params: Tensors) -> dict[str, float]:
         """Mean and spread of the meta-learned rates, for the log."""
@@ -239,7 +248,7 @@ class Leo:
         """Dropout with inverted scaling, in meta-training."""
         if draws is None or not self.dropout:
             return x
-        return x * draws.keep(name, x.shape, self.dropout) / (1 - self.dropout)
+        return torch.where(draws.keep(name, x.shape, self.dropout), x * (1 / (1 - self.dropout)), 0.0)
 
 
 def support_gradient(w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

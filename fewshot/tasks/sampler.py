@@ -104,11 +104,7 @@ class Sampler:
     def episodes(self, first: int, count: int) -> Episodes:
         """Episodes first..first+count-1: images as float32 in 0..1, [T, N*K, C, H, W]; features as unit vectors."""
         draw = self.draw(first, count)
-        items = self.bank.examples[draw.rows.flatten()].view(*draw.rows.shape, *self.bank.shape)
-        if items.dtype == torch.uint8:
-            items = items.to(torch.float32) / 255
-        elif len(self.bank.shape) == 1:  # as deepmind/leo's data provider does
-            items = torch.nn.functional.normalize(items, dim=-1)
+        items = self.gather(draw.rows)
         if self.rotations != "none":
             items = _rotate(items, draw.turns)
         support, query = items.split([self.shot, self.query], dim=2)
@@ -120,6 +116,14 @@ class Sampler:
             query_y=label.repeat_interleave(self.query, dim=1),
             key=draw.key,
         )
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """The examples at some rows of the bank, [..., *shape]: images as float32 in 0..1, features as unit vectors."""
+        items = self.bank.examples[rows.flatten()].view(*rows.shape, *self.bank.shape)
+        if items.dtype == torch.uint8:
+            return items.to(torch.float32) / 255
+        # Features as deepmind/leo's data provider hands them over.
+        return torch.nn.functional.normalize(items, dim=-1) if len(self.bank.shape) == 1 else items
 
     def manifest(self, first: int, count: int) -> str:
         """SHA-256 of the bank and of the index lists of these episodes: equal means the very same tasks.

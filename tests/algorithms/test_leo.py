@@ -132,12 +132,13 @@ def test_codes_losses_weights_and_gradients_are_those_of_the_original(name: str,
     steps = config["inner_unroll_length"]
     golden.close(solution.weights[0], f"{mode}/weights_0", exact)
     golden.close(solution.weights[steps], f"{mode}/weights_latent_end", exact)
-    golden.close(solution.weights[-1], f"{mode}/weights_final", exact)
+    moved = [solution.weights[-1] + (w - solution.tuned[0]) for w in solution.tuned[1:]]
+    golden.close(moved[-1], f"{mode}/weights_final", exact)
 
     x = task.support_x.view(*golden.stored["data/tr_input"].shape)
     names = [*(f"support_{i}" for i in range(steps + 1)), *(f"finetune_{i + 1}" for i in range(learner.test_steps))]
     losses = []
-    for w, draw in zip(solution.weights, names, strict=True):
+    for w, draw in zip([*solution.weights, *moved], names, strict=True):
         seen = x * draws.keep(draw, x.shape, 0) / (1 - learner.dropout) if draws and learner.dropout else x
         logits = seen.flatten(0, 1) @ w.mean(1).T
         losses.append(F.cross_entropy(logits, task.support_y, reduction="none").view(x.shape[:2]))
@@ -235,12 +236,12 @@ def test_inner_gradients_that_are_written_out_are_those_of_autograd(
     learner, task = make_learner("leo", dropout=0.0, latent_steps=1, finetune_steps=1, **choices), make_episodes(1)[0]
     params, draws = learner.initial()[0], draws_of(task) if training else None
     solution = learner.solve(params, task, draws)
-    z, w = solution.latents[0].clone().requires_grad_(), solution.weights[1].clone().requires_grad_()
+    z, w = solution.latents[0].clone().requires_grad_(), solution.weights[-1].clone().requires_grad_()
     loss = support_loss(task, learner.decode(params, z, "decoder_0", draws)[0])
     (by_z,) = torch.autograd.grad(loss, z)
     torch.testing.assert_close(solution.latents[1], z - params["latent_lr"] * by_z)
     (by_w,) = torch.autograd.grad(support_loss(task, w), w)
-    torch.testing.assert_close(solution.weights[2], w - params["finetune_lr"] * by_w)
+    torch.testing.assert_close(solution.tuned[1], (w - params["finetune_lr"] * by_w).mean(1, keepdim=True))
 
 
 @pytest.mark.usefixtures("float64")
@@ -267,8 +268,8 @@ def test_copies_of_a_class_share_n_times_the_gradient_of_the_mean_loss(make_epis
 
 def test_fine_tuning_lowers_the_support_loss(make_learner: Make, make_episodes: Make):
     learner, task = make_learner("leo", finetune_steps=5), make_episodes(1)[0]
-    weights = learner.solve(learner.initial()[0], task, None).weights
-    losses = [float(support_loss(task, w)) for w in weights[learner.latent_steps :]]
+    solution = learner.solve(learner.initial()[0], task, None)
+    losses = [float(support_loss(task, w)) for w in solution.tuned]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0]
 
@@ -315,7 +316,7 @@ def test_ablations_change_what_their_names_say(make_learner: Make, make_episodes
     task = make_episodes(1)[0]
     generator = make_learner("leo", latent_steps=0, finetune_steps=0)
     solution = generator.solve(generator.initial()[0], task, None)
-    assert (len(solution.latents), len(solution.weights)) == (1, 1)
+    assert (len(solution.latents), len(solution.weights), len(solution.tuned)) == (1, 1, 1)
     deterministic = make_learner("leo", deterministic=True, dropout=0.0)
     params = deterministic.initial()[0]
     losses = [deterministic.outer_loss(params, replace(task, key=task.key + i))[0] for i in (0, 1)]
