@@ -70,6 +70,7 @@ class EvaluateConfig:
     rotations: str | None = MISSING
     steps: int | None = MISSING
     engine: str | None = MISSING
+    latents: int | None = MISSING
     device: str = MISSING
     out: str | None = MISSING
     force: bool = MISSING

@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fewshot import cli
+from fewshot.data.bank import Bank
+from fewshot.data.embeddings import write_originals
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = (
@@ -134,7 +137,94 @@ def test_a_run_is_tested_again_with_another_protocol(call: Any) -> None:
     assert table.out.count("| maml (conv4), ") >= 2
 
 
+@pytest.fixture
+def published(tmp_path: Path) -> None:
+    """Features in the layout of deepmind/leo, 600 of each of a few classes."""
+    banks = {}
+    for seed, split in enumerate(("train", "val", "test")):
+        rows = np.random.RandomState(seed).randn(6, 1, 8) + 0.5 * np.random.RandomState(9 + seed).randn(6, 600, 8)
+        offsets = torch.arange(0, 3601, 600)
+        names = tuple(f"n0{seed}{i}" for i in range(6))
+        examples = torch.from_numpy(rows.astype(np.float32).reshape(3600, 8))
+        banks[split] = Bank(examples, offsets, names, split, "made up", {})
+    write_originals(tmp_path / "mine/embeddings", banks, "mini", "center")
+
+
+LEO = (
+    "algorithm=leo", "dataset=mini", "shot=5", "data_dir=mine", "features.reader.width=8", "train.steps=4",
+    "train.validate_every=2", "test.episodes=6", "test.validation_episodes=4",
+)  # fmt: skip
+
+
+def test_leo_trains_selects_and_tests_on_published_features_as_the_original_does(call: Any, published: None) -> None:
+    done = call("train", "run_dir=run", *LEO)
+    assert (done.code, done.err) == (0, "")
+    record = read(Path("run"))
+    assert (record["recipe"], record["backbone"], record["query"]) == ("deepmind", "published features", 595)
+    assert record["protocol"] | {"regime": "inductive", "train_on_val": False} == record["protocol"]
+    assert record["protocol"]["selection"] == "best validation accuracy"
+    assert record["validation"]["step"] in (2, 4)
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert {"latent_lr_mean", "latent_lr_stddev", "finetune_lr_mean", "finetune_lr_stddev"} <= set(lines[-1])
+    inside = call("evaluate", "run=run", "query=15", "latents=5")
+    assert (inside.code, inside.err) == (0, "")
+    assert len(list(Path("run/tests").rglob("latents.png"))) == 1
+
+
+def test_training_on_train_and_val_together_is_said(call: Any, published: None) -> None:
+    assert call("train", "run_dir=run", "train.on_val=true", *LEO).code == 0
+    assert read(Path("run"))["protocol"]["train_on_val"] is True
+    assert "trained on train+val" in call("table", "runs=run").out
+
+
+@pytest.mark.parametrize("algorithm", ["maml", "meta_sgd", "nearest_mean"])
+def test_other_algorithms_run_on_the_same_features(call: Any, published: None, algorithm: str) -> None:
+    words = [f"algorithm={algorithm}", "features=published", *LEO[1:], "query=3"]
+    done = call("train", "run_dir=run", *words, *(["backbone=linear"] if algorithm == "maml" else []))
+    assert (done.code, done.err) == (0, "")
+    wanted = "published features" if algorithm == "nearest_mean" else "linear on published features"
+    assert read(Path("run"))["backbone"] == wanted
+
+
+def test_mistakes_with_features_are_one_line(call: Any, published: None) -> None:
+    for words, said in (
+        (("features.reader.width=640",), "width 8, not 640"),
+        (("query=596",), "shot=5 plus query=596 is more than class n010 has (600 examples)"),
+        (("features=none",), "add features=published"),
+        (("features=bank", "features.reader.folder=nowhere"), "dataset=mini"),
+    ):
+        done = call(
+            "train", "run_dir=run", *[w for w in LEO if w.split("=")[0] not in (words[0].split("=")[0],)], *words
+        )
+        assert done.code == 1
+        assert len(done.err.splitlines()) == 1
+        assert said in done.err, done.err
+        assert not Path("run").exists()
+
+
+@pytest.mark.slow
+def test_an_extractor_is_trained_once_for_pretraining_and_leo_alike(call: Any, tmp_path: Path) -> None:
+    words = ["features.settings.epochs=1", "features.network.filters=4"]
+    done = call("pretrain", "backbone=conv4", *words, f"original={tmp_path / 'original'}")
+    assert done.code == 0, done.err
+    assert "validation accuracy" in done.out
+    assert done.err.startswith("extractor conv4")
+    quick = [word for word in QUICK if not word.startswith("backbone")]
+    again = call("train", "algorithm=leo", "run_dir=run", *words, *quick)
+    assert (again.code, again.err) == (0, "")
+    assert read(Path("run"))["data"]["about"]["extractor"]["name"] == "conv4"
+    refused = call("pretrain", "backbone=conv4", "backbone.network.filters=4")
+    assert refused.err == "error: backbone.network.filters=4: of an extractor, write features.network.filters=4\n"
+
+
 MISTAKES = {
+    "missing embeddings": (
+        ["algorithm=leo", "dataset=mini", "shot=5", "data_dir=nowhere"],
+        ["embeddings.zip", "features.reader.download=true", "features=wrn28_10"],
+    ),
+    "a backbone that LEO cannot use": (["algorithm=leo", "backbone=conv4", "features=none"], ["backbone=features"]),
+    "norms with running averages": (["backbone.network.norm=running"], ["norm=running", "choose norm=batch"]),
+    "random dropping in a meta-learner": (["backbone=wrn28_10", "backbone.network.dropout=0.3"], ["dropout"]),
     "more ways than classes": (["way=2000"], ["way=2000", "classes", "lower way"]),
     "more examples than the smallest class": (["shot=5", "query=16"], ["shot=5", "query=16", "20 examples", "U+"]),
     "missing data": (["dataset=omniglot"], ["images_background", "dataset.reader.download=true"]),

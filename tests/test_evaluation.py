@@ -13,6 +13,7 @@ from scipy import stats
 
 from fewshot import evaluation
 from fewshot.algorithms.engine import Engine
+from fewshot.algorithms.learner import accuracy
 from fewshot.evaluation import ci95, evaluate, query_logits
 from fewshot.tasks.sampler import Sampler
 
@@ -150,6 +151,19 @@ def test_every_learner_is_better_than_chance_on_easy_tasks(
     params, carry = learner.initial()
     scores = evaluate(learner, params, carry, easy, 20, transductive=False, engine=Engine("vmap"))
     assert scores.mean() - ci95(scores) > 0.6
+
+
+@pytest.mark.parametrize("name", ["leo", "nearest"])
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+def test_scoring_whole_classes_is_scoring_each_query(make_bank: Make, make_learner: Make, name: str, engine: str):
+    learner, sampler = make_learner(name), Sampler(make_bank(counts=(9,) * 5, noise=200), 3, 2, 7, seed=1)
+    params, carry = learner.initial()
+    scores = evaluate(learner, params, carry, sampler, 30, transductive=False, engine=Engine(engine))
+    tasks = sampler.episodes(0, 30)
+    wanted = [accuracy(query_logits(learner, params, carry, task, False), task.query_y) for task in tasks]
+    assert len(tasks[0].query_y) == 21
+    assert scores.tolist() == pytest.approx([float(score) for score in wanted])
+    assert len(set(scores)) > 5
 
 
 # The interval

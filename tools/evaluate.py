@@ -1,6 +1,7 @@
 """Test a run again, with any protocol: `python tools/evaluate.py run=<run folder> query=1 transductive=false`.
 
-The test leaves a record of its own below `<run>/tests`, which tables show beside the run's.
+The test leaves a record of its own below `<run>/tests`, which tables show beside the run's. `latents=300` adds LEO's
+latent codes of so many tasks, and a picture of them.
 """
 
 from pathlib import Path
@@ -10,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from fewshot.cli import main
 from fewshot.config import resolved, trained_with
 from fewshot.errors import FewshotError
-from fewshot.experiment import build, regime, saved_config, summary, tested
+from fewshot.experiment import build, regime, saved_config, summary, tested, tester
+from fewshot.report.latents import write_latents
 from fewshot.report.record import read_record, write_record
 from fewshot.training import TrainSettings, selected
 
@@ -44,7 +46,7 @@ def evaluate(cfg: DictConfig) -> None:
     folder = Path(cfg.out) if cfg.out else run / "tests" / name
     if (folder / "config.yaml").exists():
         raise FewshotError(f"out={folder}: holds a run; choose another folder")
-    if (folder / "record.json").exists() and not cfg.force:
+    if (folder / "record.json").exists() and not cfg.force and cfg.latents is None:
         print(summary(read_record(folder / "record.json"), folder))
         return
     trained = selected(experiment.learner, TrainSettings(**experiment.config["train"]), run, experiment.device)
@@ -55,9 +57,13 @@ def evaluate(cfg: DictConfig) -> None:
     own = run / "record.json"
     if own.exists() and read_record(own)["protocol"] == record["protocol"]:
         print(f"{summary(record, run)} (the run's own protocol: nothing written)")
-        return
-    write_record(folder, record, scores)
-    print(summary(record, folder))
+    else:
+        write_record(folder, record, scores)
+        print(summary(record, folder))
+    if cfg.latents is not None:
+        tasks = tester(experiment, test_cfg)
+        write_latents(folder, experiment.learner, trained.params, tasks, cfg.latents, experiment.engine)
+        print(f"latent codes of {cfg.latents} tasks: {folder / 'latents.npz'} and {folder / 'latents.png'}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from fewshot.errors import FewshotError
 
 URL = "https://storage.googleapis.com/leo-embeddings/embeddings.zip"
 FOLDERS = {"mini": "miniImageNet", "tiered": "tieredImageNet"}
-KINDS = {"mini": ("center", "multiview"), "tiered": ("center",)}
+KINDS = ("center", "multiview")
 SPLITS = ("train", "val", "test")
 MAX_BYTES = 1 << 32  # of one pickle, unpacked; the largest original has about 1.2 GB
 BLOCK, BLOCKS = 1 << 16, 64  # of a file, by which it is known again
@@ -55,7 +55,7 @@ def read(
     Args:
         root: folder with embeddings.zip, or with the folder embeddings, or with what is in that. The zip comes first.
         cache: folder in which the banks are kept, in a folder of their own.
-        dataset: "mini" or "tiered".
+        dataset: "mini", "tiered", or another of which there are features of one's own.
         kind: "center", or for mini "multiview": which crops of an image a feature comes from.
         width: of the features; None admits any.
         download: fetch the zip (it holds all datasets and kinds) into `root` where nothing is there.
@@ -75,7 +75,10 @@ def read(
                 splits[split] = _split(f"{source}: {split}_embeddings.pkl", data)
                 del data  # before the next is read
             _check_together(source, splits, width)
-            about = {"dataset": f"{FOLDERS[dataset]} embeddings", "source": f"{source.name}, in the layout of {URL}"}
+            about = {
+                "dataset": f"{FOLDERS.get(dataset, dataset)} embeddings",
+                "source": f"{source.name}, in the layout of {URL}",
+            }
             write_banks(folder, splits, about | {"kind": kind, "width": splits["train"].examples.shape[1]})
     banks = open_banks(folder)
     with _remedy(AGAIN):
@@ -84,15 +87,17 @@ def read(
 
 
 def write_originals(folder: Path, banks: Mapping[str, Bank], dataset: str, kind: str) -> None:
-    """Write features in the originals' layout below `folder`, all or nothing; `read(folder, ...)` gives them back.
+    """Write features in the originals' layout below `folder`, all or nothing.
+
+    `read(folder, ...)` gives them back, classes sorted by name.
 
     Names of classes may hold what keys have no room for: "-", "_" and "%" are written as in URLs (%2D, %5F, %25). Keys
     are `0-<class>-<class>_<row>`, for a bank does not name images. Pickles are of protocol 2 (NumPy 1.26 or later).
 
     Args:
         folder: to be given to `read` as its root.
-        banks: "train", "val" and "test" of features [M, width] float32, classes sorted by name.
-        dataset: "mini" or "tiered".
+        banks: "train", "val" and "test" of features [M, width] float32.
+        dataset: "mini", "tiered", or another of which there are features of one's own.
         kind: "center", or for mini "multiview".
 
     Raises:
@@ -113,11 +118,9 @@ def write_originals(folder: Path, banks: Mapping[str, Bank], dataset: str, kind:
             rows = [(name, row) for name, size in zip(names, bank.sizes.tolist(), strict=True) for row in range(size)]
             keys = np.array([f"0-{name}-{name}_{row:08d}" for name, row in rows], dtype=object)
             data = {"keys": keys, "embeddings": bank.examples.cpu().numpy()}
-            with _remedy("give banks of float32 features, their classes sorted by name and each in one split"):
+            with _remedy("give banks of float32 features, each class in one split"):
                 splits[split] = _split(f"{folder}: bank {split}", data)  # what `read` will make of it
                 _check_together(folder, splits, None)
-                if splits[split].names != list(bank.names):
-                    raise FewshotError(f"{folder}: bank {split}: its classes are not sorted by name")
             with (scratch / f"{split}_embeddings.pkl").open("wb") as file:
                 pickle.dump(data, file, protocol=2)
         scratch.chmod(0o755)  # mkdtemp's folders are for their owner alone
@@ -128,11 +131,12 @@ def write_originals(folder: Path, banks: Mapping[str, Bank], dataset: str, kind:
 
 def _inner(dataset: str, kind: str) -> str:
     """The folder of the three pickles within the zip."""
-    if dataset not in FOLDERS:
-        raise FewshotError(f"embeddings: dataset={dataset!r}: choose {' or '.join(FOLDERS)}")
-    if kind not in KINDS[dataset]:
-        raise FewshotError(f"embeddings: kind={kind!r}: {dataset} has {' and '.join(KINDS[dataset])} only")
-    return f"embeddings/{FOLDERS[dataset]}/{kind}"
+    if not dataset.isidentifier():
+        raise FewshotError(f"embeddings: dataset={dataset!r}: give the name of a dataset, such as mini or tiered")
+    kinds = KINDS[:1] if dataset == "tiered" else KINDS
+    if kind not in kinds:
+        raise FewshotError(f"embeddings: kind={kind!r}: {dataset} has {' and '.join(kinds)} only")
+    return f"embeddings/{FOLDERS.get(dataset, dataset)}/{kind}"
 
 
 def _places(root: Path, inner: str) -> list[Path]:

@@ -1,0 +1,162 @@
+"""Feature extractors: trained on the training classes alone, selected, resumed, kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fewshot.pretraining as pretraining
+from fewshot.backbones.conv4 import Conv4
+from fewshot.backbones.inputs import Inputs
+from fewshot.backbones.mlp import MLP
+from fewshot.backbones.resnet12 import ResNet12
+from fewshot.backbones.wrn import WRN
+from fewshot.data.bank import Bank
+from fewshot.errors import FewshotError
+from fewshot.pretraining import features, open_features
+
+Make = Callable[..., Any]
+
+CONV4 = partial(
+    Conv4, filters=4, downsample="stride", pool="valid", readout="flatten", norm="running", norm_scale=True,
+    norm_eps=1e-5, adapt_norm=True, conv_init="xavier", head_init="xavier",
+)  # fmt: skip
+RESNET12 = partial(
+    ResNet12, widths=(4, 4, 4, 6), norm="running", norm_scale=True, norm_eps=1e-5, drop_rate=0.1, drop_block=1,
+    adapt_norm=True, head_init="xavier",
+)  # fmt: skip
+WIDE = partial(
+    WRN, depth=10, widen=1, norm="running", norm_scale=True, norm_eps=1e-5, dropout=0.3, adapt_norm=True,
+    head_init="xavier",
+)  # fmt: skip
+SETTINGS: dict[str, Any] = {
+    "epochs": 3, "batch": 16, "lr": 0.05, "momentum": 0.9, "weight_decay": 0.0005, "schedule": "cosine",
+    "augment": "none", "seed": 0, "way": 3, "shot": 1, "query": 2, "episodes": 20,
+}  # fmt: skip
+
+
+@pytest.fixture
+def images(make_bank: Make) -> dict[str, Bank]:
+    """Three splits of small images, each with classes of its own."""
+    return {
+        split: make_bank(shape=(1, 16, 16), seed=seed, split=split)
+        for seed, split in enumerate(("train", "val", "test"))
+    }
+
+
+def made(images: dict[str, Bank], cache: Path, network: Make = CONV4, name: str = "conv4", **choices: Any) -> Any:
+    return features(images, network, name=name, settings=SETTINGS | choices, cache=cache, device="cpu")
+
+
+@pytest.mark.parametrize(("name", "network"), [("conv4", CONV4), ("resnet12", RESNET12), ("wrn28_10", WIDE)])
+def test_features_of_every_split_and_extractor_are_a_bank_that_says_where_it_comes_from(
+    images: dict[str, Bank], tmp_path: Path, name: str, network: Make
+):
+    banks = made(images, tmp_path, network, name, epochs=1)
+    width = network(shape=(1, 16, 16), way=2).eval().features(torch.zeros(1, 1, 16, 16)).shape[1]
+    for split, bank in banks.items():
+        assert bank.examples.dtype == torch.float32
+        assert bank.examples.shape == (len(images[split].examples), width)
+        assert bank.names == images[split].names
+        assert torch.equal(bank.offsets, images[split].offsets)
+    about = banks["test"].about["extractor"]
+    assert (about["name"], about["trained_on"]) == (name, images["train"].fingerprint)
+    assert 0 <= about["validation_accuracy"] <= 1
+    assert about["epoch"] == 1
+
+
+def test_features_are_made_once(images: dict[str, Bank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = made(images, tmp_path)
+    monkeypatch.setattr(pretraining, "_train", lambda *args: pytest.fail("trained again"))
+    again = made(images, tmp_path)
+    assert {k: b.fingerprint for k, b in first.items()} == {k: b.fingerprint for k, b in again.items()}
+
+
+@pytest.mark.parametrize("choices", [{"seed": 1}, {"epochs": 1}, {"schedule": "step"}])
+def test_other_settings_make_other_features(images: dict[str, Bank], tmp_path: Path, choices: dict[str, Any]):
+    mine, theirs = made(images, tmp_path), made(images, tmp_path, **choices)
+    assert mine["test"].fingerprint != theirs["test"].fingerprint
+
+
+def test_a_pretraining_that_died_continues_to_the_same_bits(
+    images: dict[str, Bank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = made(images, tmp_path / "whole")
+    kept, validations = pretraining._validation, []
+
+    def dying(*args: Any) -> float:
+        validations.append(1)
+        if len(validations) == 2:
+            raise KeyboardInterrupt
+        return kept(*args)
+
+    monkeypatch.setattr(pretraining, "_validation", dying)
+    with pytest.raises(KeyboardInterrupt):
+        made(images, tmp_path / "parts")
+    resumed = made(images, tmp_path / "parts")
+    assert len(validations) == 4  # the second epoch again, and the third
+    assert {k: b.fingerprint for k, b in whole.items()} == {k: b.fingerprint for k, b in resumed.items()}
+
+
+def test_training_helps_where_training_and_validation_classes_are_alike(make_bank: Make, tmp_path: Path):
+    alike = {split: make_bank(shape=(1, 16, 16), split=split, noise=120) for split in ("train", "val", "test")}
+    trained = made(alike, tmp_path, epochs=20)["val"].about["extractor"]["validation_accuracy"]
+    untrained = made(alike, tmp_path, epochs=1, lr=0.0)["val"].about["extractor"]["validation_accuracy"]
+    assert trained > untrained
+
+
+def test_natural_images_are_changed_each_in_its_own_way_and_reproducibly():
+    x = torch.rand(1, 3, 16, 16).expand(4, -1, -1, -1)
+    changed = pretraining._augmented(x, SETTINGS | {"augment": "natural"}, 0)
+    assert changed.shape == x.shape
+    assert all(not torch.equal(changed[0], other) for other in changed[1:])
+    assert torch.equal(changed, pretraining._augmented(x, SETTINGS | {"augment": "natural"}, 0))
+    assert not torch.equal(changed, pretraining._augmented(x, SETTINGS | {"augment": "natural"}, 1))
+    assert torch.equal(pretraining._augmented(x, SETTINGS, 0), x)
+
+
+def test_rates_fall_as_their_schedule_says():
+    assert [pretraining._schedule("step", done) for done in (0, 0.49, 0.5, 0.75)] == pytest.approx([1, 1, 0.1, 0.01])
+    assert [pretraining._schedule("cosine", done) for done in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+
+
+def test_features_of_an_extractor_of_another_split_are_refused(images: dict[str, Bank], tmp_path: Path):
+    made(images, tmp_path)
+    (folder,) = tmp_path.glob("features-*")
+    assert open_features(images, folder)["test"].shape == (4,)
+    others = images | {"train": images["test"], "test": images["train"]}
+    with pytest.raises(FewshotError, match="trained on another split") as caught:
+        open_features(others, folder)
+    assert "\n" not in str(caught.value)
+    fewer = images | {"test": images["val"]}
+    assert open_features(fewer, folder)["val"].names == images["val"].names  # the blobs have the same class names
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        ({"epochs": 0}, "features.settings.epochs=0"),
+        ({"lr": -1.0}, "features.settings.lr=-1.0"),
+        ({"schedule": "linear"}, "choose one of cosine, step"),
+        ({"augment": "all"}, "choose one of none, natural"),
+        ({"lr": 1e30}, "the loss is not finite"),
+    ],
+)
+def test_mistakes_are_one_line(images: dict[str, Bank], tmp_path: Path, choices: dict[str, Any], words: str):
+    with pytest.raises(FewshotError, match=words) as caught:
+        made(images, tmp_path, **choices)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("features-*"))
+
+
+@pytest.mark.parametrize("network", [Inputs, partial(
+    MLP, widths=(4,), norm="none", norm_scale=False, norm_eps=1e-3, adapt_norm=True, head_init="xavier"
+)])  # fmt: skip
+def test_a_network_without_features_is_refused(images: dict[str, Bank], tmp_path: Path, network: Make):
+    with pytest.raises(FewshotError, match="has no features"):
+        made(images, tmp_path, network)
