@@ -80,13 +80,12 @@ def read_banks(cfg: DictConfig) -> dict[str, Bank]:
     Raises:
         FewshotError: whatever is wrong with the data.
     """
-    if cfg.features.name is not None:
-        return _instantiate(cfg.features.reader)
-    if cfg.dataset.reader is None:
+    on_features = cfg.features.name is not None
+    if cfg.dataset.reader is None and not (on_features and "images" not in cfg.features.reader):
         raise FewshotError(
-            f"dataset={cfg.dataset.name}: only its published features can be read so far; add features=published"
+            f"dataset={cfg.dataset.name}: only its published features can be read so far; set features=published"
         )
-    return _instantiate(cfg.dataset.reader)
+    return _instantiate(cfg.features.reader if on_features else cfg.dataset.reader)
 
 
 def _instantiate(node: DictConfig, **kwargs: Any) -> Any:

@@ -75,6 +75,7 @@ def features(
             found = _train(extractor, images, settings, work, f"extractor {name}, {classes} classes")
             about = {
                 "dataset": images["train"].about.get("dataset", "images"),
+                "folder": folder.name,
                 "extractor": {
                     "name": name,
                     "validation_accuracy": found["accuracy"],
@@ -98,6 +99,8 @@ def open_features(images: Mapping[str, Bank], folder: str | Path) -> dict[str, B
         FewshotError: the extractor was trained on other classes than the meta-train classes at hand, or the features
             are of other classes or splits.
     """
+    if not (Path(folder) / "bank.json").is_file():
+        raise FewshotError(f"{folder}: no features there; give the folder that tools/pretrain.py printed")
     banks = open_banks(Path(folder))
     trained_on = next(iter(banks.values())).about.get("extractor", {}).get("trained_on")
     if trained_on != images["train"].fingerprint:

@@ -190,12 +190,13 @@ def test_mistakes_with_features_are_one_line(call: Any, published: None) -> None
     for words, said in (
         (("features.reader.width=640",), "width 8, not 640"),
         (("query=596",), "shot=5 plus query=596 is more than class n010 has (600 examples)"),
-        (("features=none",), "add features=published"),
-        (("features=bank", "features.reader.folder=nowhere"), "dataset=mini"),
+        (("features=none",), "set features=published"),
+        (("features=conv4",), "set features=published"),
+        (("dataset=glyphs", "features=bank", "features.reader.folder=nowhere"), "nowhere: no features there"),
     ):
-        done = call(
-            "train", "run_dir=run", *[w for w in LEO if w.split("=")[0] not in (words[0].split("=")[0],)], *words
-        )
+        named = {word.split("=")[0].split(".")[0] for word in words}
+        others = [word for word in LEO if word.split("=")[0].split(".")[0] not in named]
+        done = call("train", "run_dir=run", *others, *words)
         assert done.code == 1
         assert len(done.err.splitlines()) == 1
         assert said in done.err, done.err

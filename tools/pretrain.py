@@ -25,7 +25,8 @@ def pretrain(cfg: DictConfig) -> None:
     print(
         f"{found['name']} on {cfg.dataset.name} ({sizes} classes), {banks['test'].shape[0]} values per image: "
         f"{100 * found['validation_accuracy']:.2f} % validation accuracy ({found['validation']}, epoch "
-        f"{found['epoch']}), fingerprint {found['fingerprint'][:12]}"
+        f"{found['epoch']}), fingerprint {found['fingerprint'][:12]}  "
+        f"{Path(cfg.features.reader.cache) / banks['test'].about['folder']}"
     )
     if cfg.original:
         write_originals(Path(cfg.original), banks, cfg.dataset.name, "center")
