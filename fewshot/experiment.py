@@ -169,7 +169,7 @@ def _train_and_test(folder: Path, cfg: DictConfig) -> dict[str, Any]:
     settings = TrainSettings(**run.config["train"])
     shot = cfg.shot if settings.shot is None else settings.shot
     query = shot if settings.query is None else settings.query
-    train_bank = joined(run.banks["train"], run.banks["val"]) if settings.on_val else run.banks["train"]
+    train_bank = joined(run.banks["train"], run.banks["val"]) if settings.train_on_val else run.banks["train"]
     train_sampler = Sampler(train_bank, cfg.way, shot, query, cfg.seed, cfg.dataset.rotations.train)
     val_sampler = Sampler(run.banks["val"], cfg.way, cfg.shot, cfg.query, cfg.seed, cfg.dataset.rotations.test)
     # What cannot be trained or tested should leave no folder, nor cost the training first.
@@ -237,7 +237,7 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
             "rotations": cfg.dataset.rotations.test,
             "regime": regime(run.learner, cfg),
             "adaptation_steps": run.learner.test_steps,
-            "train_on_val": settings.on_val,
+            "train_on_val": settings.train_on_val,
             "selection": trained.selection,
             "manifest": sampler.manifest(0, cfg.test.episodes),
         },

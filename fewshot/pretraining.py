@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from math import cos, pi
 from pathlib import Path
@@ -81,6 +82,7 @@ def features(
                     "validation_accuracy": found["accuracy"],
                     "validation": f"{settings['way']}-way {settings['shot']}-shot, nearest class mean",
                     "epoch": found["epoch"],
+                    "train_seconds": found["train_seconds"],
                     "fingerprint": _digest(extractor.state_dict()),
                     "trained_on": made_of["train"],
                     "settings": dict(settings),
@@ -129,7 +131,7 @@ def _train(
     """Train to the last epoch, from the last one on disk; leaves the best one's weights in `extractor`.
 
     Returns:
-        {accuracy, epoch} of the best epoch.
+        {accuracy, epoch} of the best epoch, and train_seconds of all.
     """
     bank, device = images["train"], next(extractor.parameters()).device
     labels = torch.arange(len(bank.names)).repeat_interleave(bank.sizes)
@@ -137,7 +139,7 @@ def _train(
         extractor.parameters(), lr=settings["lr"], momentum=settings["momentum"], weight_decay=settings["weight_decay"]
     )
     last, best = work / "last.safetensors", work / "best.safetensors"
-    state: dict[str, Any] = {"epoch": 0, "best": None}
+    state: dict[str, Any] = {"epoch": 0, "best": None, "seconds": 0.0}
     if last.exists():
         groups, state = load_checkpoint(last, device)
         _load(extractor, last, groups)
@@ -147,6 +149,7 @@ def _train(
     batches = -(-len(labels) // settings["batch"])
     with progress_bar(title, settings["epochs"] * batches, state["epoch"] * batches) as advance:
         for epoch in range(state["epoch"], settings["epochs"]):
+            start = time.perf_counter()
             extractor.train()
             order = permutation(torch.tensor(stream(settings["seed"], "epoch", epoch)), len(labels))
             for index, rows in enumerate(order.split(settings["batch"])):
@@ -165,7 +168,7 @@ def _train(
                 advance("" if state["best"] is None else f"validation {state['best']['accuracy']:.1%}")
             if not bool(torch.isfinite(loss)):
                 raise FewshotError(f"extractor: epoch {epoch + 1}: the loss is not finite; lower features.settings.lr")
-            state["epoch"] = epoch + 1
+            state["epoch"], state["seconds"] = epoch + 1, state["seconds"] + time.perf_counter() - start
             accuracy = _validation(extractor, images["val"], settings)
             if state["best"] is None or accuracy > state["best"]["accuracy"]:
                 state["best"] = {"accuracy": accuracy, "epoch": epoch + 1}
@@ -174,7 +177,7 @@ def _train(
             momentum = {name: optimizer.state[p]["momentum_buffer"] for name, p in named if p in optimizer.state}
             save_checkpoint(last, {"weights": extractor.state_dict(), "momentum": momentum}, state)
     _load(extractor, best, load_checkpoint(best, device)[0])
-    return state["best"]
+    return state["best"] | {"train_seconds": round(state["seconds"], 1)}
 
 
 def _load(extractor: nn.Module, path: Path, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:

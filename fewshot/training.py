@@ -33,7 +33,7 @@ class TrainSettings:
     clip: float | None  # each element of the outer gradient to [-clip, clip]
     clip_norm: float | None  # after that, the L2 norm of each tensor of it
     nan_guard: bool  # see `guarded`; False: a loss or gradient that is not finite ends the run
-    on_val: bool  # validation classes join the training classes (train_on_val in deepmind/leo)
+    train_on_val: bool  # validation classes join the training classes (train_on_val in deepmind/leo)
     validate_every: int  # outer steps between validations; 0: none
     select: str  # best (on validation) | last
     checkpoint_every: int  # outer steps

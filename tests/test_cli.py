@@ -172,7 +172,7 @@ def test_leo_trains_selects_and_tests_on_published_features_as_the_original_does
 
 
 def test_training_on_train_and_val_together_is_said(call: Any, published: None) -> None:
-    assert call("train", "run_dir=run", "train.on_val=true", *LEO).code == 0
+    assert call("train", "run_dir=run", "train.train_on_val=true", *LEO).code == 0
     assert read(Path("run"))["protocol"]["train_on_val"] is True
     assert "trained on train+val" in call("table", "runs=run").out
 
