@@ -80,12 +80,12 @@ def read_banks(cfg: DictConfig) -> dict[str, Bank]:
     Raises:
         FewshotError: whatever is wrong with the data.
     """
-    on_features = cfg.features.name is not None
-    if cfg.dataset.reader is None and not (on_features and "images" not in cfg.features.reader):
+    source = cfg.dataset if cfg.features.name is None else cfg.features
+    if cfg.dataset.reader is None and (source is cfg.dataset or "images" in source.reader):
         raise FewshotError(
             f"dataset={cfg.dataset.name}: only its published features can be read so far; set features=published"
         )
-    return _instantiate(cfg.features.reader if on_features else cfg.dataset.reader)
+    return _instantiate(source.reader)
 
 
 def _instantiate(node: DictConfig, **kwargs: Any) -> Any:
