@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from math import pi, prod
+from typing import Any
 
 import torch
 
@@ -46,10 +47,28 @@ def below(bits: torch.Tensor, bound: torch.Tensor | int) -> torch.Tensor:
     return _shift(bits, 2) % bound
 
 
+class _Words(torch.autograd.Function):
+    """int64 [..., n] seen as narrower integers [..., more]: `x.view(dtype)`, which vmap of torch 2.11 cannot batch."""
+
+    @staticmethod
+    def forward(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return x.view(dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass  # integers have no gradient
+
+    @staticmethod
+    def vmap(  # pyright: ignore[reportIncompatibleMethodOverride]
+        info: Any, in_dims: Any, x: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, int]:
+        return _Words.apply(x.movedim(in_dims[0], 0), dtype), 0
+
+
 def normal(key: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """Standard normals of a shape from one key []: Box and Muller's two from each hash, in float32."""
     count = prod(shape)
-    words = fold(key, torch.arange(-(-count // 2), device=key.device)).view(torch.int32)
+    words = _Words.apply(fold(key, torch.arange(-(-count // 2), device=key.device)), torch.int32)
     # 24 bits each, as float32 holds; the radius must not see a zero.
     unit = ((words & 0xFFFFFF) + 1).to(torch.float32) * 2**-24
     radius, angle = (unit[0::2].log() * -2).sqrt(), unit[1::2] * (2 * pi)
@@ -59,7 +78,7 @@ def normal(key: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 def coins(key: torch.Tensor, shape: Sequence[int], rate: float) -> torch.Tensor:
     """True with probability `rate`, rounded to a multiple of 1/65536: bool of a shape from one key [], four a hash."""
     count = prod(shape)
-    lanes = fold(key, torch.arange(-(-count // 4), device=key.device)).view(torch.int16)
+    lanes = _Words.apply(fold(key, torch.arange(-(-count // 4), device=key.device)), torch.int16)
     return (lanes < round(rate * 65536) - 32768)[:count].view(*shape)
 
 
