@@ -133,7 +133,8 @@ def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> None:
     """Fill in the published settings for this algorithm, dataset, way and shot; what `overrides` names stays.
 
     `cfg.recipe` becomes the name of the recipe, or None where none has settings for this combination. Recipes are
-    files in conf/recipes: `rows` of conditions (`when`) and values (`set`), each row over the ones before it.
+    files in conf/recipes: their `inputs` (images or features), and `rows` of conditions (`when`) and values (`set`),
+    each row over the ones before it.
 
     Raises:
         FewshotError: the recipe named does not exist or has nothing for this combination.
@@ -152,12 +153,16 @@ def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> None:
     # Plain values: an interpolation such as ${shot} is to be resolved in the configuration that it lands in.
     recipe: Any = OmegaConf.to_container(OmegaConf.load(CONF / "recipes" / f"{name}.yaml"), resolve=False)
     setting = {"algorithm": cfg.algorithm.name, "dataset": cfg.dataset.name, "way": cfg.way, "shot": cfg.shot}
-    rows = [r for r in recipe["rows"] if all(setting[key] in _listed(wanted) for key, wanted in r["when"].items())]
+    # Settings for images mean nothing for features of them, and the other way round.
+    fits = (recipe["inputs"] == "features") == (cfg.features.name is not None)
+    rows = [
+        r for r in recipe["rows"] if fits and all(setting[key] in _listed(wanted) for key, wanted in r["when"].items())
+    ]
     if not rows:
         if asked == "auto":
             cfg.recipe = None
             return
-        wanted = ", ".join(f"{key}={value}" for key, value in setting.items())
+        wanted = ", ".join(f"{key}={value}" for key, value in (setting | {"features": cfg.features.name}).items())
         raise FewshotError(f"recipe={name}: has no settings for {wanted}; leave recipe out or set recipe=none")
     # Naming one of these chooses among the configurations; it sets no single value.
     kept = {override.lstrip("+~").split("=")[0] for override in overrides} - {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import sys
@@ -55,8 +56,11 @@ LEAST = {
 }
 
 
-def build(cfg: DictConfig) -> Experiment:
+def build(cfg: DictConfig, known: Path | None = None) -> Experiment:
     """Read the data and make the learner, initialised from the seed.
+
+    Args:
+        known: a run folder; where the run has begun, the data must be what it began with.
 
     Raises:
         FewshotError: whatever is wrong with the configuration or the data.
@@ -66,7 +70,7 @@ def build(cfg: DictConfig) -> Experiment:
         if OmegaConf.select(cfg, key) < least:
             raise FewshotError(f"{key}={OmegaConf.select(cfg, key)}: must be at least {least}")
     device = pick_device(cfg.device)
-    banks = {name: bank.to(device) for name, bank in read_banks(cfg).items()}
+    banks = {name: bank.to(device) for name, bank in read_banks(cfg, known).items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         network = _instantiate(cfg.backbone.network, shape=banks["train"].shape, way=cfg.way)
@@ -74,18 +78,30 @@ def build(cfg: DictConfig) -> Experiment:
     return Experiment(config, device, banks, learner, Engine(cfg.engine, cfg.chunk))
 
 
-def read_banks(cfg: DictConfig) -> dict[str, Bank]:
+def read_banks(cfg: DictConfig, known: Path | None = None) -> dict[str, Bank]:
     """The images of the dataset, or the features that stand for them.
 
     Raises:
-        FewshotError: whatever is wrong with the data.
+        FewshotError: whatever is wrong with the data, or not the data that the run in the folder `known` began with.
     """
+    began_with = known / DATA if known is not None else None
+    begun = began_with is not None and began_with.exists()
     source = cfg.dataset if cfg.features.name is None else cfg.features
     if cfg.dataset.reader is None and (source is cfg.dataset or "images" in source.reader):
         raise FewshotError(
             f"dataset={cfg.dataset.name}: only its published features can be read so far; set features=published"
         )
-    return _instantiate(source.reader)
+    made = {"device": cfg.device, "may_train": not begun} if "settings" in source.reader else {}
+    banks = _instantiate(source.reader, **made)
+    if began_with is not None and begun:
+        theirs = json.loads(began_with.read_text(encoding="utf-8"))
+        for name, bank in banks.items():
+            if theirs.get(name) != bank.fingerprint:
+                raise FewshotError(
+                    f"{known}: this run is on other data (its split {name} differs from what the readers find now); "
+                    "put that data back, or choose another run_dir"
+                )
+    return banks
 
 
 def _instantiate(node: DictConfig, **kwargs: Any) -> Any:
@@ -107,7 +123,8 @@ def run_folder(config: dict[str, Any]) -> Path:
     return Path(config["runs"]) / task / name
 
 
-OURS = (LOCK, "config.yaml.part")  # what a run that died in its first moments leaves
+DATA = "data.json"  # fingerprint of each split that a run began with
+OURS = (LOCK, "config.yaml.part", DATA, f"{DATA}.part")  # what a run that died in its first moments leaves
 
 
 def is_finished(folder: Path, cfg: DictConfig) -> bool:
@@ -158,19 +175,19 @@ def training_run(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
     """
     folder = run_folder(resolved(cfg))
     if is_finished(folder, cfg) and not cfg.force:
+        read_banks(cfg, folder)
         return folder, read_record(folder / "record.json")
     with only_process_in(folder):
         return folder, _train_and_test(folder, cfg)
 
 
 def _train_and_test(folder: Path, cfg: DictConfig) -> dict[str, Any]:
-    run = build(cfg)
+    run = build(cfg, None if cfg.force else folder)
     reset_peak_memory(run.device)
     settings = TrainSettings(**run.config["train"])
     shot = cfg.shot if settings.shot is None else settings.shot
     query = shot if settings.query is None else settings.query
-    train_bank = joined(run.banks["train"], run.banks["val"]) if settings.train_on_val else run.banks["train"]
-    train_sampler = Sampler(train_bank, cfg.way, shot, query, cfg.seed, cfg.dataset.rotations.train)
+    train_sampler = Sampler(train_bank(run, settings), cfg.way, shot, query, cfg.seed, cfg.dataset.rotations.train)
     val_sampler = Sampler(run.banks["val"], cfg.way, cfg.shot, cfg.query, cfg.seed, cfg.dataset.rotations.test)
     # What cannot be trained or tested should leave no folder, nor cost the training first.
     is_trained(run.learner, train_sampler)
@@ -180,6 +197,8 @@ def _train_and_test(folder: Path, cfg: DictConfig) -> dict[str, Any]:
             path.unlink(missing_ok=True)
         shutil.rmtree(folder / "tests", ignore_errors=True)  # they are of the weights that go
     saved = run.config | {"device": str(run.device)}
+    data = {name: bank.fingerprint for name, bank in run.banks.items()}
+    write_atomically(folder / DATA, (json.dumps(data, indent=1) + "\n").encode())
     write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(saved)).encode())
 
     def validate(params: Tensors, carry: Tensors) -> float:
@@ -197,6 +216,11 @@ def _train_and_test(folder: Path, cfg: DictConfig) -> dict[str, Any]:
     record, scores = tested(run, cfg, selected(run.learner, settings, folder, run.device))
     records.write_record(folder, record, scores)
     return record
+
+
+def train_bank(run: Experiment, settings: TrainSettings) -> Bank:
+    """What training episodes are drawn from."""
+    return joined(run.banks["train"], run.banks["val"]) if settings.train_on_val else run.banks["train"]
 
 
 def tester(run: Experiment, cfg: DictConfig) -> Sampler:
@@ -236,7 +260,7 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
             "episode_seed": cfg.test.seed,
             "rotations": cfg.dataset.rotations.test,
             "regime": regime(run.learner, cfg),
-            "adaptation_steps": run.learner.test_steps,
+            "adaptation_steps": getattr(run.learner, "adaptation_steps", run.learner.test_steps),
             "train_on_val": settings.train_on_val,
             "selection": trained.selection,
             "manifest": sampler.manifest(0, cfg.test.episodes),
@@ -249,6 +273,8 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
         },
         "cost": {
             "train_seconds": round(trained.train_seconds, 2),
+            "extractor_seconds": sampler.bank.about.get("extractor", {}).get("train_seconds"),
+            "nan_guarded_steps": trained.nan_guarded,
             "train_tasks": tasks,
             "tasks_per_second": round(tasks / trained.train_seconds, 2) if trained.train_seconds else None,
             "peak_memory_bytes": peak_memory_bytes(run.device),
@@ -258,7 +284,7 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
         "environment": records.environment(),
         "data": {
             "fingerprint": sampler.bank.fingerprint,
-            "train_fingerprint": run.banks["train"].fingerprint,
+            "train_fingerprint": train_bank(run, settings).fingerprint,
             "about": dict(sampler.bank.about),
         },
         "config": trained_with(run.config),
@@ -282,10 +308,12 @@ def network_name(cfg: DictConfig) -> str:
 def summary(record: dict[str, Any], folder: Path) -> str:
     """One line of result for a person."""
     test, protocol = record["test"], record["protocol"]
+    guarded = record["cost"].get("nan_guarded_steps")
+    warning = f" WARNING: {guarded} steps had a NaN and took the parameters as their gradient;" if guarded else ""
     interval = "" if test["ci95"] is None else f" ± {100 * test['ci95']:.2f}"
     return (
         f"{record['algorithm']} {protocol['dataset']} {protocol['way']}-way {protocol['shot']}-shot: "
         f"{100 * test['accuracy']:.2f}{interval} % ({test['episodes']} episodes, "
         f"{protocol['query']} queries per class, {protocol['regime']}, recipe {record['recipe'] or 'none'}, "
-        f"{record['cost']['train_seconds'] / 60:.1f} min of training)  {folder}"
+        f"{record['cost']['train_seconds'] / 60:.1f} min of training){warning}  {folder}"
     )

@@ -23,6 +23,7 @@ from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.learner import check_choice, check_number
 from fewshot.algorithms.nearest import Nearest
 from fewshot.backbones.inputs import Inputs
+from fewshot.backbones.norm import BatchStatNorm
 from fewshot.checkpoint import load_checkpoint, matching, only_process_in, save_checkpoint
 from fewshot.data.bank import Bank, Split, open_banks, write_banks
 from fewshot.device import pick_device
@@ -42,7 +43,8 @@ def features(
     name: str,
     settings: Mapping[str, Any],
     cache: str | Path,
-    device: str,
+    device: str = "auto",
+    may_train: bool = True,
 ) -> dict[str, Bank]:
     """The features of every split, from an extractor trained on the classes of "train" alone; made once, then opened.
 
@@ -52,6 +54,7 @@ def features(
         name: of the network, for people.
         settings: epochs, batch, lr, schedule (cosine | step), momentum, weight_decay, augment (none | natural), seed,
             and way, shot, query and episodes of the validation by nearest class means that selects the epoch.
+        may_train: False where features that are gone would have to be made anew for a run that was on the old ones.
         cache: folder in which the features are kept, and the extractor below `extractors`.
 
     Raises:
@@ -65,13 +68,21 @@ def features(
         extractor = network(shape=shape, way=classes).to(pick_device(device))
     if not hasattr(extractor, "features"):
         raise FewshotError(f"features={name}: this network has no features; choose conv4, resnet12 or wrn28_10")
+    if any(isinstance(module, BatchStatNorm) for module in extractor.modules()):
+        raise FewshotError("features.network.norm=batch: an image's features would depend on others; set norm=running")
+    _validation_sampler(images["val"], settings)
     made_of = {split: bank.fingerprint for split, bank in images.items()}
-    initial = _digest(extractor.state_dict())  # stands for architecture and initialisation
-    words = json.dumps([made_of, initial, str(extractor), dict(settings)], sort_keys=True)
+    choices = [str(getattr(network, "func", network)), str(getattr(network, "keywords", {}))]
+    initial = _digest(extractor.state_dict())
+    words = json.dumps([made_of, initial, choices, dict(settings)], sort_keys=True)
     key = hashlib.sha256(words.encode()).hexdigest()[:12]
     title = f"{images['train'].about.get('dataset', 'images')}-{name}-{key}"
     folder, work = Path(cache) / f"features-{title}", Path(cache) / "extractors" / title
     if not (folder / "bank.json").exists():
+        if not may_train:
+            raise FewshotError(
+                f"{folder}: the features that this run learned on are gone; put them back, or train anew"
+            )
         with only_process_in(work):
             found = _train(extractor, images, settings, work, f"extractor {name}, {classes} classes")
             about = {
@@ -84,7 +95,7 @@ def features(
                     "epoch": found["epoch"],
                     "train_seconds": found["train_seconds"],
                     "fingerprint": _digest(extractor.state_dict()),
-                    "trained_on": made_of["train"],
+                    "images": made_of,
                     "settings": dict(settings),
                 },
                 "images": {split: dict(bank.about) for split, bank in images.items()}["train"],
@@ -98,21 +109,19 @@ def open_features(images: Mapping[str, Bank], folder: str | Path) -> dict[str, B
     """Features that lie in a folder as a Bank, such as `tools/pretrain.py` wrote, for the classes of `images`.
 
     Raises:
-        FewshotError: the extractor was trained on other classes than the meta-train classes at hand, or the features
-            are of other classes or splits.
+        FewshotError: the extractor was trained on other images than the meta-train classes at hand, or the features
+            are of other images.
     """
     if not (Path(folder) / "bank.json").is_file():
         raise FewshotError(f"{folder}: no features there; give the folder that tools/pretrain.py printed")
     banks = open_banks(Path(folder))
-    trained_on = next(iter(banks.values())).about.get("extractor", {}).get("trained_on")
-    if trained_on != images["train"].fingerprint:
-        raise FewshotError(
-            f"{folder}: its extractor was trained on another split than the training classes at hand, so that it may "
-            "know the test classes; run tools/pretrain.py with this dataset, or set the dataset's options as they were"
-        )
-    for split, bank in images.items():
-        if split not in banks or banks[split].names != bank.names:
-            raise FewshotError(f"{folder}: its split {split} holds other classes than the dataset; pretrain again")
+    made_of = next(iter(banks.values())).about.get("extractor", {}).get("images", {})
+    for split in ("train", "val", "test"):
+        if made_of.get(split) != images[split].fingerprint:
+            raise FewshotError(
+                f"{folder}: its extractor was trained on another split or on other images ({split} differs), so that "
+                "it may know the test classes; run tools/pretrain.py with the dataset as it is set here"
+            )
     return banks
 
 
@@ -143,7 +152,7 @@ def _train(
     if last.exists():
         groups, state = load_checkpoint(last, device)
         _load(extractor, last, groups)
-        for name, value in groups["momentum"].items():
+        for name, value in groups.get("momentum", {}).items():
             optimizer.state[extractor.get_parameter(name)]["momentum_buffer"] = value
     loss = torch.zeros(())
     batches = -(-len(labels) // settings["batch"])
@@ -174,7 +183,11 @@ def _train(
                 state["best"] = {"accuracy": accuracy, "epoch": epoch + 1}
                 save_checkpoint(best, {"weights": extractor.state_dict()}, state)
             named = extractor.named_parameters()  # but for a bias before a norm, which has no gradient
-            momentum = {name: optimizer.state[p]["momentum_buffer"] for name, p in named if p in optimizer.state}
+            momentum = {
+                n: slots["momentum_buffer"]
+                for n, p in named
+                if (slots := optimizer.state.get(p)) and settings["momentum"]
+            }
             save_checkpoint(last, {"weights": extractor.state_dict(), "momentum": momentum}, state)
     _load(extractor, best, load_checkpoint(best, device)[0])
     return state["best"] | {"train_seconds": round(state["seconds"], 1)}
@@ -223,9 +236,15 @@ def _validation(extractor: nn.Module, bank: Bank, settings: Mapping[str, Any]) -
     """Few-shot accuracy of nearest class means on the features of the validation classes."""
     split = _split(extractor, bank)
     found = Bank(torch.from_numpy(split.examples), bank.offsets, bank.names, bank.split, "", bank.about)
-    sampler = Sampler(found, settings["way"], settings["shot"], settings["query"], settings["seed"])
-    learner = Nearest(Inputs(found.shape, settings["way"]), to="mean")
+    sampler, learner = _validation_sampler(found, settings), Nearest(Inputs(found.shape, settings["way"]), to="mean")
     return float(evaluate(learner, {}, {}, sampler, settings["episodes"], transductive=False, engine=Engine()).mean())
+
+
+def _validation_sampler(bank: Bank, settings: Mapping[str, Any]) -> Sampler:
+    try:
+        return Sampler(bank, settings["way"], settings["shot"], settings["query"], settings["seed"])
+    except FewshotError as error:
+        raise FewshotError(f"features.settings: validation of the extractor: {error}") from error
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:

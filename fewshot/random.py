@@ -1,5 +1,7 @@
 """Random numbers as pure functions of a key: the same on every device, in any order, in any batch.
 
+Integers are so to the bit; normals are as the device rounds logarithm and cosine.
+
 A counter-based generator: the finaliser of splitmix64 (Steele, Lea and Flood, 2014, "Fast splittable
 pseudorandom number generators") on int64 tensors, whose products wrap as two's complement.
 """

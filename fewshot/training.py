@@ -49,6 +49,7 @@ class Trained:
     validation: dict[str, Any] | None  # {accuracy, step} of these parameters, where they were validated
     selection: str  # "best validation accuracy" or "last", whichever these parameters are
     steps: int  # outer steps of the whole training
+    nan_guarded: int  # steps whose gradient `guarded` replaced
     train_seconds: float  # of these steps: sampling, adaptation and update, without validation
 
 
@@ -72,12 +73,15 @@ def train(
         FewshotError: a loss or gradient that is not finite; the checkpoints stay as they were.
     """
     check_choice("train.select", settings.select, ("best", "last"))
+    for name in ("clip", "clip_norm"):
+        if (limit := getattr(settings, name)) is not None and not limit > 0:
+            raise FewshotError(f"train.{name}={limit}: must be above 0, or null")
     last, best = checkpoints(folder)
     params, carry = learner.initial()
     device = sampler.bank.offsets.device
     params, carry = ({k: v.to(device) for k, v in group.items()} for group in (params, carry))
     optimizer = _optimizer(settings, params)
-    state: dict[str, Any] = {"step": 0, "train_seconds": 0.0, "validation": None, "best": None}
+    state: dict[str, Any] = {"step": 0, "train_seconds": 0.0, "validation": None, "best": None, "nan_guarded": 0}
     if last.exists():
         groups, state = load_checkpoint(last, device)
         with torch.no_grad():
@@ -98,6 +102,7 @@ def train(
         gradient = outer.gradient
         if settings.nan_guard:
             gradient = guarded(gradient, outer.loss, params)
+            state["nan_guarded"] += gradient is not outer.gradient
         else:
             _check_finite(outer, step, last)
         carry = outer.carry
@@ -163,6 +168,7 @@ def selected(learner: Learner, settings: TrainSettings, folder: Path, device: to
         validation=own["validation"],
         selection="best validation accuracy" if use_best else "last",
         steps=state["step"],
+        nan_guarded=state["nan_guarded"],
         train_seconds=state["train_seconds"],
     )
 
@@ -177,7 +183,7 @@ def guarded(gradient: Tensors, loss: torch.Tensor, params: Tensors) -> Tensors:
 
     What deepmind/leo does, whose comment promises the gradient of a small L2 penalty: two names are exchanged there.
     """
-    if any(bool(value.isnan().any()) for value in (loss, *gradient.values())):
+    if bool(torch.stack([value.isnan().any() for value in (loss, *gradient.values())]).any()):
         return {name: value.detach().clone() for name, value in params.items()}
     return gradient
 

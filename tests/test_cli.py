@@ -142,17 +142,17 @@ def published(tmp_path: Path) -> None:
     """Features in the layout of deepmind/leo, 600 of each of a few classes."""
     banks = {}
     for seed, split in enumerate(("train", "val", "test")):
-        rows = np.random.RandomState(seed).randn(6, 1, 8) + 0.5 * np.random.RandomState(9 + seed).randn(6, 600, 8)
+        rows = np.random.RandomState(seed).randn(6, 1, 64) + np.random.RandomState(9 + seed).randn(6, 600, 64)
         offsets = torch.arange(0, 3601, 600)
         names = tuple(f"n0{seed}{i}" for i in range(6))
-        examples = torch.from_numpy(rows.astype(np.float32).reshape(3600, 8))
+        examples = torch.from_numpy(rows.astype(np.float32).reshape(3600, 64))
         banks[split] = Bank(examples, offsets, names, split, "made up", {})
     write_originals(tmp_path / "mine/embeddings", banks, "mini", "center")
 
 
 LEO = (
-    "algorithm=leo", "dataset=mini", "shot=5", "data_dir=mine", "features.reader.width=8", "train.steps=4",
-    "train.validate_every=2", "test.episodes=6", "test.validation_episodes=4",
+    "algorithm=leo", "dataset=mini", "shot=5", "data_dir=mine", "features.reader.width=64", "train.steps=4",
+    "train.log_every=1", "train.validate_every=2", "test.episodes=6", "test.validation_episodes=4",
 )  # fmt: skip
 
 
@@ -165,16 +165,46 @@ def test_leo_trains_selects_and_tests_on_published_features_as_the_original_does
     assert record["protocol"]["selection"] == "best validation accuracy"
     assert record["validation"]["step"] in (2, 4)
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 4 and all(line["loss"] is not None for line in lines)
+    assert record["cost"]["nan_guarded_steps"] == 0
     assert {"latent_lr_mean", "latent_lr_stddev", "finetune_lr_mean", "finetune_lr_stddev"} <= set(lines[-1])
     inside = call("evaluate", "run=run", "query=15", "latents=5")
     assert (inside.code, inside.err) == (0, "")
     assert len(list(Path("run/tests").rglob("latents.png"))) == 1
 
 
-def test_training_on_train_and_val_together_is_said(call: Any, published: None) -> None:
+def test_training_on_train_and_val_together_is_done_and_said(call: Any, published: None) -> None:
     assert call("train", "run_dir=run", "train.train_on_val=true", *LEO).code == 0
-    assert read(Path("run"))["protocol"]["train_on_val"] is True
+    assert call("train", "run_dir=apart", *LEO).code == 0
+    run, apart = read(Path("run")), read(Path("apart"))
+    assert (run["protocol"]["train_on_val"], apart["protocol"]["train_on_val"]) == (True, False)
+    assert run["data"]["train_fingerprint"] != apart["data"]["train_fingerprint"]
+    losses = [json.loads(Path(f"{f}/metrics.jsonl").read_text().splitlines()[0])["loss"] for f in ("run", "apart")]
+    assert losses[0] != losses[1]
     assert "trained on train+val" in call("table", "runs=run").out
+
+
+def test_a_run_whose_every_step_had_a_nan_says_so(call: Any, published: None) -> None:
+    done = call("train", "run_dir=run", *LEO, "algorithm.learner.latent_lr=1e30")
+    assert "WARNING: 4 steps had a NaN" in done.out
+    assert read(Path("run"))["cost"]["nan_guarded_steps"] == 4
+
+
+def test_a_run_on_other_data_than_it_began_with_is_refused(call: Any, published: None, tmp_path: Path) -> None:
+    assert call("train", "run_dir=run", *LEO).code == 0
+    first = read(Path("run"))
+    for seed, split in enumerate(("train", "val", "test")):
+        file = tmp_path / f"mine/embeddings/embeddings/miniImageNet/center/{split}_embeddings.pkl"
+        file.rename(tmp_path / f"{split}{seed}.pkl")
+    for split, other in (("train", "val1"), ("val", "train0"), ("test", "test2")):
+        target = tmp_path / f"mine/embeddings/embeddings/miniImageNet/center/{split}_embeddings.pkl"
+        (tmp_path / f"{other}.pkl").rename(target)
+    for words in (["train", "run_dir=run", *LEO], ["evaluate", "run=run", "query=3"], ["train", "resume=run"]):
+        done = call(*words)
+        assert (done.code, len(done.err.splitlines())) == (1, 1), done.err
+        assert "this run is on other data" in done.err
+    assert read(Path("run")) == first
+    assert not Path("run/tests").exists()
 
 
 @pytest.mark.parametrize("algorithm", ["maml", "meta_sgd", "nearest_mean"])
@@ -188,7 +218,7 @@ def test_other_algorithms_run_on_the_same_features(call: Any, published: None, a
 
 def test_mistakes_with_features_are_one_line(call: Any, published: None) -> None:
     for words, said in (
-        (("features.reader.width=640",), "width 8, not 640"),
+        (("features.reader.width=640",), "width 64, not 640"),
         (("query=596",), "shot=5 plus query=596 is more than class n010 has (600 examples)"),
         (("features=none",), "set features=published"),
         (("features=conv4",), "set features=published"),
@@ -221,7 +251,7 @@ def test_an_extractor_is_trained_once_for_pretraining_and_leo_alike(call: Any, t
 MISTAKES = {
     "missing embeddings": (
         ["algorithm=leo", "dataset=mini", "shot=5", "data_dir=nowhere"],
-        ["embeddings.zip", "features.reader.download=true", "features=wrn28_10"],
+        ["embeddings.zip", "features.reader.download=true", "features of your own"],
     ),
     "a backbone that LEO cannot use": (["algorithm=leo", "backbone=conv4", "features=none"], ["backbone=features"]),
     "norms with running averages": (["backbone.network.norm=running"], ["norm=running", "choose norm=batch"]),

@@ -155,8 +155,11 @@ def test_every_learner_is_better_than_chance_on_easy_tasks(
 
 @pytest.mark.parametrize("name", ["leo", "nearest"])
 @pytest.mark.parametrize("engine", ["vmap", "loop"])
-def test_scoring_whole_classes_is_scoring_each_query(make_bank: Make, make_learner: Make, name: str, engine: str):
-    learner, sampler = make_learner(name), Sampler(make_bank(counts=(9,) * 5, noise=200), 3, 2, 7, seed=1)
+@pytest.mark.parametrize("counts", [(9,) * 5, (9, 12, 20, 11, 9)])
+def test_scoring_whole_classes_is_scoring_each_query(
+    make_bank: Make, make_learner: Make, name: str, engine: str, counts: tuple[int, ...]
+):
+    learner, sampler = make_learner(name), Sampler(make_bank(counts=counts, noise=200), 3, 2, 7, seed=1)
     params, carry = learner.initial()
     scores = evaluate(learner, params, carry, sampler, 30, transductive=False, engine=Engine(engine))
     tasks = sampler.episodes(0, 30)

@@ -65,7 +65,9 @@ def test_features_of_every_split_and_extractor_are_a_bank_that_says_where_it_com
         assert bank.names == images[split].names
         assert torch.equal(bank.offsets, images[split].offsets)
     about = banks["test"].about["extractor"]
-    assert (about["name"], about["trained_on"]) == (name, images["train"].fingerprint)
+    assert about["name"] == name
+    assert about["images"] == {split: bank.fingerprint for split, bank in images.items()}
+    assert about["train_seconds"] > 0
     assert 0 <= about["validation_accuracy"] <= 1
     assert about["epoch"] == 1
 
@@ -133,8 +135,43 @@ def test_features_of_an_extractor_of_another_split_are_refused(images: dict[str,
     with pytest.raises(FewshotError, match="trained on another split") as caught:
         open_features(others, folder)
     assert "\n" not in str(caught.value)
-    fewer = images | {"test": images["val"]}
-    assert open_features(fewer, folder)["val"].names == images["val"].names  # the blobs have the same class names
+    with pytest.raises(FewshotError, match="test differs"):
+        open_features(images | {"test": images["val"]}, folder)
+    with pytest.raises(FewshotError, match="no features there"):
+        open_features(images, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("network", "choice"),
+    [(WIDE, {"dropout": 0.0}), (RESNET12, {"drop_rate": 0.0}), (CONV4, {"norm_eps": 0.1})],
+)
+def test_what_no_weight_shows_makes_other_features_too(
+    images: dict[str, Bank], tmp_path: Path, network: Any, choice: dict[str, Any]
+):
+    made(images, tmp_path, network, epochs=1)
+    made(images, tmp_path, partial(network, **choice), epochs=1)
+    assert len(list(tmp_path.glob("features-*"))) == 2
+
+
+def test_features_that_are_gone_are_not_made_anew_for_a_run_that_was_on_them(images: dict[str, Bank], tmp_path: Path):
+    with pytest.raises(FewshotError, match="are gone") as caught:
+        features(images, CONV4, name="conv4", settings=SETTINGS, cache=tmp_path, device="cpu", may_train=False)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_norms_that_let_images_see_each_other_are_refused(images: dict[str, Bank], tmp_path: Path):
+    with pytest.raises(FewshotError, match="norm=running"):
+        made(images, tmp_path, partial(CONV4, norm="batch"))
+
+
+def test_momentum_zero_resumes(images: dict[str, Bank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining, "_split", lambda *args: pytest.fail("no banks yet"))
+        patch.setattr(pretraining, "_validation", lambda *args: 0.5)
+        with pytest.raises(pytest.fail.Exception):
+            made(images, tmp_path, momentum=0.0)
+    assert made(images, tmp_path, momentum=0.0)["test"].shape == (4,)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +182,7 @@ def test_features_of_an_extractor_of_another_split_are_refused(images: dict[str,
         ({"schedule": "linear"}, "choose one of cosine, step"),
         ({"augment": "all"}, "choose one of none, natural"),
         ({"lr": 1e30}, "the loss is not finite"),
+        ({"query": 20}, "features.settings: validation of the extractor: .*query=20"),
     ],
 )
 def test_mistakes_are_one_line(images: dict[str, Bank], tmp_path: Path, choices: dict[str, Any], words: str):

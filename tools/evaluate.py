@@ -35,7 +35,9 @@ def evaluate(cfg: DictConfig) -> None:
     for key, place in PROTOCOL.items():
         if cfg[key] is not None:
             OmegaConf.update(test_cfg, place, cfg[key])
-    experiment = build(test_cfg)
+    if cfg.latents is not None and cfg.latents < 1:
+        raise FewshotError(f"latents={cfg.latents}: must be at least 1")
+    experiment = build(test_cfg, run)
     if cfg.steps is not None:
         experiment.learner.test_steps = cfg.steps
     name = (

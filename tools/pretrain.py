@@ -19,6 +19,8 @@ def pretrain(cfg: DictConfig) -> None:
     for override in HydraConfig.get().overrides.task:
         if override.startswith("backbone."):
             raise FewshotError(f"{override}: of an extractor, write features.{override.removeprefix('backbone.')}")
+    if cfg.dataset.reader is None or "settings" not in cfg.features.get("reader", {}):
+        raise FewshotError(f"dataset={cfg.dataset.name}: an extractor takes images; choose a dataset with images")
     banks = read_banks(cfg)
     found = banks["test"].about["extractor"]
     sizes = ", ".join(f"{len(bank.names)} {split}" for split, bank in banks.items())

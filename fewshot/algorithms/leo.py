@@ -12,7 +12,9 @@ Differences from the original program:
 5. Random draws come from the episode's key. Dropout rates are rounded to multiples of 1/65536.
 6. The relation network is rewritten by linearity: its first layer acts on each half of a pair, its last on the mean
    over partners and shots. Inner gradients are written out. Both give the same numbers.
-7. `prior=random` draws z at evaluation too: the paper does not say, and the prior's mean is one code for all classes.
+7. Validation takes the same episodes each time; the original draws new ones.
+8. `deterministic=true` leaves out the KL term with the samples that it is an estimate from.
+9. `prior=random` draws z at evaluation too: the paper does not say, and the prior's mean is one code for all classes.
 """
 
 from __future__ import annotations
@@ -55,10 +57,10 @@ class FromKey:
     dtype: torch.dtype
 
     def normal(self, name: str, shape: Sequence[int]) -> torch.Tensor:
-        return normal(fold(self.key, torch.tensor(stream(name), device=self.key.device)), shape).to(self.dtype)
+        return normal(fold(self.key, torch.tensor(stream(name))), shape).to(self.dtype)
 
     def keep(self, name: str, shape: Sequence[int], rate: float) -> torch.Tensor:
-        return ~coins(fold(self.key, torch.tensor(stream(name), device=self.key.device)), shape, rate)
+        return ~coins(fold(self.key, torch.tensor(stream(name))), shape, rate)
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,11 @@ class Leo:
     def initial(self) -> tuple[Tensors, Tensors]:
         """Encoder, relation network, decoder and both learning rates; no carry."""
         return {name: value.clone() for name, value in self._initial.items()}, {}
+
+    @property
+    def adaptation_steps(self) -> str:
+        """Both inner loops of a test task, for the record."""
+        return f"{self.latent_steps} latent, {self.test_steps} fine-tuning"
 
     def outer_loss(self, params: Tensors, task: Episodes) -> tuple[torch.Tensor, torch.Tensor]:
         """Equation 4 and the regularisers of one task in meta-training, []; and the query accuracy []."""

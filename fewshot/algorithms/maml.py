@@ -4,6 +4,7 @@ Differences from the original:
 1. Evaluation reports the accuracy after `test_steps` steps; the original prints it after each step.
 2. Norm statistics come from the batch at hand, as there; whether test queries share that batch is the protocol's
    choice (`transductive`), where the original knows only the one way.
+3. Meta-SGD (Li et al., 2017) is MAML with learned step sizes, one for each weight, all starting at `inner_lr`.
 """
 
 from __future__ import annotations

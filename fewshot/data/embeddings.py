@@ -150,8 +150,8 @@ def _source(root: Path, inner: str, download: bool) -> Path:
     if not download:
         raise FewshotError(
             f"{root}: neither embeddings.zip nor the folder {inner} is there: put {URL} there or unpack it there, "
-            "or set features.reader.download=true, or have features made of the dataset's images by an extractor of "
-            "your own, features=wrn28_10 (or resnet12, conv4)"
+            "or set features.reader.download=true to fetch it, or put features of your own there in that layout "
+            "(tools/pretrain.py writes it with original=<folder>)"
         )
 
     def check(path: Path) -> None:

@@ -18,7 +18,7 @@ from fewshot.algorithms.leo import FromKey, Leo, kl_estimate, orthogonality, sup
 from fewshot.backbones.inputs import Inputs
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
-from fewshot.training import clipped, guarded
+from fewshot.training import TrainSettings, _apply, _optimizer, clipped, guarded
 
 SMALL = Path(__file__).parent / "goldens"
 FULL = Path(__file__).parents[3] / "shared/reference/goldens"
@@ -192,7 +192,12 @@ def test_a_meta_batch_is_guarded_clipped_and_stepped_as_in_the_original(name: st
     golden = Golden(name)
     learner, config = golden.learner, golden.config
     params = golden.params
-    optimizer = torch.optim.Adam(params.values(), lr=config["outer_lr"])
+    settings = TrainSettings(
+        steps=3, meta_batch=4, shot=None, query=None, outer_optimizer="adam_tf", outer_lr=config["outer_lr"],
+        outer_lr_end=None, clip=config["gradient_threshold"], clip_norm=config["gradient_norm_threshold"],
+        nan_guard=True, train_on_val=False, validate_every=0, select="last", checkpoint_every=1, log_every=1,
+    )  # fmt: skip
+    optimizer = _optimizer(settings, params)
     for step in range(config["adam_steps"]):
         losses, accuracies = zip(
             *(learner.objective(params, golden.task(i), golden.draws(i)) for i in range(config["n_tasks"])),
@@ -208,11 +213,7 @@ def test_a_meta_batch_is_guarded_clipped_and_stepped_as_in_the_original(name: st
             if "nan" not in name:
                 golden.close(loss, "train/total_loss", 2e-6)
                 golden.close(torch.stack(accuracies).mean(), "train/query_accuracy", 1e-6)
-        for parameter, value in params.items():
-            value.grad = small[parameter]
-        for group in optimizer.param_groups:
-            group["eps"] = 1e-8 / (1 - 0.999 ** (step + 1)) ** 0.5
-        optimizer.step()
+        _apply(optimizer, params, gradient, settings, step)
         for parameter, value in params.items():
             stored = golden.stored[f"train/param_after_step_{step + 1}/{parameter}"].squeeze()
             # 2.8e-7 without difference 6 of leo.py, whose rounding shows in one element of 256.

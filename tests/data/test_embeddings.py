@@ -186,7 +186,7 @@ def test_a_large_file_is_known_by_its_blocks(root: Path, monkeypatch: pytest.Mon
 
 def test_missing_files_are_answered_with_the_three_ways_to_get_them(root: Path, cache: Path):
     text = refused(root, cache, "neither embeddings.zip nor the folder embeddings/miniImageNet/center")
-    ways = (embeddings.URL, "unpack", "features.reader.download=true", "features=wrn28_10", "resnet12", "conv4")
+    ways = (embeddings.URL, "unpack", "features.reader.download=true", "features of your own", "original=")
     assert all(way in text for way in ways) and not root.exists()
 
 
