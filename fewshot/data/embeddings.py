@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import os
 import pickle
 import re
@@ -79,6 +80,8 @@ def read(
                 "dataset": f"{FOLDERS.get(dataset, dataset)} embeddings",
                 "source": f"{source.name}, in the layout of {URL}",
             }
+            own = source / "about.json"  # written beside features of one's own: their extractor among other things
+            about |= json.loads(own.read_text(encoding="utf-8")) if source.is_dir() and own.is_file() else {}
             write_banks(folder, splits, about | {"kind": kind, "width": splits["train"].examples.shape[1]})
     banks = open_banks(folder)
     with _remedy(AGAIN):
@@ -93,6 +96,7 @@ def write_originals(folder: Path, banks: Mapping[str, Bank], dataset: str, kind:
 
     Names of classes may hold what keys have no room for: "-", "_" and "%" are written as in URLs (%2D, %5F, %25). Keys
     are `0-<class>-<class>_<row>`, for a bank does not name images. Pickles are of protocol 2 (NumPy 1.26 or later).
+    What the banks say of themselves, such as their extractor, stands beside them in `about.json`.
 
     Args:
         folder: to be given to `read` as its root.
@@ -123,6 +127,8 @@ def write_originals(folder: Path, banks: Mapping[str, Bank], dataset: str, kind:
                 _check_together(folder, splits, None)
             with (scratch / f"{split}_embeddings.pkl").open("wb") as file:
                 pickle.dump(data, file, protocol=2)
+        about = json.dumps(dict(banks["train"].about), indent=1)
+        (scratch / "about.json").write_text(about + "\n", encoding="utf-8")
         scratch.chmod(0o755)  # mkdtemp's folders are for their owner alone
         os.rename(scratch, target)
     finally:

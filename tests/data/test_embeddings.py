@@ -400,6 +400,7 @@ def test_what_is_written_in_the_originals_layout_is_read_as_the_same_banks(root:
     for split, bank in written.items():
         assert read[split].names == bank.names and torch.equal(read[split].examples, bank.examples)
         assert read[split].fingerprint == bank.fingerprint and torch.equal(read[split].offsets, bank.offsets)
+    assert {key: read["val"].about[key] for key in written["train"].about} == written["train"].about  # their extractor
     embeddings.write_originals(root / "again", read, "mini", "multiview")
     again = embeddings.read(root / "again", cache, "mini", "multiview", width=None)
     assert {bank.fingerprint for bank in again.values()} == {bank.fingerprint for bank in written.values()}
@@ -408,7 +409,10 @@ def test_what_is_written_in_the_originals_layout_is_read_as_the_same_banks(root:
 def test_what_is_written_has_the_originals_layout(root: Path):
     embeddings.write_originals(root, banks(CLASSES | {"train": ["n01", "n03"], "test": ["n04"]}), "mini", "center")
     folder = root / "embeddings" / "miniImageNet" / "center"
-    assert sorted(path.name for path in folder.iterdir()) == [f"{split}_embeddings.pkl" for split in sorted(CLASSES)]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "about.json",
+        *(f"{split}_embeddings.pkl" for split in sorted(CLASSES)),
+    ]
     assert folder.stat().st_mode & 0o777 == 0o755 and len(list(folder.parent.iterdir())) == 1
     data = (folder / "train_embeddings.pkl").read_bytes()
     found = pickle.loads(data, encoding="latin1")
