@@ -283,7 +283,8 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
         "code": records.code(),
         "environment": records.environment(),
         "data": {
-            "fingerprint": sampler.bank.fingerprint,
+            "fingerprint": sampler.bank.drawn_from,
+            "features_fingerprint": None if cfg.features.name is None else sampler.bank.fingerprint,
             "train_fingerprint": train_bank(run, settings).fingerprint,
             "about": dict(sampler.bank.about),
         },

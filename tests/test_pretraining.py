@@ -19,6 +19,7 @@ from fewshot.backbones.wrn import WRN
 from fewshot.data.bank import Bank
 from fewshot.errors import FewshotError
 from fewshot.pretraining import features, open_features
+from fewshot.tasks.sampler import Sampler
 
 Make = Callable[..., Any]
 
@@ -70,6 +71,13 @@ def test_features_of_every_split_and_extractor_are_a_bank_that_says_where_it_com
     assert about["train_seconds"] > 0
     assert 0 <= about["validation_accuracy"] <= 1
     assert about["epoch"] == 1
+
+
+def test_tasks_of_features_are_the_tasks_of_their_images(images: dict[str, Bank], tmp_path: Path):
+    banks = made(images, tmp_path, epochs=1)
+    mine, theirs = (Sampler(split["test"], 3, 1, 2, seed=0).manifest(0, 5) for split in (banks, images))
+    assert mine == theirs != Sampler(images["val"], 3, 1, 2, seed=0).manifest(0, 5)
+    assert banks["test"].fingerprint != images["test"].fingerprint == banks["test"].drawn_from
 
 
 def test_features_are_made_once(images: dict[str, Bank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

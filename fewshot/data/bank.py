@@ -50,6 +50,11 @@ class Bank:
         return self.offsets[1:] - self.offsets[:-1]
 
     @property
+    def drawn_from(self) -> str:
+        """Fingerprint of what its examples stand for: of features that of their images, else its own."""
+        return self.about.get("extractor", {}).get("images", {}).get(self.split, self.fingerprint)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one example."""
         return tuple(self.examples.shape[1:])
