@@ -45,6 +45,9 @@ class Experiment:
 
 
 LEAST = {
+    "way": 2,
+    "shot": 1,
+    "train.outer_lr": 0,
     "query": 1,
     "train.steps": 0,
     "train.meta_batch": 1,
@@ -300,21 +303,23 @@ def regime(learner: Learner, cfg: DictConfig) -> str:
 
 def network_name(cfg: DictConfig) -> str:
     """The backbone, and the extractor whose features it stands on."""
+    plain = cfg.backbone.name in ("features", "pixels")
     if cfg.features.name is None:
-        return cfg.backbone.name
+        return "pixels" if plain else cfg.backbone.name
     on = f"{cfg.features.name} features"
-    return on if cfg.backbone.name == "features" else f"{cfg.backbone.name} on {on}"
+    return on if plain else f"{cfg.backbone.name} on {on}"
 
 
 def summary(record: dict[str, Any], folder: Path) -> str:
     """One line of result for a person."""
     test, protocol = record["test"], record["protocol"]
     guarded = record["cost"].get("nan_guarded_steps")
+    queries = "1 query" if protocol["query"] == 1 else f"{protocol['query']} queries"
     warning = f" WARNING: {guarded} steps had a NaN and took the parameters as their gradient;" if guarded else ""
     interval = "" if test["ci95"] is None else f" ± {100 * test['ci95']:.2f}"
     return (
         f"{record['algorithm']} {protocol['dataset']} {protocol['way']}-way {protocol['shot']}-shot: "
         f"{100 * test['accuracy']:.2f}{interval} % ({test['episodes']} episodes, "
-        f"{protocol['query']} queries per class, {protocol['regime']}, recipe {record['recipe'] or 'none'}, "
+        f"{queries} per class, {protocol['regime']}, recipe {record['recipe'] or 'none'}, "
         f"{record['cost']['train_seconds'] / 60:.1f} min of training){warning}  {folder}"
     )

@@ -190,7 +190,7 @@ def _train(
             }
             save_checkpoint(last, {"weights": extractor.state_dict(), "momentum": momentum}, state)
     _load(extractor, best, load_checkpoint(best, device)[0])
-    return state["best"] | {"train_seconds": round(state["seconds"], 1)}
+    return state["best"] | {"train_seconds": round(state["seconds"], 3)}
 
 
 def _load(extractor: nn.Module, path: Path, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:

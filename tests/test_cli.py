@@ -273,6 +273,8 @@ MISTAKES = {
     "no override": (["algorithm"], ["command line"]),
     "unknown choice in the backbone": (["backbone.network.readout=max"], ["readout=max", "flatten, mean"]),
     "unknown split": (["test.split=tset"], ["test.split=tset", "train"]),
+    "a negative rate": (["train.outer_lr=-1"], ["train.outer_lr=-1"]),
+    "a negative way": (["way=-3"], ["way=-3"]),
     "no such device": (["device=cuda:77"], ["device=cuda:77"]),
     "resume of nothing": (["resume=nowhere"], ["nowhere", "not a run folder"]),
     "resume with other settings": (["resume=nowhere", "way=3"], ["leave out way=3"]),

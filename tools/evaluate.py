@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from fewshot.algorithms.leo import Leo
 from fewshot.cli import main
 from fewshot.config import resolved, trained_with
 from fewshot.errors import FewshotError
@@ -38,6 +39,8 @@ def evaluate(cfg: DictConfig) -> None:
     if cfg.latents is not None and cfg.latents < 1:
         raise FewshotError(f"latents={cfg.latents}: must be at least 1")
     experiment = build(test_cfg, run)
+    if cfg.latents is not None and not isinstance(experiment.learner, Leo):
+        raise FewshotError("latents: only LEO has latent codes; leave it out, or name a run of algorithm=leo")
     if cfg.steps is not None:
         experiment.learner.test_steps = cfg.steps
     name = (

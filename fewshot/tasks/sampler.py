@@ -128,7 +128,8 @@ class Sampler:
     def manifest(self, first: int, count: int) -> str:
         """SHA-256 of the bank and of the index lists of these episodes: equal means the very same tasks.
 
-        Features of images are the same tasks as the images. Two accuracies may stand in one column only when their manifests agree.
+        Features of images are the same tasks as the images. Two accuracies may stand in one column only when their
+        manifests agree.
         """
         digest = hashlib.sha256(self.bank.drawn_from.encode())
         for start in range(first, first + count, 1000):
