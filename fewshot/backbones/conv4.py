@@ -112,7 +112,7 @@ class Conv4(nn.Module):
         one_of("readout", readout, ("flatten", "mean"))
         if len(shape) != 3:
             raise FewshotError(
-                f"backbone conv4 takes images (channels, height, width), not examples of shape {tuple(shape)}; choose mlp or linear"
+                f"backbone conv4 takes images (channels, height, width), not shape {tuple(shape)}; choose mlp or linear"
             )
         self.readout, self.adapt_norm = readout, adapt_norm
         channels, side = shape[0], min(shape[1:])

@@ -86,7 +86,7 @@ class WRN(nn.Module):
         super().__init__()
         if len(shape) != 3:
             raise FewshotError(
-                f"backbone wrn takes images (channels, height, width), not examples of shape {tuple(shape)}; choose mlp or linear"
+                f"backbone wrn takes images (channels, height, width), not shape {tuple(shape)}; choose mlp or linear"
             )
         if depth < 10 or depth % 6 != 4:
             raise FewshotError(f"backbone.network.depth={depth}: must be 4 and a multiple of 6, such as 10, 16 or 28")
