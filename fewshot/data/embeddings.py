@@ -80,13 +80,24 @@ def read(
                 "dataset": f"{FOLDERS.get(dataset, dataset)} embeddings",
                 "source": f"{source.name}, in the layout of {URL}",
             }
-            own = source / "about.json"  # written beside features of one's own: their extractor among other things
-            about |= json.loads(own.read_text(encoding="utf-8")) if source.is_dir() and own.is_file() else {}
+            own = (
+                source / "about.json"
+            )  # beside features of one's own: what they said of themselves, such as an extractor
+            if source.is_dir() and own.is_file():
+                # Apart from what this reader vouches for: the order of classes may be another than that of the images.
+                about["said"] = _said(own)
             write_banks(folder, splits, about | {"kind": kind, "width": splits["train"].examples.shape[1]})
     banks = open_banks(folder)
     with _remedy(AGAIN):
         _check_together(source, banks, width)
     return banks
+
+
+def _said(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FewshotError(f"{path}: cannot be read as JSON ({error})") from error
 
 
 def write_originals(folder: Path, banks: Mapping[str, Bank], dataset: str, kind: str) -> None:
@@ -173,7 +184,8 @@ def _key(source: Path) -> str:
     """What tells the zip, or the three unpacked pickles, from any others."""
     digest = hashlib.sha256()
     try:
-        for path in [source / f"{split}_embeddings.pkl" for split in SPLITS] if source.is_dir() else [source]:
+        files = [source / f"{split}_embeddings.pkl" for split in SPLITS] if source.is_dir() else [source]
+        for path in [*files, *source.glob("about.json")]:
             with path.open("rb") as file:
                 stat = os.fstat(file.fileno())
                 digest.update(f"{stat.st_size} {stat.st_mtime_ns} ".encode())

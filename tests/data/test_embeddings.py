@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -400,10 +401,24 @@ def test_what_is_written_in_the_originals_layout_is_read_as_the_same_banks(root:
     for split, bank in written.items():
         assert read[split].names == bank.names and torch.equal(read[split].examples, bank.examples)
         assert read[split].fingerprint == bank.fingerprint and torch.equal(read[split].offsets, bank.offsets)
-    assert {key: read["val"].about[key] for key in written["train"].about} == written["train"].about  # their extractor
+    assert read["val"].about["said"] == written["train"].about
     embeddings.write_originals(root / "again", read, "mini", "multiview")
     again = embeddings.read(root / "again", cache, "mini", "multiview", width=None)
     assert {bank.fingerprint for bank in again.values()} == {bank.fingerprint for bank in written.values()}
+
+
+def test_what_features_say_of_themselves_does_not_make_them_the_tasks_of_other_images(root: Path, cache: Path):
+    written = {
+        split: replace(bank, about={"extractor": {"images": {split: "f"}}}) for split, bank in banks(NAMES).items()
+    }
+    assert written["test"].drawn_from == "f"
+    embeddings.write_originals(root, written, "mini", "center")
+    read = embeddings.read(root, cache, width=7)
+    assert all(bank.drawn_from == bank.fingerprint for bank in read.values())
+    (root / "embeddings/miniImageNet/center/about.json").write_text("{")
+    with pytest.raises(FewshotError, match="about.json: cannot be read as JSON") as caught:
+        embeddings.read(root, cache, width=7)
+    assert "\n" not in str(caught.value)
 
 
 def test_what_is_written_has_the_originals_layout(root: Path):
