@@ -89,17 +89,20 @@ def check_overrides(overrides: list[str], config: str, sweep: bool) -> None:
                     _compose(config, [*singles, f"{override.key_or_group}={value}"], override.key_or_group)
             if values and not override.key_or_group.startswith("hydra"):
                 singles.append(f"{override.key_or_group}={values[0]}")
-        fixed = [o.input_line for o in parsed if o.input_line and not o.is_sweep_override()]
-        fixed = [line for line in fixed if not line.startswith("hydra")]
-        try:
-            compose(config, fixed)
-        except HydraException as error:
-            # Hydra composes a sweep once without the swept values, and says a thing no one can act on.
-            lines = str(error).splitlines()
-            raise FewshotError(
-                f"{lines[0]} without what is swept; choose its group for the whole sweep, such as features=conv4"
-            ) from error
+        if sweep:
+            _compose_without_sweep(config, [o.input_line or "" for o in parsed if not o.is_sweep_override()])
     GlobalHydra.instance().clear()
+
+
+def _compose_without_sweep(config: str, overrides: list[str]) -> None:
+    """Hydra composes a sweep once without the swept values; where that fails it says a thing no one can act on."""
+    try:
+        compose(config, [override for override in overrides if not override.startswith("hydra")])
+    except HydraException as error:
+        raise FewshotError(
+            f"{str(error).splitlines()[0]} without what is swept; choose its group for the whole sweep, such as "
+            "features=conv4"
+        ) from error
 
 
 def _options(group: str) -> list[str]:

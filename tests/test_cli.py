@@ -113,6 +113,12 @@ def test_a_sweep_ends_with_a_table_and_survives_a_broken_run(call: Any) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in Path("sweep").rglob("record.json")}
 
 
+def test_a_key_that_only_a_swept_choice_has_is_answered_in_one_line(call: Any) -> None:
+    done = call("train", "-m", "algorithm=leo,nearest_mean", "features.settings.epochs=1")
+    assert (done.code, done.out, len(done.err.splitlines())) == (1, "", 1)
+    assert "choose its group for the whole sweep, such as features=conv4" in done.err
+
+
 def test_a_run_is_tested_again_with_another_protocol(call: Any) -> None:
     call("train", "run_dir=run", *QUICK)
     same = call("evaluate", "run=run")
