@@ -87,24 +87,32 @@ def read_banks(cfg: DictConfig, known: Path | None = None) -> dict[str, Bank]:
     Raises:
         FewshotError: whatever is wrong with the data, or not the data that the run in the folder `known` began with.
     """
-    began_with = known / DATA if known is not None else None
-    begun = began_with is not None and began_with.exists()
+    theirs = _began_with(known) if known is not None else None
     source = cfg.dataset if cfg.features.name is None else cfg.features
     if cfg.dataset.reader is None and (source is cfg.dataset or "images" in source.reader):
         raise FewshotError(
             f"dataset={cfg.dataset.name}: only its published features can be read so far; set features=published"
         )
-    made = {"device": cfg.device, "may_train": not begun} if "settings" in source.reader else {}
+    made = {"device": cfg.device, "may_train": theirs is None} if "settings" in source.reader else {}
     banks = _instantiate(source.reader, **made)
-    if began_with is not None and begun:
-        theirs = json.loads(began_with.read_text(encoding="utf-8"))
-        for name, bank in banks.items():
-            if theirs.get(name) != bank.fingerprint:
-                raise FewshotError(
-                    f"{known}: this run is on other data (its split {name} differs from what the readers find now); "
-                    "put that data back, or choose another run_dir"
-                )
+    for name, bank in banks.items():
+        if theirs is not None and theirs.get(name) != bank.fingerprint:
+            raise FewshotError(
+                f"{known}: this run is on other data (its split {name} differs from what the readers find now); "
+                "put that data back, or choose another run_dir"
+            )
     return banks
+
+
+def _began_with(folder: Path) -> dict[str, str] | None:
+    """The fingerprint of each split that the run in a folder began with; None where it has not begun."""
+    listed = folder / DATA
+    if not listed.exists():
+        return None
+    try:
+        return dict(json.loads(listed.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise FewshotError(f"{listed}: damaged ({error}); choose another run_dir, or force=true") from error
 
 
 def _instantiate(node: DictConfig, **kwargs: Any) -> Any:
@@ -190,7 +198,8 @@ def _train_and_test(folder: Path, cfg: DictConfig) -> dict[str, Any]:
     settings = TrainSettings(**run.config["train"])
     shot = cfg.shot if settings.shot is None else settings.shot
     query = shot if settings.query is None else settings.query
-    train_sampler = Sampler(train_bank(run, settings), cfg.way, shot, query, cfg.seed, cfg.dataset.rotations.train)
+    training = joined(run.banks["train"], run.banks["val"]) if settings.train_on_val else run.banks["train"]
+    train_sampler = Sampler(training, cfg.way, shot, query, cfg.seed, cfg.dataset.rotations.train)
     val_sampler = Sampler(run.banks["val"], cfg.way, cfg.shot, cfg.query, cfg.seed, cfg.dataset.rotations.test)
     # What cannot be trained or tested should leave no folder, nor cost the training first.
     is_trained(run.learner, train_sampler)
@@ -221,11 +230,6 @@ def _train_and_test(folder: Path, cfg: DictConfig) -> dict[str, Any]:
     return record
 
 
-def train_bank(run: Experiment, settings: TrainSettings) -> Bank:
-    """What training episodes are drawn from."""
-    return joined(run.banks["train"], run.banks["val"]) if settings.train_on_val else run.banks["train"]
-
-
 def tester(run: Experiment, cfg: DictConfig) -> Sampler:
     """The sampler of the test episodes."""
     if cfg.test.split not in run.banks:
@@ -242,6 +246,7 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
         transductive=cfg.test.transductive, engine=run.engine,
     )  # fmt: skip
     tasks = trained.steps * settings.meta_batch
+    trained_on = ("train", "val") if settings.train_on_val else ("train",)
     validation = trained.validation
     return {
         "format": records.FORMAT,
@@ -288,7 +293,7 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
         "data": {
             "fingerprint": sampler.bank.drawn_from,
             "features_fingerprint": None if cfg.features.name is None else sampler.bank.fingerprint,
-            "train_fingerprint": train_bank(run, settings).fingerprint,
+            "train_fingerprint": "+".join(run.banks[split].fingerprint for split in trained_on),
             "about": dict(sampler.bank.about),
         },
         "config": trained_with(run.config),
@@ -308,18 +313,3 @@ def network_name(cfg: DictConfig) -> str:
         return "pixels" if plain else cfg.backbone.name
     on = f"{cfg.features.name} features"
     return on if plain else f"{cfg.backbone.name} on {on}"
-
-
-def summary(record: dict[str, Any], folder: Path) -> str:
-    """One line of result for a person."""
-    test, protocol = record["test"], record["protocol"]
-    guarded = record["cost"].get("nan_guarded_steps")
-    queries = "1 query" if protocol["query"] == 1 else f"{protocol['query']} queries"
-    warning = f" WARNING: {guarded} steps had a NaN and took the parameters as their gradient;" if guarded else ""
-    interval = "" if test["ci95"] is None else f" ± {100 * test['ci95']:.2f}"
-    return (
-        f"{record['algorithm']} {protocol['dataset']} {protocol['way']}-way {protocol['shot']}-shot: "
-        f"{100 * test['accuracy']:.2f}{interval} % ({test['episodes']} episodes, "
-        f"{queries} per class, {protocol['regime']}, recipe {record['recipe'] or 'none'}, "
-        f"{record['cost']['train_seconds'] / 60:.1f} min of training){warning}  {folder}"
-    )

@@ -211,6 +211,10 @@ def test_a_run_on_other_data_than_it_began_with_is_refused(call: Any, published:
         assert "this run is on other data" in done.err
     assert read(Path("run")) == first
     assert not Path("run/tests").exists()
+    Path("run/data.json").write_text("{")
+    done = call("evaluate", "run=run", "query=3")
+    assert (done.code, len(done.err.splitlines())) == (1, 1)
+    assert "data.json: damaged" in done.err
 
 
 @pytest.mark.parametrize("algorithm", ["maml", "meta_sgd", "nearest_mean"])

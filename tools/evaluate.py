@@ -12,9 +12,9 @@ from fewshot.algorithms.leo import Leo
 from fewshot.cli import main
 from fewshot.config import resolved, trained_with
 from fewshot.errors import FewshotError
-from fewshot.experiment import build, regime, saved_config, summary, tested, tester
+from fewshot.experiment import build, regime, saved_config, tested, tester
 from fewshot.report.latents import write_latents
-from fewshot.report.record import read_record, write_record
+from fewshot.report.record import read_record, summary, write_record
 from fewshot.training import TrainSettings, selected
 
 PROTOCOL = {

@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 from fewshot.cli import main, sweep_records
 from fewshot.config import apply_recipe
 from fewshot.errors import FewshotError
-from fewshot.experiment import saved_config, summary, training_run
+from fewshot.experiment import saved_config, training_run
+from fewshot.report.record import summary
 
 
 def train(cfg: DictConfig) -> None:

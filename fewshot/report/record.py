@@ -128,6 +128,21 @@ def read_record(path: Path) -> Record:
     return {**record, "folder": str(path.parent)}
 
 
+def summary(record: Record, folder: Path) -> str:
+    """One line of result for a person."""
+    test, protocol = record["test"], record["protocol"]
+    guarded = record["cost"].get("nan_guarded_steps")
+    queries = "1 query" if protocol["query"] == 1 else f"{protocol['query']} queries"
+    warning = f" WARNING: {guarded} steps had a NaN and took the parameters as their gradient;" if guarded else ""
+    interval = "" if test["ci95"] is None else f" ± {100 * test['ci95']:.2f}"
+    return (
+        f"{record['algorithm']} {protocol['dataset']} {protocol['way']}-way {protocol['shot']}-shot: "
+        f"{100 * test['accuracy']:.2f}{interval} % ({test['episodes']} episodes, "
+        f"{queries} per class, {protocol['regime']}, recipe {record['recipe'] or 'none'}, "
+        f"{record['cost']['train_seconds'] / 60:.1f} min of training){warning}  {folder}"
+    )
+
+
 def field_of(record: Record, field: str) -> Any:
     """The value at a dotted name."""
     value: Any = record
