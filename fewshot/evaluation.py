@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -46,28 +48,27 @@ def evaluate(
     engine: Engine,
 ) -> np.ndarray:
     """Accuracy of each of the sampler's first `episodes` episodes: [episodes] float64 in 0..1."""
-    if learner.independent and sampler.rotations == "none" and _takes_much_of_its_classes(sampler):
-        parts = range(0, episodes, TASKS_AT_ONCE)
-        sizes = [min(TASKS_AT_ONCE, episodes - first) for first in parts]
-        return np.concatenate(
-            [
-                _on_whole_classes(learner, params, carry, sampler, i, n, engine)
-                for i, n in zip(parts, sizes, strict=True)
-            ]
-        )
-    per_episode = sampler.way * (sampler.shot + sampler.query)
-    if not transductive and not learner.independent:
-        per_episode = sampler.way * sampler.query * (sampler.way * sampler.shot + 1)
-    batch = max(1, IMAGES_AT_ONCE // per_episode)
 
     def score(task: Episodes) -> torch.Tensor:
         return accuracy(query_logits(learner, params, carry, task, transductive), task.query_y)
 
-    scores = []
-    for first in range(0, episodes, batch):
-        tasks = sampler.episodes(first, min(batch, episodes - first))
-        scores.append(engine.map(score, tasks).double().cpu().numpy())
-    return np.concatenate(scores)
+    if learner.independent and sampler.rotations == "none" and _takes_much_of_its_classes(sampler):
+        batch, parts = TASKS_AT_ONCE, partial(_on_whole_classes, learner, params, carry, sampler, engine)
+    else:
+        per_episode = sampler.way * (sampler.shot + sampler.query)
+        if not transductive and not learner.independent:
+            per_episode = sampler.way * sampler.query * (sampler.way * sampler.shot + 1)
+        batch = max(1, IMAGES_AT_ONCE // per_episode)
+        parts = partial(_on_gathered, score, sampler, engine)
+    firsts = range(0, episodes, batch)
+    return np.concatenate([parts(i, min(batch, episodes - i)).double().cpu().numpy() for i in firsts])
+
+
+def _on_gathered(
+    score: Callable[[Episodes], torch.Tensor], sampler: Sampler, engine: Engine, first: int, count: int
+) -> torch.Tensor:
+    """Scores [count] of tasks, each with its own copy of its queries."""
+    return engine.map(score, sampler.episodes(first, count))
 
 
 def _takes_much_of_its_classes(sampler: Sampler) -> bool:
@@ -76,26 +77,25 @@ def _takes_much_of_its_classes(sampler: Sampler) -> bool:
 
 
 def _on_whole_classes(
-    learner: Learner, params: Tensors, carry: Tensors, sampler: Sampler, first: int, count: int, engine: Engine
-) -> np.ndarray:
+    learner: Learner, params: Tensors, carry: Tensors, sampler: Sampler, engine: Engine, first: int, count: int
+) -> torch.Tensor:
     """Scores [count] of tasks with many queries: each class is classified for all tasks that hold it at once.
 
     The same numbers as by gathering thousands of queries for every task, whose copies take longer than the rest.
     """
-    supports = replace(sampler, query=0)
-    draw = sampler.draw(first, count)
-    adapted = engine.map(lambda task: learner.adapt(params, carry, task), supports.episodes(first, count))
+    draw, offsets = sampler.draw(first, count), sampler.bank.offsets.tolist()
+    supports = sampler.load(replace(draw, rows=draw.rows[:, :, : sampler.shot]))
+    adapted = engine.map(lambda task: learner.adapt(params, carry, task), supports)
     right = torch.zeros(count, dtype=torch.int64, device=draw.key.device)
     for label in draw.classes.unique().tolist():
-        start, end = sampler.bank.offsets[label : label + 2].tolist()
-        x = sampler.gather(torch.arange(start, end, device=draw.key.device))
+        x = sampler.gather(torch.arange(offsets[label], offsets[label + 1], device=draw.key.device))
         task, place = (draw.classes == label).nonzero(as_tuple=True)
         own = {name: value[task] for name, value in adapted.items()}
         logits = vmap(lambda weights, x=x: learner.predict(weights, x))(own)  # [P, M, N]
         hit = logits.argmax(-1) == place[:, None]
-        queries = draw.rows[task, place, sampler.shot :] - start
+        queries = draw.rows[task, place, sampler.shot :] - offsets[label]
         right.index_add_(0, task, hit.gather(1, queries).sum(1))
-    return (right.double() / (sampler.way * sampler.query)).cpu().numpy()
+    return right.double() / (sampler.way * sampler.query)
 
 
 def ci95(scores: np.ndarray) -> float:

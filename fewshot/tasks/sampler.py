@@ -103,17 +103,20 @@ class Sampler:
 
     def episodes(self, first: int, count: int) -> Episodes:
         """Episodes first..first+count-1: images as float32 in 0..1, [T, N*K, C, H, W]; features as unit vectors."""
-        draw = self.draw(first, count)
+        return self.load(self.draw(first, count))
+
+    def load(self, draw: Draw) -> Episodes:
+        """The examples of what was drawn; rows [T, N, K] alone make episodes without queries."""
         items = self.gather(draw.rows)
         if self.rotations != "none":
             items = _rotate(items, draw.turns)
-        support, query = items.split([self.shot, self.query], dim=2)
-        label = torch.arange(self.way, device=items.device).expand(count, self.way)
+        support, query = items[:, :, : self.shot], items[:, :, self.shot :]
+        label = torch.arange(self.way, device=items.device).expand(len(draw.key), self.way)
         return Episodes(
             support_x=support.flatten(1, 2),
-            support_y=label.repeat_interleave(self.shot, dim=1),
+            support_y=label.repeat_interleave(support.shape[2], dim=1),
             query_x=query.flatten(1, 2),
-            query_y=label.repeat_interleave(self.query, dim=1),
+            query_y=label.repeat_interleave(query.shape[2], dim=1),
             key=draw.key,
         )
 
