@@ -15,14 +15,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 @contextmanager
-def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[str], None]]:
-    """A bar on a terminal, one line of words elsewhere; yields what advances it by one and shows some words."""
+def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
+    """A bar on a terminal, one line of words elsewhere; yields what shows some words and advances it, by 1 or `by`."""
     console = Console(stderr=True)
     if not console.is_terminal:
         print(title, file=sys.stderr, flush=True)
     with _bar(console) as bar:
         task = bar.add_task(title, total=total, completed=done, words="")
-        yield lambda words: bar.update(task, advance=1, words=words)
+        yield lambda words, by=1: bar.update(task, advance=by, words=words)
 
 
 def _bar(console: Console) -> Progress:

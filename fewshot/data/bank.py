@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 from fewshot.errors import FewshotError
 
 FORMAT = 1
+BLOCK = 1 << 24  # bytes read at once
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,41 @@ class Bank:
 
 def fingerprint(split: Split) -> str:
     """SHA-256 over everything of a split that an episode can depend on."""
-    digest = hashlib.sha256()
-    head = [str(split.examples.dtype), list(split.examples.shape), split.counts, split.names]
-    digest.update(json.dumps(head).encode())
+    digest = hashlib.sha256(_head(str(split.examples.dtype), split.examples.shape, split.counts, split.names))
     digest.update(np.ascontiguousarray(split.examples).data)
     return digest.hexdigest()
+
+
+def fingerprint_of_file(
+    path: Path, counts: Sequence[int], names: Sequence[str], each: Callable[[list[memoryview]], object]
+) -> str:
+    """The same of a split's file on disk, read once from end to end in little memory.
+
+    Args:
+        path: of the `<split>.npy`.
+        counts, names: of its classes.
+        each: is given the bytes of some rows, until all were given.
+
+    Raises:
+        ValueError: the file is shorter than it says.
+    """
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    digest = hashlib.sha256(_head(str(array.dtype), array.shape, counts, names))
+    size = array.dtype.itemsize * int(np.prod(array.shape[1:]))
+    at_once = max(1, BLOCK // size)
+    with path.open("rb") as file:
+        file.seek(-size * len(array), os.SEEK_END)
+        for first in range(0, len(array), at_once):
+            block = memoryview(file.read(size * min(at_once, len(array) - first)))
+            if len(block) < size * min(at_once, len(array) - first):
+                raise ValueError(f"{path.name} is too short")
+            digest.update(block)
+            each([block[i : i + size] for i in range(0, len(block), size)])
+    return digest.hexdigest()
+
+
+def _head(dtype: str, shape: Sequence[int], counts: Sequence[int], names: Sequence[str]) -> bytes:
+    return json.dumps([dtype, list(shape), list(counts), list(names)]).encode()
 
 
 def write_banks(folder: Path, splits: Mapping[str, Split], about: Mapping[str, Any]) -> None:
@@ -105,6 +136,14 @@ def write_banks(folder: Path, splits: Mapping[str, Split], about: Mapping[str, A
         if listed.exists() and listed.read_bytes() == (scratch / "bank.json").read_bytes():
             return  # another process was first with the same bank
         scratch.chmod(0o755)  # mkdtemp's folders are for their owner alone
+        install(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def install(scratch: Path, folder: Path) -> None:
+    """Give whole banks their place, in which others may lie."""
+    try:
         if folder.exists():
             os.replace(folder, tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
         try:
@@ -113,8 +152,27 @@ def write_banks(folder: Path, splits: Mapping[str, Split], about: Mapping[str, A
             if not (folder / "bank.json").exists():  # otherwise another process was first with the same bank
                 raise
     finally:
-        for left in (scratch, *folder.parent.glob(f".{folder.name}-old-*")):
+        for left in folder.parent.glob(f".{folder.name}-old-*"):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def verify(folder: Path, each: Callable[[str, list[memoryview]], object]) -> None:
+    """Read every byte of the banks below `folder` and hold it against the fingerprints of bank.json.
+
+    Args:
+        each: is given the bytes of some rows of a split, until all were given.
+
+    Raises:
+        FewshotError: as `open_banks`, or bytes are not what they were.
+    """
+    for split, bank in open_banks(folder).items():
+        path, counts = folder / f"{split}.npy", bank.sizes.tolist()
+        found = fingerprint_of_file(path, counts, bank.names, lambda rows, split=split: each(split, rows))
+        if found != bank.fingerprint:
+            raise FewshotError(
+                f"{path}: its content is not what it was when it was prepared; delete the folder {folder} and prepare "
+                "the data again"
+            )
 
 
 def open_banks(folder: Path) -> dict[str, Bank]:

@@ -1,0 +1,117 @@
+"""One image file or array to one example of a Bank: 8 bits, a square, one channel or three."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from fewshot.errors import FewshotError
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
+FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bilinear": Image.Resampling.BILINEAR}
+
+
+@dataclass(frozen=True)
+class Look:
+    """What an image is made into.
+
+    Args:
+        size: side of the square in pixels.
+        channels: 3 (RGB) or 1 (grey).
+        resize: "squash" whatever the proportions, as cbfinn/maml does, or "crop": the short side becomes `size` and
+            the middle of the long one is kept, as torchvision's Resize and CenterCrop do.
+        resample: "lanczos" (cbfinn/maml) or "bilinear" (mmfewshot).
+
+    Raises:
+        FewshotError: an argument out of range.
+    """
+
+    size: int
+    channels: int = 3
+    resize: str = "squash"
+    resample: str = "lanczos"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.size <= 1024:
+            raise FewshotError(f"dataset.reader.size={self.size}: choose 1 to 1024 pixels")
+        if self.channels not in (1, 3):
+            raise FewshotError(f"dataset.reader.channels={self.channels}: choose 1 (grey) or 3 (colour)")
+        if self.resize not in ("squash", "crop"):
+            raise FewshotError(f"dataset.reader.resize={self.resize}: choose squash or crop")
+        if self.resample not in FILTERS:
+            raise FewshotError(f"dataset.reader.resample={self.resample}: choose {' or '.join(FILTERS)}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the example."""
+        return self.channels, self.size, self.size
+
+
+def example(data: bytes | np.ndarray, look: Look) -> np.ndarray:
+    """[C, size, size] uint8 of an image file's bytes, or of an array [H, W, 3], [H, W, 1] or [H, W] uint8.
+
+    Pixels are taken as they are stored (an EXIF rotation is not applied, as in the originals); of an animation the
+    first frame; transparency lies on white; 16 bits of grey become 8.
+
+    Raises:
+        ValueError: no image of a known format, a truncated one, or one of more pixels than Pillow thinks safe.
+    """
+    if isinstance(data, np.ndarray):
+        if data.dtype != np.uint8 or data.ndim not in (2, 3) or (data.ndim == 3 and data.shape[2] not in (1, 3)):
+            raise ValueError(f"an array {data.shape} of {data.dtype}, not [height, width, 3] of uint8")
+        return _square(Image.fromarray(data.squeeze(2) if data.shape[2:] == (1,) else data), look)
+    if not data:
+        raise ValueError("it is empty")
+    if web_page(data):
+        raise ValueError("it is a web page")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd metadata, of which ImageNet has its share
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                return _square(_eight_bits(image), look)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError("it has more pixels than is safe to unpack") from error
+    except (OSError, SyntaxError, EOFError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        raise ValueError(f"damaged, or no image ({' '.join(str(error).split()) or type(error).__name__})") from error
+
+
+def web_page(head: bytes) -> bool:
+    """Whether a file begins like the pages that download links turn into."""
+    start = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml"))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """RGB or L."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        if image.format == "PNG" or image.format == "PPM":  # where Pillow reads 16 bits as 32
+            values = np.asarray(image)
+            if values.min() >= 0 and values.max() < 1 << 16:
+                return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
+        raise ValueError(f"pixels of mode {image.mode}; save it with 8 bits")
+    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def _square(image: Image.Image, look: Look) -> np.ndarray:
+    image = image.convert("L" if look.channels == 1 else "RGB")
+    width, height = image.size
+    if look.resize == "crop" and width != height:
+        short = min(width, height)
+        scaled = (max(look.size, look.size * width // short), max(look.size, look.size * height // short))
+        image = image.resize(scaled, FILTERS[look.resample])
+        left, top = round((scaled[0] - look.size) / 2), round((scaled[1] - look.size) / 2)
+        image = image.crop((left, top, left + look.size, top + look.size))
+    elif image.size != (look.size, look.size):
+        image = image.resize((look.size, look.size), FILTERS[look.resample])
+    return np.asarray(image).reshape(look.size, look.size, look.channels).transpose(2, 0, 1)

@@ -1,0 +1,101 @@
+"""What the names of a source's files say of classes and splits, before any file is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from fewshot.data.convert import Part
+from fewshot.data.files import Files
+from fewshot.data.images import SUFFIXES
+from fewshot.errors import FewshotError
+
+SPLITS = ("train", "val", "test")
+SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+def official(dataset: str) -> dict[str, list[str]]:
+    """The published classes of each split: of "mini" and "tiered" WordNet ids, of "cub" the names of its folders."""
+    text = resources.files("fewshot.data").joinpath(f"splits/{dataset}.json").read_text(encoding="utf-8")
+    listing = json.loads(text)
+    # tieredImageNet's classes are listed below their superclasses.
+    lists = {
+        split: listing[split].values() if isinstance(listing[split], dict) else [listing[split]] for split in SPLITS
+    }
+    return {split: sorted(name for names in lists[split] for name in names) for split in SPLITS}
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name ends like an image's."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def known_folders(files: Files, splits: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The images of each class of a published split, from folders of its name at any depth: already split, or not.
+
+    Raises:
+        FewshotError: folders that split the classes in another way, or a class in two places.
+    """
+    split_of = {name: split for split, names in splits.items() for name in names}
+    found: dict[str, list[str]] = {}
+    folder_of: dict[str, str] = {}
+    claims: dict[str, str] = {}
+    for name in files.names:
+        path = PurePosixPath(name)
+        known = path.parent.name
+        if known not in split_of or not is_image(name):
+            continue
+        if folder_of.setdefault(known, str(path.parent)) != str(path.parent):
+            raise FewshotError(
+                f"{files.root}: class {known} lies in {folder_of[known]} and in {path.parent}; leave it in one place"
+            )
+        found.setdefault(known, []).append(name)
+        word = SPLIT_WORDS.get(path.parent.parent.name.lower())
+        if word:
+            claims[known] = word
+    # A folder of ImageNet's whole training set says nothing of few-shot splits.
+    if len(set(claims.values())) > 1:
+        for known, word in claims.items():
+            if word != split_of[known]:
+                raise FewshotError(
+                    f"{files.root}: class {known} lies in {folder_of[known]}, but belongs to {split_of[known]} in the "
+                    "published split; put it there, or read the folder as it is with dataset=folder"
+                )
+    return found
+
+
+def check_official(
+    where: str, parts: Mapping[str, Part], splits: Mapping[str, Sequence[str]], totals: Mapping[str, int] | int
+) -> None:
+    """Hold the classes of each split against the published ones, and how many images there are.
+
+    Args:
+        where: the source, for people.
+        totals: images of each split, or, if a number, of every class.
+
+    Raises:
+        FewshotError: a class too many or missing, or another number of images.
+    """
+    partly = "; to convert the part that is there, set dataset.reader.complete=false"
+    for split in SPLITS:
+        part = parts.get(split)
+        names = set(part.names) if part else set()
+        if missing := sorted(set(splits[split]) - names):
+            raise FewshotError(
+                f"{where}: {len(missing)} of {len(splits[split])} classes of {split} are missing, such as {missing[0]}"
+                f"{partly}"
+            )
+        assert part is not None
+        if extra := sorted(names - set(splits[split])):
+            raise FewshotError(f"{where}: {extra[0]} is no class of {split} in the published split; remove it")
+        counts = np.bincount(part.labels, minlength=len(part.names))
+        if isinstance(totals, int):
+            for name, count in zip(part.names, counts, strict=True):
+                if count != totals:
+                    raise FewshotError(f"{where}: class {name} has {count} images, not {totals}{partly}")
+        elif len(part.labels) != totals[split]:
+            raise FewshotError(f"{where}: {len(part.labels)} images of {split}, not {totals[split]}{partly}")
