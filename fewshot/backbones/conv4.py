@@ -32,6 +32,23 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
     return value
 
 
+def check_image(name: str, shape: tuple[int, ...], least: int) -> None:
+    """Whether the backbone `name` takes examples of a shape.
+
+    Raises:
+        FewshotError: they are no images (C, H, W), or a side is below `least`.
+    """
+    if len(shape) != 3:
+        raise FewshotError(
+            f"backbone {name} takes images (channels, height, width), not shape {tuple(shape)}; choose mlp or linear"
+        )
+    if min(shape[1:]) < least:
+        raise FewshotError(
+            f"backbone {name} takes images from {least}x{least} on; {shape[1]}x{shape[2]} is too small; "
+            "choose another, such as mlp"
+        )
+
+
 class Block(nn.Module):
     """3x3 convolution, norm, down-sampling by 2 and ReLU: [B, C, H, W] to [B, filters, about H/2, about W/2]."""
 
@@ -84,10 +101,10 @@ class Conv4(nn.Module):
         norm_scale, norm_eps: see BatchStatNorm.
         adapt_norm: whether the inner loop changes the norm's parameters (cbfinn/maml: it does not).
         conv_init: `xavier` uniform (the TensorFlow originals), `kaiming` normal fan-out (mmfewshot).
-        head_init: `xavier` uniform, `normal` with deviation 1 (cbfinn/maml on Omniglot), `zeros`.
+        head_init: see `initialise_head`.
 
     Raises:
-        FewshotError: an unknown choice, or an image too small for four halvings.
+        FewshotError: an unknown choice, or examples that are no images or too small for four halvings.
     """
 
     def __init__(
@@ -110,14 +127,10 @@ class Conv4(nn.Module):
         one_of("downsample", downsample, ("stride", "max_pool"))
         one_of("pool", pool, ("valid", "same"))
         one_of("readout", readout, ("flatten", "mean"))
-        if len(shape) != 3:
-            raise FewshotError(
-                f"backbone conv4 takes images (channels, height, width), not shape {tuple(shape)}; choose mlp or linear"
-            )
+        check_image("conv4", shape, least=16 if downsample == "max_pool" and pool == "valid" else 1)
         self.readout, self.adapt_norm = readout, adapt_norm
-        channels, side = shape[0], min(shape[1:])
         blocks = []
-        for _ in range(4):
+        for channels in (shape[0], *[filters] * 3):
             blocks.append(
                 Block(
                     channels,
@@ -129,9 +142,6 @@ class Conv4(nn.Module):
                     norm_eps=norm_eps,
                 )
             )
-            channels, side = filters, side // 2 if downsample == "max_pool" and pool == "valid" else -(-side // 2)
-        if side < 1:
-            raise FewshotError(f"backbone conv4 halves an image four times; {shape[1]}x{shape[2]} is too small")
         self.blocks = nn.Sequential(*blocks)
         self.eval()  # or the zeros would go into running averages
         with torch.no_grad():
@@ -151,20 +161,38 @@ class Conv4(nn.Module):
 
 
 def initialise_convolutions(network: nn.Module, how: str) -> None:
-    """Fill every convolution in place: `xavier` uniform or `kaiming` normal fan-out, leaky ReLU (mmfewshot); bias 0."""
+    """Fill every convolution in place: `xavier` uniform or `kaiming` normal by fan-out (mmfewshot); bias 0."""
     one_of("conv_init", how, ("xavier", "kaiming"))
     for part in network.modules():
         if isinstance(part, nn.Conv2d):
             if how == "xavier":
                 nn.init.xavier_uniform_(part.weight)
             else:
-                nn.init.kaiming_normal_(part.weight, a=0.01, mode="fan_out", nonlinearity="leaky_relu")
+                # torch's "leaky_relu" of slope 0, as there: a deviation of sqrt(2 / fan-out)
+                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="leaky_relu")
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
 
 
 def initialise_head(head: nn.Linear, how: str) -> None:
-    """Fill a linear head in place: `xavier` uniform, `normal` with deviation 1, or `zeros`; bias 0."""
-    fill = {"xavier": nn.init.xavier_uniform_, "normal": nn.init.normal_, "zeros": nn.init.zeros_}
-    fill[one_of("head_init", how, tuple(fill))](head.weight)
+    """Fill a linear head in place.
+
+    Args:
+        how: `xavier` uniform (cbfinn/maml on miniImageNet, supervised-reptile), `normal` with deviation 1 (cbfinn/maml
+            on Omniglot), `kaiming` normal by fan-in (dragen1860/MAML-Pytorch) or `zeros`, all with bias 0; `uniform`,
+            weight and bias within 1 / sqrt(inputs), torch's own default (mmfewshot).
+
+    Raises:
+        FewshotError: an unknown choice.
+    """
+    fill = {
+        "xavier": nn.init.xavier_uniform_,
+        "kaiming": nn.init.kaiming_normal_,
+        "normal": nn.init.normal_,
+        "zeros": nn.init.zeros_,
+    }
+    if one_of("head_init", how, (*fill, "uniform")) == "uniform":
+        head.reset_parameters()
+        return
+    fill[how](head.weight)
     nn.init.zeros_(head.bias)

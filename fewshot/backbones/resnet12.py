@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import drop_block2d
 
-from fewshot.backbones.conv4 import initialise_convolutions, initialise_head
+from fewshot.backbones.conv4 import check_image, initialise_convolutions, initialise_head
 from fewshot.backbones.norm import make_norm
 from fewshot.errors import FewshotError
 
@@ -76,7 +76,8 @@ class ResNet12(nn.Module):
         head_init: see `initialise_head`.
 
     Raises:
-        FewshotError: an unknown choice, an impossible number, or an image too small for four halvings.
+        FewshotError: an unknown choice, an impossible number, or examples that are no images or too small for four
+            halvings.
     """
 
     def __init__(
@@ -94,12 +95,7 @@ class ResNet12(nn.Module):
         head_init: str,
     ) -> None:
         super().__init__()
-        if len(shape) != 3:
-            raise FewshotError(
-                f"backbone resnet12 takes images (channels, height, width), not examples of shape {shape}"
-            )
-        if min(shape[1:]) < 16:
-            raise FewshotError(f"backbone resnet12 halves an image four times; {shape[1]}x{shape[2]} is too small")
+        check_image("resnet12", shape, least=16)
         if len(widths) != 4 or min(widths) < 1:
             raise FewshotError(f"backbone.network.widths={list(widths)}: give the channels of four blocks")
         if not 0 <= drop_rate < 1:

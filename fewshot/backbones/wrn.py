@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fewshot.backbones.conv4 import initialise_convolutions, initialise_head
+from fewshot.backbones.conv4 import check_image, initialise_convolutions, initialise_head
 from fewshot.backbones.norm import make_norm
 from fewshot.errors import FewshotError
 
@@ -84,10 +84,7 @@ class WRN(nn.Module):
         head_init: str,
     ) -> None:
         super().__init__()
-        if len(shape) != 3:
-            raise FewshotError(
-                f"backbone wrn takes images (channels, height, width), not shape {tuple(shape)}; choose mlp or linear"
-            )
+        check_image("wrn", shape, least=1)
         if depth < 10 or depth % 6 != 4:
             raise FewshotError(f"backbone.network.depth={depth}: must be 4 and a multiple of 6, such as 10, 16 or 28")
         if widen < 1:
