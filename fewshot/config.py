@@ -12,7 +12,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fewshot.errors import FewshotError
 from fewshot.training import TrainSettings
@@ -61,6 +61,8 @@ class EvaluateConfig:
     """Types of conf/evaluate.yaml."""
 
     run: str = MISSING
+    dataset: Any = None
+    data_dir: str = MISSING
     split: str | None = MISSING
     shot: int | None = MISSING
     query: int | None = MISSING
@@ -88,6 +90,19 @@ class PretrainConfig:
     device: str = MISSING
 
 
+@dataclass
+class PrepareConfig:
+    """Types of conf/prepare.yaml."""
+
+    dataset: Any = MISSING
+    source: str | None = MISSING
+    check: bool = MISSING
+    force: bool = MISSING
+    sheet: str | None = MISSING
+    data_dir: str = MISSING
+
+
+ConfigStore.instance().store(name="prepare_schema", node=PrepareConfig)
 ConfigStore.instance().store(name="pretrain_schema", node=PretrainConfig)
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
@@ -105,6 +120,8 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     """
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
+    except MissingMandatoryValue as error:
+        raise FewshotError(f"{error.full_key}: has no value; set {error.full_key}=...") from error
     except OmegaConfBaseException as error:
         raise FewshotError(f"configuration: {str(error).splitlines()[0]}") from error
     assert isinstance(plain, dict)
@@ -153,6 +170,7 @@ def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> None:
     # Plain values: an interpolation such as ${shot} is to be resolved in the configuration that it lands in.
     recipe: Any = OmegaConf.to_container(OmegaConf.load(CONF / "recipes" / f"{name}.yaml"), resolve=False)
     setting = {"algorithm": cfg.algorithm.name, "dataset": cfg.dataset.name, "way": cfg.way, "shot": cfg.shot}
+    setting["backbone"] = cfg.backbone.name
     # Settings for images mean nothing for features of them, and the other way round.
     fits = (recipe["inputs"] == "features") == (cfg.features.name is not None)
     rows = [

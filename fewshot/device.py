@@ -30,6 +30,11 @@ def pick_device(name: str) -> torch.device:
         raise FewshotError(f"device={name}: not available here; use device=cpu or device=auto") from error
 
 
+def has_room(size: int, device: torch.device) -> bool:
+    """Whether data of so many bytes may lie on the device: on a GPU, where they leave half of its free memory."""
+    return device.type != "cuda" or 2 * size <= torch.cuda.mem_get_info(device)[0]
+
+
 def keep_freed_memory(*, one_arena: bool = False) -> None:
     """Ask glibc to keep large freed blocks for the next allocation; elsewhere, do nothing.
 

@@ -6,7 +6,7 @@ import json
 import shlex
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,21 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.learner import Learner, Tensors
-from fewshot.checkpoint import LOCK, load_checkpoint, only_process_in, write_atomically
-from fewshot.config import PLACES, TrainConfig, identity, resolved, trained_with
+from fewshot.checkpoint import load_checkpoint, only_process_in, write_atomically
+from fewshot.config import resolved, trained_with
 from fewshot.data.bank import Bank, joined
-from fewshot.device import peak_memory_bytes, pick_device, reset_peak_memory
+from fewshot.device import has_room, peak_memory_bytes, pick_device, reset_peak_memory
 from fewshot.errors import FewshotError
 from fewshot.evaluation import ci95, evaluate
 from fewshot.progress import TrainingDisplay
 from fewshot.report import record as records
 from fewshot.report.record import read_record
+from fewshot.run_folder import DATA, began_with, is_finished, run_folder
 from fewshot.tasks.sampler import Sampler
+from fewshot.tasks.view import View
 from fewshot.training import Trained, TrainSettings, checkpoints, is_trained, selected, train
 
 
@@ -40,6 +40,7 @@ class Experiment:
     config: dict[str, Any]
     device: torch.device
     banks: dict[str, Bank]
+    view: View  # at validation and test
     learner: Learner
     engine: Engine
 
@@ -73,12 +74,42 @@ def build(cfg: DictConfig, known: Path | None = None) -> Experiment:
         if OmegaConf.select(cfg, key) < least:
             raise FewshotError(f"{key}={OmegaConf.select(cfg, key)}: must be at least {least}")
     device = pick_device(cfg.device)
-    banks = {name: bank.to(device) for name, bank in read_banks(cfg, known).items()}
+    banks = read_banks(cfg, known)
+    view = View(**{key: _fixed(config["dataset"][key]) for key in ("shape", "crop", "mean", "std")})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        network = _instantiate(cfg.backbone.network, shape=banks["train"].shape, way=cfg.way)
-        learner = _instantiate(cfg.algorithm.learner, backbone=network.to(device))
-    return Experiment(config, device, banks, learner, Engine(cfg.engine, cfg.chunk))
+        network = make(cfg.backbone.network, shape=view.seen(next(iter(banks.values())).shape), way=cfg.way)
+        learner = make(cfg.algorithm.learner, backbone=network.to(device))
+    for name, bank in banks.items():
+        banks[name] = bank.to(device, examples=has_room(bank.examples.nbytes, device))
+    return Experiment(config, device, banks, view, learner, Engine(cfg.engine, cfg.chunk))
+
+
+def on_another_dataset(cfg: DictConfig, run: Path, dataset: DictConfig) -> DictConfig:
+    """The configuration of a run with the images of another dataset, adapted to the shape that its learner knows.
+
+    They are normalised as the run's own were; crop and rotations are those of the other dataset.
+
+    Raises:
+        FewshotError: the run has not begun, or learns on features.
+    """
+    known = began_with(run)
+    if known is None:
+        raise FewshotError(f"{run}: the run has not begun; train it first")
+    if cfg.features.name is not None:
+        raise FewshotError(
+            f"dataset={dataset.name}: the run in {run} learns on features, which only its own extractor can give of "
+            "other images; a run on images can be tested there"
+        )
+    changed = cfg.copy()
+    OmegaConf.update(changed, "dataset", dataset, merge=False)
+    for key, value in (("shape", known["shape"]), ("mean", cfg.dataset.mean), ("std", cfg.dataset.std)):
+        OmegaConf.update(changed, f"dataset.{key}", value)
+    return changed
+
+
+def _fixed(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def read_banks(cfg: DictConfig, known: Path | None = None) -> dict[str, Bank]:
@@ -87,14 +118,10 @@ def read_banks(cfg: DictConfig, known: Path | None = None) -> dict[str, Bank]:
     Raises:
         FewshotError: whatever is wrong with the data, or not the data that the run in the folder `known` began with.
     """
-    theirs = _began_with(known) if known is not None else None
+    theirs = began_with(known) if known is not None else None
     source = cfg.dataset if cfg.features.name is None else cfg.features
-    if cfg.dataset.reader is None and (source is cfg.dataset or "images" in source.reader):
-        raise FewshotError(
-            f"dataset={cfg.dataset.name}: only its published features can be read so far; set features=published"
-        )
     made = {"device": cfg.device, "may_train": theirs is None} if "settings" in source.reader else {}
-    banks = _instantiate(source.reader, **made)
+    banks = make(source.reader, **made)
     for name, bank in banks.items():
         if theirs is not None and theirs.get(name) != bank.fingerprint:
             raise FewshotError(
@@ -104,18 +131,12 @@ def read_banks(cfg: DictConfig, known: Path | None = None) -> dict[str, Bank]:
     return banks
 
 
-def _began_with(folder: Path) -> dict[str, str] | None:
-    """The fingerprint of each split that the run in a folder began with; None where it has not begun."""
-    listed = folder / DATA
-    if not listed.exists():
-        return None
-    try:
-        return dict(json.loads(listed.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise FewshotError(f"{listed}: damaged ({error}); choose another run_dir, or force=true") from error
+def make(node: DictConfig, **kwargs: Any) -> Any:
+    """What a node of the configuration names by its `_target_`.
 
-
-def _instantiate(node: DictConfig, **kwargs: Any) -> Any:
+    Raises:
+        FewshotError: it cannot be made, for whatever reason.
+    """
     try:
         return instantiate(node, **kwargs)
     except InstantiationException as error:
@@ -123,59 +144,6 @@ def _instantiate(node: DictConfig, **kwargs: Any) -> Any:
             raise error.__cause__ from None
         cause = error.__cause__ or error
         raise FewshotError(f"{node._target_}: {str(cause).splitlines()[0]}") from error
-
-
-def run_folder(config: dict[str, Any]) -> Path:
-    """`run_dir`, or a name that says the run and ends in a hash of its whole configuration."""
-    if config["run_dir"]:
-        return Path(config["run_dir"])
-    task = f"{config['dataset']['name']}-{config['way']}w{config['shot']}s"
-    name = f"{config['algorithm']['name']}-{config['backbone']['name']}-seed{config['seed']}-{identity(config)[:8]}"
-    return Path(config["runs"]) / task / name
-
-
-DATA = "data.json"  # fingerprint of each split that a run began with
-OURS = (LOCK, "config.yaml.part", DATA, f"{DATA}.part")  # what a run that died in its first moments leaves
-
-
-def is_finished(folder: Path, cfg: DictConfig) -> bool:
-    """Whether the folder holds this very run with its record; False where it is new or unfinished.
-
-    Raises:
-        FewshotError: the folder holds something else.
-    """
-    listed = folder / "config.yaml"
-    if listed.exists():
-        config, theirs = resolved(cfg), resolved(saved_config(folder))
-        if identity(theirs) != identity(config):
-            keys = sorted(
-                k for k in config.keys() | theirs.keys() if k not in PLACES and config.get(k) != theirs.get(k)
-            )
-            raise FewshotError(f"{folder}: holds another run (other {', '.join(keys)}); choose another run_dir")
-    elif folder.exists() and (not folder.is_dir() or any(p.name not in OURS for p in folder.iterdir())):
-        raise FewshotError(f"{folder}: not empty and not a run; choose another run_dir")
-    return (folder / "record.json").exists()
-
-
-def saved_config(folder: Path, *, device: str | None = None) -> DictConfig:
-    """The configuration of a run, to be continued or tested where it lies.
-
-    Raises:
-        FewshotError: the folder holds no run.
-    """
-    listed = folder / "config.yaml"
-    if not listed.is_file():
-        raise FewshotError(f"{folder}: not a run folder (no config.yaml); give the folder that a run printed")
-    try:
-        schema = OmegaConf.structured(TrainConfig)
-        cfg = OmegaConf.merge(schema, OmegaConf.load(listed), {"run_dir": str(folder)})
-        if device is not None:
-            cfg.device = device
-    except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise FewshotError(f"{listed}: damaged, or not of this version ({reason}); choose another folder") from error
-    assert isinstance(cfg, DictConfig)
-    return cfg
 
 
 def training_run(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
@@ -199,8 +167,11 @@ def _train_and_test(folder: Path, cfg: DictConfig) -> dict[str, Any]:
     shot = cfg.shot if settings.shot is None else settings.shot
     query = shot if settings.query is None else settings.query
     training = joined(run.banks["train"], run.banks["val"]) if settings.train_on_val else run.banks["train"]
-    train_sampler = Sampler(training, cfg.way, shot, query, cfg.seed, cfg.dataset.rotations.train)
-    val_sampler = Sampler(run.banks["val"], cfg.way, cfg.shot, cfg.query, cfg.seed, cfg.dataset.rotations.test)
+    changed = replace(run.view, augment=cfg.dataset.augment.episodes)
+    train_sampler = Sampler(training, cfg.way, shot, query, cfg.seed, cfg.dataset.rotations.train, changed)
+    val_sampler = Sampler(
+        run.banks["val"], cfg.way, cfg.shot, cfg.query, cfg.seed, cfg.dataset.rotations.test, run.view
+    )
     # What cannot be trained or tested should leave no folder, nor cost the training first.
     is_trained(run.learner, train_sampler)
     tester(run, cfg)
@@ -210,6 +181,7 @@ def _train_and_test(folder: Path, cfg: DictConfig) -> dict[str, Any]:
         shutil.rmtree(folder / "tests", ignore_errors=True)  # they are of the weights that go
     saved = run.config | {"device": str(run.device)}
     data = {name: bank.fingerprint for name, bank in run.banks.items()}
+    data |= {"shape": run.view.seen(training.shape)}
     write_atomically(folder / DATA, (json.dumps(data, indent=1) + "\n").encode())
     write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(saved)).encode())
 
@@ -235,7 +207,7 @@ def tester(run: Experiment, cfg: DictConfig) -> Sampler:
     if cfg.test.split not in run.banks:
         raise FewshotError(f"test.split={cfg.test.split}: there are {', '.join(run.banks)}")
     bank = run.banks[cfg.test.split]
-    return Sampler(bank, cfg.way, cfg.shot, cfg.query, cfg.test.seed, cfg.dataset.rotations.test)
+    return Sampler(bank, cfg.way, cfg.shot, cfg.query, cfg.test.seed, cfg.dataset.rotations.test, run.view)
 
 
 def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str, Any], np.ndarray]:
@@ -295,6 +267,7 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
             "features_fingerprint": None if cfg.features.name is None else sampler.bank.fingerprint,
             "train_fingerprint": "+".join(run.banks[split].fingerprint for split in trained_on),
             "about": dict(sampler.bank.about),
+            "view": asdict(run.view) | {"from": sampler.bank.shape, "to": run.view.seen(sampler.bank.shape)},
         },
         "config": trained_with(run.config),
         "command": shlex.join(["python", *sys.argv]),

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.transforms import v2
 
 from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.learner import check_choice, check_number
@@ -30,8 +29,9 @@ from fewshot.device import pick_device
 from fewshot.errors import FewshotError
 from fewshot.evaluation import evaluate
 from fewshot.progress import progress_bar
-from fewshot.random import permutation, stream
+from fewshot.random import fold, permutation, stream
 from fewshot.tasks.sampler import Sampler
+from fewshot.tasks.view import View, natural
 
 AT_ONCE = 500  # images per forward pass when features are taken
 
@@ -65,7 +65,7 @@ def features(
     shape, classes = images["train"].shape, len(images["train"].names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings["seed"])
-        extractor = network(shape=shape, way=classes).to(pick_device(device))
+        extractor = network(shape=shape, way=classes)
     if not hasattr(extractor, "features"):
         raise FewshotError(f"features={name}: this network has no features; choose conv4, resnet12 or wrn28_10")
     if any(isinstance(module, BatchStatNorm) for module in extractor.modules()):
@@ -83,6 +83,7 @@ def features(
             raise FewshotError(
                 f"{folder}: the features that this run learned on are gone; put them back, or train anew"
             )
+        extractor.to(pick_device(device))
         with only_process_in(work):
             found = _train(extractor, images, settings, work, f"extractor {name}, {classes} classes")
             about = {
@@ -163,7 +164,10 @@ def _train(
             order = permutation(torch.tensor(stream(settings["seed"], "epoch", epoch)), len(labels))
             for index, rows in enumerate(order.split(settings["batch"])):
                 step = epoch * batches + index
-                x = _augmented(_scaled(bank.examples[rows]).to(device), settings, step)
+                x = View()(bank.examples[rows].to(device))
+                if settings["augment"] == "natural":
+                    changes = fold(stream(settings["seed"], "augment", epoch), rows)
+                    x = natural(x, changes.to(device), x.shape[-2:])
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(stream(settings["seed"], "dropout", step))
                     loss = F.cross_entropy(extractor(x), labels[rows].to(device))
@@ -182,11 +186,10 @@ def _train(
             if state["best"] is None or accuracy > state["best"]["accuracy"]:
                 state["best"] = {"accuracy": accuracy, "epoch": epoch + 1}
                 save_checkpoint(best, {"weights": extractor.state_dict()}, state)
-            named = extractor.named_parameters()  # but for a bias before a norm, which has no gradient
             momentum = {
-                n: slots["momentum_buffer"]
-                for n, p in named
-                if (slots := optimizer.state.get(p)) and settings["momentum"]
+                name: buffer
+                for name, parameter in extractor.named_parameters()
+                if (buffer := optimizer.state.get(parameter, {}).get("momentum_buffer")) is not None
             }
             save_checkpoint(last, {"weights": extractor.state_dict(), "momentum": momentum}, state)
     _load(extractor, best, load_checkpoint(best, device)[0])
@@ -202,33 +205,13 @@ def _schedule(kind: str, done: float) -> float:
     return 0.5 * (1 + cos(pi * done)) if kind == "cosine" else 0.1 ** ((done >= 0.5) + (done >= 0.75))
 
 
-def _scaled(examples: torch.Tensor) -> torch.Tensor:
-    return examples.to(torch.float32) / 255 if examples.dtype == torch.uint8 else examples
-
-
-def _augmented(x: torch.Tensor, settings: Mapping[str, Any], step: int) -> torch.Tensor:
-    """Crop, flip and colour jitter for natural images, each image its own; characters as they are."""
-    if settings["augment"] == "none":
-        return x
-    change = v2.Compose(
-        [
-            v2.RandomResizedCrop(list(x.shape[-2:]), scale=(0.5, 1.0), antialias=True),
-            v2.RandomHorizontalFlip(),
-            v2.ColorJitter(0.4, 0.4, 0.4),
-        ]
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(settings["seed"], "augment", step))
-        return torch.stack([change(image) for image in x])
-
-
 def _split(extractor: nn.Module, bank: Bank) -> Split:
     """Features [M, D] float32 of a split, each from its own image alone."""
     extractor.eval()
     device = next(extractor.parameters()).device
     assert callable(extractor.features)
     with torch.no_grad():
-        rows = [extractor.features(_scaled(part).to(device)).cpu().numpy() for part in bank.examples.split(AT_ONCE)]
+        rows = [extractor.features(View()(part.to(device))).cpu().numpy() for part in bank.examples.split(AT_ONCE)]
     return Split(np.concatenate(rows).astype(np.float32), bank.sizes.tolist(), list(bank.names))
 
 

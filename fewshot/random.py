@@ -49,6 +49,11 @@ def below(bits: torch.Tensor, bound: torch.Tensor | int) -> torch.Tensor:
     return _shift(bits, 2) % bound
 
 
+def uniform(bits: torch.Tensor) -> torch.Tensor:
+    """Uniform float32 in [0, 1), multiples of 2^-24, from hash bits, in their shape."""
+    return _shift(bits, 40).to(torch.float32) * 2**-24
+
+
 class _Words(torch.autograd.Function):
     """int64 [..., n] seen as narrower integers [..., more]: `x.view(dtype)`, which vmap of torch 2.11 cannot batch."""
 

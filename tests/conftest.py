@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from fewshot import cli
 from fewshot.algorithms.leo import Leo
 from fewshot.algorithms.maml import Maml
 from fewshot.algorithms.nearest import Nearest
@@ -22,6 +25,8 @@ from fewshot.data import glyphs
 from fewshot.data.bank import Bank, Split, fingerprint
 from fewshot.episodes import Episodes
 from fewshot.tasks.sampler import Sampler
+
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -204,3 +209,31 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     glyphs.read(folder / "banks")
     return folder
+
+
+class Outcome:
+    """Exit code, stdout and stderr of a tool that was called in this process."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data_dir: Path, tmp_path: Path) -> Any:
+    """call("train", "way=5", ...) runs tools/train.py in an empty working folder."""
+    monkeypatch.setenv("FEWSHOT_DATA", str(data_dir))
+    monkeypatch.chdir(tmp_path)
+
+    def run(tool: str, *words: str) -> Outcome:
+        cli.failures.clear()
+        cli.sweep_records.clear()
+        monkeypatch.setattr(sys, "argv", [f"tools/{tool}.py", *words])
+        capsys.readouterr()
+        code = 0
+        try:
+            runpy.run_path(str(TOOLS / f"{tool}.py"), run_name="__main__")
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return Outcome(code, *capsys.readouterr())
+
+    return run

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import runpy
 import signal
 import subprocess
 import sys
@@ -17,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-from fewshot import cli
 from fewshot.data.bank import Bank
 from fewshot.data.embeddings import write_originals
 
@@ -26,34 +24,6 @@ QUICK = (
     "backbone.network.filters=4", "train.steps=4", "train.meta_batch=2", "train.checkpoint_every=1",
     "train.validate_every=2", "test.episodes=6", "test.validation_episodes=4", "query=2",
 )  # fmt: skip
-
-
-class Outcome:
-    """Exit code, stdout and stderr of a tool that was called in this process."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data_dir: Path, tmp_path: Path) -> Any:
-    """call("train", "way=5", ...) runs tools/train.py in an empty working folder."""
-    monkeypatch.setenv("FEWSHOT_DATA", str(data_dir))
-    monkeypatch.chdir(tmp_path)
-
-    def run(tool: str, *words: str) -> Outcome:
-        cli.failures.clear()
-        cli.sweep_records.clear()
-        monkeypatch.setattr(sys, "argv", [f"tools/{tool}.py", *words])
-        capsys.readouterr()
-        code = 0
-        try:
-            runpy.run_path(str(ROOT / f"tools/{tool}.py"), run_name="__main__")
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return Outcome(code, *capsys.readouterr())
-
-    return run
 
 
 def comparable(record: dict[str, Any]) -> dict[str, Any]:
@@ -230,8 +200,8 @@ def test_mistakes_with_features_are_one_line(call: Any, published: None) -> None
     for words, said in (
         (("features.reader.width=640",), "width 64, not 640"),
         (("query=596",), "shot=5 plus query=596 is more than class n010 has (600 examples)"),
-        (("features=none",), "set features=published"),
-        (("features=conv4",), "set features=published"),
+        (("features=none",), "no miniImageNet is there"),
+        (("features=conv4",), "no miniImageNet is there"),
         (("dataset=glyphs", "features=bank", "features.reader.folder=nowhere"), "nowhere: no features there"),
     ):
         named = {word.split("=")[0].split(".")[0] for word in words}

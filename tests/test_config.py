@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from fewshot.config import CONF, apply_recipe, identity, key_names, near, resolved
+from fewshot.config import CONF, apply_recipe, identity, near, resolved
 from fewshot.errors import FewshotError
 from fewshot.experiment import build
+from fewshot.training import TrainSettings
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -78,14 +81,106 @@ def test_a_recipe_that_was_asked_for_and_has_nothing_is_refused() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_row_of_every_recipe_sets_existing_keys(path: Path) -> None:
-    known = set(key_names(composed("dataset=omniglot")))
-    for algorithm in ("maml", "fomaml", "reptile", "leo"):
-        known |= set(key_names(composed(f"algorithm={algorithm}")))
-    recipe = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    for row in recipe["rows"]:
-        assert set(row["set"]) <= known
-        assert set(row["when"]) <= {"algorithm", "dataset", "way", "shot"}
+def test_every_row_of_every_recipe_sets_existing_keys_to_values_of_their_type(path: Path) -> None:
+    rows: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)["rows"]  # type: ignore[index]
+    wanted = [{key: v if isinstance(v, list) else [v] for key, v in row["when"].items()} for row in rows]
+    task = ("algorithm", "dataset", "way", "shot")
+    assert all(set(when) <= {*task, "backbone"} for when in wanted)
+    # Rows that leave a condition out change what another row says.
+    settings = {
+        (when.get("backbone", [None])[0], *found)
+        for when in wanted
+        if set(task) <= set(when)
+        for found in product(*(when[key] for key in task))
+    }
+    bases = {
+        key: composed(
+            f"algorithm={key[1]}",
+            f"dataset={key[2]}",
+            f"recipe={path.stem}",
+            *([f"backbone={key[0]}"] if key[0] else []),
+        )
+        for key in {setting[:3] for setting in settings}
+    }
+    for *key, way, shot in settings:
+        cfg = bases[tuple(key)].copy()
+        cfg.way, cfg.shot = way, shot
+        apply_recipe(cfg, ())
+        assert cfg.recipe == path.stem
+        TrainSettings(**resolved(cfg)["train"])
+    backbones = set().union(*(OmegaConf.load(p).network for p in (CONF / "backbone").glob("*.yaml")))
+    for key in (key for row in rows for key in row["set"] if key.startswith("backbone.")):
+        assert key.removeprefix("backbone.network.") in backbones
+
+
+# What the originals' own files say, row by row: {shot: ...} where the shots differ.
+PUBLISHED: dict[tuple[str, str, str], dict[str, Any]] = {
+    ("cbfinn", "maml", "mini"): {
+        "algorithm.learner.inner_loss": "per_shot", "algorithm.learner.inner_lr": 0.01,
+        "algorithm.learner.inner_steps": 5, "algorithm.learner.test_steps": 10, "train.meta_batch": 4,
+        "train.query": 15, "train.steps": 60_000, "train.clip": 10, "train.select": "last", "query": {1: 1, 5: 5},
+        "test.episodes": 600, "dataset.reader.resample": "lanczos", "dataset.augment.episodes": "none",
+        "backbone.network.filters": 32, "backbone.network.pool": "valid", "backbone.network.norm_scale": False,
+        "backbone.network.head_init": "xavier",
+    },
+    ("openai", "reptile", "mini"): {
+        "algorithm.learner.inner_batch": 10, "algorithm.learner.inner_steps": 8, "algorithm.learner.test_steps": 50,
+        "algorithm.learner.test_batch": {1: 5, 5: 15}, "algorithm.learner.inner_lr": 0.001, "train.shot": 15,
+        "train.steps": 100_000, "query": 1, "test.episodes": 10_000, "test.transductive": False,
+        "backbone.network.filters": 32, "backbone.network.pool": "same",
+    },
+    **{
+        ("mmfewshot", "maml", dataset): {
+            "algorithm.learner.inner_steps": 2, "algorithm.learner.test_steps": 5, "train.shot": 5, "train.query": 16,
+            "train.steps": 100_000 / 8, "train.meta_batch": 8, "train.validate_every": 2000 / 8,
+            "train.select": "best", "train.clip": None, "query": 15, "test.episodes": 2000,
+            "test.validation_episodes": 100, "dataset.reader.size": 96, "dataset.reader.resize": "crop",
+            "dataset.crop": 84, "dataset.augment.episodes": "natural",
+            "dataset.mean": pytest.approx([123.675 / 255, 116.28 / 255, 103.53 / 255]),
+            "dataset.std": pytest.approx([58.395 / 255, 57.12 / 255, 57.375 / 255]),
+            "backbone.network.filters": 64, "backbone.network.head_init": "uniform",
+        }
+        for dataset in ("mini", "tiered", "cub")
+    },
+    ("learn2learn", "maml", "mini"): {
+        "algorithm.learner.inner_lr": 0.5, "algorithm.learner.inner_steps": 1, "algorithm.learner.test_steps": 1,
+        "algorithm.learner.first_order": False, "train.outer_lr": 0.003, "train.meta_batch": 32,
+        "train.steps": 60_000, "train.query": {1: 1, 5: 5}, "query": {1: 1, 5: 5}, "test.episodes": 32,
+        "dataset.std": pytest.approx([1 / 255] * 3), "backbone.network.filters": 64,
+    },
+    ("dragen1860", "fomaml", "mini"): {
+        "backbone.name": "conv4_dragen", "algorithm.learner.inner_loss": "mean", "algorithm.learner.inner_steps": 5,
+        "algorithm.learner.test_steps": 10, "train.steps": 15_000, "train.meta_batch": 4, "train.query": 15,
+        "test.episodes": 100, "dataset.mean": pytest.approx([0.485, 0.456, 0.406]), "backbone.network.filters": 32,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shot", [1, 5])
+@pytest.mark.parametrize(("recipe", "algorithm", "dataset"), PUBLISHED)
+def test_recipes_for_images_hold_the_published_settings(recipe: str, algorithm: str, dataset: str, shot: int) -> None:
+    backbone = PUBLISHED[recipe, algorithm, dataset].get("backbone.name", "conv4")
+    words = f"algorithm={algorithm}", f"dataset={dataset}", f"shot={shot}", f"recipe={recipe}", f"backbone={backbone}"
+    cfg = with_recipe(*words)
+    plain = OmegaConf.create(resolved(cfg))
+    for key, value in PUBLISHED[recipe, algorithm, dataset].items():
+        assert OmegaConf.select(plain, key) == (value[shot] if isinstance(value, dict) else value), key
+
+
+def test_a_recipe_leaves_out_what_a_backbone_does_not_have() -> None:
+    overrides = ("algorithm=maml", "dataset=cub", "recipe=mmfewshot", "backbone=resnet12")
+    network = with_recipe(*overrides).backbone.network
+    assert (network.norm_eps, network.drop_rate, network.head_init) == (1e-5, 0.0, "uniform")
+    assert not {"filters", "downsample", "conv_init"} & set(network)
+
+
+def test_what_is_of_first_order_is_no_recipe_of_maml() -> None:
+    with pytest.raises(FewshotError, match="recipe=dragen1860: has no settings for algorithm=maml, dataset=mini"):
+        with_recipe("algorithm=maml", "dataset=mini", "recipe=dragen1860")
+    with pytest.raises(FewshotError, match="recipe=dragen1860: has no settings for .* backbone=conv4,"):
+        with_recipe("algorithm=fomaml", "dataset=mini", "recipe=dragen1860")
+    with pytest.raises(FewshotError, match="recipe=learn2learn: has no settings for algorithm=fomaml"):
+        with_recipe("algorithm=fomaml", "dataset=mini", "recipe=learn2learn")
 
 
 @pytest.mark.parametrize("algorithm", ["maml", "fomaml", "reptile"])

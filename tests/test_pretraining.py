@@ -120,16 +120,6 @@ def test_training_helps_where_training_and_validation_classes_are_alike(make_ban
     assert trained > untrained
 
 
-def test_natural_images_are_changed_each_in_its_own_way_and_reproducibly():
-    x = torch.rand(1, 3, 16, 16).expand(4, -1, -1, -1)
-    changed = pretraining._augmented(x, SETTINGS | {"augment": "natural"}, 0)
-    assert changed.shape == x.shape
-    assert all(not torch.equal(changed[0], other) for other in changed[1:])
-    assert torch.equal(changed, pretraining._augmented(x, SETTINGS | {"augment": "natural"}, 0))
-    assert not torch.equal(changed, pretraining._augmented(x, SETTINGS | {"augment": "natural"}, 1))
-    assert torch.equal(pretraining._augmented(x, SETTINGS, 0), x)
-
-
 def test_rates_fall_as_their_schedule_says():
     assert [pretraining._schedule("step", done) for done in (0, 0.49, 0.5, 0.75)] == pytest.approx([1, 1, 0.1, 0.01])
     assert [pretraining._schedule("cosine", done) for done in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])

@@ -1,5 +1,7 @@
 """Test a run again, with any protocol: `python tools/evaluate.py run=<run folder> query=1 transductive=false`.
 
+`dataset=cub` tests it on classes of another dataset, whose images are adapted to the shape that the learner knows.
+
 The test leaves a record of its own below `<run>/tests`, which tables show beside the run's. `latents=300` adds LEO's
 latent codes of so many tasks, and a picture of them.
 """
@@ -10,11 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.leo import Leo
 from fewshot.cli import main
-from fewshot.config import resolved, trained_with
+from fewshot.config import identity, resolved, trained_with
 from fewshot.errors import FewshotError
-from fewshot.experiment import build, regime, saved_config, tested, tester
+from fewshot.experiment import build, on_another_dataset, regime, tested, tester
 from fewshot.report.latents import write_latents
 from fewshot.report.record import read_record, summary, write_record
+from fewshot.run_folder import saved_config
 from fewshot.training import TrainSettings, selected
 
 PROTOCOL = {
@@ -32,23 +35,31 @@ PROTOCOL = {
 def evaluate(cfg: DictConfig) -> None:
     run = Path(cfg.run)
     trained_cfg = saved_config(run, device=cfg.device)
-    test_cfg = trained_cfg.copy()
+    elsewhere: DictConfig | None = cfg.dataset
+    if elsewhere is not None and elsewhere.name == trained_cfg.dataset.name:
+        raise FewshotError(f"dataset={elsewhere.name}: what the run was trained on; leave it out")
+    test_cfg = trained_cfg.copy() if elsewhere is None else on_another_dataset(trained_cfg, run, elsewhere)
     for key, place in PROTOCOL.items():
         if cfg[key] is not None:
             OmegaConf.update(test_cfg, place, cfg[key])
     if cfg.latents is not None and cfg.latents < 1:
         raise FewshotError(f"latents={cfg.latents}: must be at least 1")
-    experiment = build(test_cfg, run)
+    experiment = build(test_cfg, run if elsewhere is None else None)
     if cfg.latents is not None and not isinstance(experiment.learner, Leo):
         raise FewshotError("latents: only LEO has latent codes; leave it out, or name a run of algorithm=leo")
     if cfg.steps is not None:
         experiment.learner.test_steps = cfg.steps
-    name = (
-        f"{test_cfg.test.split}-{test_cfg.shot}s{test_cfg.query}q-{test_cfg.dataset.rotations.test}"
-        f"-{regime(experiment.learner, test_cfg)}"
-        f"-{experiment.learner.test_steps}steps-{test_cfg.test.episodes}e{test_cfg.test.seed}"
-    )
-    folder = Path(cfg.out) if cfg.out else run / "tests" / name
+    test, data = test_cfg.test, test_cfg.dataset
+    words = [
+        test.split,
+        f"{test_cfg.shot}s{test_cfg.query}q",
+        data.rotations.test,
+        regime(experiment.learner, test_cfg),
+    ]
+    words += [f"{experiment.learner.test_steps}steps", f"{test.episodes}e{test.seed}"]
+    if elsewhere is not None:
+        words.insert(0, f"{data.name}-{identity(resolved(data))[:6]}")
+    folder = Path(cfg.out) if cfg.out else run / "tests" / "-".join(words)
     if (folder / "config.yaml").exists():
         raise FewshotError(f"out={folder}: holds a run; choose another folder")
     if (folder / "record.json").exists() and not cfg.force and cfg.latents is None:
@@ -57,7 +68,7 @@ def evaluate(cfg: DictConfig) -> None:
     trained = selected(experiment.learner, TrainSettings(**experiment.config["train"]), run, experiment.device)
     record, scores = tested(experiment, test_cfg, trained)
     # What the run was trained for, and with.
-    record |= {key: trained_cfg[key] for key in ("way", "shot", "query")}
+    record |= {key: trained_cfg[key] for key in ("way", "shot", "query")} | {"dataset": trained_cfg.dataset.name}
     record["config"] = trained_with(resolved(trained_cfg))
     own = run / "record.json"
     if own.exists() and read_record(own)["protocol"] == record["protocol"]:

@@ -11,8 +11,9 @@ from omegaconf import DictConfig
 from fewshot.cli import main, sweep_records
 from fewshot.config import apply_recipe
 from fewshot.errors import FewshotError
-from fewshot.experiment import saved_config, training_run
+from fewshot.experiment import training_run
 from fewshot.report.record import summary
+from fewshot.run_folder import saved_config
 
 
 def train(cfg: DictConfig) -> None:

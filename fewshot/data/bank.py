@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class Bank:
     split: str
     fingerprint: str  # SHA-256 over dtype, shape, counts, names and bytes
     about: Mapping[str, Any]  # the reader's own words: source, versions, choices
+    folder: Path | None = None  # where it lies
 
     @property
     def sizes(self) -> torch.Tensor:
@@ -60,11 +61,10 @@ class Bank:
         """Shape of one example."""
         return tuple(self.examples.shape[1:])
 
-    def to(self, device: torch.device | str) -> Bank:
-        """The same bank with its tensors on `device`."""
-        return Bank(
-            self.examples.to(device), self.offsets.to(device), self.names, self.split, self.fingerprint, self.about
-        )
+    def to(self, device: torch.device | str, *, examples: bool = True) -> Bank:
+        """The same bank with its tensors on `device`, or all but the examples, which stay in their file."""
+        placed = self.examples.to(device) if examples else self.examples
+        return replace(self, examples=placed, offsets=self.offsets.to(device))
 
 
 def fingerprint(split: Split) -> str:
@@ -210,4 +210,4 @@ def _open(folder: Path, split: str, entry: Mapping[str, Any], about: Mapping[str
     if len(counts) != len(names) or sum(counts) != len(array) or min(counts, default=0) < 1:
         raise ValueError(f"bank.json: counts and names of {split} do not fit the array")
     offsets = torch.tensor([0, *counts], dtype=torch.int64).cumsum(0)
-    return Bank(torch.from_numpy(array), offsets, tuple(names), split, str(entry["sha256"]), dict(about))
+    return Bank(torch.from_numpy(array), offsets, tuple(names), split, str(entry["sha256"]), dict(about), folder)

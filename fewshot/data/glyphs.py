@@ -89,7 +89,7 @@ POINT_SIZE = 64  # pixels per em of the outlines before the affine change
 OVERSAMPLING = 2  # the affine change draws this many times finer, then averages
 
 
-def read(cache: str | Path, examples: int = 20, size: int = 28, seed: int = 0) -> dict[str, Bank]:
+def read(cache: str | Path, examples: int = 20, size: int = 28, seed: int = 0, again: bool = False) -> dict[str, Bank]:
     """The banks "train", "val" and "test" of images [M, 1, size, size], strokes 255 on 0; drawn on the first call.
 
     The result is the same to the bit for one set of font files and one Pillow; `about` names the versions.
@@ -99,6 +99,7 @@ def read(cache: str | Path, examples: int = 20, size: int = 28, seed: int = 0) -
         examples: drawings of each character. The first ones use different faces, then faces come again.
         size: side of a picture in pixels.
         seed: of the faces' order and the affine changes; the classes do not depend on it.
+        again: draw them although the banks are there.
 
     Raises:
         FewshotError: an argument out of range, matplotlib without its fonts, or a damaged cache.
@@ -123,7 +124,7 @@ def read(cache: str | Path, examples: int = 20, size: int = 28, seed: int = 0) -
     }
     key = hashlib.sha256(json.dumps([about, BLOCKS], sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(cache) / f"glyphs-{key}"
-    if not folder.exists():
+    if again or not folder.exists():
         splits, found = _draw(faces, examples, size, seed)
         write_banks(folder, splits, about | {"characters": found})
     return open_banks(folder)

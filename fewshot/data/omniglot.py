@@ -38,6 +38,7 @@ def read(
     size: int = 28,
     resample: str = "lanczos",
     download: bool = False,
+    again: bool = False,
 ) -> dict[str, Bank]:
     """The banks "train", "val" and "test" of images [M, 1, size, size] uint8, strokes 255 on 0.
 
@@ -57,6 +58,7 @@ def read(
             occur: Pillow does this to 1-bit images whatever filter is asked, so the published programs (cbfinn/maml,
             openai/supervised-reptile) had such pictures.
         download: fetch what is missing through torchvision, into `root`.
+        again: read the originals although the banks are there.
 
     Raises:
         FewshotError: an argument out of range, files that are missing or damaged, or a damaged cache.
@@ -68,7 +70,7 @@ def read(
     if not 1 <= size <= SIDE:
         raise FewshotError(f"omniglot: size={size}: choose 1 to {SIDE} pixels")
     folder = Path(cache) / f"omniglot-{split}-{size}-{resample}"
-    if not folder.exists():
+    if again or not folder.exists():
         parts = {
             name: _characters(_source(Path(root), name, download), size, resample, expected)
             for name, expected in CHARACTERS.items()

@@ -11,9 +11,11 @@ from fewshot.data.bank import Bank
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 from fewshot.random import below, draw_distinct, fold, stream
+from fewshot.tasks.view import View
 
 ROTATIONS = ("none", "per_class", "as_classes")
-_CLASSES, _EXAMPLES, _ROTATIONS, _LEARNER = range(4)  # streams of one episode
+AS_STORED = View()
+_CLASSES, _EXAMPLES, _ROTATIONS, _LEARNER, _VIEW = range(5)  # streams of one episode
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Draw:
     rows: torch.Tensor  # [T, N, K+Q] row of the bank; the first K are the support set
     turns: torch.Tensor  # [T, N] rotation by 90 degrees times this, 0..3
     key: torch.Tensor  # [T] stream for the draws of the learner
+    changes: torch.Tensor  # [T, N, K+Q] stream of each image, for training's random changes
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Sampler:
     query: int
     seed: int
     rotations: str = "none"
+    view: View = AS_STORED
 
     def __post_init__(self) -> None:
         bank, where = self.bank, f"{self.bank.about.get('dataset', 'bank')}, split {self.bank.split}"
@@ -59,6 +63,7 @@ class Sampler:
             )
         if self.way > self._choices:
             raise FewshotError(f"{where}: way={self.way}, but there are only {self._choices} classes; lower way")
+        self.view.seen(bank.shape)
         smallest = int(bank.sizes.argmin())
         count = int(bank.sizes[smallest])
         if self.shot + self.query > count:
@@ -88,7 +93,9 @@ class Sampler:
             turns = below(fold(branch(_ROTATIONS)[:, None], ways), 4)
         else:
             turns = torch.zeros_like(classes)
-        return Draw(classes, self._rows(branch(_EXAMPLES), classes), turns, branch(_LEARNER))
+        rows = self._rows(branch(_EXAMPLES), classes)
+        place = torch.arange(rows[0].numel(), device=device).view(rows.shape[1:])
+        return Draw(classes, rows, turns, branch(_LEARNER), fold(branch(_VIEW)[:, None, None], place))
 
     def _rows(self, key: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         """[T, N, K+Q] distinct rows of each class: those with the smallest hashes, in the order of the hashes."""
@@ -102,16 +109,15 @@ class Sampler:
         return self.bank.offsets[classes][..., None] + chosen
 
     def episodes(self, first: int, count: int) -> Episodes:
-        """Episodes first..first+count-1: images as float32 in 0..1, [T, N*K, C, H, W]; features as unit vectors."""
+        """Episodes first..first+count-1, images [T, N*K, C, H, W] as the view has them, features [T, N*K, D]."""
         return self.load(self.draw(first, count))
 
     def load(self, draw: Draw) -> Episodes:
         """The examples of what was drawn; rows [T, N, K] alone make episodes without queries."""
-        items = self.gather(draw.rows)
-        if self.rotations != "none":
-            items = _rotate(items, draw.turns)
-        support, query = items[:, :, : self.shot], items[:, :, self.shot :]
-        label = torch.arange(self.way, device=items.device).expand(len(draw.key), self.way)
+        support, query = (
+            self._turned(draw, part) for part in (slice(None, self.shot), slice(self.shot, draw.rows.shape[2]))
+        )
+        label = torch.arange(self.way, device=support.device).expand(len(draw.key), self.way)
         return Episodes(
             support_x=support.flatten(1, 2),
             support_y=label.repeat_interleave(support.shape[2], dim=1),
@@ -120,13 +126,25 @@ class Sampler:
             key=draw.key,
         )
 
-    def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """The examples at some rows of the bank, [..., *shape]: images as float32 in 0..1, features as unit vectors."""
-        items = self.bank.examples[rows.flatten()].view(*rows.shape, *self.bank.shape)
-        if items.dtype == torch.uint8:
-            return items.to(torch.float32) / 255
+    def _turned(self, draw: Draw, part: slice) -> torch.Tensor:
+        """The examples of the support or query sets, [T, N, K or Q, *shape]."""
+        items = self.gather(draw.rows[:, :, part], draw.changes[:, :, part])
+        return items if self.rotations == "none" else _rotate(items, draw.turns)
+
+    def gather(self, rows: torch.Tensor, changes: torch.Tensor | None = None) -> torch.Tensor:
+        """The examples at some rows of the bank, [..., *shape]: images as the view has them, features as unit vectors.
+
+        Args:
+            rows: [...] int64, on the device where the examples are wanted.
+            changes: [...] streams for the view's random changes of images.
+        """
+        examples = self.bank.examples
+        items = examples.index_select(0, rows.flatten().to(examples.device)).to(rows.device)
+        items = items.view(*rows.shape, *self.bank.shape)
+        if len(self.bank.shape) == 3 or items.dtype == torch.uint8:
+            return self.view(items, changes)
         # Features as deepmind/leo's data provider hands them over.
-        return torch.nn.functional.normalize(items, dim=-1) if len(self.bank.shape) == 1 else items
+        return torch.nn.functional.normalize(items, dim=-1)
 
     def manifest(self, first: int, count: int) -> str:
         """SHA-256 of the bank and of the index lists of these episodes: equal means the very same tasks.

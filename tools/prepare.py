@@ -1,0 +1,61 @@
+"""Turn what lies on a disk into what is trained on: `python tools/prepare.py dataset=mini source=<folder or archive>`.
+
+Recognises the layout, converts once, and shows what came out: classes, images, fingerprints, and a picture of a few.
+`check=true` reads every byte of it again; `force=true` converts anew; `dataset.reader.download=true` fetches first.
+"""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+from tabulate import tabulate
+
+from fewshot.cli import main
+from fewshot.config import resolved
+from fewshot.data.bank import verify
+from fewshot.data.convert import Shared
+from fewshot.errors import FewshotError
+from fewshot.experiment import make
+from fewshot.progress import progress_bar
+from fewshot.report.sheet import contact_sheet
+
+
+def prepare(cfg: DictConfig) -> None:
+    name, reader = cfg.dataset.name, cfg.dataset.reader
+    if cfg.source is not None:
+        if "root" not in list(reader):  # a root without a value yet is not `in reader`
+            raise FewshotError(f"source={cfg.source}: {name} are made, not read; leave it out")
+        reader.root = cfg.source
+    resolved(cfg)
+    cache = Path(reader.cache)
+    before = {path.name for path in cache.iterdir()} if cache.is_dir() else set()
+    banks = make(reader, again=cfg.force)
+    folder = next(iter(banks.values())).folder
+    about = next(iter(banks.values())).about
+    print(f"{name}, from {about.get('layout', about['source'])}: {folder}")
+    rows = [
+        (split, len(bank.names), len(bank.examples), f"{int(bank.sizes.min())} ({bank.names[bank.sizes.argmin()]})",
+         "x".join(map(str, bank.shape)), bank.fingerprint[:12])
+        for split, bank in banks.items()
+    ]  # fmt: skip
+    print(tabulate(rows, ("split", "classes", "images", "smallest class", "shape", "fingerprint"), intfmt=","))
+    if about.get("shared_images"):
+        print(f"images that two splits share: {about['shared_images']:,}")
+    if cfg.source is not None and not cfg.force and folder.name in before:
+        print(f"this was there already; force=true converts {cfg.source} in its place")
+    if cfg.check:
+        shared = Shared()
+        with progress_bar("checking", sum(len(bank.examples) for bank in banks.values())) as advance:
+
+            def each(split: str, rows: list[memoryview]) -> None:
+                shared.add(split, rows)
+                advance(split, len(rows))
+
+            verify(folder, each)
+        print(f"checked: every byte is as it was prepared, {len(shared.found):,} images in two splits")
+    sheet = Path(cfg.sheet) if cfg.sheet else folder.with_name(f"{folder.name}.png")
+    contact_sheet(banks, sheet)
+    print(f"a few images of it: {sheet}")
+
+
+if __name__ == "__main__":
+    main(prepare, "prepare")
