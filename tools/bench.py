@@ -2,16 +2,20 @@
 
 Tasks per second of a full meta-training step (adaptation, outer gradient, Adam) on random images, for each engine in
 turn, several rounds; ratios are to plain learn2learn on the same network, batch and threads. For LEO on random
-features, sampling is counted, evaluation is timed too, and ratios are to one task after the other.
+features, sampling is counted, evaluation is timed too, and ratios are to one task after the other. `network=sampling`
+opens made-up banks of a data set's full size and samples episodes from them.
 """
 
 import json
 from collections.abc import Callable, Mapping
+from math import prod
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -25,7 +29,7 @@ from fewshot.backbones.inputs import Inputs
 from fewshot.checkpoint import write_atomically
 from fewshot.cli import main
 from fewshot.config import CONF
-from fewshot.data.bank import Bank
+from fewshot.data.bank import Bank, open_banks
 from fewshot.device import peak_memory_bytes, pick_device, reset_peak_memory
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
@@ -188,12 +192,41 @@ def bench_maml(cfg: DictConfig, net: DictConfig, device: torch.device) -> list[d
     return rows
 
 
+def bench_sampling(cfg: DictConfig, net: DictConfig) -> list[dict[str, Any]]:
+    """Rows of banks of a data set's size, as sparse files: opening, then drawing and gathering a meta-batch, warm."""
+    rows = []
+    for name, (classes, per_class) in net.banks.items():
+        with TemporaryDirectory() as place:
+            shape = [classes * per_class, *net.shape]
+            np.lib.format.open_memmap(f"{place}/train.npy", mode="w+", dtype=np.uint8, shape=tuple(shape))
+            listing = {"counts": [per_class] * classes, "names": [f"class {i}" for i in range(classes)]}
+            listing |= {"sha256": "", "dtype": "uint8", "shape": shape}
+            Path(place, "bank.json").write_text(json.dumps({"format": 1, "about": {}, "splits": {"train": listing}}))
+            reset_peak_memory(torch.device("cpu"))
+            start = perf_counter()
+            sampler = Sampler(open_banks(Path(place))["train"], net.way, net.shot, net.query, 0)
+            opened, seconds = perf_counter() - start, []
+            for turn in range(-net.warm, cfg.rounds * net.turns):
+                start = perf_counter()
+                sampler.episodes(turn % net.turns * net.meta_batch, net.meta_batch)
+                seconds += [perf_counter() - start] * (turn >= 0)
+            row = {"bank": f"{name}, {shape[0]:,} images, {prod(shape) / 1e9:.1f} GB"}
+            row["opened in ms"] = f"{1e3 * opened:.1f}"
+            row[f"{net.meta_batch} episodes in ms"] = f"{1e3 * median(seconds):.1f}"
+            row["slowest"] = f"{1e3 * max(seconds):.1f}"
+            rows.append(row | {"peak MiB": round(peak_memory_bytes(torch.device("cpu")) / 2**20)})
+    return rows
+
+
 def bench(cfg: DictConfig) -> None:
     device = pick_device(cfg.device)
     if cfg.network not in cfg.networks:
         raise FewshotError(f"network={cfg.network}: choose one of {', '.join(cfg.networks)}")
     net = cfg.networks[cfg.network]
-    rows = bench_leo(cfg, net, device) if "test_queries" in net else bench_maml(cfg, net, device)
+    if "banks" in net:
+        rows = bench_sampling(cfg, net)
+    else:
+        rows = bench_leo(cfg, net, device) if "test_queries" in net else bench_maml(cfg, net, device)
     print(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
     print(f"\n{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     if cfg.out:
