@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from fewshot.errors import FewshotError
 
 FORMAT = 1
 BLOCK = 1 << 24  # bytes read at once
+# What damaged JSON and headers of arrays come to; the last two where NumPy reads a header as a program.
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, SyntaxError, TokenError)
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,7 @@ def open_banks(folder: Path) -> dict[str, Bank]:
         if not listing["splits"] or not all(name.isidentifier() for name in listing["splits"]):
             raise ValueError("bank.json names no splits, or not by plain words")
         return {name: _open(folder, name, entry, listing["about"]) for name, entry in listing["splits"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError) as error:
+    except DAMAGED as error:
         raise FewshotError(f"{folder}: not a readable bank ({error}): {remedy}") from error
 
 
@@ -205,7 +208,7 @@ def _open(folder: Path, split: str, entry: Mapping[str, Any], about: Mapping[str
     # Copy-on-write keeps the file as it is while torch gets an array it may regard as writable.
     array = np.load(folder / f"{split}.npy", mmap_mode="c", allow_pickle=False)
     counts, names = [int(c) for c in entry["counts"]], [str(n) for n in entry["names"]]
-    if str(array.dtype) != entry["dtype"] or list(array.shape) != entry["shape"]:
+    if str(array.dtype) != entry["dtype"] or list(array.shape) != entry["shape"] or not array.flags.c_contiguous:
         raise ValueError(f"{split}.npy holds {array.dtype} {array.shape}, bank.json says otherwise")
     if len(counts) != len(names) or sum(counts) != len(array) or min(counts, default=0) < 1:
         raise ValueError(f"bank.json: counts and names of {split} do not fit the array")

@@ -13,10 +13,11 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from fewshot.errors import FewshotError
 from fewshot.progress import progress_bar
 
 AT_ONCE = 256  # images decoded between two writes
+BYTES_AT_ONCE = 1 << 25  # of them as they come, from where on it is fewer images
 SAVE_EVERY = 16  # writes between two notes of how far it is
 
 
@@ -53,7 +55,7 @@ def part_of_files(files: Files, classes: Mapping[str, Sequence[str]]) -> Part:
     """The split whose classes are these files of a source, classes sorted by name.
 
     Raises:
-        FewshotError: a file that belongs to two classes, or stands twice in one.
+        FewshotError: a file that belongs to two classes, stands twice in one, or is not in the source.
     """
     names = sorted(classes)
     place: dict[str, tuple[int, int]] = {}  # class and row of each file
@@ -63,6 +65,9 @@ def part_of_files(files: Files, classes: Mapping[str, Sequence[str]]) -> Part:
                 raise FewshotError(f"{files.where(file)}: listed twice; an image belongs to one class, once")
             place[file] = label, len(place)
     order = [name for name in files.names if name in place]
+    if len(order) < len(place):
+        missing = min(set(place) - set(order))
+        raise FewshotError(f"{files.where(missing)}: listed, but not there; fetch the data again")
     labels, rows = np.array([place[name] for name in order], dtype=np.int64).reshape(-1, 2).T
     return Part(names, labels, rows, lambda i: files.read(order[i:]), lambda i: files.where(order[i]))
 
@@ -73,7 +78,13 @@ def part_of_labels(
     images: Callable[[int], Iterator[bytes | np.ndarray]],
     where: Callable[[int], str],
 ) -> Part:
-    """The split of images that come with a label each, an index into `names`; classes sorted by name."""
+    """The split of images that come with a label each, an index into `names`; classes sorted by name.
+
+    Raises:
+        FewshotError: a label that is none.
+    """
+    for i in np.flatnonzero((labels < 0) | (labels >= len(names)))[:1].tolist():
+        raise FewshotError(f"{where(i)}: label {labels[i]}, but there are {len(names)} classes; fetch the data again")
     order = sorted(range(len(names)), key=names.__getitem__)
     rank = np.empty(len(names), dtype=np.int64)
     rank[order] = np.arange(len(names))
@@ -112,9 +123,7 @@ def convert(
     counts = {split: np.bincount(part.labels, minlength=len(part.names)) for split, part in parts.items()}
     key = _key(parts, look, about)
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        with (work / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # until the process ends, however it does
+        with _lock(work):
             if (folder / "bank.json").exists() and not again:
                 shutil.rmtree(work, ignore_errors=True)
                 return
@@ -143,9 +152,10 @@ def convert(
                 indent=1,
             )
             (work / "bank.json").write_text(text + "\n", encoding="utf-8")
-            for left in ("progress.json", "lock"):
-                (work / left).unlink()
             install(work, folder)
+            # The lock goes last: who opened it before waits for it, and who comes now makes a folder anew.
+            for left in ("progress.json", "lock"):
+                (folder / left).unlink(missing_ok=True)
     except OSError as error:
         raise FewshotError(
             f"{work}: cannot be written ({error.strerror or error}); make room, then the same command goes on"
@@ -156,7 +166,7 @@ def check_parts(where: str, parts: Mapping[str, Part]) -> None:
     """Hold what a source says of its splits against what a Bank needs.
 
     Raises:
-        FewshotError: a split without classes, a class without images, or one in two splits.
+        FewshotError: a split without classes, a class without images, one named twice, or one in two splits.
     """
     seen: dict[str, str] = {}
     for split, part in parts.items():
@@ -165,6 +175,9 @@ def check_parts(where: str, parts: Mapping[str, Part]) -> None:
         counts = np.bincount(part.labels, minlength=len(part.names))
         if not counts.all():
             raise FewshotError(f"{where}: class {part.names[int(counts.argmin())]} of {split} has no images")
+        if len(set(part.names)) < len(part.names):
+            twice = next(name for name, after in pairwise(sorted(part.names)) if name == after)
+            raise FewshotError(f"{where}: class {twice} of {split} is named twice; give every class a name of its own")
         for name in part.names:
             if seen.setdefault(name, split) != split:
                 raise FewshotError(f"{where}: class {name} is in {seen[name]} and in {split}; splits share no class")
@@ -200,6 +213,19 @@ class Shared:
         return f"{place(*one)} is also {place(*other)}, {len(self.found)} such images in all"
 
 
+def _lock(work: Path) -> IO[str]:
+    """The file that keeps other processes out of `work` until it is closed, or the process ends, however it does."""
+    while True:
+        work.mkdir(parents=True, exist_ok=True)
+        # Whoever had it until now has taken the folder away, lock and all, if it is done.
+        with suppress(FileNotFoundError), ExitStack() as stack:
+            lock = stack.enter_context((work / "lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(lock.fileno()), (work / "lock").stat()):
+                stack.pop_all()
+                return lock
+
+
 def _begun(work: Path, key: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """How many images of each split are in their places already; the files are made where it begins anew."""
     noted = work / "progress.json"
@@ -230,16 +256,25 @@ def _write(
     advance: Callable[[str, int], None],
 ) -> None:
     """Put the images of a split that are not done yet in their places."""
-    images, size = part.images(done[split]), int(np.prod(look.shape))
+    images = chain.from_iterable(map(part.images, [done[split]]))  # which opens the source at the first one
+    size = int(np.prod(look.shape))
     with (work / f"{split}.npy").open("r+b") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
         start = file.seek(0, os.SEEK_END) - len(part.labels) * size
         note = 0
         while done[split] < len(part.labels):
             first = done[split]
+            batch: list[bytes | np.ndarray] = []
+            held = 0
             try:
-                batch = list(islice(images, min(AT_ONCE, len(part.labels) - first)))
+                for data in islice(images, min(AT_ONCE, len(part.labels) - first)):
+                    batch.append(data)
+                    held += data.nbytes if isinstance(data, np.ndarray) else len(data)
+                    if held >= BYTES_AT_ONCE:
+                        break
             except DAMAGED as error:
-                raise FewshotError(f"{part.where(first)}, or soon after it: cannot be read ({error})") from error
+                reason = " ".join(str(error).split()) or type(error).__name__
+                where = part.where(first + len(batch))
+                raise FewshotError(f"{where}: cannot be read ({reason}); mend it, or fetch it again") from error
             if not batch:
                 raise FewshotError(f"{part.where(first)}: the source ends before it; fetch it again")
             for offset, made in enumerate(pool.map(lambda data: _try(data, look), batch)):
@@ -269,6 +304,8 @@ def _key(parts: Mapping[str, Part], look: Look, about: Mapping[str, Any]) -> str
     """What is being converted, in a hash."""
     digest = hashlib.sha256(json.dumps([str(look), dict(about)], sort_keys=True).encode())
     for split, part in parts.items():
-        digest.update(json.dumps([split, list(part.names), part.where(0), part.where(len(part.labels) - 1)]).encode())
-        digest.update(part.labels.astype("<i8").tobytes())
+        digest.update(json.dumps([split, list(part.names)]).encode())
+        for i in range(len(part.labels)):
+            digest.update(json.dumps(part.where(i)).encode())
+        digest.update(part.labels.astype("<i8").tobytes() + part.rows.astype("<i8").tobytes())
     return digest.hexdigest()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
+import threading
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from fewshot.errors import FewshotError
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
+MAX_PIXELS = 89_478_485  # of an image unpacked; from here on Pillow warns of decompression bombs
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -37,7 +39,7 @@ class Look:
     resample: str = "lanczos"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.size <= 1024:
+        if not isinstance(self.size, int) or not 1 <= self.size <= 1024:
             raise FewshotError(f"dataset.reader.size={self.size}: choose 1 to 1024 pixels")
         if self.channels not in (1, 3):
             raise FewshotError(f"dataset.reader.channels={self.channels}: choose 1 (grey) or 3 (colour)")
@@ -59,10 +61,11 @@ def example(data: bytes | np.ndarray, look: Look) -> np.ndarray:
     first frame; transparency lies on white; 16 bits of grey become 8.
 
     Raises:
-        ValueError: no image of a known format, a truncated one, or one of more pixels than Pillow thinks safe.
+        ValueError: no image of a known format, a truncated one, one of more pixels than Pillow thinks safe, or an array
+            of another kind.
     """
     if isinstance(data, np.ndarray):
-        if data.dtype != np.uint8 or data.ndim not in (2, 3) or (data.ndim == 3 and data.shape[2] not in (1, 3)):
+        if data.dtype != np.uint8 or not data.size or data.ndim not in (2, 3) or data.shape[2:] not in ((), (1,), (3,)):
             raise ValueError(f"an array {data.shape} of {data.dtype}, not [height, width, 3] of uint8")
         return _square(Image.fromarray(data.squeeze(2) if data.shape[2:] == (1,) else data), look)
     if not data:
@@ -70,14 +73,17 @@ def example(data: bytes | np.ndarray, look: Look) -> np.ndarray:
     if web_page(data):
         raise ValueError("it is a web page")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata, of which ImageNet has its share
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                return _square(_eight_bits(image), look)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        with SILENCE, Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            return _square(_eight_bits(image), look)
+    except Image.DecompressionBombError as error:
         raise ValueError("it has more pixels than is safe to unpack") from error
-    except (OSError, SyntaxError, EOFError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+    except UnidentifiedImageError as error:  # whose own words hold an address in memory
+        raise ValueError(f"damaged, or no image ({', '.join(FORMATS)})") from error
+    except _UnfitError:
+        raise
+    except Exception as error:  # damage can look like anything
         raise ValueError(f"damaged, or no image ({' '.join(str(error).split()) or type(error).__name__})") from error
 
 
@@ -87,16 +93,46 @@ def web_page(head: bytes) -> bool:
     return start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml"))
 
 
+class _Silence:
+    """No warnings of odd metadata, of which ImageNet has its share, while any thread is in here.
+
+    Filters are the whole process's: were each thread to keep and restore them, the last one would restore another's.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._filters = threading.Lock(), 0, warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._filters = warnings.catch_warnings(action="ignore")
+                self._filters.__enter__()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._filters.__exit__(None, None, None)
+
+
+SILENCE = _Silence()
+
+
+class _UnfitError(ValueError):
+    """A whole image that is of no use here."""
+
+
 def _eight_bits(image: Image.Image) -> Image.Image:
     """RGB or L."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
-        if image.format == "PNG" or image.format == "PPM":  # where Pillow reads 16 bits as 32
+        if image.mode == "I" and image.format in ("PNG", "PPM"):  # where Pillow reads 16 bits as 32
             values = np.asarray(image)
             if values.min() >= 0 and values.max() < 1 << 16:
                 return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
-        raise ValueError(f"pixels of mode {image.mode}; save it with 8 bits")
+        raise _UnfitError(f"pixels of mode {image.mode}; save it with 8 bits")
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -109,6 +145,8 @@ def _square(image: Image.Image, look: Look) -> np.ndarray:
     if look.resize == "crop" and width != height:
         short = min(width, height)
         scaled = (max(look.size, look.size * width // short), max(look.size, look.size * height // short))
+        if scaled[0] * scaled[1] > MAX_PIXELS:
+            raise _UnfitError(f"{width}x{height} pixels, too narrow to crop")
         image = image.resize(scaled, FILTERS[look.resample])
         left, top = round((scaled[0] - look.size) / 2), round((scaled[1] - look.size) / 2)
         image = image.crop((left, top, left + look.size, top + look.size))

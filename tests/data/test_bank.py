@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from fewshot.data import bank
-from fewshot.data.bank import Split, fingerprint, open_banks, write_banks
+from fewshot.data.bank import Split, fingerprint, fingerprint_of_file, open_banks, verify, write_banks
 from fewshot.errors import FewshotError
 
 
@@ -112,6 +113,7 @@ DAMAGE = {
     "empty array file": lambda f: (f / "test.npy").write_bytes(b""),
     "pickled array": pickled_array,
     "array of another shape": lambda f: np.save(f / "test.npy", np.zeros((6, 1, 5, 4), np.uint8)),
+    "array of another order": lambda f: np.save(f / "test.npy", np.zeros((6, 1, 4, 4), np.uint8, order="F")),
     "array of another dtype": lambda f: np.save(f / "test.npy", np.zeros((6, 1, 4, 4), np.int8)),
     "json cut short": lambda f: (f / "bank.json").write_text((f / "bank.json").read_text()[:50]),
     "binary json": lambda f: (f / "bank.json").write_bytes(b"\xff\xfe\x00"),
@@ -171,3 +173,106 @@ def test_a_new_bank_replaces_the_earlier_one(folder: Path):
     assert list(open_banks(folder)) == ["val"]
     assert {path.name for path in folder.iterdir()} == {"bank.json", "val.npy"}
     assert list(folder.parent.iterdir()) == [folder]
+
+
+def rows_of(folder: Path) -> dict[str, list[bytes]]:
+    """The rows of each split that `verify` hands out."""
+    rows: dict[str, list[bytes]] = {}
+    verify(folder, lambda name, some: rows.setdefault(name, []).extend(map(bytes, some)))
+    return rows
+
+
+@pytest.mark.parametrize("block", [1, 16, 40, 1 << 24])
+def test_verifying_reads_every_row_in_order_and_finds_a_whole_bank_whole(folder: Path, block: int, monkeypatch):
+    monkeypatch.setattr(bank, "BLOCK", block)
+    rows = {name: [row.tobytes() for row in split(seed).examples] for seed, name in enumerate(("train", "test"))}
+    assert rows_of(folder) == rows
+    path, found = folder / "test.npy", []
+    assert fingerprint_of_file(path, [2, 3, 1], split().names, found.extend) == fingerprint(split(1))
+    assert [bytes(row) for row in found] == rows["test"]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(5, 3), (5, 2, 3, 4), (5, 1)])
+def test_a_files_fingerprint_is_that_of_its_split(tmp_path: Path, dtype: type, shape: tuple[int, ...]):
+    examples = np.random.RandomState(0).randint(0, 256, shape).astype(dtype)
+    np.save(tmp_path / "a.npy", examples)
+    found = fingerprint_of_file(tmp_path / "a.npy", [5], ["one"], lambda rows: None)
+    assert found == fingerprint(Split(examples, [5], ["one"]))
+
+
+def not_verified(folder: Path, message: str) -> None:
+    with pytest.raises(FewshotError, match=message) as caught:
+        rows_of(folder)
+    assert "\n" not in str(caught.value) and f"delete the folder {folder}" in str(caught.value)
+
+
+@pytest.mark.parametrize("at", [-1, -48, -96])
+@pytest.mark.parametrize("bit", [0, 7])
+def test_one_flipped_bit_is_found(folder: Path, at: int, bit: int):
+    data = bytearray((folder / "test.npy").read_bytes())
+    data[at] ^= 1 << bit
+    (folder / "test.npy").write_bytes(data)
+    open_banks(folder)
+    not_verified(folder, "test.npy: its content is not what it was when it was prepared")
+
+
+def test_one_flipped_bit_of_a_header_changes_nothing_unseen(folder: Path):
+    data = (folder / "test.npy").read_bytes()
+    before, refused = rows_of(folder), []
+    for at in range(len(data) - 96):
+        for bit in range(8):
+            damaged = bytearray(data)
+            damaged[at] ^= 1 << bit
+            (folder / "test.npy").write_bytes(damaged)
+            try:
+                with warnings.catch_warnings(action="ignore"):  # NumPy tries to read it as if Python 2 had written it
+                    assert rows_of(folder) == before
+            except FewshotError as error:
+                refused.append(str(error))
+    assert len(refused) > 500 and not any("\n" in words for words in refused)
+
+
+LATER = {
+    "array cut short": (cut_array, "not a readable bank"),
+    "header cut short": (cut_header, "not a readable bank"),
+    "array of more bytes": (
+        lambda f: (f / "test.npy").write_bytes((f / "test.npy").read_bytes() + b"\0"),
+        "test.npy: its content",
+    ),
+    "counts of other classes": (
+        lambda f: rewrite(f, lambda it: it["splits"]["test"].update(counts=[3, 2, 1])),
+        "test.npy: its content",
+    ),
+    "a count too many": (
+        lambda f: rewrite(f, lambda it: it["splits"]["test"].update(counts=[3, 3, 1])),
+        "not a readable bank",
+    ),
+    "names by turns": (
+        lambda f: rewrite(f, lambda it: it["splits"]["test"]["names"].reverse()),
+        "test.npy: its content",
+    ),
+    "splits by turns": (
+        lambda f: rewrite(
+            f, lambda it: it.update(splits=dict(zip(("test", "train"), it["splits"].values(), strict=True)))
+        ),
+        "its content",
+    ),
+    "another fingerprint": (
+        lambda f: rewrite(f, lambda it: it["splits"]["test"].update(sha256="0" * 64)),
+        "test.npy: its content",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", LATER)
+def test_a_bank_that_was_changed_is_not_verified(folder: Path, change: str):
+    damage, message = LATER[change]
+    damage(folder)
+    not_verified(folder, message)
+
+
+def test_a_file_shorter_than_it_says_has_no_fingerprint(folder: Path):
+    cut_array(folder)
+    with pytest.raises(ValueError):
+        fingerprint_of_file(folder / "test.npy", [2, 3, 1], split().names, lambda rows: None)
