@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import pickle
 import re
-from typing import Any, BinaryIO
+from collections.abc import Iterator
+from types import MethodType
+from typing import IO, Any
 
 import numpy as np
 
@@ -17,12 +19,16 @@ from fewshot.errors import FewshotError
 
 # Truth values, whole and floating numbers, bytes and text, of a fixed width; or any objects. Nothing with fields.
 PLAIN = re.compile(r"[|<>=]?([biufSU][1-9][0-9]{0,8}|O8?)", re.ASCII)
+SMALL = 64  # characters or bytes that a stream remembers; no image is as short, every name that NumPy repeats is
 
 
-def load(file: BinaryIO) -> Any:
+def load(file: IO[bytes], where: str = "") -> Any:
     """The content of a pickle of any protocol, made by Python 2 or 3: dicts, lists, arrays, strings and numbers.
 
     Strings of Python 2 are read as latin1. An array may be of a subclass of `np.ndarray` (`np.asarray` mends that).
+
+    Args:
+        where: the file's name for people; without it what `file` says of itself.
 
     Raises:
         FewshotError: the pickle is damaged, or asks for anything else.
@@ -30,9 +36,27 @@ def load(file: BinaryIO) -> Any:
     try:
         return _Unpickler(file, encoding="latin1").load()
     except Exception as error:  # damage can look like anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        where = getattr(file, "name", "pickle")
-        raise FewshotError(f"{where}: no whole pickle of arrays, strings and numbers alone ({reason})") from error
+        raise _refusal(file, where, "pickle of arrays, strings and numbers alone", error) from error
+
+
+def stream(file: IO[bytes], where: str = "") -> Iterator[np.ndarray | bytes | str]:
+    """The items of a pickle that is one list of arrays, bytes or strings, one after the other, none of them kept.
+
+    Pickles of all kinds that `load` reads, as safely; in the memory of what is appended to the list at once, which is
+    1,000 items in what Python writes.
+
+    Raises:
+        FewshotError: the pickle is damaged, asks for anything else, is no such list, or has an item in it twice.
+    """
+    try:
+        yield from _Stream(file, encoding="latin1").items()
+    except Exception as error:
+        raise _refusal(file, where, "pickle of one list of arrays, bytes or strings", error) from error
+
+
+def _refusal(file: IO[bytes], where: str, wanted: str, error: Exception) -> FewshotError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return FewshotError(f"{where or getattr(file, 'name', 'pickle')}: no whole {wanted} ({reason})")
 
 
 class _Type:
@@ -132,3 +156,48 @@ class _Unpickler(pickle._Unpickler):
         if (module, name) not in ADMITTED:
             raise pickle.UnpicklingError(f"it asks for {f'{module}.{name}'[:80]!r}")
         return ADMITTED[module, name]
+
+
+class _Stream(_Unpickler):
+    def items(self) -> Iterator[np.ndarray | bytes | str]:
+        """What is appended to the one list at the bottom of the stack, as soon as it is."""
+        # As in `load` of the parent, which cannot be left and entered again between two opcodes.
+        self._unframer = framer = pickle._Unframer(self._file_read, self._file_readline)  # pyright: ignore
+        self.read, self.readinto, self.readline = framer.read, framer.readinto, framer.readline
+        self.stack, self.metastack, self.memo = [], [], _Memo()
+        self.append = self.stack.append
+        outer: list[Any] | None = None
+        while (opcode := self.read(1)) != pickle.STOP:
+            if not opcode:
+                raise EOFError("it ends early")
+            self.dispatch[opcode[0]](self)  # pyright: ignore
+            if outer is None and self.stack:
+                # Known by its first object, before a tuple or an array of objects fills the memory.
+                if self.metastack or type(self.stack[0]) is not list:
+                    raise ValueError("it is something else than a list")
+                outer = self.stack[0]
+            if outer:
+                for item in outer:
+                    if not isinstance(item, np.ndarray | bytes | str):
+                        raise ValueError(f"the list holds something else, {type(item).__name__}")
+                    yield item
+                outer.clear()
+        if self.metastack or len(self.stack) != 1 or self.stack[0] is not outer:
+            raise ValueError("it is something else than a list")
+
+
+class _Memo(dict[int, Any]):
+    """What a pickle may come back to: stand-ins and short strings, but no image. Its length counts what it dropped."""
+
+    count = 0
+
+    def __setitem__(self, index: int, value: Any) -> None:
+        self.count += 1
+        if isinstance(value, _Type | MethodType) or (isinstance(value, str | bytes) and len(value) <= SMALL):
+            super().__setitem__(index, value)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __missing__(self, index: int) -> Any:
+        raise ValueError("it has images that are shared within the pickle: write each of them anew")

@@ -6,6 +6,7 @@ import os
 import pickle
 import resource
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -243,3 +244,148 @@ def test_the_file_is_named(tmp_path: Path):
         pytest.raises(FewshotError, match=r"a.pkl: .*it asks for 'os.system'"),
     ):
         pickles.load(file)
+
+
+ITEMS: dict[str, list[Any]] = {
+    "arrays": [np.random.RandomState(i).randint(0, 256, 70 + i % 9, np.uint8) for i in range(2100)],
+    "columns": [np.full((70 + i, 1), i, np.uint8) for i in range(40)],
+    "arrays of all kinds": list(SOUND.values()),
+    "bytes": [bytes([i % 256]) * (60 + i % 9) for i in range(2100)],
+    "text": ["é" * i for i in range(90)],
+    "short text again and again": ["a", "b", "a"] * 700,
+    "one": [b"a"],
+    "none": [],
+}
+
+
+def streamed(data: bytes) -> list[Any]:
+    return list(pickles.stream(io.BytesIO(data)))
+
+
+def unstreamed(data: bytes, match: str) -> None:
+    with pytest.raises(FewshotError, match=match) as caught:
+        streamed(data)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("name", ITEMS)
+def test_a_stream_gives_what_the_whole_pickle_holds(name: str, protocol: int):
+    data = pickle.dumps(ITEMS[name], protocol)
+    found, meant = streamed(data), pickle.loads(data)
+    assert len(found) == len(meant)
+    for one, other in zip(found, meant, strict=True):
+        assert isinstance(one, type(other)) and np.array_equal(np.asarray(one), other)
+        assert not isinstance(one, np.ndarray) or (one.dtype, one.shape) == (other.dtype, other.shape)
+
+
+def test_a_stream_gives_what_python_2_wrote():
+    again = b"h\x01h\x02K\x00\x85U\x01b\x87R(K\x01K\x02\x85h\x03\x89" + string("\x00\xff") + b"tb"
+    first = (
+        b"cnumpy.core.multiarray\n_reconstruct\nq\x01cnumpy\nndarray\nq\x02K\x00\x85U\x01b\x87Rq\x04(K\x01K\x03\x85"
+        b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87Rq\x03(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+        + string("abc")
+        + b"tb"
+    )
+    found = streamed(
+        b"\x80\x02]q\x00(" + first + again + string("caf\xe9") + b"e(" + again + b"e" + string("z") + b"a."
+    )
+    assert [bytes(item) if isinstance(item, np.ndarray) else item for item in found] == [
+        b"abc",
+        b"\x00\xff",
+        "café",
+        b"\x00\xff",
+        "z",
+    ]
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_stream_keeps_nothing(tmp_path: Path, protocol: int):
+    with (tmp_path / "a.pkl").open("wb") as file:
+        pickle.dump([np.full(10_000, i % 256, np.uint8) for i in range(6000)], file, protocol)
+    assert (tmp_path / "a.pkl").stat().st_size > 60e6
+    tracemalloc.start()
+    try:
+        with (tmp_path / "a.pkl").open("rb") as file:
+            assert sum(int(item[-1]) for item in pickles.stream(file)) == sum(i % 256 for i in range(6000))
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize(
+    "kind",
+    [tuple, lambda arrays: np.array([*arrays, None], object)[:-1], lambda a: {"data": a}, lambda a: (a, 1, 2, 3)],
+)
+def test_what_is_no_list_is_refused_at_its_first_object(kind: Any, protocol: int):
+    arrays = [np.full(70_000, i, np.uint8) for i in range(40)]
+    file = io.BytesIO(pickle.dumps(kind(arrays), protocol))
+    with pytest.raises(FewshotError, match=r"no whole pickle of one list.*something else than a list"):
+        next(pickles.stream(file))
+    assert file.tell() < 200_000
+
+
+@pytest.mark.parametrize("content", [(), {}, "text", b"bytes", 7, None, FLOATS, (b"a",), ([b"a"],), ([b"a"], 1, 2, 3)])
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_whatever_else_is_no_list_is_refused(content: Any, protocol: int):
+    unstreamed(pickle.dumps(content, protocol), "something else than a list")
+
+
+@pytest.mark.parametrize("item", [1, None, [b"a"], (b"a",), {}, np.float32(1), ()])
+def test_a_list_of_anything_else_is_refused(item: Any):
+    unstreamed(pickle.dumps([b"a", item]), f"the list holds something else, {type(item).__name__}")
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_an_image_that_is_there_twice_is_refused(protocol: int):
+    image = np.zeros(100, np.uint8)
+    unstreamed(pickle.dumps([image, FLOATS, image], protocol), "images that are shared within the pickle")
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_streamed_pickle_runs_nothing(tmp_path: Path, protocol: int):
+    made = tmp_path / "made"
+    code = f"open({str(made)!r}, 'w')"
+    for attack in (Asks(eval, code), Asks(os.system, f"touch {made}"), np.array([Asks(eval, code)], dtype=object)):
+        for content in (attack, [attack], [*ITEMS["arrays"], attack], [[attack]]):
+            unstreamed(pickle.dumps(content, protocol), "it asks for '|something else than a list")
+            assert not made.exists()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"]0](U\x01ae.",  # the list is taken away, another comes
+        b"](U\x01ae](U\x01be.",
+        b"](U\x01a.",  # the end within a batch
+        b"](U\x01aeU\x01b.",
+        b"(U\x01al.",  # Python writes an empty list first
+        b"]q\x00h\x00a.",
+        b"]](U\x01aee.",
+        b"0.",
+        b".",
+        b"(((.",
+        b"",
+        b"\xfe",
+        b"<!DOCTYPE html><html>",
+    ],
+)
+def test_opcodes_that_python_does_not_write_for_a_list_are_refused(data: bytes):
+    unstreamed(data, "pickle: no whole pickle of one list of arrays, bytes or strings")
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_a_streamed_pickle_with_any_byte_cut_or_changed_is_read_or_refused(protocol: int):
+    whole = pickle.dumps([np.arange(3, dtype=np.uint8), b"abc", FLOATS], protocol)
+    for at in range(len(whole)):
+        unstreamed(whole[:at], "no whole pickle")
+        for value in (0, 0x28, 0x2E, 0x30, 0x52, 0x61, 0x65, 0xFF, whole[at] ^ 1):
+            with contextlib.suppress(FewshotError):
+                streamed(whole[:at] + bytes([value]) + whole[at + 1 :])
+
+
+def test_the_name_for_people_comes_first():
+    for read in (pickles.load, lambda *given: list(pickles.stream(*given))):
+        with pytest.raises(FewshotError, match=r"^b.zip: a.pkl: no whole pickle .*it asks for 'os.system'"):
+            read(io.BytesIO(b"(lcos\nsystem\n."), "b.zip: a.pkl")
