@@ -145,18 +145,20 @@ def write_banks(folder: Path, splits: Mapping[str, Split], about: Mapping[str, A
 
 
 def install(scratch: Path, folder: Path) -> None:
-    """Give whole banks their place, in which others may lie."""
+    """Give whole banks their place; what lies there before goes when they have it, and comes back if they cannot."""
+    aside = None
+    if folder.exists():
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+        os.replace(folder, aside)
     try:
-        if folder.exists():
-            os.replace(folder, tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-        try:
-            os.replace(scratch, folder)
-        except OSError:
-            if not (folder / "bank.json").exists():  # otherwise another process was first with the same bank
-                raise
-    finally:
-        for left in folder.parent.glob(f".{folder.name}-old-*"):
-            shutil.rmtree(left, ignore_errors=True)
+        os.replace(scratch, folder)
+    except OSError:
+        if not (folder / "bank.json").exists():  # otherwise another process was first with the same bank
+            if aside is not None:
+                os.replace(aside, folder)
+            raise
+    for left in folder.parent.glob(f".{folder.name}-old-*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def verify(folder: Path, each: Callable[[str, list[memoryview]], object]) -> None:

@@ -146,7 +146,14 @@ def convert(
                     listing[split] = {"sha256": sha256, "dtype": "uint8", "shape": [sum(sizes), *look.shape]}
                     listing[split] |= {"counts": sizes, "names": names}
             if shared.found and leaks == "refuse":
-                raise FewshotError(f"{shared.describe(listing)}: a leak; remove one of them")
+                one, other = (
+                    f"{parts[split].where(int(np.flatnonzero(parts[split].rows == row)[0]))} ({split})"
+                    for split, row in shared.found[0]
+                )
+                raise FewshotError(
+                    f"{one} is the same image as {other}, {len(shared.found)} such images in all: a leak; remove one "
+                    "of each, or set dataset.reader.leaks=count"
+                )
             text = json.dumps(
                 {"format": FORMAT, "about": dict(about) | {"shared_images": len(shared.found)}, "splits": listing},
                 indent=1,
@@ -199,18 +206,6 @@ class Shared:
             first = self.first.setdefault(hashlib.blake2b(row, digest_size=12).digest(), place)
             if first[0] != split:
                 self.found.append((first, place))
-
-    def describe(self, listing: Mapping[str, Mapping[str, Any]]) -> str:
-        """The first pair, and how many there are."""
-
-        def place(split: str, row: int) -> str:
-            ends = np.cumsum(listing[split]["counts"])
-            number = int(np.searchsorted(ends, row, side="right"))
-            start = 0 if number == 0 else int(ends[number - 1])
-            return f"image {row - start + 1} of class {listing[split]['names'][number]} ({split})"
-
-        one, other = self.found[0]
-        return f"{place(*one)} is also {place(*other)}, {len(self.found)} such images in all"
 
 
 def _lock(work: Path) -> IO[str]:

@@ -1,6 +1,7 @@
 """Banks: what is written is what is opened, and nothing else is opened."""
 
 import json
+import os
 import time
 import warnings
 from pathlib import Path
@@ -276,3 +277,24 @@ def test_a_file_shorter_than_it_says_has_no_fingerprint(folder: Path):
     cut_array(folder)
     with pytest.raises(ValueError):
         fingerprint_of_file(folder / "test.npy", [2, 3, 1], split().names, lambda rows: None)
+
+
+def test_banks_that_cannot_get_their_place_leave_the_old_ones_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "bank.json").write_text(name)
+    true_replace = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if Path(source).name == "new":
+            raise OSError(28, "No space left on device")
+        true_replace(source, target)
+
+    monkeypatch.setattr(bank.os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        bank.install(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "old/bank.json").read_text() == "old"
+    monkeypatch.setattr(bank.os, "replace", true_replace)
+    bank.install(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "old/bank.json").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
