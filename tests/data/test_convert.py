@@ -620,8 +620,8 @@ def test_an_image_in_two_splits_is_refused_with_its_places(folder: Path):
     fails(
         folder,
         sharing(),
-        r"source: row 2 \(train\) is the same image as source: row 53 \(test\), 4 such images in all: a leak; remove one"
-        r" of each, or set dataset.reader.leaks=count",
+        r"source: row 2 \(train\) is the same image as source: row 53 \(test\), 4 such images in all: a leak; "
+        r"remove one of each, or set dataset.reader.leaks=count",
     )
     assert not folder.exists()
 
