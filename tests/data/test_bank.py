@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -298,3 +300,23 @@ def test_banks_that_cannot_get_their_place_leave_the_old_ones_in_it(tmp_path: Pa
     bank.install(tmp_path / "new", tmp_path / "old")
     assert (tmp_path / "old/bank.json").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="tells of memory on Linux alone")
+def test_processes_share_one_bank_without_copies(tmp_path: Path):
+    write_banks(tmp_path / "bank", {"train": Split(np.ones((64, 1 << 16), np.uint8), [64], ["a"])}, {})
+    reader = (
+        "import sys; from pathlib import Path; from fewshot.data.bank import open_banks;"
+        "bank = open_banks(Path(sys.argv[1]))['train']; total = int(bank.examples.sum());"
+        "parts = Path('/proc/self/smaps').read_text().split('train.npy')[1].split('VmFlags')[0];"
+        "found = {line.split(':')[0]: int(line.split()[1]) for line in parts.splitlines() if line.endswith('kB')};"
+        "print(total, found['Rss'], found['Private_Dirty'])"
+    )
+    running = [
+        subprocess.Popen([sys.executable, "-c", reader, str(tmp_path / "bank")], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in running:
+        total, resident, own = map(int, process.communicate(timeout=120)[0].split())
+        assert total == 64 << 16
+        assert resident >= 4096 and own == 0  # KiB
