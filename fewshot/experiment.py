@@ -29,7 +29,7 @@ from fewshot.report import record as records
 from fewshot.report.record import read_record
 from fewshot.run_folder import DATA, began_with, is_finished, run_folder
 from fewshot.tasks.sampler import Sampler
-from fewshot.tasks.view import View
+from fewshot.tasks.view import View, view_of
 from fewshot.training import Trained, TrainSettings, checkpoints, is_trained, selected, train
 
 
@@ -75,7 +75,7 @@ def build(cfg: DictConfig, known: Path | None = None) -> Experiment:
             raise FewshotError(f"{key}={OmegaConf.select(cfg, key)}: must be at least {least}")
     device = pick_device(cfg.device)
     banks = read_banks(cfg, known)
-    view = View(**{key: _fixed(config["dataset"][key]) for key in ("shape", "crop", "mean", "std")})
+    view = view_of(config["dataset"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         network = make(cfg.backbone.network, shape=view.seen(next(iter(banks.values())).shape), way=cfg.way)
@@ -106,10 +106,6 @@ def on_another_dataset(cfg: DictConfig, run: Path, dataset: DictConfig) -> DictC
     for key, value in (("shape", known["shape"]), ("mean", cfg.dataset.mean), ("std", cfg.dataset.std)):
         OmegaConf.update(changed, f"dataset.{key}", value)
     return changed
-
-
-def _fixed(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def read_banks(cfg: DictConfig, known: Path | None = None) -> dict[str, Bank]:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from math import cos, pi
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from fewshot.evaluation import evaluate
 from fewshot.progress import progress_bar
 from fewshot.random import fold, permutation, stream
 from fewshot.tasks.sampler import Sampler
-from fewshot.tasks.view import View, natural
+from fewshot.tasks.view import View, view_of
 
 AT_ONCE = 500  # images per forward pass when features are taken
 
@@ -42,6 +43,7 @@ def features(
     *,
     name: str,
     settings: Mapping[str, Any],
+    view: Mapping[str, Any],
     cache: str | Path,
     device: str = "auto",
     may_train: bool = True,
@@ -54,6 +56,7 @@ def features(
         name: of the network, for people.
         settings: epochs, batch, lr, schedule (cosine | step), momentum, weight_decay, augment (none | natural), seed,
             and way, shot, query and episodes of the validation by nearest class means that selects the epoch.
+        view: crop, mean, std and shape of the dataset's configuration, see `View`.
         may_train: False where features that are gone would have to be made anew for a run that was on the old ones.
         cache: folder in which the features are kept, and the extractor below `extractors`.
 
@@ -62,7 +65,8 @@ def features(
             checkpoint.
     """
     _check(settings)
-    shape, classes = images["train"].shape, len(images["train"].names)
+    seen = view_of(view)
+    shape, classes = seen.seen(images["train"].shape), len(images["train"].names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings["seed"])
         extractor = network(shape=shape, way=classes)
@@ -74,7 +78,7 @@ def features(
     made_of = {split: bank.fingerprint for split, bank in images.items()}
     choices = [str(getattr(network, "func", network)), str(getattr(network, "keywords", {}))]
     initial = _digest(extractor.state_dict())
-    words = json.dumps([made_of, initial, choices, dict(settings)], sort_keys=True)
+    words = json.dumps([made_of, initial, choices, dict(settings), str(seen)], sort_keys=True)
     key = hashlib.sha256(words.encode()).hexdigest()[:12]
     title = f"{images['train'].about.get('dataset', 'images')}-{name}-{key}"
     folder, work = Path(cache) / f"features-{title}", Path(cache) / "extractors" / title
@@ -85,7 +89,7 @@ def features(
             )
         extractor.to(pick_device(device))
         with only_process_in(work):
-            found = _train(extractor, images, settings, work, f"extractor {name}, {classes} classes")
+            found = _train(extractor, images, seen, settings, work, f"extractor {name}, {classes} classes")
             about = {
                 "dataset": images["train"].about.get("dataset", "images"),
                 "folder": folder.name,
@@ -101,7 +105,7 @@ def features(
                 },
                 "images": {split: dict(bank.about) for split, bank in images.items()}["train"],
             }
-            splits = {split: _split(extractor, bank) for split, bank in images.items()}
+            splits = {split: _split(extractor, bank, seen) for split, bank in images.items()}
             write_banks(folder, splits, about)
     return open_banks(folder)
 
@@ -136,7 +140,12 @@ def _check(settings: Mapping[str, Any]) -> None:
 
 
 def _train(
-    extractor: nn.Module, images: Mapping[str, Bank], settings: Mapping[str, Any], work: Path, title: str
+    extractor: nn.Module,
+    images: Mapping[str, Bank],
+    seen: View,
+    settings: Mapping[str, Any],
+    work: Path,
+    title: str,
 ) -> dict[str, Any]:
     """Train to the last epoch, from the last one on disk; leaves the best one's weights in `extractor`.
 
@@ -144,6 +153,7 @@ def _train(
         {accuracy, epoch} of the best epoch, and train_seconds of all.
     """
     bank, device = images["train"], next(extractor.parameters()).device
+    changed = replace(seen, augment=settings["augment"])
     labels = torch.arange(len(bank.names)).repeat_interleave(bank.sizes)
     optimizer = torch.optim.SGD(
         extractor.parameters(), lr=settings["lr"], momentum=settings["momentum"], weight_decay=settings["weight_decay"]
@@ -164,10 +174,8 @@ def _train(
             order = permutation(torch.tensor(stream(settings["seed"], "epoch", epoch)), len(labels))
             for index, rows in enumerate(order.split(settings["batch"])):
                 step = epoch * batches + index
-                x = View()(bank.examples[rows].to(device))
-                if settings["augment"] == "natural":
-                    changes = fold(stream(settings["seed"], "augment", epoch), rows)
-                    x = natural(x, changes.to(device), x.shape[-2:])
+                changes = fold(stream(settings["seed"], "augment", epoch), rows)
+                x = changed(bank.examples[rows].to(device), changes.to(device))
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(stream(settings["seed"], "dropout", step))
                     loss = F.cross_entropy(extractor(x), labels[rows].to(device))
@@ -182,7 +190,7 @@ def _train(
             if not bool(torch.isfinite(loss)):
                 raise FewshotError(f"extractor: epoch {epoch + 1}: the loss is not finite; lower features.settings.lr")
             state["epoch"], state["seconds"] = epoch + 1, state["seconds"] + time.perf_counter() - start
-            accuracy = _validation(extractor, images["val"], settings)
+            accuracy = _validation(extractor, images["val"], seen, settings)
             if state["best"] is None or accuracy > state["best"]["accuracy"]:
                 state["best"] = {"accuracy": accuracy, "epoch": epoch + 1}
                 save_checkpoint(best, {"weights": extractor.state_dict()}, state)
@@ -205,19 +213,19 @@ def _schedule(kind: str, done: float) -> float:
     return 0.5 * (1 + cos(pi * done)) if kind == "cosine" else 0.1 ** ((done >= 0.5) + (done >= 0.75))
 
 
-def _split(extractor: nn.Module, bank: Bank) -> Split:
+def _split(extractor: nn.Module, bank: Bank, seen: View) -> Split:
     """Features [M, D] float32 of a split, each from its own image alone."""
     extractor.eval()
     device = next(extractor.parameters()).device
     assert callable(extractor.features)
     with torch.no_grad():
-        rows = [extractor.features(View()(part.to(device))).cpu().numpy() for part in bank.examples.split(AT_ONCE)]
+        rows = [extractor.features(seen(part.to(device))).cpu().numpy() for part in bank.examples.split(AT_ONCE)]
     return Split(np.concatenate(rows).astype(np.float32), bank.sizes.tolist(), list(bank.names))
 
 
-def _validation(extractor: nn.Module, bank: Bank, settings: Mapping[str, Any]) -> float:
+def _validation(extractor: nn.Module, bank: Bank, seen: View, settings: Mapping[str, Any]) -> float:
     """Few-shot accuracy of nearest class means on the features of the validation classes."""
-    split = _split(extractor, bank)
+    split = _split(extractor, bank, seen)
     found = Bank(torch.from_numpy(split.examples), bank.offsets, bank.names, bank.split, "", bank.about)
     sampler, learner = _validation_sampler(found, settings), Nearest(Inputs(found.shape, settings["way"]), to="mean")
     return float(evaluate(learner, {}, {}, sampler, settings["episodes"], transductive=False, engine=Engine()).mean())

@@ -50,8 +50,16 @@ def images(make_bank: Make) -> dict[str, Bank]:
     }
 
 
-def made(images: dict[str, Bank], cache: Path, network: Make = CONV4, name: str = "conv4", **choices: Any) -> Any:
-    return features(images, network, name=name, settings=SETTINGS | choices, cache=cache, device="cpu")
+def made(
+    images: dict[str, Bank],
+    cache: Path,
+    network: Make = CONV4,
+    name: str = "conv4",
+    view: dict[str, Any] | None = None,
+    **choices: Any,
+) -> Any:
+    settings = SETTINGS | choices
+    return features(images, network, name=name, settings=settings, view=view or {}, cache=cache, device="cpu")
 
 
 @pytest.mark.parametrize(("name", "network"), [("conv4", CONV4), ("resnet12", RESNET12), ("wrn28_10", WIDE)])
@@ -91,6 +99,13 @@ def test_features_are_made_once(images: dict[str, Bank], tmp_path: Path, monkeyp
 def test_other_settings_make_other_features(images: dict[str, Bank], tmp_path: Path, choices: dict[str, Any]):
     mine, theirs = made(images, tmp_path), made(images, tmp_path, **choices)
     assert mine["test"].fingerprint != theirs["test"].fingerprint
+
+
+@pytest.mark.parametrize("view", [{"crop": 15}, {"mean": [0.5]}, {"std": [0.5]}, {"shape": [1, 17, 17]}])
+def test_another_view_of_the_images_makes_other_features(images: dict[str, Bank], tmp_path: Path, view: dict[str, Any]):
+    mine, theirs = made(images, tmp_path, epochs=1), made(images, tmp_path, epochs=1, view=view)
+    assert mine["test"].fingerprint != theirs["test"].fingerprint
+    assert mine["test"].drawn_from == theirs["test"].drawn_from
 
 
 def test_a_pretraining_that_died_continues_to_the_same_bits(
@@ -153,7 +168,7 @@ def test_what_no_weight_shows_makes_other_features_too(
 
 def test_features_that_are_gone_are_not_made_anew_for_a_run_that_was_on_them(images: dict[str, Bank], tmp_path: Path):
     with pytest.raises(FewshotError, match="are gone") as caught:
-        features(images, CONV4, name="conv4", settings=SETTINGS, cache=tmp_path, device="cpu", may_train=False)
+        features(images, CONV4, name="conv4", settings=SETTINGS, view={}, cache=tmp_path, device="cpu", may_train=False)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 

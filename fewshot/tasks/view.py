@@ -5,9 +5,10 @@ All of it happens on gathered batches, on their device; an image's random change
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +92,16 @@ class View:
         if self.std is not None:
             x = x / x.new_tensor(self.std).view(-1, 1, 1)
         return x
+
+
+def view_of(settings: Mapping[str, Any]) -> View:
+    """The view that a dataset's configuration says by `shape`, `crop`, `mean` and `std`."""
+
+    def fixed(name: str) -> Any:
+        value = settings.get(name)
+        return tuple(value) if isinstance(value, Sequence) else value
+
+    return View(shape=fixed("shape"), crop=settings.get("crop"), mean=fixed("mean"), std=fixed("std"))
 
 
 def _adapted(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
