@@ -48,6 +48,7 @@ class Bank:
     fingerprint: str  # SHA-256 over dtype, shape, counts, names and bytes
     about: Mapping[str, Any]  # the reader's own words: source, versions, choices
     folder: Path | None = None  # where it lies
+    behind: Bank | None = None  # whose rows follow, see `joined`
 
     @property
     def sizes(self) -> torch.Tensor:
@@ -63,6 +64,16 @@ class Bank:
     def shape(self) -> tuple[int, ...]:
         """Shape of one example."""
         return tuple(self.examples.shape[1:])
+
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        """The examples at some rows: [R] int64 to [R, ...], on the index's device."""
+        if self.behind is None:
+            return self.examples.index_select(0, index.to(self.examples.device)).to(index.device)
+        later = index >= len(self.examples)
+        found = self.examples.new_empty(len(index), *self.shape, device=index.device)
+        found[~later] = replace(self, behind=None).rows(index[~later])
+        found[later] = self.behind.rows(index[later] - len(self.examples))
+        return found
 
     def to(self, device: torch.device | str, *, examples: bool = True) -> Bank:
         """The same bank with its tensors on `device`, or all but the examples, which stay in their file."""
@@ -199,11 +210,14 @@ def open_banks(folder: Path) -> dict[str, Bank]:
 
 
 def joined(first: Bank, second: Bank) -> Bank:
-    """One bank of the classes of two, under the first one's split: for training on train and val together."""
+    """One bank of the classes of two, under the first one's split: for training on train and val together.
+
+    The examples of both stay where they lie, on a GPU or in their files.
+    """
     digest = hashlib.sha256((first.fingerprint + second.fingerprint).encode()).hexdigest()
     offsets = torch.cat([first.offsets, second.offsets[1:] + len(first.examples)])
-    examples = torch.cat([first.examples, second.examples])
-    return Bank(examples, offsets, first.names + second.names, first.split, digest, first.about)
+    names = first.names + second.names
+    return replace(first, offsets=offsets, names=names, fingerprint=digest, folder=None, behind=second)
 
 
 def _open(folder: Path, split: str, entry: Mapping[str, Any], about: Mapping[str, Any]) -> Bank:

@@ -51,8 +51,8 @@ class Part:
     where: Callable[[int], str]
 
 
-def part_of_files(files: Files, classes: Mapping[str, Sequence[str]]) -> Part:
-    """The split whose classes are these files of a source, classes sorted by name.
+def part_of_files(files: Files, classes: Mapping[str, Sequence[str]], key: Callable[[str], str] | None = None) -> Part:
+    """The split whose classes are these files of a source: classes sorted by name, their files by name or by a key.
 
     Raises:
         FewshotError: a file that belongs to two classes, stands twice in one, or is not in the source.
@@ -60,7 +60,7 @@ def part_of_files(files: Files, classes: Mapping[str, Sequence[str]]) -> Part:
     names = sorted(classes)
     place: dict[str, tuple[int, int]] = {}  # class and row of each file
     for label, name in enumerate(names):
-        for file in sorted(classes[name]):
+        for file in sorted(classes[name], key=key):
             if file in place:
                 raise FewshotError(f"{files.where(file)}: listed twice; an image belongs to one class, once")
             place[file] = label, len(place)

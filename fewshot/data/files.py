@@ -5,11 +5,13 @@ from __future__ import annotations
 import lzma
 import os
 import tarfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -26,6 +28,8 @@ DAMAGED = (
     lzma.LZMAError,
     zipfile.BadZipFile,
     tarfile.TarError,
+    SyntaxError,  # of the header of a NumPy file
+    tokenize.TokenError,
 )
 MAX_BYTES = 1 << 27  # of one image file
 
@@ -47,10 +51,15 @@ class Files:
     opened: Callable[[str], AbstractContextManager[IO[bytes]]]
     read: Callable[[Sequence[str]], Iterator[bytes]]
 
+    @cached_property
+    def joint(self) -> str:
+        """What stands between the source and a file in a file's name for people."""
+        return "/" if self.root.is_dir() else ": "
+
     def where(self, name: str) -> str:
         """A file's name for people."""
         name = name if name.isprintable() else "".join(c if c.isprintable() else "?" for c in name)
-        return f"{self.root}/{name}" if self.root.is_dir() else f"{self.root}: {name}"
+        return f"{self.root}{self.joint}{name}"
 
 
 def open_files(root: Path) -> Files:
@@ -206,3 +215,24 @@ def _safe(root: Path, members: list[str]) -> dict[str, str]:
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def opened(files: Files, name: str, remedy: str) -> Iterator[IO[bytes]]:
+    """One file of a source, to be read; in the end it is read on to its last byte, behind which checksums stand.
+
+    Raises:
+        FewshotError: a web page in its place, damage, or a FewshotError of the block, each with the remedy behind it.
+    """
+    where = files.where(name)
+    try:
+        with files.opened(name) as file:
+            if web_page(file.peek(512)):  # pyright: ignore
+                raise FewshotError(f"{where}: a web page, not the file")
+            yield file
+            while file.read(1 << 20):
+                pass
+    except FewshotError as error:
+        raise FewshotError(f"{error}; {remedy}") from error
+    except DAMAGED as error:
+        raise FewshotError(f"{where}: cannot be read ({_line(error)}); {remedy}") from error

@@ -12,9 +12,9 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from fewshot.data import pickles
 from fewshot.data.bank import Bank, open_banks
 from fewshot.data.convert import Part, convert, part_of_files, part_of_labels
 from fewshot.data.download import fetch
-from fewshot.data.files import ARCHIVES, DAMAGED, Files, open_files
+from fewshot.data.files import ARCHIVES, Files, open_files, opened
 from fewshot.data.images import Look, web_page
 from fewshot.data.layouts import SPLIT_WORDS, SPLITS, check_official, known_folders, official
 from fewshot.errors import FewshotError
@@ -38,6 +38,10 @@ LAYOUTS = {
     "images.npy": "the authors' images unpacked to .npy, blue first",
 }
 NUMBERS, NAMES, IDS = "numbers, as in the labels", "names, as in the labels", "WordNet ids, as published"
+AGAIN = (
+    f"fetch the authors' six files again, by hand: {URL}/tiered-imagenet-train_images_png.pkl and -train_labels.pkl, "
+    "and those of val and test"
+)
 PARTLY = "; to convert the part that is there, set dataset.reader.complete=false"
 
 
@@ -160,28 +164,9 @@ def _download(root: Path, found: Mapping[str, Mapping[str, str]]) -> None:
                 fetch(f"{URL}/{name}", root / name, check=check, what=name)
 
 
-@contextmanager
-def _opened(files: Files, name: str) -> Iterator[IO[bytes]]:
-    """One file, to be read."""
-    where = files.where(name)
-    try:
-        with files.opened(name) as file:
-            if web_page(file.peek(512)):  # pyright: ignore
-                raise FewshotError(
-                    f"{where}: a web page, not the file: fetch the authors' six files by hand: {URL}/"
-                    "tiered-imagenet-train_images_png.pkl and -train_labels.pkl, and those of val and test"
-                )
-            yield file
-            while name.endswith(".pkl") and file.read(1 << 20):
-                pass  # at the end an archive compares its checksum
-    except DAMAGED as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise FewshotError(f"{where}: cannot be read ({reason}); fetch it again") from error
-
-
 def _labels(files: Files, name: str, split: str) -> tuple[list[str], np.ndarray]:
     """The names of the classes, made of split and number where it has none, and the index of each image's."""
-    with _opened(files, name) as file:
+    with opened(files, name, AGAIN) as file:
         content = pickles.load(file, files.where(name))
 
     def require(good: object, what: str) -> None:
@@ -243,16 +228,16 @@ def _part(files: Files, name: str, names: list[str], labels: np.ndarray) -> Part
 def _pickled(files: Files, name: str, first: int, total: int) -> Iterator[bytes]:
     """The PNG files of a pickle from the `first` on, the last only where they are `total`."""
     where, count, data = files.where(name), 0, b""
-    with _opened(files, name) as file:
+    with opened(files, name, AGAIN) as file:
         for count, item in enumerate(pickles.stream(file, where), start=1):
             if count > total:
-                raise FewshotError(f"{where}: more images than the {total} labels beside it; fetch both again")
+                raise FewshotError(f"{where}: more images than the {total} labels beside it")
             if count > first + 1:
                 yield data
             if isinstance(item, np.ndarray):
                 if item.dtype != np.uint8 or item.shape[1:] not in ((), (1,)):
                     found = f"an array {item.shape} of {item.dtype}"
-                    raise FewshotError(f"{where}: image {count} is {found}, not the bytes of a PNG; fetch it again")
+                    raise FewshotError(f"{where}: image {count} is {found}, not the bytes of a PNG")
                 data = item.tobytes()
             else:
                 data = item.encode("latin1", "replace") if isinstance(item, str) else item  # str: bytes of Python 2
@@ -264,20 +249,20 @@ def _pickled(files: Files, name: str, first: int, total: int) -> Iterator[bytes]
 def _unpacked(files: Files, name: str, first: int, total: int) -> Iterator[np.ndarray]:
     """The images [H, W, 3] of a .npz or .npy from the `first` on, red first."""
     where = files.where(name)
-    with _opened(files, name) as file, ExitStack() as stack:
+    with opened(files, name, AGAIN) as file, ExitStack() as stack:
         if name.endswith(".npz"):
             archive = stack.enter_context(zipfile.ZipFile(file))
             if "images.npy" not in archive.namelist():
                 keys = ", ".join(member.removesuffix(".npy") for member in archive.namelist())
-                raise FewshotError(f'{where}: it holds {keys[:80]}, no "images"; fetch it again')
+                raise FewshotError(f'{where}: it holds {keys[:80]}, no "images"')
             file = stack.enter_context(archive.open("images.npy"))
         old = np.lib.format.read_magic(file) == (1, 0)
         header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = header(file)
         if dtype != np.uint8 or fortran or shape[3:] != (3,) or not all(1 <= side <= 1024 for side in shape[1:]):
-            raise FewshotError(f"{where}: {dtype} {shape}, not uint8 [images, height, width, 3]; fetch it again")
+            raise FewshotError(f"{where}: {dtype} {shape}, not uint8 [images, height, width, 3]")
         if shape[0] != total:
-            raise FewshotError(f"{where}: {shape[0]} images for the {total} labels beside it; fetch both again")
+            raise FewshotError(f"{where}: {shape[0]} images for the {total} labels beside it")
         size = math.prod(shape[1:])
         file.seek(first * size, os.SEEK_CUR)
         for number in range(first, total):

@@ -320,3 +320,16 @@ def test_processes_share_one_bank_without_copies(tmp_path: Path):
         total, resident, own = map(int, process.communicate(timeout=120)[0].split())
         assert total == 64 << 16
         assert resident >= 4096 and own == 0  # KiB
+
+
+def test_joined_banks_give_the_examples_of_both_and_copy_neither(tmp_path: Path):
+    first = Split(np.arange(12, dtype=np.float32).reshape(6, 2), [2, 4], ["a", "b"])
+    second = Split(np.arange(100, 106, dtype=np.float32).reshape(3, 2), [3], ["c"])
+    write_banks(tmp_path / "bank", {"train": first, "val": second}, {})
+    banks = open_banks(tmp_path / "bank")
+    both = bank.joined(banks["train"], banks["val"])
+    assert (both.names, both.sizes.tolist(), both.split) == (("a", "b", "c"), [2, 4, 3], "train")
+    found = both.rows(torch.tensor([8, 0, 6, 5]))
+    assert found.tolist() == [[104, 105], [0, 1], [100, 101], [10, 11]]
+    assert both.examples is banks["train"].examples
+    assert both.fingerprint not in (banks["train"].fingerprint, banks["val"].fingerprint)

@@ -190,7 +190,6 @@ def test_what_is_no_image_is_passed_over(root: Path, cache: Path, plain: list[st
 def test_a_changed_source_gives_other_banks_and_the_same_source_the_same(root: Path, cache: Path):
     as_folder(root, SPLIT)
     first = prints(read(root, cache, name="birds"))
-    os.utime(root / "train/traina/0.png", (0, 0))
     assert prints(read(root, cache, name="birds")) == first
     assert [path.name[:6] + path.name[18:] for path in cache.iterdir()] == ["birds-"]
     as_folder(root, tree("train/traina/new.jpg"))
@@ -204,6 +203,17 @@ def test_a_changed_source_gives_other_banks_and_the_same_source_the_same(root: P
     refused(root, root / "none", "tr lies beside test, and is none of train, val")
     (root / "tr").rename(root / "train")
     assert named(read(root, cache, name="birds")) == {"train": ["traina"], "val": ["testb"], "test": ["testa"]}
+
+
+def test_an_edit_that_keeps_the_size_is_noticed_by_its_time(root: Path, cache: Path):
+    as_folder(root, SPLIT | {"test/testb/9.ppm": b"P6 6 5 255\n" + bytes(90)})
+    first = prints(read(root, cache, leaks="count"))
+    image = root / "test/testb/9.ppm"
+    before = image.stat().st_mtime_ns
+    image.write_bytes(b"P6 6 5 255\n" + bytes([200] * 90))
+    os.utime(image, ns=(before, before + 1))
+    second = prints(read(root, cache, leaks="count"))
+    assert second[:2] == first[:2] and second[2] != first[2] and len(list(cache.iterdir())) == 2
 
 
 @pytest.mark.parametrize("make", [as_zip, as_tar])
@@ -220,7 +230,6 @@ def test_a_changed_archive_gives_other_banks(root: Path, cache: Path, make: Any)
 def test_again_converts_anew(root: Path, cache: Path):
     as_folder(root, SPLIT)
     first = read(root, cache)["train"]
-    (root / "train/traina/0.png").write_bytes(SPLIT["train/traina/0.png"])
     (made,) = cache.iterdir()
     (made / "train.npy").write_bytes((made / "train.npy").read_bytes()[:-1] + b"\0")
     assert prints(read(root, cache, again=True))[0] == first.fingerprint
@@ -242,6 +251,18 @@ def test_what_a_csv_does_not_list_is_left_out_and_counted(root: Path, cache: Pat
     banks = read(as_folder(root, classes() | {"split.csv": table}), cache)
     assert named(banks) == {"train": ["x"], "val": ["y"], "test": ["z"]}
     assert banks["train"].about["images_left_out"] == 17
+
+
+@pytest.mark.parametrize(
+    ("label", "split", "match"),
+    [("y", "train", "listed twice"), ("x", "train", "listed twice"), ("x y", "val", "the same image as .* a leak")],
+)
+def test_an_image_that_two_rows_name_differently_is_refused(
+    root: Path, cache: Path, label: str, split: str, match: str
+):
+    rows = ("class a/0.png,x,train", f"./class a/0.png,{label},{split}", "class b/0.png,v,val", "class c/0.png,z,test")
+    as_folder(root, table("filename,label,split", *rows))
+    refused(root, cache, f"class a/0.png.*{match}")
 
 
 @pytest.mark.parametrize("place", ["absolute", "below root"])
@@ -320,13 +341,13 @@ MISTAKES: dict[str, tuple[dict[str, bytes], str]] = {
     ),
     "two kinds": (
         classes() | dict.fromkeys(("split.csv", "train.csv"), b""),
-        "split.csv and train.csv are there; name",
+        "there is split.csv, train.csv; leave .* or split.csv alone, or name it by",
     ),
-    "empty csv": (table(), "split.csv: empty; write a first line filename,label,split"),
-    "blank csv": (table("", "  ", ""), "split.csv: (empty|columns '')"),
+    "empty csv": (table(), "split.csv: columns ''; write filename,label,split or class,split, with"),
+    "blank csv": (table("", "  ", ""), "split.csv: columns ''"),
     "csv of a header": (table("class,split"), "split.csv: no rows below the first line"),
-    "semicolons": (table("class;split", "class a;train"), "not separated by commas; save it with commas"),
-    "tabs": (table("class\tsplit", "class a\ttrain"), "not separated by commas; save it with commas"),
+    "semicolons": (table("class;split", "class a;train"), "columns 'class;split'; write .*, with commas, in the first"),
+    "tabs": (table("class\tsplit", "class a\ttrain"), r"columns 'class\\tsplit'; write .*, with commas, in the first"),
     "other columns": (
         table("image,split", "a,train"),
         "columns 'image,split'; write filename,label,split or class,spl",
@@ -335,7 +356,10 @@ MISTAKES: dict[str, tuple[dict[str, bytes], str]] = {
     "no header": (table(*CLASS_ROWS), "columns 'class a,train'; write"),
     "other split": (table("class,split", *CLASS_ROWS, "class d,dev"), "line 5: split 'dev'; write train, val or test"),
     "no val rows": (table("class,split", *CLASS_ROWS[::2]), "no classes of val; add some"),
-    "no such class": (table("class,split", *CLASS_ROWS, "class z,val"), "line 5: no class folder 'class z' is there"),
+    "no such class": (
+        table("class,split", *CLASS_ROWS, "class z,val"),
+        "line 5: a row whose class folder is missing: 'class z'",
+    ),
     "class in two": (
         table("class,split", *CLASS_ROWS, "class a,val"),
         "line 5: 'class a' is listed as .* of train alr",
@@ -361,7 +385,7 @@ MISTAKES: dict[str, tuple[dict[str, bytes], str]] = {
     "label of two lines": (
         table("filename,label,split", '0.png,"x\ny",train', name="split.csv")
         | {"split.csv": b'filename,label,split\nclass a/0.png,"x\ny",train\nclass b/0.png,y,val\nclass c/0.png,z,test'},
-        r"class 'x\\ny': a name that cannot be printed",
+        r"'x\\ny': a name that cannot be printed",
     ),
 }
 
@@ -423,13 +447,13 @@ def test_links_to_class_folders_and_back_are_followed_once(root: Path, cache: Pa
 def test_an_image_that_is_a_broken_link_is_named(root: Path, cache: Path):
     as_folder(root, SPLIT)
     (root / "val/vala/link.png").symlink_to(root / "gone.png")
-    refused(root, cache, "cannot be listed .*val/vala/link.png.*remove it")
+    refused(root, cache, "val/vala/link.png: cannot be read .*remove it")
 
 
 def test_images_that_two_splits_share_may_be_counted(root: Path, cache: Path):
     as_folder(root, SPLIT | {"test/testb/9.png": SPLIT["val/vala/0.png"]})
     assert read(root, cache, leaks="count")["test"].about["shared_images"] == 1
-    refused(root, cache / "b", r"of class vala \(val\) is also .* of class testb \(test\).*a leak")
+    refused(root, cache / "b", r"vala/0.png \(val\) is the same image as .*testb/9.png \(test\).*a leak")
     with pytest.raises(FewshotError, match="a leak"):  # that it was counted once does not let it pass now
         read(root, cache)
 

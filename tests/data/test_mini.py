@@ -329,6 +329,12 @@ def test_the_images_that_are_named_in_the_lists_come_before_imagenets(root: Path
     is_as_expected(root, cache, BY_NAME)
 
 
+def test_lists_may_have_other_columns_and_a_row_twice(root: Path, cache: Path):
+    as_images(root)
+    as_lists(root, lambda split, rows: [(str(i), *row) for i, row in enumerate([*rows, rows[-1]])])
+    is_as_expected(root, cache, BY_NAME)
+
+
 def test_lists_may_have_a_mark_and_spaces_and_blank_lines(root: Path, cache: Path):
     as_list_and_images(root)
     for split in SPLITS:
@@ -415,7 +421,7 @@ TRAIN, VAL = CLASSES["train"][0], CLASSES["val"][0]
 DICT, OTHER = by_class_dict("val"), by_labels("val")
 ROWS, BYTES = DICT["class_dict"], DICT["image_data"]
 PICKLES: dict[str, tuple[Any, str]] = {
-    "a list": ([1, 2], "it holds no dict"),
+    "a list": ([1, 2], "its content is no dict"),
     "other keys": (
         {"images": BYTES, "class_dict": ROWS},
         "its keys are 'images', 'class_dict', and neither image_data",
@@ -528,35 +534,31 @@ def only(split: str, change: Callable[[list[Row]], list[Row]]) -> Callable[[str,
 LISTS: dict[str, tuple[Callable[[str, list[Row]], list[Row]], str]] = {
     "an image that is missing": (
         only("train", lambda rows: [*rows, (f"{TRAIN}00000009.jpg", TRAIN)]),
-        f"train.csv, line 14: image '{TRAIN}00000009.jpg' is not in .*: put it there",
+        f"train.csv: line 14: image '{TRAIN}00000009.jpg' is not in .*: put it there",
     ),
     "a class that is not published": (
         only("val", lambda rows: [*rows, ("n0144076400000001.jpg", "n01440764")]),
-        "val.csv, line 11: class 'n01440764' is in none of the published splits, not of val; take the published list",
+        "val.csv: line 11: class 'n01440764' is in none of the published splits, not of val; take the published list",
     ),
     "a class in two lists": (
         only("val", lambda rows: [*rows, (f"{TRAIN}00000004.jpg", TRAIN)]),
-        f"val.csv, line 11: class '{TRAIN}' is of train of the published splits, not of val; take the published list",
-    ),
-    "an image listed twice": (
-        only("test", lambda rows: [*rows, rows[2]]),
-        r"test.csv, line 11: image '\w+.jpg' is listed already, .*test.csv, line 3; take the published list",
+        f"val.csv: line 11: class '{TRAIN}' is of train of the published splits, not of val; take the published list",
     ),
     "an image of two classes": (
         only("val", lambda rows: [*rows, (rows[1][0], CLASSES["val"][1])]),
-        "val.csv, line 11: image .* is listed already, .*val.csv, line 2",
+        r"val.csv: line 11: '\w+.jpg' is listed as 'n01855672' of val already; .*; take the published list",
     ),
     "another column": (
-        only("val", lambda rows: [("", *row) for row in rows]),
-        "val.csv, line 1: columns ',filename,label', not filename,label; take the published list",
+        only("val", lambda rows: [("image", "label"), *rows[1:]]),
+        "val.csv: columns 'image,label'; write filename,label, .*; take the published list",
     ),
-    "no head": (only("val", lambda rows: rows[1:]), "val.csv, line 1: columns '.*jpg,n01855672', not filename,label"),
+    "no head": (only("val", lambda rows: rows[1:]), "val.csv: columns '.*jpg,n01855672'; write filename,label"),
     "a longer row": (
         only("val", lambda rows: [*rows[:3], (*rows[3], "x")]),
-        "val.csv, line 4: columns '.*,x', not filename,label",
+        "val.csv: line 4: not a value for each of 'filename,label'",
     ),
-    "a shorter row": (only("val", lambda rows: [*rows, ("x",)]), "val.csv, line 11: columns 'x', not filename,label"),
-    "no rows": (only("val", lambda rows: rows[:1]), f"no class of val is there; add images of {VAL} or others"),
+    "a shorter row": (only("val", lambda rows: [*rows, ("x",)]), "val.csv: line 11: not a value for each of"),
+    "no rows": (only("val", lambda rows: rows[:1]), "val.csv: no rows .*; take the published list"),
     "a line break": (only("val", lambda rows: [*rows, ("a\nb", VAL)]), r"image 'a\\nb' is not in "),
 }
 
@@ -572,9 +574,9 @@ def test_a_list_that_is_not_as_it_should_be_is_named_with_what_to_do(root: Path,
 @pytest.mark.parametrize(
     ("data", "match"),
     [
-        (b"<html>404</html>", "a web page, not the file: .*take the published list, from https://github.com"),
-        (b"filename,label\n\xff,n01\n", "val.csv: no list of images .*0xff.*take the published list"),
-        (b'filename,label\n"a,n01\n', "val.csv: no list of images .*take the published list"),
+        (b"<html>404</html>", "a web page, not the file; .*take the published list, from https://github.com"),
+        (b"filename,label\n\xff,n01\n", "val.csv: no CSV in UTF-8 .*0xff.*take the published list"),
+        (b'filename,label\n"a,n01\n', "val.csv: no CSV in UTF-8 .*take the published list"),
     ],
 )
 def test_a_file_that_is_no_list_is_refused(root: Path, cache: Path, data: bytes, match: str):
@@ -586,7 +588,7 @@ def test_a_file_that_is_no_list_is_refused(root: Path, cache: Path, data: bytes,
 def test_two_images_of_a_listed_name_are_refused(root: Path, cache: Path):
     as_list_and_images(root)
     as_images(root, "more")
-    refused(root, cache, "images/n01532829.*.jpg and more/n01532829.*.jpg are both there: leave one of them")
+    refused(root, cache, "may be images/n01532829.*.jpg or more/n01532829.*.jpg; leave one of them")
 
 
 def test_two_originals_of_a_number_are_refused(root: Path, cache: Path):
@@ -598,27 +600,29 @@ def test_two_originals_of_a_number_are_refused(root: Path, cache: Path):
 def test_a_class_of_imagenet_that_is_not_whole_is_refused(root: Path, cache: Path):
     as_list_and_originals(root)
     (root / VAL / f"{VAL}_2.JPEG").unlink()
-    text = refused(root, cache, f"val.csv, line 4: {VAL}00000005.jpg is number 5 of its class, but .* has 4: fetch")
+    text = refused(
+        root, cache, f"val.csv: line 4: image '{VAL}00000005.jpg' is not in .* all of ImageNet's training images"
+    )
     assert "remove the lists" in text
 
 
 def test_the_number_of_a_listed_image_begins_at_one(root: Path, cache: Path):
     as_originals(root)
     as_lists(root, only("val", lambda rows: [*rows, (f"{VAL}00000000.jpg", VAL)]))
-    refused(root, cache, "val.csv, line 11: .* is number 0 of its class")
+    refused(root, cache, "val.csv: line 11: image .* is not in")
 
 
 @pytest.mark.parametrize("image", [f"{TRAIN}00000001.jpg", "1.jpg", f"{VAL}00000001.png"])
 def test_an_image_that_is_no_original_by_its_name_is_missing(root: Path, cache: Path, image: str):
     as_originals(root)
     as_lists(root, only("val", lambda rows: [*rows, (image, VAL)]))
-    refused(root, cache, f"val.csv, line 11: image '{image}' is not in ")
+    refused(root, cache, f"val.csv: line 11: image '{image}' is not in ")
 
 
 def test_an_original_class_that_is_not_there_is_missing(root: Path, cache: Path):
     as_list_and_originals(root)
     shutil.rmtree(root / VAL)
-    refused(root, cache, f"val.csv, line 2: image '{VAL}00000002.jpg' is not in ")
+    refused(root, cache, f"val.csv: line 2: image '{VAL}00000002.jpg' is not in ")
 
 
 @pytest.mark.parametrize("complete", [True, False])

@@ -470,14 +470,14 @@ ARRAYS: dict[str, tuple[bytes, str]] = {
     "Fortran's order": (stored(np.asfortranarray(stack("val"))), "val_images.npz: uint8 .8, 9, 9, 3., not"),
     "images without pixels": (stored(stack("val")[:, :0]), "val_images.npz: uint8 .8, 0, 9, 3., not"),
     "fewer images": (stored(stack("val")[1:]), "val_images.npz: 7 images for the 8 labels beside it"),
-    "a damaged stream": (flipped(stack("val")), "val_images.npz: cannot be read .*fetch it again"),
-    "a bit changed": (silent(stack("val")), "val_images.npz: cannot be read .Bad CRC-32.*fetch it again"),
-    "cut short": (stored(stack("val"))[:-300], "val_images.npz: cannot be read .*not a zip file.*fetch it again"),
+    "a damaged stream": (flipped(stack("val")), "val_images.npz: cannot be read .*fetch the authors"),
+    "a bit changed": (silent(stack("val")), "val_images.npz: cannot be read .Bad CRC-32.*fetch the authors"),
+    "cut short": (stored(stack("val"))[:-300], "val_images.npz: cannot be read .*not a zip file.*fetch the authors"),
     "a member that is longer": (
         npz(images=stack("val")).replace(b"(8, 9, 9, 3)", b"(8, 9, 8, 3)"),
-        "val_images.npz: cannot be read .*fetch it again",
+        "val_images.npz: cannot be read .*fetch the authors",
     ),
-    "a web page": (b"<!DOCTYPE html><html>", "val_images.npz: a web page, not the file: .*https://zenodo.org/record/"),
+    "a web page": (b"<!DOCTYPE html><html>", "val_images.npz: a web page, not the file; .*https://zenodo.org/record/"),
     "empty": (b"", "val_images.npz: cannot be read"),
 }
 
