@@ -72,8 +72,8 @@ def _on_gathered(
 
 
 def _takes_much_of_its_classes(sampler: Sampler) -> bool:
-    """Whether a task's queries are a good part of all that its classes hold, as in deepmind/leo's tests."""
-    return 3 * (sampler.shot + sampler.query) >= int(sampler.bank.sizes.max())
+    """Whether a task's queries are a good part of all that its classes hold, as in deepmind/leo's tests on features."""
+    return len(sampler.bank.shape) == 1 and 3 * (sampler.shot + sampler.query) >= int(sampler.bank.sizes.max())
 
 
 def _on_whole_classes(

@@ -75,7 +75,10 @@ def build(cfg: DictConfig, known: Path | None = None) -> Experiment:
             raise FewshotError(f"{key}={OmegaConf.select(cfg, key)}: must be at least {least}")
     device = pick_device(cfg.device)
     banks = read_banks(cfg, known)
-    view = view_of(config["dataset"])
+    # Features were taken of images as the dataset's view has them.
+    view = view_of(config["dataset"]) if cfg.features.name is None else View()
+    if cfg.features.name is not None and cfg.dataset.augment.episodes != "none":
+        raise FewshotError(f"dataset.augment.episodes={cfg.dataset.augment.episodes}: not of features; leave it out")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         network = make(cfg.backbone.network, shape=view.seen(next(iter(banks.values())).shape), way=cfg.way)
@@ -83,29 +86,6 @@ def build(cfg: DictConfig, known: Path | None = None) -> Experiment:
     for name, bank in banks.items():
         banks[name] = bank.to(device, examples=has_room(bank.examples.nbytes, device))
     return Experiment(config, device, banks, view, learner, Engine(cfg.engine, cfg.chunk))
-
-
-def on_another_dataset(cfg: DictConfig, run: Path, dataset: DictConfig) -> DictConfig:
-    """The configuration of a run with the images of another dataset, adapted to the shape that its learner knows.
-
-    They are normalised as the run's own were; crop and rotations are those of the other dataset.
-
-    Raises:
-        FewshotError: the run has not begun, or learns on features.
-    """
-    known = began_with(run)
-    if known is None:
-        raise FewshotError(f"{run}: the run has not begun; train it first")
-    if cfg.features.name is not None:
-        raise FewshotError(
-            f"dataset={dataset.name}: the run in {run} learns on features, which only its own extractor can give of "
-            "other images; a run on images can be tested there"
-        )
-    changed = cfg.copy()
-    OmegaConf.update(changed, "dataset", dataset, merge=False)
-    for key, value in (("shape", known["shape"]), ("mean", cfg.dataset.mean), ("std", cfg.dataset.std)):
-        OmegaConf.update(changed, f"dataset.{key}", value)
-    return changed
 
 
 def read_banks(cfg: DictConfig, known: Path | None = None) -> dict[str, Bank]:
@@ -160,6 +140,8 @@ def _train_and_test(folder: Path, cfg: DictConfig) -> dict[str, Any]:
     run = build(cfg, None if cfg.force else folder)
     reset_peak_memory(run.device)
     settings = TrainSettings(**run.config["train"])
+    if cfg.dataset.shape is not None:
+        raise FewshotError("dataset.shape: is for tests on another dataset; set dataset.reader.size, or leave it out")
     shot = cfg.shot if settings.shot is None else settings.shot
     query = shot if settings.query is None else settings.query
     training = joined(run.banks["train"], run.banks["val"]) if settings.train_on_val else run.banks["train"]
@@ -177,7 +159,7 @@ def _train_and_test(folder: Path, cfg: DictConfig) -> dict[str, Any]:
         shutil.rmtree(folder / "tests", ignore_errors=True)  # they are of the weights that go
     saved = run.config | {"device": str(run.device)}
     data = {name: bank.fingerprint for name, bank in run.banks.items()}
-    data |= {"shape": run.view.seen(training.shape)}
+    data |= {"shape": run.view.seen(training.shape), "classes": training.names}
     write_atomically(folder / DATA, (json.dumps(data, indent=1) + "\n").encode())
     write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(saved)).encode())
 
@@ -235,6 +217,7 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
             "episodes": cfg.test.episodes,
             "episode_seed": cfg.test.seed,
             "rotations": cfg.dataset.rotations.test,
+            "view": view_words(cfg),
             "regime": regime(run.learner, cfg),
             "adaptation_steps": getattr(run.learner, "adaptation_steps", run.learner.test_steps),
             "train_on_val": settings.train_on_val,
@@ -263,7 +246,9 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
             "features_fingerprint": None if cfg.features.name is None else sampler.bank.fingerprint,
             "train_fingerprint": "+".join(run.banks[split].fingerprint for split in trained_on),
             "about": dict(sampler.bank.about),
-            "view": asdict(run.view) | {"from": sampler.bank.shape, "to": run.view.seen(sampler.bank.shape)},
+            "view": asdict(run.view)
+            | {"augment": cfg.dataset.augment.episodes}  # in training
+            | {"from": sampler.bank.shape, "to": run.view.seen(sampler.bank.shape)},
         },
         "config": trained_with(run.config),
         "command": shlex.join(["python", *sys.argv]),
@@ -273,6 +258,13 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
 def regime(learner: Learner, cfg: DictConfig) -> str:
     """Whether queries can see each other at test."""
     return "transductive" if cfg.test.transductive and not learner.independent else "inductive"
+
+
+def view_words(cfg: DictConfig) -> str | None:
+    """What of the images is seen at test, where it is not all of them as they are stored."""
+    crop, shape = cfg.dataset.crop, cfg.dataset.shape
+    words = [f"crop {crop}"] * (crop is not None) + [f"seen as {'x'.join(map(str, shape or ()))}"] * (shape is not None)
+    return ", ".join(words) or None
 
 
 def network_name(cfg: DictConfig) -> str:

@@ -218,9 +218,14 @@ def _split(extractor: nn.Module, bank: Bank, seen: View) -> Split:
     extractor.eval()
     device = next(extractor.parameters()).device
     assert callable(extractor.features)
+    found = np.empty((0, 0), np.float32)
     with torch.no_grad():
-        rows = [extractor.features(seen(part.to(device))).cpu().numpy() for part in bank.examples.split(AT_ONCE)]
-    return Split(np.concatenate(rows).astype(np.float32), bank.sizes.tolist(), list(bank.names))
+        for first in range(0, len(bank.examples), AT_ONCE):
+            part = extractor.features(seen(bank.examples[first : first + AT_ONCE].to(device))).cpu().numpy()
+            if not first:
+                found = np.empty((len(bank.examples), part.shape[1]), np.float32)
+            found[first : first + AT_ONCE] = part
+    return Split(found, bank.sizes.tolist(), list(bank.names))
 
 
 def _validation(extractor: nn.Module, bank: Bank, seen: View, settings: Mapping[str, Any]) -> float:

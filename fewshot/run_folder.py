@@ -58,6 +58,8 @@ def saved_config(folder: Path, *, device: str | None = None) -> DictConfig:
     try:
         schema = OmegaConf.structured(TrainConfig)
         cfg = OmegaConf.merge(schema, OmegaConf.load(listed), {"run_dir": str(folder)})
+        if not isinstance(OmegaConf.select(cfg, "dataset.augment"), DictConfig):
+            raise ValueError("dataset.augment is of an earlier version of this code")
         if device is not None:
             cfg.device = device
     except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
@@ -68,18 +70,21 @@ def saved_config(folder: Path, *, device: str | None = None) -> DictConfig:
 
 
 def began_with(folder: Path) -> dict[str, Any] | None:
-    """The fingerprint of each split that a run began with, and the shape of the examples that its learner knows.
+    """What a run began with: the fingerprint of each split, what its learner sees, and which classes it learns from.
 
     Returns:
-        {"train": ..., "val": ..., "test": ..., "shape": [C, H, W]}, or None where the run has not begun.
+        {"train": ..., "val": ..., "test": ..., "shape": [C, H, W], "classes": [...]}, or None where it has not begun.
 
     Raises:
-        FewshotError: the file is damaged.
+        FewshotError: the file is damaged, or of an earlier version of this code.
     """
     listed = folder / DATA
     if not listed.exists():
         return None
     try:
-        return dict(json.loads(listed.read_text(encoding="utf-8")))
+        found = dict(json.loads(listed.read_text(encoding="utf-8")))
+        if missing := {"shape", "classes"} - found.keys():
+            raise ValueError(f"no {min(missing)}, as an earlier version of this code wrote it")
+        return found
     except (OSError, ValueError, TypeError) as error:
         raise FewshotError(f"{listed}: damaged ({error}); choose another run_dir, or force=true") from error

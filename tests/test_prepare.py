@@ -251,7 +251,43 @@ def test_a_run_is_tested_on_the_classes_of_another_dataset(call: Any, tmp_path: 
     record = json.loads((next(Path("run/tests").iterdir()) / "record.json").read_text())
     assert (record["dataset"], record["protocol"]["dataset"]) == ("glyphs", "cub")
     assert record["data"]["view"]["from"] == [3, SIDE, SIDE] and record["data"]["view"]["to"] == [1, 28, 28]
+    assert record["protocol"]["view"] == "seen as 1x28x28"
+    began = json.loads(Path("run/data.json").read_text())
+    assert record["data"]["train_fingerprint"] == began["train"] != record["data"]["fingerprint"]
     assert "trained on glyphs" in call("table", "runs=run").out
+
+
+def test_two_sources_of_one_name_are_two_tests(call: Any, tmp_path: Path) -> None:
+    own = ("dataset=folder", "data_dir=data", f"dataset.reader.size={SIDE}", "dataset.name=mine")
+    for dataset in ("cub", "mini", "tiered"):
+        class_folders(tmp_path / dataset, images(dataset))
+    assert call("train", "run_dir=run", *QUICK, *own, "dataset.reader.root=cub").code == 0
+    for root in ("mini", "tiered"):
+        done = call("evaluate", "run=run", *own, f"dataset.reader.root={root}")
+        assert done.code == 0, done.err
+    assert len(list(Path("run/tests").iterdir())) == 2
+    done = call("evaluate", "run=run", *own, "dataset.reader.root=cub")
+    assert done.code == 1 and "the data that the run began with" in done.err
+
+
+def test_classes_that_a_run_was_trained_on_are_no_test(call: Any, tmp_path: Path) -> None:
+    found = images("mini")
+    class_folders(tmp_path / "first", found)
+    class_folders(tmp_path / "second", {"train": found["test"], "val": found["val"], "test": found["train"]})
+    own = ("dataset=folder", "data_dir=data", f"dataset.reader.size={SIDE}")
+    assert call("train", "run_dir=run", *QUICK, *own, "dataset.reader.root=first").code == 0
+    done = call("evaluate", "run=run", *own, "dataset.reader.root=second")
+    assert done.code == 1 and len([line for line in done.err.splitlines() if "error" in line]) == 1
+    assert "3 of its 3 classes of test are classes that the run was trained on" in done.err
+
+
+@pytest.mark.parametrize("word", ["dataset.mean=[0.5]", "dataset.std=[0.5]", "dataset.shape=[1,9,9]"])
+def test_what_only_the_run_can_say_is_refused(call: Any, tmp_path: Path, word: str) -> None:
+    class_folders(tmp_path / "birds", images("cub"))
+    assert call("train", "run_dir=run", *QUICK).code == 0
+    done = call("evaluate", "run=run", *options("cub"), "dataset.reader.root=birds", word)
+    assert (done.code, len(done.err.splitlines())) == (1, 1)
+    assert "is as in the run's training; leave it out" in done.err
 
 
 def test_a_run_on_cropped_normalised_and_changed_images_can_be_told_from_its_record(call: Any, tmp_path: Path) -> None:
@@ -264,7 +300,7 @@ def test_a_run_on_cropped_normalised_and_changed_images_can_be_told_from_its_rec
     assert done.code == 0, done.err
     view = json.loads(Path("run/record.json").read_text())["data"]["view"]
     assert (view["crop"], view["mean"], view["to"]) == (16, [0.5] * 3, [3, 16, 16])
-    assert view["augment"] == "none"  # at test
+    assert view["augment"] == "natural"  # in training
 
 
 @pytest.mark.parametrize(
@@ -274,10 +310,15 @@ def test_a_run_on_cropped_normalised_and_changed_images_can_be_told_from_its_rec
         (("dataset.mean=[0.5,0.5,0.5]",), "mean has 3 values, the images 1 channels"),
         (("dataset.augment.episodes=wild",), "choose none or natural"),
         (("dataset.std=[0.0]",), "must be above 0"),
+        (("dataset.shape=[1,28,28]",), "is for tests on another dataset"),
+        (("features=conv4", "backbone=linear", "dataset.augment.episodes=natural"), "not of features; leave it out"),
     ],
 )
 def test_a_view_that_does_not_fit_the_images_is_one_line(call: Any, words: tuple[str, ...], said: str) -> None:
-    done = call("train", "run_dir=run", *QUICK, *words)
+    quick = [word for word in QUICK if "filters" not in word or "backbone=linear" not in words]
+    done = call(
+        "train", "run_dir=run", *quick, "features.settings.epochs=1" if "features=conv4" in words else "seed=0", *words
+    )
     assert (done.code, len(done.err.splitlines())) == (1, 1)
     assert said in done.err
     assert not Path("run").exists()

@@ -13,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from fewshot.algorithms.leo import Leo
 from fewshot.cli import main
 from fewshot.config import identity, resolved, trained_with
+from fewshot.cross_domain import check_new, on_another_dataset, train_fingerprint
 from fewshot.errors import FewshotError
-from fewshot.experiment import build, on_another_dataset, regime, tested, tester
+from fewshot.experiment import build, regime, tested, tester
 from fewshot.report.latents import write_latents
 from fewshot.report.record import read_record, summary, write_record
 from fewshot.run_folder import saved_config
@@ -35,9 +36,7 @@ PROTOCOL = {
 def evaluate(cfg: DictConfig) -> None:
     run = Path(cfg.run)
     trained_cfg = saved_config(run, device=cfg.device)
-    elsewhere: DictConfig | None = cfg.dataset
-    if elsewhere is not None and elsewhere.name == trained_cfg.dataset.name:
-        raise FewshotError(f"dataset={elsewhere.name}: what the run was trained on; leave it out")
+    elsewhere = None if cfg.dataset is None else DictConfig(OmegaConf.to_container(cfg.dataset, resolve=True))
     test_cfg = trained_cfg.copy() if elsewhere is None else on_another_dataset(trained_cfg, run, elsewhere)
     for key, place in PROTOCOL.items():
         if cfg[key] is not None:
@@ -58,7 +57,9 @@ def evaluate(cfg: DictConfig) -> None:
     ]
     words += [f"{experiment.learner.test_steps}steps", f"{test.episodes}e{test.seed}"]
     if elsewhere is not None:
-        words.insert(0, f"{data.name}-{identity(resolved(data))[:6]}")
+        bank = tester(experiment, test_cfg).bank
+        check_new(run, data.name, bank)
+        words.insert(0, f"{data.name}-{identity({'dataset': resolved(data), 'images': bank.fingerprint})[:8]}")
     folder = Path(cfg.out) if cfg.out else run / "tests" / "-".join(words)
     if (folder / "config.yaml").exists():
         raise FewshotError(f"out={folder}: holds a run; choose another folder")
@@ -70,6 +71,8 @@ def evaluate(cfg: DictConfig) -> None:
     # What the run was trained for, and with.
     record |= {key: trained_cfg[key] for key in ("way", "shot", "query")} | {"dataset": trained_cfg.dataset.name}
     record["config"] = trained_with(resolved(trained_cfg))
+    if elsewhere is not None:
+        record["data"]["train_fingerprint"] = train_fingerprint(run, trained_cfg.train.train_on_val)
     own = run / "record.json"
     if own.exists() and read_record(own)["protocol"] == record["protocol"]:
         print(f"{summary(record, run)} (the run's own protocol: nothing written)")

@@ -138,9 +138,7 @@ class Sampler:
             rows: [...] int64, on the device where the examples are wanted.
             changes: [...] streams for the view's random changes of images.
         """
-        examples = self.bank.examples
-        items = examples.index_select(0, rows.flatten().to(examples.device)).to(rows.device)
-        items = items.view(*rows.shape, *self.bank.shape)
+        items = self.bank.rows(rows.flatten()).view(*rows.shape, *self.bank.shape)
         if len(self.bank.shape) == 3 or items.dtype == torch.uint8:
             return self.view(items, changes)
         # Features as deepmind/leo's data provider hands them over.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import log
+from math import isfinite, log
 from typing import Any
 
 import torch
@@ -47,8 +47,17 @@ class View:
     def __post_init__(self) -> None:
         if self.augment not in ("none", "natural"):
             raise FewshotError(f"dataset.augment: {self.augment}: choose none or natural")
+        if self.crop is not None and (type(self.crop) is not int or self.crop < 1):
+            raise FewshotError(f"dataset.crop={self.crop}: must be a whole number of pixels, or null")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            numbers = isinstance(values, tuple) and all(type(v) in (int, float) and isfinite(v) for v in values)
+            if values is not None and not numbers:
+                raise FewshotError(f"dataset.{name}={values}: must be a list of numbers, one for each channel, or null")
         if self.std is not None and min(self.std, default=0) <= 0:
             raise FewshotError(f"dataset.std={list(self.std)}: must be above 0")
+        good = isinstance(self.shape, tuple) and len(self.shape) == 3 and all(type(side) is int for side in self.shape)
+        if self.shape is not None and not (good and self.shape[0] in (1, 3) and min(self.shape) > 0):
+            raise FewshotError(f"dataset.shape={self.shape}: must be [1 or 3, height, width], or null")
 
     def seen(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of what the learner gets of an example of this shape.
@@ -57,9 +66,10 @@ class View:
             FewshotError: the view is not for such examples.
         """
         if len(shape) != 3:
-            if (self.shape, self.crop) != (None, None):
+            if (self.shape, self.crop, self.augment) != (None, None, "none"):
                 raise FewshotError(
-                    f"features of {shape[0]} values cannot be cropped or resized; leave dataset.crop out"
+                    f"features of {shape[0]} values cannot be cropped, resized or changed: leave dataset.crop, "
+                    "dataset.shape and dataset.augment.episodes out"
                 )
             return shape
         if self.crop is not None:

@@ -129,8 +129,16 @@ def test_a_changed_episode_does_not_depend_on_its_batch(make_bank):
         ({"std": (0.5, 0.5, 0.5)}, (1, 8, 8), "std has 3 values, the images 1 channels"),
         ({"crop": 9}, (3, 8, 8), "crop=9: the images are 8x8"),
         ({"crop": 0}, (3, 8, 8), "crop=0"),
+        ({"crop": "abc"}, (3, 8, 8), "crop=abc: must be a whole number"),
+        ({"crop": 20.5}, (3, 8, 8), "crop=20.5: must be a whole number"),
+        ({"mean": 0.5}, (3, 8, 8), "mean=0.5: must be a list of numbers"),
+        ({"mean": ("a", "b", "c")}, (3, 8, 8), "mean=.*: must be a list of numbers"),
+        ({"mean": (None, 1, 1)}, (3, 8, 8), "mean=.*: must be a list of numbers"),
+        ({"std": (float("nan"), 1, 1)}, (3, 8, 8), "std=.*: must be a list of numbers"),
+        ({"shape": 28}, (3, 8, 8), r"shape=28: must be \[1 or 3"),
+        ({"shape": (2, 28, 28)}, (3, 8, 8), r"must be \[1 or 3"),
         ({"crop": 4}, (640,), "features of 640 values cannot be cropped"),
-        ({"shape": (3, 8, 8)}, (640,), "features of 640 values cannot be cropped or resized"),
+        ({"shape": (3, 8, 8)}, (640,), "features of 640 values cannot be cropped, resized"),
     ],
 )
 def test_a_view_that_does_not_fit_is_refused(settings, shape, message):
