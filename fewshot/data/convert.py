@@ -42,6 +42,7 @@ class Part:
         rows: [n] the place of each in the bank, which is sorted by class.
         images: the images from the i-th on, each a file's bytes or an array [H, W, C] uint8.
         where: the i-th image's name for people.
+        changed: when the files of the first n were put there, the last of them, in seconds since 1970.
     """
 
     names: Sequence[str]
@@ -49,6 +50,7 @@ class Part:
     rows: np.ndarray
     images: Callable[[int], Iterator[bytes | np.ndarray]]
     where: Callable[[int], str]
+    changed: Callable[[int], float] = lambda n: 0.0
 
 
 def part_of_files(files: Files, classes: Mapping[str, Sequence[str]], key: Callable[[str], str] | None = None) -> Part:
@@ -69,7 +71,14 @@ def part_of_files(files: Files, classes: Mapping[str, Sequence[str]], key: Calla
         missing = min(set(place) - set(order))
         raise FewshotError(f"{files.where(missing)}: listed, but not there; fetch the data again")
     labels, rows = np.array([place[name] for name in order], dtype=np.int64).reshape(-1, 2).T
-    return Part(names, labels, rows, lambda i: files.read(order[i:]), lambda i: files.where(order[i]))
+    return Part(
+        names,
+        labels,
+        rows,
+        images=lambda i: files.read(order[i:]),
+        where=lambda i: files.where(order[i]),
+        changed=lambda n: files.changed(order[:n]),
+    )
 
 
 def part_of_labels(
@@ -77,6 +86,7 @@ def part_of_labels(
     labels: np.ndarray,
     images: Callable[[int], Iterator[bytes | np.ndarray]],
     where: Callable[[int], str],
+    changed: Callable[[int], float] = lambda n: 0.0,
 ) -> Part:
     """The split of images that come with a label each, an index into `names`; classes sorted by name.
 
@@ -91,7 +101,7 @@ def part_of_labels(
     labels = rank[labels]
     rows = np.empty(len(labels), dtype=np.int64)
     rows[np.argsort(labels, kind="stable")] = np.arange(len(labels))
-    return Part([names[i] for i in order], labels, rows, images, where)
+    return Part([names[i] for i in order], labels, rows, images, where, changed)
 
 
 def convert(
@@ -127,7 +137,7 @@ def convert(
             if (folder / "bank.json").exists() and not again:
                 shutil.rmtree(work, ignore_errors=True)
                 return
-            done = _begun(work, key, {s: (int(c.sum()), *look.shape) for s, c in counts.items()})
+            done = _begun(work, key, parts, look)
             total = sum(len(part.labels) for part in parts.values())
             with progress_bar(title, total, sum(done.values())) as advance:
                 for split, part in parts.items():
@@ -221,13 +231,17 @@ def _lock(work: Path) -> IO[str]:
                 return lock
 
 
-def _begun(work: Path, key: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+def _begun(work: Path, key: str, parts: Mapping[str, Part], look: Look) -> dict[str, int]:
     """How many images of each split are in their places already; the files are made where it begins anew."""
     noted = work / "progress.json"
+    shapes = {split: (len(part.labels), *look.shape) for split, part in parts.items()}
     try:
         state = json.loads(noted.read_text(encoding="utf-8"))
-        if state["key"] == key and all((work / f"{split}.npy").is_file() for split in shapes):
-            return {split: int(state["done"].get(split, 0)) for split in shapes}
+        done = {split: int(state["done"].get(split, 0)) for split in shapes}
+        # Of what was put there since, the old pixels are of no use.
+        fresh = all(part.changed(done[split]) <= noted.stat().st_mtime for split, part in parts.items() if done[split])
+        if fresh and state["key"] == key and all((work / f"{split}.npy").is_file() for split in shapes):
+            return done
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # not begun, or not to its first note
     for left in work.iterdir():

@@ -13,7 +13,7 @@ from fewshot.data.convert import convert, part_of_files
 from fewshot.data.download import fetch
 from fewshot.data.files import ARCHIVES, DAMAGED, Files, open_files
 from fewshot.data.images import Look, web_page
-from fewshot.data.layouts import SPLIT_WORDS, SPLITS, check_official, known_folders, official
+from fewshot.data.layouts import SPLIT_WORDS, SPLITS, check_official, known_folders, official, prepare_command
 from fewshot.errors import FewshotError
 
 NAME = "CUB_200_2011"
@@ -58,7 +58,7 @@ def read(
     folder = Path(cache) / f"cub-{size}-{resize}-{resample}{'' if complete else '-part'}"
     if again or not (folder / "bank.json").exists():
         splits = official("cub")
-        files, found = _source(Path(root), splits, download)
+        files, found = _source(Path(root), splits, download, prepare_command("cub", size, resize, resample, complete))
         parts = {}
         for split in SPLITS:
             classes = {name: found[name] for name in splits[split] if name in found}
@@ -84,7 +84,9 @@ def read(
     return open_banks(folder)
 
 
-def _source(root: Path, splits: dict[str, list[str]], download: bool) -> tuple[Files, dict[str, list[str]]]:
+def _source(
+    root: Path, splits: dict[str, list[str]], download: bool, command: str
+) -> tuple[Files, dict[str, list[str]]]:
     """What is read, and the images of each class in it. The archive comes first: it is what the authors publish."""
     archives = [path for suffix in (".tgz", *ARCHIVES) if (path := root / f"{NAME}{suffix}").is_file()]
     if root.exists():
@@ -95,16 +97,15 @@ def _source(root: Path, splits: dict[str, list[str]], download: bool) -> tuple[F
             return files, found
     if download and not archives and not root.is_file():
         fetch(URL, root / f"{NAME}.tgz", check=_check_download, what=f"{NAME}.tgz")
-        return _source(root, splits, False)
+        return _source(root, splits, False, command)
     if archives or root.is_file():
         raise FewshotError(
             f"{archives[0] if archives else root}: without class folders of CUB-200-2011, such as {splits['train'][0]}"
-            f": replace it by {NAME}.tgz from {PAGE}, or python tools/prepare.py dataset=cub source=<path>"
+            f": replace it by {NAME}.tgz from {PAGE}, or {command} source=<path>"
         )
     raise FewshotError(
         f"{root}: no CUB-200-2011 is there: put {NAME}.tgz from {PAGE} there, or the folder {NAME} that it unpacks to, "
-        "or python tools/prepare.py dataset=cub source=<path>, or python tools/prepare.py dataset=cub "
-        "dataset.reader.download=true"
+        f"or {command} source=<path>, or {command} dataset.reader.download=true"
     )
 
 

@@ -51,6 +51,11 @@ class Files:
     opened: Callable[[str], AbstractContextManager[IO[bytes]]]
     read: Callable[[Sequence[str]], Iterator[bytes]]
 
+    def changed(self, names: Sequence[str]) -> float:
+        """When the last of some files was put there, or the archive, in seconds since 1970; 0 for none."""
+        paths = [self.root / name for name in names] if self.root.is_dir() else [self.root] if names else []
+        return max((path.stat().st_ctime for path in paths), default=0.0)
+
     @cached_property
     def joint(self) -> str:
         """What stands between the source and a file in a file's name for people."""

@@ -29,6 +29,14 @@ def official(dataset: str) -> dict[str, list[str]]:
     return {split: sorted(name for names in lists[split] for name in names) for split in SPLITS}
 
 
+def prepare_command(dataset: str, size: int, resize: str, resample: str, complete: bool) -> str:
+    """The command that prepares these very images, without its source."""
+    said = {"size": size, "resize": resize, "resample": resample, "complete": str(complete).lower()}
+    usual = {"size": 84, "resize": "squash", "resample": "lanczos", "complete": "true"}
+    others = [f"dataset.reader.{name}={value}" for name, value in said.items() if value != usual[name]]
+    return " ".join(["python tools/prepare.py", f"dataset={dataset}", *others])
+
+
 def is_image(name: str) -> bool:
     """Whether a file's name ends like an image's."""
     return name.lower().endswith(SUFFIXES)

@@ -19,7 +19,7 @@ from fewshot.data.convert import Part, convert, part_of_files, part_of_labels
 from fewshot.data.download import fetch
 from fewshot.data.files import ARCHIVES, Files, open_files, opened
 from fewshot.data.images import Look
-from fewshot.data.layouts import SPLIT_WORDS, SPLITS, check_official, is_image, known_folders, official
+from fewshot.data.layouts import SPLIT_WORDS, SPLITS, check_official, is_image, known_folders, official, prepare_command
 from fewshot.errors import FewshotError
 
 # As in learn2learn 0.2.0, learn2learn/vision/datasets/mini_imagenet.py. Its class is of no use here: it unpickles them.
@@ -79,7 +79,7 @@ def read(
     folder = Path(cache) / f"mini-{size}-{resize}-{resample}{'' if complete else '-part'}"
     if again or not (folder / "bank.json").exists():
         splits = official("mini")
-        layout, parts = _source(Path(root), splits, download)
+        layout, parts = _source(Path(root), splits, download, prepare_command("mini", size, resize, resample, complete))
         for split, part in parts.items():
             if not part.names:
                 raise FewshotError(f"{root}: no class of {split} is there; add images of {splits[split][0]} or others")
@@ -92,7 +92,7 @@ def read(
     return open_banks(folder)
 
 
-def _source(root: Path, splits: Splits, download: bool) -> tuple[str, dict[str, Part]]:
+def _source(root: Path, splits: Splits, download: bool, command: str) -> tuple[str, dict[str, Part]]:
     """The layout in words, and what is there of each split."""
     lacks = "no miniImageNet is there"
     if root.exists():
@@ -125,8 +125,8 @@ def _source(root: Path, splits: Splits, download: bool) -> tuple[str, dict[str, 
     if not download or root.is_file():
         raise FewshotError(
             f"{root}: {lacks}: put mini-imagenet-cache-train.pkl, -validation.pkl and -test.pkl there, or images with "
-            "train.csv, val.csv and test.csv, or class folders by WordNet id; or python tools/prepare.py dataset=mini "
-            "source=<path>; or python tools/prepare.py dataset=mini dataset.reader.download=true"
+            f"train.csv, val.csv and test.csv, or class folders by WordNet id; or {command} source=<path>; or "
+            f"{command} dataset.reader.download=true"
         )
     for split in SPLITS:
         name = posixpath.basename(url := _address(split))
@@ -135,7 +135,7 @@ def _source(root: Path, splits: Splits, download: bool) -> tuple[str, dict[str, 
             _content(open_files(path.parent), path.name, split, splits, "the download went wrong")
 
         fetch(url, root / name, check=check, what=name)
-    return _source(root, splits, False)
+    return _source(root, splits, False, command)
 
 
 def _address(split: str) -> str:
@@ -162,7 +162,9 @@ def _pickled(files: Files, name: str, split: str, splits: Splits) -> tuple[str, 
         yield from _content(files, name, split, splits, remedy)[3][first:]
 
     kind, names, labels, _ = _content(files, name, split, splits, remedy)
-    return kind, part_of_labels(names, labels, images, lambda i: f"{where}: image {i + 1}")
+    return kind, part_of_labels(
+        names, labels, images, lambda i: f"{where}: image {i + 1}", lambda _: files.changed([name])
+    )
 
 
 def _content(

@@ -24,7 +24,7 @@ from fewshot.data.convert import Part, convert, part_of_files, part_of_labels
 from fewshot.data.download import fetch
 from fewshot.data.files import ARCHIVES, Files, open_files, opened
 from fewshot.data.images import Look, web_page
-from fewshot.data.layouts import SPLIT_WORDS, SPLITS, check_official, known_folders, official
+from fewshot.data.layouts import SPLIT_WORDS, SPLITS, check_official, known_folders, official, prepare_command
 from fewshot.errors import FewshotError
 
 # As in learn2learn 0.2.0, vision/datasets/tiered_imagenet.py, whose class is of no use here: it runs what it fetched.
@@ -84,7 +84,9 @@ def read(
     look = Look(size, 3, resize, resample)
     folder = Path(cache) / f"tiered-{size}-{resize}-{resample}{'' if complete else '-part'}"
     if again or not (folder / "bank.json").exists():
-        parts, layout, classes = _parts(Path(root), download)
+        parts, layout, classes = _parts(
+            Path(root), download, prepare_command("tiered", size, resize, resample, complete)
+        )
         _check(str(root), parts, classes == IDS, complete)
         about = {"dataset": "tiered", "source": "tieredImageNet (Ren et al. 2018), of ILSVRC-2012", "layout": layout}
         about |= {"split_source": "Ren et al. 2018" if classes == IDS else "the files' own", "classes": classes}
@@ -93,7 +95,7 @@ def read(
     return open_banks(folder)
 
 
-def _parts(root: Path, download: bool) -> tuple[dict[str, Part], str, str]:
+def _parts(root: Path, download: bool, command: str) -> tuple[dict[str, Part], str, str]:
     """What is there of each split, the layout in words, and what its classes are named by."""
     files = open_files(root) if root.exists() else None
     found: dict[str, dict[str, str]] = {kind: {} for kind in (*LAYOUTS, LABELS)}
@@ -114,16 +116,15 @@ def _parts(root: Path, download: bool) -> tuple[dict[str, Part], str, str]:
         return {split: part_of_files(files, of[split]) for split in SPLITS}, "class folders by WordNet id", IDS
     packed = [name for name in files.names if name.lower().endswith(ARCHIVES)] if files and root.is_dir() else []
     if len(packed) == 1 and not any(found.values()):
-        return _parts(root / packed[0], False)
+        return _parts(root / packed[0], False, command)
     if download and not root.is_file():
         _download(root, found)
-        return _parts(root, False)
+        return _parts(root, False, command)
     what = f"{missing[0]} is missing" if found[layout] else "no tieredImageNet is there"
     raise FewshotError(
         f"{root}: {what}: put train_images_png.pkl and train_labels.pkl and those of val and test there, or the like "
-        "with _images.npz, or folders of images named by WordNet id, such as ImageNet's for training; or python "
-        "tools/prepare.py dataset=tiered source=<folder or archive>; or python tools/prepare.py dataset=tiered "
-        "dataset.reader.download=true"
+        "with _images.npz, or folders of images named by WordNet id, such as ImageNet's for training; or "
+        f"{command} source=<folder or archive>; or {command} dataset.reader.download=true"
     )
 
 
@@ -222,7 +223,7 @@ def _part(files: Files, name: str, names: list[str], labels: np.ndarray) -> Part
 
     next(images(0))  # what is not as it should be from the start, is better known before the other files are read
     where = files.where(name)
-    return part_of_labels(names, labels, images, lambda i: f"{where}: image {i + 1}")
+    return part_of_labels(names, labels, images, lambda i: f"{where}: image {i + 1}", lambda _: files.changed([name]))
 
 
 def _pickled(files: Files, name: str, first: int, total: int) -> Iterator[bytes]:

@@ -661,3 +661,25 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path, kind: str, monkeyp
     process.join(60)
     assert process.exitcode == 0 and int((tmp_path / "grown").read_text()) < 100_000  # KB
     shutil.rmtree(tmp_path / "banks")
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_images_that_were_replaced_since_they_were_read_are_read_again(tmp_path: Path, again: bool):
+    folder = tmp_path / "source"
+    for i in range(12):
+        (folder / "a").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels(i)).save(folder / f"a/{i:02d}.png")
+    (folder / "a/11.png").write_bytes(b"damaged")
+
+    def part() -> dict[str, Part]:
+        files = open_files(folder)
+        return {"train": part_of_files(files, {"a": files.names})}
+
+    fails(tmp_path / "banks", part(), "11.png: damaged.*")
+    assert json.loads((tmp_path / "banks.part/progress.json").read_text())["done"]["train"] > 2
+    for i in (1, 11):
+        Image.fromarray(pixels(100 + i)).save(folder / f"a/{i:02d}.png")
+    convert(tmp_path / "banks", part(), LOOK, ABOUT, again=again)
+    examples = open_banks(tmp_path / "banks")["train"].examples.numpy()
+    for i in range(12):
+        assert (examples[i] == example(pixels(100 + i if i in (1, 11) else i), LOOK)).all()

@@ -216,7 +216,11 @@ def test_where_nothing_is_there_the_ways_to_get_it_are_said(root: Path, cache: P
     if other != "no folder":
         as_folder(root, {"cats/1.jpg": picture(1)} if other == "other files" else {"readme": b""})
     text = refused(root, cache, "no CUB-200-2011 is there")
-    for way in (f"put CUB_200_2011.tgz from {cub.PAGE} there", "dataset=cub source=<path>", "reader.download=true"):
+    for way in (
+        f"put CUB_200_2011.tgz from {cub.PAGE} there",
+        "dataset=cub dataset.reader.size=4 source=<path>",
+        "reader.download=true",
+    ):
         assert way in text
 
 

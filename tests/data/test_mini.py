@@ -391,7 +391,14 @@ def test_a_root_without_images_is_answered_with_the_ways_to_get_them(root: Path,
     if there == "other files":
         write(root / "cats" / "1.png", png(pixels("n1", 0)))
     text = refused(root, cache, f"^{root}: no miniImageNet is there")
-    ways = ("-validation.pkl", "train.csv", "class folders", "dataset=mini source=<path>", "reader.download=true")
+    ways = (
+        "-validation.pkl",
+        "train.csv",
+        "class folders",
+        "dataset=mini dataset.reader.size=",
+        "source=<path>",
+        "reader.download=true",
+    )
     assert all(way in text for way in ways)
 
 

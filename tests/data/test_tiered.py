@@ -238,7 +238,7 @@ def test_the_cache_is_opened_without_the_source_and_made_anew_when_asked(root: P
 
 @pytest.mark.parametrize("layout", ["pickles", "pickles of Python 2", "npz, stored", "npz, deflated", "npy"])
 def test_images_are_taken_up_again_anywhere(root: Path, layout: str):
-    part = tiered._parts(LAYOUTS[layout](root), False)[0]["val"]
+    part = tiered._parts(LAYOUTS[layout](root), False, "")[0]["val"]
     whole = [np.asarray(item).tobytes() for item in part.images(0)]
     assert len(whole) == 2 * IMAGES
     for first in range(1, 2 * IMAGES):
@@ -628,7 +628,7 @@ def test_a_download_that_fails_says_so(server: Server, root: Path, cache: Path):
 def test_the_first_images_are_there_before_the_last_are_read(root: Path):
     whole = pickle.dumps([np.full(1000, 1, np.uint8) for _ in range(3000)], 4)
     pickled(root, val_images_png=whole[:-1000], val_labels={"labels": [0] * 3000})
-    part = tiered._parts(root, False)[0]["val"]
+    part = tiered._parts(root, False, "")[0]["val"]
     images = part.images(0)
     assert len(list(islice(images, 1000))) == 1000
     with pytest.raises(FewshotError, match="no whole pickle"):
