@@ -90,7 +90,7 @@ def _source(
     """What is read, and the images of each class in it. The archive comes first: it is what the authors publish."""
     archives = [path for suffix in (".tgz", *ARCHIVES) if (path := root / f"{NAME}{suffix}").is_file()]
     if root.exists():
-        files = open_files(archives[0] if archives else root)
+        files = open_files(archives[0] if archives else root, PAGE)
         # Masks of the same names, which are published apart, may have been unpacked beside the images.
         images = replace(files, names=[name for name in files.names if "segmentations" not in name.split("/")])
         if found := known_folders(images, splits):

@@ -67,8 +67,11 @@ class Files:
         return f"{self.root}{self.joint}{name}"
 
 
-def open_files(root: Path) -> Files:
+def open_files(root: Path, page: str = "") -> Files:
     """List a source.
+
+    Args:
+        page: where an archive is to be had by hand.
 
     Raises:
         FewshotError: neither folder nor archive, one that may not be read, a damaged or encrypted archive, a web page
@@ -83,6 +86,7 @@ def open_files(root: Path) -> Files:
             if web_page(file.read(512)):
                 raise FewshotError(
                     f"{root}: a web page, not an archive: the download went wrong; fetch the file by hand"
+                    f"{f', from {page}' if page else ''}"
                 )
         if not root.name.lower().endswith(ARCHIVES):
             raise FewshotError(f"{root}: give a folder, or an archive ({', '.join(ARCHIVES)})")

@@ -293,3 +293,9 @@ def test_a_download_that_is_not_the_archive_is_thrown_away(
     server.content = change(as_archive(tmp_path / "made.tgz", published(birds())).read_bytes())
     text = refused(root, cache, match, download=True)
     assert f"download {cub.URL} by hand to {root / 'CUB_200_2011.tgz'}" in text and not list(root.iterdir())
+
+
+def test_a_web_page_in_place_of_the_archive_says_where_that_is_to_be_had(tmp_path: Path):
+    (tmp_path / "CUB_200_2011.tgz").write_bytes(b"<!DOCTYPE html><html>quota</html>" * 100)
+    with pytest.raises(FewshotError, match=f"a web page, not an archive: .* from {cub.PAGE}$"):
+        cub.read(tmp_path, tmp_path / "cache")
