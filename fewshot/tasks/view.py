@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torchvision.transforms.v2 import functional as tv
 
 from fewshot.errors import FewshotError
 from fewshot.random import fold, uniform
@@ -94,7 +93,8 @@ class View:
             changed = natural(x.flatten(0, -4), keys.flatten(), side)
             x = changed.unflatten(0, keys.shape)
         elif self.crop is not None:
-            x = tv.center_crop(x, [self.crop, self.crop])
+            top, left = (round((side - self.crop) / 2) for side in x.shape[-2:])
+            x = x[..., top : top + self.crop, left : left + self.crop]
         if self.shape is not None and x.shape[-3:] != self.shape:
             x = _adapted(x, self.shape)
         if self.mean is not None:
@@ -116,10 +116,11 @@ def view_of(settings: Mapping[str, Any]) -> View:
 
 def _adapted(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     if x.shape[-3] != shape[0]:
-        x = tv.rgb_to_grayscale(x) if shape[0] == 1 else x[..., :1, :, :].expand(*x.shape[:-3], *shape[:1], -1, -1)
+        x = _grey(x) if shape[0] == 1 else x.expand(*x.shape[:-3], shape[0], -1, -1)
     if x.shape[-2:] == shape[1:]:
         return x
-    return tv.resize(x, list(shape[1:]), antialias=True).clamp(0, 1)
+    flat = F.interpolate(x.flatten(0, -4), shape[1:], mode="bilinear", antialias=True)
+    return flat.view(*x.shape[:-3], *shape).clamp(0, 1)
 
 
 def natural(x: torch.Tensor, keys: torch.Tensor, side: Sequence[int]) -> torch.Tensor:
@@ -150,4 +151,7 @@ def natural(x: torch.Tensor, keys: torch.Tensor, side: Sequence[int]) -> torch.T
 
 
 def _grey(x: torch.Tensor) -> torch.Tensor:
-    return x if x.shape[1] == 1 else tv.rgb_to_grayscale(x)
+    """[..., 1, H, W] of [..., 3, H, W] by ITU-R 601-2's luma, as Pillow and torchvision have it."""
+    if x.shape[-3] == 1:
+        return x
+    return (x * x.new_tensor([0.2989, 0.587, 0.114]).view(-1, 1, 1)).sum(-3, keepdim=True)

@@ -52,6 +52,17 @@ def test_images_of_another_dataset_take_the_shape_that_the_learner_knows(shape, 
     assert x.min() >= 0 and x.max() <= 1
 
 
+@pytest.mark.parametrize("side", [8, 9, 84])
+def test_crop_resize_and_grey_are_torchvisions(side: int):
+    x = images(2, 3, 96, 90)
+    scaled = x.to(torch.float32) / 255
+    assert torch.equal(View(crop=side)(x), v2.functional.center_crop(scaled, [side, side]))
+    resized = v2.functional.resize(scaled, [side, side], antialias=True)
+    torch.testing.assert_close(View(shape=(3, side, side))(x), resized.clamp(0, 1))
+    grey = v2.functional.rgb_to_grayscale(resized)
+    torch.testing.assert_close(View(shape=(1, side, side))(x), grey.clamp(0, 1), atol=1e-5, rtol=1e-5)
+
+
 def test_a_flat_image_keeps_its_value_through_every_change_of_shape():
     flat = torch.full((1, 1, 28, 28), 51, dtype=torch.uint8)
     torch.testing.assert_close(View(shape=(3, 84, 84), crop=20)(flat), torch.full((1, 3, 84, 84), 0.2))
