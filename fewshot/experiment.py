@@ -260,11 +260,11 @@ def regime(learner: Learner, cfg: DictConfig) -> str:
     return "transductive" if cfg.test.transductive and not learner.independent else "inductive"
 
 
-def view_words(cfg: DictConfig) -> str | None:
-    """What of the images is seen at test, where it is not all of them as they are stored."""
+def view_words(cfg: DictConfig) -> str:
+    """What of the images is seen at test."""
     crop, shape = cfg.dataset.crop, cfg.dataset.shape
     words = [f"crop {crop}"] * (crop is not None) + [f"seen as {'x'.join(map(str, shape or ()))}"] * (shape is not None)
-    return ", ".join(words) or None
+    return ", ".join(words) or "whole images"
 
 
 def network_name(cfg: DictConfig) -> str:

@@ -1,16 +1,61 @@
-"""Print the comparison table of every run below a folder: `python tools/table.py runs=runs`."""
+"""Tabulate every run below a folder: `python tools/table.py runs=runs format=latex out=table.tex`."""
 
+import sys
 from pathlib import Path
+from typing import Any, cast
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from fewshot.checkpoint import write_atomically
 from fewshot.cli import main
-from fewshot.report.record import read_records
-from fewshot.report.table import markdown
+from fewshot.config import near
+from fewshot.errors import FewshotError
+from fewshot.report.render import FORMATS
+from fewshot.report.table import refreshed, table_of
 
 
 def table(cfg: DictConfig) -> None:
-    print(markdown(read_records(Path(cfg.runs))))
+    settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    if cfg.format not in FORMATS:
+        known = list(FORMATS)
+        raise FewshotError(f"format={cfg.format}: no such format{near(str(cfg.format), known)}; {', '.join(known)}")
+    for switch in ("published", "cost"):
+        if not isinstance(settings[switch], bool):
+            raise FewshotError(f"{switch}={settings[switch]}: true or false")
+    if cfg.refresh is not None:
+        refresh(Path(cfg.refresh), settings)
+        return
+    made = table_of(Path(cfg.runs), settings)
+    complain(made.complaints)
+    text = FORMATS[cfg.format](made)
+    if cfg.out is None:
+        print(text)
+    else:
+        Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(cfg.out), f"{text}\n".encode())
+        print(f"wrote {cfg.out}")
+
+
+def refresh(folder: Path, settings: dict[str, Any]) -> None:
+    """Write the tables of every Markdown file below a folder anew; a file that is current is left as it is."""
+    count = 0
+    for path in sorted(folder.rglob("*.md")):
+        found = refreshed(path, settings)
+        if found is not None:
+            text, made = found
+            complain(made.complaints)
+            current = text == path.read_text(encoding="utf-8")
+            if not current:
+                write_atomically(path, text.encode())
+            count += 1
+            print(f"{path}: {'current' if current else 'written'}")
+    if not count:
+        raise FewshotError(f"no Markdown file below {folder} has a place for a table: <!-- table --> <!-- /table -->")
+
+
+def complain(lines: list[str]) -> None:
+    for line in lines:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ NEEDED: dict[str, tuple[type, ...]] = {
     "seed": (int,), "recipe": MAYBE_TEXT,
     "protocol.dataset": (str,), "protocol.split": (str,), "protocol.way": (int,), "protocol.shot": (int,),
     "protocol.query": (int,), "protocol.episodes": (int,), "protocol.episode_seed": (int,),
-    "protocol.rotations": (str, bool, type(None)), "protocol.manifest": (str,), "protocol.regime": (str,),
+    "protocol.rotations": (str, bool, type(None)), "protocol.view": (str,),
+    "protocol.manifest": (str,), "protocol.regime": (str,),
     "protocol.adaptation_steps": (int, str, type(None)), "protocol.train_on_val": (bool,),
     "protocol.selection": MAYBE_TEXT,
     "test.accuracy": NUMBER, "test.ci95": MAYBE_NUMBER, "test.episodes": (int,),
@@ -112,6 +113,8 @@ def read_record(path: Path) -> Record:
         raise FewshotError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(record, dict) or record.get("format") != 1:
         raise FewshotError(f'{path} is not a record of this version: it lacks `"format": 1`')
+    if isinstance(record.get("protocol"), dict):
+        record["protocol"].setdefault("view", "whole images")  # all that there was before records said it
     for field, types in NEEDED.items():
         try:
             value = field_of(record, field)

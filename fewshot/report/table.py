@@ -1,251 +1,111 @@
-"""Records to one comparison table: a row per method, a column per test protocol, a footer that says what was measured.
+"""Records to one comparison table: a row per method, a column per test protocol, and below it what was measured."""
 
-Two rules keep it honest. Accuracies share a column only where every test episode was the same, and they are averaged
-only over training seeds of runs that differ in nothing else the record knows.
-"""
+from __future__ import annotations
 
-import math
-from collections.abc import Hashable, Iterable
-
-import pandas as pd
-from scipy import stats
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from fewshot.errors import FewshotError
-from fewshot.report.record import NUMBER, Record, field_of
+from fewshot.report.cells import Layout
+from fewshot.report.gather import figures, measured
+from fewshot.report.page import Page, page
+from fewshot.report.record import Record
+from fewshot.report.render import FORMATS
 
-# Simple to elaborate, the last seven as in LEO's Table 2; algorithms that are not named here follow by alphabet.
-ALGORITHMS = (
-    "nearest", "nearest_mean", "maml", "fomaml", "reptile", "meta_sgd", "leo_generator", "leo_generator_finetuning",
-    "leo_random_prior", "leo_deterministic", "leo_no_finetuning", "leo",
-)  # fmt: skip
-
-# What makes two runs' test episodes the same, and how a name says each. The order is the columns' order.
-COLUMN = {
-    "protocol.dataset": "{}",
-    "protocol.way": "{}-way",
-    "protocol.shot": "{}-shot",
-    "protocol.split": "{} split",
-    "protocol.query": "{} queries",
-    "protocol.episodes": "{:,} episodes",
-    "protocol.episode_seed": "episode seed {}",
-    "protocol.rotations": "rotations {}",
-    "protocol.manifest": "manifest {:.8}",
-    "data.fingerprint": "data {:.8}",
-}
-SHORT_NAME, HASHES = 3, -2  # the first three always name a column; the last two only when nothing readable tells apart
-
-# What a row's name adds when runs of one method differ in it within a column.
-VARIATIONS = {
-    "protocol.adaptation_steps": "{} adaptation steps",
-    "protocol.selection": "selection: {}",
-    "query": "trained for {} queries",
-    "cost.train_tasks": "{:,} training tasks",
-}
-# What is left when nothing above tells two runs apart: a hash of everything that they were trained with but the seed.
-CONFIGURATION = {"config": "configuration {:.8}"}
-
-
-def comparison(records: list[Record]) -> pd.DataFrame:
-    """Text cells such as "95.43 ± 0.41", in per cent; index: methods; columns: tasks; "–" where nothing was measured.
-
-    Raises FewshotError where two records are the same method, task and seed: an average would hide one of them.
-    """
-    cells = _cells(records)
-    table = cells.pivot(index="method", columns="task", values="cell").fillna("–")
-    # The pivot sorts by alphabet: take rows and columns in their own order.
-    return table.loc[cells["method"].unique(), list(_column_names(records).values())]
-
-
-def cost(records: list[Record]) -> pd.DataFrame:
-    """What each cell of the comparison took, one line per cell; minutes and tasks/s are means over its seeds."""
-    return _cells(records).drop(columns="cell").set_index("method")
+START, END = "<!-- table -->", "<!-- /table -->"
 
 
 def markdown(records: list[Record]) -> str:
     """The comparison, its footer, and the table of costs, as GitHub Markdown."""
-    return "\n\n".join((_markdown(comparison(records)), _footer(records), _markdown(cost(records))))
+    return FORMATS["markdown"](page(records))
 
 
-def _markdown(table: pd.DataFrame) -> str:
-    # Cells are finished text: left to itself, tabulate reads "95.40" as a number and prints 95.4.
-    return table.to_markdown(disable_numparse=True)
+def table_of(folder: Path, settings: Mapping[str, Any]) -> Page:
+    """The table of a folder's runs in the layout that `settings`, of the form of `conf/table.yaml`, describe.
 
+    What could not be read or compared stands in its `complaints`.
 
-def _column(record: Record) -> tuple[Hashable, ...]:
-    return tuple(field_of(record, field) for field in COLUMN)
-
-
-def _words(column: tuple[Hashable, ...]) -> list[str]:
-    return [_say(form, value) for form, value in zip(COLUMN.values(), column, strict=True)]
-
-
-def _column_names(records: list[Record]) -> dict[tuple[Hashable, ...], str]:
-    """Each column's shortest name that no other column has, in the order of the columns."""
-    words = {column: _words(column) for column in sorted({_column(record) for record in records}, key=_natural)}
-
-    def name(column: tuple[Hashable, ...]) -> str:
-        own, others = words[column], [words[other] for other in words if other != column]
-        rivals = [other for other in others if other[:SHORT_NAME] == own[:SHORT_NAME]]
-        readable = range(SHORT_NAME, len(own) + HASHES)
-        differing = [i for i in readable if any(other[i] != own[i] for other in rivals)]
-        # Other episodes have another manifest too: a hash is worth reading only where the words leave a doubt.
-        for i in range(len(own) + HASHES, len(own)):
-            if any(other[i] != own[i] and all(other[j] == own[j] for j in differing) for other in rivals):
-                differing.append(i)
-        return ", ".join([" ".join(own[:SHORT_NAME]), *(own[i] for i in differing)])
-
-    names = {column: name(column) for column in words}
-    if len(set(names.values())) < len(names):
-        raise FewshotError("two test protocols differ only beyond the first 8 digits of a hash: tabulate them apart")
-    return names
-
-
-def _methods(records: list[Record]) -> list[str]:
-    """For each record its row's name: algorithm, backbone, regime, and whatever sets it apart from its neighbours."""
-    names = [_plain_method(record, records) for record in records]
-    for fields in (VARIATIONS, CONFIGURATION):
-        names = _set_apart(names, records, fields)
-    return names
-
-
-def _set_apart(names: list[str], records: list[Record], fields: dict[str, str]) -> list[str]:
-    """The names, longer by each of the fields in which records of one name differ within a column."""
-    rows = list(zip(names, records, strict=True))
-
-    def varies(field: str, name: str) -> bool:
-        # Steps or budgets may well change from column to column; only within one do they make two methods.
-        pairs = {(_column(record), field_of(record, field)) for other, record in rows if other == name}
-        return len(pairs) > len({column for column, _ in pairs})
-
-    varying = {name: [field for field in fields if varies(field, name)] for name in set(names)}
-    return [
-        ", ".join([name, *(_say(fields[field], field_of(record, field)) for field in varying[name])])
-        for name, record in rows
-    ]
-
-
-def _plain_method(record: Record, records: list[Record]) -> str:
-    algorithm, protocol = record["algorithm"], record["protocol"]
-    words = [f"{algorithm} ({record['backbone']})" if record["backbone"] else algorithm, protocol["regime"]]
-    if len({other["recipe"] for other in records if other["algorithm"] == algorithm}) > 1:
-        words.append(f"recipe {record['recipe']}" if record["recipe"] else "no recipe")
-    # Said even where no neighbour differs: either one changes what the usual reader of the column takes for granted.
-    trained_on = [record[key] for key in ("dataset", "way", "shot")]
-    if trained_on != [protocol[key] for key in ("dataset", "way", "shot")]:
-        words.append("trained on {} {}-way {}-shot".format(*trained_on))
-    if protocol["train_on_val"]:
-        words.append("trained on train+val")
-    return ", ".join(words)
-
-
-def _cells(records: list[Record]) -> pd.DataFrame:
-    """One line per cell of the comparison, in the order of rows, then columns; every value finished text."""
-    names = _column_names(records)
-    order = list(names)
-    runs: dict[tuple[str, tuple[Hashable, ...]], list[Record]] = {}
-    for method, record in sorted(zip(_methods(records), records, strict=True), key=_row_order):
-        runs.setdefault((method, _column(record)), []).append(record)
-    methods = list(dict.fromkeys(method for method, _ in runs))
-    lines = []
-    for method, column in sorted(runs, key=lambda cell: (methods.index(cell[0]), order.index(cell[1]))):
-        cell = runs[method, column]
-        _refuse_duplicates(cell, f"{method} on {names[column]}")
-        lines.append(
-            {
-                "method": method,
-                "task": names[column],
-                "cell": _accuracy(cell),
-                "seeds": _amount(len(cell)),
-                "training tasks": _amount(_mean(cell, "cost.train_tasks")),
-                "minutes": _amount(_mean(cell, "cost.train_seconds", unit=60), decimals=1),
-                "tasks/s": _amount(_mean(cell, "cost.tasks_per_second")),
-                "peak MiB": _amount(_mean(cell, "cost.peak_memory_bytes", unit=2**20)),
-                "device": _distinct(cell, "cost.device"),
-                "adaptation steps": _distinct(cell, "protocol.adaptation_steps"),
-                "selection": _distinct(cell, "protocol.selection"),
-            }
-        )
-    return pd.DataFrame(lines)
-
-
-def _row_order(row: tuple[str, Record]) -> tuple[Hashable, list[tuple[bool, float, str]]]:
-    name, algorithm = row[0], row[1]["algorithm"]
-    rank = ALGORITHMS.index(algorithm) if algorithm in ALGORITHMS else len(ALGORITHMS)
-    words = name.replace(",", "").split()
-    return rank, _natural(int(word) if word.isdecimal() else word for word in words)
-
-
-def _refuse_duplicates(cell: list[Record], name: str) -> None:
-    folders: dict[int, str] = {}
-    for record in cell:
-        seed, folder = record["seed"], record["folder"]
-        if seed in folders:
-            raise FewshotError(
-                f"{folders[seed]} and {folder} are both {name} with seed {seed}: take one of them out of the folder"
-            )
-        folders[seed] = folder
-
-
-def _accuracy(cell: list[Record]) -> str:
-    """Accuracy and the half width of its 95 % interval in per cent: over seeds, or over one run's episodes."""
-    means = [record["test"]["accuracy"] for record in cell]
-    if len(means) == 1:
-        half = cell[0]["test"]["ci95"]
-    else:
-        half = stats.t.ppf(0.975, len(means) - 1) * stats.sem(means)
-    # One episode has no interval; a record says so with null or NaN.
-    interval = "n/a" if half is None or math.isnan(half) else f"{100 * half:.2f}"
-    seeds = f" ({len(means)} seeds)" if len(means) > 1 else ""
-    return f"{100 * sum(means) / len(means):.2f} ± {interval}{seeds}"
-
-
-def _footer(records: list[Record]) -> str:
-    lines = []
-    for column, name in _column_names(records).items():
-        _, _, _, split, query, episodes, seed, rotations, _, _ = _words(column)
-        manifest, data = column[HASHES:]
-        lines.append(
-            f"- **{name}**: {episodes} of the {split}, {seed}, {query} per class, {rotations}; "
-            f"manifest {manifest!s:.12}, data {data!s:.12}"
-        )
-    lines.append(
-        "- **±**: half width of the 95 % Student t interval; over the test episodes of one training seed, or, where a "
-        "cell counts its seeds, over the means of those seeds"
+    Raises:
+        FewshotError: nothing is left to tabulate, the layout is none, or it would mix what was not measured alike.
+    """
+    given = settings["layout"]
+    rows = given["rows"] if settings["rows"] is None else settings["rows"]
+    cols = given["cols"] if settings["cols"] is None else settings["cols"]
+    if not isinstance(rows, Mapping):
+        rows = _headings(_fields("rows", rows))
+    if not rows:
+        raise FewshotError("a free layout needs its rows, and cols where you want some: rows=[algorithm] cols=[task]")
+    layout = Layout(
+        rows=dict(rows),
+        cols=_fields("cols", cols),
+        algorithms=given["algorithms"],
+        datasets=given["datasets"],
+        metric=given["metric"],
+        title=given["title"] or "",
     )
-    commits = {_commit(record["code"]) for record in records}
-    lines.append(f"- **code**: {', '.join(sorted(commits))}")
-    return "Accuracy in per cent.\n\n" + "\n".join(lines)
+    found, complaints = measured(folder)
+    runs = [run for run in found if _wanted(run, layout) and layout.metric in run["test"]]
+    published = _figures(runs, layout, given["sources"]) if settings["published"] else []
+    if not runs and not published:
+        raise FewshotError(f"no run below {folder} is of this layout: take layout=comparison")
+    if not runs:
+        complaints.append(f"no run below {folder} is of this layout: it shows published figures only")
+    made = page(runs, published, layout, settings["cost"])
+    made.complaints[:0] = complaints
+    return made
 
 
-def _commit(code: Record) -> str:
-    dirty = " with uncommitted changes" if code["dirty"] else ""
-    commit = code["commit"][:12] if code["commit"] else "unknown commit"
-    return f"{code['version']} ({commit}{dirty})"
+def _fields(name: str, given: object) -> list[str]:
+    if not isinstance(given, list | tuple) or not all(isinstance(field, str) for field in given):
+        raise FewshotError(f"{name}={given}: it is a list of fields of a record: {name}=[algorithm,protocol.query]")
+    return [str(field) for field in given]
 
 
-def _mean(cell: list[Record], field: str, unit: float = 1) -> float | None:
-    values = [field_of(record, field) for record in cell]
-    return None if None in values else sum(values) / len(values) / unit
+def _headings(fields: list[str]) -> dict[str, str]:
+    short = [field.rpartition(".")[2] for field in fields]
+    return {last if short.count(last) == 1 else field: field for field, last in zip(fields, short, strict=True)}
 
 
-def _distinct(cell: list[Record], field: str) -> str:
-    return ", ".join(sorted({_amount(field_of(record, field)) for record in cell}))
+def _wanted(run: Record, layout: Layout) -> bool:
+    algorithms, datasets = layout.algorithms, layout.datasets
+    return (algorithms is None or run["algorithm"] in algorithms) and (
+        datasets is None or run["protocol"]["dataset"] in datasets
+    )
 
 
-def _amount(value: float | str | None, decimals: int = 0) -> str:
-    if value is None:
-        return "–"
-    return value if isinstance(value, str) else f"{value:,.{decimals}f}"
+def _figures(runs: list[Record], layout: Layout, sources: list[str] | None) -> list[Record]:
+    """The layout's published figures; without sources of its own, those of a measured algorithm and task."""
+    tasks = {tuple(run["protocol"][key] for key in ("dataset", "way", "shot")) for run in runs}
+    algorithms = {run["algorithm"] for run in runs}
+    chosen = []
+    for figure in figures():
+        if not _wanted(figure, layout) or layout.metric not in figure["test"]:
+            continue
+        if sources is not None:
+            wanted = figure["published"]["source"] in sources
+        elif layout.datasets is not None:
+            wanted = True
+        else:
+            task = tuple(figure[key] for key in ("dataset", "way", "shot"))
+            wanted = figure["algorithm"] in algorithms and task in tasks
+        if wanted:
+            chosen.append(figure)
+    return chosen
 
 
-def _natural(values: Iterable[Hashable]) -> list[tuple[bool, float, str]]:
-    """A sort key that takes 3 before 10, and text before any number."""
-    return [(True, value, "") if isinstance(value, NUMBER) else (False, 0.0, str(value)) for value in values]
+def refreshed(path: Path, settings: Mapping[str, Any]) -> tuple[str, Page] | None:
+    """A Markdown file's text with the table between its marks made anew from the runs beside it; None without marks.
 
-
-def _say(form: str, value: Hashable) -> str:
-    said = form.format(value)
-    if value == 1:
-        for many, one in (("queries", "query"), ("steps", "step"), ("episodes", "episode"), ("tasks", "task")):
-            said = said.replace(many, one)
-    return said
+    Raises:
+        FewshotError: one of the marks is missing, or they are out of order.
+    """
+    text = path.read_text(encoding="utf-8")
+    if START not in text and END not in text:
+        return None
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end) or START in after or END in before + after:
+        raise FewshotError(f"{path}: a table stands between one {START} and one {END} after it")
+    made = table_of(path.parent, settings)
+    return f"{before}{START}\n\n{FORMATS['markdown'](made)}\n\n{END}{after}", made

@@ -9,16 +9,19 @@ import pandas as pd
 import pytest
 
 from fewshot.errors import FewshotError
+from fewshot.report.cells import Layout
+from fewshot.report.naming import column_names
+from fewshot.report.page import page
 from fewshot.report.record import read_records
-from fewshot.report.table import comparison, cost, markdown
+from fewshot.report.table import markdown
 
 TEMPLATE: dict[str, Any] = {
     "format": 1, "algorithm": "maml", "backbone": "conv4", "dataset": "omniglot", "way": 5, "shot": 1, "query": 15,
     "seed": 0, "recipe": None,
     "protocol": {
         "dataset": "omniglot", "split": "test", "way": 5, "shot": 1, "query": 15, "episodes": 600, "episode_seed": 0,
-        "rotations": "per_class", "regime": "transductive", "adaptation_steps": 3, "train_on_val": False,
-        "selection": "best validation accuracy", "manifest": "0123456789abcdef" * 4,
+        "rotations": "per_class", "view": "whole images", "regime": "transductive", "adaptation_steps": 3,
+        "train_on_val": False, "selection": "best validation accuracy", "manifest": "0123456789abcdef" * 4,
     },
     "validation": None,
     "test": {"accuracy": 0.9543, "ci95": 0.0041, "episodes": 600},
@@ -59,6 +62,11 @@ def cells(*records: dict[str, Any]) -> dict[str, dict[str, str]]:
     """{row: {column: cell}}, both in the order of the table."""
     table = comparison(list(records))
     return {str(row): {str(column): cell for column, cell in line.items()} for row, line in table.iterrows()}
+
+
+def comparison(records: list[dict[str, Any]]) -> pd.DataFrame:
+    """The texts of the table's cells, by method and task."""
+    return page(records).table.map(lambda entry: entry.text).set_index("method")
 
 
 # Rows, columns, cells
@@ -114,12 +122,25 @@ def test_a_single_episode_has_no_interval(interval: float | None) -> None:
 def test_seeds_become_their_mean_with_the_t_interval_over_seeds() -> None:
     runs = [record(seed=seed, test__accuracy=accuracy) for seed, accuracy in enumerate([0.94, 0.95, 0.96])]
     # t(0.975, 2) = 4.302653, standard error of the mean = 0.01 / sqrt(3)
-    assert cells(*runs) == {"maml (conv4), transductive": {"omniglot 5-way 1-shot": "95.00 ± 2.48 (3 seeds)"}}
+    cell = cells(*runs)["maml (conv4), transductive"]["omniglot 5-way 1-shot"]
+    assert cell == "95.00 ± 2.48 (3 seeds; ± 0.41 over episodes)"
 
 
 def test_two_seeds_have_the_wide_interval_they_deserve() -> None:
     runs = [record(seed=0, test__accuracy=0.94), record(seed=7, test__accuracy=0.96)]
-    assert cells(*runs)["maml (conv4), transductive"]["omniglot 5-way 1-shot"] == "95.00 ± 12.71 (2 seeds)"
+    cell = cells(*runs)["maml (conv4), transductive"]["omniglot 5-way 1-shot"]
+    assert cell == "95.00 ± 12.71 (2 seeds; ± 0.41 over episodes)"
+
+
+def test_the_spread_over_training_runs_stands_apart_from_that_over_episodes() -> None:
+    runs = [
+        record(seed=0, test__accuracy=0.95, test__ci95=0.004),
+        record(seed=1, test__accuracy=0.95, test__ci95=0.006),
+    ]
+    assert cells(*runs)["maml (conv4), transductive"]["omniglot 5-way 1-shot"] == (
+        "95.00 ± 0.00 (2 seeds; ± 0.50 over episodes)"
+    )
+    assert "over the means of those seeds, and apart from it one run's over episodes" in markdown(runs)
 
 
 def test_two_runs_that_differ_in_nothing_are_refused_by_name() -> None:
@@ -168,7 +189,9 @@ def test_a_row_split_in_one_column_lines_up_in_the_others() -> None:
 
 
 def test_training_on_validation_classes_is_always_said() -> None:
-    assert list(cells(record(protocol__train_on_val=True))) == ["maml (conv4), transductive, trained on train+val"]
+    runs = [record(protocol__train_on_val=True), record(algorithm="leo")]
+    assert list(cells(*runs)) == ["maml (conv4), transductive, trained on train+val", "leo (conv4), transductive"]
+    assert "validation classes trained on by maml (conv4), transductive, trained on train+val\n" in markdown(runs)
 
 
 def test_training_on_another_task_than_the_test_is_always_said() -> None:
@@ -237,9 +260,9 @@ def test_the_page_is_the_table_its_footer_and_the_costs() -> None:
         "Accuracy in per cent.\n"
         "\n"
         "- **omniglot 5-way 1-shot**: 600 episodes of the test split, episode seed 0, 15 queries per class, "
-        "rotations per_class; manifest 0123456789ab, data feedc0defeed\n"
-        "- **±**: half width of the 95 % Student t interval; over the test episodes of one training seed, or, where a "
-        "cell counts its seeds, over the means of those seeds\n"
+        "rotations per_class, whole images; manifest 0123456789ab, data feedc0defeed\n"
+        "- **training**: seed 0; checkpoint: best validation accuracy; none on validation classes\n"
+        "- **±**: half width of the 95 % Student t interval over the test episodes of one run\n"
         "- **code**: 0.1.0 (abc1234), 0.1.0 (unknown commit with uncommitted changes)\n"
         "\n"
         "| method                     | task                  | seeds   | training tasks   | minutes   | tasks/s   "
@@ -259,8 +282,26 @@ def test_trailing_zeros_survive_printing() -> None:
 
 def test_costs_are_means_over_seeds_and_unknown_ones_are_dashes() -> None:
     runs = [record(cost__train_seconds=60.0), record(seed=1, cost__train_seconds=120.0, cost__peak_memory_bytes=None)]
-    line: pd.Series = cost(runs).iloc[0]
+    costs = page(runs).cost
+    assert costs is not None
+    line = costs.iloc[0]
     assert (line["seeds"], line["minutes"], line["peak MiB"]) == ("2", "1.5", "–")
+
+
+@pytest.mark.parametrize(("count", "said"), [(1200, "1,200"), ("many", None)])
+def test_gradients_are_a_column_where_records_count_them(count: object, said: str | None) -> None:
+    costs = page([record(cost__gradient_evaluations=count)]).cost
+    assert costs is not None
+    assert costs.iloc[0].get("gradients") == said
+
+
+@pytest.mark.parametrize(
+    ("about", "size"), [({"size": 28}, "28"), ({"images": {"size": 84}}, "84"), ("odd", "–"), ({"size": []}, "–")]
+)
+def test_the_input_size_is_what_the_reader_told(about: object, size: str) -> None:
+    layout = Layout(rows={"input": "input_size"})
+    shown = page([record(data={"fingerprint": "feedc0de" * 8, "about": about})], layout=layout)
+    assert shown.table.iloc[0]["input"].text == size
 
 
 # Reading
@@ -275,7 +316,7 @@ def test_records_are_found_at_any_depth_in_the_order_of_their_paths(tmp_path: Pa
         (0, str(tmp_path / "b")),
     ]
     assert cells(*records) == {
-        "maml (conv4), transductive": {"omniglot 5-way 1-shot": "95.43 ± 0.00 (2 seeds)"},
+        "maml (conv4), transductive": {"omniglot 5-way 1-shot": "95.43 ± 0.00 (2 seeds; ± 0.41 over episodes)"},
     }
 
 
@@ -315,4 +356,13 @@ def test_runs_that_differ_in_any_setting_but_the_seed_are_never_averaged() -> No
     runs = [record(str(seed), seed=seed, config=letter * 64) for seed, letter in enumerate("aab")]
     table = cells(*runs)
     assert list(table) == [f"maml (conv4), transductive, configuration {letter * 8}" for letter in "ab"]
-    assert table["maml (conv4), transductive, configuration aaaaaaaa"]["omniglot 5-way 1-shot"].endswith("(2 seeds)")
+    assert table["maml (conv4), transductive, configuration aaaaaaaa"]["omniglot 5-way 1-shot"].endswith(
+        "(2 seeds; ± 0.41 over episodes)"
+    )
+
+
+def test_another_view_of_the_images_is_another_column() -> None:
+    runs = [record(), record()]
+    runs[1]["protocol"] = runs[1]["protocol"] | {"view": "crop 84"}
+    names = list(column_names(runs).values())
+    assert names == ["omniglot 5-way 1-shot, crop 84", "omniglot 5-way 1-shot, whole images"]

@@ -1,0 +1,123 @@
+"""What a table is made of: the runs below a folder that can be read, and published figures in the form of runs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+from fewshot.errors import FewshotError
+from fewshot.report.naming import column_names, column_of, method_names
+from fewshot.report.published import UNKNOWN, published
+from fewshot.report.record import Record, field_of, read_record
+
+HERE = "measured here"
+
+
+def measured(folder: Path) -> tuple[list[Record], list[str]]:
+    """Every record below a folder, in the order of their paths, and one line for each that cannot be read.
+
+    Raises:
+        FewshotError: there is none, or none that can be read.
+    """
+    records: list[Record] = []
+    complaints: list[str] = []
+    paths = sorted(folder.rglob("record.json"))
+    for path in paths:
+        try:
+            records.append(read_record(path))
+        except FewshotError as error:
+            complaints.append(str(error))
+    if not paths:
+        raise FewshotError(
+            f"no record.json below {folder}: make one with `python tools/train.py`, or say runs=<folder>"
+        )
+    if not records:
+        more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
+        raise FewshotError(f"no record below {folder} can be read: {complaints[0]}{more}")
+    return records, complaints
+
+
+def figures(algorithms: Container[str] | None = None, datasets: Container[str] | None = None) -> list[Record]:
+    """Published figures of these algorithms and datasets, as records; `published` holds the figure itself."""
+    return [
+        _as_record(figure)
+        for figure in published()
+        if (algorithms is None or figure["method"] in algorithms)
+        and (datasets is None or figure["dataset"] in datasets)
+    ]
+
+
+def _as_record(figure: dict[str, Any]) -> Record:
+    known = {key: None if value == UNKNOWN else value for key, value in figure.items()}
+    task = {key: figure[key] for key in ("dataset", "way", "shot")}
+    unit = 100 if figure["metric"] == "accuracy" else 1
+    return {
+        **task,
+        "algorithm": figure["method"],
+        "backbone": known["backbone"],
+        "query": known["query"],
+        "seed": None,
+        "recipe": None,
+        "protocol": {
+            **task,
+            **{key: known[key] for key in ("query", "episodes", "regime", "adaptation_steps")},
+            "train_on_val": None,
+        },
+        "test": {
+            figure["metric"]: figure["value"] / unit,
+            "ci95": None if figure["interval"] is None else figure["interval"] / unit,
+            "episodes": known["episodes"],
+        },
+        "input_size": known["input_size"],
+        "folder": figure["source"],
+        "published": figure,
+    }
+
+
+def named(runs: list[Record], published: list[Record], regime_in_name: bool = True) -> list[Record]:
+    """All of them with `method`, `task` and `source`, and `order`, the place of the task's column among the measured.
+
+    A published figure stands in the measured column of its task; where there are several, which differ in what the
+    source may not even state, in a column of its own.
+    """
+    names = column_names(runs)
+    order = {column: place for place, column in enumerate(names)}
+    tasks: dict[Any, list[str]] = defaultdict(list)
+    for column, name in names.items():
+        tasks[column[:3]].append(name)
+    lines = []
+    for method, run in zip(method_names(runs), runs, strict=True):
+        column = column_of(run)
+        line = {"method": method, "task": names[column], "source": HERE, "order": order[column]}
+        lines.append({**run, **line, "input_size": _input_size(run)})
+    for run in published:
+        task = (run["dataset"], run["way"], run["shot"])
+        plain = "{} {}-way {}-shot".format(*task)
+        measured = tasks.get(task, [plain])
+        backbone, regime = run["backbone"], run["protocol"]["regime"]
+        line = {
+            "method": f"{run['algorithm']} ({backbone})" if backbone else run["algorithm"],
+            "task": measured[0] if len(measured) == 1 else f"{plain}, as published",
+            "source": "{source} ({version})".format(**run["published"]),
+            "order": len(names),
+        }
+        line["method"] += f", {regime or 'regime unknown'}"
+        lines.append({**run, **line})
+    if not regime_in_name:
+        for line in lines:
+            line["method"] = line["method"].replace(f", {line['protocol']['regime'] or 'regime unknown'}", "", 1)
+    return lines
+
+
+def _input_size(run: Record) -> int | None:
+    """The side of the images, or of those that the features were made of, where the data's reader told it."""
+    for field in ("data.about.size", "data.about.images.size"):
+        try:
+            size = field_of(run, field)
+        except (KeyError, TypeError):
+            continue
+        if isinstance(size, int):
+            return size
+    return None

@@ -1,0 +1,95 @@
+"""The paired test and Holm's correction, against scipy and against numbers worked out by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fewshot.errors import FewshotError
+from fewshot.report.statistics import against_best, holm, paired_p, scores
+
+
+def test_holm_as_worked_out_by_hand() -> None:
+    # Sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1 is 0.02, 0.03, 0.06, 0.04; the last may not fall below 0.06.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_holm_of_one_comparison_is_no_correction_and_nothing_exceeds_1() -> None:
+    assert holm([0.04]) == [0.04]
+    assert holm([0.7, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_paired_test_is_scipys(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    one = random.normal(0.6, 0.1, 50)
+    other = one + random.normal(0.01, 0.05, 50)
+    # By its definition too: t of the mean difference with 49 degrees of freedom.
+    t = (one - other).mean() / stats.sem(one - other)
+    assert paired_p(one, other) == pytest.approx(stats.ttest_rel(one, other).pvalue, rel=1e-12)
+    assert paired_p(one, other) == pytest.approx(2 * stats.t.sf(abs(t), 49), rel=1e-9)
+
+
+def test_pairs_tell_apart_what_their_intervals_do_not() -> None:
+    episodes = np.linspace(0.2, 1.0, 100)
+    better = episodes + np.tile([0.01, 0.03], 50)
+    assert stats.ttest_ind(better, episodes).pvalue > 0.5
+    assert paired_p(better, episodes) < 1e-10
+
+
+@pytest.mark.parametrize(("shift", "p"), [(0.0, 1.0), (0.25, 0.0)])
+def test_differences_without_spread_have_an_answer_too(shift: float, p: float) -> None:
+    episodes = np.array([0.25, 0.5, 0.75])
+    assert paired_p(episodes + shift, episodes) == p
+
+
+def test_one_episode_allows_no_test() -> None:
+    assert np.isnan(paired_p(np.array([1.0]), np.array([0.5])))
+
+
+@pytest.mark.parametrize(("lower", "best"), [(False, 2), (True, 0)])
+def test_all_are_compared_with_the_best_and_corrected_together(lower: bool, best: int) -> None:
+    random = np.random.default_rng(0)
+    methods = [random.normal(mean, 0.1, 200) for mean in (0.5, 0.52, 0.56)]
+    others = [place for place in range(3) if place != best]
+    expected = holm([stats.ttest_rel(methods[best], methods[place]).pvalue for place in others])
+    found = against_best(methods, lower_is_better=lower)
+    assert found[best] == 1.0
+    assert [found[place] for place in others] == pytest.approx(expected)
+
+
+def run(folder: Path, text: str) -> dict[str, Any]:
+    (folder / "episodes.csv").write_text(text)
+    return {"folder": str(folder), "test": {"accuracy": 0.5, "episodes": 2}}
+
+
+def test_scores_are_read_in_the_order_of_the_episodes(tmp_path: Path) -> None:
+    assert scores(run(tmp_path, "episode,accuracy\n0,0.400000\n1,0.600000\n")).tolist() == [0.4, 0.6]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("episode,accuracy\n0,0.5\n", "has 1 lines of 2 values in place of 2 of 2"),
+        ("episode,accuracy\n0\n1\n", "has 2 lines of 1 values"),
+        ("", "has 0 lines"),
+        ("episode,accuracy\n1,0.5\n0,0.5\n", "does not count its episodes from 0 to 1"),
+        ("episode,accuracy\n0,0.5\n1,nan\n", "has a score that is not a number"),
+        ("episode,accuracy\n0,0.5\n1,0.9\n", "has mean 0.700000, its record 0.500000"),
+        ("episode,accuracy\n0,0.5\n1,high\n", "cannot be read as `episode,accuracy` lines"),
+        ("episode,accuracy\n0,0.5\n1\n", "cannot be read as `episode,accuracy` lines"),
+    ],
+)
+def test_scores_of_something_else_are_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(FewshotError) as error:
+        scores(run(tmp_path, text))
+    assert str(tmp_path / "episodes.csv") in str(error.value) and message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(FewshotError, match=r"episodes.csv cannot be read"):
+        scores({"folder": str(tmp_path), "test": {"accuracy": 0.5, "episodes": 2}})
