@@ -73,12 +73,15 @@ def build(cfg: DictConfig, known: Path | None = None) -> Experiment:
     for key, least in LEAST.items():
         if OmegaConf.select(cfg, key) < least:
             raise FewshotError(f"{key}={OmegaConf.select(cfg, key)}: must be at least {least}")
+    for key, parts in (("augment", "episodes or extractor"), ("rotations", "train or test")):
+        if not isinstance(cfg.dataset[key], DictConfig):
+            raise FewshotError(f"dataset.{key}={cfg.dataset[key]}: has parts; set dataset.{key}.{parts}")
+    if cfg.features.name is not None and cfg.dataset.augment.episodes != "none":
+        raise FewshotError(f"dataset.augment.episodes={cfg.dataset.augment.episodes}: not of features; leave it out")
     device = pick_device(cfg.device)
     banks = read_banks(cfg, known)
     # Features were taken of images as the dataset's view has them.
     view = view_of(config["dataset"]) if cfg.features.name is None else View()
-    if cfg.features.name is not None and cfg.dataset.augment.episodes != "none":
-        raise FewshotError(f"dataset.augment.episodes={cfg.dataset.augment.episodes}: not of features; leave it out")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         network = make(cfg.backbone.network, shape=view.seen(next(iter(banks.values())).shape), way=cfg.way)
@@ -202,14 +205,14 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
         "format": records.FORMAT,
         "algorithm": cfg.algorithm.name,
         "backbone": network_name(cfg),
-        "dataset": cfg.dataset.name,
+        "dataset": dataset_name(cfg),
         "way": cfg.way,
         "shot": cfg.shot,
         "query": cfg.query,
         "seed": cfg.seed,
         "recipe": cfg.recipe,
         "protocol": {
-            "dataset": cfg.dataset.name,
+            "dataset": dataset_name(cfg),
             "split": cfg.test.split,
             "way": cfg.way,
             "shot": cfg.shot,
@@ -258,6 +261,12 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
 def regime(learner: Learner, cfg: DictConfig) -> str:
     """Whether queries can see each other at test."""
     return "transductive" if cfg.test.transductive and not learner.independent else "inductive"
+
+
+def dataset_name(cfg: DictConfig) -> str:
+    """The dataset's name; a part of a published one is not that one."""
+    part = cfg.features.name != "published" and cfg.dataset.reader.get("complete", True) is False
+    return f"{cfg.dataset.name} (part)" if part else cfg.dataset.name
 
 
 def view_words(cfg: DictConfig) -> str:

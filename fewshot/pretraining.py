@@ -240,7 +240,8 @@ def _validation_sampler(bank: Bank, settings: Mapping[str, Any]) -> Sampler:
     try:
         return Sampler(bank, settings["way"], settings["shot"], settings["query"], settings["seed"])
     except FewshotError as error:
-        raise FewshotError(f"features.settings: validation of the extractor: {error}") from error
+        said = "features.settings.way, features.settings.shot and features.settings.query"
+        raise FewshotError(f"validation of the extractor: {error}; here these are {said}") from error
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -14,6 +14,7 @@ from scipy import stats
 from fewshot import evaluation
 from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.learner import accuracy
+from fewshot.evaluation import ci95, evaluate, query_logits
 from fewshot.tasks.sampler import Sampler
 
 Make = Callable[..., Any]

@@ -15,7 +15,7 @@ from fewshot.cli import main
 from fewshot.config import identity, resolved, trained_with
 from fewshot.cross_domain import check_new, on_another_dataset, train_fingerprint
 from fewshot.errors import FewshotError
-from fewshot.experiment import build, regime, tested, tester
+from fewshot.experiment import build, dataset_name, regime, tested, tester
 from fewshot.report.latents import write_latents
 from fewshot.report.record import read_record, summary, write_record
 from fewshot.run_folder import saved_config
@@ -69,7 +69,7 @@ def evaluate(cfg: DictConfig) -> None:
     trained = selected(experiment.learner, TrainSettings(**experiment.config["train"]), run, experiment.device)
     record, scores = tested(experiment, test_cfg, trained)
     # What the run was trained for, and with.
-    record |= {key: trained_cfg[key] for key in ("way", "shot", "query")} | {"dataset": trained_cfg.dataset.name}
+    record |= {key: trained_cfg[key] for key in ("way", "shot", "query")} | {"dataset": dataset_name(trained_cfg)}
     record["config"] = trained_with(resolved(trained_cfg))
     if elsewhere is not None:
         record["data"]["train_fingerprint"] = train_fingerprint(run, trained_cfg.train.train_on_val)

@@ -23,7 +23,9 @@ def prepare(cfg: DictConfig) -> None:
     name, reader = cfg.dataset.name, cfg.dataset.reader
     if cfg.source is not None:
         if "root" not in list(reader):  # a root without a value yet is not `in reader`
-            raise FewshotError(f"source={cfg.source}: {name} are made, not read; leave it out")
+            raise FewshotError(
+                f"source={cfg.source}: {name} are made, not read; say of what it is: dataset=folder, or another"
+            )
         reader.root = cfg.source
     resolved(cfg)
     cache = Path(reader.cache)
@@ -31,6 +33,8 @@ def prepare(cfg: DictConfig) -> None:
     banks = make(reader, again=cfg.force)
     folder = next(iter(banks.values())).folder
     about = next(iter(banks.values())).about
+    if cfg.source is not None and not cfg.force and folder.name in before:
+        print(f"{cfg.source} was not read: this was there already; force=true converts {cfg.source} in its place")
     print(f"{name}, from {about.get('layout', about['source'])}: {folder}")
     rows = [
         (split, len(bank.names), len(bank.examples), f"{int(bank.sizes.min())} ({bank.names[bank.sizes.argmin()]})",
@@ -40,8 +44,6 @@ def prepare(cfg: DictConfig) -> None:
     print(tabulate(rows, ("split", "classes", "images", "smallest class", "shape", "fingerprint"), intfmt=","))
     if about.get("shared_images"):
         print(f"images that two splits share: {about['shared_images']:,}")
-    if cfg.source is not None and not cfg.force and folder.name in before:
-        print(f"this was there already; force=true converts {cfg.source} in its place")
     if cfg.check:
         shared = Shared()
         with progress_bar("checking", sum(len(bank.examples) for bank in banks.values())) as advance:

@@ -186,8 +186,8 @@ def verify(folder: Path, each: Callable[[str, list[memoryview]], object]) -> Non
         found = fingerprint_of_file(path, counts, bank.names, lambda rows, split=split: each(split, rows))
         if found != bank.fingerprint:
             raise FewshotError(
-                f"{path}: its content is not what it was when it was prepared; delete the folder {folder} and prepare "
-                "the data again"
+                f"{path}: its content is not what it was when it was prepared; prepare the data again with force=true, "
+                f"or delete the folder {folder}"
             )
 
 

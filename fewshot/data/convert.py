@@ -249,7 +249,7 @@ def _begun(work: Path, key: str, parts: Mapping[str, Part], look: Look) -> dict[
             left.unlink()
     need, free = sum(int(np.prod(shape)) for shape in shapes.values()), shutil.disk_usage(work).free
     if need > free:
-        raise FewshotError(f"{work}: {need / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB free; make room")
+        raise FewshotError(f"{work}: {need / 1e6:,.1f} MB are needed and {free / 1e6:,.1f} MB free; make room")
     for split, shape in shapes.items():
         np.lib.format.open_memmap(work / f"{split}.npy", mode="w+", dtype=np.uint8, shape=shape)
     return dict.fromkeys(shapes, 0)

@@ -52,6 +52,8 @@ class View:
             numbers = isinstance(values, tuple) and all(type(v) in (int, float) and isfinite(v) for v in values)
             if values is not None and not numbers:
                 raise FewshotError(f"dataset.{name}={values}: must be a list of numbers, one for each channel, or null")
+        if self.mean is not None and not all(0 <= value <= 1 for value in self.mean):
+            raise FewshotError(f"dataset.mean={list(self.mean)}: is in units of 0..1; divide by 255")
         if self.std is not None and min(self.std, default=0) <= 0:
             raise FewshotError(f"dataset.std={list(self.std)}: must be above 0")
         good = isinstance(self.shape, tuple) and len(self.shape) == 3 and all(type(side) is int for side in self.shape)

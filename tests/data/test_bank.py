@@ -310,7 +310,7 @@ def test_processes_share_one_bank_without_copies(tmp_path: Path):
         "bank = open_banks(Path(sys.argv[1]))['train']; total = int(bank.examples.sum());"
         "parts = Path('/proc/self/smaps').read_text().split('train.npy')[1].split('VmFlags')[0];"
         "found = {line.split(':')[0]: int(line.split()[1]) for line in parts.splitlines() if line.endswith('kB')};"
-        "print(total, found['Rss'], found['Private_Dirty'])"
+        "print(total, found['Rss'], found['Anonymous'])"
     )
     running = [
         subprocess.Popen([sys.executable, "-c", reader, str(tmp_path / "bank")], stdout=subprocess.PIPE, text=True)

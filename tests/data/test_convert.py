@@ -371,7 +371,7 @@ def test_a_full_disk_is_told_and_with_room_the_same_call_goes_on(folder: Path, w
 def test_too_little_room_is_told_before_anything_is_read(folder: Path, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=50 * 192 - 1))
     asked: list[int] = []
-    fails(folder, two(asked=asked), "banks.part: 0.0 GB are needed and 0.0 GB free; make room")
+    fails(folder, two(asked=asked), "banks.part: 0.0 MB are needed and 0.0 MB free; make room")
     assert asked == []
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=50 * 192))
     convert(folder, two(), LOOK, ABOUT)
