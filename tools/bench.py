@@ -215,6 +215,7 @@ def bench_sampling(cfg: DictConfig, net: DictConfig) -> list[dict[str, Any]]:
             row[f"{net.meta_batch} episodes in ms"] = f"{1e3 * median(seconds):.1f}"
             row["slowest"] = f"{1e3 * max(seconds):.1f}"
             rows.append(row | {"peak MiB": round(peak_memory_bytes(torch.device("cpu")) / 2**20)})
+            del sampler  # to unmap its file is no part of opening the next
     return rows
 
 
