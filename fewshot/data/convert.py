@@ -24,7 +24,7 @@ import numpy as np
 from fewshot.data.bank import FORMAT, fingerprint_of_file, install
 from fewshot.data.files import DAMAGED, Files
 from fewshot.data.images import Look, example
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, one_line
 from fewshot.progress import progress_bar
 
 AT_ONCE = 256  # images decoded between two writes
@@ -281,9 +281,10 @@ def _write(
                     if held >= BYTES_AT_ONCE:
                         break
             except DAMAGED as error:
-                reason = " ".join(str(error).split()) or type(error).__name__
                 where = part.where(first + len(batch))
-                raise FewshotError(f"{where}: cannot be read ({reason}); mend it, or fetch it again") from error
+                raise FewshotError(
+                    f"{where}: cannot be read ({one_line(error)}); mend it, or fetch it again"
+                ) from error
             if not batch:
                 raise FewshotError(f"{part.where(first)}: the source ends before it; fetch it again")
             for offset, made in enumerate(pool.map(lambda data: _try(data, look), batch)):

@@ -14,7 +14,7 @@ from fewshot.data.download import fetch
 from fewshot.data.files import ARCHIVES, DAMAGED, Files, open_files
 from fewshot.data.images import Look, web_page
 from fewshot.data.layouts import SPLIT_WORDS, SPLITS, check_official, known_folders, official, prepare_command
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, one_line
 
 NAME = "CUB_200_2011"
 # As in learn2learn 0.2.0, learn2learn/vision/datasets/cu_birds200.py.
@@ -121,7 +121,7 @@ def _check_download(path: Path) -> None:
             while file.read(1 << 20):  # to its end, where the checksum stands
                 pass
     except DAMAGED as error:
-        raise FewshotError(f"{path}: not a whole archive ({' '.join(str(error).split())})") from error
+        raise FewshotError(f"{path}: not a whole archive ({one_line(error)})") from error
 
 
 def _check_listing(files: Files, images: Iterable[str]) -> None:
@@ -137,7 +137,7 @@ def _check_listing(files: Files, images: Iterable[str]) -> None:
     try:
         lines = b"".join(files.read([name])).decode().splitlines()
     except DAMAGED as error:
-        raise FewshotError(f"{where}: cannot be read ({' '.join(str(error).split())}); fetch it again") from error
+        raise FewshotError(f"{where}: cannot be read ({one_line(error)}); fetch it again") from error
     there = {"/".join(PurePosixPath(image).parts[-2:]): image for image in images}
     for number, line in enumerate(lines, start=1):
         index, _, image = line.strip().partition(" ")

@@ -15,7 +15,7 @@ from typing import BinaryIO
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, one_line
 
 BLOCK = 1 << 18
 TIMEOUT = 30  # seconds without a single byte
@@ -55,9 +55,8 @@ def fetch(url: str, path: Path, *, check: Callable[[Path], None], what: str) -> 
     except (OSError, http.client.HTTPException, ValueError) as error:
         if part.exists() and not part.stat().st_size:
             _remove(part)
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise FewshotError(
-            f"{path}: fetching {what} failed ({reason}): try again, it goes on where it stopped, or {by_hand}"
+            f"{path}: fetching {what} failed ({one_line(error)}): try again, it goes on where it stopped, or {by_hand}"
         ) from error
 
 

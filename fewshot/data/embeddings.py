@@ -28,7 +28,7 @@ import numpy as np
 from fewshot.data import pickles
 from fewshot.data.bank import Bank, Split, open_banks, write_banks
 from fewshot.data.download import fetch
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, one_line
 
 URL = "https://storage.googleapis.com/leo-embeddings/embeddings.zip"
 FOLDERS = {"mini": "miniImageNet", "tiered": "tieredImageNet"}
@@ -225,8 +225,7 @@ def _opened(source: Path, inner: str, split: str) -> Iterator[BinaryIO]:
     except FewshotError as error:
         raise FewshotError(f"{error}" if source.is_dir() else f"{source}: {error}") from error
     except DAMAGED as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise FewshotError(f"{source}: {name} cannot be read ({reason})") from error
+        raise FewshotError(f"{source}: {name} cannot be read ({one_line(error)})") from error
 
 
 def _split(where: str, data: Any) -> Split:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from fewshot.data.images import web_page
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, one_line
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 DAMAGED = (
@@ -94,7 +94,7 @@ def open_files(root: Path, page: str = "") -> Files:
     except PermissionError as error:
         raise FewshotError(f"{error.filename or root}: may not be read; change its permissions") from error
     except DAMAGED as error:
-        raise FewshotError(f"{root}: not a whole archive ({_line(error)}); fetch it again") from error
+        raise FewshotError(f"{root}: not a whole archive ({one_line(error)}); fetch it again") from error
 
 
 def _folder(root: Path) -> Files:
@@ -222,10 +222,6 @@ def _safe(root: Path, members: list[str]) -> dict[str, str]:
     return {name: member for name, member in plain.items() if name not in hidden}
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 @contextmanager
 def opened(files: Files, name: str, remedy: str) -> Iterator[IO[bytes]]:
     """One file of a source, to be read; in the end it is read on to its last byte, behind which checksums stand.
@@ -244,4 +240,4 @@ def opened(files: Files, name: str, remedy: str) -> Iterator[IO[bytes]]:
     except FewshotError as error:
         raise FewshotError(f"{error}; {remedy}") from error
     except DAMAGED as error:
-        raise FewshotError(f"{where}: cannot be read ({_line(error)}); {remedy}") from error
+        raise FewshotError(f"{where}: cannot be read ({one_line(error)}); {remedy}") from error

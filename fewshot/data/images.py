@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, one_line
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
@@ -84,7 +84,7 @@ def example(data: bytes | np.ndarray, look: Look) -> np.ndarray:
     except _UnfitError:
         raise
     except Exception as error:  # damage can look like anything
-        raise ValueError(f"damaged, or no image ({' '.join(str(error).split()) or type(error).__name__})") from error
+        raise ValueError(f"damaged, or no image ({one_line(error)})") from error
 
 
 def web_page(head: bytes) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from fewshot.data.bank import Bank, Split, open_banks, write_banks
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, one_line
 
 CHARACTERS = {"images_background": 964, "images_evaluation": 659}
 DRAWINGS = 20  # of each character, numbered from 1
@@ -113,7 +113,7 @@ def _source(root: Path, name: str, download: bool) -> Path:
         Omniglot(root, background=name == "images_background", download=True)
     except (OSError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
         raise FewshotError(
-            f"{root}: fetching {name}.zip failed ({_line(error)}): put it there by hand, "
+            f"{root}: fetching {name}.zip failed ({one_line(error)}): put it there by hand, "
             "from https://github.com/brendenlake/omniglot, folder python"
         ) from error
     return _source(root, name, False)
@@ -135,9 +135,9 @@ def _characters(source: Path, size: int, resample: str, expected: int) -> dict[s
             try:
                 found[character][number] = _picture(data, size, resample)
             except (*DAMAGED, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-                raise FewshotError(f"{source}: {name}: not a readable drawing ({_line(error)}): {AGAIN}") from error
+                raise FewshotError(f"{source}: {name}: not a readable drawing ({one_line(error)}): {AGAIN}") from error
     except DAMAGED as error:
-        raise FewshotError(f"{source}: cannot be read to its end ({_line(error)}): {AGAIN}") from error
+        raise FewshotError(f"{source}: cannot be read to its end ({one_line(error)}): {AGAIN}") from error
     for character, drawings in sorted(found.items()):
         if missing := sorted(set(range(1, DRAWINGS + 1)) - set(drawings)):
             raise FewshotError(f"{source}: {character}: drawing {missing[0]} of {DRAWINGS} is missing: {AGAIN}")
@@ -162,7 +162,7 @@ def _drawings(source: Path) -> Iterator[tuple[str, bytes]]:
                     with archive.open(name) as file:
                         data = file.read(MAX_BYTES)
                 except DAMAGED as error:
-                    raise FewshotError(f"{source}: {name}: cannot be unpacked ({_line(error)}): {AGAIN}") from error
+                    raise FewshotError(f"{source}: {name}: cannot be unpacked ({one_line(error)}): {AGAIN}") from error
                 yield "/".join(parts[1:]), data
 
 
@@ -217,7 +217,3 @@ def _banks(characters: Mapping[str, np.ndarray], where: Mapping[str, str]) -> di
         examples = np.concatenate([characters[name] for name in names])[:, None]
         banks[split] = Split(examples, [len(characters[name]) for name in names], names)
     return banks
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

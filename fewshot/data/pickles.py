@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, one_line
 
 # Truth values, whole and floating numbers, bytes and text, of a fixed width; or any objects. Nothing with fields.
 PLAIN = re.compile(r"[|<>=]?([biufSU][1-9][0-9]{0,8}|O8?)", re.ASCII)
@@ -55,8 +55,7 @@ def stream(file: IO[bytes], where: str = "") -> Iterator[np.ndarray | bytes | st
 
 
 def _refusal(file: IO[bytes], where: str, wanted: str, error: Exception) -> FewshotError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return FewshotError(f"{where or getattr(file, 'name', 'pickle')}: no whole {wanted} ({reason})")
+    return FewshotError(f"{where or getattr(file, 'name', 'pickle')}: no whole {wanted} ({one_line(error)[:200]})")
 
 
 class _Type:

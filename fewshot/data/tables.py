@@ -13,7 +13,7 @@ from typing import NamedTuple
 from fewshot.data.files import DAMAGED, Files
 from fewshot.data.images import web_page
 from fewshot.data.layouts import SPLIT_WORDS, SPLITS, is_image
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, one_line
 
 OF_IMAGES, OF_CLASSES, OF_A_SPLIT = ("filename", "label", "split"), ("class", "split"), ("filename", "label")
 Lists = Mapping[str | Path, str | None]  # names in a source, or paths elsewhere, each with the split that it is of
@@ -49,7 +49,7 @@ def listed(files: Files, lists: Lists) -> tuple[str, dict[str, Row]]:
         try:
             data = name.read_bytes() if isinstance(name, Path) else b"".join(files.read([name]))
         except DAMAGED as error:
-            raise FewshotError(f"{where}: cannot be read ({' '.join(str(error).split())}); mend it") from error
+            raise FewshotError(f"{where}: cannot be read ({one_line(error)}); mend it") from error
         columns, rows = _rows(where, data, [OF_A_SPLIT] if own else [OF_IMAGES, OF_CLASSES])
         what = "classes" if columns == OF_CLASSES else what
         for here, values in rows:
@@ -135,7 +135,7 @@ def _rows(
         reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
         lines = [(reader.line_num, [field.strip() for field in fields]) for fields in reader]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise FewshotError(f"{where}: no CSV in UTF-8 ({' '.join(str(error).split())}); save it as one") from error
+        raise FewshotError(f"{where}: no CSV in UTF-8 ({one_line(error)}); save it as one") from error
     lines = [(line, fields) for line, fields in lines if any(fields)]
     header = [name.lower() for name in lines[0][1]] if lines else []
     columns = next((columns for columns in wanted if set(columns) <= set(header)), None)
