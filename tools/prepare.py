@@ -11,11 +11,9 @@ from tabulate import tabulate
 
 from fewshot.cli import main
 from fewshot.config import resolved
-from fewshot.data.bank import verify
-from fewshot.data.convert import Shared
+from fewshot.data.convert import check
 from fewshot.errors import FewshotError
 from fewshot.experiment import make
-from fewshot.progress import progress_bar
 from fewshot.report.sheet import contact_sheet
 
 
@@ -45,15 +43,7 @@ def prepare(cfg: DictConfig) -> None:
     if about.get("shared_images"):
         print(f"images that two splits share: {about['shared_images']:,}")
     if cfg.check:
-        shared = Shared()
-        with progress_bar("checking", sum(len(bank.examples) for bank in banks.values())) as advance:
-
-            def each(split: str, rows: list[memoryview]) -> None:
-                shared.add(split, rows)
-                advance(split, len(rows))
-
-            verify(folder, each)
-        print(f"checked: every byte is as it was prepared, {len(shared.found):,} images in two splits")
+        print(f"checked: every byte is as it was prepared, {check(folder):,} images in two splits")
     sheet = Path(cfg.sheet) if cfg.sheet else folder.with_name(f"{folder.name}.png")
     contact_sheet(banks, sheet)
     print(f"a few images of it: {sheet}")

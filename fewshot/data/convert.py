@@ -11,97 +11,26 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from itertools import chain, islice, pairwise
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from fewshot.data.bank import FORMAT, fingerprint_of_file, install
-from fewshot.data.files import DAMAGED, Files
+from fewshot.data.bank import FORMAT, fingerprint_of_file, install, open_banks, verify
+from fewshot.data.files import DAMAGED
 from fewshot.data.images import Look, example
+from fewshot.data.parts import Part, check_parts
 from fewshot.errors import FewshotError, one_line
 from fewshot.progress import progress_bar
 
 AT_ONCE = 256  # images decoded between two writes
 BYTES_AT_ONCE = 1 << 25  # of them as they come, from where on it is fewer images
 SAVE_EVERY = 16  # writes between two notes of how far it is
-
-
-@dataclass(frozen=True)
-class Part:
-    """The images of one split as a source has them, before any is read.
-
-    Attributes:
-        names: of the classes, sorted.
-        labels: [n] class of each image, in the order in which they come.
-        rows: [n] the place of each in the bank, which is sorted by class.
-        images: the images from the i-th on, each a file's bytes or an array [H, W, C] uint8.
-        where: the i-th image's name for people.
-        changed: when the files of the first n were put there, the last of them, in seconds since 1970.
-    """
-
-    names: Sequence[str]
-    labels: np.ndarray
-    rows: np.ndarray
-    images: Callable[[int], Iterator[bytes | np.ndarray]]
-    where: Callable[[int], str]
-    changed: Callable[[int], float] = lambda n: 0.0
-
-
-def part_of_files(files: Files, classes: Mapping[str, Sequence[str]], key: Callable[[str], str] | None = None) -> Part:
-    """The split whose classes are these files of a source: classes sorted by name, their files by name or by a key.
-
-    Raises:
-        FewshotError: a file that belongs to two classes, stands twice in one, or is not in the source.
-    """
-    names = sorted(classes)
-    place: dict[str, tuple[int, int]] = {}  # class and row of each file
-    for label, name in enumerate(names):
-        for file in sorted(classes[name], key=key):
-            if file in place:
-                raise FewshotError(f"{files.where(file)}: listed twice; an image belongs to one class, once")
-            place[file] = label, len(place)
-    order = [name for name in files.names if name in place]
-    if len(order) < len(place):
-        missing = min(set(place) - set(order))
-        raise FewshotError(f"{files.where(missing)}: listed, but not there; fetch the data again")
-    labels, rows = np.array([place[name] for name in order], dtype=np.int64).reshape(-1, 2).T
-    return Part(
-        names,
-        labels,
-        rows,
-        images=lambda i: files.read(order[i:]),
-        where=lambda i: files.where(order[i]),
-        changed=lambda n: files.changed(order[:n]),
-    )
-
-
-def part_of_labels(
-    names: Sequence[str],
-    labels: np.ndarray,
-    images: Callable[[int], Iterator[bytes | np.ndarray]],
-    where: Callable[[int], str],
-    changed: Callable[[int], float] = lambda n: 0.0,
-) -> Part:
-    """The split of images that come with a label each, an index into `names`; classes sorted by name.
-
-    Raises:
-        FewshotError: a label that is none.
-    """
-    for i in np.flatnonzero((labels < 0) | (labels >= len(names)))[:1].tolist():
-        raise FewshotError(f"{where(i)}: label {labels[i]}, but there are {len(names)} classes; fetch the data again")
-    order = sorted(range(len(names)), key=names.__getitem__)
-    rank = np.empty(len(names), dtype=np.int64)
-    rank[order] = np.arange(len(names))
-    labels = rank[labels]
-    rows = np.empty(len(labels), dtype=np.int64)
-    rows[np.argsort(labels, kind="stable")] = np.arange(len(labels))
-    return Part([names[i] for i in order], labels, rows, images, where, changed)
 
 
 def convert(
@@ -130,7 +59,6 @@ def convert(
     """
     check_parts(str(folder), parts)
     work, title = folder.with_name(folder.name + ".part"), f"converting {about.get('dataset', 'images')}"
-    counts = {split: np.bincount(part.labels, minlength=len(part.names)) for split, part in parts.items()}
     key = _key(parts, look, about)
     try:
         with _lock(work):
@@ -143,18 +71,13 @@ def convert(
                 for split, part in parts.items():
                     _write(work, key, done, split, part, look, advance)
             listing: dict[str, Any] = {}
-            shared = Shared()
             with progress_bar("checking", total) as advance:
+                shared = Shared(advance)
                 for split, part in parts.items():
-                    names, sizes = list(part.names), counts[split].tolist()
-
-                    def each(rows: list[memoryview], split: str = split) -> None:
-                        shared.add(split, rows)
-                        advance(split, len(rows))
-
-                    sha256 = fingerprint_of_file(work / f"{split}.npy", sizes, names, each)
+                    sizes = np.bincount(part.labels).tolist()
+                    sha256 = fingerprint_of_file(work / f"{split}.npy", sizes, part.names, partial(shared.add, split))
                     listing[split] = {"sha256": sha256, "dtype": "uint8", "shape": [sum(sizes), *look.shape]}
-                    listing[split] |= {"counts": sizes, "names": names}
+                    listing[split] |= {"counts": sizes, "names": list(part.names)}
             if shared.found and leaks == "refuse":
                 one, other = (
                     f"{parts[split].where(int(np.flatnonzero(parts[split].rows == row)[0]))} ({split})"
@@ -179,31 +102,15 @@ def convert(
         ) from error
 
 
-def check_parts(where: str, parts: Mapping[str, Part]) -> None:
-    """Hold what a source says of its splits against what a Bank needs.
-
-    Raises:
-        FewshotError: a split without classes, a class without images, one named twice, or one in two splits.
-    """
-    seen: dict[str, str] = {}
-    for split, part in parts.items():
-        if not part.names:
-            raise FewshotError(f"{where}: split {split} has no classes")
-        counts = np.bincount(part.labels, minlength=len(part.names))
-        if not counts.all():
-            raise FewshotError(f"{where}: class {part.names[int(counts.argmin())]} of {split} has no images")
-        if len(set(part.names)) < len(part.names):
-            twice = next(name for name, after in pairwise(sorted(part.names)) if name == after)
-            raise FewshotError(f"{where}: class {twice} of {split} is named twice; give every class a name of its own")
-        for name in part.names:
-            if seen.setdefault(name, split) != split:
-                raise FewshotError(f"{where}: class {name} is in {seen[name]} and in {split}; splits share no class")
-
-
 class Shared:
-    """Images that occur in two splits: row hashes of one split after the other."""
+    """Images that occur in two splits, found while the rows of one split after the other pass by.
 
-    def __init__(self) -> None:
+    Args:
+        advance: is told the split and the number of rows that passed, see `progress_bar`.
+    """
+
+    def __init__(self, advance: Callable[[str, int], None]) -> None:
+        self.advance = advance
         self.first: dict[bytes, tuple[str, int]] = {}
         self.row: dict[str, int] = {}
         self.found: list[tuple[tuple[str, int], tuple[str, int]]] = []
@@ -216,6 +123,19 @@ class Shared:
             first = self.first.setdefault(hashlib.blake2b(row, digest_size=12).digest(), place)
             if first[0] != split:
                 self.found.append((first, place))
+        self.advance(split, len(rows))
+
+
+def check(folder: Path) -> int:
+    """Read every byte of the banks below `folder` again; how many images two splits share.
+
+    Raises:
+        FewshotError: a byte is not what it was, see `verify`.
+    """
+    with progress_bar("checking", sum(len(bank.examples) for bank in open_banks(folder).values())) as advance:
+        shared = Shared(advance)
+        verify(folder, shared.add)
+    return len(shared.found)
 
 
 def _lock(work: Path) -> IO[str]:

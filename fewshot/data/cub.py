@@ -6,14 +6,13 @@ import gzip
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from fewshot.data.bank import Bank, open_banks
-from fewshot.data.convert import convert, part_of_files
+from fewshot.data.bank import Bank
 from fewshot.data.download import fetch
 from fewshot.data.files import ARCHIVES, DAMAGED, Files, open_files
 from fewshot.data.images import Look, web_page
-from fewshot.data.layouts import SPLIT_WORDS, SPLITS, check_official, known_folders, official, prepare_command
+from fewshot.data.layouts import PARTLY, SPLIT_WORDS, SPLITS, check_official, known_folders, official, published_banks
+from fewshot.data.parts import Part, part_of_files
 from fewshot.errors import FewshotError, one_line
 
 NAME = "CUB_200_2011"
@@ -21,7 +20,6 @@ NAME = "CUB_200_2011"
 URL = "https://zenodo.org/record/8000562/files/CUB_200_2011.tgz"
 PAGE = "https://data.caltech.edu/records/65de6-vp158"  # where the authors publish it
 IMAGES = 11_788
-PARTLY = "; to convert the part that is there, set dataset.reader.complete=false"
 
 
 def read(
@@ -54,20 +52,14 @@ def read(
     Raises:
         FewshotError: an argument out of range, images that are missing, too many or damaged, or a damaged cache.
     """
-    look = Look(size, 3, resize, resample)
-    folder = Path(cache) / f"cub-{size}-{resize}-{resample}{'' if complete else '-part'}"
-    if again or not (folder / "bank.json").exists():
+
+    def find(command: str) -> tuple[dict[str, Part], dict[str, str]]:
         splits = official("cub")
-        files, found = _source(Path(root), splits, download, prepare_command("cub", size, resize, resample, complete))
-        parts = {}
-        for split in SPLITS:
-            classes = {name: found[name] for name in splits[split] if name in found}
-            if not classes and not complete:
-                raise FewshotError(
-                    f"{files.root}: no class of {split} is there, such as {splits[split][0]}: put some there, or split "
-                    "the classes that are there with dataset=folder"
-                )
-            parts[split] = part_of_files(files, classes)
+        files, found = _source(Path(root), splits, download, command)
+        parts = {
+            split: part_of_files(files, {name: found[name] for name in splits[split] if name in found})
+            for split in SPLITS
+        }
         if complete:
             totals = {split: len(part.labels) for split, part in parts.items()}
             check_official(str(files.root), parts, splits, totals)  # the classes alone: only the sum is published
@@ -75,13 +67,12 @@ def read(
             if sum(totals.values()) != IMAGES:
                 raise FewshotError(f"{files.root}: {sum(totals.values())} images, not {IMAGES}{PARTLY}")
         is_split = all(PurePosixPath("/", names[0]).parents[1].name.lower() in SPLIT_WORDS for names in found.values())
-        about: dict[str, Any] = {"dataset": "cub", "source": "CUB-200-2011 (Wah et al. 2011), whole images"}
-        about["layout"] = "class folders of each split" if is_split else "class folders"
-        about["layout"] += " in a folder" if files.root.is_dir() else " in an archive"
-        about["split_source"] = "Chen et al. 2019: classes by index modulo 2 and 4, 100/50/50"
-        about |= {"size": size, "resize": resize, "resample": resample, "complete": complete}
-        convert(folder, parts, look, about, leaks="count", again=again)
-    return open_banks(folder)
+        layout = "class folders of each split" if is_split else "class folders"
+        layout += " in a folder" if files.root.is_dir() else " in an archive"
+        about = {"source": "CUB-200-2011 (Wah et al. 2011), whole images", "layout": layout}
+        return parts, about | {"split_source": "Chen et al. 2019: classes by index modulo 2 and 4, 100/50/50"}
+
+    return published_banks("cub", root, cache, Look(size, 3, resize, resample), complete, again, find)
 
 
 def _source(

@@ -14,10 +14,11 @@ import numpy as np
 
 from fewshot.data import tables
 from fewshot.data.bank import Bank, open_banks
-from fewshot.data.convert import convert, part_of_files
+from fewshot.data.convert import convert
 from fewshot.data.files import ARCHIVES, Files, open_files
 from fewshot.data.images import SUFFIXES, Look
 from fewshot.data.layouts import SPLIT_WORDS, SPLITS, is_image
+from fewshot.data.parts import part_of_files
 from fewshot.errors import FewshotError
 
 Classes = dict[str, list[str]]  # the image files of each class

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from fewshot.data.convert import Part
-from fewshot.data.files import Files
-from fewshot.data.images import SUFFIXES
+from fewshot.data.bank import Bank, open_banks
+from fewshot.data.convert import convert
+from fewshot.data.files import ARCHIVES, Files, open_files
+from fewshot.data.images import SUFFIXES, Look
+from fewshot.data.parts import Part
 from fewshot.errors import FewshotError
 
 SPLITS = ("train", "val", "test")
+PARTLY = "; to convert the part that is there, set dataset.reader.complete=false"
 SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -29,12 +32,51 @@ def official(dataset: str) -> dict[str, list[str]]:
     return {split: sorted(name for names in lists[split] for name in names) for split in SPLITS}
 
 
-def prepare_command(dataset: str, size: int, resize: str, resample: str, complete: bool) -> str:
-    """The command that prepares these very images, without its source."""
-    said = {"size": size, "resize": resize, "resample": resample, "complete": str(complete).lower()}
+def published_banks(
+    dataset: str,
+    root: str | Path,
+    cache: str | Path,
+    look: Look,
+    complete: bool,
+    again: bool,
+    find: Callable[[str], tuple[dict[str, Part], dict[str, str]]],
+) -> dict[str, Bank]:
+    """The banks of a published data set; converted where they are not there yet, or where it is to be done `again`.
+
+    Args:
+        complete: False where a part of the classes and images will do, which goes to a folder of another name.
+        find: finds what a source has of each split, and the words on it for `about`; it is told the command that
+            prepares these very images, for where it finds nothing.
+
+    Raises:
+        FewshotError: whatever `find` and `convert` say, no class of a split, or damaged banks.
+    """
+    made_by = {"size": look.size, "resize": look.resize, "resample": look.resample}
+    folder = Path(cache) / f"{'-'.join(map(str, (dataset, *made_by.values())))}{'' if complete else '-part'}"
+    if again or not (folder / "bank.json").exists():
+        parts, words = find(_prepare_command(dataset, made_by | {"complete": str(complete).lower()}))
+        splits = official(dataset)
+        for split, part in parts.items():
+            if not part.names:
+                raise FewshotError(f"{root}: no class of {split} is there; add images of {splits[split][0]} or others")
+        about = {"dataset": dataset, **words, **made_by, "complete": complete}
+        convert(folder, parts, look, about, leaks="count", again=again)
+    return open_banks(folder)
+
+
+def _prepare_command(dataset: str, said: Mapping[str, object]) -> str:
     usual = {"size": 84, "resize": "squash", "resample": "lanczos", "complete": "true"}
     others = [f"dataset.reader.{name}={value}" for name, value in said.items() if value != usual[name]]
     return " ".join(["python tools/prepare.py", f"dataset={dataset}", *others])
+
+
+def open_source(root: Path, wanted: Callable[[str], bool]) -> Files:
+    """The files of a source, or those of the one archive in it where nothing else of it is wanted."""
+    files = open_files(root)
+    packed = [name for name in files.names if name.lower().endswith(ARCHIVES)]
+    if root.is_dir() and len(packed) == 1 and not any(map(wanted, files.names)):
+        return open_files(root / packed[0])
+    return files
 
 
 def is_image(name: str) -> bool:
@@ -88,14 +130,13 @@ def check_official(
     Raises:
         FewshotError: a class too many or missing, or another number of images.
     """
-    partly = "; to convert the part that is there, set dataset.reader.complete=false"
     for split in SPLITS:
         part = parts.get(split)
         names = set(part.names) if part else set()
         if missing := sorted(set(splits[split]) - names):
             raise FewshotError(
                 f"{where}: {len(missing)} of {len(splits[split])} classes of {split} are missing, such as {missing[0]}"
-                f"{partly}"
+                f"{PARTLY}"
             )
         assert part is not None
         if extra := sorted(names - set(splits[split])):
@@ -104,6 +145,6 @@ def check_official(
         if isinstance(totals, int):
             for name, count in zip(part.names, counts, strict=True):
                 if count != totals:
-                    raise FewshotError(f"{where}: class {name} has {count} images, not {totals}{partly}")
+                    raise FewshotError(f"{where}: class {name} has {count} images, not {totals}{PARTLY}")
         elif len(part.labels) != totals[split]:
-            raise FewshotError(f"{where}: {len(part.labels)} images of {split}, not {totals[split]}{partly}")
+            raise FewshotError(f"{where}: {len(part.labels)} images of {split}, not {totals[split]}{PARTLY}")

@@ -14,12 +14,21 @@ from typing import Any
 import numpy as np
 
 from fewshot.data import pickles, tables
-from fewshot.data.bank import Bank, open_banks
-from fewshot.data.convert import Part, convert, part_of_files, part_of_labels
+from fewshot.data.bank import Bank
 from fewshot.data.download import fetch
-from fewshot.data.files import ARCHIVES, Files, open_files, opened
+from fewshot.data.files import Files, open_files, opened
 from fewshot.data.images import Look
-from fewshot.data.layouts import SPLIT_WORDS, SPLITS, check_official, is_image, known_folders, official, prepare_command
+from fewshot.data.layouts import (
+    SPLIT_WORDS,
+    SPLITS,
+    check_official,
+    is_image,
+    known_folders,
+    official,
+    open_source,
+    published_banks,
+)
+from fewshot.data.parts import Part, part_of_files, part_of_labels
 from fewshot.errors import FewshotError
 
 # As in learn2learn 0.2.0, learn2learn/vision/datasets/mini_imagenet.py. Its class is of no use here: it unpickles them.
@@ -75,31 +84,23 @@ def read(
     Raises:
         FewshotError: an argument out of range, files that are missing, damaged or not as above, or a damaged cache.
     """
-    look = Look(size, 3, resize, resample)
-    folder = Path(cache) / f"mini-{size}-{resize}-{resample}{'' if complete else '-part'}"
-    if again or not (folder / "bank.json").exists():
+
+    def find(command: str) -> tuple[dict[str, Part], dict[str, str]]:
         splits = official("mini")
-        layout, parts = _source(Path(root), splits, download, prepare_command("mini", size, resize, resample, complete))
-        for split, part in parts.items():
-            if not part.names:
-                raise FewshotError(f"{root}: no class of {split} is there; add images of {splits[split][0]} or others")
+        layout, parts = _source(Path(root), splits, download, command)
         if complete:
             check_official(str(root), parts, splits, IMAGES)
-        about = {"dataset": "mini", "source": "miniImageNet (Vinyals et al. 2016), of ILSVRC-2012", "layout": layout}
-        about |= {"split_source": "Ravi and Larochelle 2017, by WordNet id"}
-        about |= {"size": size, "resize": resize, "resample": resample, "complete": complete}
-        convert(folder, parts, look, about, leaks="count", again=again)
-    return open_banks(folder)
+        about = {"source": "miniImageNet (Vinyals et al. 2016), of ILSVRC-2012", "layout": layout}
+        return parts, about | {"split_source": "Ravi and Larochelle 2017, by WordNet id"}
+
+    return published_banks("mini", root, cache, Look(size, 3, resize, resample), complete, again, find)
 
 
 def _source(root: Path, splits: Splits, download: bool, command: str) -> tuple[str, dict[str, Part]]:
     """The layout in words, and what is there of each split."""
     lacks = "no miniImageNet is there"
     if root.exists():
-        files = open_files(root)
-        packed = [name for name in files.names if name.lower().endswith(ARCHIVES)]
-        if len(packed) == 1 and not _by_split(files, PICKLE) and not any(map(is_image, files.names)):
-            files = open_files(root / packed[0])
+        files = open_source(root, lambda name: is_image(name) or bool(PICKLE.fullmatch(posixpath.basename(name))))
         pickled, lists = _by_split(files, PICKLE), _by_split(files, LIST)
         if len(pickled) == len(SPLITS):
             found = {split: _pickled(files, pickled[split], split, splits) for split in SPLITS}

@@ -19,12 +19,22 @@ from typing import Any
 import numpy as np
 
 from fewshot.data import pickles
-from fewshot.data.bank import Bank, open_banks
-from fewshot.data.convert import Part, convert, part_of_files, part_of_labels
+from fewshot.data.bank import Bank
 from fewshot.data.download import fetch
-from fewshot.data.files import ARCHIVES, Files, open_files, opened
+from fewshot.data.files import Files, opened
 from fewshot.data.images import Look, web_page
-from fewshot.data.layouts import SPLIT_WORDS, SPLITS, check_official, known_folders, official, prepare_command
+from fewshot.data.layouts import (
+    PARTLY,
+    SPLIT_WORDS,
+    SPLITS,
+    check_official,
+    is_image,
+    known_folders,
+    official,
+    open_source,
+    published_banks,
+)
+from fewshot.data.parts import Part, part_of_files, part_of_labels
 from fewshot.errors import FewshotError
 
 # As in learn2learn 0.2.0, vision/datasets/tiered_imagenet.py, whose class is of no use here: it runs what it fetched.
@@ -42,7 +52,6 @@ AGAIN = (
     f"fetch the authors' six files again, by hand: {URL}/tiered-imagenet-train_images_png.pkl and -train_labels.pkl, "
     "and those of val and test"
 )
-PARTLY = "; to convert the part that is there, set dataset.reader.complete=false"
 
 
 def read(
@@ -81,23 +90,23 @@ def read(
     Raises:
         FewshotError: an argument out of range, files that are missing, damaged or not as above, or a damaged cache.
     """
-    look = Look(size, 3, resize, resample)
-    folder = Path(cache) / f"tiered-{size}-{resize}-{resample}{'' if complete else '-part'}"
-    if again or not (folder / "bank.json").exists():
-        parts, layout, classes = _parts(
-            Path(root), download, prepare_command("tiered", size, resize, resample, complete)
-        )
+
+    def find(command: str) -> tuple[dict[str, Part], dict[str, str]]:
+        parts, layout, classes = _parts(Path(root), download, command)
         _check(str(root), parts, classes == IDS, complete)
-        about = {"dataset": "tiered", "source": "tieredImageNet (Ren et al. 2018), of ILSVRC-2012", "layout": layout}
-        about |= {"split_source": "Ren et al. 2018" if classes == IDS else "the files' own", "classes": classes}
-        about |= {"size": size, "resize": resize, "resample": resample, "complete": complete}
-        convert(folder, parts, look, about, leaks="count", again=again)
-    return open_banks(folder)
+        about = {"source": "tieredImageNet (Ren et al. 2018), of ILSVRC-2012", "layout": layout, "classes": classes}
+        return parts, about | {"split_source": "Ren et al. 2018" if classes == IDS else "the files' own"}
+
+    return published_banks("tiered", root, cache, Look(size, 3, resize, resample), complete, again, find)
+
+
+def _is_wanted(name: str) -> bool:
+    return is_image(name) or NAME.fullmatch(PurePosixPath(name).name) is not None
 
 
 def _parts(root: Path, download: bool, command: str) -> tuple[dict[str, Part], str, str]:
     """What is there of each split, the layout in words, and what its classes are named by."""
-    files = open_files(root) if root.exists() else None
+    files = open_source(root, _is_wanted) if root.exists() else None
     found: dict[str, dict[str, str]] = {kind: {} for kind in (*LAYOUTS, LABELS)}
     for name in files.names if files else ():
         match = NAME.fullmatch(PurePosixPath(name).name)
@@ -114,9 +123,6 @@ def _parts(root: Path, download: bool, command: str) -> tuple[dict[str, Part], s
     if files and (folders := known_folders(files, published)):
         of = {split: {name: folders[name] for name in published[split] if name in folders} for split in SPLITS}
         return {split: part_of_files(files, of[split]) for split in SPLITS}, "class folders by WordNet id", IDS
-    packed = [name for name in files.names if name.lower().endswith(ARCHIVES)] if files and root.is_dir() else []
-    if len(packed) == 1 and not any(found.values()):
-        return _parts(root / packed[0], False, command)
     if download and not root.is_file():
         _download(root, found)
         return _parts(root, False, command)
@@ -132,8 +138,6 @@ def _check(where: str, parts: Mapping[str, Part], ids: bool, complete: bool) -> 
     """Hold classes and images against what is published of them."""
     published = official("tiered")
     for split, part in parts.items():
-        if not part.names:
-            raise FewshotError(f"{where}: no class of {split} is there; add images of {published[split][0]} or others")
         if ids and (stray := sorted(Counter(part.names) - Counter(published[split]))):
             raise FewshotError(f"{where}: {stray[0]} is no class of {split} in the published split, or there twice")
         classes, wanted = len(part.names), len(published[split])

@@ -22,9 +22,10 @@ from PIL import Image
 
 from fewshot.data import convert as module
 from fewshot.data.bank import Split, fingerprint, open_banks, verify, write_banks
-from fewshot.data.convert import Part, check_parts, convert, part_of_files, part_of_labels
+from fewshot.data.convert import convert
 from fewshot.data.files import Files, open_files
 from fewshot.data.images import Look, example
+from fewshot.data.parts import Part, check_parts, part_of_files, part_of_labels
 from fewshot.errors import FewshotError
 
 LOOK = Look(8)

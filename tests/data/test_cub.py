@@ -208,7 +208,12 @@ def test_a_part_is_converted_where_it_is_asked_for(root: Path, cache: Path):
 
 def test_a_part_without_a_class_of_each_split_is_refused(root: Path, cache: Path):
     as_folder(root, {name: data for name, data in birds().items() if name[:3] in ("001", "002")})
-    refused(root, cache, "no class of test is there, such as 004.Groove_billed_Ani.*dataset=folder", complete=False)
+    refused(
+        root,
+        cache,
+        "no class of test is there; add images of 004.Groove_billed_Ani or others",
+        complete=False,
+    )
 
 
 @pytest.mark.parametrize("other", ["nothing", "other files", "no folder"])

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fewshot.data.convert import Part, part_of_labels
 from fewshot.data.files import Files, open_files
 from fewshot.data.layouts import SPLITS, check_official, is_image, known_folders, official
+from fewshot.data.parts import Part, part_of_labels
 from fewshot.errors import FewshotError
 
 SPLIT = {"train": ["n01", "n02"], "val": ["n03"], "test": ["n04"]}
