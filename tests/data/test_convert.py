@@ -7,10 +7,8 @@ import os
 import resource
 import shutil
 import signal
-import tarfile
 import threading
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,19 +26,19 @@ from fewshot.data.images import Look, example
 from fewshot.data.parts import Part, check_parts, part_of_files, part_of_labels
 from fewshot.errors import FewshotError
 
+from .sources import as_archive, as_folder, encoded, noise
+
 LOOK = Look(8)
 ABOUT = {"dataset": "made up", "source": "random"}
 Change = Callable[[int], bytes | np.ndarray | None]
 
 
 def pixels(number: int, side: int = 9) -> np.ndarray:
-    return np.random.RandomState(number).randint(0, 256, (side, side, 3)).astype(np.uint8)
+    return noise(number, side, side)
 
 
 def png(number: int) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels(number)).save(file, "PNG")
-    return file.getvalue()
+    return encoded(pixels(number))
 
 
 def labelled(
@@ -140,19 +138,9 @@ def source(root: Path, kind: str) -> Files:
     members = {name: png(place) for place, name in enumerate(names)}
     path = root / kind
     if kind == "folder":
-        for name, data in members.items():
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            (path / name).write_bytes(data)
-    elif kind == "source.zip":
-        with zipfile.ZipFile(path, "w") as archive:
-            for name, data in members.items():
-                archive.writestr(name, data)
+        as_folder(path, members)
     else:
-        with tarfile.open(path, "w:" + kind.partition("tar.")[2]) as archive:
-            for name, data in members.items():
-                info = tarfile.TarInfo(f"./{name}")
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
+        as_archive(path, members if kind == "source.zip" else {f"./{name}": data for name, data in members.items()})
     return open_files(path)
 
 

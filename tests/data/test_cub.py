@@ -1,11 +1,6 @@
 """CUB-200-2011: 200 classes of small images made on the spot, as the authors' archive and otherwise."""
 
-import http.server
-import io
-import tarfile
-import threading
-import zipfile
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +10,19 @@ import torch
 from PIL import Image
 
 from fewshot.data import cub
-from fewshot.data.bank import Bank
 from fewshot.data.layouts import official
 from fewshot.errors import FewshotError
 
+from .sources import Server, as_archive, as_folder, encoded, noise, refused_by
+
 SPLITS = official("cub")
 CLASSES = sorted(name for names in SPLITS.values() for name in names)
+ARCHIVE = "CUB_200_2011.tgz"
 IMAGES = 203  # one of each class, and three more of the first
 
 
-def picture(seed: int, width: int = 6, height: int = 5) -> bytes:
-    pixels = np.random.RandomState(seed).randint(0, 256, (height, width, 3)).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG" if seed == 0 else "JPEG")
-    return file.getvalue()
+def picture(seed: int) -> bytes:
+    return encoded(noise(seed, 5, 6), "JPEG" if seed else "PNG")
 
 
 def birds() -> dict[str, bytes]:
@@ -45,52 +39,13 @@ def published(images: dict[str, bytes], listed: dict[str, bytes] | None = None) 
     return members | {"CUB_200_2011/images.txt": rows.encode(), "CUB_200_2011/parts/parts.txt": b"1 back\n"}
 
 
-def as_archive(path: Path, members: dict[str, bytes]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path, "w") as archive:
-            for name, data in members.items():
-                archive.writestr(name, data)
-        return path
-    with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as archive:
-        for name, data in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return path
-
-
-def as_folder(root: Path, members: dict[str, bytes]) -> Path:
-    for name, data in members.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    return root
-
-
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cub, "IMAGES", IMAGES)
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "root"
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-def read(root: Path, cache: Path, **choices: Any) -> dict[str, Bank]:
-    return cub.read(root, cache, **({"size": 4} | choices))
-
-
-def refused(root: Path, cache: Path, match: str, **choices: Any) -> str:
-    with pytest.raises(FewshotError, match=match) as caught:
-        read(root, cache, **choices)
-    assert "\n" not in str(caught.value) and not list(cache.glob("*/bank.json"))
-    return str(caught.value)
+read = partial(cub.read, size=4)
+refused = partial(refused_by, read)
 
 
 def already_split(images: dict[str, bytes]) -> dict[str, bytes]:
@@ -100,8 +55,12 @@ def already_split(images: dict[str, bytes]) -> dict[str, bytes]:
 
 # How the images may lie below the root, and what is said of it.
 LAYOUTS = {
-    "the archive": (lambda root: as_archive(root / "CUB_200_2011.tgz", published(birds())), "class folders in an arch"),
+    "the archive": (lambda root: as_archive(root / ARCHIVE, published(birds())), "class folders in an arch"),
     "unzipped by a browser": (lambda root: as_archive(root / "CUB_200_2011.tar", published(birds())), "an archive"),
+    "unzipped, its name kept": (
+        lambda root: as_archive(root / "CUB.tar", published(birds())).rename(root / ARCHIVE),
+        "class folders in an archive",
+    ),
     "a zip": (lambda root: as_archive(root / "CUB_200_2011.zip", birds()), "class folders in an archive"),
     "unpacked": (lambda root: as_folder(root, published(birds())), "class folders in a folder"),
     "the images alone": (lambda root: as_folder(root, birds()), "class folders in a folder"),
@@ -116,8 +75,7 @@ def test_every_layout_gives_the_same_banks(root: Path, cache: Path, layout: str)
     banks = read(root, cache)
     assert {split: list(bank.names) for split, bank in banks.items()} == SPLITS
     assert banks["train"].sizes.tolist() == [4] + [1] * 99
-    pixels = np.random.RandomState(0).randint(0, 256, (5, 6, 3)).astype(np.uint8)  # of the one png
-    small = Image.fromarray(pixels).resize((4, 4), Image.Resampling.LANCZOS)
+    small = Image.fromarray(noise(0, 5, 6)).resize((4, 4), Image.Resampling.LANCZOS)  # of the one png
     assert torch.equal(banks["train"].examples[0], torch.from_numpy(np.array(small).transpose(2, 0, 1)))
     about = banks["val"].about
     assert words in about["layout"] and about["complete"] is True and about["dataset"] == "cub"
@@ -136,7 +94,7 @@ def test_root_may_be_the_archive_itself_or_the_unpacked_folder(root: Path, cache
 
 
 def test_the_cache_is_opened_without_the_source_and_every_choice_has_a_bank_of_its_own(root: Path, cache: Path):
-    archive = as_archive(root / "CUB_200_2011.tgz", published(birds()))
+    archive = as_archive(root / ARCHIVE, published(birds()))
     first = read(root, cache)["train"]
     cropped = read(root, cache, resize="crop", resample="bilinear")["train"]
     assert not torch.equal(first.examples, cropped.examples)
@@ -185,7 +143,7 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("make", [as_folder, lambda root, members: as_archive(root / "CUB_200_2011.tgz", members)])
+@pytest.mark.parametrize("make", [as_folder, lambda root, members: as_archive(root / ARCHIVE, members)])
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_named_in_one_line(root: Path, cache: Path, make: Any, damage: str):
     images, listed, match = DAMAGE[damage]
@@ -230,7 +188,7 @@ def test_where_nothing_is_there_the_ways_to_get_it_are_said(root: Path, cache: P
 
 
 def test_an_archive_of_something_else_is_refused(root: Path, cache: Path):
-    path = as_archive(root / "CUB_200_2011.tgz", {"cats/1.jpg": picture(1)})
+    path = as_archive(root / ARCHIVE, {"cats/1.jpg": picture(1)})
     for given in (root, path):
         text = refused(given, cache, "tgz: without class folders of CUB-200-2011.*replace it", download=True)
         assert str(path) in text
@@ -247,38 +205,17 @@ def test_a_choice_out_of_range_is_refused(root: Path, cache: Path, choice: str, 
     refused(root, cache, f"dataset.reader.{choice}={value}: choose", **{choice: value})
 
 
-class Answer(http.server.BaseHTTPRequestHandler):
-    content = b""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(self.content)))
-        self.end_headers()
-        self.wfile.write(self.content)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Answer]]:
-    """What its `content` is, is served in place of the archive."""
-    answer = type("AnswerOfOneTest", (Answer,), {})
-    monkeypatch.setenv("no_proxy", "*")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), answer) as server:
-        monkeypatch.setattr(cub, "URL", f"http://127.0.0.1:{server.server_port}/CUB_200_2011.tgz")
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield answer
-        server.shutdown()
-        thread.join()
+def server(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    monkeypatch.setattr(cub, "URL", f"{server.url}/{ARCHIVE}")
+    return server
 
 
-def test_a_download_is_checked_and_read(server: type[Answer], root: Path, cache: Path, tmp_path: Path):
-    server.content = as_archive(tmp_path / "made.tgz", published(birds())).read_bytes()
+def test_a_download_is_checked_and_read(server: Server, root: Path, cache: Path, tmp_path: Path):
+    server.files[ARCHIVE] = as_archive(tmp_path / "made.tgz", published(birds())).read_bytes()
     assert len(read(root, cache, download=True)["test"].names) == 50
-    assert [path.name for path in root.iterdir()] == ["CUB_200_2011.tgz"]
-    server.content = b"gone"
+    assert [path.name for path in root.iterdir()] == [ARCHIVE]
+    server.files[ARCHIVE] = b"gone"
     assert len(read(root, cache, download=True, again=True)["test"].names) == 50  # it is not fetched again
 
 
@@ -293,11 +230,11 @@ def test_a_download_is_checked_and_read(server: type[Answer], root: Path, cache:
     ],
 )
 def test_a_download_that_is_not_the_archive_is_thrown_away(
-    server: type[Answer], root: Path, cache: Path, tmp_path: Path, change: Any, match: str
+    server: Server, root: Path, cache: Path, tmp_path: Path, change: Any, match: str
 ):
-    server.content = change(as_archive(tmp_path / "made.tgz", published(birds())).read_bytes())
+    server.files[ARCHIVE] = change(as_archive(tmp_path / "made.tgz", published(birds())).read_bytes())
     text = refused(root, cache, match, download=True)
-    assert f"download {cub.URL} by hand to {root / 'CUB_200_2011.tgz'}" in text and not list(root.iterdir())
+    assert f"download {cub.URL} by hand to {root / ARCHIVE}" in text and not list(root.iterdir())
 
 
 def test_a_web_page_in_place_of_the_archive_says_where_that_is_to_be_had(tmp_path: Path):

@@ -10,6 +10,8 @@ import pytest
 from fewshot.data import download
 from fewshot.errors import FewshotError
 
+from .sources import serving
+
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 
 
@@ -58,12 +60,8 @@ class Answer(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "*")
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving(Server()) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def check(path: Path) -> None:

@@ -53,16 +53,6 @@ def as_folder(root: Path, pickles: dict[str, bytes], inner: str = "embeddings/mi
     return root / inner
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "root"
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
 def refused(root: Path, cache: Path, match: str, **arguments: Any) -> str:
     with pytest.raises(FewshotError, match=match) as caught:
         embeddings.read(root, cache, **arguments)

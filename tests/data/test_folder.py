@@ -2,8 +2,7 @@
 
 import io
 import os
-import tarfile
-import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,13 @@ from fewshot.errors import FewshotError
 from fewshot.evaluation import evaluate
 from fewshot.tasks.sampler import Sampler
 
+from .sources import as_archive, as_folder, encoded, noise, refused_by
+
 NAMES = [f"class {letter}" for letter in "abcdefghij"]  # 6, 2 and 2 by the fractions
 
 
-def picture(seed: int, kind: str = "PNG", mode: str = "RGB") -> bytes:
-    pixels = np.random.RandomState(seed).randint(0, 256, (6, 8, 3)).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(file, kind)
-    return file.getvalue()
+def picture(seed: int, kind: str = "PNG") -> bytes:
+    return encoded(noise(seed, 6, 8), kind)
 
 
 def tree(*paths: str) -> dict[str, bytes]:
@@ -46,48 +44,16 @@ def classes(names: list[str] = NAMES, each: int = 2, below: str = "") -> dict[st
 SPLIT = tree(*(f"{split}/{split}{c}/{i}.png" for split in ("train", "val", "test") for c in "ab" for i in range(3)))
 
 
-def as_folder(root: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    return root
-
-
 def as_zip(root: Path, files: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path := root.with_suffix(".zip"), "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return path
+    return as_archive(root.with_suffix(".zip"), files)
 
 
 def as_tar(root: Path, files: dict[str, bytes]) -> Path:
-    with tarfile.open(path := root.with_suffix(".tar.gz"), "w:gz") as archive:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return path
+    return as_archive(root.with_suffix(".tar.gz"), files)
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "root"
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-def read(root: Path, cache: Path, **choices: Any) -> dict[str, Bank]:
-    return folder.read(root, cache, **({"size": 4} | choices))
-
-
-def refused(root: Path, cache: Path, match: str, **choices: Any) -> str:
-    with pytest.raises(FewshotError, match=match) as caught:
-        read(root, cache, **choices)
-    assert "\n" not in str(caught.value) and not list(cache.glob("*/bank.json"))
-    return str(caught.value)
+read = partial(folder.read, size=4)
+refused = partial(refused_by, read)
 
 
 def prints(banks: dict[str, Bank]) -> list[str]:
@@ -373,7 +339,6 @@ MISTAKES: dict[str, tuple[dict[str, bytes], str]] = {
         "line 3: 'class a/0.png' is listed as 'x' of train already; it belongs to one class",
     ),
     "no such image": (table("filename,label,split", "9.png,x,train"), "line 2: a row whose image is missing: '9.png'"),
-    "image outside": (table("filename,label,split", "../root/class a/0.png,x,train"), "a row whose image is missing"),
     "which image": (table("filename,label,split", "0.png,x,train"), "'0.png' may be class a/0.png or class b/0.png"),
     "field missing": (table("class,split", *CLASS_ROWS, "class d"), "line 5: not a value for each of 'class,split'"),
     "field too many": (table("class,split", "class a,train,1"), "line 2: not a value for each of"),
@@ -400,6 +365,13 @@ def test_a_mistake_is_named_in_one_line(root: Path, cache: Path, mistake: str):
 def test_a_mistake_in_an_archive_is_named_too(root: Path, cache: Path, mistake: str):
     files, match = MISTAKES[mistake]
     assert str(root) in refused(as_zip(root, files), cache, match)
+
+
+@pytest.mark.parametrize("place", ["elsewhere", "root"])
+def test_a_row_that_leads_out_of_the_root_has_no_image(root: Path, cache: Path, tmp_path: Path, place: str):
+    as_folder(root, table("filename,label,split", f"../{place}/class a/0.png,x,train"))
+    as_folder(tmp_path / "elsewhere", classes())
+    assert str(root) in refused(root, cache, "line 2: a row whose image is missing")
 
 
 @pytest.mark.parametrize("place", ["class k", "images/class k"])

@@ -1,29 +1,28 @@
 """miniImageNet: every layout made on the spot and read; what is not as published is named, and nothing is kept."""
 
 import csv
-import http.server
 import io
 import os
 import pickle
 import shutil
 import struct
 import tarfile
-import threading
 import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from fewshot.data import mini
 from fewshot.data.bank import Split, fingerprint
 from fewshot.data.layouts import SPLITS, official
-from fewshot.errors import FewshotError
+
+from .sources import Server, encoded, noise, refused_by
 
 SIDE, EACH = 5, 3  # pixels, and images of a class
 CLASSES = {split: names[:count] for (split, names), count in zip(official("mini").items(), (4, 3, 3), strict=True)}
@@ -36,13 +35,7 @@ Row = tuple[str, ...]
 
 def pixels(name: str, number: int) -> np.ndarray:
     """Of the number-th image of a class."""
-    return np.random.RandomState([int(name[1:]), number]).randint(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
-
-
-def png(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, "PNG")
-    return file.getvalue()
+    return noise([int(name[1:]), number], SIDE, SIDE)
 
 
 def images() -> Iterator[tuple[str, str, int, str]]:
@@ -156,7 +149,7 @@ def as_lists(root: Path, change: Callable[[str, list[Row]], list[Row]] = lambda 
 
 def as_images(root: Path, folder: str = "images") -> None:
     for split, name, number, image in images():
-        write(root / folder.format(split=split, name=name) / image, png(pixels(name, number)))
+        write(root / folder.format(split=split, name=name) / image, encoded(pixels(name, number)))
 
 
 def as_originals(root: Path, folder: str = "{name}") -> None:
@@ -164,7 +157,7 @@ def as_originals(root: Path, folder: str = "{name}") -> None:
         for name in names:
             for place, number in enumerate(sorted(NUMBERS), start=1):
                 image = pixels(name, PLACES.index(place) if place in PLACES else 100 + place)
-                write(root / folder.format(name=name) / f"{name}_{number}.JPEG", png(image))
+                write(root / folder.format(name=name) / f"{name}_{number}.JPEG", encoded(image))
     write(root / folder.format(name="n01440764") / "n01440764_1.JPEG", b"of another class")
 
 
@@ -207,18 +200,8 @@ def placed(root: Path, make: Callable[[Path], Any], given: str) -> Path:
     return root
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "root"
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-def read(root: Path, cache: Path, **arguments: Any) -> dict[str, Any]:
-    return mini.read(root, cache, **({"size": SIDE, "complete": False} | arguments))
+read = partial(mini.read, size=SIDE, complete=False)
+refused = partial(refused_by, read)
 
 
 def is_as_expected(root: Path, cache: Path, layout: str) -> None:
@@ -228,14 +211,6 @@ def is_as_expected(root: Path, cache: Path, layout: str) -> None:
     about = banks["test"].about
     assert about["layout"] == layout and about["complete"] is False and about["shared_images"] == 0
     assert str(root.parent) not in str(about)
-
-
-def refused(root: Path, cache: Path, match: str, **arguments: Any) -> str:
-    with pytest.raises(FewshotError, match=match) as caught:
-        read(root, cache, **arguments)
-    text = str(caught.value)
-    assert "\n" not in text and len(text) < 600 and not list(cache.glob("*/bank.json"))
-    return text
 
 
 def naming_all(content: dict[str, Any]) -> bytes:
@@ -362,7 +337,7 @@ def test_the_cache_is_opened_without_the_source_and_again_reads_anew(root: Path,
     as_folders(root)
     before = read(root, cache)["val"]
     name = CLASSES["val"][1]
-    write(root / name / f"{name}00000002.jpg", png(pixels(name, 77)))
+    write(root / name / f"{name}00000002.jpg", encoded(pixels(name, 77)))
     assert read(root, cache)["val"].fingerprint == before.fingerprint
     after = read(root, cache, again=True)["val"]
     assert (after.examples != before.examples).flatten(1).any(1).nonzero().tolist() == [[EACH]]
@@ -389,7 +364,7 @@ def test_a_root_without_images_is_answered_with_the_ways_to_get_them(root: Path,
     if there != "nothing":
         root.mkdir()
     if there == "other files":
-        write(root / "cats" / "1.png", png(pixels("n1", 0)))
+        write(root / "cats" / "1.png", encoded(pixels("n1", 0)))
     text = refused(root, cache, f"^{root}: no miniImageNet is there")
     ways = (
         "-validation.pkl",
@@ -600,7 +575,7 @@ def test_two_images_of_a_listed_name_are_refused(root: Path, cache: Path):
 
 def test_two_originals_of_a_number_are_refused(root: Path, cache: Path):
     as_list_and_originals(root)
-    write(root / f"{VAL}_113.jpg", png(pixels(VAL, 0)))
+    write(root / f"{VAL}_113.jpg", encoded(pixels(VAL, 0)))
     refused(root, cache, f"{VAL}_113.jpg and {VAL}/{VAL}_113.JPEG are both there|113.JPEG and {VAL}_113.jpg are both")
 
 
@@ -649,7 +624,7 @@ def test_a_split_without_a_class_is_refused(root: Path, cache: Path):
 
 def test_an_unreadable_image_is_named(root: Path, cache: Path):
     as_list_and_images(root)
-    write(root / "images" / f"{VAL}00000003.jpg", png(pixels(VAL, 0))[:40])
+    write(root / "images" / f"{VAL}00000003.jpg", encoded(pixels(VAL, 0))[:40])
     refused(root, cache, f"^{root}/images/{VAL}00000003.jpg: damaged, or no image")
 
 
@@ -661,7 +636,7 @@ def test_an_unreadable_original_is_named_as_its_own_file(root: Path, cache: Path
 
 def test_images_that_two_splits_share_are_counted(root: Path, cache: Path):
     as_folders(root)
-    write(root / VAL / f"{VAL}00000002.jpg", png(pixels(TRAIN, 1)))
+    write(root / VAL / f"{VAL}00000002.jpg", encoded(pixels(TRAIN, 1)))
     assert read(root, cache)["val"].about["shared_images"] == 1
 
 
@@ -725,42 +700,12 @@ def test_class_folders_of_the_published_counts_are_complete(root: Path, cache: P
     assert banks["train"].about["shared_images"] == 0
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Sends the files it has."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.files = {f"mini-imagenet-cache-{WORDS[split]}.pkl": pickled(by_class_dict(split)) for split in SPLITS}
-        self.asked: list[str] = []
-
-
-class Answer(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        name = self.path.removeprefix("/files/")
-        self.server.asked.append(name)
-        if name not in self.server.files:
-            return self.send_error(404)
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(self.server.files[name])))
-        self.end_headers()
-        self.wfile.write(self.server.files[name])
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("no_proxy", "*")
-    with Server() as server:
-        monkeypatch.setattr(mini, "URL", f"http://127.0.0.1:{server.server_port}/files")
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+def server(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """Of learn2learn's pickles."""
+    server.files = {f"mini-imagenet-cache-{WORDS[split]}.pkl": pickled(by_class_dict(split)) for split in SPLITS}
+    monkeypatch.setattr(mini, "URL", server.url)
+    return server
 
 
 def test_a_download_fetches_three_pickles_and_reads_them(server: Server, root: Path, cache: Path):
@@ -786,7 +731,7 @@ def test_nothing_is_fetched_where_another_layout_is(server: Server, root: Path, 
 
 
 def test_nothing_is_fetched_to_an_archive(server: Server, root: Path, cache: Path):
-    archive = as_zip(root, lambda root: write(root / "cats" / "1.png", png(pixels("n1", 0))))
+    archive = as_zip(root, lambda root: write(root / "cats" / "1.png", encoded(pixels("n1", 0))))
     refused(archive, cache, f"^{archive}: no miniImageNet is there: put mini", download=True)
     assert not server.asked
 

@@ -1,26 +1,25 @@
 """tieredImageNet: read from every layout, made small on the spot; what is not as it should be is named."""
 
-import http.server
 import io
 import os
 import pickle
 import shutil
 import tarfile
-import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from fewshot.data import tiered
-from fewshot.data.bank import Bank
 from fewshot.data.layouts import official
 from fewshot.errors import FewshotError
+
+from .sources import Server, as_folder, encoded, refused_by
 
 SIDE, IMAGES = 9, 4  # pixels, and images of each class
 CLASSES = {split: names[3:1:-1] for split, names in official("tiered").items()}  # two each, not sorted
@@ -34,14 +33,8 @@ def pixels(split: str, label: int, number: int) -> np.ndarray:
     return random.randint(0, 100, (SIDE, SIDE, 3), np.uint8) + np.array([120, 60, 0], np.uint8)
 
 
-def png(image: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    return file.getvalue()
-
-
 def pngs(split: str) -> list[bytes]:
-    return [png(pixels(split, label, number)) for number, label in ROWS[split]]
+    return [encoded(pixels(split, label, number)) for number, label in ROWS[split]]
 
 
 def arrays(split: str) -> list[np.ndarray]:
@@ -71,13 +64,6 @@ def npz(save: Callable[..., None] = np.savez, **content: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def put(root: Path, contents: dict[str, bytes]) -> Path:
-    for name, data in contents.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    return root
-
-
 def pickled(
     root: Path, prefix: str = "", protocol: int = 2, images: Callable[[str], Any] = arrays, **changes: Any
 ) -> Path:
@@ -87,24 +73,22 @@ def pickled(
         for kind, content in (("images_png", images), ("labels", labels)):
             of = changes.get(f"{split}_{kind}", content(split))
             made[f"{prefix}{split}_{kind}.pkl"] = of if isinstance(of, bytes) else pickle.dumps(of, protocol)
-    return put(root, made)
+    return as_folder(root, made)
 
 
 def unpacked(root: Path, made: Callable[[np.ndarray], bytes], suffix: str = "npz", **changes: Any) -> Path:
     contents = {f"{split}_images.{suffix}": made(stack(split)) for split in CLASSES}
     contents |= {f"{split}_labels.pkl": pickle.dumps(labels(split)) for split in CLASSES}
-    return put(root, contents | {name.replace("__", "."): data for name, data in changes.items()})
+    return as_folder(root, contents | {name.replace("__", "."): data for name, data in changes.items()})
 
 
 def folders(root: Path, inner: str = "{split}/{name}") -> Path:
-    return put(
-        root,
-        {
-            f"{inner.format(split=split, name=CLASSES[split][label])}/{number}.png": png(pixels(split, label, number))
-            for split, rows in ROWS.items()
-            for number, label in rows
-        },
-    )
+    files = {}
+    for split, rows in ROWS.items():
+        for number, label in rows:
+            folder = inner.format(split=split, name=CLASSES[split][label])
+            files[f"{folder}/{number}.png"] = encoded(pixels(split, label, number))
+    return as_folder(root, files)
 
 
 def renamed(root: Path, prefix: str) -> Path:
@@ -137,7 +121,7 @@ def stored(array: np.ndarray) -> bytes:
 LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "folders of splits": folders,
     "folders of no splits": lambda root: folders(root, "{name}"),
-    "folders of ImageNet": lambda root: put(
+    "folders of ImageNet": lambda root: as_folder(
         folders(root, "ILSVRC/Data/CLS-LOC/train/{name}"),
         {"ILSVRC/Data/CLS-LOC/train/n00000001/1.JPEG": b"of no class"},
     ),
@@ -178,26 +162,8 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
 }
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "root"
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-def read(root: Path, cache: Path, **arguments: Any) -> dict[str, Bank]:
-    return tiered.read(root, cache, **({"size": SIDE, "complete": False} | arguments))
-
-
-def refused(root: Path, cache: Path, match: str, **arguments: Any) -> str:
-    with pytest.raises(FewshotError, match=match) as caught:
-        read(root, cache, **arguments)
-    text = str(caught.value)
-    assert "\n" not in text and len(text) < 700 and not list(cache.glob("*/bank.json"))
-    return text
+read = partial(tiered.read, size=SIDE, complete=False)
+refused = partial(refused_by, read)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -232,7 +198,7 @@ def test_the_cache_is_opened_without_the_source_and_made_anew_when_asked(root: P
     assert read(root, cache)["val"].fingerprint == first["val"].fingerprint
     with pytest.raises(FewshotError, match="val_labels.pkl is missing"):
         read(root, cache, again=True)
-    put(root, {"val_labels.pkl": pickle.dumps(labels("val", label_specific=1 - LABELS["val"]))})
+    as_folder(root, {"val_labels.pkl": pickle.dumps(labels("val", label_specific=1 - LABELS["val"]))})
     assert read(root, cache, again=True)["val"].fingerprint != first["val"].fingerprint
 
 
@@ -500,7 +466,7 @@ def test_a_mistake_in_an_npz_is_named_in_one_line(root: Path, cache: Path, mista
 )
 def test_a_damaged_npy_is_named_in_one_line(root: Path, cache: Path, change: Callable[[bytes], bytes], match: str):
     unpacked(root, npy, "npy")
-    put(root, {"val_images.npy": change((root / "val_images.npy").read_bytes())})
+    as_folder(root, {"val_images.npy": change((root / "val_images.npy").read_bytes())})
     refused(root, cache, f"val_images.npy: .*{match}" if "npy" not in match else match)
 
 
@@ -527,7 +493,7 @@ def test_a_change_in_an_archive_that_only_its_checksum_sees_is_refused(root: Pat
 @pytest.mark.parametrize("missing", ["train_labels.pkl", "test_images_png.pkl"])
 def test_a_missing_file_is_named_with_the_ways_to_get_it(root: Path, cache: Path, missing: str):
     (pickled(root) / missing).unlink()
-    put(root, {"others.zip": b"passed over"})
+    as_folder(root, {"others.zip": b"passed over"})
     text = refused(root, cache, f"{missing} is missing")
     assert all(way in text for way in ("put train_images_png.pkl", "source=", "dataset.reader.download=true"))
 
@@ -535,14 +501,14 @@ def test_a_missing_file_is_named_with_the_ways_to_get_it(root: Path, cache: Path
 @pytest.mark.parametrize("there", [False, True])
 def test_where_nothing_is_the_ways_to_get_it_are_named(root: Path, cache: Path, there: bool):
     if there:
-        put(root, {"readme.txt": b"nothing", "train/cat/1.png": b""})
+        as_folder(root, {"readme.txt": b"nothing", "train/cat/1.png": b""})
     text = refused(root, cache, "no tieredImageNet is there")
     ways = ("put train_images_png.pkl", "named by WordNet id", "tools/prepare.py", "source=", "reader.download=true")
     assert all(way in text for way in ways) and root.exists() == there
 
 
 def test_an_archive_of_something_else_is_named_whatever_may_be_fetched(root: Path, cache: Path):
-    source = packed(put(root, {"readme.txt": b"nothing"}), "zip")
+    source = packed(as_folder(root, {"readme.txt": b"nothing"}), "zip")
     refused(source, cache, "root.zip: no tieredImageNet is there: put", download=True)
 
 
@@ -557,49 +523,20 @@ def test_an_argument_out_of_range_is_refused(root: Path, cache: Path, argument: 
     refused(root, cache, f"dataset.reader.{next(iter(argument))}=", **argument)
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Sends the files of a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.folder, self.asked = folder, []
-
-
-class Answer(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        self.server.asked.append(self.path)
-        path = self.server.folder / self.path.rsplit("/", 1)[1]
-        if not path.exists():
-            return self.send_error(404)
-        self.send_response(200)
-        self.send_header("Content-Length", str(path.stat().st_size))
-        self.end_headers()
-        self.wfile.write(path.read_bytes())
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("no_proxy", "*")
-    with Server(pickled(tmp_path / "server", "tiered-imagenet-")) as server:
-        monkeypatch.setattr(tiered, "URL", f"http://127.0.0.1:{server.server_port}/files")
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+def server(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """Of the authors' files."""
+    server.files = {path.name: path.read_bytes() for path in pickled(tmp_path / "server", "tiered-imagenet-").iterdir()}
+    monkeypatch.setattr(tiered, "URL", server.url)
+    return server
 
 
 def test_what_is_missing_is_fetched_and_then_read(server: Server, root: Path, cache: Path, tmp_path: Path):
     there = read(pickled(tmp_path / "other"), tmp_path)
-    put(root, {"tiered/val_labels.pkl": pickle.dumps(labels("val"))})
+    as_folder(root, {"tiered/val_labels.pkl": pickle.dumps(labels("val"))})
     banks = read(root, cache, download=True)
     assert {split: bank.fingerprint for split, bank in banks.items()} == {s: b.fingerprint for s, b in there.items()}
-    names = [f"/files/tiered-imagenet-{s}_{k}.pkl" for s in CLASSES for k in ("images_png", "labels")]
+    names = [f"tiered-imagenet-{s}_{k}.pkl" for s in CLASSES for k in ("images_png", "labels")]
     assert server.asked == [name for name in names if "val_labels" not in name]
     read(root, cache, download=True, again=True)
     assert len(server.asked) == 5 and len(list(root.iterdir())) == 6
@@ -613,14 +550,14 @@ def test_nothing_is_fetched_where_a_layout_is_there(server: Server, root: Path, 
 
 @pytest.mark.parametrize("content", [b"<html>sign in</html>.", b"", b"\x80\x02]q\x00(", b"PK\x03\x04 ."])
 def test_a_download_that_is_no_pickle_is_thrown_away(server: Server, root: Path, cache: Path, content: bytes):
-    put(server.folder, {"tiered-imagenet-train_images_png.pkl": content})
     name = "tiered-imagenet-train_images_png.pkl"
+    server.files[name] = content
     text = refused(root, cache, f"{name}.part: (a web page, not the file|no whole pickle)", download=True)
     assert f"download {tiered.URL}/{name} by hand to {root / name}" in text and not list(root.iterdir())
 
 
 def test_a_download_that_fails_says_so(server: Server, root: Path, cache: Path):
-    (server.folder / "tiered-imagenet-train_labels.pkl").unlink()
+    del server.files["tiered-imagenet-train_labels.pkl"]
     refused(root, cache, "fetching tiered-imagenet-train_labels.pkl failed .*404", download=True)
     assert [path.name for path in root.iterdir()] == ["tiered-imagenet-train_images_png.pkl"]
 
