@@ -45,6 +45,8 @@ def main(function: Callable[[DictConfig], None], config: str) -> None:
             print("interrupted: the same command, or resume=<run folder>, continues the run", file=sys.stderr)
             sys.exit(130)
 
+    failures.clear()
+    sweep_records.clear()
     keep_freed_memory()
     try:
         if not CONF.is_dir():
@@ -85,6 +87,10 @@ def check_overrides(overrides: list[str], config: str, sweep: bool) -> None:
                         f"{override.key_or_group}={value}: no such option{near(str(value), options)}; "
                         f"there are {', '.join(options)}"
                     )
+                if override.key_or_group == "dataset" and config != "train" and _of_functions(str(value)):
+                    raise FewshotError(
+                        f"dataset={value}: functions need no preparation and no extractor; only tools/train.py takes it"
+                    )
                 if not override.key_or_group.startswith("hydra"):
                     _compose(config, [*singles, f"{override.key_or_group}={value}"], override.key_or_group)
             if values and not override.key_or_group.startswith("hydra"):
@@ -109,6 +115,11 @@ def _options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml")) if group.isidentifier() else []
 
 
+def _of_functions(dataset: str) -> bool:
+    """Whether a dataset's file also says how to train: what images leave to conf/train.yaml."""
+    return (CONF / "dataset" / f"{dataset}.yaml").read_text(encoding="utf-8").startswith("# @package _global_")
+
+
 def _compose(config: str, overrides: list[str], key: str) -> None:
     try:
         compose(config, overrides)
@@ -116,6 +127,10 @@ def _compose(config: str, overrides: list[str], key: str) -> None:
         known = key_names(compose(config, overrides[:-1]))
         if key not in known:
             raise FewshotError(f"{key}: no such key{near(key, known)}") from error
+        if "'features/" in str(error) and any(o.startswith("dataset=") and _of_functions(o[8:]) for o in overrides):
+            raise FewshotError(
+                f"{overrides[-1]}: features are of images; functions are learned by leo_regression"
+            ) from error
         cause = error.__cause__ or error
         raise FewshotError(f"{overrides[-1]}: {str(cause).splitlines()[0]}") from error
 

@@ -27,6 +27,7 @@ class TestSettings:
     split: str = MISSING
     episodes: int = MISSING
     seed: int = MISSING  # of the episodes
+    steps: Any = MISSING  # adaptation steps: a number, several, or None: the learner's own
     transductive: bool = MISSING
     validation_episodes: int = MISSING
 
@@ -54,6 +55,7 @@ class TrainConfig:
     run_dir: str | None = MISSING
     resume: str | None = MISSING
     force: bool = MISSING
+    plot: bool = MISSING
 
 
 @dataclass
@@ -70,9 +72,11 @@ class EvaluateConfig:
     seed: int | None = MISSING
     transductive: bool | None = MISSING
     rotations: str | None = MISSING
-    steps: int | None = MISSING
+    steps: Any = MISSING
+    checkpoint: str | None = MISSING
     engine: str | None = MISSING
     latents: int | None = MISSING
+    plot: bool = MISSING
     device: str = MISSING
     out: str | None = MISSING
     force: bool = MISSING
@@ -108,7 +112,7 @@ ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 
 # What may differ between two configurations of one and the same run.
-PLACES = ("device", "data_dir", "runs", "run_dir", "resume", "force")
+PLACES = ("device", "data_dir", "runs", "run_dir", "resume", "force", "plot")
 READER_PLACES = ("root", "cache", "download", "device")
 
 

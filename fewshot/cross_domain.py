@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fewshot.data.bank import Bank
+from fewshot.episodes import Source
 from fewshot.errors import FewshotError
 from fewshot.run_folder import began_with
 
@@ -25,6 +25,8 @@ def on_another_dataset(cfg: DictConfig, run: Path, dataset: DictConfig) -> DictC
     Raises:
         FewshotError: the run learns on features, or what only the run can say is given.
     """
+    if "families" in cfg.dataset.reader:
+        raise FewshotError(f"dataset={dataset.name}: the run in {run} learns functions; leave dataset out")
     if cfg.features.name is not None:
         raise FewshotError(
             f"dataset={dataset.name}: the run in {run} learns on features, which only its own extractor can give of "
@@ -40,7 +42,7 @@ def on_another_dataset(cfg: DictConfig, run: Path, dataset: DictConfig) -> DictC
     return changed
 
 
-def check_new(run: Path, name: str, bank: Bank) -> None:
+def check_new(run: Path, name: str, bank: Source) -> None:
     """Hold the test classes against those that the run was trained on.
 
     Raises:

@@ -12,6 +12,7 @@ import torch
 
 from fewshot.errors import FewshotError
 
+_THREADS = torch.get_num_threads()  # that torch, or the person, chose
 _STATUS = Path("/proc/self/status")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # glibc, malloc.h
 
@@ -33,6 +34,15 @@ def pick_device(name: str) -> torch.device:
 def has_room(size: int, device: torch.device) -> bool:
     """Whether data of so many bytes may lie on the device: on a GPU, where they leave half of its free memory."""
     return device.type != "cuda" or 2 * size <= torch.cuda.mem_get_info(device)[0]
+
+
+def compute_alone(alone: bool) -> None:
+    """Let torch compute on one thread, or on as many as it was started with.
+
+    Matrices of some thousand numbers gain nothing from a second thread, and where another process holds its core each
+    of them waits for it: a step of sinusoids then takes twenty times as long.
+    """
+    torch.set_num_threads(1 if alone else _THREADS)
 
 
 def keep_freed_memory(*, one_arena: bool = False) -> None:

@@ -1,8 +1,10 @@
-"""`Episodes`: the one data type that flows from a sampler through a learner to a score."""
+"""`Episodes`: the one data type that flows from where tasks are drawn through a learner to a score."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
@@ -11,7 +13,7 @@ import torch
 class Episodes:
     """T few-shot tasks of N ways, K shots and Q queries per class, as five tensors.
 
-    Classification labels are int64 in 0..N-1; regression targets are float. The items of a class
+    Classification labels are int64 in 0..N-1; regression targets are float, and N is 1. The items of a class
     are contiguous: support item `n * K + k` is shot k of class n. Indexed with an integer, the one
     task without its leading axis: the form in which an algorithm sees it.
     """
@@ -37,3 +39,67 @@ class Episodes:
         if isinstance(target, torch.dtype):
             return Episodes(*(v.to(target) if v.is_floating_point() else v for v in self.tensors()))
         return Episodes(*(v.to(target) for v in self.tensors()))
+
+
+class Source(Protocol):
+    """What tasks of one split are made of: a Bank of examples, or Functions."""
+
+    @property
+    def split(self) -> str: ...
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its classes; functions have none."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one example."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that it is."""
+        ...
+
+    @property
+    def drawn_from(self) -> str:
+        """SHA-256 of what its examples stand for: of features that of their images."""
+        ...
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What it is, for the record."""
+        ...
+
+
+class Tasks(Protocol):
+    """Where episodes come from, each a function of (seed, split, its number): a Sampler, or Regression."""
+
+    @property
+    def source(self) -> Source: ...
+
+    @property
+    def way(self) -> int: ...
+
+    @property
+    def shot(self) -> int: ...
+
+    @property
+    def query(self) -> int: ...
+
+    @property
+    def metric(self) -> str:
+        """`accuracy`, or `mse`, of which less is better."""
+        ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def episodes(self, first: int, count: int) -> Episodes:
+        """Episodes first..first+count-1."""
+        ...
+
+    def manifest(self, first: int, count: int) -> str:
+        """SHA-256 of what these episodes are: two scores may stand in one column only when theirs agree."""
+        ...

@@ -12,16 +12,18 @@ from scipy import stats
 from torch.func import vmap
 
 from fewshot.algorithms.engine import Engine
-from fewshot.algorithms.learner import Learner, Tensors, accuracy
-from fewshot.episodes import Episodes
+from fewshot.algorithms.learner import Learner, Tensors, score
+from fewshot.episodes import Episodes, Tasks
 from fewshot.tasks.sampler import Sampler
 
 TASKS_AT_ONCE = 200  # where each brings its support set only
-IMAGES_AT_ONCE = 2000  # bounds the memory of a batch of test episodes
+EXAMPLES_AT_ONCE = 2000  # bounds the memory of a batch of test episodes
 
 
-def query_logits(learner: Learner, params: Tensors, carry: Tensors, task: Episodes, transductive: bool) -> torch.Tensor:
-    """Adapt to one task and classify its queries: [N*Q, N].
+def query_outputs(
+    learner: Learner, params: Tensors, carry: Tensors, task: Episodes, transductive: bool
+) -> torch.Tensor:
+    """Adapt to one task and predict its queries: logits [N*Q, N], or in regression outputs [Q, 1].
 
     Transductive: all queries are forwarded as one batch, so that norms see them together. Inductive: each query is
     forwarded with the support set and no other query, so nothing that another query holds can reach it
@@ -41,39 +43,41 @@ def evaluate(
     learner: Learner,
     params: Tensors,
     carry: Tensors,
-    sampler: Sampler,
+    tasks: Tasks,
     episodes: int,
     *,
     transductive: bool,
     engine: Engine,
 ) -> np.ndarray:
-    """Accuracy of each of the sampler's first `episodes` episodes: [episodes] float64 in 0..1."""
+    """Score of each of the first `episodes` episodes, by the tasks' own metric: [episodes] float64."""
 
-    def score(task: Episodes) -> torch.Tensor:
-        return accuracy(query_logits(learner, params, carry, task, transductive), task.query_y)
+    def of_task(task: Episodes) -> torch.Tensor:
+        return score(query_outputs(learner, params, carry, task, transductive), task.query_y)
 
-    if learner.independent and sampler.rotations == "none" and _takes_much_of_its_classes(sampler):
-        batch, parts = TASKS_AT_ONCE, partial(_on_whole_classes, learner, params, carry, sampler, engine)
+    if learner.independent and isinstance(tasks, Sampler) and _takes_much_of_its_classes(tasks):
+        batch, parts = TASKS_AT_ONCE, partial(_on_whole_classes, learner, params, carry, tasks, engine)
     else:
-        per_episode = sampler.way * (sampler.shot + sampler.query)
+        per_episode = tasks.way * (tasks.shot + tasks.query)
         if not transductive and not learner.independent:
-            per_episode = sampler.way * sampler.query * (sampler.way * sampler.shot + 1)
-        batch = max(1, IMAGES_AT_ONCE // per_episode)
-        parts = partial(_on_gathered, score, sampler, engine)
+            per_episode = tasks.way * tasks.query * (tasks.way * tasks.shot + 1)
+        batch = max(1, EXAMPLES_AT_ONCE // per_episode)
+        parts = partial(_on_gathered, of_task, tasks, engine)
     firsts = range(0, episodes, batch)
     return np.concatenate([parts(i, min(batch, episodes - i)).double().cpu().numpy() for i in firsts])
 
 
 def _on_gathered(
-    score: Callable[[Episodes], torch.Tensor], sampler: Sampler, engine: Engine, first: int, count: int
+    of_task: Callable[[Episodes], torch.Tensor], tasks: Tasks, engine: Engine, first: int, count: int
 ) -> torch.Tensor:
     """Scores [count] of tasks, each with its own copy of its queries."""
-    return engine.map(score, sampler.episodes(first, count))
+    return engine.map(of_task, tasks.episodes(first, count))
 
 
 def _takes_much_of_its_classes(sampler: Sampler) -> bool:
     """Whether a task's queries are a good part of all that its classes hold, as in deepmind/leo's tests on features."""
-    return len(sampler.bank.shape) == 1 and 3 * (sampler.shot + sampler.query) >= int(sampler.bank.sizes.max())
+    if len(sampler.bank.shape) != 1 or sampler.rotations != "none":
+        return False
+    return 3 * (sampler.shot + sampler.query) >= int(sampler.bank.sizes.max())
 
 
 def _on_whole_classes(

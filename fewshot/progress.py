@@ -39,7 +39,7 @@ def _bar(console: Console) -> Progress:
 
 
 class TrainingDisplay:
-    """A context that shows outer steps as they are done: a bar with accuracy, tasks per second and remaining time.
+    """A context that shows outer steps as they are done: a bar with the score, tasks per second and remaining time.
 
     Quiet when stdout is no terminal. TensorBoard files go to `folder`, at the steps that metrics.jsonl has too.
     """
@@ -62,11 +62,17 @@ class TrainingDisplay:
 
     def update(self, step: int, values: dict[str, float]) -> None:
         """Outer step `step` is done; `values` are named as in metrics.jsonl."""
-        if "validation_accuracy" in values:
-            self._validation = f", validation {values['validation_accuracy']:.1%}"
+        validated = [name for name in values if name.startswith("validation_")]
+        scores = [_said(name, value) for name, value in values.items() if name in ("accuracy", "mse")]
+        if validated:
+            self._validation = f", {_said(validated[0], values[validated[0]])}"
         rate = (step - self._start) * self._meta_batch / max(1e-9, time.perf_counter() - self._clock)
-        words = f"accuracy {values['accuracy']:.1%}{self._validation}, {rate:.0f} tasks/s"
+        words = f"{scores[0]}{self._validation}, {rate:.0f} tasks/s"
         self._bar.update(self._task, completed=step, words=words)
-        if step % self._log_every == 0 or "validation_accuracy" in values:
+        if step % self._log_every == 0 or validated:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
+
+
+def _said(name: str, value: float) -> str:
+    return f"{name.replace('_', ' ')} {value:.4g}" if name.endswith("mse") else f"{name.replace('_', ' ')} {value:.1%}"

@@ -22,7 +22,8 @@ def run_folder(config: dict[str, Any]) -> Path:
     """`run_dir`, or a name that says the run and ends in a hash of its whole configuration."""
     if config["run_dir"]:
         return Path(config["run_dir"])
-    task = f"{config['dataset']['name']}-{config['way']}w{config['shot']}s"
+    way = "" if "families" in config["dataset"]["reader"] else f"{config['way']}w"
+    task = f"{config['dataset']['name']}-{way}{config['shot']}s"
     name = f"{config['algorithm']['name']}-{config['backbone']['name']}-seed{config['seed']}-{identity(config)[:8]}"
     return Path(config["runs"]) / task / name
 
@@ -58,7 +59,8 @@ def saved_config(folder: Path, *, device: str | None = None) -> DictConfig:
     try:
         schema = OmegaConf.structured(TrainConfig)
         cfg = OmegaConf.merge(schema, OmegaConf.load(listed), {"run_dir": str(folder)})
-        if not isinstance(OmegaConf.select(cfg, "dataset.augment"), DictConfig):
+        of_images = "families" not in cfg.dataset.reader
+        if of_images and not isinstance(OmegaConf.select(cfg, "dataset.augment"), DictConfig):
             raise ValueError("dataset.augment is of an earlier version of this code")
         if device is not None:
             cfg.device = device

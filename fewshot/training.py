@@ -15,8 +15,8 @@ import torch
 from fewshot.algorithms.engine import Engine, Outer
 from fewshot.algorithms.learner import Learner, Tensors, check_choice
 from fewshot.checkpoint import load_checkpoint, matching, save_checkpoint, write_atomically
+from fewshot.episodes import Tasks
 from fewshot.errors import FewshotError
-from fewshot.tasks.sampler import Sampler
 
 
 @dataclass
@@ -46,8 +46,8 @@ class Trained:
 
     params: Tensors
     carry: Tensors
-    validation: dict[str, Any] | None  # {accuracy, step} of these parameters, where they were validated
-    selection: str  # "best validation accuracy" or "last", whichever these parameters are
+    validation: dict[str, Any] | None  # {accuracy or mse, step} of these parameters, where they were validated
+    selection: str  # "best validation accuracy" (or mse) or "last", whichever these parameters are
     steps: int  # outer steps of the whole training
     nan_guarded: int  # steps whose gradient `guarded` replaced
     train_seconds: float  # of these steps: sampling, adaptation and update, without validation
@@ -55,7 +55,7 @@ class Trained:
 
 def train(
     learner: Learner,
-    sampler: Sampler,
+    tasks: Tasks,
     settings: TrainSettings,
     engine: Engine,
     folder: Path,
@@ -65,8 +65,8 @@ def train(
     """Train to `settings.steps`, from the last checkpoint in `folder` where there is one. `selected` has the result.
 
     Args:
-        sampler: of the training tasks; outer step s takes episodes s*meta_batch to (s+1)*meta_batch - 1.
-        validate: mean accuracy of (params, carry) on the validation episodes.
+        tasks: of the training; outer step s takes episodes s*meta_batch to (s+1)*meta_batch - 1.
+        validate: mean score of (params, carry) on the validation episodes, by the metric of the tasks.
         show: told each outer step that is done, and its values by their names in metrics.jsonl.
 
     Raises:
@@ -78,12 +78,11 @@ def train(
             raise FewshotError(f"train.{name}={limit}: must be above 0, or null")
     last, best = checkpoints(folder)
     params, carry = learner.initial()
-    device = sampler.bank.offsets.device
-    params, carry = ({k: v.to(device) for k, v in group.items()} for group in (params, carry))
+    params, carry = ({k: v.to(tasks.device) for k, v in group.items()} for group in (params, carry))
     optimizer = _optimizer(settings, params)
     state: dict[str, Any] = {"step": 0, "train_seconds": 0.0, "validation": None, "best": None, "nan_guarded": 0}
     if last.exists():
-        groups, state = load_checkpoint(last, device)
+        groups, state = load_checkpoint(last, tasks.device)
         with torch.no_grad():
             for name, value in matching(last, groups.get("params", {}), params).items():
                 params[name].copy_(value)
@@ -91,14 +90,14 @@ def train(
         _restore(optimizer, params, groups.get("outer", {}))
     metrics = folder / "metrics.jsonl"
     _cut(metrics, state["step"])
-    steps = settings.steps if is_trained(learner, sampler) else 0
+    steps = settings.steps if is_trained(learner, tasks) else 0
 
     def checkpoint() -> None:
         save_checkpoint(last, {"params": params, "carry": carry, "outer": _slots(optimizer, params)}, state)
 
     for step in range(state["step"], steps):
         start = time.perf_counter()
-        outer = engine.outer(learner, params, carry, sampler.episodes(step * settings.meta_batch, settings.meta_batch))
+        outer = engine.outer(learner, params, carry, tasks.episodes(step * settings.meta_batch, settings.meta_batch))
         gradient = outer.gradient
         if settings.nan_guard:
             gradient = guarded(gradient, outer.loss, params)
@@ -107,16 +106,16 @@ def train(
             _check_finite(outer, step, last)
         carry = outer.carry
         rate = _apply(optimizer, params, gradient, settings, step)
-        values = {"loss": float(outer.loss.mean()), "accuracy": float(outer.accuracy.mean()), "outer_lr": rate}
+        values = {"loss": float(outer.loss.mean()), tasks.metric: float(outer.score.mean()), "outer_lr": rate}
         state["train_seconds"] += time.perf_counter() - start
         done = state["step"] = step + 1
         if settings.validate_every and (done % settings.validate_every == 0 or done == steps):
-            values["validation_accuracy"] = validate(params, carry)
-            state["validation"] = {"accuracy": values["validation_accuracy"], "step": done}
-            if state["best"] is None or state["validation"]["accuracy"] > state["best"]["accuracy"]:
+            found = values[f"validation_{tasks.metric}"] = validate(params, carry)
+            state["validation"] = {tasks.metric: found, "step": done}
+            if state["best"] is None or _better(tasks.metric, state["validation"], state["best"]):
                 state["best"] = state["validation"]
                 save_checkpoint(best, {"params": params, "carry": carry}, state)
-        if done % settings.log_every == 0 or done == steps or "validation_accuracy" in values:
+        if done % settings.log_every == 0 or done == steps or f"validation_{tasks.metric}" in values:
             if hasattr(learner, "figures"):
                 values |= learner.figures(params)  # pyright: ignore[reportAttributeAccessIssue]
             with metrics.open("a", encoding="utf-8") as file:
@@ -131,7 +130,15 @@ def train(
         checkpoint()
 
 
-def is_trained(learner: Learner, sampler: Sampler) -> bool:
+def _metric(validation: dict[str, Any]) -> str:
+    return "mse" if "mse" in validation else "accuracy"
+
+
+def _better(metric: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one[metric] < other[metric] if metric == "mse" else one[metric] > other[metric]
+
+
+def is_trained(learner: Learner, tasks: Tasks) -> bool:
     """Whether there is anything to train.
 
     Raises:
@@ -142,22 +149,34 @@ def is_trained(learner: Learner, sampler: Sampler) -> bool:
         return False
     if not learner.initial()[0]:
         raise FewshotError("this backbone has no parameters to train; choose another, such as backbone=conv4")
-    if by_loss and sampler.query < 1:
+    if by_loss and tasks.query < 1:
         raise FewshotError("train.query=0: this algorithm learns from its queries; set at least 1, or null")
     return True
 
 
-def selected(learner: Learner, settings: TrainSettings, folder: Path, device: torch.device) -> Trained:
+def selected(
+    learner: Learner, settings: TrainSettings, folder: Path, device: torch.device, checkpoint: str | None = None
+) -> Trained:
     """The parameters that the test is about: the best on validation, or the last, as `settings.select` says.
 
+    Args:
+        folder: of the run.
+        checkpoint: `best`, `last` or a file, in place of `settings.select`.
+
     Raises:
-        FewshotError: there is no checkpoint, or it is damaged or of another learner.
+        FewshotError: there is no such checkpoint, or it is damaged or of another learner.
     """
     last, best = checkpoints(folder)
     _, state = load_checkpoint(last, "cpu")
-    use_best = settings.select == "best" and state["best"] is not None
-    path = best if use_best else last
+    wanted = checkpoint or settings.select
+    use_best = wanted == "best" and state["best"] is not None
+    if checkpoint == "best" and not use_best:
+        raise FewshotError(f"checkpoint=best: {folder} was never validated; take checkpoint=last")
+    path = best if use_best else last if wanted in ("best", "last") else Path(wanted)
     groups, own = load_checkpoint(path, device)
+    selection = f"best validation {_metric(own['validation'])}" if use_best else "last"
+    if path not in (last, best):
+        state, selection = own, f"checkpoint of step {own['step']}"
     params, carry = (
         matching(path, groups.get(name, {}), wanted)
         for name, wanted in zip(("params", "carry"), learner.initial(), strict=True)
@@ -166,7 +185,7 @@ def selected(learner: Learner, settings: TrainSettings, folder: Path, device: to
         params,
         carry,
         validation=own["validation"],
-        selection="best validation accuracy" if use_best else "last",
+        selection=selection,
         steps=state["step"],
         nan_guarded=state["nan_guarded"],
         train_seconds=state["train_seconds"],
@@ -244,8 +263,8 @@ def _restore(optimizer: torch.optim.Optimizer | None, params: Tensors, slots: Te
 
 
 def _check_finite(outer: Outer, step: int, last: Path) -> None:
-    values = [outer.loss, *outer.gradient.values()]
-    if not all(bool(torch.isfinite(value).all()) for value in values):
+    # Joined first: every flag that is asked for makes a GPU wait.
+    if not bool(torch.stack([value.isfinite().all() for value in (outer.loss, *outer.gradient.values())]).all()):
         kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
         raise FewshotError(
             f"step {step + 1}: the loss or its gradient is not finite; lower train.outer_lr or "

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import nn
 
-from fewshot import cli
 from fewshot.algorithms.leo import Leo
 from fewshot.algorithms.maml import Maml
 from fewshot.algorithms.nearest import Nearest
@@ -21,9 +20,10 @@ from fewshot.algorithms.reptile import Reptile
 from fewshot.backbones.conv4 import Conv4
 from fewshot.backbones.inputs import Inputs
 from fewshot.backbones.mlp import MLP
-from fewshot.data import glyphs
+from fewshot.data import functions, glyphs
 from fewshot.data.bank import Bank, Split, fingerprint
 from fewshot.episodes import Episodes
+from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
@@ -172,6 +172,21 @@ def make_mlp() -> Callable[..., MLP]:
 
 
 @pytest.fixture
+def make_regression(make_mlp: Callable[..., MLP]) -> Callable[..., tuple[MLP, Episodes]]:
+    """A network without norms and `count` regression tasks, sines and lines with noise, in the default dtype."""
+
+    def make(count: int = 3, shot: int = 4) -> tuple[MLP, Episodes]:
+        families = {
+            "sine": {"amplitude": (1, 3), "phase": (0, 3)},
+            "line": {"slope": (-1, 1), "intercept": (-1, 1)},
+        }
+        tasks = Regression(functions.read(families, (-2, 2), 0.1)["train"], shot, 5, seed=0)
+        return make_mlp((1,), 1, norm="none"), tasks.episodes(0, count).to(torch.get_default_dtype())
+
+    return make
+
+
+@pytest.fixture
 def make_learner(make_conv4: Callable[..., Conv4]) -> Callable[..., Any]:
     """A learner by the name of `algorithm`, on a small Conv-4 unless a backbone is given."""
 
@@ -225,8 +240,6 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], da
     monkeypatch.chdir(tmp_path)
 
     def run(tool: str, *words: str) -> Outcome:
-        cli.failures.clear()
-        cli.sweep_records.clear()
         monkeypatch.setattr(sys, "argv", [f"tools/{tool}.py", *words])
         capsys.readouterr()
         code = 0

@@ -58,6 +58,79 @@ def test_a_run_leaves_everything_that_the_design_says(call: Any, algorithm: str)
     assert not [path for path in Path().rglob("*") if path.name in ("outputs", "multirun", ".hydra")]
 
 
+@pytest.mark.parametrize("algorithm", ["maml", "fomaml", "reptile", "leo_regression"])
+def test_a_regression_leaves_its_error_by_number_of_steps_and_a_drawing(call: Any, algorithm: str) -> None:
+    dataset = "sines_and_lines" if algorithm == "leo_regression" else "sinusoid"
+    quick = ("train.steps=3", "train.meta_batch=2", "test.episodes=7", "test.steps=[0,2]", "plot=true")
+    done = call("train", f"algorithm={algorithm}", f"dataset={dataset}", "run_dir=run", *quick)
+    assert (done.code, done.err) == (0, "")
+    record = read(Path("run"))
+    heading, *lines = Path("run/episodes.csv").read_text().splitlines()
+    assert heading == "episode,mse_0,mse_2"
+    assert len(lines) == 7
+    means = np.array([line.split(",") for line in lines], dtype=float).mean(0)
+    assert list(record["test"]["mse"].values()) == pytest.approx(means[1:], rel=1e-4)
+    assert record["protocol"]["adaptation_steps"] == [0, 2]
+    assert record["way"] == 1
+    assert Path("run/fits.png").stat().st_size > 10_000
+    # One number of steps is one number, the same as among several.
+    alone = call("evaluate", "run=run", "steps=2", "out=alone")
+    assert (alone.code, alone.err) == (0, "")
+    assert read(Path("alone"))["test"]["mse"] == pytest.approx(record["test"]["mse"]["2"], rel=1e-6)
+    assert read(Path("alone"))["protocol"]["adaptation_steps"] in (2, "5 latent, 2 fine-tuning")
+    fewer = call("evaluate", "run=run", "shot=3", "query=4", "checkpoint=last")
+    assert fewer.code == 0, fewer.err
+    assert f"{dataset} 3-shot: MSE " in fewer.out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("way=5",), "way=5: a function of sinusoid has one output; leave way out"),
+        (("test.steps=[1,1]",), "test.steps=[1, 1]: name numbers of adaptation steps, each once"),
+        (("test.steps=[]",), "test.steps=[]: name numbers of adaptation steps"),
+        (("test.steps=-1",), "test.steps=-1: must be a whole number >= 0"),
+        (("train.train_on_val=true",), "train.train_on_val: not for functions"),
+        (("dataset.reader.families.sine.phase=3",), "dataset.reader.families.sine.phase=3: a range has two numbers"),
+        (("algorithm=leo",), "leo_regression"),
+    ],
+)
+def test_mistakes_about_regressions_are_one_line(call: Any, words: tuple[str, ...], said: str) -> None:
+    done = call("train", "dataset=sinusoid", "run_dir=run", *words)
+    assert done.code == 1
+    assert said in done.err
+    assert len(done.err.splitlines()) == 1
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("tool", ["prepare", "pretrain"])
+def test_functions_are_refused_where_images_are_wanted(call: Any, tool: str) -> None:
+    done = call(tool, "dataset=sinusoid")
+    assert done.code == 1
+    assert "dataset=sinusoid: functions need no preparation" in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_an_episode_is_drawn_with_its_predictions(call: Any) -> None:
+    done = call("train", "run_dir=run", "plot=true", *QUICK)
+    assert (done.code, done.err) == (0, "")
+    assert Path("run/episode.png").stat().st_size > 5_000
+    again = call("train", "run_dir=run", "plot=true", *QUICK)
+    assert again.code == 0
+    assert "drawn: run/episode.png" in again.out
+
+
+def test_a_test_by_number_of_steps_is_each_of_them(call: Any) -> None:
+    call("train", "run_dir=run", *QUICK)
+    assert call("evaluate", "run=run", "steps=[0,2,3]", "out=several").code == 0
+    several = read(Path("several"))["test"]
+    for steps in (0, 2, 3):
+        assert call("evaluate", "run=run", f"steps={steps}", f"out=one{steps}").code == 0
+        one = read(Path(f"one{steps}"))["test"]
+        assert several["accuracy"][str(steps)] == one["accuracy"]
+        assert several["ci95"][str(steps)] == one["ci95"]
+
+
 def test_a_finished_run_is_not_run_again_unless_told_to(call: Any) -> None:
     call("train", "run_dir=run", *QUICK)
     before = {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")}

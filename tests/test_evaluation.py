@@ -13,8 +13,8 @@ from scipy import stats
 
 from fewshot import evaluation
 from fewshot.algorithms.engine import Engine
-from fewshot.algorithms.learner import accuracy
-from fewshot.evaluation import ci95, evaluate, query_logits
+from fewshot.algorithms.learner import score
+from fewshot.evaluation import ci95, evaluate, query_outputs
 from fewshot.tasks.sampler import Sampler
 
 Make = Callable[..., Any]
@@ -41,11 +41,11 @@ def carried(learner: Any, make_episodes: Make) -> tuple[Any, Any]:
 def test_in_inductive_mode_no_query_reaches_the_prediction_of_another(learner: Any, make_episodes: Make):
     params, carry = carried(learner, make_episodes)
     task = make_episodes(1, query=3)[0]
-    before = query_logits(learner, params, carry, task, transductive=False)
+    before = query_outputs(learner, params, carry, task, transductive=False)
     for changed in (0, 4, 8):
         query_x = task.query_x.clone()
         query_x[changed] = 1 - 3 * query_x[changed]
-        after = query_logits(learner, params, carry, replace(task, query_x=query_x), transductive=False)
+        after = query_outputs(learner, params, carry, replace(task, query_x=query_x), transductive=False)
         others = torch.arange(9) != changed
         assert torch.equal(after[others], before[others])
         assert not torch.equal(after[changed], before[changed])
@@ -54,10 +54,10 @@ def test_in_inductive_mode_no_query_reaches_the_prediction_of_another(learner: A
 def test_in_transductive_mode_queries_share_the_norms(learner: Any, make_episodes: Make):
     params, carry = carried(learner, make_episodes)
     task = make_episodes(1, query=3)[0]
-    before = query_logits(learner, params, carry, task, transductive=True)
+    before = query_outputs(learner, params, carry, task, transductive=True)
     query_x = task.query_x.clone()
     query_x[0] = 1 - 3 * query_x[0]
-    after = query_logits(learner, params, carry, replace(task, query_x=query_x), transductive=True)
+    after = query_outputs(learner, params, carry, replace(task, query_x=query_x), transductive=True)
     assert torch.equal(after[1:], before[1:]) == learner.independent
 
 
@@ -65,8 +65,8 @@ def test_in_transductive_mode_queries_share_the_norms(learner: Any, make_episode
 def test_the_support_set_matters(learner: Any, make_episodes: Make, transductive: bool):
     params, carry = carried(learner, make_episodes)
     task, other = make_episodes(2, query=3)
-    before = query_logits(learner, params, carry, task, transductive)
-    after = query_logits(learner, params, carry, replace(task, support_x=other.support_x), transductive)
+    before = query_outputs(learner, params, carry, task, transductive)
+    after = query_outputs(learner, params, carry, replace(task, support_x=other.support_x), transductive)
     assert before.shape == (9, 3)
     assert float((after - before).abs().max()) > 1e-3
 
@@ -76,7 +76,7 @@ def test_query_labels_do_not_reach_the_predictions(learner: Any, make_episodes: 
     params, carry = carried(learner, make_episodes)
     task = make_episodes(1, query=3)[0]
     hidden = replace(task, query_y=torch.zeros_like(task.query_y))
-    mine, theirs = (query_logits(learner, params, carry, one, transductive) for one in (task, hidden))
+    mine, theirs = (query_outputs(learner, params, carry, one, transductive) for one in (task, hidden))
     assert torch.equal(mine, theirs)
 
 
@@ -88,7 +88,7 @@ def test_queries_are_forwarded_with_the_support_set_or_with_all_queries_alone(le
     inductive = torch.stack([learner.predict(adapted, torch.cat([task.support_x, q[None]]))[-1] for q in task.query_x])
     transductive = learner.predict(adapted, task.query_x)
     for expected, mode in ((inductive, False), (transductive, True)):
-        found = query_logits(learner, params, carry, task, mode)
+        found = query_outputs(learner, params, carry, task, mode)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
 
 
@@ -110,21 +110,21 @@ def test_scores_do_not_depend_on_the_batch_or_the_engine(
 ):
     params, carry = carried(learner, make_episodes)
 
-    def scores(images: int, engine: Engine) -> np.ndarray:
-        monkeypatch.setattr(evaluation, "IMAGES_AT_ONCE", images)
+    def scores(examples: int, engine: Engine) -> np.ndarray:
+        monkeypatch.setattr(evaluation, "EXAMPLES_AT_ONCE", examples)
         return evaluate(learner, params, carry, sampler, 12, transductive=transductive, engine=engine)
 
     reference = scores(2000, Engine("vmap"))
     assert reference.shape == (12,)
     assert reference.dtype == np.float64
     assert reference.std() > 0
-    for images, engine in (
+    for examples, engine in (
         (1, Engine("vmap")),
         (200, Engine("vmap")),
         (2000, Engine("vmap", 5)),
         (2000, Engine("loop")),
     ):
-        assert scores(images, engine) == pytest.approx(reference, abs=1e-6)
+        assert scores(examples, engine) == pytest.approx(reference, abs=1e-6)
 
 
 def test_scores_are_the_share_of_queries_whose_largest_logit_is_the_labels(
@@ -134,7 +134,7 @@ def test_scores_are_the_share_of_queries_whose_largest_logit_is_the_labels(
     found = evaluate(learner, params, carry, sampler, 6, transductive=False, engine=Engine("loop"))
     episodes = sampler.episodes(0, 6)
     for i in range(6):
-        logits = query_logits(learner, params, carry, episodes[i], transductive=False)
+        logits = query_outputs(learner, params, carry, episodes[i], transductive=False)
         right = int((logits.argmax(1) == episodes[i].query_y).sum())
         assert found[i] == pytest.approx(right / 9, abs=1e-6)
 
@@ -170,7 +170,7 @@ def test_scoring_whole_classes_is_scoring_each_query(
     monkeypatch.setattr(evaluation, "_on_gathered", None)
     scores = evaluate(learner, params, carry, sampler, 30, transductive=False, engine=Engine(engine))
     tasks = sampler.episodes(0, 30)
-    wanted = [accuracy(query_logits(learner, params, carry, task, False), task.query_y) for task in tasks]
+    wanted = [score(query_outputs(learner, params, carry, task, False), task.query_y) for task in tasks]
     assert len(tasks[0].query_y) == 21
     assert scores.tolist() == pytest.approx([float(score) for score in wanted])
     assert len(set(scores)) > 5

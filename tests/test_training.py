@@ -18,7 +18,9 @@ from fewshot.algorithms.reptile import Reptile
 from fewshot.backbones.mlp import MLP
 from fewshot.checkpoint import load_checkpoint
 from fewshot.data.bank import Bank
+from fewshot.data.functions import read
 from fewshot.errors import FewshotError
+from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
 from fewshot.training import TrainSettings, selected, train
 
@@ -142,6 +144,25 @@ def test_the_best_on_validation_is_selected_and_the_first_of_equals(tmp_path: Pa
     assert last.validation == {"accuracy": 0.8, "step": 6}
     assert any(not best.params[name].equal(last.params[name]) for name in best.params)
     assert best.steps == last.steps == 6
+
+
+def test_the_best_of_a_regression_has_the_least_error(make_regression: Any, tmp_path: Path) -> None:
+    backbone, _ = make_regression()
+    learner = Maml(backbone, inner_lr=0.01, inner_steps=1, test_steps=1, first_order=False, inner_loss="mean",
+                   outer_loss="mean")  # fmt: skip
+    functions = read({"sine": {"amplitude": (1, 2), "phase": (0, 1)}}, (-1, 1), 0)["train"]
+    found = iter([0.7, 0.2, 0.4])
+    shown: list[dict[str, float]] = []
+    train(
+        learner, Regression(functions, 3, 3, 0), SETTINGS, Engine(), tmp_path, lambda params, carry: next(found),
+        lambda step, values: shown.append(values),
+    )  # fmt: skip
+    trained = selected(learner, SETTINGS, tmp_path, CPU)
+    assert (trained.validation, trained.selection) == ({"mse": 0.2, "step": 4}, "best validation mse")
+    assert [line["validation_mse"] for line in metrics(tmp_path) if "validation_mse" in line] == [0.7, 0.2, 0.4]
+    assert shown[0]["mse"] == shown[0]["loss"] > 0
+    last = selected(learner, SETTINGS, tmp_path, CPU, "last")
+    assert (last.validation, last.selection) == ({"mse": 0.4, "step": 6}, "last")
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.engine import Engine
-from fewshot.algorithms.learner import accuracy
+from fewshot.algorithms.learner import score
 from fewshot.algorithms.leo import Leo
 from fewshot.algorithms.maml import Maml
 from fewshot.backbones.conv4 import Conv4
@@ -33,7 +33,7 @@ from fewshot.data.bank import Bank, open_banks
 from fewshot.device import peak_memory_bytes, pick_device, reset_peak_memory
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
-from fewshot.evaluation import evaluate, query_logits
+from fewshot.evaluation import evaluate, query_outputs
 from fewshot.report.record import code, device_name, environment
 from fewshot.tasks.sampler import Sampler
 from fewshot.training import clipped
@@ -124,7 +124,7 @@ class LeoContender:
             self.optimizer.step()
         elif self.one_by_one:
             task = self.sampler.episodes(self.first, 1)[0]
-            accuracy(query_logits(self.learner, self.params, self.carry, task, False), task.query_y).item()
+            score(query_outputs(self.learner, self.params, self.carry, task, False), task.query_y).item()
         else:
             evaluate(
                 self.learner, self.params, self.carry, self.sampler, self.tasks, transductive=False, engine=self.engine

@@ -12,16 +12,16 @@ from omegaconf import DictConfig
 from fewshot.cli import main
 from fewshot.data.embeddings import write_originals
 from fewshot.errors import FewshotError
-from fewshot.experiment import read_banks
+from fewshot.experiment import read_sources
 
 
 def pretrain(cfg: DictConfig) -> None:
     for override in HydraConfig.get().overrides.task:
         if override.startswith("backbone."):
             raise FewshotError(f"{override}: of an extractor, write features.{override.removeprefix('backbone.')}")
-    if cfg.dataset.reader is None or "settings" not in cfg.features.get("reader", {}):
+    if "settings" not in cfg.features.get("reader", {}):
         raise FewshotError(f"dataset={cfg.dataset.name}: an extractor takes images; choose a dataset with images")
-    banks = read_banks(cfg)
+    banks = read_sources(cfg)
     found = banks["test"].about["extractor"]
     sizes = ", ".join(f"{len(bank.names)} {split}" for split, bank in banks.items())
     print(

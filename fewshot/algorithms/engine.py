@@ -36,7 +36,7 @@ class Outer:
     gradient: Tensors  # mean over tasks, in the parameters' shapes
     carry: Tensors  # state for the next meta-batch
     loss: torch.Tensor  # [T]
-    accuracy: torch.Tensor  # [T]
+    score: torch.Tensor  # [T] see `learner.score`
 
 
 class Engine:
@@ -119,14 +119,14 @@ def _outer(learner: Any, params: Tensors, carry: Tensors, episodes: Episodes, li
     if hasattr(learner, "outer_loss"):
 
         def mean_loss(params: Tensors) -> tuple[torch.Tensor, Any]:
-            loss, accuracy = lift(lambda task: learner.outer_loss(params, task), episodes)
-            return loss.mean(), (loss.detach(), accuracy)
+            loss, score = lift(lambda task: learner.outer_loss(params, task), episodes)
+            return loss.mean(), (loss.detach(), score)
 
-        gradient, (loss, accuracy) = differentiate(mean_loss, params, eager=True, create_graph=False)
-        return Outer(gradient, carry, loss, accuracy)
-    gradient, carry, loss, accuracy = lift(lambda task: learner.outer_gradient(params, carry, task), episodes)
+        gradient, (loss, score) = differentiate(mean_loss, params, eager=True, create_graph=False)
+        return Outer(gradient, carry, loss, score)
+    gradient, carry, loss, score = lift(lambda task: learner.outer_gradient(params, carry, task), episodes)
     gradient, carry = tree_map(lambda value: value.mean(0), (gradient, carry))
-    return Outer(gradient, carry, loss, accuracy)
+    return Outer(gradient, carry, loss, score)
 
 
 def _small(episodes: Episodes) -> bool:
@@ -163,14 +163,14 @@ def _weighted_mean(parts: Iterable[Outer], tasks: int, chained: bool) -> Outer:
     """One Outer from those of consecutive groups of tasks; a chain's carry is that of its end."""
     gradient: Tensors = {}
     carry: Tensors = {}
-    losses, accuracies = [], []
+    losses, scores = [], []
     for part in parts:
         share = len(part.loss) / tasks
         gradient = _plus(gradient, part.gradient, share)
         carry = part.carry if chained else _plus(carry, part.carry, share)
         losses.append(part.loss)
-        accuracies.append(part.accuracy)
-    return Outer(gradient, carry, torch.cat(losses), torch.cat(accuracies))
+        scores.append(part.score)
+    return Outer(gradient, carry, torch.cat(losses), torch.cat(scores))
 
 
 def _plus(total: Tensors, values: Tensors, share: float) -> Tensors:

@@ -23,9 +23,11 @@ class Learner(Protocol):
     """An algorithm on a backbone. Tasks come without their leading axis: support_x [N*K, ...], key [].
 
     A learner that is trained also has one of
-    `outer_loss(params, task) -> (loss [], accuracy [])`, which the engine differentiates, or
-    `outer_gradient(params, carry, task) -> (gradient, carry, loss [], accuracy [])`.
-    It may have `figures(params) -> dict[str, float]`: what the log should say of its parameters.
+    `outer_loss(params, task) -> (loss [], score [])`, which the engine differentiates, or
+    `outer_gradient(params, carry, task) -> (gradient, carry, loss [], score [])`, with the `score` of this module, and
+    `gradient_evaluations: int`, the gradients through its network that one training task costs, the outer one counted.
+    It may have `figures(params) -> dict[str, float]`, what the log should say of its parameters, and
+    `adaptation_steps: str`, what the record should say in place of `test_steps`.
     """
 
     backbone: nn.Module
@@ -43,7 +45,7 @@ class Learner(Protocol):
         ...
 
     def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
-        """Logits [B, N] of examples [B, ...] forwarded as one batch."""
+        """Logits [B, N] of examples [B, ...] forwarded as one batch; in regression outputs [B, 1]."""
         ...
 
 
@@ -101,21 +103,26 @@ def adapted_names(backbone: nn.Module) -> list[str]:
     return [name for name, _ in backbone.named_parameters() if name not in fixed]
 
 
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, reduction: str, shot: int) -> torch.Tensor:
-    """Cross-entropy of logits [B, N] and labels [B] with its scale said: the originals differ in it.
+def task_loss(outputs: torch.Tensor, targets: torch.Tensor, reduction: str, shot: int) -> torch.Tensor:
+    """Cross-entropy of logits [B, N] and labels [B], or squared error of outputs [B, 1] and float targets [B]: [].
 
-    `mean` over items; `sum` over items (supervised-reptile, LEO); `per_shot`, the sum divided by K (cbfinn/maml,
-    which divides each item's loss by K and differentiates the vector: N times the mean).
+    The originals differ in its scale: `mean` over items; `sum` over items (supervised-reptile, LEO); `per_shot`, the
+    sum divided by K (cbfinn/maml, which divides each item's cross-entropy by K and differentiates the vector: N times
+    the mean).
     """
-    if reduction == "mean":
-        return F.cross_entropy(logits, labels)
-    total = F.cross_entropy(logits, labels, reduction="sum")
-    return total / shot if reduction == "per_shot" else total
+    over = "mean" if reduction == "mean" else "sum"
+    if targets.is_floating_point():
+        loss = F.mse_loss(outputs[:, 0], targets, reduction=over)
+    else:
+        loss = F.cross_entropy(outputs, targets, reduction=over)
+    return loss / shot if reduction == "per_shot" else loss
 
 
-def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Share of items [] whose largest logit is the label's."""
-    return (logits.argmax(-1) == labels).to(logits.dtype).mean()
+def score(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """What a test reports of the items, []: the share whose largest logit is the label's, or the mean squared error."""
+    if targets.is_floating_point():
+        return F.mse_loss(outputs[:, 0], targets)
+    return (outputs.argmax(-1) == targets).to(outputs.dtype).mean()
 
 
 def check_number(name: str, value: object, kind: type, least: float) -> None:

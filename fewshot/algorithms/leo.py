@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fewshot.algorithms.learner import Tensors, accuracy, check_choice, check_number
+from fewshot.algorithms.learner import Tensors, check_choice, check_number, score
 from fewshot.backbones.inputs import Inputs
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
@@ -70,9 +70,7 @@ class Solution:
     encoding: tuple[torch.Tensor, torch.Tensor]  # mean and standard deviation of the encoder's distribution, [N, 1, L]
     latents: list[torch.Tensor]  # z before each latent step and after the last, S+1 of [N, K, L]
     weights: list[torch.Tensor]  # w at each decode, S+1 of [N, K, D]
-    tuned: list[
-        torch.Tensor
-    ]  # mean of a class's K copies, before each fine-tuning step and after the last, F+1 of [N, 1, D]
+    tuned: list[torch.Tensor]  # w as mean over K, before each fine-tuning step and after the last, F+1 of [N, 1, D]
 
 
 class Leo:
@@ -113,7 +111,8 @@ class Leo:
     ) -> None:
         if not isinstance(backbone, Inputs):
             raise FewshotError(
-                "algorithm=leo learns on inputs as they are: choose backbone=features, or backbone=pixels"
+                "algorithm=leo learns on inputs as they are: choose backbone=features, or backbone=pixels; "
+                "on functions choose algorithm=leo_regression"
             )
         check_number("algorithm.learner.latent", latent, int, 1)
         for name, value in (("latent_steps", latent_steps), ("finetune_steps", finetune_steps)):
@@ -150,12 +149,17 @@ class Leo:
         return {name: value.clone() for name, value in self._initial.items()}, {}
 
     @property
+    def gradient_evaluations(self) -> int:
+        """Gradients that one training task costs: those of both inner loops and the outer one."""
+        return self.latent_steps + self.test_steps + 1
+
+    @property
     def adaptation_steps(self) -> str:
         """Both inner loops of a test task, for the record."""
         return f"{self.latent_steps} latent, {self.test_steps} fine-tuning"
 
     def outer_loss(self, params: Tensors, task: Episodes) -> tuple[torch.Tensor, torch.Tensor]:
-        """Equation 4 and the regularisers of one task in meta-training, []; and the query accuracy []."""
+        """Equation 4 and the regularisers of one task in meta-training, []; and the query score []."""
         return self.objective(params, task, FromKey(task.key, task.query_x.dtype))
 
     def objective(self, params: Tensors, task: Episodes, draws: Draws | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,7 +167,7 @@ class Leo:
         solution = self.solve(params, task, draws)
         logits = self.query_logits(solution, task, draws)
         loss = F.cross_entropy(logits, task.query_y) + sum(self.penalties(params, solution, draws).values())
-        return loss, accuracy(logits.detach(), task.query_y)
+        return loss, score(logits.detach(), task.query_y)
 
     def query_logits(self, solution: Solution, task: Episodes, draws: Draws | None) -> torch.Tensor:
         """Logits [N*Q, N] from the final weights."""

@@ -1,7 +1,7 @@
 """MAML and FOMAML: Finn, Abbeel and Levine, 2017, "Model-agnostic meta-learning"; cbfinn/maml a7f45f1.
 
 Differences from the original:
-1. Evaluation reports the accuracy after `test_steps` steps; the original prints it after each step.
+1. Evaluation reports the score after the numbers of steps that the protocol names; the original after each step.
 2. Norm statistics come from the batch at hand, as there; whether test queries share that batch is the protocol's
    choice (`transductive`), where the original knows only the one way.
 3. Meta-SGD (Li et al., 2017) is MAML with learned step sizes, one for each weight, all starting at `inner_lr`.
@@ -15,15 +15,15 @@ from torch import nn
 from fewshot.algorithms.learner import (
     REDUCTIONS,
     Tensors,
-    accuracy,
     adapted_names,
     backbone_parameters,
     call,
     check_choice,
     check_number,
-    cross_entropy,
     differentiate,
     is_independent,
+    score,
+    task_loss,
 )
 from fewshot.backbones.norm import prepare_for_second_order
 from fewshot.episodes import Episodes
@@ -36,13 +36,13 @@ class Maml:
     """Learn an initialisation from which a few gradient steps solve a task (Algorithm 2 of the paper).
 
     Args:
-        backbone: examples [B, ...] to logits [B, N].
+        backbone: examples [B, ...] to logits [B, N], or in regression to outputs [B, 1].
         inner_lr: step size of the inner loop (alpha).
         learn_inner_lr: meta-learn a step size for each weight, from `inner_lr` (Meta-SGD, Li et al. 2017).
         inner_steps: inner gradient steps at training.
         test_steps: inner gradient steps at evaluation.
         first_order: take the inner gradients as constants (FOMAML; stop_grad in the original).
-        inner_loss: scale of the support loss, see `cross_entropy`; it multiplies into inner_lr.
+        inner_loss: scale of the support loss, see `task_loss`; it multiplies into inner_lr.
         outer_loss: scale of the query loss.
     """
 
@@ -79,6 +79,11 @@ class Maml:
         if not first_order:
             prepare_for_second_order(backbone)
 
+    @property
+    def gradient_evaluations(self) -> int:
+        """Gradients through the backbone that one training task costs: those of the inner steps and the outer one."""
+        return self.inner_steps + 1
+
     def initial(self) -> tuple[Tensors, Tensors]:
         """The backbone's parameters (theta), with Meta-SGD their step sizes (alpha), and no carry."""
         theta = backbone_parameters(self.backbone)
@@ -89,7 +94,7 @@ class Maml:
     def support_loss(self, params: Tensors, task: Episodes) -> torch.Tensor:
         """L_task(f_theta) on the support set, []."""
         logits = self.predict(params, task.support_x)
-        return cross_entropy(logits, task.support_y, self.inner_reduction, len(task.support_y) // logits.shape[-1])
+        return task_loss(logits, task.support_y, self.inner_reduction, len(task.support_y) // logits.shape[-1])
 
     def inner_loop(self, params: Tensors, task: Episodes, steps: int) -> Tensors:
         """theta' after `steps` gradient steps on the support set, differentiable in theta unless first_order."""
@@ -109,16 +114,16 @@ class Maml:
         return fast
 
     def outer_loss(self, params: Tensors, task: Episodes) -> tuple[torch.Tensor, torch.Tensor]:
-        """Query loss [] and accuracy [] at theta'."""
+        """Query loss [] and score [] at theta'."""
         logits = self.predict(self.inner_loop(params, task, self.inner_steps), task.query_x)
         shot = len(task.support_y) // logits.shape[-1]
-        loss = cross_entropy(logits, task.query_y, self.outer_reduction, shot)
-        return loss, accuracy(logits.detach(), task.query_y)
+        loss = task_loss(logits, task.query_y, self.outer_reduction, shot)
+        return loss, score(logits.detach(), task.query_y)
 
     def adapt(self, params: Tensors, carry: Tensors, task: Episodes) -> Tensors:
         """theta' after `test_steps` steps."""
         return self.inner_loop(params, task, self.test_steps)
 
     def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
-        """Logits [B, N] of x [B, ...]."""
+        """Logits [B, N] of x [B, ...], or outputs [B, 1]."""
         return call(self.backbone, adapted, x)

@@ -1,4 +1,4 @@
-"""Nearest neighbour or nearest class mean on inputs as they are: what a task gives away without any learning."""
+"""Nearest neighbour or nearest mean on inputs as they are: what a task gives away without any learning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fewshot.errors import FewshotError
 
 
 class Nearest:
-    """Each query gets the class at the smallest Euclidean distance. Nothing is trained.
+    """Each query gets the class, or in regression the value, at the smallest Euclidean distance. Nothing is trained.
 
     Args:
         backbone: pixels or features.
@@ -38,13 +38,17 @@ class Nearest:
         return {}, {}
 
     def adapt(self, params: Tensors, carry: Tensors, task: Episodes) -> Tensors:
-        """The support examples of each class, or their mean: [N, K or 1, D]."""
-        support = self.backbone(task.support_x).unflatten(0, (self.way, -1))
-        return {"support": support.mean(1, keepdim=True) if self.mean else support}
+        """The support examples of each class, or their mean: [N, K or 1, D]; in regression also their values."""
+        found = {"support": self.backbone(task.support_x).unflatten(0, (self.way, -1))}
+        if task.support_y.is_floating_point():
+            found["values"] = task.support_y[None]
+        return {name: value.mean(1, keepdim=True) for name, value in found.items()} if self.mean else found
 
     def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
-        """Logits [B, N]: minus the distance to the nearest of each class."""
+        """Logits [B, N], minus the distance to the nearest of each class; or the value of the nearest, [B, 1]."""
         support = adapted["support"].flatten(0, 1)
         # Without the matrix product, whose rounding depends on the other rows.
         distance = torch.cdist(self.backbone(x), support, compute_mode="donot_use_mm_for_euclid_dist")
+        if "values" in adapted:
+            return adapted["values"][0][distance.argmin(-1), None]
         return -distance.unflatten(-1, (self.way, -1)).amin(-1)

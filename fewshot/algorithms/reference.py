@@ -8,7 +8,7 @@ import warnings
 import torch
 
 from fewshot.algorithms.engine import Outer
-from fewshot.algorithms.learner import Learner, Tensors, accuracy, cross_entropy
+from fewshot.algorithms.learner import Learner, Tensors, score, task_loss
 from fewshot.algorithms.maml import Maml
 from fewshot.backbones.norm import BatchStatNorm
 from fewshot.episodes import Episodes
@@ -41,22 +41,22 @@ def outer_by_learn2learn(learner: Learner, params: Tensors, episodes: Episodes) 
         if isinstance(part, BatchStatNorm):
             part.fused = True  # torch's own batch norm, as in a user's network
     meta = MAML(backbone, lr=learner.inner_lr, first_order=learner.first_order, allow_unused=True)
-    losses, accuracies = [], []
+    losses, scores = [], []
     for i in range(len(episodes)):
         task, clone = episodes[i], meta.clone()
         shot = 0
         for _ in range(learner.inner_steps):
             logits = clone(task.support_x)
             shot = len(task.support_y) // logits.shape[-1]
-            clone.adapt(cross_entropy(logits, task.support_y, learner.inner_reduction, shot))
+            clone.adapt(task_loss(logits, task.support_y, learner.inner_reduction, shot))
         logits = clone(task.query_x)
         shot = len(task.support_y) // logits.shape[-1]
-        loss = cross_entropy(logits, task.query_y, learner.outer_reduction, shot)
+        loss = task_loss(logits, task.query_y, learner.outer_reduction, shot)
         (loss / len(episodes)).backward()
         losses.append(loss.detach())
-        accuracies.append(accuracy(logits.detach(), task.query_y))
+        scores.append(score(logits.detach(), task.query_y))
     gradient = {
         name: torch.zeros_like(value) if value.grad is None else value.grad
         for name, value in backbone.named_parameters()
     }
-    return Outer(gradient, {}, torch.stack(losses), torch.stack(accuracies))
+    return Outer(gradient, {}, torch.stack(losses), torch.stack(scores))

@@ -16,14 +16,14 @@ from torch import nn
 from fewshot.algorithms.learner import (
     REDUCTIONS,
     Tensors,
-    accuracy,
     backbone_parameters,
     call,
     check_choice,
     check_number,
-    cross_entropy,
     differentiate,
     is_independent,
+    score,
+    task_loss,
 )
 from fewshot.episodes import Episodes
 from fewshot.random import fold, permutation
@@ -37,12 +37,12 @@ class Reptile:
     The outer gradient of a task is phi - phi_task: the meta-step is plain SGD with the step size as learning rate.
 
     Args:
-        backbone: examples [B, ...] to logits [B, N].
+        backbone: examples [B, ...] to logits [B, N], or in regression to outputs [B, 1].
         inner_lr: learning rate of the inner optimiser.
         inner_steps, inner_batch: minibatch steps at training and their size.
         test_steps, test_batch: the same at evaluation.
         inner_optimizer: `adam` (beta1 = 0, the original) or `sgd`.
-        inner_loss: scale of the minibatch loss, see `cross_entropy`; the original sums, Adam hides it.
+        inner_loss: scale of the minibatch loss, see `task_loss`; the original sums, Adam hides it.
         adam_state: `chained` or `shared`, see difference 2.
     """
 
@@ -76,6 +76,11 @@ class Reptile:
             check_choice("algorithm.learner.adam_state", adam_state, ("chained", "shared")) == "chained" and self.adam
         )
 
+    @property
+    def gradient_evaluations(self) -> int:
+        """Gradients through the backbone that one training task costs."""
+        return self.inner_steps
+
     def initial(self) -> tuple[Tensors, Tensors]:
         """The backbone's parameters (phi), and the inner Adam's second moments and step count."""
         params = backbone_parameters(self.backbone)
@@ -87,7 +92,7 @@ class Reptile:
     def inner_loop(
         self, params: Tensors, carry: Tensors, task: Episodes, steps: int, batch: int
     ) -> tuple[Tensors, Tensors, torch.Tensor, torch.Tensor]:
-        """(phi_task, carry, loss [], accuracy []) after `steps` minibatches; loss and accuracy are the last one's."""
+        """(phi_task, carry, loss [], score []) after `steps` minibatches; loss and score are the last one's."""
         loss = share = torch.zeros(())
         for items in minibatches(task, steps, batch):
             x, y = task.support_x[items], task.support_y[items]
@@ -96,8 +101,8 @@ class Reptile:
                 params: Tensors, x: torch.Tensor = x, y: torch.Tensor = y
             ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
                 logits = call(self.backbone, params, x)
-                loss = cross_entropy(logits, y, self.reduction, max(1, len(y) // logits.shape[-1]))
-                return loss, (loss.detach(), accuracy(logits.detach(), y))
+                loss = task_loss(logits, y, self.reduction, max(1, len(y) // logits.shape[-1]))
+                return loss, (loss.detach(), score(logits.detach(), y))
 
             gradient, (loss, share) = differentiate(objective, params, eager=self.eager, create_graph=False)
             params, carry = self._step(params, carry, gradient)
@@ -116,7 +121,7 @@ class Reptile:
     def outer_gradient(
         self, params: Tensors, carry: Tensors, task: Episodes
     ) -> tuple[Tensors, Tensors, torch.Tensor, torch.Tensor]:
-        """(phi - phi_task, carry, loss [], accuracy []) of one training task."""
+        """(phi - phi_task, carry, loss [], score []) of one training task."""
         end, carry, loss, share = self.inner_loop(params, carry, task, self.inner_steps, self.inner_batch)
         return {name: params[name] - end[name] for name in params}, carry, loss, share
 
@@ -125,7 +130,7 @@ class Reptile:
         return self.inner_loop(params, carry, task, self.test_steps, self.test_batch)[0]
 
     def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
-        """Logits [B, N] of x [B, ...]."""
+        """Logits [B, N] of x [B, ...], or outputs [B, 1]."""
         return call(self.backbone, adapted, x)
 
 

@@ -179,7 +179,8 @@ def initialise_head(head: nn.Linear, how: str) -> None:
 
     Args:
         how: `xavier` uniform (cbfinn/maml on miniImageNet, supervised-reptile), `normal` with deviation 1 (cbfinn/maml
-            on Omniglot), `kaiming` normal by fan-in (dragen1860/MAML-Pytorch) or `zeros`, all with bias 0; `uniform`,
+            on Omniglot), `truncated_normal` with deviation 0.01 (cbfinn/maml without convolutions), `kaiming` normal by
+            fan-in (dragen1860/MAML-Pytorch) or `zeros`, all with bias 0; `uniform`,
             weight and bias within 1 / sqrt(inputs), torch's own default (mmfewshot).
 
     Raises:
@@ -189,6 +190,7 @@ def initialise_head(head: nn.Linear, how: str) -> None:
         "xavier": nn.init.xavier_uniform_,
         "kaiming": nn.init.kaiming_normal_,
         "normal": nn.init.normal_,
+        "truncated_normal": lambda weight: nn.init.trunc_normal_(weight, std=0.01, a=-0.02, b=0.02),
         "zeros": nn.init.zeros_,
     }
     if one_of("head_init", how, (*fill, "uniform")) == "uniform":

@@ -1,4 +1,4 @@
-"""Multilayer perceptron; 256-128-64-64 with norms is the non-convolutional Omniglot network of MAML (appendix A.1)."""
+"""Multilayer perceptron; in MAML 256-128-64-64 with norms for Omniglot (appendix A.1), 40-40 without for sinusoids."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from fewshot.backbones.norm import BatchStatNorm
 class Layer(nn.Module):
     """Linear, norm and ReLU: [B, inputs] to [B, units]. As in Conv-4, a bias before a norm is not added."""
 
-    def __init__(self, inputs: int, units: int, *, norm: str, norm_scale: bool, norm_eps: float) -> None:
+    def __init__(self, inputs: int, units: int, *, norm: str, norm_scale: bool, norm_eps: float, init: str) -> None:
         super().__init__()
         self.linear = nn.Linear(inputs, units)
-        nn.init.xavier_uniform_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        initialise_head(self.linear, init)
         self.norm = BatchStatNorm(units, scale=norm_scale, eps=norm_eps) if norm == "batch" else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -40,7 +39,7 @@ class MLP(nn.Module):
         norm: `batch` (statistics of the batch at hand) or `none`.
         norm_scale, norm_eps: see BatchStatNorm.
         adapt_norm: whether the inner loop changes the norm's parameters.
-        head_init: see `initialise_head`.
+        init, head_init: of the hidden layers and of the head, see `initialise_head`.
     """
 
     def __init__(
@@ -54,13 +53,14 @@ class MLP(nn.Module):
         norm_eps: float,
         adapt_norm: bool,
         head_init: str,
+        init: str = "xavier",
     ) -> None:
         super().__init__()
         self.adapt_norm = adapt_norm
         one_of("norm", norm, ("batch", "none"))
         sizes = [prod(shape), *widths]
         layers = [
-            Layer(inputs, units, norm=norm, norm_scale=norm_scale, norm_eps=norm_eps)
+            Layer(inputs, units, norm=norm, norm_scale=norm_scale, norm_eps=norm_eps, init=init)
             for inputs, units in itertools.pairwise(sizes)
         ]
         self.body = nn.Sequential(nn.Flatten(), *layers)

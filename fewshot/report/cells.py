@@ -20,7 +20,7 @@ from fewshot.errors import FewshotError
 from fewshot.report.gather import HERE, named
 from fewshot.report.naming import ALGORITHMS, COLUMN, CONFIGURATION, VARIATIONS, column_of, natural
 from fewshot.report.record import Record, field_of
-from fewshot.report.statistics import against_best, scores
+from fewshot.report.statistics import against_best, holm, scores
 
 # In what runs of one cell may not differ, first what a person would look at first.
 ONE_METHOD = (
@@ -36,10 +36,13 @@ class Layout:
 
     rows: dict[str, str] = field(default_factory=lambda: {"method": "method"})  # heading: field
     cols: Sequence[str] = ("task",)
-    algorithms: Sequence[str] | None = None  # which to show; None: all
-    datasets: Sequence[str] | None = None
     metric: str = "accuracy"
     title: str = ""
+
+    @property
+    def lower(self) -> bool:
+        """Whether the lower score is the better one."""
+        return self.metric == "mse"
 
 
 @dataclass
@@ -49,7 +52,7 @@ class Cell:
     row: tuple[Hashable, ...]
     column: tuple[Hashable, ...]
     runs: list[Record]
-    p: float | None = None  # Holm-adjusted, of its comparison with the best of its column; None: not compared
+    p: float | None = None  # of its comparison with the best of its column, 1 for that; None: not compared
 
     @property
     def figure(self) -> dict[str, Any] | None:
@@ -81,7 +84,7 @@ def cells(
         FewshotError: a cell would average, or a column would compare, what was not measured alike.
     """
     fields = list(layout.rows.values())
-    lines = named(runs, published, "protocol.regime" not in fields)
+    lines = named(runs, published, [*fields, *layout.cols])
     groups: dict[tuple[tuple[Hashable, ...], tuple[Hashable, ...]], list[Record]] = defaultdict(list)
     for line in lines:
         groups[_values(line, fields), _values(line, layout.cols)].append(line)
@@ -182,7 +185,7 @@ def _difference(one: Record, other: Record, fields: Sequence[str]) -> tuple[str,
 
 def _compare(made: list[Cell], layout: Layout) -> list[str]:
     """Set the p of every cell that can be compared with the best of its column; say which runs cannot be, and why."""
-    complaints: list[str] = []
+    complaints: set[str] = set()  # scores after several numbers of steps stand in one file, which is said once
     columns: dict[Hashable, list[tuple[Cell, np.ndarray]]] = defaultdict(list)
     for cell in made:
         if cell.figure is not None:
@@ -192,13 +195,17 @@ def _compare(made: list[Cell], layout: Layout) -> list[str]:
             try:
                 found.append(scores(run))
             except FewshotError as error:
-                complaints.append(f"{error} (its accuracy stands in the table, compared with no other)")
+                complaints.add(f"{error} (its mean stands in the table, compared with no other)")
         if len(found) == len(cell.runs) and len(found[0]) > 1:
             columns[cell.column, column_of(cell.runs[0])].append((cell, np.mean(found, axis=0)))
+    others: list[tuple[Cell, float]] = []
     for column in columns.values():
         if len(column) > 1:
-            for (cell, _), p in zip(
-                column, against_best([each for _, each in column], layout.metric == "mse"), strict=True
-            ):
-                cell.p = p
+            for (cell, _), p in zip(column, against_best([each for _, each in column], layout.lower), strict=True):
+                if p is None:
+                    cell.p = 1.0
+                else:
+                    others.append((cell, p))
+    for (cell, _), p in zip(others, holm([p for _, p in others]), strict=True):
+        cell.p = p
     return sorted(complaints)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
 from fewshot.errors import FewshotError
-from fewshot.report.naming import column_names, column_of, method_names
-from fewshot.report.published import UNKNOWN, published
-from fewshot.report.record import Record, field_of, read_record
+from fewshot.report.naming import VARIATIONS, column_names, column_of, method_names, say
+from fewshot.report.published import TRAINING_SHOT, UNKNOWN, published
+from fewshot.report.record import Record, field_of, metric_of, read_record, task_name
 
-HERE = "measured here"
+HERE, STEPS = "measured here", "protocol.adaptation_steps"
 
 
 def measured(folder: Path) -> tuple[list[Record], list[str]]:
-    """Every record below a folder, in the order of their paths, and one line for each that cannot be read.
+    """Every record below a folder, by steps, in the order of their paths, and one line for each that cannot be read.
 
     Raises:
         FewshotError: there is none, or none that can be read.
@@ -26,7 +26,7 @@ def measured(folder: Path) -> tuple[list[Record], list[str]]:
     paths = sorted(folder.rglob("record.json"))
     for path in paths:
         try:
-            records.append(read_record(path))
+            records += by_steps(read_record(path))
         except FewshotError as error:
             complaints.append(str(error))
     if not paths:
@@ -37,6 +37,25 @@ def measured(folder: Path) -> tuple[list[Record], list[str]]:
         more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
         raise FewshotError(f"no record below {folder} can be read: {complaints[0]}{more}")
     return records, complaints
+
+
+def by_steps(record: Record) -> list[Record]:
+    """The record once for each number of adaptation steps that it was scored after, with the scores after these alone.
+
+    `scores` is the heading of these in its `episodes.csv`.
+    """
+    metric, test = metric_of(record), record["test"]
+    if not isinstance(test[metric], dict):
+        return [{"scores": metric, **record}]
+    return [
+        {
+            **record,
+            "protocol": {**record["protocol"], "adaptation_steps": int(steps)},
+            "test": {**test, metric: value, "ci95": test["ci95"][steps]},
+            "scores": f"{metric}_{steps}",
+        }
+        for steps, value in test[metric].items()
+    ]
 
 
 def figures(algorithms: Container[str] | None = None, datasets: Container[str] | None = None) -> list[Record]:
@@ -51,10 +70,11 @@ def figures(algorithms: Container[str] | None = None, datasets: Container[str] |
 
 def _as_record(figure: dict[str, Any]) -> Record:
     known = {key: None if value == UNKNOWN else value for key, value in figure.items()}
-    task = {key: figure[key] for key in ("dataset", "way", "shot")}
+    task = {"dataset": figure["dataset"], "way": figure["way"] or 1, "shot": figure["shot"]}  # a regression has way 1
     unit = 100 if figure["metric"] == "accuracy" else 1
     return {
         **task,
+        "shot": next((TRAINING_SHOT[caveat] for caveat in figure["caveats"] if caveat in TRAINING_SHOT), None),
         "algorithm": figure["method"],
         "backbone": known["backbone"],
         "query": known["query"],
@@ -76,11 +96,12 @@ def _as_record(figure: dict[str, Any]) -> Record:
     }
 
 
-def named(runs: list[Record], published: list[Record], regime_in_name: bool = True) -> list[Record]:
+def named(runs: list[Record], published: list[Record], shown: Sequence[str] = ()) -> list[Record]:
     """All of them with `method`, `task` and `source`, and `order`, the place of the task's column among the measured.
 
-    A published figure stands in the measured column of its task; where there are several, which differ in what the
-    source may not even state, in a column of its own.
+    A method's name leaves out what the fields that are `shown` in the table say. A published figure stands in the
+    measured column of its task; where there are several, which differ in what the source may not even state, in a
+    column of its own.
     """
     names = column_names(runs)
     order = {column: place for place, column in enumerate(names)}
@@ -88,13 +109,13 @@ def named(runs: list[Record], published: list[Record], regime_in_name: bool = Tr
     for column, name in names.items():
         tasks[column[:3]].append(name)
     lines = []
-    for method, run in zip(method_names(runs), runs, strict=True):
+    for method, run in zip(method_names(runs, shown), runs, strict=True):
         column = column_of(run)
         line = {"method": method, "task": names[column], "source": HERE, "order": order[column]}
         lines.append({**run, **line, "input_size": _input_size(run)})
     for run in published:
-        task = (run["dataset"], run["way"], run["shot"])
-        plain = "{} {}-way {}-shot".format(*task)
+        task = tuple(run["protocol"][key] for key in ("dataset", "way", "shot"))
+        plain = task_name(run["protocol"])
         measured = tasks.get(task, [plain])
         backbone, regime = run["backbone"], run["protocol"]["regime"]
         line = {
@@ -104,8 +125,10 @@ def named(runs: list[Record], published: list[Record], regime_in_name: bool = Tr
             "order": len(names),
         }
         line["method"] += f", {regime or 'regime unknown'}"
+        if metric_of(run) == "mse" and STEPS not in shown:  # errors are published after several numbers of steps
+            line["method"] += f", {say(VARIATIONS[STEPS], run['protocol']['adaptation_steps'])}"
         lines.append({**run, **line})
-    if not regime_in_name:
+    if "protocol.regime" in shown:
         for line in lines:
             line["method"] = line["method"].replace(f", {line['protocol']['regime'] or 'regime unknown'}", "", 1)
     return lines

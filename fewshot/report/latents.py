@@ -10,30 +10,21 @@ import torch
 from matplotlib.figure import Figure
 
 from fewshot.algorithms.engine import Engine
-from fewshot.algorithms.learner import Learner, Tensors
+from fewshot.algorithms.learner import Tensors
 from fewshot.algorithms.leo import Leo
 from fewshot.checkpoint import write_atomically
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
 from fewshot.tasks.sampler import Sampler
 
 COLOURED = 10  # classes with a colour of their own: those that occur most often
 
 
-def write_latents(
-    folder: Path, learner: Learner, params: Tensors, sampler: Sampler, tasks: int, engine: Engine
-) -> None:
+def write_latents(folder: Path, leo: Leo, params: Tensors, sampler: Sampler, tasks: int, engine: Engine) -> None:
     """Write `latents.npz` and `latents.png` of the sampler's first tasks.
 
     The arrays are `before` and `after` [tasks, N, K, L], codes z before the first latent step and after the last,
     and `classes` [tasks, N], places in `names`. The picture shows their two principal components, fitted on both.
-
-    Raises:
-        FewshotError: the learner has no latent codes.
     """
-    if not isinstance(learner, Leo):
-        raise FewshotError("latents: only LEO has latent codes; leave latents out, or name a run of algorithm=leo")
-    leo = learner
 
     def codes(task: Episodes) -> torch.Tensor:
         latents = leo.solve(params, task, None).latents

@@ -6,10 +6,10 @@ Test episodes that differ make two columns; runs that differ in more than the tr
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 
 from fewshot.errors import FewshotError
-from fewshot.report.record import NUMBER, Record, field_of
+from fewshot.report.record import NUMBER, Record, field_of, task_name
 
 # Simple to elaborate, the last seven as in LEO's Table 2; algorithms that are not named here follow by alphabet.
 ALGORITHMS = (
@@ -52,8 +52,9 @@ def column_of(record: Record) -> Column:
 
 
 def words_of(column: Column) -> list[str]:
-    """A column's values as a name says them, in the order of COLUMN."""
-    return [say(form, value) for form, value in zip(COLUMN.values(), column, strict=True)]
+    """A column's values as a name says them, in the order of COLUMN; a regression, which has way 1, has none to say."""
+    words = [say(form, value) for form, value in zip(COLUMN.values(), column, strict=True)]
+    return ["" if word == "1-way" else word for word in words]
 
 
 def column_names(records: list[Record]) -> dict[Column, str]:
@@ -74,7 +75,7 @@ def column_names(records: list[Record]) -> dict[Column, str]:
         for i in range(len(own) + HASHES, len(own)):
             if any(other[i] != own[i] and all(other[j] == own[j] for j in differing) for other in others):
                 differing.append(i)
-        return ", ".join([" ".join(own[:SHORT_NAME]), *(own[i] for i in differing)])
+        return ", ".join([" ".join(filter(None, own[:SHORT_NAME])), *(own[i] for i in differing)])
 
     names = {column: name(own) for column, own in words.items()}
     if len(set(names.values())) < len(names):
@@ -82,14 +83,17 @@ def column_names(records: list[Record]) -> dict[Column, str]:
     return names
 
 
-def method_names(records: list[Record]) -> list[str]:
-    """For each record its row's name: algorithm, backbone, regime, and whatever sets it apart from its neighbours."""
+def method_names(records: list[Record], shown: Sequence[str] = ()) -> list[str]:
+    """For each record its row's name: algorithm, backbone, regime, and whatever sets it apart from its neighbours.
+
+    Fields that are `shown` elsewhere in the table set runs apart there.
+    """
     recipes: dict[str, set[str | None]] = defaultdict(set)
     for record in records:
         recipes[record["algorithm"]].add(record["recipe"])
-    names = [_plain_method(record, len(recipes[record["algorithm"]]) > 1) for record in records]
+    names = [_plain_method(record, len(recipes[record["algorithm"]]) > 1, shown) for record in records]
     for fields in (VARIATIONS, CONFIGURATION):
-        names = _set_apart(names, records, fields)
+        names = _set_apart(names, records, {field: form for field, form in fields.items() if field not in shown})
     return names
 
 
@@ -107,15 +111,15 @@ def _set_apart(names: list[str], records: list[Record], fields: dict[str, str]) 
     ]
 
 
-def _plain_method(record: Record, several_recipes: bool) -> str:
+def _plain_method(record: Record, several_recipes: bool, shown: Sequence[str]) -> str:
     algorithm, protocol = record["algorithm"], record["protocol"]
     words = [f"{algorithm} ({record['backbone']})" if record["backbone"] else algorithm, protocol["regime"]]
     if several_recipes:
         words.append(f"recipe {record['recipe']}" if record["recipe"] else "no recipe")
     # Said even where no neighbour differs: either one changes what the usual reader of the column takes for granted.
-    trained_on = [record[key] for key in ("dataset", "way", "shot")]
-    if trained_on != [protocol[key] for key in ("dataset", "way", "shot")]:
-        words.append("trained on {} {}-way {}-shot".format(*trained_on))
+    told = {key: record[key] for key in ("way", "shot") if key in shown}  # of the training, in a column of their own
+    if task_name(record) != task_name(protocol | told):
+        words.append(f"trained on {task_name(record)}")
     if protocol["train_on_val"]:
         words.append("trained on train+val")
     return ", ".join(words)

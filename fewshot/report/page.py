@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,27 +100,34 @@ def _entries(cell: Cell, layout: Layout, notes: dict[str, int]) -> list[Entry]:
 
 
 def _cost(made: list[Cell], layout: Layout) -> pd.DataFrame:
-    """What each measured cell took, one line per cell; minutes and tasks/s are means over its seeds."""
-    lines = []
+    """What the runs took, a line for those of a cell, or of the cells of a row that are scores of the same runs.
+
+    Minutes and tasks/s are means over seeds.
+    """
+    groups: dict[tuple[Any, ...], list[Cell]] = defaultdict(list)
     for cell in made:
         if cell.figure is None:
-            named = {name: _text(value) for name, value in zip(layout.rows, cell.row, strict=True)}
-            if layout.cols:
-                named["task" if list(layout.cols) == ["task"] else "column"] = _headings(cell.column, layout)[0]
-            lines.append(
-                {
-                    **named,
-                    "seeds": _amount(len(cell.runs)),
-                    "training tasks": _amount(_mean(cell, "cost.train_tasks")),
-                    "minutes": _amount(_mean(cell, "cost.train_seconds", unit=60), decimals=1),
-                    "tasks/s": _amount(_mean(cell, "cost.tasks_per_second")),
-                    "peak MiB": _amount(_mean(cell, "cost.peak_memory_bytes", unit=2**20)),
-                    "gradients": _amount(_mean(cell, "cost.gradient_evaluations")),
-                    "device": _distinct(cell, "cost.device"),
-                    "adaptation steps": _distinct(cell, "protocol.adaptation_steps"),
-                    "selection": _distinct(cell, "protocol.selection"),
-                }
-            )
+            groups[cell.row, tuple(run["folder"] for run in cell.runs)].append(cell)
+    lines = []
+    for same in groups.values():
+        cell, fields = same[0], list(layout.rows.items())
+        named = {name: _text(value) for (name, field), value in zip(fields, cell.row, strict=True) if field != "source"}
+        if "task" not in layout.rows.values():
+            named["task"] = cell.runs[0]["task"]
+        lines.append(
+            {
+                **named,
+                "seeds": _amount(len(cell.runs)),
+                "training tasks": _amount(_mean(cell, "cost.train_tasks")),
+                "minutes": _amount(_mean(cell, "cost.train_seconds", unit=60), decimals=1),
+                "tasks/s": _amount(_mean(cell, "cost.tasks_per_second")),
+                "peak MiB": _amount(_mean(cell, "cost.peak_memory_bytes", unit=2**20)),
+                "gradients": _amount(_mean(cell, "cost.gradient_evaluations")),
+                "device": _distinct(same, "cost.device"),
+                "adaptation steps": _distinct(same, "protocol.adaptation_steps"),
+                "selection": _distinct(same, "protocol.selection"),
+            }
+        )
     frame = pd.DataFrame(lines)
     if set(frame["gradients"]) == {NOTHING}:  # not every version of a record counts them
         frame = frame.drop(columns="gradients")
@@ -161,8 +169,8 @@ def _mean(cell: Cell, name: str, unit: float = 1) -> float | None:
     return sum(known) / len(known) / unit if len(known) == len(values) else None
 
 
-def _distinct(cell: Cell, name: str) -> str:
-    return ", ".join(sorted({_amount(field_of(run, name)) for run in cell.runs}))
+def _distinct(cells: list[Cell], name: str) -> str:
+    return ", ".join(dict.fromkeys(_amount(field_of(run, name)) for cell in cells for run in cell.runs))
 
 
 def _text(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fewshot.report.cells import Cell
-from fewshot.report.naming import HASHES, column_names, say, words_of
+from fewshot.report.naming import column_names, say, words_of
 from fewshot.report.published import CAVEATS, UNKNOWN
 from fewshot.report.record import Record
 
@@ -25,15 +25,11 @@ def footer(runs: list[Record], made: list[Cell]) -> list[tuple[str, str]]:
     """What was measured in each column, how its runs were trained, and what the signs mean, as (what, text)."""
     lines = []
     for column, name in column_names(runs).items():
-        _, _, _, split, query, episodes, seed, rotations, view, _, _ = words_of(column)
-        manifest, data = column[HASHES:]
-        lines.append(
-            (
-                name,
-                f"{episodes} of the {split}, {seed}, {query} per class, {rotations}, {view}; "
-                f"manifest {manifest!s:.12}, data {data!s:.12}",
-            )
-        )
+        _, way, _, split, query, episodes, seed, *images, _, _ = words_of(column)
+        *_, rotations, view, manifest, data = column
+        parts = [f"{episodes} of the {split}", seed, f"{query} per class" if way else query]
+        parts += [word for word, value in zip(images, (rotations, view), strict=True) if value is not None]
+        lines.append((name, f"{', '.join(parts)}; manifest {manifest!s:.12}, data {data!s:.12}"))
     seeds = sorted({run["seed"] for run in runs})
     chosen = ", ".join(sorted({str(run["protocol"]["selection"]) for run in runs}))
     on_val = {cell.runs[0]["method"] for cell in made if cell.runs[0]["protocol"]["train_on_val"]}
@@ -50,7 +46,7 @@ def footer(runs: list[Record], made: list[Cell]) -> list[tuple[str, str]]:
     if any(cell.p is not None for cell in made):
         test = "paired t test over the same episodes" + (", each method's seeds averaged" if several else "")
         best = "the best of a column and what cannot be told from it at 5 %, for these trained models"
-        lines.append(("bold", f"{best}: {test}, Holm's correction over the column"))
+        lines.append(("bold", f"{best}: {test}, Holm's correction over all comparisons of the table"))
     compared = {cell.column for cell in made if cell.p is not None}
     left_out = [cell for cell in made if cell.figure is None and cell.p is None and cell.column in compared]
     if left_out:

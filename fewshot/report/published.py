@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fewshot.errors import FewshotError
+from fewshot.report.record import METRICS
 
 PUBLISHED = Path(__file__).resolve().parent.parent.parent / "results" / "published.csv"
 UNKNOWN = "unknown"
@@ -20,7 +21,6 @@ FIELDS = (
     "method", "label", "dataset", "backbone", "input_size", "way", "shot", "query", "regime", "adaptation_steps",
     "metric", "value", "interval", "interval_kind", "episodes", "source", "version", "caveats",
 )  # fmt: skip
-METRICS = ("accuracy", "mse")
 REGIMES = ("inductive", "transductive", UNKNOWN)
 INTERVALS = ("95 % over tasks", UNKNOWN, "none")
 
@@ -48,6 +48,8 @@ CAVEATS = {
     "trained_on_test_split": "the program trains on the test split: contaminated, not a figure to compare with",
     "watched_test_split": "the test split was watched during training, 100 episodes at a time",
 }
+
+TRAINING_SHOT = {"trained_5_shot": 5, "trained_10_shot": 10}  # by caveat
 
 
 def published(path: Path = PUBLISHED) -> list[dict[str, Any]]:

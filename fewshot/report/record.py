@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from fewshot.checkpoint import write_atomically
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, one_line
 
 FORMAT = 1
 Record = dict[str, Any]
+METRICS = ("accuracy", "mse")
 
 NUMBER, MAYBE_NUMBER, MAYBE_TEXT = (int, float), (int, float, type(None)), (str, type(None))
 NEEDED: dict[str, tuple[type, ...]] = {
@@ -25,24 +26,31 @@ NEEDED: dict[str, tuple[type, ...]] = {
     "seed": (int,), "recipe": MAYBE_TEXT,
     "protocol.dataset": (str,), "protocol.split": (str,), "protocol.way": (int,), "protocol.shot": (int,),
     "protocol.query": (int,), "protocol.episodes": (int,), "protocol.episode_seed": (int,),
-    "protocol.rotations": (str, bool, type(None)), "protocol.view": (str,),
+    "protocol.rotations": (str, bool, type(None)), "protocol.view": MAYBE_TEXT,
     "protocol.manifest": (str,), "protocol.regime": (str,),
-    "protocol.adaptation_steps": (int, str, type(None)), "protocol.train_on_val": (bool,),
+    "protocol.adaptation_steps": (int, str, list, type(None)), "protocol.train_on_val": (bool,),
     "protocol.selection": MAYBE_TEXT,
-    "test.accuracy": NUMBER, "test.ci95": MAYBE_NUMBER, "test.episodes": (int,),
+    "test.ci95": (*MAYBE_NUMBER, dict), "test.episodes": (int,),
     "cost.train_seconds": MAYBE_NUMBER, "cost.train_tasks": (int,), "cost.tasks_per_second": MAYBE_NUMBER,
     "cost.peak_memory_bytes": MAYBE_NUMBER, "cost.device": MAYBE_TEXT,
     "config": (str,), "code.version": (str,), "code.commit": MAYBE_TEXT, "code.dirty": (bool, type(None)),
     "data.fingerprint": (str,),
 }  # fmt: skip
+OPTIONAL: dict[str, tuple[type, ...]] = {"cost.gradient_evaluations": (int, type(None))}
 
 _HOUSE = Path(__file__).resolve().parent
 
 
-def write_record(folder: Path, record: Mapping[str, Any], scores: np.ndarray) -> None:
-    """Write `episodes.csv` (one score per episode) and then `record.json`: a record means that all is there."""
-    rows = "".join(f"{episode},{score:.6f}\n" for episode, score in enumerate(scores))
-    write_atomically(folder / "episodes.csv", f"episode,accuracy\n{rows}".encode())
+def write_record(folder: Path, record: Mapping[str, Any], scores: Mapping[str, np.ndarray]) -> None:
+    """Write `episodes.csv` and then `record.json`: a record means that all is there.
+
+    Args:
+        scores: the scores [episodes] by the heading of their column: the metric, or, of a record that scores several
+            numbers of adaptation steps, metric and steps: `accuracy`; `mse_1`, `mse_5`, `mse_10`.
+    """
+    rows = (",".join(f"{score:.6f}" for score in row) for row in zip(*scores.values(), strict=True))
+    lines = [",".join(["episode", *scores]), *(f"{episode},{row}" for episode, row in enumerate(rows))]
+    write_atomically(folder / "episodes.csv", ("\n".join(lines) + "\n").encode())
     write_atomically(folder / "record.json", (json.dumps(record, indent=1) + "\n").encode())
 
 
@@ -91,7 +99,7 @@ def device_name(device: torch.device) -> str:
 def read_records(folder: Path) -> list[Record]:
     """Every `record.json` below `folder`, in the order of their paths; each gains its own `folder`, for messages.
 
-    Raises FewshotError where one is not a record of a classification run, and where there is none.
+    Raises FewshotError where one is not a record, and where there is none.
     """
     paths = sorted(folder.rglob("record.json"))
     if not paths:
@@ -104,21 +112,29 @@ def read_records(folder: Path) -> list[Record]:
 def read_record(path: Path) -> Record:
     """One record, its fields checked, and the `folder` it lies in.
 
+    Its score, `test.accuracy` (a fraction) or `test.mse`, and `test.ci95` are numbers, or, where the run was tested
+    after several numbers of adaptation steps, mappings from each of them, a string, to a number.
+
     Raises:
-        FewshotError: the file is not a record of a classification run.
+        FewshotError: the file is not a record, or not one that this version knows.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise FewshotError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(record, dict) or record.get("format") != 1:
-        raise FewshotError(f'{path} is not a record of this version: it lacks `"format": 1`')
+        raise FewshotError(f"{path} cannot be read as JSON: {one_line(error)}") from error
+    form = record.get("format") if isinstance(record, dict) else None
+    if type(form) is not int or form < 1:
+        raise FewshotError(f'{path} is not a record: it lacks `"format": {FORMAT}`')
+    if form > FORMAT:
+        raise FewshotError(f"{path} is of a newer version of records ({form}, known here is {FORMAT}): update the code")
     if isinstance(record.get("protocol"), dict):
         record["protocol"].setdefault("view", "whole images")  # all that there was before records said it
-    for field, types in NEEDED.items():
+    for field, types in (NEEDED | OPTIONAL).items():
         try:
             value = field_of(record, field)
         except (KeyError, TypeError):
+            if field in OPTIONAL:
+                continue
             raise FewshotError(f"{path} is not a complete record: it lacks {field}") from None
         if type(value) not in types:  # not isinstance: JSON's true is no way, shot or seed
             expected = " or ".join(kind.__name__ for kind in types)
@@ -126,24 +142,67 @@ def read_record(path: Path) -> Record:
     scored, planned = field_of(record, "test.episodes"), field_of(record, "protocol.episodes")
     if scored != planned:
         raise FewshotError(f"{path} scored {scored} of the {planned} episodes of its protocol: run the test again")
-    if not 0 <= field_of(record, "test.accuracy") <= 1:  # also refuses NaN
-        raise FewshotError(f"{path} has test.accuracy {field_of(record, 'test.accuracy')}, not a fraction from 0 to 1")
+    _check_scores(record, path)
     return {**record, "folder": str(path.parent)}
+
+
+def _check_scores(record: Record, path: Path) -> None:
+    """Raise where the scores are none, or steps and scores are not of the same numbers of adaptation steps."""
+    test, steps = record["test"], record["protocol"]["adaptation_steps"]
+    if sum(metric in test for metric in METRICS) != 1:
+        raise FewshotError(f"{path} is not a complete record: it lacks test.accuracy or test.mse, or has both")
+    metric = metric_of(record)
+    parts = {"protocol.adaptation_steps": steps, f"test.{metric}": test[metric], "test.ci95": test["ci95"]}
+    numbers = [sorted(map(str, part)) if isinstance(part, list | dict) else None for part in parts.values()]
+    whole = all(number.isdecimal() for number in numbers[0] or [])
+    if not whole or [] in numbers or numbers.count(numbers[0]) < len(numbers):
+        said = ", ".join(f"{name} {list(part) if isinstance(part, dict) else part}" for name, part in parts.items())
+        raise FewshotError(f"{path}: all of these have to be of the same numbers of steps, one or several: {said}")
+    values, halves = (part.values() if isinstance(part, dict) else [part] for part in (test[metric], test["ci95"]))
+    allowed, most = ("a fraction from 0 to 1", 1.0) if metric == "accuracy" else ("a finite number of 0 or more", 1e300)
+    for value, half in zip(values, halves, strict=True):
+        if type(value) not in NUMBER or not 0 <= value <= most:  # also refuses NaN
+            raise FewshotError(f"{path} has test.{metric} {value}, not {allowed}")
+        if type(half) not in MAYBE_NUMBER or (half is not None and half < 0):
+            raise FewshotError(f"{path} has test.ci95 {half}, not null or a number of 0 or more")
+
+
+def metric_of(record: Record) -> str:
+    """What the run was scored by: `accuracy`, or `mse`, the mean squared error of a regression."""
+    return next(metric for metric in METRICS if metric in record["test"])
+
+
+def task_name(task: Mapping[str, Any]) -> str:
+    """Dataset, way and shot in words, `omniglot 5-way 1-shot`; of a regression, which has way 1, `sinusoid 10-shot`."""
+    way = "" if task["way"] == 1 else f"{task['way']}-way "
+    return f"{task['dataset']} {way}{task['shot']}-shot"
 
 
 def summary(record: Record, folder: Path) -> str:
     """One line of result for a person."""
-    test, protocol = record["test"], record["protocol"]
+    test, protocol, metric = record["test"], record["protocol"], metric_of(record)
+    if isinstance(test[metric], dict):
+        said = [f"{_score(metric, value, test['ci95'][n])} after {n}" for n, value in test[metric].items()]
+        result = f"{', '.join(said)} update{'' if said[-1].endswith(' 1') else 's'}"
+    else:
+        result = _score(metric, test[metric], test["ci95"])
+    tested = [f"{test['episodes']} episodes", "1 query" if protocol["query"] == 1 else f"{protocol['query']} queries"]
+    if metric == "accuracy":
+        tested[1] += " per class"
+        tested.append(protocol["regime"])
     guarded = record["cost"].get("nan_guarded_steps")
-    queries = "1 query" if protocol["query"] == 1 else f"{protocol['query']} queries"
     warning = f" WARNING: {guarded} steps had a NaN and took the parameters as their gradient;" if guarded else ""
-    interval = "" if test["ci95"] is None else f" ± {100 * test['ci95']:.2f}"
     return (
-        f"{record['algorithm']} {protocol['dataset']} {protocol['way']}-way {protocol['shot']}-shot: "
-        f"{100 * test['accuracy']:.2f}{interval} % ({test['episodes']} episodes, "
-        f"{queries} per class, {protocol['regime']}, recipe {record['recipe'] or 'none'}, "
-        f"{record['cost']['train_seconds'] / 60:.1f} min of training){warning}  {folder}"
+        f"{record['algorithm']} {task_name(protocol)}: {'MSE ' * (metric == 'mse')}{result} ({', '.join(tested)}, "
+        f"recipe {record['recipe'] or 'none'}, {record['cost']['train_seconds'] / 60:.1f} min of training)"
+        f"{warning}  {folder}"
     )
+
+
+def _score(metric: str, value: float, half: float | None) -> str:
+    unit, decimals, sign = (100, 2, " %") if metric == "accuracy" else (1, 4, "")
+    interval = "" if half is None else f" ± {half * unit:.{decimals}f}"
+    return f"{value * unit:.{decimals}f}{interval}{sign}"
 
 
 def field_of(record: Record, field: str) -> Any:

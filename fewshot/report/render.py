@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import html as hypertext
 import re
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterable
 
 import pandas as pd
 
 from fewshot.report.page import Entry, Page
-
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5rem auto; max-width: 75rem; padding: 0 1rem; color: #1b1b1b }
-.scroll { overflow-x: auto; margin: 1rem 0 }
-table { border-collapse: collapse; border-bottom: 2px solid; border-top: 2px solid }
-th, td { padding: .25rem .7rem; text-align: left; white-space: nowrap; font-variant-numeric: tabular-nums }
-th { border-bottom: 1px solid }
-li, p { overflow-wrap: anywhere }
-"""
+from fewshot.report.web import html
 
 
 def markdown(page: Page) -> str:
@@ -47,32 +39,65 @@ def _markdown(text: str) -> str:
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)  # inside a word an underscore is one
 
 
+NEEDS = r"""% \usepackage{booktabs,graphicx}
+\providecommand{\resizebox}[3]{#3}% without graphicx a table is as wide as it is"""
+NUMBER = re.compile(r"[\d,.]+|–")
+WRAP, LONG = 28, 24  # letters of a cell's line, rows of a table whose height matters more than its width
+
+
 def latex(page: Page) -> str:
-    """Table environments to paste, in need of the package booktabs."""
-
-    def cell(entry: Entry) -> str:
-        text = rf"\textbf{{{_latex(entry.text)}}}" if entry.bold else _latex(entry.text)
-        return text + (rf"\textsuperscript{{{','.join(map(str, entry.notes))}}}" if entry.notes else "")
-
-    notes = [rf"\textsuperscript{{{number}}} {_latex(note)}" for number, note in enumerate(page.notes, start=1)]
-    notes += [rf"\textbf{{{_latex(what)}}}: {_latex(text)}" for what, text in page.footer]
-    parts = ["% \\usepackage{booktabs}", _float(page.table.map(cell), page.title, notes)]
+    """Table environments to paste, in need of the package booktabs, and of graphicx to shrink what is too wide."""
+    notes = (rf"\textsuperscript{{{number}}}~{_latex(note)}." for number, note in enumerate(page.notes, start=1))
+    footer = (rf"\textbf{{{_latex(what)}}}: {_latex(text)}." for what, text in page.footer)
+    parts = [NEEDS, _float(page.table, page.title, [" ".join(notes), " ".join(footer)])]
     if page.cost is not None:
-        parts.append(_float(page.cost.map(_latex), "What it took", []))
+        parts.append(_float(page.cost.map(Entry), "What it took", []))
     return "\n".join(parts)
 
 
-def _float(table: pd.DataFrame, caption: str, notes: list[str]) -> str:
-    body = (
-        table.rename(columns=_latex).style.hide(axis="index").to_latex(hrules=True, column_format="l" * table.shape[1])
-    )
-    below = ""
+def _float(table: pd.DataFrame, caption: str, below: list[str]) -> str:
+    width = WRAP if len(table) < LONG else 2 * WRAP
+
+    def cell(entry: Entry) -> str:
+        text = rf"\textbf{{{_stacked(entry.text, width)}}}" if entry.bold else _stacked(entry.text, width)
+        return text + (rf"\textsuperscript{{{','.join(map(str, entry.notes))}}}" if entry.notes else "")
+
+    def place(entries: Iterable[Entry]) -> str:
+        return "r" if all(NUMBER.fullmatch(entry.text) and not entry.notes for entry in entries) else "l"
+
+    places = [place(table[name].tolist()) for name in table]
+    rows = [" & ".join(map(cell, row)) for row in table.itertuples(index=False, name=None)]
+    apart = r" \\ \addlinespace[2pt]" if any("tabular" in row for row in rows) else r" \\"
+    notes = "\n\\par\\smallskip\n".join(text for text in below if text)
+    lines = [
+        r"\begin{table}",
+        r"\centering\small\setlength{\tabcolsep}{4pt}",
+        rf"\caption{{{_latex(caption)}.}}",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        rf"\begin{{tabular}}{{@{{}}{''.join(places)}@{{}}}}",
+        r"\toprule",
+        " & ".join(_stacked(name, WRAP // 2 if len(places) > 4 else WRAP, "b") for name in table) + r" \\",
+        r"\midrule",
+        f"{apart}\n".join(rows) + r" \\",
+        r"\bottomrule",
+        r"\end{tabular}}",
+    ]
     if notes:
-        lines = "\\\\\n".join(notes)
-        below = (
-            f"\n\\smallskip\n\\begin{{minipage}}{{\\linewidth}}\\footnotesize\\raggedright\n{lines}\n\\end{{minipage}}"
-        )
-    return f"\\begin{{table}}\n\\centering\\small\n\\caption{{{_latex(caption)}.}}\n{body}{below}\n\\end{{table}}"
+        lines += [r"\par\smallskip", rf"\begin{{minipage}}{{\linewidth}}\scriptsize {notes}", r"\end{minipage}"]
+    return "\n".join([*lines, r"\end{table}"])
+
+
+def _stacked(text: str, width: int, place: str = "t") -> str:
+    """Long text on several lines, the first (t) or the last (b) of them on the line of the row."""
+    lines = [_latex(line) for line in _lines(text, width)]
+    if len(lines) < 2:
+        return "".join(lines)
+    stack = r" \\ ".join(lines)
+    return rf"\begin{{tabular}}[{place}]{{@{{}}l@{{}}}}{stack}\end{{tabular}}"
+
+
+def _lines(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 # [ and * after the end of a row would be taken for its options.
@@ -85,35 +110,6 @@ _LATEX = {
 
 def _latex(text: str) -> str:
     return "".join(_LATEX.get(letter, letter) for letter in text)
-
-
-def html(page: Page) -> str:
-    """A complete page that needs nothing else."""
-    escape = hypertext.escape
-
-    def cell(entry: Entry) -> str:
-        text = f"<b>{escape(entry.text)}</b>" if entry.bold else escape(entry.text)
-        return text + (f"<sup>{', '.join(map(str, entry.notes))}</sup>" if entry.notes else "")
-
-    def grid(table: pd.DataFrame) -> str:
-        rows = table.rename(columns=escape).to_html(index=False, escape=False, border=0)
-        return f'<div class="scroll">{rows}</div>'
-
-    parts = [f"<h1>{escape(page.title)}</h1>", grid(page.table.map(cell))]
-    if page.notes:
-        parts.append("<ol>" + "".join(f"<li>{escape(note)}</li>" for note in page.notes) + "</ol>")
-    if page.footer:
-        items = (f"<li><b>{escape(what)}</b>: {escape(text)}</li>" for what, text in page.footer)
-        parts.append("<ul>" + "".join(items) + "</ul>")
-    if page.cost is not None:
-        parts.append(f"<h2>What it took</h2>{grid(page.cost.map(escape))}")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(page.title)}</title><style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body></html>"
-    )
 
 
 def csv(page: Page) -> str:

@@ -1,7 +1,7 @@
 """Which of several methods on the same test episodes is best, and which cannot be told from it.
 
-Two methods are compared episode by episode (paired t test); as many comparisons as a column has methods less one are
-corrected together (Holm 1979), so that a column names a wrong winner in at most 5 % of cases.
+Two methods are compared episode by episode (paired t test), each with the best of its column; the comparisons of all
+columns are corrected together (Holm 1979), so that at most 5 % of tables call any two methods different that are not.
 """
 
 from __future__ import annotations
@@ -13,41 +13,42 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from fewshot.errors import FewshotError
-from fewshot.report.record import Record
+from fewshot.errors import FewshotError, one_line
+from fewshot.report.record import Record, metric_of
 
 LEVEL = 0.05
-ROUNDING = 1e-5  # episodes.csv has six digits
+ROUNDING, NOTHING = 1e-5, 1e-9  # episodes.csv has six digits; the last of a float64 are noise
 
 
 def scores(record: Record) -> np.ndarray:
-    """The score of each test episode, from `episodes.csv` beside the record.
+    """The score of each test episode [episodes], from `episodes.csv` beside a record of one number of steps.
 
     Raises:
         FewshotError: there is none, or it is not of this record.
     """
-    path, test = Path(record["folder"]) / "episodes.csv", record["test"]
-    mean, episodes = test["accuracy"], test["episodes"]
+    path, test, metric = Path(record["folder"]) / "episodes.csv", record["test"], metric_of(record)
+    heading, mean, episodes = record.get("scores", metric), test[metric], test["episodes"]
     try:
-        with warnings.catch_warnings():
+        with path.open(encoding="utf-8") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of an empty file, whose shape says as much below
-            table = np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2, comments=None)
+            headings = file.readline().strip().split(",")
+            table = np.loadtxt(file, delimiter=",", ndmin=2, comments=None)
     except (OSError, ValueError) as error:
-        raise FewshotError(f"{path} cannot be read as `episode,accuracy` lines: {_first_line(error)}") from error
-    if table.shape != (episodes, 2):
+        raise FewshotError(f"{path} cannot be read as scores of episodes: {one_line(error)}") from error
+    if headings[0] != "episode" or headings.count(heading) != 1:
+        found = ",".join(headings)
+        raise FewshotError(f"{path} has columns {found!r}, not episode and {heading}: test the run again")
+    if table.shape != (episodes, len(headings)):
         lines = f"{len(table)} lines of {table.shape[1]} values"
-        raise FewshotError(f"{path} has {lines} in place of {episodes} of 2: test the run again")
+        raise FewshotError(f"{path} has {lines} in place of {episodes} of {len(headings)}: test the run again")
     if not np.array_equal(table[:, 0], np.arange(episodes)):
         raise FewshotError(f"{path} does not count its episodes from 0 to {episodes - 1}: test the run again")
-    if not np.isfinite(table).all():
+    own = table[:, headings.index(heading)]
+    if not np.isfinite(own).all():
         raise FewshotError(f"{path} has a score that is not a number: test the run again")
-    if abs(table[:, 1].mean() - mean) > ROUNDING:
-        raise FewshotError(f"{path} has mean {table[:, 1].mean():.6f}, its record {mean:.6f}: test the run again")
-    return table[:, 1]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    if abs(own.mean() - mean) > ROUNDING * max(1, mean):
+        raise FewshotError(f"{path} has mean {own.mean():.6f}, its record {mean:.6f}: test the run again")
+    return own
 
 
 def paired_p(one: np.ndarray, other: np.ndarray) -> float:
@@ -55,8 +56,8 @@ def paired_p(one: np.ndarray, other: np.ndarray) -> float:
     difference = one - other
     if len(difference) < 2:
         return float("nan")
-    if np.ptp(difference) == 0:  # no spread: the statistic is 0/0 for equal scores, else infinite
-        return float(difference[0] == 0)
+    if np.ptp(difference) < NOTHING:  # no spread: the statistic is 0/0 for equal scores, else infinite
+        return float(abs(difference[0]) < NOTHING)
     return float(stats.ttest_rel(one, other).pvalue)  # type: ignore[attr-defined]
 
 
@@ -72,14 +73,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def against_best(methods: Sequence[np.ndarray], lower_is_better: bool = False) -> list[float]:
-    """Holm-adjusted p of every method's comparison with the best by mean; the best itself has 1.
+def against_best(methods: Sequence[np.ndarray], lower_is_better: bool = False) -> list[float | None]:
+    """The p of every method's comparison with the best by mean, not yet corrected; the best itself has None.
 
     Args:
         methods: the scores of each on the same episodes in the same order.
     """
     means = [float(each.mean()) for each in methods]
     best = int(np.argmin(means) if lower_is_better else np.argmax(means))
-    others = [place for place in range(len(methods)) if place != best]
-    adjusted = dict(zip(others, holm([paired_p(methods[best], methods[place]) for place in others]), strict=True))
-    return [adjusted.get(place, 1.0) for place in range(len(methods))]
+    return [None if place == best else paired_p(methods[best], each) for place, each in enumerate(methods)]

@@ -8,17 +8,21 @@ from typing import Any
 
 from fewshot.errors import FewshotError
 from fewshot.report.cells import Layout
-from fewshot.report.gather import figures, measured
+from fewshot.report.gather import by_steps, figures, measured
 from fewshot.report.page import Page, page
-from fewshot.report.record import Record
+from fewshot.report.record import METRICS, Record
 from fewshot.report.render import FORMATS
 
 START, END = "<!-- table -->", "<!-- /table -->"
 
 
 def markdown(records: list[Record]) -> str:
-    """The comparison, its footer, and the table of costs, as GitHub Markdown."""
-    return FORMATS["markdown"](page(records))
+    """The comparison, its footer, and the table of costs, as GitHub Markdown; one after the other for each metric."""
+    runs = [run for record in records for run in by_steps(record)]
+    parts = {metric: [run for run in runs if metric in run["test"]] for metric in METRICS}
+    return "\n\n".join(
+        FORMATS["markdown"](page(part, layout=Layout(metric=metric))) for metric, part in parts.items() if part
+    )
 
 
 def table_of(folder: Path, settings: Mapping[str, Any]) -> Page:
@@ -36,17 +40,18 @@ def table_of(folder: Path, settings: Mapping[str, Any]) -> Page:
         rows = _headings(_fields("rows", rows))
     if not rows:
         raise FewshotError("a free layout needs its rows, and cols where you want some: rows=[algorithm] cols=[task]")
+    found, complaints = measured(folder)
+    runs = [run for run in found if _wanted(run, given)]
+    metric, others = _metric(given["metric"], runs)
+    complaints += others
     layout = Layout(
         rows=dict(rows),
         cols=_fields("cols", cols),
-        algorithms=given["algorithms"],
-        datasets=given["datasets"],
-        metric=given["metric"],
+        metric=metric,
         title=given["title"] or "",
     )
-    found, complaints = measured(folder)
-    runs = [run for run in found if _wanted(run, layout) and layout.metric in run["test"]]
-    published = _figures(runs, layout, given["sources"]) if settings["published"] else []
+    runs = [run for run in runs if metric in run["test"]]
+    published = _figures(runs, metric, given) if settings["published"] else []
     if not runs and not published:
         raise FewshotError(f"no run below {folder} is of this layout: take layout=comparison")
     if not runs:
@@ -67,27 +72,40 @@ def _headings(fields: list[str]) -> dict[str, str]:
     return {last if short.count(last) == 1 else field: field for field, last in zip(fields, short, strict=True)}
 
 
-def _wanted(run: Record, layout: Layout) -> bool:
-    algorithms, datasets = layout.algorithms, layout.datasets
+def _metric(asked: str | None, runs: list[Record]) -> tuple[str, list[str]]:
+    """The metric that a layout asks for, or else that of its runs; and a line where that leaves runs out."""
+    if asked is not None and asked not in METRICS:
+        raise FewshotError(f"layout.metric={asked}: {' or '.join(METRICS)}")
+    found = [metric for metric in METRICS if any(metric in run["test"] for run in runs)]
+    if asked is not None or not found:
+        return asked or METRICS[0], []
+    left = [
+        f"the table shows {found[0]}; for the runs scored by {other} say layout.metric={other}" for other in found[1:]
+    ]
+    return found[0], left
+
+
+def _wanted(run: Record, layout: Mapping[str, Any]) -> bool:
+    algorithms, datasets = layout["algorithms"], layout["datasets"]
     return (algorithms is None or run["algorithm"] in algorithms) and (
         datasets is None or run["protocol"]["dataset"] in datasets
     )
 
 
-def _figures(runs: list[Record], layout: Layout, sources: list[str] | None) -> list[Record]:
+def _figures(runs: list[Record], metric: str, layout: Mapping[str, Any]) -> list[Record]:
     """The layout's published figures; without sources of its own, those of a measured algorithm and task."""
     tasks = {tuple(run["protocol"][key] for key in ("dataset", "way", "shot")) for run in runs}
     algorithms = {run["algorithm"] for run in runs}
     chosen = []
     for figure in figures():
-        if not _wanted(figure, layout) or layout.metric not in figure["test"]:
+        if not _wanted(figure, layout) or metric not in figure["test"]:
             continue
-        if sources is not None:
-            wanted = figure["published"]["source"] in sources
-        elif layout.datasets is not None:
+        if layout["sources"] is not None:
+            wanted = figure["published"]["source"] in layout["sources"]
+        elif layout["datasets"] is not None:
             wanted = True
         else:
-            task = tuple(figure[key] for key in ("dataset", "way", "shot"))
+            task = tuple(figure["protocol"][key] for key in ("dataset", "way", "shot"))
             wanted = figure["algorithm"] in algorithms and task in tasks
         if wanted:
             chosen.append(figure)

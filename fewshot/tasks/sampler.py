@@ -26,7 +26,7 @@ class Draw:
     rows: torch.Tensor  # [T, N, K+Q] row of the bank; the first K are the support set
     turns: torch.Tensor  # [T, N] rotation by 90 degrees times this, 0..3
     key: torch.Tensor  # [T] stream for the draws of the learner
-    changes: torch.Tensor  # [T, N, K+Q] stream of each image, for training's random changes
+    changes: torch.Tensor | None  # [T, N, K+Q] stream of each image, where training changes it at random
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class Sampler:
     seed: int
     rotations: str = "none"
     view: View = AS_STORED
+
+    metric = "accuracy"
 
     def __post_init__(self) -> None:
         bank, where = self.bank, f"{self.bank.about.get('dataset', 'bank')}, split {self.bank.split}"
@@ -73,12 +75,22 @@ class Sampler:
             )
 
     @property
+    def source(self) -> Bank:
+        """The bank."""
+        return self.bank
+
+    @property
+    def device(self) -> torch.device:
+        """Where episodes are drawn and gathered."""
+        return self.bank.offsets.device
+
+    @property
     def _choices(self) -> int:
         return len(self.bank.names) * (4 if self.rotations == "as_classes" else 1)
 
     def draw(self, first: int, count: int) -> Draw:
         """The index lists of episodes first..first+count-1, on the bank's device."""
-        device = self.bank.offsets.device
+        device = self.device
         number = torch.arange(first, first + count, dtype=torch.int64, device=device)
         episode = fold(stream(self.seed, self.bank.split), number)  # [T]
 
@@ -94,8 +106,11 @@ class Sampler:
         else:
             turns = torch.zeros_like(classes)
         rows = self._rows(branch(_EXAMPLES), classes)
-        place = torch.arange(rows[0].numel(), device=device).view(rows.shape[1:])
-        return Draw(classes, rows, turns, branch(_LEARNER), fold(branch(_VIEW)[:, None, None], place))
+        changes = None
+        if self.view.augment != "none":
+            place = torch.arange(rows[0].numel(), device=device).view(rows.shape[1:])
+            changes = fold(branch(_VIEW)[:, None, None], place)
+        return Draw(classes, rows, turns, branch(_LEARNER), changes)
 
     def _rows(self, key: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         """[T, N, K+Q] distinct rows of each class: those with the smallest hashes, in the order of the hashes."""
@@ -128,7 +143,8 @@ class Sampler:
 
     def _turned(self, draw: Draw, part: slice) -> torch.Tensor:
         """The examples of the support or query sets, [T, N, K or Q, *shape]."""
-        items = self.gather(draw.rows[:, :, part], draw.changes[:, :, part])
+        changes = None if draw.changes is None else draw.changes[:, :, part]
+        items = self.gather(draw.rows[:, :, part], changes)
         return items if self.rotations == "none" else _rotate(items, draw.turns)
 
     def gather(self, rows: torch.Tensor, changes: torch.Tensor | None = None) -> torch.Tensor:

@@ -43,7 +43,7 @@ def assert_same(mine: Outer, theirs: Outer) -> None:
         assert mine.gradient[name].shape == value.shape
         torch.testing.assert_close(mine.gradient[name], value, rtol=1e-8, atol=1e-11)
     torch.testing.assert_close(mine.loss, theirs.loss, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(mine.accuracy, theirs.accuracy)
+    torch.testing.assert_close(mine.score, theirs.score)
     assert mine.carry.keys() == theirs.carry.keys()
     for name, value in theirs.carry.items():
         torch.testing.assert_close(mine.carry[name], value, rtol=1e-9, atol=1e-12)
@@ -72,9 +72,11 @@ def test_vmap_and_loop_give_the_same_gradient(
     episodes = make_episodes(3)
     # Of moments it is the gradient alone that is compared here; see test_chunks_make_no_difference.
     vmap, loop = (outer(learner, episodes, engine) for engine in ("vmap", "loop"))
-    assert relative_error(vmap.gradient, loop.gradient) < 1e-10
+    # Adam divides by moments down to 1e-8, and with them rounding: how torch splits its sums among threads shows.
+    bound = 1e-9 if name.startswith("reptile") and learner.adam else 1e-10
+    assert relative_error(vmap.gradient, loop.gradient) < bound
     torch.testing.assert_close(vmap.loss, loop.loss)
-    torch.testing.assert_close(vmap.accuracy, loop.accuracy)
+    torch.testing.assert_close(vmap.score, loop.score)
 
 
 @pytest.mark.parametrize("first_order", [False, True])
@@ -103,6 +105,27 @@ def test_learn2learn_gives_the_same_gradient_on_an_mlp(
 ):
     learner, episodes = make_learner("maml", make_mlp(), inner_steps=4), make_episodes(2)
     assert_same(outer(learner, episodes, engine), outer(learner, episodes, "learn2learn"))
+
+
+@pytest.mark.parametrize("name", ["maml", "fomaml"])
+def test_every_engine_gives_the_same_gradient_of_a_regression(
+    learn2learn: ModuleType, make_regression: Make, make_learner: Make, name: str
+):
+    backbone, episodes = make_regression()
+    learner = make_learner(name, backbone, inner_steps=3)
+    theirs = outer(learner, episodes, "learn2learn")
+    for engine in ("vmap", "loop"):
+        assert_same(outer(learner, episodes, engine), theirs)
+
+
+@pytest.mark.parametrize("name", ["meta_sgd", "reptile-chained", "reptile-shared", "reptile-sgd"])
+def test_vmap_and_loop_give_the_same_gradient_of_a_regression(make_regression: Make, make_learner: Make, name: str):
+    backbone, episodes = make_regression()
+    learner = make_learner(name, backbone)
+    vmap, loop = (outer(learner, episodes, engine) for engine in ("vmap", "loop"))
+    assert relative_error(vmap.gradient, loop.gradient) < 1e-9
+    torch.testing.assert_close(vmap.loss, loop.loss)
+    torch.testing.assert_close(vmap.score, loop.score)
 
 
 @pytest.mark.parametrize(("engine", "chunk"), [("vmap", 1), ("vmap", 2), ("vmap", 3), ("vmap", 9), ("loop", None)])

@@ -26,11 +26,18 @@ WAY, SHOT = 3, 2
 SCALE = {"mean": 1.0, "sum": float(WAY * SHOT), "per_shot": float(WAY)}  # times the mean cross-entropy
 
 
+def plain_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The mean over items, of cross-entropies or of squared errors."""
+    return (
+        (outputs[:, 0] - targets).square().mean() if targets.is_floating_point() else F.cross_entropy(outputs, targets)
+    )
+
+
 def adapted(learner: Maml, params: Tensors, task: Episodes, scale: float) -> Tensors:
     """The weights after the inner loop, by torch.autograd."""
     fast = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
     for _ in range(learner.inner_steps):
-        loss = scale * F.cross_entropy(functional_call(learner.backbone, fast, (task.support_x,)), task.support_y)
+        loss = scale * plain_loss(functional_call(learner.backbone, fast, (task.support_x,)), task.support_y)
         gradients = torch.autograd.grad(loss, list(fast.values()), allow_unused=True)
         for (name, value), gradient in zip(list(fast.items()), gradients, strict=True):
             if gradient is not None and name in learner.adapted:
@@ -44,7 +51,7 @@ def unrolled(learner: Maml, params: Tensors, episodes: Episodes, scale: float) -
     for i in range(len(episodes)):
         task = episodes[i]
         fast = adapted(learner, params, task, scale)
-        losses.append(F.cross_entropy(functional_call(learner.backbone, fast, (task.query_x,)), task.query_y))
+        losses.append(plain_loss(functional_call(learner.backbone, fast, (task.query_x,)), task.query_y))
     return float(torch.stack(losses).mean().detach())
 
 
@@ -123,6 +130,14 @@ def test_the_outer_gradient_equals_finite_differences_on_an_mlp(
 ):
     learner = make_learner("maml", make_mlp(), inner_steps=4, inner_lr=0.1 / SCALE[inner_loss], inner_loss=inner_loss)
     assert_gradient(learner, make_episodes(2), SCALE[inner_loss])
+
+
+@pytest.mark.parametrize("inner_loss", ["mean", "per_shot"])
+def test_the_outer_gradient_of_a_regression_equals_finite_differences(
+    make_regression: Make, make_learner: Make, inner_loss: str
+):
+    backbone, episodes = make_regression()
+    assert_gradient(make_learner("maml", backbone, inner_steps=3, inner_loss=inner_loss), episodes, 1.0)
 
 
 @pytest.mark.parametrize("backbone", ["make_conv4", "make_mlp"])

@@ -13,7 +13,7 @@ from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.nearest import Nearest
 from fewshot.backbones.inputs import Inputs
 from fewshot.episodes import Episodes
-from fewshot.evaluation import evaluate, query_logits
+from fewshot.evaluation import evaluate, query_outputs
 from fewshot.tasks.sampler import Sampler
 
 Make = Callable[..., Any]
@@ -32,7 +32,7 @@ def test_it_predicts_what_numpy_finds_nearest(make_episodes: Make, shot: int, tr
     learner: Any = Nearest(Inputs((1, 8, 8), 3))
     episodes = make_episodes(20, shot=shot, query=4, noise=200)
     for i in range(20):
-        logits = query_logits(learner, {}, {}, episodes[i], transductive)
+        logits = query_outputs(learner, {}, {}, episodes[i], transductive)
         assert logits.shape == (12, 3)
         assert np.array_equal(logits.argmax(1).numpy(), by_numpy(episodes[i]))
 

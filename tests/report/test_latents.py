@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
 from fewshot.algorithms.engine import Engine
-from fewshot.errors import FewshotError
 from fewshot.report.latents import write_latents
 from fewshot.tasks.sampler import Sampler
 
@@ -36,9 +34,3 @@ def test_codes_before_and_after_adaptation_and_a_picture_are_written(
     with Image.open(tmp_path / "latents.png") as picture:
         assert picture.width > picture.height > 300
         assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 50  # more than an empty frame
-
-
-def test_learners_without_codes_are_refused(make_bank: Make, make_learner: Make, tmp_path: Path):
-    learner, sampler = make_learner("maml"), Sampler(make_bank(), 3, 2, 2, seed=0)
-    with pytest.raises(FewshotError, match="only LEO has latent codes"):
-        write_latents(tmp_path, learner, learner.initial()[0], sampler, 3, Engine("vmap"))

@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
+from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,10 @@ from fewshot.report.table import refreshed, table_of
 
 RESULTS = CONF.parent / "results"
 NAMED = ("leo", "ablation", "omniglot", "mmfewshot", "sinusoid")
+EVERY = {
+    **{layout: (f"layout={layout}",) for layout in ("comparison", *NAMED)},
+    "free": ("layout=free", "rows=[method]", "cols=[task]"),
+}
 QUARTER, ABLATION = RESULTS / "omniglot_quarter_hour", RESULTS / "omniglot_leo"
 
 
@@ -47,13 +53,14 @@ def texts(page: Page) -> list[dict[str, str]]:
 # Layouts
 
 
-@pytest.mark.parametrize("layout", NAMED)
+@pytest.mark.parametrize("layout", EVERY)
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_layout_renders_from_the_committed_records_in_every_format(layout: str, form: str) -> None:
-    page = table(f"layout={layout}")
+    page = table(*EVERY[layout])
     text = FORMATS[form](page)
     assert len(page.table) > 2
-    assert page.notes
+    assert page.notes or layout in ("comparison", "free")
+    assert not re.search(r"\bnan\b", text, re.IGNORECASE)
     assert ("LEO paper, Table 2" in text) == (layout in ("leo", "ablation"))
     assert ("open-mmlab/mmfewshot" in text) == (layout == "mmfewshot")
 
@@ -170,7 +177,7 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.addresses += [str(value) for name, value in attrs if name in ("src", "href")]
-        if tag != "meta":
+        if tag not in ("meta", "br"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -210,19 +217,63 @@ def test_signs_that_a_format_takes_for_its_own_are_escaped(tmp_path: Path, form:
     assert text.count(escaped) == 2  # in the table and in that of costs
 
 
-@pytest.mark.parametrize("layout", ["comparison", *NAMED])
-def test_latex_compiles(tmp_path: Path, layout: str) -> None:
-    program = shutil.which("pdflatex") or shutil.which("tectonic")
+def compiled(folder: Path, body: str, packages: str) -> str:
+    """What pdflatex says of a document with the packages and this in it."""
+    program = shutil.which("pdflatex")
     if program is None:
-        pytest.skip("neither pdflatex nor tectonic is installed")
-    runs = odd(tmp_path / "odd") if layout == "comparison" else RESULTS
-    body = FORMATS["latex"](table(f"layout={layout}", runs=runs))
-    page = "\\documentclass{article}\\usepackage[T1]{fontenc}\\usepackage{booktabs}\\begin{document}\n"
-    (tmp_path / "page.tex").write_text(f"{page}{body}\n\\end{{document}}\n", encoding="utf-8")
-    options = ["-halt-on-error", "-interaction=nonstopmode"] if program.endswith("pdflatex") else []
-    done = subprocess.run([program, *options, "page.tex"], cwd=tmp_path, capture_output=True, text=True, check=False)
+        pytest.skip("no pdflatex here: Debian's texlive-latex-recommended brings it")
+    page = f"\\documentclass{{article}}\\usepackage[T1]{{fontenc}}\\usepackage{{{packages}}}\\begin{{document}}\n"
+    (folder / "page.tex").write_text(f"{page}{body}\n\\end{{document}}\n", encoding="utf-8")
+    command = [program, "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("layout", EVERY)
+def test_latex_compiles_and_fits_the_page(tmp_path: Path, layout: str) -> None:
+    said = compiled(tmp_path, FORMATS["latex"](table(*EVERY[layout])), "booktabs,graphicx")
+    assert "Overfull" not in said and "Float too large" not in said
     assert (tmp_path / "page.pdf").stat().st_size > 1000
+
+
+def test_latex_needs_nothing_but_booktabs_and_stands_any_sign(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    compiled(tmp_path, FORMATS["latex"](table(runs=odd(tmp_path / "runs"))), "booktabs")
+
+
+# Each page in a frame as narrow as a telephone; what stands in the frames, and which are wider than they should be.
+FRAMES = """<!doctype html><meta charset="utf-8"><body>%s<pre id="found"></pre><script>
+addEventListener("load", () => {
+  const found = [...document.querySelectorAll("iframe")].map(({contentDocument: page}) => ({
+    tables: [...page.querySelectorAll("table")].map(table => [...table.rows].map(row => row.cells.length)),
+    texts: [...page.querySelectorAll("td:first-child")].map(cell => cell.innerText),
+    sideways: page.documentElement.scrollWidth - page.documentElement.clientWidth,
+  }));
+  document.getElementById("found").textContent = JSON.stringify(found);
+});
+</script>"""
+
+
+def test_a_browser_shows_every_row_of_every_layout_on_a_narrow_screen(tmp_path: Path) -> None:
+    browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("neither chromium nor google-chrome here: Debian's chromium brings one")
+    pages = [table(*words) for words in EVERY.values()]
+    frames = (f'<iframe width="390" height="800" srcdoc="{escape(FORMATS["html"](page))}"></iframe>' for page in pages)
+    (tmp_path / "frames.html").write_text(FRAMES % "".join(frames), encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--user-data-dir={tmp_path}"]
+    command = [browser, *options, "--dump-dom", (tmp_path / "frames.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert "CONSOLE" not in done.stderr
+    match = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert match, done.stderr[-2000:]
+    for page, shown in zip(pages, json.loads(unescape(match[1])), strict=True):
+        sizes = [len(page.table) + 1] + ([] if page.cost is None else [len(page.cost) + 1])
+        assert [len(rows) for rows in shown["tables"]] == sizes
+        assert all(len(set(rows)) == 1 for rows in shown["tables"])
+        assert shown["texts"][: len(page.table)] == [entry.text for entry in page.table.iloc[:, 0]]
+        assert shown["sideways"] <= 0
 
 
 # The command
@@ -287,7 +338,7 @@ def test_what_cannot_be_read_is_one_line_each_and_the_rest_is_tabulated(call: An
     for line, folder, words in zip(
         lines,
         folders,
-        ["it lacks seed", '"format": 1', "nan, not a fraction", "has 1 lines", "cannot be read"],
+        ["it lacks seed", "newer version of records (2,", "nan, not a fraction", "has 1 lines", "cannot be read"],
         strict=False,
     ):
         assert line.startswith("warning: ") and folder.name in line and words in line
@@ -312,7 +363,7 @@ def test_bold_is_the_best_and_what_cannot_be_told_from_it_with_the_scores_of_see
     for (name, seed), shift in shifts.items():
         scores = tasks + shift + random.normal(0, 0.01, 600)
         record = {**template, "algorithm": name, "seed": seed}
-        write_record(tmp_path / f"{name}{seed}", {**record, "test": summary_of(scores)}, scores)
+        write_record(tmp_path / f"{name}{seed}", {**record, "test": summary_of(scores)}, {"accuracy": scores})
     rows = {row["method"].text.split(" ")[0]: row for row in table(runs=tmp_path).table.to_dict("records")}
     assert [name for name, row in rows.items() if row["omniglot 5-way 1-shot"].bold] == ["best", "twin"]
 

@@ -1,0 +1,29 @@
+"""The pieces that learners share: the scale of losses, and what a test reports, for labels and for float targets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fewshot.algorithms.learner import REDUCTIONS, score, task_loss
+
+LOGITS = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 0.5], [1.0, 0.0, 0.0], [0, 0, 1]])
+LABELS = torch.tensor([0, 1, 0, 2, 0, 1])
+OUTPUTS, TARGETS = torch.tensor([[1.0], [2.0], [-1.0], [0.0]]), torch.tensor([1.0, 0.0, 1.0, 3.0])
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_cross_entropy_of_labels_is_scaled_as_it_says(reduction: str):
+    each = -LOGITS.log_softmax(1)[torch.arange(6), LABELS]
+    wanted = {"mean": each.sum() / 6, "sum": each.sum(), "per_shot": each.sum() / 2}[reduction]
+    torch.testing.assert_close(task_loss(LOGITS, LABELS, reduction, shot=2), wanted)
+
+
+@pytest.mark.parametrize(("reduction", "wanted"), [("mean", 17 / 4), ("sum", 17.0), ("per_shot", 17 / 4)])
+def test_squared_error_of_float_targets_is_scaled_as_it_says(reduction: str, wanted: float):
+    assert float(task_loss(OUTPUTS, TARGETS, reduction, shot=4)) == pytest.approx(wanted)
+
+
+def test_a_test_reports_accuracy_of_labels_and_squared_error_of_float_targets():
+    assert float(score(LOGITS, LABELS)) == pytest.approx(4 / 6)
+    assert float(score(OUTPUTS, TARGETS)) == pytest.approx(17 / 4)
