@@ -1,0 +1,38 @@
+"""Report every run below a folder in one HTML file: `python tools/report.py runs=runs pictures=figures format=pdf`."""
+
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from fewshot.checkpoint import write_atomically
+from fewshot.cli import main
+from fewshot.errors import FewshotError
+from fewshot.report.gather import measured
+from fewshot.report.report import charts, report
+from fewshot.report.styles import check_format
+
+
+def write_report(cfg: DictConfig) -> None:
+    settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    folder = Path(cfg.runs)
+    out = folder / "report.html" if cfg.out is None else Path(cfg.out)
+    check_format(cfg.format)
+    if out.is_dir():
+        raise FewshotError(f"out={out}: a folder; name a file in it")
+    text, complaints = report(folder, settings)
+    files = {out: text.encode()}
+    if cfg.pictures is not None:
+        images, left_out = charts(measured(folder)[0], cfg.format)
+        files |= {Path(cfg.pictures) / f"{name}.{cfg.format}": image for name, image in images.items()}
+        complaints += left_out
+    for line in complaints:
+        print(f"warning: {line}", file=sys.stderr)
+    for path, content in files.items():  # only now that all of them are made
+        write_atomically(path, content)
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main(write_report, "report")
