@@ -14,11 +14,14 @@ from fewshot.algorithms.leo import Leo
 from fewshot.cli import main
 from fewshot.config import identity, resolved, trained_with
 from fewshot.cross_domain import check_new, on_another_dataset, train_fingerprint
+from fewshot.drawing import check_plot, draw_test
 from fewshot.errors import FewshotError
-from fewshot.experiment import build, dataset_name, regime, tested, tester
+from fewshot.experiment import build, tasks_of
 from fewshot.report.latents import write_latents
 from fewshot.report.record import read_record, summary, write_record
 from fewshot.run_folder import saved_config
+from fewshot.tasks.sampler import Sampler
+from fewshot.testing import dataset_name, regime, steps_of, tested
 from fewshot.training import TrainSettings, selected
 
 PROTOCOL = {
@@ -29,6 +32,7 @@ PROTOCOL = {
     "seed": "test.seed",
     "transductive": "test.transductive",
     "rotations": "dataset.rotations.test",
+    "steps": "test.steps",
     "engine": "engine",
 }
 
@@ -38,35 +42,41 @@ def evaluate(cfg: DictConfig) -> None:
     trained_cfg = saved_config(run, device=cfg.device)
     elsewhere = None if cfg.dataset is None else DictConfig(OmegaConf.to_container(cfg.dataset, resolve=True))
     test_cfg = trained_cfg.copy() if elsewhere is None else on_another_dataset(trained_cfg, run, elsewhere)
+    if cfg.rotations is not None and "rotations" not in test_cfg.dataset:
+        raise FewshotError(f"rotations={cfg.rotations}: functions have none; leave it out")
     for key, place in PROTOCOL.items():
         if cfg[key] is not None:
             OmegaConf.update(test_cfg, place, cfg[key])
+    if cfg.plot:
+        check_plot(test_cfg)
     if cfg.latents is not None and cfg.latents < 1:
         raise FewshotError(f"latents={cfg.latents}: must be at least 1")
     experiment = build(test_cfg, run if elsewhere is None else None)
     if cfg.latents is not None and not isinstance(experiment.learner, Leo):
         raise FewshotError("latents: only LEO has latent codes; leave it out, or name a run of algorithm=leo")
-    if cfg.steps is not None:
-        experiment.learner.test_steps = cfg.steps
     test, data = test_cfg.test, test_cfg.dataset
+    steps = steps_of(test_cfg) or [experiment.learner.test_steps if test.steps is None else test.steps]
     words = [
         test.split,
         f"{test_cfg.shot}s{test_cfg.query}q",
-        data.rotations.test,
+        *([data.rotations.test] if "rotations" in data else []),
         regime(experiment.learner, test_cfg),
+        f"{'-'.join(map(str, steps))}steps",
+        f"{test.episodes}e{test.seed}",
+        *([] if cfg.checkpoint is None else [Path(cfg.checkpoint).stem]),
     ]
-    words += [f"{experiment.learner.test_steps}steps", f"{test.episodes}e{test.seed}"]
     if elsewhere is not None:
-        bank = tester(experiment, test_cfg).bank
+        bank = tasks_of(experiment, test_cfg, test.split, test.seed).source
         check_new(run, data.name, bank)
         words.insert(0, f"{data.name}-{identity({'dataset': resolved(data), 'images': bank.fingerprint})[:8]}")
     folder = Path(cfg.out) if cfg.out else run / "tests" / "-".join(words)
     if (folder / "config.yaml").exists():
         raise FewshotError(f"out={folder}: holds a run; choose another folder")
-    if (folder / "record.json").exists() and not cfg.force and cfg.latents is None:
+    if (folder / "record.json").exists() and not cfg.force and cfg.latents is None and not cfg.plot:
         print(summary(read_record(folder / "record.json"), folder))
         return
-    trained = selected(experiment.learner, TrainSettings(**experiment.config["train"]), run, experiment.device)
+    settings = TrainSettings(**experiment.config["train"])
+    trained = selected(experiment.learner, settings, run, experiment.device, cfg.checkpoint)
     record, scores = tested(experiment, test_cfg, trained)
     # What the run was trained for, and with.
     record |= {key: trained_cfg[key] for key in ("way", "shot", "query")} | {"dataset": dataset_name(trained_cfg)}
@@ -79,8 +89,11 @@ def evaluate(cfg: DictConfig) -> None:
     else:
         write_record(folder, record, scores)
         print(summary(record, folder))
-    if cfg.latents is not None:
-        tasks = tester(experiment, test_cfg)
+    if cfg.plot:
+        print(f"drawn: {draw_test(folder, experiment, test_cfg, trained)}")
+    if isinstance(experiment.learner, Leo) and cfg.latents is not None:
+        tasks = tasks_of(experiment, test_cfg, test.split, test.seed)
+        assert isinstance(tasks, Sampler)  # LEO learns on examples
         write_latents(folder, experiment.learner, trained.params, tasks, cfg.latents, experiment.engine)
         print(f"latent codes of {cfg.latents} tasks: {folder / 'latents.npz'} and {folder / 'latents.png'}")
 

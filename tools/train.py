@@ -10,10 +10,13 @@ from omegaconf import DictConfig
 
 from fewshot.cli import main, sweep_records
 from fewshot.config import apply_recipe
+from fewshot.drawing import check_plot, draw_test
 from fewshot.errors import FewshotError
-from fewshot.experiment import training_run
+from fewshot.experiment import build
 from fewshot.report.record import summary
+from fewshot.run import training_run
 from fewshot.run_folder import saved_config
+from fewshot.training import TrainSettings, selected
 
 
 def train(cfg: DictConfig) -> None:
@@ -25,9 +28,15 @@ def train(cfg: DictConfig) -> None:
         cfg = saved_config(Path(cfg.resume), device=None if cfg.device == "auto" else cfg.device)
     else:
         apply_recipe(cfg, overrides)
+    if cfg.plot:
+        check_plot(cfg)
     folder, record = training_run(cfg)
     sweep_records.append(folder / "record.json")
     print(summary(record, folder))
+    if cfg.plot:
+        experiment = build(cfg, folder)
+        trained = selected(experiment.learner, TrainSettings(**experiment.config["train"]), folder, experiment.device)
+        print(f"drawn: {draw_test(folder, experiment, cfg, trained)}")
 
 
 if __name__ == "__main__":

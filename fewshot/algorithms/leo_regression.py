@@ -1,0 +1,250 @@
+"""LEO for regression: Rusu et al., 2019, "Meta-learning with latent embedding optimization", section 4.1, appendix.
+
+Of this experiment no program was released. From the paper: a code of 16 values decodes to all weights of a 1-40-40-1
+network; encoder, relation network and decoder have three layers, their hidden ones 16, 32 and 32 wide. Ours:
+1. Layers have biases. Those of the decoder's last layer start at the backbone's initial weights: the first network that
+   is decoded is an ordinary one, moved a little by its code.
+2. Standard deviations are exp(u). That of a code starts near 1, its prior's; that of weights at `weight_stddev`.
+3. Losses of both loops are mean squared errors. Their rates are meta-learned as logarithms, and no inner gradient is
+   longer than `inner_clip`: lines reach 18, and what diverges on them is beyond repair within five steps.
+4. Numbers of steps, rates and weights, as conf/algorithm has them.
+
+As in `fewshot.algorithms.leo`, which follows the program of the classification experiments:
+5. The decoder samples anew at every decode, and its KL is left out; the encoder's is a one-sample estimate. KL, encoder
+   penalty and orthogonality are means over elements; orthogonal are to be the rows of the decoder's last layer, one for
+   each hidden unit.
+6. Random draws come from the episode's key. At evaluation, means take the place of samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import log
+
+import torch
+from torch import nn
+
+from fewshot.algorithms.learner import (
+    Tensors,
+    backbone_parameters,
+    call,
+    check_number,
+    differentiate,
+    is_independent,
+    score,
+    task_loss,
+)
+from fewshot.algorithms.leo import Draws, FromKey, kl_estimate, orthogonality
+from fewshot.backbones.mlp import MLP
+from fewshot.episodes import Episodes
+from fewshot.errors import FewshotError
+
+SMALLEST = 1e-10  # of what is above 0
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What Algorithm 1 leaves of one task: L values of a code, D weights of a network."""
+
+    mean: torch.Tensor  # of the encoder's distribution, [L]
+    stddev: torch.Tensor  # [L]
+    first: torch.Tensor  # z before the latent steps, [L]
+    last: torch.Tensor  # z after them, [L]
+    weights: torch.Tensor  # decoded from the last z and fine-tuned, [D]
+
+
+class LeoRegression:
+    """Adapt a low-dimensional code of all the weights of a small network, which the support set itself proposes.
+
+    Args:
+        backbone: the network whose weights are decoded: x [B, inputs] to outputs [B, 1], without norms.
+        latent: size L of a code.
+        encoder_width, relation_width, decoder_width: hidden units of these three, two layers each.
+        weight_stddev: standard deviation of the decoded weights at the start of meta-training.
+        latent_steps: steps S on z, each with a decode after it.
+        finetune_steps: steps F on the decoded weights.
+        latent_lr, finetune_lr: start values of the meta-learned rates, one for each dimension of z and of the weights.
+        inner_clip: length that no gradient of the inner loops exceeds.
+        kl_weight, encoder_penalty_weight, l2_weight, orthogonality_weight: beta, gamma, lambda_1, lambda_2.
+
+    Raises:
+        FewshotError: a backbone of another kind, or a setting out of its range.
+    """
+
+    chained = False
+    eager = False
+    independent = True  # no query sees another
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        latent: int,
+        encoder_width: int,
+        relation_width: int,
+        decoder_width: int,
+        weight_stddev: float,
+        latent_steps: int,
+        finetune_steps: int,
+        latent_lr: float,
+        finetune_lr: float,
+        inner_clip: float,
+        kl_weight: float,
+        encoder_penalty_weight: float,
+        l2_weight: float,
+        orthogonality_weight: float,
+    ) -> None:
+        if not isinstance(backbone, MLP) or not is_independent(backbone):
+            raise FewshotError(
+                "algorithm=leo_regression decodes an MLP without norms: choose backbone=mlp_40 and a dataset of "
+                "functions, such as sines_and_lines; on classes choose algorithm=leo"
+            )
+        numbers: tuple[tuple[type, float, dict[str, float]], ...] = (
+            (int, 1, {"latent": latent, "encoder_width": encoder_width}),
+            (int, 1, {"relation_width": relation_width, "decoder_width": decoder_width}),
+            (int, 0, {"latent_steps": latent_steps, "finetune_steps": finetune_steps}),
+            (float, SMALLEST, {"latent_lr": latent_lr, "finetune_lr": finetune_lr}),
+            (float, SMALLEST, {"weight_stddev": weight_stddev, "inner_clip": inner_clip}),
+            (float, 0, {"kl_weight": kl_weight, "encoder_penalty_weight": encoder_penalty_weight}),
+            (float, 0, {"l2_weight": l2_weight, "orthogonality_weight": orthogonality_weight}),
+        )
+        for kind, least, settings in numbers:
+            for name, value in settings.items():
+                check_number(f"algorithm.learner.{name}", value, kind, least)
+        self.inner_clip = inner_clip
+        self.backbone: nn.Module = backbone
+        self.latent_steps, self.test_steps = latent_steps, finetune_steps
+        self.kl_weight, self.encoder_penalty_weight = kl_weight, encoder_penalty_weight
+        self.l2_weight, self.orthogonality_weight = l2_weight, orthogonality_weight
+        start = {name: value.cpu() for name, value in backbone_parameters(backbone).items()}
+        self._shapes = {name: value.shape for name, value in start.items()}
+        flat = torch.cat([value.flatten() for value in start.values()])
+        inputs = next(iter(start.values())).shape[1]
+        self._networks = nn.ModuleDict(
+            {
+                "encoder": _three_layers(inputs + 1, encoder_width, latent),
+                "relation": _three_layers(2 * latent, relation_width, 2 * latent),
+                "decoder": _three_layers(latent, decoder_width, 2 * len(flat)),
+            }
+        )
+        self._initial = backbone_parameters(self._networks) | {
+            "decoder.head.bias": torch.cat([flat, torch.full_like(flat, log(weight_stddev))]),
+            "log_latent_lr": torch.full((latent,), log(latent_lr)),  # alpha
+            "log_finetune_lr": torch.full_like(flat, log(finetune_lr)),
+        }
+
+    def initial(self) -> tuple[Tensors, Tensors]:
+        """Encoder, relation network, decoder and both learning rates; no carry."""
+        return {name: value.clone() for name, value in self._initial.items()}, {}
+
+    @property
+    def gradient_evaluations(self) -> int:
+        """Gradients that one training task costs: those of both inner loops and the outer one."""
+        return self.latent_steps + self.test_steps + 1
+
+    @property
+    def adaptation_steps(self) -> str:
+        """Both inner loops of a test task, for the record."""
+        return f"{self.latent_steps} latent, {self.test_steps} fine-tuning"
+
+    def outer_loss(self, params: Tensors, task: Episodes) -> tuple[torch.Tensor, torch.Tensor]:
+        """Equation 4 and the regularisers of one task in meta-training, []; and the query score []."""
+        fit = self.solve(params, task, FromKey(task.key, task.query_x.dtype))
+        outputs = self.predict(self.network(fit.weights), task.query_x)
+        loss = task_loss(outputs, task.query_y, "mean", len(task.support_y)) + sum(self.penalties(params, fit).values())
+        return loss, score(outputs.detach(), task.query_y)
+
+    def solve(self, params: Tensors, task: Episodes, draws: Draws | None) -> Fit:
+        """Algorithm 1, lines 5 to 12: encode, sample, decode, adapt z, fine-tune w; with None nothing is drawn.
+
+        Raises:
+            FewshotError: the targets are labels.
+        """
+        if not task.support_y.is_floating_point():
+            raise FewshotError("algorithm=leo_regression fits functions, and these are classes: choose algorithm=leo")
+
+        mean, stddev = self.encode(params, task)
+        first = z = mean if draws is None else mean + stddev * draws.normal("encoder", mean.shape)
+        for step in range(self.latent_steps):
+            slope = self._slope(
+                lambda z, step=step: self.support_loss(self.decode(params, z, f"decoder_{step}", draws), task), z
+            )
+            z = z - params["log_latent_lr"].exp() * slope
+        w = self.decode(params, z, f"decoder_{self.latent_steps}", draws)
+        for _ in range(self.test_steps):
+            w = w - params["log_finetune_lr"].exp() * self._slope(lambda w: self.support_loss(w, task), w)
+        return Fit(mean, stddev, first, z, w)
+
+    def encode(self, params: Tensors, task: Episodes) -> tuple[torch.Tensor, torch.Tensor]:
+        """Equations 1 and 2: mean and standard deviation [L] of the code from all pairs of support points."""
+        points = torch.cat([task.support_x.flatten(1), task.support_y[:, None]], 1)
+        h = self._run("encoder", params, points)  # [K, L]
+        shape = (len(h), *h.shape)
+        pairs = torch.cat([h[:, None].expand(shape), h.expand(shape)], -1).flatten(0, 1)  # [K*K, 2L]
+        mean, u = self._run("relation", params, pairs).mean(0).chunk(2)
+        return mean, u.exp()
+
+    def decode(self, params: Tensors, z: torch.Tensor, name: str, draws: Draws | None) -> torch.Tensor:
+        """Equation 3: weights w [D] of a code z [L]."""
+        mean, u = self._run("decoder", params, z[None])[0].chunk(2)
+        return mean if draws is None else mean + u.exp() * draws.normal(name, mean.shape)
+
+    def network(self, w: torch.Tensor) -> Tensors:
+        """Weights [D] as the backbone's parameters."""
+        parts = w.split([shape.numel() for shape in self._shapes.values()])
+        return {name: part.view(shape) for part, (name, shape) in zip(parts, self._shapes.items(), strict=True)}
+
+    def support_loss(self, w: torch.Tensor, task: Episodes) -> torch.Tensor:
+        """L_task(f_w) on the support set, []."""
+        outputs = self.predict(self.network(w), task.support_x)
+        return task_loss(outputs, task.support_y, "mean", len(task.support_y))
+
+    def penalties(self, params: Tensors, fit: Fit) -> Tensors:
+        """The weighted terms beside the query loss, each []."""
+        weights = [value for name, value in params.items() if name.endswith("weight")]
+        return {
+            "l2": 0.5 * self.l2_weight * torch.stack([value.square().sum() for value in weights]).sum(),
+            "orthogonality": self.orthogonality_weight * orthogonality(params["decoder.head.weight"].T),
+            "encoder_penalty": self.encoder_penalty_weight * (fit.last.detach() - fit.first).square().mean(),
+            "kl": self.kl_weight * kl_estimate(fit.first, fit.mean, fit.stddev),
+        }
+
+    def adapt(self, params: Tensors, carry: Tensors, task: Episodes) -> Tensors:
+        """The backbone's parameters, by means."""
+        return self.network(self.solve(params, task, None).weights)
+
+    def sampled(self, params: Tensors, task: Episodes, key: torch.Tensor) -> Tensors:
+        """The backbone's parameters by samples, as in meta-training: one of the fits that the support set allows.
+
+        Args:
+            key: [] int64, the source of the draws; each key gives a fit of its own.
+        """
+        return self.network(self.solve(params, task, FromKey(key, task.support_x.dtype)).weights)
+
+    def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
+        """Outputs [B, 1] of x [B, inputs]."""
+        return call(self.backbone, adapted, x)
+
+    def figures(self, params: Tensors) -> dict[str, float]:
+        """Mean and spread of the meta-learned rates, for the log."""
+        rates = {name: params[f"log_{name}"].exp() for name in ("latent_lr", "finetune_lr")}
+        means = {f"{name}_mean": float(rate.mean()) for name, rate in rates.items()}
+        return means | {f"{name}_stddev": float(rate.std()) for name, rate in rates.items()}
+
+    def _slope(self, loss: Callable[[torch.Tensor], torch.Tensor], at: torch.Tensor) -> torch.Tensor:
+        """Gradient of a loss of one vector, shortened to `inner_clip`; differentiable."""
+        named, _ = differentiate(lambda p: (loss(p["at"]), ()), {"at": at}, eager=self.eager, create_graph=True)
+        return named["at"] * (self.inner_clip / named["at"].norm().clamp_min(self.inner_clip))
+
+    def _run(self, part: str, params: Tensors, x: torch.Tensor) -> torch.Tensor:
+        """The encoder, relation network or decoder with its own of the parameters."""
+        own = {name.removeprefix(f"{part}."): value for name, value in params.items() if name.startswith(f"{part}.")}
+        return call(self._networks[part], own, x)
+
+
+def _three_layers(inputs: int, width: int, outputs: int) -> MLP:
+    return MLP(
+        (inputs,), outputs, widths=(width, width), norm="none", norm_scale=False, norm_eps=0.0, adapt_norm=False,
+        head_init="xavier", init="xavier",
+    )  # fmt: skip

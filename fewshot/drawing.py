@@ -1,0 +1,91 @@
+"""Pictures of what a trained learner does on its first test tasks: `plot=true` of training and of tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch.func import vmap
+
+from fewshot.algorithms.leo_regression import LeoRegression
+from fewshot.checkpoint import write_atomically
+from fewshot.errors import FewshotError
+from fewshot.evaluation import query_outputs
+from fewshot.experiment import Experiment, tasks_of
+from fewshot.random import fold
+from fewshot.report.pictures import Fit, episode, fits
+from fewshot.tasks.regression import Regression
+from fewshot.tasks.sampler import Sampler
+from fewshot.testing import steps_of
+from fewshot.training import Trained
+
+TASKS, GRID, SAMPLES = 6, 200, 20  # of a picture of fits: panels, points of a curve, fits drawn at random
+IMAGES = 8  # of each class in the picture of an episode, of its shots and of its queries
+
+
+def check_plot(cfg: DictConfig) -> None:
+    """Raises FewshotError where there is nothing to draw."""
+    if cfg.features.name is not None:
+        raise FewshotError(f"plot=true: features={cfg.features.name} are no images to draw; leave plot out")
+
+
+def draw_test(folder: Path, run: Experiment, cfg: DictConfig, trained: Trained) -> Path:
+    """Write `fits.png` (regression) or `episode.png` of the first test tasks into the folder; the file's path."""
+    check_plot(cfg)
+    tasks = tasks_of(run, cfg, cfg.test.split, cfg.test.seed)
+    if isinstance(tasks, Regression):
+        path, picture = folder / "fits.png", fits(_fits(run, cfg, trained, tasks))
+    else:
+        assert isinstance(tasks, Sampler)
+        path, picture = folder / "episode.png", _episode(run, cfg, trained, tasks)
+    write_atomically(path, picture)
+    return path
+
+
+def _fits(run: Experiment, cfg: DictConfig, trained: Trained, tasks: Regression) -> list[Fit]:
+    """The first tasks, each with its function, what was learned of it, and for LEO fits from sampled codes."""
+    learner, (low, high) = run.learner, tasks.source.x
+    curves, episodes = tasks.draw(0, TASKS), tasks.episodes(0, TASKS)
+    x = torch.linspace(low, high, GRID, device=run.device)
+    truth = curves.at(x.expand(TASKS, GRID)).cpu().numpy()
+    several = steps_of(cfg) or [learner.test_steps if cfg.test.steps is None else cfg.test.steps]
+    found = []
+    for place in range(TASKS):
+        task = episodes[place]
+
+        def fitted(steps: int, task=task) -> np.ndarray:
+            learner.test_steps = steps
+            adapted = learner.adapt(trained.params, trained.carry, task)
+            return learner.predict(adapted, x[:, None])[:, 0].cpu().numpy()
+
+        def sampled(key: torch.Tensor, task=task) -> torch.Tensor:
+            assert isinstance(learner, LeoRegression)
+            return learner.predict(learner.sampled(trained.params, task, key), x[:, None])[:, 0]
+
+        if isinstance(learner, LeoRegression):
+            keys = fold(task.key, torch.arange(SAMPLES, device=run.device))
+            lines, samples = {"mean": fitted(several[-1])}, vmap(sampled)(keys).cpu().numpy()
+        else:
+            names = ["before", *(f"after {count}" for count in several)]
+            lines = {name: fitted(count) for name, count in zip(names, [0, *several], strict=True)}
+            samples = None
+        points = task.support_x[:, 0].cpu().numpy(), task.support_y.cpu().numpy()
+        found.append(Fit(x.cpu().numpy(), truth[place], *points, curves=lines, samples=samples))
+    return found
+
+
+def _episode(run: Experiment, cfg: DictConfig, trained: Trained, tasks: Sampler) -> bytes:
+    """The first episode: its images, and what its queries were taken for."""
+    several = steps_of(cfg)
+    run.learner.test_steps = several[-1] if several else cfg.test.steps or run.learner.test_steps
+    task = tasks.episodes(0, 1)[0]
+    outputs = query_outputs(run.learner, trained.params, trained.carry, task, cfg.test.transductive)
+
+    def by_way(items: torch.Tensor) -> np.ndarray:
+        return items.unflatten(0, (tasks.way, -1))[:, :IMAGES].cpu().numpy()
+
+    names = [tasks.bank.names[place] for place in tasks.draw(0, 1).classes[0].tolist()]
+    predicted = by_way(outputs.argmax(-1))
+    return episode(by_way(task.support_x), by_way(task.query_x), by_way(task.query_y), predicted, names)
