@@ -132,6 +132,12 @@ def check_number(name: str, value: object, kind: type, least: float) -> None:
         raise FewshotError(f"{name}={value}: must be {'a whole number' if kind is int else 'a number'} >= {least}")
 
 
+def check_switch(name: str, value: object) -> None:
+    """Raises FewshotError where a setting is neither true nor false."""
+    if not isinstance(value, bool):
+        raise FewshotError(f"{name}={value}: must be true or false")
+
+
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     """The value, when it is one of the choices.
 

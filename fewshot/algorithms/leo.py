@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fewshot.algorithms.learner import Tensors, check_choice, check_number, score
+from fewshot.algorithms.learner import Tensors, check_choice, check_number, check_switch, score
 from fewshot.backbones.inputs import Inputs
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
@@ -135,6 +135,7 @@ class Leo:
         self.kl_weight, self.encoder_penalty_weight = kl_weight, encoder_penalty_weight
         self.l2_weight, self.orthogonality_weight = l2_weight, orthogonality_weight
         self.random_prior = check_choice("algorithm.learner.prior", prior, ("encoder", "random")) == "random"
+        check_switch("algorithm.learner.deterministic", deterministic)
         self.deterministic = deterministic
         self._initial = {
             "encoder": _glorot(self.dim, latent),
@@ -230,7 +231,9 @@ class Leo:
     def penalties(self, params: Tensors, solution: Solution, draws: Draws | None) -> Tensors:
         """The weighted terms beside the query loss, each []."""
         terms = {
-            "l2": 0.5 * self.l2_weight * sum(p.square().sum() for name, p in params.items() if name[-2:] != "lr"),
+            "l2": 0.5
+            * self.l2_weight
+            * sum(p.square().sum() for name, p in params.items() if not name.endswith("_lr")),
             "orthogonality": self.orthogonality_weight * orthogonality(params["decoder"]),
         }
         if draws is not None:

@@ -163,7 +163,6 @@ class LeoRegression:
         """
         if not task.support_y.is_floating_point():
             raise FewshotError("algorithm=leo_regression fits functions, and these are classes: choose algorithm=leo")
-
         mean, stddev = self.encode(params, task)
         first = z = mean if draws is None else mean + stddev * draws.normal("encoder", mean.shape)
         for step in range(self.latent_steps):

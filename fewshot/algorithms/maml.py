@@ -20,6 +20,7 @@ from fewshot.algorithms.learner import (
     call,
     check_choice,
     check_number,
+    check_switch,
     differentiate,
     is_independent,
     score,
@@ -27,7 +28,6 @@ from fewshot.algorithms.learner import (
 )
 from fewshot.backbones.norm import prepare_for_second_order
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
 
 ALPHA = "inner_lr/"  # what the names of meta-learned step sizes start with
 
@@ -71,8 +71,7 @@ class Maml:
         check_number("algorithm.learner.inner_steps", inner_steps, int, 0)
         check_number("algorithm.learner.test_steps", test_steps, int, 0)
         for name, value in (("first_order", first_order), ("learn_inner_lr", learn_inner_lr)):
-            if not isinstance(value, bool):
-                raise FewshotError(f"algorithm.learner.{name}={value}: must be true or false")
+            check_switch(f"algorithm.learner.{name}", value)
         self.inner_reduction = check_choice("algorithm.learner.inner_loss", inner_loss, REDUCTIONS)
         self.outer_reduction = check_choice("algorithm.learner.outer_loss", outer_loss, REDUCTIONS)
         self.adapted = adapted_names(backbone)

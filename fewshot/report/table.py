@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
+from fewshot.config import CONF
 from fewshot.errors import FewshotError
 from fewshot.report.cells import Layout
 from fewshot.report.gather import by_steps, figures, measured
@@ -13,7 +17,7 @@ from fewshot.report.page import Page, page
 from fewshot.report.record import METRICS, Record
 from fewshot.report.render import FORMATS
 
-START, END = "<!-- table -->", "<!-- /table -->"
+START, END = re.compile(r"<!-- table(?: layout=(\w+))? -->"), re.compile("<!-- /table -->")
 
 
 def markdown(records: list[Record]) -> str:
@@ -115,15 +119,29 @@ def _figures(runs: list[Record], metric: str, layout: Mapping[str, Any]) -> list
 def refreshed(path: Path, settings: Mapping[str, Any]) -> tuple[str, Page] | None:
     """A Markdown file's text with the table between its marks made anew from the runs beside it; None without marks.
 
+    The first mark may name a layout of conf/layout: `<!-- table layout=sinusoid -->`.
+
     Raises:
-        FewshotError: one of the marks is missing, or they are out of order.
+        FewshotError: one of the marks is missing, they are out of order, or there is no such layout.
     """
     text = path.read_text(encoding="utf-8")
-    if START not in text and END not in text:
+    starts, ends = list(START.finditer(text)), list(END.finditer(text))
+    if not starts and not ends:
         return None
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end) or START in after or END in before + after:
-        raise FewshotError(f"{path}: a table stands between one {START} and one {END} after it")
+    if len(starts) != 1 or len(ends) != 1 or ends[0].start() < starts[0].end():
+        raise FewshotError(f"{path}: a table stands between one <!-- table --> and one <!-- /table --> after it")
+    if name := starts[0][1]:
+        layout = _layout(name, path)
+        settings = {**settings, "layout": layout, "published": layout["published"]}
     made = table_of(path.parent, settings)
-    return f"{before}{START}\n\n{FORMATS['markdown'](made)}\n\n{END}{after}", made
+    return f"{text[: starts[0].end()]}\n\n{FORMATS['markdown'](made)}\n\n{text[ends[0].start() :]}", made
+
+
+def _layout(name: str, path: Path) -> dict[str, Any]:
+    """A layout as its file and the one that all of them start from have it."""
+    files = [CONF / "layout" / "base" / "all.yaml", CONF / "layout" / f"{name}.yaml"]
+    if not files[1].is_file():
+        raise FewshotError(f"{path}: layout={name}: no such layout; see {CONF / 'layout'}")
+    merged = OmegaConf.to_container(OmegaConf.merge(*map(OmegaConf.load, files)), resolve=True)
+    assert isinstance(merged, dict)
+    return {str(key): value for key, value in merged.items() if key != "defaults"}

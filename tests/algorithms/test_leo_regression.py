@@ -11,7 +11,7 @@ import torch
 
 from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.leo import FromKey
-from fewshot.algorithms.leo_regression import LeoRegression
+from fewshot.algorithms.leo_regression import Fit, LeoRegression
 from fewshot.backbones.mlp import MLP
 from fewshot.data import functions
 from fewshot.episodes import Episodes
@@ -167,6 +167,17 @@ def test_evaluation_draws_nothing_and_training_does(make_leo: Make):
     penalties = leo.penalties(params, leo.solve(params, task, FromKey(task.key, torch.float32)))
     assert set(penalties) == {"l2", "orthogonality", "encoder_penalty", "kl"}
     assert all(float(value) > 0 for name, value in penalties.items() if name != "kl")
+
+
+def test_the_encoder_penalty_moves_the_code_towards_where_the_steps_led(make_leo: Make):
+    leo = make_leo()
+    first, last = torch.zeros(4, requires_grad=True), torch.ones(4, requires_grad=True)
+    fit = Fit(torch.zeros(4), torch.ones(4), first, last, torch.zeros(53))
+    penalty = leo.penalties(leo.initial()[0], fit)["encoder_penalty"]
+    assert penalty.item() == pytest.approx(0.1)
+    by_first, by_last = torch.autograd.grad(penalty, (first, last), allow_unused=True)
+    torch.testing.assert_close(by_first, torch.full((4,), -0.1 * 2 / 4))
+    assert by_last is None
 
 
 def test_each_key_samples_a_fit_of_its_own(make_leo: Make):

@@ -298,6 +298,19 @@ def test_refresh_writes_the_table_between_its_marks_and_nothing_else(call: Any, 
     assert call("table", "refresh=results").out == "results/README.md: current\n"
 
 
+def test_a_mark_may_name_its_layout(tmp_path: Path) -> None:
+    shutil.copytree(QUARTER / "maml", tmp_path / "maml")
+    path = tmp_path / "README.md"
+    path.write_text("<!-- table layout=omniglot -->\n<!-- /table -->\n")
+    made = refreshed(path, settings())
+    assert made is not None
+    wanted = FORMATS["markdown"](table_of(tmp_path, settings("layout=omniglot")))
+    assert made[0] == f"<!-- table layout=omniglot -->\n\n{wanted}\n\n<!-- /table -->\n"
+    path.write_text("<!-- table layout=omnigloss -->\n<!-- /table -->\n")
+    with pytest.raises(FewshotError, match="layout=omnigloss: no such layout"):
+        refreshed(path, settings())
+
+
 @pytest.mark.parametrize(
     "text", ["<!-- table -->\n", "<!-- /table --><!-- table -->", 2 * "<!-- table --><!-- /table -->"]
 )
