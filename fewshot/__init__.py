@@ -3,15 +3,18 @@
 from fewshot.algorithms.engine import Engine, Outer
 from fewshot.algorithms.learner import Learner
 from fewshot.algorithms.leo import Leo
+from fewshot.algorithms.leo_regression import LeoRegression
 from fewshot.algorithms.maml import Maml
 from fewshot.algorithms.nearest import Nearest
 from fewshot.algorithms.reptile import Reptile
 from fewshot.data.bank import Bank, Split, open_banks, write_banks
-from fewshot.episodes import Episodes
+from fewshot.data.functions import Functions
+from fewshot.episodes import Episodes, Tasks
 from fewshot.errors import FewshotError
 from fewshot.evaluation import ci95, evaluate
 from fewshot.report.record import read_records
 from fewshot.report.table import markdown
+from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
 from fewshot.training import TrainSettings, selected, train
 
@@ -20,14 +23,18 @@ __all__ = [
     "Engine",
     "Episodes",
     "FewshotError",
+    "Functions",
     "Learner",
     "Leo",
+    "LeoRegression",
     "Maml",
     "Nearest",
     "Outer",
+    "Regression",
     "Reptile",
     "Sampler",
     "Split",
+    "Tasks",
     "TrainSettings",
     "ci95",
     "evaluate",

@@ -114,6 +114,8 @@ class Leo:
                 "algorithm=leo learns on inputs as they are: choose backbone=features, or backbone=pixels; "
                 "on functions choose algorithm=leo_regression"
             )
+        if backbone.way < 2:
+            raise FewshotError("algorithm=leo tells classes apart; on functions choose algorithm=leo_regression")
         check_number("algorithm.learner.latent", latent, int, 1)
         for name, value in (("latent_steps", latent_steps), ("finetune_steps", finetune_steps)):
             check_number(f"algorithm.learner.{name}", value, int, 0)

@@ -95,7 +95,7 @@ class LeoRegression:
         l2_weight: float,
         orthogonality_weight: float,
     ) -> None:
-        if not isinstance(backbone, MLP) or not is_independent(backbone):
+        if not isinstance(backbone, MLP) or not is_independent(backbone) or backbone.head.out_features != 1:
             raise FewshotError(
                 "algorithm=leo_regression decodes an MLP without norms: choose backbone=mlp_40 and a dataset of "
                 "functions, such as sines_and_lines; on classes choose algorithm=leo"
@@ -156,13 +156,7 @@ class LeoRegression:
         return loss, score(outputs.detach(), task.query_y)
 
     def solve(self, params: Tensors, task: Episodes, draws: Draws | None) -> Fit:
-        """Algorithm 1, lines 5 to 12: encode, sample, decode, adapt z, fine-tune w; with None nothing is drawn.
-
-        Raises:
-            FewshotError: the targets are labels.
-        """
-        if not task.support_y.is_floating_point():
-            raise FewshotError("algorithm=leo_regression fits functions, and these are classes: choose algorithm=leo")
+        """Algorithm 1, lines 5 to 12: encode, sample, decode, adapt z, fine-tune w; with None nothing is drawn."""
         mean, stddev = self.encode(params, task)
         first = z = mean if draws is None else mean + stddev * draws.normal("encoder", mean.shape)
         for step in range(self.latent_steps):

@@ -11,10 +11,10 @@ from collections.abc import Hashable, Iterable, Sequence
 from fewshot.errors import FewshotError
 from fewshot.report.record import NUMBER, Record, field_of, task_name
 
-# Simple to elaborate, the last seven as in LEO's Table 2; algorithms that are not named here follow by alphabet.
+# Simple to elaborate, LEO and its ablation as in LEO's Table 2; those that are not named here follow by alphabet.
 ALGORITHMS = (
     "nearest", "nearest_mean", "maml", "fomaml", "reptile", "meta_sgd", "leo_generator", "leo_generator_finetuning",
-    "leo_random_prior", "leo_deterministic", "leo_no_finetuning", "leo",
+    "leo_random_prior", "leo_deterministic", "leo_no_finetuning", "leo", "leo_regression",
 )  # fmt: skip
 
 # What makes two runs' test episodes the same, and how a name says each. The order is the columns' order.
