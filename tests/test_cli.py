@@ -93,7 +93,7 @@ def test_a_regression_leaves_its_error_by_number_of_steps_and_a_drawing(call: An
         (("train.train_on_val=true",), "train.train_on_val: not for functions"),
         (("dataset.reader.families.sine.phase=3",), "dataset.reader.families.sine.phase=3: a range has two numbers"),
         (("algorithm=leo",), "functions are learned by leo_regression"),
-        (("algorithm=leo", "features=none", "backbone=pixels"), "on functions choose algorithm=leo_regression"),
+        (("features=none", "backbone=pixels", "algorithm=leo"), "on functions choose algorithm=leo_regression"),
     ],
 )
 def test_mistakes_about_regressions_are_one_line(call: Any, words: tuple[str, ...], said: str) -> None:
