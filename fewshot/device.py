@@ -45,7 +45,7 @@ def compute_alone(alone: bool) -> None:
     torch.set_num_threads(1 if alone else _THREADS)
 
 
-def keep_freed_memory(*, one_arena: bool = False) -> None:
+def keep_freed_memory(*, one_arena: bool = False, as_glibc_does: bool = False) -> None:
     """Ask glibc to keep large freed blocks for the next allocation; elsewhere, do nothing.
 
     Otherwise every large activation is mapped, zeroed by the kernel and unmapped again: up to a quarter of the time of
@@ -54,11 +54,13 @@ def keep_freed_memory(*, one_arena: bool = False) -> None:
     Args:
         one_arena: let all threads share one heap, since those of further threads are too small for large blocks;
             it costs threads that allocate many small ones.
+        as_glibc_does: keep only what glibc by itself comes to keep, blocks of up to 32 MiB; to compare speeds.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL(None)
-        libc.mallopt(_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(_TRIM_THRESHOLD, 1 << 30)
+        # The largest to which malloc.c raises its thresholds, which happens as soon as a program frees such a block.
+        libc.mallopt(_MMAP_THRESHOLD, 32 << 20 if as_glibc_does else 1 << 30)
+        libc.mallopt(_TRIM_THRESHOLD, 64 << 20 if as_glibc_does else 1 << 30)
         if one_arena:
             libc.mallopt(_ARENA_MAX, 1)
 

@@ -1,13 +1,15 @@
-"""Speed of the engines, side by side in one process: `python tools/bench.py network=omniglot`.
+"""Speed of the engines, side by side in one process: `python tools/bench.py network=omniglot`, or `network=all`.
 
-Tasks per second of a full meta-training step (adaptation, outer gradient, Adam) on random images, for each engine in
-turn, several rounds; ratios are to plain learn2learn on the same network, batch and threads. For LEO on random
-features, sampling is counted, evaluation is timed too, and ratios are to one task after the other. `network=sampling`
-opens made-up banks of a data set's full size and samples episodes from them.
+Tasks per second of a full meta-training step (adaptation, outer gradient, Adam) on random examples, for each engine in
+turn, several rounds. The first engine of a network is what the others are held against: learn2learn as its users run
+it, or, for LEO, one task after the other; LEO's sampling is counted, and its evaluation timed too. `of peak` are the
+operations of matrix products and convolutions, as a share of what a matrix product alone reaches in the same process.
+`network=sampling` opens made-up banks of a data set's full size and samples episodes from them.
 """
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import prod
 from pathlib import Path
 from statistics import median
@@ -24,172 +26,133 @@ from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.learner import score
 from fewshot.algorithms.leo import Leo
 from fewshot.algorithms.maml import Maml
-from fewshot.backbones.conv4 import Conv4
 from fewshot.backbones.inputs import Inputs
 from fewshot.checkpoint import write_atomically
 from fewshot.cli import main
 from fewshot.config import CONF
 from fewshot.data.bank import Bank, open_banks
-from fewshot.device import peak_memory_bytes, pick_device, reset_peak_memory
+from fewshot.device import compute_alone, keep_freed_memory, peak_memory_bytes, pick_device, reset_peak_memory
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 from fewshot.evaluation import evaluate, query_outputs
+from fewshot.experiment import make
 from fewshot.report.record import code, device_name, environment
+from fewshot.speed import Contender, flops_of_task, outer_step, peaks
 from fewshot.tasks.sampler import Sampler
 from fewshot.training import clipped
 
+Row = dict[str, Any]
+
 
 def random_episodes(net: DictConfig, device: torch.device) -> Episodes:
-    """A meta-batch of uniform noise in the network's shapes."""
+    """A meta-batch of uniform noise in the network's shapes; with one way, a regression."""
     torch.manual_seed(0)
 
     def part(per_class: int) -> tuple[torch.Tensor, torch.Tensor]:
         x = torch.rand(net.meta_batch, net.way * per_class, *net.shape, device=device)
+        if net.way == 1:
+            return x, torch.rand(net.meta_batch, per_class, device=device)
         return x, torch.arange(net.way, device=device).repeat_interleave(per_class).expand(net.meta_batch, -1)
 
     return Episodes(*part(net.shot), *part(net.query), torch.arange(net.meta_batch, device=device))
 
 
 def learner_of(net: DictConfig, first_order: bool, device: torch.device) -> Maml:
-    """MAML on the network, every parameter adapted: what learn2learn does."""
-    backbone = Conv4(
-        tuple(net.shape), net.way, filters=net.filters, downsample=net.downsample, pool="valid", readout=net.readout,
-        norm="batch", norm_scale=True, norm_eps=1e-5, adapt_norm=True, conv_init="xavier", head_init="xavier",
-    ).to(device)  # fmt: skip
+    """MAML on the network, initialised alike for every engine."""
+    torch.manual_seed(0)
+    backbone = make(net.network, shape=tuple(net.shape), way=net.way).to(device)
     return Maml(
         backbone, inner_lr=0.01, inner_steps=net.inner_steps, test_steps=net.inner_steps, first_order=first_order,
         inner_loss="mean", outer_loss="mean",
     )  # fmt: skip
 
 
-class Contender:
-    """One engine on one network, ready to be timed in turns with the others."""
-
-    def __init__(self, net: DictConfig, engine: str, first_order: bool, device: torch.device) -> None:
-        self.learner, self.episodes = learner_of(net, first_order, device), random_episodes(net, device)
-        self.engine, self.device = Engine(engine), device
-        self.params, self.carry = self.learner.initial()
-        self.optimizer = torch.optim.Adam(self.params.values(), lr=1e-3)
-        self.rates: list[float] = []
-        self.memory = 0
-
-    def is_auto(self) -> bool:
-        """Whether `engine=auto` would choose this engine."""
-        return Engine("auto").method(self.episodes) == self.engine.name
-
-    def step(self) -> None:
-        """One outer step."""
-        gradient = self.engine.outer(self.learner, self.params, self.carry, self.episodes).gradient
-        for name, value in self.params.items():
-            value.grad = gradient[name]
-        self.optimizer.step()
-
-    def round(self, seconds: float) -> None:
-        """Time steps for about so many seconds."""
-        self.rates.append(len(self.episodes) * steps_per_second(self.step, self.device, seconds))
-        self.memory = max(self.memory, peak_memory_bytes(self.device))
-
-
-class LeoContender:
-    """LEO on random features, all tasks at once or one by one: a training step, or some episodes of evaluation."""
-
-    def __init__(self, net: DictConfig, engine: str, query: int | None, device: torch.device) -> None:
-        torch.manual_seed(0)
-        offsets = torch.arange(0, net.classes * net.per_class + 1, net.per_class)
-        rows = torch.randn(net.classes * net.per_class, net.dim)
-        bank = Bank(rows, offsets, tuple(map(str, range(net.classes))), "train", "random", {}).to(device)
-        settings = OmegaConf.load(CONF / "algorithm/leo.yaml").algorithm.learner
-        network = Inputs((net.dim,), net.way)
-        self.learner = Leo(network, **{key: value for key, value in settings.items() if key != "_target_"})
-        self.params, self.carry = ({k: v.to(device) for k, v in group.items()} for group in self.learner.initial())
-        self.optimizer = torch.optim.Adam(self.params.values(), lr=1e-4)
-        self.training, self.one_by_one, self.engine, self.device = (
-            query is None,
-            engine == "loop",
-            Engine(engine),
-            device,
-        )
-        self.sampler = Sampler(bank, net.way, net.shot, net.query if query is None else query, 0)
-        self.tasks = net.meta_batch if self.training else 1 if self.one_by_one else 200
-        self.first, self.rates, self.memory = 0, [], 0
-
-    def step(self) -> None:
-        """One outer step, or the evaluation of some tasks; new episodes each time."""
-        self.first += self.tasks
-        if self.training:
-            episodes = self.sampler.episodes(self.first, self.tasks)
-            gradient = self.engine.outer(self.learner, self.params, self.carry, episodes).gradient
-            for name, value in clipped(gradient, 0.1, 0.1).items():
-                self.params[name].grad = value
-            self.optimizer.step()
-        elif self.one_by_one:
-            task = self.sampler.episodes(self.first, 1)[0]
-            score(query_outputs(self.learner, self.params, self.carry, task, False), task.query_y).item()
-        else:
-            evaluate(
-                self.learner, self.params, self.carry, self.sampler, self.tasks, transductive=False, engine=self.engine
-            )
-
-    def round(self, seconds: float) -> None:
-        """Time steps for about so many seconds."""
-        self.rates.append(self.tasks * steps_per_second(self.step, self.device, seconds))
-        self.memory = max(self.memory, peak_memory_bytes(self.device))
-
-
-def steps_per_second(step: Callable[[], None], device: torch.device, seconds: float) -> float:
-    """How often a function runs in a second, after a first time that does not count."""
-    reset_peak_memory(device)
-    steps = -1
-    start = perf_counter()
-    while steps < 1 or perf_counter() - start < seconds:
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if steps < 0:
-            start = perf_counter()
-        steps += 1
-    return steps / (perf_counter() - start)
-
-
-def bench_leo(cfg: DictConfig, net: DictConfig, device: torch.device) -> list[dict[str, Any]]:
-    """Rows of LEO: training, and evaluation with each number of queries per class."""
+def bench_maml(cfg: DictConfig, name: str, net: DictConfig, device: torch.device, peak: float) -> list[Row]:
+    """Rows of MAML and FOMAML, every parameter adapted, which is what learn2learn does: training with each engine."""
     rows = []
-    for query in (None, *net.test_queries):
-        contenders = {engine: LeoContender(net, engine, query, device) for engine in ("loop", "vmap")}
-        for _ in range(cfg.rounds):
-            for contender in contenders.values():
-                contender.round(cfg.seconds)
-        what = "training" if query is None else f"evaluation, {query} queries"
-        rows += _rows({"network": cfg.network, "what": what}, contenders, "loop")
+    episodes = random_episodes(net, device)
+    for first_order in cfg.first_order:
+        contenders: dict[str, Contender] = {}
+        for engine in cfg.engines:
+            learner = learner_of(net, first_order, device)
+            step = outer_step(learner, *learner.initial(), Engine(engine), lambda: episodes)
+            auto = " (auto)" if Engine("auto").method(episodes) == engine else ""
+            contenders[engine + auto] = Contender(step, net.meta_batch, device)
+        learner = learner_of(net, first_order, device)
+        flops = flops_of_task(learner, learner.initial()[0], episodes[0])
+        take_turns(cfg, contenders)
+        head = {"network": name, "what": f"{'first' if first_order else 'second'} order"}
+        rows += _rows(head, contenders, flops / peak)
     return rows
 
 
-def _rows(head: dict[str, Any], contenders: Mapping[str, Any], base: str) -> list[dict[str, Any]]:
+def bench_leo(cfg: DictConfig, name: str, net: DictConfig, device: torch.device, peak: float) -> list[Row]:
+    """Rows of LEO on random features: training, and evaluation with each number of queries per class."""
+    torch.manual_seed(0)
+    offsets = torch.arange(0, net.classes * net.per_class + 1, net.per_class)
+    features = torch.randn(net.classes * net.per_class, net.dim)
+    bank = Bank(features, offsets, tuple(map(str, range(net.classes))), "train", "random", {}).to(device)
+    settings = OmegaConf.load(CONF / "algorithm/leo.yaml").algorithm.learner
+    network = Inputs((net.dim,), net.way)
+    learner = Leo(network, **{key: value for key, value in settings.items() if key != "_target_"})
+    params = {name: value.to(device) for name, value in learner.initial()[0].items()}
+    rows = []
+    for query in (None, *net.test_queries):
+        sampler = Sampler(bank, net.way, net.shot, net.query if query is None else query, 0)
+        contenders = {}
+        for engine in ("loop", "vmap"):
+            if query is None:
+                turns = iter(range(0, 1 << 60, net.meta_batch))
+                draw = partial(_next_episodes, sampler, turns, net.meta_batch)
+                own = {name: value.clone() for name, value in params.items()}
+                clip = partial(clipped, element=0.1, norm=0.1)
+                contenders[engine] = Contender(
+                    outer_step(learner, own, {}, Engine(engine), draw, clip), net.meta_batch, device
+                )
+            elif engine == "loop":
+                turns = iter(range(1 << 60))
+                contenders[engine] = Contender(partial(_evaluate_one, learner, params, sampler, turns), 1, device)
+            else:
+                run = partial(evaluate, learner, params, {}, sampler, 200, transductive=False, engine=Engine(engine))
+                contenders[engine] = Contender(run, 200, device)
+        take_turns(cfg, contenders)
+        what = "training" if query is None else f"evaluation, {query} queries"
+        share = flops_of_task(learner, params, sampler.episodes(0, 1)[0]) / peak if query is None else None
+        rows += _rows({"network": name, "what": what}, contenders, share)
+    return rows
+
+
+def _next_episodes(sampler: Sampler, firsts: Any, count: int) -> Episodes:
+    return sampler.episodes(next(firsts), count)
+
+
+def _evaluate_one(learner: Leo, params: dict[str, torch.Tensor], sampler: Sampler, firsts: Any) -> float:
+    task = sampler.episodes(next(firsts), 1)[0]
+    return score(query_outputs(learner, params, {}, task, False), task.query_y).item()
+
+
+def take_turns(cfg: DictConfig, contenders: Mapping[str, Contender]) -> None:
+    """Rounds of all of them; learn2learn without what this toolkit asks of the C library."""
+    for _ in range(cfg.rounds):
+        for engine, contender in contenders.items():
+            keep_freed_memory(as_glibc_does=engine == "learn2learn")
+            contender.round(cfg.seconds)
+
+
+def _rows(head: Row, contenders: Mapping[str, Contender], share: float | None) -> list[Row]:
+    base = median(next(iter(contenders.values())).rates)
     return [
         {
             **head,
             "engine": engine,
-            "tasks/s": round(median(contender.rates), 1),
-            f"times {base}": round(median(contender.rates) / median(contenders[base].rates), 2),
-            "peak MiB": round(contender.memory / 2**20),
+            "tasks/s": f"{median(contender.rates):.1f}",
+            "times": f"{median(contender.rates) / base:.2f}",
+            "of peak": "" if share is None else f"{share * median(contender.rates):.1%}",
+            "peak MiB": f"{contender.memory / 2**20:.0f}",
             "tasks/s of each round": " ".join(f"{rate:.1f}" for rate in contender.rates),
         }
         for engine, contender in contenders.items()
     ]
-
-
-def bench_maml(cfg: DictConfig, net: DictConfig, device: torch.device) -> list[dict[str, Any]]:
-    """Rows of MAML and FOMAML: training with each engine."""
-    rows = []
-    for first_order in cfg.first_order:
-        contenders = {engine: Contender(net, engine, first_order, device) for engine in cfg.engines}
-        for _ in range(cfg.rounds):
-            for contender in contenders.values():
-                contender.round(cfg.seconds)
-        named = {engine + (" (auto)" if c.is_auto() else ""): c for engine, c in contenders.items()}
-        head = {"network": cfg.network, "order": "first" if first_order else "second"}
-        rows += _rows(head, named, next(iter(named)))
-    return rows
 
 
 def bench_sampling(cfg: DictConfig, net: DictConfig) -> list[dict[str, Any]]:
@@ -221,19 +184,29 @@ def bench_sampling(cfg: DictConfig, net: DictConfig) -> list[dict[str, Any]]:
 
 def bench(cfg: DictConfig) -> None:
     device = pick_device(cfg.device)
-    if cfg.network not in cfg.networks:
-        raise FewshotError(f"network={cfg.network}: choose one of {', '.join(cfg.networks)}")
-    net = cfg.networks[cfg.network]
-    if "banks" in net:
-        rows = bench_sampling(cfg, net)
-    else:
-        rows = bench_leo(cfg, net, device) if "test_queries" in net else bench_maml(cfg, net, device)
+    timed = [name for name, net in cfg.networks.items() if "banks" not in net]
+    if cfg.network not in (*cfg.networks, "all"):
+        raise FewshotError(f"network={cfg.network}: choose one of {', '.join(cfg.networks)}, all")
+    rows: list[Row] = []
+    found = None if cfg.network == "sampling" else peaks(device, cfg.seconds)
+    for name in timed if cfg.network == "all" else [cfg.network]:
+        net = cfg.networks[name]
+        compute_alone(net.way == 1)
+        if found is None:
+            rows += bench_sampling(cfg, net)
+        else:
+            bench_one: Callable[..., list[Row]] = bench_leo if "test_queries" in net else bench_maml
+            rows += bench_one(cfg, name, net, device, found["flops"])
     print(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
-    print(f"\n{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    about = f"{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    if found is not None:
+        about += f"; peaks: {found['flops'] / 1e9:,.0f} GFLOP/s, {found['bytes'] / 1e9:,.0f} GB/s"
+    print(f"\n{about}")
     if cfg.out:
         record = {
             "format": 1,
             "bench": rows,
+            "peaks": found,
             "device": device_name(device),
             "code": code(),
             "environment": environment(),
