@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from fewshot.distributed import is_main
 from fewshot.errors import FewshotError
 
 HEADER = "fewshot"
@@ -21,7 +22,12 @@ LOCK = ".lock"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace the file in one move: after any kind of death it holds the old content or the new, never a part."""
+    """Replace the file in one move: after any kind of death it holds the old content or the new, never a part.
+
+    Of several processes on one run the main one alone writes; in the others this does nothing.
+    """
+    if not is_main():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(path.name + ".part")
     with scratch.open("wb") as file:

@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig
 from torch.func import vmap
 
+from fewshot.algorithms.learner import adapting
 from fewshot.algorithms.leo_regression import LeoRegression
 from fewshot.checkpoint import write_atomically
 from fewshot.errors import FewshotError
@@ -50,14 +51,14 @@ def _fits(run: Experiment, cfg: DictConfig, trained: Trained, tasks: Regression)
     curves, episodes = tasks.draw(0, TASKS), tasks.episodes(0, TASKS)
     x = torch.linspace(low, high, GRID, device=run.device)
     truth = curves.at(x.expand(TASKS, GRID)).cpu().numpy()
-    several = steps_of(cfg) or [learner.test_steps if cfg.test.steps is None else cfg.test.steps]
+    several = steps_of(cfg, learner)
     found = []
     for place in range(TASKS):
         task = episodes[place]
 
         def fitted(steps: int, task=task) -> np.ndarray:
-            learner.test_steps = steps
-            adapted = learner.adapt(trained.params, trained.carry, task)
+            with adapting(learner, steps):
+                adapted = learner.adapt(trained.params, trained.carry, task)
             return learner.predict(adapted, x[:, None])[:, 0].cpu().numpy()
 
         def sampled(key: torch.Tensor, task=task) -> torch.Tensor:
@@ -66,7 +67,7 @@ def _fits(run: Experiment, cfg: DictConfig, trained: Trained, tasks: Regression)
 
         if isinstance(learner, LeoRegression):
             keys = fold(task.key, torch.arange(SAMPLES, device=run.device))
-            lines, samples = {"mean": fitted(several[-1])}, vmap(sampled)(keys).cpu().numpy()
+            lines, samples = {"not sampled": fitted(several[-1])}, vmap(sampled)(keys).cpu().numpy()
         else:
             names = ["before", *(f"after {count}" for count in several)]
             lines = {name: fitted(count) for name, count in zip(names, [0, *several], strict=True)}
@@ -78,10 +79,9 @@ def _fits(run: Experiment, cfg: DictConfig, trained: Trained, tasks: Regression)
 
 def _episode(run: Experiment, cfg: DictConfig, trained: Trained, tasks: Sampler) -> bytes:
     """The first episode: its images, and what its queries were taken for."""
-    several = steps_of(cfg)
-    run.learner.test_steps = several[-1] if several else cfg.test.steps or run.learner.test_steps
     task = tasks.episodes(0, 1)[0]
-    outputs = query_outputs(run.learner, trained.params, trained.carry, task, cfg.test.transductive)
+    with adapting(run.learner, steps_of(cfg, run.learner)[-1]):
+        outputs = query_outputs(run.learner, trained.params, trained.carry, task, cfg.test.transductive)
 
     def by_way(items: torch.Tensor) -> np.ndarray:
         return items.unflatten(0, (tasks.way, -1))[:, :IMAGES].cpu().numpy()

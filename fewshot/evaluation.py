@@ -13,6 +13,7 @@ from torch.func import vmap
 
 from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.learner import Learner, Tensors, score
+from fewshot.distributed import added, placed, share
 from fewshot.episodes import Episodes, Tasks
 from fewshot.tasks.sampler import Sampler
 
@@ -49,7 +50,10 @@ def evaluate(
     transductive: bool,
     engine: Engine,
 ) -> np.ndarray:
-    """Score of each of the first `episodes` episodes, by the tasks' own metric: [episodes] float64."""
+    """Score of each of the first `episodes` episodes, by the tasks' own metric: [episodes] float64.
+
+    Several processes share the batches, which are those of one process alone, and all get the same scores to the bit.
+    """
 
     def of_task(task: Episodes) -> torch.Tensor:
         return score(query_outputs(learner, params, carry, task, transductive), task.query_y)
@@ -62,8 +66,12 @@ def evaluate(
             per_episode = tasks.way * tasks.query * (tasks.way * tasks.shot + 1)
         batch = max(1, EXAMPLES_AT_ONCE // per_episode)
         parts = partial(_on_gathered, of_task, tasks, engine)
-    firsts = range(0, episodes, batch)
-    return np.concatenate([parts(i, min(batch, episodes - i)).double().cpu().numpy() for i in firsts])
+    batches = range(0, episodes, batch)
+    mine = share(len(batches))
+    own = range(mine.start * batch, min(mine.stop * batch, episodes))
+    scores = [parts(i, min(batch, episodes - i)).double().cpu() for i in batches[mine.start : mine.stop]]
+    found = torch.cat([torch.zeros(0, dtype=torch.float64), *scores])
+    return added([placed(found, own, episodes)])[0].numpy()
 
 
 def _on_gathered(

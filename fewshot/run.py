@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,15 @@ from fewshot.algorithms.learner import Tensors
 from fewshot.checkpoint import load_checkpoint, only_process_in, write_atomically
 from fewshot.config import resolved
 from fewshot.device import reset_peak_memory
+from fewshot.distributed import by_main, is_main, main_first, world
+from fewshot.episodes import Tasks
 from fewshot.evaluation import evaluate
-from fewshot.experiment import build, check_dataset, read_sources, tasks_of, training_tasks
+from fewshot.experiment import Experiment, build, check_dataset, read_sources, tasks_of, training_tasks
 from fewshot.progress import TrainingDisplay
 from fewshot.report.record import read_record, task_name, write_record
 from fewshot.run_folder import DATA, is_finished, run_folder
 from fewshot.testing import steps_of, tested
-from fewshot.training import TrainSettings, checkpoints, is_trained, selected, train
+from fewshot.training import TrainSettings, check_shareable, checkpoints, is_trained, selected, train
 
 
 def training_run(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
@@ -30,32 +34,21 @@ def training_run(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
     """
     check_dataset(cfg)
     folder = run_folder(resolved(cfg))
-    if is_finished(folder, cfg) and not cfg.force:
-        read_sources(cfg, folder)
+    if by_main(lambda: is_finished(folder, cfg)) and not cfg.force:
+        main_first(lambda: read_sources(cfg, folder))
         return folder, read_record(folder / "record.json")
-    with only_process_in(folder):
+    with ExitStack() as held:
+        by_main(lambda: held.enter_context(only_process_in(folder)))
         return folder, _train_and_test(folder, cfg)
 
 
 def _train_and_test(folder: Path, cfg: DictConfig) -> dict[str, Any]:
-    run = build(cfg, None if cfg.force else folder)
-    reset_peak_memory(run.device)
+    processes = world()[1]
+    # Process 0 prepares data that the others then find, and says alone what is wrong.
+    run = main_first(lambda: _built(folder, cfg, processes))
     settings = TrainSettings(**run.config["train"])
-    training = training_tasks(run, cfg)
-    validation = tasks_of(run, cfg, "val", cfg.seed)
-    # What cannot be trained or tested should leave no folder, nor cost the training first.
-    is_trained(run.learner, training)
-    tasks_of(run, cfg, cfg.test.split, cfg.test.seed)
-    steps_of(cfg)
-    if cfg.force:
-        for path in (folder / "record.json", *checkpoints(folder)):
-            path.unlink(missing_ok=True)
-        shutil.rmtree(folder / "tests", ignore_errors=True)  # they are of the weights that go
-    saved = run.config | {"device": str(run.device)}
-    data: dict[str, Any] = {name: source.fingerprint for name, source in run.sources.items()}
-    data |= {"shape": run.shape, "classes": training.source.names}
-    write_atomically(folder / DATA, (json.dumps(data, indent=1) + "\n").encode())
-    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(saved)).encode())
+    training, validation = training_tasks(run, cfg), tasks_of(run, cfg, "val", cfg.seed)
+    by_main(lambda: _begin(folder, cfg, run, training))
 
     def validate(params: Tensors, carry: Tensors) -> float:
         scores = evaluate(
@@ -64,11 +57,49 @@ def _train_and_test(folder: Path, cfg: DictConfig) -> dict[str, Any]:
         )  # fmt: skip
         return float(scores.mean())
 
+    with _display(folder, cfg, settings) as show:
+        train(run.learner, training, settings, run.engine, folder, validate, show)
+    # The others wait here for the last checkpoint.
+    trained = main_first(lambda: selected(run.learner, settings, folder, run.device))
+    record, scores = tested(run, cfg, trained)
+    write_record(folder, record, scores)
+    return record
+
+
+def _built(folder: Path, cfg: DictConfig, processes: int) -> Experiment:
+    """The experiment; what cannot be trained or tested should leave no folder, nor cost the training first."""
+    run = build(cfg, None if cfg.force else folder)
+    reset_peak_memory(run.device)
+    if is_trained(run.learner, training_tasks(run, cfg)):
+        check_shareable(run.learner, cfg.train.meta_batch, processes)
+    for split, seed in (("val", cfg.seed), (cfg.test.split, cfg.test.seed)):
+        tasks_of(run, cfg, split, seed)
+    steps_of(cfg, run.learner)
+    return run
+
+
+def _begin(folder: Path, cfg: DictConfig, run: Experiment, training: Tasks) -> None:
+    """Clear the folder of what `force` does over, and write what the run begins with."""
+    if cfg.force:
+        for path in (folder / "record.json", *checkpoints(folder)):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(folder / "tests", ignore_errors=True)  # they are of the weights that go
+    # A GPU by its number only where a person named one: resumed by several processes, each takes its own.
+    saved = run.config | {"device": cfg.device if ":" in cfg.device else run.device.type}
+    data: dict[str, Any] = {name: source.fingerprint for name, source in run.sources.items()}
+    data |= {"shape": run.shape, "classes": training.source.names}
+    write_atomically(folder / DATA, (json.dumps(data, indent=1) + "\n").encode())
+    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(saved)).encode())
+
+
+@contextmanager
+def _display(folder: Path, cfg: DictConfig, settings: TrainSettings) -> Iterator[Callable[..., None]]:
+    """What shows the steps as they are done: in process 0 alone."""
+    if not is_main():
+        yield lambda step, values: None
+        return
     last, _ = checkpoints(folder)
     start = load_checkpoint(last, "cpu")[1]["step"] if last.exists() else 0
     title = f"{cfg.algorithm.name} {task_name({'dataset': cfg.dataset.name, 'way': cfg.way, 'shot': cfg.shot})}"
     with TrainingDisplay(folder, title, settings.steps, start, settings.meta_batch, settings.log_every) as display:
-        train(run.learner, training, settings, run.engine, folder, validate, display.update)
-    record, scores = tested(run, cfg, selected(run.learner, settings, folder, run.device))
-    write_record(folder, record, scores)
-    return record
+        yield display.update

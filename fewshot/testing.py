@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, ListConfig
 
-from fewshot.algorithms.learner import Learner, check_number
+from fewshot.algorithms.learner import Learner, adapting, check_number
 from fewshot.config import trained_with
 from fewshot.data.functions import Functions
 from fewshot.device import peak_memory_bytes
+from fewshot.distributed import is_main, world
 from fewshot.episodes import Tasks
 from fewshot.errors import FewshotError
 from fewshot.evaluation import ci95, evaluate
@@ -31,20 +32,25 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
         FewshotError: `test.steps` is neither a number of adaptation steps nor several, or a score is not finite.
     """
     tasks, settings = tasks_of(run, cfg, cfg.test.split, cfg.test.seed), cfg.train
-    steps = steps_of(cfg)
+    adaptation_steps: int | str = 0
+    steps, several = steps_of(cfg, run.learner), isinstance(cfg.test.steps, ListConfig)
     scores: Scores = {}
-    for count in steps or [run.learner.test_steps if cfg.test.steps is None else cfg.test.steps]:
-        run.learner.test_steps = count
-        scores[f"{tasks.metric}_{count}" if steps else tasks.metric] = evaluate(
-            run.learner, trained.params, trained.carry, tasks, cfg.test.episodes,
-            transductive=cfg.test.transductive, engine=run.engine,
-        )  # fmt: skip
-    for heading, each in scores.items():
-        if not np.isfinite(each).all():
-            raise FewshotError(
-                f"the test's {heading} is not finite: training or adaptation diverges; lower the inner learning rate, "
-                "or test fewer steps: tools/evaluate.py run=<run folder> steps=1"
-            )
+    for count in steps:
+        with adapting(run.learner, count):
+            adaptation_steps = getattr(run.learner, "adaptation_steps", count)
+            scores[f"{tasks.metric}_{count}" if several else tasks.metric] = evaluate(
+                run.learner, trained.params, trained.carry, tasks, cfg.test.episodes,
+                transductive=cfg.test.transductive, engine=run.engine,
+            )  # fmt: skip
+    for count, heading in zip(list(steps), list(scores), strict=True):
+        if diverged := int((~np.isfinite(scores[heading])).sum()):
+            said = f"{heading} is not finite in {diverged} of {cfg.test.episodes} test episodes: adaptation diverges"
+            if len(steps) == 1:
+                raise FewshotError(f"{said}; lower algorithm.learner.inner_lr, or test fewer steps")
+            if is_main():
+                print(f"warning: {said}; left out of the record", file=sys.stderr)
+            steps.remove(count)
+            del scores[heading]
     train_tasks = trained.steps * settings.meta_batch
     trained_on = ("train", "val") if settings.train_on_val else ("train",)
     validation = trained.validation
@@ -52,10 +58,7 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
         "format": records.FORMAT,
         "algorithm": cfg.algorithm.name,
         "backbone": network_name(cfg),
-        "dataset": dataset_name(cfg),
-        "way": cfg.way,
-        "shot": cfg.shot,
-        "query": cfg.query,
+        **made_for(cfg),
         "seed": cfg.seed,
         "recipe": cfg.recipe,
         "protocol": {
@@ -69,13 +72,15 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
             "rotations": "none" if isinstance(tasks.source, Functions) else cfg.dataset.rotations.test,
             "view": tasks.source.words if isinstance(tasks.source, Functions) else view_words(cfg),
             "regime": regime(run.learner, cfg),
-            "adaptation_steps": steps or getattr(run.learner, "adaptation_steps", run.learner.test_steps),
+            "adaptation_steps": steps if several else adaptation_steps,
             "train_on_val": settings.train_on_val,
             "selection": trained.selection,
             "manifest": tasks.manifest(0, cfg.test.episodes),
         },
-        "validation": None if validation is None else validation | {"episodes": cfg.test.validation_episodes},
-        "test": _summed_up(tasks.metric, scores, steps) | {"episodes": cfg.test.episodes},
+        "validation": None
+        if validation is None
+        else validation | {"episodes": cfg.test.validation_episodes, "adaptation_steps": run.learner.test_steps},
+        "test": _summed_up(tasks.metric, scores, steps if several else []) | {"episodes": cfg.test.episodes},
         "cost": {
             "train_seconds": round(trained.train_seconds, 2),
             "extractor_seconds": tasks.source.about.get("extractor", {}).get("train_seconds"),
@@ -85,6 +90,7 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
             "tasks_per_second": round(train_tasks / trained.train_seconds, 2) if trained.train_seconds else None,
             "peak_memory_bytes": peak_memory_bytes(run.device),
             "device": records.device_name(run.device),
+            "processes": world()[1],
         },
         "code": records.code(),
         "environment": records.environment(),
@@ -100,19 +106,31 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
     }, scores
 
 
-def steps_of(cfg: DictConfig) -> list[int]:
-    """The numbers of adaptation steps of a test that is about several; none where it is about one."""
+def steps_of(cfg: DictConfig, learner: Learner) -> list[int]:
+    """The numbers of adaptation steps of a test: several where `test.steps` is a list.
+
+    Raises:
+        FewshotError: `test.steps` is neither a number of steps nor several, or the learner knows no such number.
+    """
     given = cfg.test.steps
-    if not isinstance(given, ListConfig):
-        if given is not None:
-            check_number("test.steps", given, int, 0)
-        return []
-    several = list(given)
+    several = list(given) if isinstance(given, ListConfig) else [learner.test_steps if given is None else given]
     for count in several:
         check_number("test.steps", count, int, 0)
     if not several or len(set(several)) < len(several):
         raise FewshotError(f"test.steps={given}: name numbers of adaptation steps, each once, such as [1,5,10]")
+    if isinstance(given, ListConfig) and (hasattr(learner, "adaptation_steps") or not learner.initial()[0]):
+        raise FewshotError(
+            f"test.steps={given}: {cfg.algorithm.name} has no one inner loop to count the steps of; null"
+        )
     return sorted(several)
+
+
+def made_for(cfg: DictConfig) -> dict[str, Any]:
+    """What a run's learner is for, and the shots and queries of the tasks that it trains on."""
+    shot = cfg.shot if cfg.train.shot is None else cfg.train.shot
+    train = {"shot": shot, "query": shot if cfg.train.query is None else cfg.train.query}
+    test = {"dataset": dataset_name(cfg), "way": cfg.way, "shot": cfg.shot, "query": cfg.query}
+    return test | {"train": train}
 
 
 def _summed_up(metric: str, scores: Scores, steps: list[int]) -> dict[str, Any]:

@@ -6,15 +6,16 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fewshot.algorithms.engine import Engine, Outer
+from fewshot.algorithms.engine import Engine, Outer, over_processes
 from fewshot.algorithms.learner import Learner, Tensors, check_choice
 from fewshot.checkpoint import load_checkpoint, matching, save_checkpoint, write_atomically
+from fewshot.distributed import is_main, share
 from fewshot.episodes import Tasks
 from fewshot.errors import FewshotError
 
@@ -65,7 +66,8 @@ def train(
     """Train to `settings.steps`, from the last checkpoint in `folder` where there is one. `selected` has the result.
 
     Args:
-        tasks: of the training; outer step s takes episodes s*meta_batch to (s+1)*meta_batch - 1.
+        tasks: of the training; outer step s takes episodes s*meta_batch to (s+1)*meta_batch - 1, of which each process
+            runs a share.
         validate: mean score of (params, carry) on the validation episodes, by the metric of the tasks.
         show: told each outer step that is done, and its values by their names in metrics.jsonl.
 
@@ -91,13 +93,15 @@ def train(
     metrics = folder / "metrics.jsonl"
     _cut(metrics, state["step"])
     steps = settings.steps if is_trained(learner, tasks) else 0
+    batch, own = settings.meta_batch, share(settings.meta_batch)
 
     def checkpoint() -> None:
         save_checkpoint(last, {"params": params, "carry": carry, "outer": _slots(optimizer, params)}, state)
 
     for step in range(state["step"], steps):
         start = time.perf_counter()
-        outer = engine.outer(learner, params, carry, tasks.episodes(step * settings.meta_batch, settings.meta_batch))
+        episodes = tasks.episodes(step * batch + own.start, len(own))
+        outer = over_processes(engine.outer(learner, params, carry, episodes), own, batch)
         gradient = outer.gradient
         if settings.nan_guard:
             gradient = guarded(gradient, outer.loss, params)
@@ -115,7 +119,8 @@ def train(
             if state["best"] is None or _better(tasks.metric, state["validation"], state["best"]):
                 state["best"] = state["validation"]
                 save_checkpoint(best, {"params": params, "carry": carry}, state)
-        if done % settings.log_every == 0 or done == steps or f"validation_{tasks.metric}" in values:
+        logged = done % settings.log_every == 0 or done == steps or f"validation_{tasks.metric}" in values
+        if logged and is_main():
             if hasattr(learner, "figures"):
                 values |= learner.figures(params)  # pyright: ignore[reportAttributeAccessIssue]
             with metrics.open("a", encoding="utf-8") as file:
@@ -135,6 +140,8 @@ def _metric(validation: dict[str, Any]) -> str:
 
 
 def _better(metric: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
+    if isnan(other[metric]):
+        return not isnan(one[metric])
     return one[metric] < other[metric] if metric == "mse" else one[metric] > other[metric]
 
 
@@ -148,10 +155,25 @@ def is_trained(learner: Learner, tasks: Tasks) -> bool:
     if not by_loss and not hasattr(learner, "outer_gradient"):
         return False
     if not learner.initial()[0]:
-        raise FewshotError("this backbone has no parameters to train; choose another, such as backbone=conv4")
+        raise FewshotError(
+            "this backbone has no parameters to train; choose another, such as backbone=conv4, or mlp_40 for functions"
+        )
     if by_loss and tasks.query < 1:
         raise FewshotError("train.query=0: this algorithm learns from its queries; set at least 1, or null")
     return True
+
+
+def check_shareable(learner: Learner, meta_batch: int, processes: int) -> None:
+    """Raises FewshotError where so many processes cannot share the tasks of a meta-batch."""
+    if processes > 1 and learner.chained:
+        raise FewshotError(
+            f"algorithm.learner.adam_state=chained: each task waits for the one before, which {processes} processes "
+            "cannot share; set algorithm.learner.adam_state=shared, or start one process"
+        )
+    if meta_batch < processes:
+        raise FewshotError(
+            f"train.meta_batch={meta_batch}: fewer tasks than processes ({processes}); raise it, or start fewer"
+        )
 
 
 def selected(
@@ -168,14 +190,18 @@ def selected(
     """
     last, best = checkpoints(folder)
     _, state = load_checkpoint(last, "cpu")
-    wanted = checkpoint or settings.select
-    use_best = wanted == "best" and state["best"] is not None
-    if checkpoint == "best" and not use_best:
-        raise FewshotError(f"checkpoint=best: {folder} was never validated; take checkpoint=last")
-    path = best if use_best else last if wanted in ("best", "last") else Path(wanted)
+    path = best if settings.select == "best" and state["best"] is not None else last
+    if checkpoint is not None:
+        path = {"best": best, "last": last}.get(checkpoint, Path(checkpoint))
+        if path.resolve().parent != last.resolve().parent:
+            raise FewshotError(f"checkpoint={checkpoint}: no checkpoint of the run; name a file in {last.parent}")
+        if not path.exists():
+            raise FewshotError(f"checkpoint={checkpoint}: {path} is not there; was the run ever validated?")
     groups, own = load_checkpoint(path, device)
-    selection = f"best validation {_metric(own['validation'])}" if use_best else "last"
-    if path not in (last, best):
+    selection = "last"
+    if path.resolve() == best.resolve():
+        selection = f"best validation {_metric(own['validation'])}"
+    elif path.resolve() != last.resolve():
         state, selection = own, f"checkpoint of step {own['step']}"
     params, carry = (
         matching(path, groups.get(name, {}), wanted)

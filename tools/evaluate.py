@@ -14,6 +14,7 @@ from fewshot.algorithms.leo import Leo
 from fewshot.cli import main
 from fewshot.config import identity, resolved, trained_with
 from fewshot.cross_domain import check_new, on_another_dataset, train_fingerprint
+from fewshot.distributed import is_main, joined, main_first
 from fewshot.drawing import check_plot, draw_test
 from fewshot.errors import FewshotError
 from fewshot.experiment import build, tasks_of
@@ -21,7 +22,7 @@ from fewshot.report.latents import write_latents
 from fewshot.report.record import read_record, summary, write_record
 from fewshot.run_folder import saved_config
 from fewshot.tasks.sampler import Sampler
-from fewshot.testing import dataset_name, regime, steps_of, tested
+from fewshot.testing import made_for, regime, steps_of, tested
 from fewshot.training import TrainSettings, selected
 
 PROTOCOL = {
@@ -37,6 +38,7 @@ PROTOCOL = {
 }
 
 
+@joined()
 def evaluate(cfg: DictConfig) -> None:
     run = Path(cfg.run)
     trained_cfg = saved_config(run, device=cfg.device)
@@ -51,11 +53,11 @@ def evaluate(cfg: DictConfig) -> None:
         check_plot(test_cfg)
     if cfg.latents is not None and cfg.latents < 1:
         raise FewshotError(f"latents={cfg.latents}: must be at least 1")
-    experiment = build(test_cfg, run if elsewhere is None else None)
+    experiment = main_first(lambda: build(test_cfg, run if elsewhere is None else None))
     if cfg.latents is not None and not isinstance(experiment.learner, Leo):
-        raise FewshotError("latents: only LEO has latent codes; leave it out, or name a run of algorithm=leo")
+        raise FewshotError("latents: are of classes; leave it out, or name a run of algorithm=leo")
     test, data = test_cfg.test, test_cfg.dataset
-    steps = steps_of(test_cfg) or [experiment.learner.test_steps if test.steps is None else test.steps]
+    steps = steps_of(test_cfg, experiment.learner)
     words = [
         test.split,
         f"{test_cfg.shot}s{test_cfg.query}q",
@@ -73,19 +75,23 @@ def evaluate(cfg: DictConfig) -> None:
     if (folder / "config.yaml").exists():
         raise FewshotError(f"out={folder}: holds a run; choose another folder")
     if (folder / "record.json").exists() and not cfg.force and cfg.latents is None and not cfg.plot:
-        print(summary(read_record(folder / "record.json"), folder))
+        if is_main():
+            print(summary(read_record(folder / "record.json"), folder))
         return
     settings = TrainSettings(**experiment.config["train"])
     trained = selected(experiment.learner, settings, run, experiment.device, cfg.checkpoint)
     record, scores = tested(experiment, test_cfg, trained)
+    if not is_main():
+        return
     # What the run was trained for, and with.
-    record |= {key: trained_cfg[key] for key in ("way", "shot", "query")} | {"dataset": dataset_name(trained_cfg)}
+    record |= made_for(trained_cfg)
     record["config"] = trained_with(resolved(trained_cfg))
     if elsewhere is not None:
         record["data"]["train_fingerprint"] = train_fingerprint(run, trained_cfg.train.train_on_val)
     own = run / "record.json"
     if own.exists() and read_record(own)["protocol"] == record["protocol"]:
-        print(f"{summary(record, run)} (the run's own protocol: nothing written)")
+        folder = run
+        print(f"{summary(record, run)} (the run's own protocol: no record written)")
     else:
         write_record(folder, record, scores)
         print(summary(record, folder))

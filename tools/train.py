@@ -1,6 +1,7 @@
 """Train a learner, test it, leave a record: `python tools/train.py algorithm=maml dataset=omniglot way=5 shot=1`.
 
 `-m` with comma-separated values sweeps and ends with a table. `resume=<run folder>` continues a run.
+`torchrun --nproc_per_node=2 tools/train.py ...` shares the tasks of one run among processes or GPUs.
 """
 
 from pathlib import Path
@@ -10,29 +11,37 @@ from omegaconf import DictConfig
 
 from fewshot.cli import main, sweep_records
 from fewshot.config import apply_recipe
+from fewshot.distributed import is_main, joined
 from fewshot.drawing import check_plot, draw_test
 from fewshot.errors import FewshotError
 from fewshot.experiment import build
-from fewshot.report.record import summary
+from fewshot.report.record import copy_record, summary
 from fewshot.run import training_run
 from fewshot.run_folder import saved_config
 from fewshot.training import TrainSettings, selected
 
 
+@joined()
 def train(cfg: DictConfig) -> None:
     overrides = HydraConfig.get().overrides.task
     if cfg.resume:
-        others = [o for o in overrides if o.split("=")[0] not in ("resume", "device")]
+        others = [o for o in overrides if o.split("=")[0] not in ("resume", "device", "plot")]
         if others:
             raise FewshotError(f"resume={cfg.resume}: the run keeps its own settings; leave out {' '.join(others)}")
+        plot = cfg.plot
         cfg = saved_config(Path(cfg.resume), device=None if cfg.device == "auto" else cfg.device)
+        cfg.plot = plot
     else:
         apply_recipe(cfg, overrides)
     if cfg.plot:
         check_plot(cfg)
     folder, record = training_run(cfg)
+    if not is_main():
+        return
     sweep_records.append(folder / "record.json")
     print(summary(record, folder))
+    if cfg.records:
+        copy_record(folder, Path(cfg.records), Path(cfg.runs))
     if cfg.plot:
         experiment = build(cfg, folder)
         trained = selected(experiment.learner, TrainSettings(**experiment.config["train"]), folder, experiment.device)

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 
 from fewshot.algorithms.learner import Learner, Tensors, check_choice, differentiate
 from fewshot.device import keep_freed_memory
+from fewshot.distributed import added, placed
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 
@@ -171,6 +172,23 @@ def _weighted_mean(parts: Iterable[Outer], tasks: int, chained: bool) -> Outer:
         losses.append(part.loss)
         scores.append(part.score)
     return Outer(gradient, carry, torch.cat(losses), torch.cat(scores))
+
+
+def over_processes(own: Outer, tasks: range, count: int) -> Outer:
+    """The Outer of a whole meta-batch of `count` tasks, the same in every process, each of which ran some of them.
+
+    Args:
+        own: of the tasks that this process ran.
+        tasks: their places in the meta-batch.
+    """
+    if len(tasks) == count:
+        return own
+    weight = len(tasks) / count
+    means = [weight * value for value in (*own.gradient.values(), *own.carry.values())]
+    *means, loss, score = added([*means, *(placed(values, tasks, count) for values in (own.loss, own.score))])
+    names = len(own.gradient)
+    gradient = dict(zip(own.gradient, means[:names], strict=True))
+    return Outer(gradient, dict(zip(own.carry, means[names:], strict=True)), loss, score)
 
 
 def _plus(total: Tensors, values: Tensors, share: float) -> Tensors:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -47,6 +48,16 @@ class Learner(Protocol):
     def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
         """Logits [B, N] of examples [B, ...] forwarded as one batch; in regression outputs [B, 1]."""
         ...
+
+
+@contextmanager
+def adapting(learner: Learner, steps: int) -> Iterator[None]:
+    """The learner takes so many adaptation steps at evaluation."""
+    before, learner.test_steps = learner.test_steps, steps
+    try:
+        yield
+    finally:
+        learner.test_steps = before
 
 
 def backbone_parameters(backbone: nn.Module) -> Tensors:

@@ -36,7 +36,9 @@ NEEDED: dict[str, tuple[type, ...]] = {
     "config": (str,), "code.version": (str,), "code.commit": MAYBE_TEXT, "code.dirty": (bool, type(None)),
     "data.fingerprint": (str,),
 }  # fmt: skip
-OPTIONAL: dict[str, tuple[type, ...]] = {"cost.gradient_evaluations": (int, type(None))}
+OPTIONAL: dict[str, tuple[type, ...]] = {
+    "cost.gradient_evaluations": (int, type(None)), "train.shot": (int,), "train.query": (int,),
+}  # fmt: skip
 
 _HOUSE = Path(__file__).resolve().parent
 
@@ -52,6 +54,13 @@ def write_record(folder: Path, record: Mapping[str, Any], scores: Mapping[str, n
     lines = [",".join(["episode", *scores]), *(f"{episode},{row}" for episode, row in enumerate(rows))]
     write_atomically(folder / "episodes.csv", ("\n".join(lines) + "\n").encode())
     write_atomically(folder / "record.json", (json.dumps(record, indent=1) + "\n").encode())
+
+
+def copy_record(folder: Path, target: Path, runs: Path) -> None:
+    """Copy a run's record and scores below another folder, under the name that the run has below `runs`."""
+    place = target / (folder.relative_to(runs) if folder.is_relative_to(runs) else folder.name)
+    for name in ("episodes.csv", "record.json"):
+        write_atomically(place / name, (folder / name).read_bytes())
 
 
 def code() -> dict[str, Any]:
@@ -139,6 +148,7 @@ def read_record(path: Path) -> Record:
         if type(value) not in types:  # not isinstance: JSON's true is no way, shot or seed
             expected = " or ".join(kind.__name__ for kind in types)
             raise FewshotError(f"{path} is not a record: {field} is {value!r} in place of {expected}")
+    record.setdefault("train", {"shot": record["shot"], "query": record["query"]})  # before records told them apart
     scored, planned = field_of(record, "test.episodes"), field_of(record, "protocol.episodes")
     if scored != planned:
         raise FewshotError(f"{path} scored {scored} of the {planned} episodes of its protocol: run the test again")
