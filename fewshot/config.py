@@ -56,6 +56,7 @@ class TrainConfig:
     resume: str | None = MISSING
     force: bool = MISSING
     plot: bool = MISSING
+    records: str | None = MISSING
 
 
 @dataclass
@@ -112,7 +113,8 @@ ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 
 # What may differ between two configurations of one and the same run.
-PLACES = ("device", "data_dir", "runs", "run_dir", "resume", "force", "plot")
+PLACES = ("device", "data_dir", "runs", "run_dir", "resume", "force", "plot", "records")
+OURS = "ours"  # the recipe of what no paper says
 READER_PLACES = ("root", "cache", "download", "device")
 
 
@@ -134,15 +136,15 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 def identity(config: Mapping[str, Any], *, without: Iterable[str] = ()) -> str:
     """Hash of everything that a run's result depends on; `without` leaves further keys out."""
-    kept = {key: _placeless(value) for key, value in config.items() if key not in (*PLACES, *without)}
+    kept = _placeless({key: value for key, value in config.items() if key not in (*PLACES, *without)})
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def _placeless(value: Any) -> Any:
-    """Without what says where a reader finds and keeps its files, at any depth."""
+    """Without what says where a reader finds and keeps its files, and without what is null, at any depth."""
     if not isinstance(value, Mapping):
         return value
-    return {key: _placeless(inner) for key, inner in value.items() if key not in READER_PLACES}
+    return {k: _placeless(inner) for k, inner in value.items() if k not in READER_PLACES and inner is not None}
 
 
 def trained_with(config: Mapping[str, Any]) -> str:
@@ -153,39 +155,34 @@ def trained_with(config: Mapping[str, Any]) -> str:
 def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> None:
     """Fill in the published settings for this algorithm, dataset, way and shot; what `overrides` names stays.
 
-    `cfg.recipe` becomes the name of the recipe, or None where none has settings for this combination. Recipes are
+    `cfg.recipe` becomes the name of the recipe, or None where none has settings for this combination; `auto` takes the
+    algorithm's own, and where that has none, `ours`. Recipes are
     files in conf/recipes: their `inputs` (images or features), and `rows` of conditions (`when`) and values (`set`),
     each row over the ones before it.
 
     Raises:
         FewshotError: the recipe named does not exist or has nothing for this combination.
     """
-    asked = cfg.recipe
-    if asked in (None, "none"):
+    if cfg.recipe in (None, "none"):
         cfg.recipe = None
         return
-    name = cfg.algorithm.recipe if asked == "auto" else asked
+    auto = cfg.recipe == "auto"
     files = sorted(path.stem for path in (CONF / "recipes").glob("*.yaml"))
-    if name not in files:
-        if asked == "auto":
-            cfg.recipe = None
-            return
-        raise FewshotError(f"recipe={name}: no such recipe{near(name, files)}; there are {', '.join(files)}")
-    # Plain values: an interpolation such as ${shot} is to be resolved in the configuration that it lands in.
-    recipe: Any = OmegaConf.to_container(OmegaConf.load(CONF / "recipes" / f"{name}.yaml"), resolve=False)
+    if not auto and cfg.recipe not in files:
+        raise FewshotError(
+            f"recipe={cfg.recipe}: no such recipe{near(cfg.recipe, files)}; there are {', '.join(files)}"
+        )
     setting = {"algorithm": cfg.algorithm.name, "dataset": cfg.dataset.name, "way": cfg.way, "shot": cfg.shot}
     setting["backbone"] = cfg.backbone.name
-    # Settings for images mean nothing for features of them, and the other way round.
-    fits = (recipe["inputs"] == "features") == (cfg.features.name is not None)
-    rows = [
-        r for r in recipe["rows"] if fits and all(setting[key] in _listed(wanted) for key, wanted in r["when"].items())
-    ]
-    if not rows:
-        if asked == "auto":
+    names = [name for name in (cfg.algorithm.recipe, OURS) if name in files] if auto else [cfg.recipe]
+    found = {name: _rows(name, setting, cfg.features.name is not None) for name in names}
+    name = next((name for name in names if found[name]), None)
+    if name is None:
+        if auto:
             cfg.recipe = None
             return
         wanted = ", ".join(f"{key}={value}" for key, value in (setting | {"features": cfg.features.name}).items())
-        raise FewshotError(f"recipe={name}: has no settings for {wanted}; leave recipe out or set recipe=none")
+        raise FewshotError(f"recipe={cfg.recipe}: has no settings for {wanted}; leave recipe out or set recipe=none")
     # Naming one of these chooses among the configurations; it sets no single value.
     kept = {override.lstrip("+~").split("=")[0] for override in overrides} - {
         "algorithm",
@@ -193,13 +190,23 @@ def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> None:
         "features",
         "backbone",
     }
-    for row in rows:
+    for row in found[name]:
         for key, value in row["set"].items():
             # A backbone has only some of the settings: an MLP no filters.
             known = not key.startswith("backbone.") or key.rsplit(".", 1)[1] in cfg.backbone.network
             if known and not any(key == k or key.startswith(f"{k}.") for k in kept):
                 OmegaConf.update(cfg, key, value, merge=True)
     cfg.recipe = name
+
+
+def _rows(name: str, setting: Mapping[str, Any], on_features: bool) -> list[dict[str, Any]]:
+    """The rows of a recipe that are for this setting."""
+    # Plain values: an interpolation such as ${shot} is to be resolved in the configuration that it lands in.
+    recipe: Any = OmegaConf.to_container(OmegaConf.load(CONF / "recipes" / f"{name}.yaml"), resolve=False)
+    # Settings for images mean nothing for features of them, and the other way round.
+    if (recipe["inputs"] == "features") != on_features:
+        return []
+    return [row for row in recipe["rows"] if all(setting[k] in _listed(wanted) for k, wanted in row["when"].items())]
 
 
 def _listed(wanted: Any) -> list[Any]:

@@ -14,6 +14,7 @@ from fewshot.checkpoint import LOCK
 from fewshot.config import PLACES, TrainConfig, identity, resolved
 from fewshot.errors import FewshotError
 
+LATER = {"plot": False, "records": None, "test": {"steps": None}}  # keys that runs of earlier versions lack
 DATA = "data.json"  # what a run began with
 OURS = (LOCK, "config.yaml.part", DATA, f"{DATA}.part")  # what a run that died in its first moments leaves
 
@@ -58,7 +59,7 @@ def saved_config(folder: Path, *, device: str | None = None) -> DictConfig:
         raise FewshotError(f"{folder}: not a run folder (no config.yaml); give the folder that a run printed")
     try:
         schema = OmegaConf.structured(TrainConfig)
-        cfg = OmegaConf.merge(schema, OmegaConf.load(listed), {"run_dir": str(folder)})
+        cfg = OmegaConf.merge(schema, LATER, OmegaConf.load(listed), {"run_dir": str(folder)})
         of_images = "families" not in cfg.dataset.reader
         if of_images and not isinstance(OmegaConf.select(cfg, "dataset.augment"), DictConfig):
             raise ValueError("dataset.augment is of an earlier version of this code")

@@ -78,7 +78,8 @@ def read(
     """The splits train, val and test of a distribution over functions.
 
     Args:
-        families: of FAMILIES, each with a range [low, high] for every parameter; drawn with equal probability.
+        families: of FAMILIES, each with a range [low, high] for every parameter, drawn with equal probability; None
+            is not drawn.
         x: range [low, high].
         noise: standard deviation of Gaussian noise on y.
 
@@ -86,14 +87,16 @@ def read(
         FewshotError: an unknown family or parameter, a range that is none, or a noise below 0.
     """
     key = "dataset.reader"
-    if not families:
-        raise FewshotError(f"{key}.families: name at least one of {', '.join(FAMILIES)}")
+    if not isinstance(families, Mapping) or all(ranges is None for ranges in families.values()):
+        raise FewshotError(f"{key}.families={families}: give at least one of {', '.join(FAMILIES)} its ranges")
     found: dict[str, dict[str, Range]] = {}
     for family in sorted(families):
         if family not in FAMILIES:
             raise FewshotError(f"{key}.families.{family}: no such family; there are {', '.join(FAMILIES)}")
         wanted, given = FAMILIES[family][0], families[family]
-        if set(given) != set(wanted):
+        if given is None:
+            continue
+        if not isinstance(given, Mapping) or set(given) != set(wanted):
             raise FewshotError(f"{key}.families.{family}: its parameters are {' and '.join(wanted)}")
         found[family] = {name: _range(f"{key}.families.{family}.{name}", given[name]) for name in wanted}
     if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < float("inf"):

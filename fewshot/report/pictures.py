@@ -93,7 +93,11 @@ def draw_episode(
 
 
 def _cut(name: str, letters: int) -> str:
-    return plain(name if len(name) <= letters else name[: letters - 1] + "…")
+    """The name without its middle, where it is long: classes of one group begin alike."""
+    if len(name) > letters:
+        tail = (letters - 1) * 2 // 3
+        name = f"{name[: letters - 1 - tail]}…{name[-tail:]}"
+    return plain(name)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,6 @@ class Regression:
 
     way = 1  # a function has one output
     metric = "mse"
-    rotations = "none"
 
     def __post_init__(self) -> None:
         for name, least in (("shot", 1), ("query", 0)):

@@ -48,7 +48,10 @@ def test_another_distribution_has_another_fingerprint(families: Any, x: Any, noi
 @pytest.mark.parametrize(
     ("families", "x", "noise", "match"),
     [
-        ({}, [-5, 5], 0, "families: name at least one of sine, line"),
+        ({}, [-5, 5], 0, "families={}: give at least one of sine, line its ranges"),
+        ({"sine": None}, [-5, 5], 0, "give at least one of sine, line its ranges"),
+        (5, [-5, 5], 0, "families=5: give at least one"),
+        ({"sine": 3}, [-5, 5], 0, "families.sine: its parameters are"),
         ({"cubic": SINE}, [-5, 5], 0, "families.cubic: no such family; there are sine, line"),
         ({"sine": {"amplitude": [0, 1]}}, [-5, 5], 0, "families.sine: its parameters are amplitude and phase"),
         ({"sine": SINE | {"slope": [0, 1]}}, [-5, 5], 0, "families.sine: its parameters are"),

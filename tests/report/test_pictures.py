@@ -16,9 +16,10 @@ from fewshot.config import CONF
 from fewshot.errors import FewshotError
 from fewshot.report.charts import bars, by_shots, by_steps
 from fewshot.report.curves import curves
+from fewshot.report.naming import ALGORITHMS
 from fewshot.report.pictures import Fit, draw_episode, draw_fits, episode, fits
 from fewshot.report.record import read_record
-from fewshot.report.styles import plain, saved, styles_of
+from fewshot.report.styles import STYLES, plain, saved, styles_of
 
 # A test after 1 step of 600 episodes, omniglot 5-way 1-shot, of a run on the same.
 TEMPLATE = read_record(
@@ -142,8 +143,8 @@ def test_a_picture_without_anything_to_show_says_so() -> None:
 
 
 def test_a_run_that_is_there_twice_is_refused() -> None:
-    with pytest.raises(FewshotError, match="first and second are both maml .* with seed 0: take one"):
-        bars([run("first"), run("second")])
+    with pytest.raises(FewshotError, match="first and second are both maml .* with seed 0, .* 0.5 and 0.6: take one"):
+        bars([run("first", 0.5), run("second", 0.6)])
 
 
 # Curves
@@ -193,6 +194,25 @@ def test_an_algorithm_has_its_colour_and_marker_whatever_stands_beside_it() -> N
     assert among["y"]["linestyle"] != among["x"]["linestyle"]
 
 
+def test_every_algorithm_that_tables_order_has_a_look_of_its_own() -> None:
+    assert set(STYLES) == set(ALGORITHMS)
+    assert len(set(STYLES.values())) == len(STYLES)
+
+
+def test_numbers_in_the_names_of_methods_are_put_in_order_as_numbers() -> None:
+    names = [f"maml, {steps} adaptation steps" for steps in (10, 9)]
+    assert list(styles_of(["leo", *names], [run("r", algorithm=name) for name in ("leo", "maml", "maml")])) == [
+        *reversed(names),
+        "leo",
+    ]
+
+
+def test_a_run_that_is_there_twice_with_the_same_score_counts_once() -> None:
+    (panel,) = bars([run("first/tests/again", 0.6), run("first", 0.6), run("other", 0.7, seed=1)]).axes
+    half = stats.t.ppf(0.975, 1) * stats.sem([0.6, 0.7]) * 100
+    assert [text.get_text() for text in panel.texts] == [f"65.00 ± {half:.2f}"]
+
+
 def test_the_same_figure_makes_the_same_file_of_each_format() -> None:
     for format, start in (("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")):
         first, second = (saved(bars([run("r", backbone="$x^2$ and $\\bad$")]), format) for _ in range(2))
@@ -225,7 +245,7 @@ def test_an_episode_shows_all_images_and_names_what_was_wrong() -> None:
     assert (shown.min(), shown.max()) == (0, 1)
     texts = [text.get_text() for text in panel.texts]
     assert texts.count("✓") == 5 and texts.count("✗") == 1
-    assert "queries: 5 of 6 right" in texts and "<script>" in texts and "a name tha…" in texts
+    assert "queries: 5 of 6 right" in texts and "<script>" in texts and "a na… shown" in texts
     frames = [frame.get_edgecolor() for frame in panel.patches]
     assert len(frames) == 6 and len(set(frames)) == 2 and frames.count(frames[1]) == 1
 
