@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from fewshot.algorithms.learner import check_switch
 from fewshot.checkpoint import write_atomically
 from fewshot.cli import main
 from fewshot.errors import FewshotError
@@ -19,12 +20,15 @@ def write_report(cfg: DictConfig) -> None:
     folder = Path(cfg.runs)
     out = folder / "report.html" if cfg.out is None else Path(cfg.out)
     check_format(cfg.format)
+    for switch in ("published", "cost"):
+        check_switch(switch, settings[switch])
     if out.is_dir():
         raise FewshotError(f"out={out}: a folder; name a file in it")
-    text, complaints = report(folder, settings)
+    runs, unread = measured(folder)
+    text, complaints = report(folder, runs, settings, unread)
     files = {out: text.encode()}
     if cfg.pictures is not None:
-        images, left_out = charts(measured(folder)[0], cfg.format)
+        images, left_out = charts(runs, cfg.format)
         files |= {Path(cfg.pictures) / f"{name}.{cfg.format}": image for name, image in images.items()}
         complaints += left_out
     for line in complaints:

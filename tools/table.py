@@ -6,10 +6,12 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from fewshot.algorithms.learner import check_switch
 from fewshot.checkpoint import write_atomically
 from fewshot.cli import main
 from fewshot.config import near
 from fewshot.errors import FewshotError
+from fewshot.report.gather import measured
 from fewshot.report.render import FORMATS
 from fewshot.report.table import refreshed, table_of
 
@@ -20,13 +22,13 @@ def table(cfg: DictConfig) -> None:
         known = list(FORMATS)
         raise FewshotError(f"format={cfg.format}: no such format{near(str(cfg.format), known)}; {', '.join(known)}")
     for switch in ("published", "cost"):
-        if not isinstance(settings[switch], bool):
-            raise FewshotError(f"{switch}={settings[switch]}: true or false")
+        check_switch(switch, settings[switch])
     if cfg.refresh is not None:
         refresh(Path(cfg.refresh), settings)
         return
-    made = table_of(Path(cfg.runs), settings)
-    complain(made.complaints)
+    runs, unread = measured(Path(cfg.runs))
+    made = table_of(runs, settings)
+    complain([*unread, *made.complaints])
     text = FORMATS[cfg.format](made)
     if cfg.out is None:
         print(text)

@@ -1,8 +1,8 @@
 """Runs to the cells of a table: which row and column each falls into, and which cells are best.
 
-Two rules keep a table honest. Accuracies share a column only where every test episode was the same, or where rows or
+Two rules keep a table honest. Scores share a column only where every test episode was the same, or where rows or
 columns say what differs; and they are averaged only over training seeds of runs that differ in nothing else the record
-knows.
+knows. A published figure joins a column whose task, and view where its source tells it, is its own.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ import numpy as np
 from scipy import stats
 
 from fewshot.errors import FewshotError
-from fewshot.report.gather import HERE, named
-from fewshot.report.naming import ALGORITHMS, COLUMN, CONFIGURATION, VARIATIONS, column_of, natural
+from fewshot.report.gather import HERE, named, one_per_seed
+from fewshot.report.naming import COLUMN, CONFIGURATION, VARIATIONS, column_of, method_place, natural
 from fewshot.report.record import Record, field_of
-from fewshot.report.statistics import against_best, holm, scores
+from fewshot.report.statistics import against_best, scores
 
 # In what runs of one cell may not differ, first what a person would look at first.
 ONE_METHOD = (
     "algorithm", "backbone", "recipe", "protocol.regime", "protocol.train_on_val",
     *COLUMN, "dataset", "way", "shot", *VARIATIONS, *CONFIGURATION, "published.source", "published.label",
 )  # fmt: skip
+# What the tests of a published figure and of runs have to share in one column; of the rest sources tell too little.
+ONE_TASK = ("protocol.dataset", "protocol.way", "protocol.shot", "protocol.view")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Cell:
     row: tuple[Hashable, ...]
     column: tuple[Hashable, ...]
     runs: list[Record]
-    p: float | None = None  # of its comparison with the best of its column, 1 for that; None: not compared
+    p: float | None = None  # corrected, of its comparison with the best of its column, 1 for that; None: not compared
 
     @property
     def figure(self) -> dict[str, Any] | None:
@@ -91,6 +93,7 @@ def cells(
     made = [Cell(row, column, group) for (row, column), group in groups.items()]
     for cell in made:
         _refuse_mixture(cell)
+        cell.runs = one_per_seed(cell.runs, "{method} on {task}".format(**cell.runs[0]))
     _refuse_mixed_columns(made, layout)
     rows: dict[Hashable, Any] = {}
     places: dict[Hashable, Any] = {}
@@ -124,9 +127,7 @@ def _place(name: str, line: Record) -> Any:
     """A sort key of one field: algorithms from simple to elaborate, tasks as numbers, what others report first."""
     value = _values(line, [name])[0]
     if name in ("method", "algorithm"):
-        rank = ALGORITHMS.index(line["algorithm"]) if line["algorithm"] in ALGORITHMS else len(ALGORITHMS)
-        words = str(value).replace(",", "").split()
-        return natural([rank, *(int(word) if word.isdecimal() else word for word in words)])
+        return method_place(str(value), line["algorithm"])
     if name == "task":
         return natural([*(line["protocol"][key] for key in ("dataset", "way", "shot")), line["order"]])
     if name == "source":
@@ -135,7 +136,7 @@ def _place(name: str, line: Record) -> Any:
 
 
 def _refuse_mixture(cell: Cell) -> None:
-    """Raise where runs of one cell differ in more than the seed, or are the same run twice."""
+    """Raise where runs of one cell differ in more than the seed."""
     first = cell.runs[0]
     for other in cell.runs[1:]:
         difference = _difference(first, other, ONE_METHOD)
@@ -145,30 +146,23 @@ def _refuse_mixture(cell: Cell) -> None:
                 f"{first['folder']} and {other['folder']} fall into one cell but differ in {text}: "
                 f"add {name} to rows or cols"
             )
-    folders: dict[int, str] = {}
-    for run in cell.runs:
-        if run["seed"] in folders:
-            raise FewshotError(
-                f"{folders[run['seed']]} and {run['folder']} are both {run['method']} on {run['task']} with seed "
-                f"{run['seed']}: take one of them out of the folder"
-            )
-        folders[run["seed"]] = run["folder"]
 
 
 def _refuse_mixed_columns(made: list[Cell], layout: Layout) -> None:
     """Raise where a column holds different test episodes and neither rows nor columns say so."""
     told = [place for place, name in enumerate(layout.rows.values()) if name in COLUMN or name == "task"]
     seen: dict[Hashable, Record] = {}
-    for cell in made:
-        if cell.figure is None:
-            run = cell.runs[0]
-            first = seen.setdefault((cell.column, *(cell.row[place] for place in told)), run)
-            if difference := _difference(first, run, tuple(COLUMN)):
-                name, text = difference
-                raise FewshotError(
-                    f"{first['folder']} and {run['folder']} would share a column but their tests differ in {text}: "
-                    f"add {name} to rows or cols"
-                )
+    for cell in sorted(made, key=lambda cell: cell.figure is not None):  # figures last: they are held against runs
+        run, key = cell.runs[0], (cell.column, *(cell.row[place] for place in told))
+        if cell.figure is not None and key not in seen:
+            continue
+        first = seen.setdefault(key, run)
+        if difference := _difference(first, run, tuple(COLUMN) if cell.figure is None else ONE_TASK):
+            name, text = difference
+            raise FewshotError(
+                f"{first['folder']} and {run['folder']} would share a column but their tests differ in {text}: "
+                f"add {name if cell.figure is None else 'task'} to rows or cols"
+            )
 
 
 def _difference(one: Record, other: Record, fields: Sequence[str]) -> tuple[str, str] | None:
@@ -198,14 +192,9 @@ def _compare(made: list[Cell], layout: Layout) -> list[str]:
                 complaints.add(f"{error} (its mean stands in the table, compared with no other)")
         if len(found) == len(cell.runs) and len(found[0]) > 1:
             columns[cell.column, column_of(cell.runs[0])].append((cell, np.mean(found, axis=0)))
-    others: list[tuple[Cell, float]] = []
-    for column in columns.values():
-        if len(column) > 1:
-            for (cell, _), p in zip(column, against_best([each for _, each in column], layout.lower), strict=True):
-                if p is None:
-                    cell.p = 1.0
-                else:
-                    others.append((cell, p))
-    for (cell, _), p in zip(others, holm([p for _, p in others]), strict=True):
-        cell.p = p
+    several = [column for column in columns.values() if len(column) > 1]
+    found_p = against_best([[each for _, each in column] for column in several], layout.lower)
+    for column, p_values in zip(several, found_p, strict=True):
+        for (cell, _), p in zip(column, p_values, strict=True):
+            cell.p = p
     return sorted(complaints)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from fewshot.errors import FewshotError
 from fewshot.report.cells import Cell
 from fewshot.report.curves import curves
-from fewshot.report.gather import STEPS
+from fewshot.report.gather import STEPS, depth, one_per_seed
 from fewshot.report.naming import Column, column_names, column_of, method_names
 from fewshot.report.record import Record, metric_of
 from fewshot.report.styles import SCORES, legend, panels_of, plain, styles_of
@@ -31,7 +30,7 @@ def by_steps(runs: Sequence[Record]) -> Figure:
     """Test score against the number of adaptation steps at test, of what was tested after several numbers of them.
 
     Raises:
-        FewshotError: there is no such run, or one twice.
+        FewshotError: there is no such run, or one twice with different scores.
     """
     counted = [run for run in runs if type(run["protocol"]["adaptation_steps"]) is int]
     names, titles = method_names(counted, [STEPS]), column_names(counted)
@@ -45,7 +44,7 @@ def by_shots(runs: Sequence[Record]) -> Figure:
     """Test score against the shots of the test: of methods trained for each of them, and of runs tested with several.
 
     Raises:
-        FewshotError: there is no such run, or one twice.
+        FewshotError: there is no such run, or one twice with different scores.
     """
     chosen = own_steps(runs)
     names = method_names(chosen)
@@ -100,7 +99,7 @@ def bars(runs: Sequence[Record]) -> Figure:
     """A panel per test protocol, and in it a bar per method.
 
     Raises:
-        FewshotError: a run is there twice.
+        FewshotError: a run is there twice with different scores.
     """
     chosen = own_steps(runs)
     names, titles = method_names(chosen), column_names(chosen)
@@ -133,16 +132,8 @@ def bars(runs: Sequence[Record]) -> Figure:
 
 def _point(name: str, runs: list[Record]) -> tuple[float, float]:
     """Mean and half width of the interval, NaN where it is unknown, of one method's runs on the same episodes."""
-    folders: dict[int, str] = {}
-    for run in runs:
-        if run["seed"] in folders:
-            raise FewshotError(
-                f"{folders[run['seed']]} and {run['folder']} are both {name} with seed {run['seed']}: "
-                "take one of them out of the folder"
-            )
-        folders[run["seed"]] = run["folder"]
-    cell, metric = Cell((), (), runs), metric_of(runs[0])
-    half = cell.over_episodes() if len(runs) == 1 else cell.over_seeds(metric)
+    cell, metric = Cell((), (), one_per_seed(runs, name)), metric_of(runs[0])
+    half = cell.over_episodes() if len(cell.runs) == 1 else cell.over_seeds(metric)
     return cell.mean(metric), float("nan") if half is None else half
 
 
@@ -157,7 +148,7 @@ def own_steps(runs: Sequence[Record]) -> list[Record]:
 
     def place(run: Record) -> tuple[int, int]:
         steps = run["protocol"]["adaptation_steps"]
-        return len(Path(run["folder"]).parts), -steps if type(steps) is int else 0
+        return depth(run), -steps if type(steps) is int else 0
 
     own: dict[Hashable, object] = {}
     for run in sorted(runs, key=place):

@@ -26,7 +26,8 @@ PARTS = ("training", "validation")
 def curves(runs: Sequence[Record]) -> Figure:
     """Training and validation scores over the outer steps: a line per run, a row of two panels per test protocol.
 
-    A training score is that of the training tasks' queries, as a mean over the last twentieth of the lines logged.
+    Training scores are as logged, each a mean over the last twentieth of the lines: of the training tasks' queries, but
+    of Reptile, which holds out none, of its last inner minibatch.
 
     Raises:
         FewshotError: no run has a log.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
 from fewshot.errors import FewshotError
-from fewshot.report.naming import VARIATIONS, column_names, column_of, method_names, say
-from fewshot.report.published import TRAINING_SHOT, UNKNOWN, published
+from fewshot.report.naming import COLUMN, VARIATIONS, column_names, column_of, method_names, say
+from fewshot.report.published import TRAINING_SHOT, UNKNOWN, VIEWS, published
 from fewshot.report.record import Record, field_of, metric_of, read_record, task_name
+from fewshot.report.statistics import ROUNDING
 
 HERE, STEPS = "measured here", "protocol.adaptation_steps"
 
@@ -58,6 +60,32 @@ def by_steps(record: Record) -> list[Record]:
     ]
 
 
+def one_per_seed(runs: Sequence[Record], name: str) -> list[Record]:
+    """Of the runs of one method on the same test episodes one for each seed: a test once more changes nothing.
+
+    The run's own record, whose folder lies highest, stays; a further test may repeat it, as one after more numbers of
+    steps does.
+
+    Raises:
+        FewshotError: two of one seed have different scores; `name` says what they are runs of.
+    """
+    own: dict[int, Record] = {}
+    for run in sorted(runs, key=depth):
+        first, metric = own.setdefault(run["seed"], run), metric_of(run)
+        one, other = first["test"][metric], run["test"][metric]
+        if not math.isclose(one, other, rel_tol=ROUNDING):
+            raise FewshotError(
+                f"{first['folder']} and {run['folder']} are both {name} with seed {run['seed']}, and their {metric} "
+                f"is {one:.6g} and {other:.6g}: take one of them out of the folder"
+            )
+    return list(own.values())
+
+
+def depth(run: Record) -> int:
+    """How deep a run's folder lies: a test once more lies below the run's own."""
+    return len(Path(run["folder"]).parts)
+
+
 def figures(algorithms: Container[str] | None = None, datasets: Container[str] | None = None) -> list[Record]:
     """Published figures of these algorithms and datasets, as records; `published` holds the figure itself."""
     return [
@@ -74,7 +102,11 @@ def _as_record(figure: dict[str, Any]) -> Record:
     unit = 100 if figure["metric"] == "accuracy" else 1
     return {
         **task,
-        "shot": next((TRAINING_SHOT[caveat] for caveat in figure["caveats"] if caveat in TRAINING_SHOT), None),
+        "shot": None,  # that of the test for which the training was
+        "train": {
+            "shot": next((TRAINING_SHOT[caveat] for caveat in figure["caveats"] if caveat in TRAINING_SHOT), None),
+            "query": None,
+        },
         "algorithm": figure["method"],
         "backbone": known["backbone"],
         "query": known["query"],
@@ -83,6 +115,7 @@ def _as_record(figure: dict[str, Any]) -> Record:
         "protocol": {
             **task,
             **{key: known[key] for key in ("query", "episodes", "regime", "adaptation_steps")},
+            **({"view": VIEWS[figure["dataset"]]} if figure["dataset"] in VIEWS else {}),
             "train_on_val": None,
         },
         "test": {
@@ -100,14 +133,15 @@ def named(runs: list[Record], published: list[Record], shown: Sequence[str] = ()
     """All of them with `method`, `task` and `source`, and `order`, the place of the task's column among the measured.
 
     A method's name leaves out what the fields that are `shown` in the table say. A published figure stands in the
-    measured column of its task; where there are several, which differ in what the source may not even state, in a
-    column of its own.
+    measured column of its task; where there are several, which differ in what the source may not even state, or where
+    that is of another view than the figure's, in a column of its own.
     """
     names = column_names(runs)
     order = {column: place for place, column in enumerate(names)}
-    tasks: dict[Any, list[str]] = defaultdict(list)
+    view_place = list(COLUMN).index("protocol.view")
+    tasks: dict[Any, dict[str, Any]] = defaultdict(dict)  # {task: {name of a column: its view}}
     for column, name in names.items():
-        tasks[column[:3]].append(name)
+        tasks[column[:3]][name] = column[view_place]
     lines = []
     for method, run in zip(method_names(runs, shown), runs, strict=True):
         column = column_of(run)
@@ -116,7 +150,8 @@ def named(runs: list[Record], published: list[Record], shown: Sequence[str] = ()
     for run in published:
         task = tuple(run["protocol"][key] for key in ("dataset", "way", "shot"))
         plain = task_name(run["protocol"])
-        measured = tasks.get(task, [plain])
+        own = run["protocol"].get("view")
+        measured = [name for name, view in tasks[task].items() if own in (None, view)] if task in tasks else [plain]
         backbone, regime = run["backbone"], run["protocol"]["regime"]
         line = {
             "method": f"{run['algorithm']} ({backbone})" if backbone else run["algorithm"],

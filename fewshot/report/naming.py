@@ -117,12 +117,19 @@ def _plain_method(record: Record, several_recipes: bool, shown: Sequence[str]) -
     if several_recipes:
         words.append(f"recipe {record['recipe']}" if record["recipe"] else "no recipe")
     # Said even where no neighbour differs: either one changes what the usual reader of the column takes for granted.
-    told = {key: record[key] for key in ("way", "shot") if key in shown}  # of the training, in a column of their own
+    told = {key: record[key] for key in ("way", "shot") if {key, f"train.{key}"} & set(shown)}  # in a column of its own
     if task_name(record) != task_name(protocol | told):
         words.append(f"trained on {task_name(record)}")
     if protocol["train_on_val"]:
         words.append("trained on train+val")
     return ", ".join(words)
+
+
+def method_place(method: str, algorithm: str) -> list[tuple[bool, float, str]]:
+    """A sort key of a method's name: algorithms from simple to elaborate, numbers in the name as numbers."""
+    rank = ALGORITHMS.index(algorithm) if algorithm in ALGORITHMS else len(ALGORITHMS)
+    words = method.replace(",", "").split()
+    return natural([rank, *(int(word) if word.isdecimal() else word for word in words)])
 
 
 def natural(values: Iterable[Hashable]) -> list[tuple[bool, float, str]]:

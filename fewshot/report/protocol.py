@@ -46,7 +46,7 @@ def footer(runs: list[Record], made: list[Cell]) -> list[tuple[str, str]]:
     if any(cell.p is not None for cell in made):
         test = "paired t test over the same episodes" + (", each method's seeds averaged" if several else "")
         best = "the best of a column and what cannot be told from it at 5 %, for these trained models"
-        lines.append(("bold", f"{best}: {test}, Holm's correction over all comparisons of the table"))
+        lines.append(("bold", f"{best}: {test}, Holm's correction over all pairs of methods of all columns"))
     compared = {cell.column for cell in made if cell.p is not None}
     left_out = [cell for cell in made if cell.figure is None and cell.p is None and cell.column in compared]
     if left_out:

@@ -50,6 +50,8 @@ CAVEATS = {
 }
 
 TRAINING_SHOT = {"trained_5_shot": 5, "trained_10_shot": 10}  # by caveat
+# Of what functions the figures of a dataset are, as records of runs say it: errors on others are no comparison.
+VIEWS = {"sinusoid": "sine: amplitude 0.1 to 5, phase 0 to 3.142; x -5 to 5; noise 0"}
 
 
 def published(path: Path = PUBLISHED) -> list[dict[str, Any]]:

@@ -15,10 +15,9 @@ from typing import Any
 from fewshot.errors import FewshotError
 from fewshot.report.charts import CHARTS
 from fewshot.report.configurations import differences
-from fewshot.report.gather import measured
-from fewshot.report.record import METRICS, Record
+from fewshot.report.record import Record
 from fewshot.report.styles import saved
-from fewshot.report.table import table_of
+from fewshot.report.table import metrics_of, table_of
 from fewshot.report.web import document, grid, section
 
 OWN_STYLE = """
@@ -31,30 +30,34 @@ code { font-size: 13px; overflow-wrap: anywhere }
 """
 CAPTIONS = {
     "bars": "Test scores by learner, a panel for each protocol. Lines are 95 % intervals, as in the table.",
-    "curves": "Training and validation scores over the outer steps, a line for each run.",
+    "curves": "Training scores, as logged, and validation scores over the outer steps, a line for each run.",
     "by_steps": "Test scores after several numbers of adaptation steps, with 95 % intervals.",
     "by_shots": "Test scores with several shots, with 95 % intervals.",
 }
 
 
-def report(folder: Path, settings: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """The report of every run below a folder, and a line for each thing that could not be read or compared.
+def report(
+    folder: Path, runs: Sequence[Record], settings: Mapping[str, Any], unread: Sequence[str] = ()
+) -> tuple[str, list[str]]:
+    """The report of a folder's runs, and a line for each thing that could not be read or compared.
+
+    The layout chooses the runs of the tables; pictures, configurations and commands are those of all.
 
     Args:
+        runs: every run below the folder, and `unread` a line for each that could not be read, as `measured` has them.
         settings: how to tabulate, of the form of conf/table.yaml.
 
     Raises:
-        FewshotError: there is no run, or a table would mix what was not measured alike.
+        FewshotError: no run is of the layout, or a table would mix what was not measured alike.
     """
-    runs, complaints = measured(folder)
+    complaints = list(unread)
     tables = costs = ""
     layout = settings["layout"]
-    for metric in METRICS:
-        if layout["metric"] in (None, metric) and any(metric in run["test"] for run in runs):
-            page = table_of(folder, {**settings, "layout": {**layout, "metric": metric}})
-            complaints += page.complaints
-            tables += f"<h2>{escape(page.title)}</h2>{section(page)}"
-            costs += "" if page.cost is None else grid(page.cost)
+    for metric in metrics_of(runs, layout):
+        page = table_of(runs, {**settings, "layout": {**layout, "metric": metric}})
+        complaints += page.complaints
+        tables += f"<h2>{escape(page.title)}</h2>{section(page)}"
+        costs += "" if page.cost is None else grid(page.cost)
     images, left_out = charts(runs, "svg")
     configurations, damaged = _configurations(runs, folder)
     sections = {

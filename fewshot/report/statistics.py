@@ -1,13 +1,17 @@
 """Which of several methods on the same test episodes is best, and which cannot be told from it.
 
-Two methods are compared episode by episode (paired t test), each with the best of its column; the comparisons of all
-columns are corrected together (Holm 1979), so that at most 5 % of tables call any two methods different that are not.
+Any two methods of a column are compared episode by episode (paired t test), and the comparisons of all pairs of all
+columns are corrected together (Holm 1979); a table then shows those with the best of each column. All pairs count,
+because which method is best is read off the same scores: so at most 5 % of tables call any two methods different that
+are not, as far as the t test holds. Corrected for the comparisons with the best alone, 10 % of the tables of seven
+equal methods did, and 15 % of those of twelve.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -73,12 +77,20 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def against_best(methods: Sequence[np.ndarray], lower_is_better: bool = False) -> list[float | None]:
-    """The p of every method's comparison with the best by mean, not yet corrected; the best itself has None.
+def against_best(columns: Sequence[Sequence[np.ndarray]], lower_is_better: bool = False) -> list[list[float]]:
+    """The p of every method's comparison with the best of its column by mean; 1 for the best itself.
+
+    They are corrected for the comparisons of all pairs of methods of all columns.
 
     Args:
-        methods: the scores of each on the same episodes in the same order.
+        columns: for each column of a table the scores of its methods [episodes], on the same episodes in one order.
     """
-    means = [float(each.mean()) for each in methods]
-    best = int(np.argmin(means) if lower_is_better else np.argmax(means))
-    return [None if place == best else paired_p(methods[best], each) for place, each in enumerate(methods)]
+    pairs = [(place, *pair) for place, methods in enumerate(columns) for pair in combinations(range(len(methods)), 2)]
+    raw = [paired_p(columns[place][one], columns[place][other]) for place, one, other in pairs]
+    corrected = dict(zip(pairs, holm(raw), strict=True))
+    found = []
+    for place, methods in enumerate(columns):
+        means = [float(each.mean()) for each in methods]
+        best = int(np.argmin(means) if lower_is_better else np.argmax(means))
+        found.append([corrected.get((place, min(each, best), max(each, best)), 1.0) for each in range(len(methods))])
+    return found

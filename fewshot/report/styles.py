@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 
 from fewshot.config import near
 from fewshot.errors import FewshotError
-from fewshot.report.naming import ALGORITHMS, natural
+from fewshot.report.naming import method_place
 from fewshot.report.record import Record
 
 # Colours that stay apart to colour-blind readers (Okabe and Ito 2008), and reds and purples for LEO's ablation.
@@ -27,6 +27,7 @@ STYLES = {
     "reptile": ("#009E73", "^"), "meta_sgd": ("#E69F00", "D"), "leo_generator": ("#CC79A7", "v"),
     "leo_generator_finetuning": ("#882255", "<"), "leo_random_prior": ("#AA4499", ">"),
     "leo_deterministic": ("#6A3D9A", "h"), "leo_no_finetuning": ("#8C564B", "p"), "leo": ("#D55E00", "*"),
+    "leo_regression": ("#D55E00", "d"),  # never in a panel with leo
 }  # fmt: skip
 OTHERS = (("#117733", "d"), ("#332288", "8"), ("#999933", "H"), ("#44AA99", "o"), ("#661100", "s"), ("#000000", "^"))
 LINES = ("-", "--", ":", "-.")
@@ -64,18 +65,10 @@ def styles_of(names: Sequence[str], runs: Sequence[Record]) -> dict[str, dict[st
 
     Colour and marker are the algorithm's; its methods in one picture differ by their lines, and are filled or hollow.
     """
-
-    def place(each: tuple[str, str]) -> Any:
-        method, algorithm = each
-        rank = ALGORITHMS.index(algorithm) if algorithm in ALGORITHMS else len(ALGORITHMS)
-        words = method.replace(",", "").split()
-        return natural([rank, *(int(word) if word.isdecimal() else word for word in words)])
-
     seen: dict[str, int] = defaultdict(int)
     styles = {}
-    for method, algorithm in sorted(
-        {(name, run["algorithm"]) for name, run in zip(names, runs, strict=True)}, key=place
-    ):
+    methods = {(name, run["algorithm"]) for name, run in zip(names, runs, strict=True)}
+    for method, algorithm in sorted(methods, key=lambda each: method_place(*each)):
         colour, marker = STYLES.get(algorithm) or OTHERS[zlib.crc32(algorithm.encode()) % len(OTHERS)]
         variant = seen[algorithm]
         seen[algorithm] += 1

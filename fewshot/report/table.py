@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,13 @@ def markdown(records: list[Record]) -> str:
     )
 
 
-def table_of(folder: Path, settings: Mapping[str, Any]) -> Page:
-    """The table of a folder's runs in the layout that `settings`, of the form of `conf/table.yaml`, describe.
+def table_of(runs: Sequence[Record], settings: Mapping[str, Any]) -> Page:
+    """The table of runs in the layout that `settings`, of the form of `conf/table.yaml`, describe.
 
-    What could not be read or compared stands in its `complaints`.
+    What could not be compared stands in its `complaints`.
+
+    Args:
+        runs: as `measured` reads them.
 
     Raises:
         FewshotError: nothing is left to tabulate, the layout is none, or it would mix what was not measured alike.
@@ -44,24 +47,23 @@ def table_of(folder: Path, settings: Mapping[str, Any]) -> Page:
         rows = _headings(_fields("rows", rows))
     if not rows:
         raise FewshotError("a free layout needs its rows, and cols where you want some: rows=[algorithm] cols=[task]")
-    found, complaints = measured(folder)
-    runs = [run for run in found if _wanted(run, given)]
-    metric, others = _metric(given["metric"], runs)
-    complaints += others
+    metric, *others = metrics_of(runs, given)
     layout = Layout(
         rows=dict(rows),
         cols=_fields("cols", cols),
         metric=metric,
         title=given["title"] or "",
     )
-    runs = [run for run in runs if metric in run["test"]]
-    published = _figures(runs, metric, given) if settings["published"] else []
-    if not runs and not published:
-        raise FewshotError(f"no run below {folder} is of this layout: take layout=comparison")
-    if not runs:
-        complaints.append(f"no run below {folder} is of this layout: it shows published figures only")
-    made = page(runs, published, layout, settings["cost"])
-    made.complaints[:0] = complaints
+    chosen = [run for run in runs if _wanted(run, given) and metric in run["test"]]
+    published = _figures(chosen, metric, given) if settings["published"] else []
+    left = [f"the table shows {metric}; for the runs scored by {other} say layout.metric={other}" for other in others]
+    if not chosen:
+        none = f"no run of {len(runs)} is of this layout"
+        if not published:
+            raise FewshotError(f"{none}: take layout=comparison")
+        left.append(f"{none}: it shows published figures only")
+    made = page(chosen, published, layout, settings["cost"])
+    made.complaints[:0] = left
     return made
 
 
@@ -76,17 +78,19 @@ def _headings(fields: list[str]) -> dict[str, str]:
     return {last if short.count(last) == 1 else field: field for field, last in zip(fields, short, strict=True)}
 
 
-def _metric(asked: str | None, runs: list[Record]) -> tuple[str, list[str]]:
-    """The metric that a layout asks for, or else that of its runs; and a line where that leaves runs out."""
-    if asked is not None and asked not in METRICS:
-        raise FewshotError(f"layout.metric={asked}: {' or '.join(METRICS)}")
-    found = [metric for metric in METRICS if any(metric in run["test"] for run in runs)]
-    if asked is not None or not found:
-        return asked or METRICS[0], []
-    left = [
-        f"the table shows {found[0]}; for the runs scored by {other} say layout.metric={other}" for other in found[1:]
-    ]
-    return found[0], left
+def metrics_of(runs: Sequence[Record], layout: Mapping[str, Any]) -> list[str]:
+    """The metric that a layout asks for, or else those of its runs, of which a table shows one; accuracy without runs.
+
+    Raises:
+        FewshotError: the layout asks for none of METRICS.
+    """
+    asked = layout["metric"]
+    if asked is not None:
+        if asked not in METRICS:
+            raise FewshotError(f"layout.metric={asked}: {' or '.join(METRICS)}")
+        return [asked]
+    found = [metric for metric in METRICS if any(metric in run["test"] for run in runs if _wanted(run, layout))]
+    return found or [METRICS[0]]
 
 
 def _wanted(run: Record, layout: Mapping[str, Any]) -> bool:
@@ -133,7 +137,9 @@ def refreshed(path: Path, settings: Mapping[str, Any]) -> tuple[str, Page] | Non
     if name := starts[0][1]:
         layout = _layout(name, path)
         settings = {**settings, "layout": layout, "published": layout["published"]}
-    made = table_of(path.parent, settings)
+    runs, complaints = measured(path.parent)
+    made = table_of(runs, settings)
+    made.complaints[:0] = complaints
     return f"{text[: starts[0].end()]}\n\n{FORMATS['markdown'](made)}\n\n{text[ends[0].start() :]}", made
 
 

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from fewshot.errors import FewshotError
-from fewshot.report.published import CAVEATS, FIELDS, PUBLISHED, UNKNOWN, published
+from fewshot.report.published import CAVEATS, FIELDS, PUBLISHED, UNKNOWN, VIEWS, published
 
 ROOT = PUBLISHED.parent.parent
 FIGURES = published()
@@ -80,6 +82,13 @@ def test_sinusoids_have_an_error_after_1_5_and_10_updates(source: str, shot: int
     assert [(figure["adaptation_steps"], figure["value"]) for figure in figures] == list(
         zip((1, 5, 10), values, strict=True)
     )
+
+
+def test_errors_are_of_the_functions_that_the_dataset_of_that_name_draws() -> None:
+    assert {figure["dataset"] for figure in found(metric="mse")} == set(VIEWS)
+    for dataset, view in VIEWS.items():
+        reader = OmegaConf.load(ROOT / f"conf/dataset/{dataset}.yaml").dataset.reader
+        assert instantiate(reader)["test"].words == view
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,10 @@ from scipy import stats
 from fewshot import cli
 from fewshot.config import CONF
 from fewshot.errors import FewshotError
+from fewshot.report.charts import bars, by_steps
+from fewshot.report.gather import measured
 from fewshot.report.page import Page
+from fewshot.report.published import VIEWS
 from fewshot.report.record import read_record, summary, write_record
 from fewshot.report.statistics import holm, scores
 from fewshot.report.table import markdown, table_of
@@ -25,15 +28,23 @@ ACCURACY: dict[str, Any] = json.loads(
 STEPS = (1, 5, 10)
 
 
-def regression(folder: Path, algorithm: str = "maml", shot: int = 10, shift: float = 0.0) -> dict[str, Any]:
+def regression(
+    folder: Path,
+    algorithm: str = "maml",
+    shot: int = 10,
+    shift: float = 0.0,
+    tested: tuple[int, ...] = STEPS,
+    view: str = VIEWS["sinusoid"],
+) -> dict[str, Any]:
     """Write a run that trained with 10 shots and was tested after 1, 5 and 10 steps, 40 tasks; its record."""
     tasks = np.random.default_rng(shot).gamma(2, 0.1, 40)
-    found = {steps: tasks / steps + shift + np.random.default_rng(steps).uniform(0, 0.01, 40) for steps in STEPS}
+    found = {steps: tasks / steps + shift + np.random.default_rng(steps).uniform(0, 0.01, 40) for steps in tested}
     record = copy.deepcopy(ACCURACY)
     record |= {"algorithm": algorithm, "backbone": "mlp", "dataset": "sinusoid", "way": 1, "shot": 10, "query": 10}
+    record["train"] = {"shot": 10, "query": 10}
     record["protocol"] |= {
-        "dataset": "sinusoid", "way": 1, "shot": shot, "query": shot, "episodes": 40, "rotations": None, "view": None,
-        "adaptation_steps": list(STEPS), "manifest": f"{shot:02d}" * 32,
+        "dataset": "sinusoid", "way": 1, "shot": shot, "query": shot, "episodes": 40, "rotations": None,
+        "view": view, "adaptation_steps": list(tested), "manifest": f"{shot:02d}" * 32,
     }  # fmt: skip
     record["test"] = {
         "mse": {str(steps): float(values.mean()) for steps, values in found.items()},
@@ -49,7 +60,15 @@ def table(runs: Path, *words: str) -> Page:
     with cli.initialize_config_dir(str(CONF), version_base="1.3"):
         settings = OmegaConf.to_container(cli.compose("table", list(words)), resolve=True)
     assert isinstance(settings, dict)
-    return table_of(runs, {str(key): value for key, value in settings.items()})
+    found, complaints = measured(runs)
+    page = table_of(found, {str(key): value for key, value in settings.items()})
+    page.complaints[:0] = complaints
+    return page
+
+
+def sinusoids(shots: tuple[int, ...], own: str = "") -> list[str]:
+    """The headings of layout=sinusoid, with what sets the tasks apart."""
+    return [f"sinusoid {k}-shot{own}, {n} adaptation step{'s' * (n > 1)}" for k in shots for n in STEPS]
 
 
 def texts(page: Page) -> list[dict[str, str]]:
@@ -137,7 +156,7 @@ def test_sinusoids_stand_by_shots_and_updates_beside_published_figures(tmp_path:
             regression(tmp_path / f"{algorithm}{shot}", algorithm, shot, shift)
     page = table(tmp_path, "layout=sinusoid")
     rows = {row["method"]: row for row in texts(page) if row["source"] == "measured here"}
-    headings = [f"{shot}-shot, {steps} adaptation step{'s' * (steps > 1)}" for shot in (5, 10) for steps in STEPS]
+    headings = sinusoids((5, 10))
     assert list(page.table)[3:] == headings and list(rows) == ["maml (mlp), inductive", "reptile (mlp), inductive"]
     for heading, (shot, steps) in zip(headings, ((shot, steps) for shot in (5, 10) for steps in STEPS), strict=True):
         test = read_record(tmp_path / f"maml{shot}" / "record.json")["test"]
@@ -150,6 +169,56 @@ def test_sinusoids_stand_by_shots_and_updates_beside_published_figures(tmp_path:
     assert not any(entry.bold for entry in page.table.iloc[-1][headings])
 
 
+def published_in(page: Page) -> set[str]:
+    """The headings under which published figures stand."""
+    rows = [row for row in texts(page) if row["source"] != "measured here"]
+    return {heading for row in rows for heading, text in row.items() if "step" in heading and text != "–"}
+
+
+def test_published_errors_join_only_what_was_measured_on_the_same_functions(tmp_path: Path) -> None:
+    toy = "sine: amplitude 0.1 to 5, phase 0 to 6.283; x -5 to 5; noise 0"
+    record = regression(tmp_path / "toy", "reptile", view=toy)
+    record["data"] = {"fingerprint": "1" * 64}
+    (tmp_path / "toy" / "record.json").write_text(json.dumps(record))
+    assert published_in(table(tmp_path, "layout=sinusoid")) == {*sinusoids((5,)), *sinusoids((10,), ", as published")}
+    with pytest.raises(FewshotError, match="tests differ in protocol.view .*: add task to rows or cols"):
+        table(tmp_path, "layout=sinusoid", "cols=[protocol.shot,protocol.adaptation_steps]")
+    regression(tmp_path / "maml")
+    page = table(tmp_path, "layout=sinusoid")
+    assert published_in(page) == {*sinusoids((5,)), *sinusoids((10,), f", {VIEWS['sinusoid']}")}
+    [row] = [row for row in texts(page) if row["method"].startswith("reptile")]
+    assert [heading for heading in row if row[heading] != "–"][3:] == sinusoids((10,), f", {toy}")
+
+
+def test_training_shots_are_those_of_the_training_and_without_them_those_it_was_for(tmp_path: Path) -> None:
+    record = regression(tmp_path)
+    for train, shots in (({"shot": 20, "query": 5}, "20"), (None, "10")):
+        told = {key: value for key, value in {**record, "train": train}.items() if value is not None}
+        (tmp_path / "record.json").write_text(json.dumps(told))
+        [row] = texts(table(tmp_path, "layout=sinusoid", "published=false"))
+        assert (row["method"], row["training shots"]) == ("maml (mlp), inductive", shots)
+
+
+def test_a_test_once_more_with_one_more_number_of_steps_adds_only_that(tmp_path: Path) -> None:
+    regression(tmp_path / "z")
+    regression(tmp_path / "z/tests/again", tested=(*STEPS, 20))
+    regression(tmp_path / "b", "reptile", shift=0.1)
+    page = table(tmp_path, "layout=sinusoid", "published=false")
+    steps = {row["adaptation_steps"]: row["seeds"] for row in page.raw.to_dict("records") if row["algorithm"] == "maml"}
+    assert steps == {1: 1, 5: 1, 10: 1, 20: 1}
+    cost = page.cost
+    assert cost is not None
+    assert list(cost["adaptation steps"]) == ["1, 5, 10", "20", "1, 5, 10"]  # the run's own record is the one shown
+    runs, _ = measured(tmp_path)
+    for draw in (by_steps, bars):
+        draw(runs)
+    regression(tmp_path / "z/tests/other", shift=0.01)
+    with pytest.raises(FewshotError, match=r"z and .*z/tests/other are both maml .* with seed 0, and their mse is"):
+        table(tmp_path, "layout=sinusoid")
+    with pytest.raises(FewshotError, match=r"z and .*z/tests/other are both maml .* with seed 0, and their mse is"):
+        by_steps(measured(tmp_path)[0])
+
+
 def test_a_regression_has_no_way_and_its_footer_no_images(tmp_path: Path) -> None:
     regression(tmp_path, shot=5)
     page = table(tmp_path)
@@ -159,7 +228,7 @@ def test_a_regression_has_no_way_and_its_footer_no_images(tmp_path: Path) -> Non
     ]
     assert list(page.table)[1:] == ["sinusoid 5-shot"]
     assert dict(page.footer)["sinusoid 5-shot"].startswith(
-        "40 episodes of the test split, episode seed 0, 5 queries; manifest"
+        f"40 episodes of the test split, episode seed 0, 5 queries, {VIEWS['sinusoid']}; manifest"
     )
     assert "way" not in markdown([read_record(tmp_path / "record.json")])
 
@@ -213,7 +282,7 @@ def test_accuracies_by_steps_are_rows_of_one_column(tmp_path: Path) -> None:
 
 
 def test_each_number_of_steps_is_compared_by_its_own_column_and_all_are_corrected_together(tmp_path: Path) -> None:
-    """Two methods in three columns: three comparisons, corrected as one family."""
+    """Two methods in three columns: three pairs, corrected as one family."""
     for algorithm, scale in (("maml", 0.0), ("fomaml", 0.0012)):
         regression(tmp_path / algorithm, algorithm, shift=scale)
         noisy = np.random.default_rng(len(algorithm)).normal(0, 0.004, (3, 40))
@@ -244,7 +313,8 @@ def test_a_missing_column_is_said_and_the_other_steps_are_still_compared(tmp_pat
     assert "has columns 'episode,mse_1,mse_50,mse_10', not episode and mse_5" in complaint
     assert "its mean stands in the table" in complaint
     bold = {heading: entry.bold for heading, entry in page.table.iloc[-2].items()}
-    assert bold["10-shot, 1 adaptation step"] and not bold["10-shot, 5 adaptation steps"]
+    one, five, _ = sinusoids((10,))
+    assert bold[one] and not bold[five]
 
 
 def test_what_cannot_be_read_is_one_line_each_and_the_rest_is_tabulated(tmp_path: Path) -> None:

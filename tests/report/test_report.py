@@ -40,12 +40,20 @@ def make(folder: Path, *, config: dict[str, Any] | str | None = None, **changes:
     return folder
 
 
-def written(runs: Path) -> tuple[str, list[str]]:
+def regression(folder: Path) -> None:
+    record = copy.deepcopy(TEMPLATE) | {"dataset": "sinusoid", "way": 1, "shot": 10}
+    record["protocol"] |= {"dataset": "sinusoid", "way": 1, "shot": 10, "adaptation_steps": [1, 5], "episodes": 20}
+    record["test"] = {"mse": {"1": 0.5, "5": 0.25}, "ci95": {"1": 0.1, "5": 0.1}, "episodes": 20}
+    write_record(folder, record, {"mse_1": np.full(20, 0.5), "mse_5": np.full(20, 0.25)})
+
+
+def written(runs: Path, *words: str) -> tuple[str, list[str]]:
     cli.GlobalHydra.instance().clear()
     with cli.initialize_config_dir(str(CONF), version_base="1.3"):
-        settings = OmegaConf.to_container(cli.compose("report"), resolve=True)
+        settings = OmegaConf.to_container(cli.compose("report", list(words)), resolve=True)
     assert isinstance(settings, dict)
-    return report(runs, {str(key): value for key, value in settings.items()})
+    found, unread = measured(runs)
+    return report(runs, found, {str(key): value for key, value in settings.items()}, unread)
 
 
 def test_the_report_is_one_file_without_scripts_and_references_to_others(tmp_path: Path) -> None:
@@ -113,14 +121,31 @@ def test_an_unreadable_record_is_a_complaint_once(tmp_path: Path) -> None:
 
 def test_accuracies_and_errors_have_a_table_each(tmp_path: Path) -> None:
     make(tmp_path / "a")
-    record = copy.deepcopy(TEMPLATE) | {"dataset": "sinusoid", "way": 1, "shot": 10}
-    record["protocol"] |= {"dataset": "sinusoid", "way": 1, "shot": 10, "adaptation_steps": [1, 5], "episodes": 20}
-    record["test"] = {"mse": {"1": 0.5, "5": 0.25}, "ci95": {"1": 0.1, "5": 0.1}, "episodes": 20}
-    write_record(tmp_path / "s", record, {"mse_1": np.full(20, 0.5), "mse_5": np.full(20, 0.25)})
+    regression(tmp_path / "s")
     text, complaints = written(tmp_path)
     assert complaints == []
     assert re.findall(r"<h2>(Accuracy|Mean squared)", text) == ["Accuracy", "Mean squared"]
     assert '<figure id="by_steps"' in text
+
+
+@pytest.mark.parametrize(("layout", "title"), [("omniglot", "Omniglot, acc"), ("sinusoid", "Sinusoids, mean")])
+def test_a_layout_has_tables_of_its_own_runs_only(tmp_path: Path, layout: str, title: str) -> None:
+    make(tmp_path / "a")
+    regression(tmp_path / "s")
+    text, complaints = written(tmp_path, f"layout={layout}", "published=false")
+    assert complaints == []
+    [tables] = re.findall(r'<section id="tables">(.*?)</section>', text, re.DOTALL)
+    assert re.findall(r"<h2>(.*?)</h2>", tables)[0].startswith(title) and tables.count("<h2>") == 1
+    assert "2 records of maml" in text and '<figure id="by_steps"' in text  # the rest is of all
+
+
+def test_a_layout_without_runs_shows_what_is_published_or_says_so(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    text, complaints = written(tmp_path, "layout=leo")
+    assert complaints == ["no run of 1 is of this layout: it shows published figures only"]
+    assert "LEO paper, Table 2" in text
+    with pytest.raises(FewshotError, match="is of this layout: take layout=comparison"):
+        written(tmp_path, "layout=leo", "published=false")
 
 
 def test_without_runs_there_is_no_report(tmp_path: Path) -> None:
@@ -158,6 +183,8 @@ def test_the_tool_writes_the_report_below_the_runs_and_pictures_where_asked(
     ("words", "message"),
     [
         (["format=jpeg"], "format=jpeg: no such format"),
+        (["published=maybe"], "published=maybe: must be true or false"),
+        (["cost=1"], "cost=1: must be true or false"),
         (["out={folder}"], "a folder; name a file in it"),
         (["runs={folder}/empty"], "no record.json below"),
     ],

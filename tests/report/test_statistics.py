@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from fewshot.errors import FewshotError
-from fewshot.report.statistics import against_best, holm, paired_p, scores
+from fewshot.report.statistics import LEVEL, against_best, holm, paired_p, scores
 
 
 def test_holm_as_worked_out_by_hand() -> None:
@@ -51,14 +51,27 @@ def test_one_episode_allows_no_test() -> None:
 
 
 @pytest.mark.parametrize(("lower", "best"), [(False, 2), (True, 0)])
-def test_all_are_compared_with_the_best(lower: bool, best: int) -> None:
+def test_all_are_compared_with_the_best_and_corrected_for_all_pairs_of_all_columns(lower: bool, best: int) -> None:
     random = np.random.default_rng(0)
-    methods = [random.normal(mean, 0.1, 200) for mean in (0.5, 0.52, 0.56)]
-    others = [place for place in range(3) if place != best]
-    found = against_best(methods, lower_is_better=lower)
-    assert found[best] is None
-    expected = [stats.ttest_rel(methods[best], methods[place]).pvalue for place in others]
-    assert [found[place] for place in others] == pytest.approx(expected)
+    one, two, three = (random.normal(mean, 0.1, 200) for mean in (0.5, 0.52, 0.54))
+    other = [random.normal(0.5, 0.1, 200), random.normal(0.53, 0.1, 200)]
+    pairs = [(one, two), (one, three), (two, three), (other[0], other[1])]
+    first, second, third, fourth = holm([float(stats.ttest_rel(*pair).pvalue) for pair in pairs])
+    found = against_best([[one, two, three], other], lower_is_better=lower)
+    assert found[0] == pytest.approx([1, first, second] if best == 0 else [second, third, 1])
+    assert found[1] == pytest.approx([1, fourth] if lower else [fourth, 1])
+
+
+def test_of_equal_methods_at_most_5_percent_of_tables_tell_any_from_the_best() -> None:
+    random, told, told_of_the_best_alone = np.random.default_rng(0), 0, 0
+    for _ in range(300):
+        methods = list(random.normal(size=(7, 200)))
+        [found] = against_best([methods])
+        told += min(found) <= LEVEL
+        best = max(methods, key=np.mean)
+        told_of_the_best_alone += min(holm([paired_p(best, each) for each in methods if each is not best])) <= LEVEL
+    most = 300 * LEVEL + 3 * (300 * LEVEL * (1 - LEVEL)) ** 0.5
+    assert told <= most < told_of_the_best_alone
 
 
 def run(folder: Path, text: str) -> dict[str, Any]:
