@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,60 +14,118 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from fewshot.config import CONF, key_names, near
 from fewshot.device import keep_freed_memory
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, one_line
+from fewshot.sweeps import check_plugin, end_of_sweep, end_with, notes_of_sweep, objective, write_note
 
-failures: list[str] = []  # of a sweep's runs, in this process
-sweep_records: list[Path] = []  # of its finished runs
+MISTAKES = (FewshotError, OmegaConfBaseException, OSError, torch.OutOfMemoryError)  # of a person or a machine
 
 
-def main(function: Callable[[DictConfig], None], config: str) -> None:
+def main(function: Callable[[DictConfig], Path | None], config: str) -> None:
     """Run a tool under Hydra: compose `conf/<config>.yaml` with the command line, then call `function`.
 
     A mistake in the command line or the input is one line on stderr and exit code 1. In a sweep a failed run does
-    not end the others; the failed ones are listed at its end.
+    not end the others, in whatever process or machine a launcher puts it; the sweep ends with the table of the
+    records that its runs left, and with what failed.
+
+    Args:
+        function: returns the record that it wrote, where it wrote one.
     """
+    argv, process = sys.argv, os.getpid()
+    words = [word for word in argv[1:] if not word.startswith("-")]
+    sweep = bool({"-m", "--multirun"} & set(argv[1:]))
+    notes: Path | None = None
 
-    def guarded(cfg: DictConfig) -> None:
+    def guarded(cfg: DictConfig) -> float | None:
+        if os.getpid() != process:
+            _settle(argv, process)
+        keep_freed_memory()
+        record = failure = None
         try:
-            function(cfg)
-        except (FewshotError, OmegaConfBaseException, OSError, torch.OutOfMemoryError) as error:
-            line = str(error).strip().splitlines()[0]
-            if isinstance(error, torch.OutOfMemoryError):
-                line = f"out of memory on the GPU: set chunk to fewer tasks at once ({line})"
-            print(f"error: {line}", file=sys.stderr)
-            failures.append(line)
-        except KeyboardInterrupt:
-            print("interrupted: the same command, or resume=<run folder>, continues the run", file=sys.stderr)
-            sys.exit(130)
+            record = function(cfg)
+        except MISTAKES as error:
+            failure = _said(error)
+            print(f"error: {failure}", file=sys.stderr)
+        except Exception as error:
+            if notes is None:
+                raise
+            failure = _said(error)
+            traceback.print_exc()
+        if notes:
+            write_note(notes, record, failure)
+        elif failure:
+            sys.exit(1)
+        return objective(record) if notes and record else None
 
-    failures.clear()
-    sweep_records.clear()
-    keep_freed_memory()
+    run = hydra.main(config_path=str(CONF), config_name=config, version_base="1.3")(guarded)
     try:
         if not CONF.is_dir():
             raise FewshotError(f"{CONF}: not there; run the tools from a clone, installed with `pip install -e .`")
-        sweep = bool({"-m", "--multirun"} & set(sys.argv[1:]))
-        check_overrides([a for a in sys.argv[1:] if not a.startswith("-")], config, sweep)
+        place = check_overrides(words, config, sweep)
+        if not sweep:
+            run()
+            return
+        with notes_of_sweep(place, words) as notes:
+            launched = _launched(run)
+            if not (end_of_sweep(notes) and launched):
+                sys.exit(1)
     except FewshotError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    hydra.main(config_path=str(CONF), config_name=config, version_base="1.3")(guarded)()
-    if failures:
-        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted: the same command, or resume=<run folder>, continues the run", file=sys.stderr)
+        sys.exit(130)
 
 
-def check_overrides(overrides: list[str], config: str, sweep: bool) -> None:
+def _settle(argv: list[str], process: int) -> None:
+    """Make a process of a launcher one of the sweep that `process` started with `argv`."""
+    sys.argv = argv  # for the record
+    os.environ["TTY_COMPATIBLE"] = "0"  # no progress bars: those of several processes would overwrite each other
+    if os.getppid() == process:
+        end_with(process)
+
+
+def _launched(run: Callable[[], None]) -> bool:
+    """Let Hydra launch a sweep; False, and a line, where the launcher or the search broke down."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # what breaks is raised, rather than printed at length
+    try:
+        run()
+    except Exception as error:
+        if before:
+            traceback.print_exc()
+        print(f"error: the sweep ended early: {_said(error)}; the same command runs what is missing", file=sys.stderr)
+        return False
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+    return True
+
+
+def _said(error: BaseException) -> str:
+    """An error in one line."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"out of memory on the GPU: set chunk to fewer tasks at once ({str(error).splitlines()[0]})"
+    if isinstance(error, (*MISTAKES, HydraException)):
+        return str(error).strip().splitlines()[0]
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
+def check_overrides(overrides: list[str], config: str, sweep: bool) -> Path:
     """Hold the command line against the configuration before Hydra does, to answer in one line with near names.
 
+    Returns:
+        The folder below which Hydra's sweep works.
+
     Raises:
-        FewshotError: an override that is no override, an unknown key, option or type of value.
+        FewshotError: an override that is no override, an unknown key, option or type of value, or a plugin that is
+            not installed.
     """
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -78,9 +138,7 @@ def check_overrides(overrides: list[str], config: str, sweep: bool) -> None:
             if override.is_sweep_override() and not sweep:
                 raise FewshotError(f"{override.input_line}: several values are a sweep; add -m")
             options = _options(override.key_or_group)
-            values: list[Any] = list(override.sweep_string_iterator()) if override.is_sweep_override() else []
-            if not override.is_sweep_override():
-                values = [override.get_value_element_as_str()]
+            values = _values(override)
             for value in values:
                 if options and value not in options:
                     raise FewshotError(
@@ -91,16 +149,31 @@ def check_overrides(overrides: list[str], config: str, sweep: bool) -> None:
                     raise FewshotError(
                         f"dataset={value}: functions need no preparation and no extractor; only tools/train.py takes it"
                     )
-                if not override.key_or_group.startswith("hydra"):
+                if override.key_or_group in ("hydra/launcher", "hydra/sweeper"):
+                    if not sweep:
+                        raise FewshotError(f"{override.input_line}: is for sweeps; add -m")
+                    if "RANK" in os.environ:
+                        raise FewshotError(f"{override.input_line}: not under torchrun, which shares out single runs")
+                    check_plugin(override.key_or_group, str(value))
+                elif not override.key_or_group.startswith("hydra"):
                     _compose(config, [*singles, f"{override.key_or_group}={value}"], override.key_or_group)
             if values and not override.key_or_group.startswith("hydra"):
                 singles.append(f"{override.key_or_group}={values[0]}")
-        if sweep:
-            _compose_without_sweep(config, [o.input_line or "" for o in parsed if not o.is_sweep_override()])
+        fixed = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
+        place = _place_of_sweep(config, fixed) if sweep else Path()
     GlobalHydra.instance().clear()
+    return place
 
 
-def _compose_without_sweep(config: str, overrides: list[str]) -> None:
+def _values(override: Override) -> list[Any]:
+    """What an override gives its key: one value, each of a sweep, or the ends of an interval."""
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    value = override.value()
+    return [value.start, value.end] if isinstance(value, IntervalSweep) else list(override.sweep_string_iterator())
+
+
+def _place_of_sweep(config: str, overrides: list[str]) -> Path:
     """Hydra composes a sweep once without the swept values; where that fails it says a thing no one can act on."""
     try:
         compose(config, [override for override in overrides if not override.startswith("hydra")])
@@ -109,6 +182,10 @@ def _compose_without_sweep(config: str, overrides: list[str]) -> None:
             f"{str(error).splitlines()[0]} without what is swept; choose its group for the whole sweep, such as "
             "features=conv4"
         ) from error
+    try:
+        return Path(compose(config, overrides, return_hydra_config=True).hydra.sweep.dir)
+    except HydraException as error:
+        raise FewshotError(f"command line: {one_line(error)}") from error
 
 
 def _options(group: str) -> list[str]:
@@ -133,19 +210,3 @@ def _compose(config: str, overrides: list[str], key: str) -> None:
             ) from error
         cause = error.__cause__ or error
         raise FewshotError(f"{overrides[-1]}: {str(cause).splitlines()[0]}") from error
-
-
-class SweepTable(Callback):
-    """Hydra callback: a sweep ends by printing the comparison table of its runs, and what failed."""
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from fewshot.report.record import read_record
-        from fewshot.report.table import markdown
-
-        try:
-            if sweep_records:
-                print(f"\n{markdown([read_record(path) for path in sweep_records])}")
-        except FewshotError as error:
-            failures.append(str(error))
-        for failure in failures:
-            print(f"failed: {failure}", file=sys.stderr)

@@ -9,7 +9,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from fewshot.cli import main, sweep_records
+from fewshot.cli import main
 from fewshot.config import apply_recipe
 from fewshot.distributed import is_main, joined
 from fewshot.drawing import check_plot, draw_test
@@ -21,8 +21,12 @@ from fewshot.run_folder import saved_config
 from fewshot.training import TrainSettings, selected
 
 
-@joined()
-def train(cfg: DictConfig) -> None:
+def train(cfg: DictConfig) -> Path | None:
+    with joined():
+        return _train(cfg)
+
+
+def _train(cfg: DictConfig) -> Path | None:
     overrides = HydraConfig.get().overrides.task
     if cfg.resume:
         others = [o for o in overrides if o.split("=")[0] not in ("resume", "device", "plot")]
@@ -37,8 +41,7 @@ def train(cfg: DictConfig) -> None:
         check_plot(cfg)
     folder, record = training_run(cfg)
     if not is_main():
-        return
-    sweep_records.append(folder / "record.json")
+        return None
     print(summary(record, folder))
     if cfg.records:
         copy_record(folder, Path(cfg.records), Path(cfg.runs))
@@ -46,6 +49,7 @@ def train(cfg: DictConfig) -> None:
         experiment = build(cfg, folder)
         trained = selected(experiment.learner, TrainSettings(**experiment.config["train"]), folder, experiment.device)
         print(f"drawn: {draw_test(folder, experiment, cfg, trained)}")
+    return folder / "record.json"
 
 
 if __name__ == "__main__":
