@@ -133,6 +133,7 @@ def check_overrides(overrides: list[str], config: str, sweep: bool) -> Path:
             parsed = OverridesParser.create().parse_overrides(overrides)
         except HydraException as error:
             raise FewshotError(f"command line: {str(error).splitlines()[0]}; write key=value") from error
+        parsed.sort(key=lambda override: not _options(override.key_or_group))  # what brings keys before the keys
         singles = []
         for override in parsed:
             if override.is_sweep_override() and not sweep:
@@ -147,7 +148,7 @@ def check_overrides(overrides: list[str], config: str, sweep: bool) -> Path:
                     )
                 if override.key_or_group == "dataset" and config != "train" and _of_functions(str(value)):
                     raise FewshotError(
-                        f"dataset={value}: functions need no preparation and no extractor; only tools/train.py takes it"
+                        f"dataset={value}: functions are for tools/train.py alone; there is nothing of them to prepare"
                     )
                 if override.key_or_group in ("hydra/launcher", "hydra/sweeper"):
                     if not sweep:
@@ -203,10 +204,13 @@ def _compose(config: str, overrides: list[str], key: str) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         known = key_names(compose(config, overrides[:-1]))
         if key not in known:
-            raise FewshotError(f"{key}: no such key{near(key, known)}") from error
+            named = [name for name in known if name.endswith(f".{key}")]
+            hint = f", did you mean {' or '.join(named[:3])}?" if named else near(key, known)
+            raise FewshotError(f"{key}: no such key{hint}") from error
         if "'features/" in str(error) and any(o.startswith("dataset=") and _of_functions(o[8:]) for o in overrides):
             raise FewshotError(
-                f"{overrides[-1]}: features are of images; functions are learned by leo_regression"
+                f"{overrides[-1]}: features are of images; functions are learned by maml, fomaml, reptile and "
+                "leo_regression"
             ) from error
         cause = error.__cause__ or error
         raise FewshotError(f"{overrides[-1]}: {str(cause).splitlines()[0]}") from error

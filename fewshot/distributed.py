@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Meet the other processes that torchrun started, and leave them at the end; also a decorator.
+    """Meet the other processes that torchrun started, and leave them at the end.
 
     They talk by NCCL where each has a GPU of its own, which becomes its current one, else by gloo. A process that
     waits longer for the others than `$FEWSHOT_TIMEOUT` seconds, 600 where it is not set, gives up.

@@ -143,6 +143,15 @@ def test_a_number_of_steps_that_diverges_is_left_out_with_a_word(call: Any) -> N
     assert "error: mse is not finite in " in alone.err
 
 
+def test_the_order_of_words_makes_no_difference_and_a_last_part_finds_its_key(call: Any) -> None:
+    done = call("train", "dataset.reader.noise=0.1", "dataset=sinusoid", "run_dir=run", "test.steps=1", *FEW)
+    assert (done.code, done.err) == (0, "")
+    assert read(Path("run"))["protocol"]["view"].endswith("noise 0.1")
+    lost = call("train", "inner_lr=0.1")
+    assert lost.code == 1
+    assert lost.err == "error: inner_lr: no such key, did you mean algorithm.learner.inner_lr?\n"
+
+
 def test_functions_of_ones_own_are_named_by_their_families(call: Any) -> None:
     own = ("dataset.reader.families.sine=null", "dataset.reader.families.line={slope:[-1,1],intercept:[0,0]}")
     done = call("train", "dataset=sinusoid", "run_dir=run", "test.steps=1", *own, *FEW)
@@ -172,7 +181,7 @@ def test_a_run_of_an_earlier_version_is_tested_and_resumed(call: Any) -> None:
         (("test.steps=-1",), "test.steps=-1: must be a whole number >= 0"),
         (("train.train_on_val=true",), "train.train_on_val: not for functions"),
         (("dataset.reader.families.sine.phase=3",), "dataset.reader.families.sine.phase=3: a range has two numbers"),
-        (("algorithm=leo",), "functions are learned by leo_regression"),
+        (("algorithm=leo",), "functions are learned by maml, fomaml, reptile and leo_regression"),
         (("features=none", "backbone=pixels", "algorithm=leo"), "on functions choose algorithm=leo_regression"),
     ],
 )
@@ -188,7 +197,7 @@ def test_mistakes_about_regressions_are_one_line(call: Any, words: tuple[str, ..
 def test_functions_are_refused_where_images_are_wanted(call: Any, tool: str) -> None:
     done = call(tool, "dataset=sinusoid")
     assert done.code == 1
-    assert "dataset=sinusoid: functions need no preparation" in done.err
+    assert "dataset=sinusoid: functions are for tools/train.py alone" in done.err
     assert len(done.err.splitlines()) == 1
 
 

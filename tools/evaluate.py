@@ -38,8 +38,12 @@ PROTOCOL = {
 }
 
 
-@joined()
 def evaluate(cfg: DictConfig) -> None:
+    with joined():  # inside: launchers send this function to other processes, and a decorated one cannot be pickled
+        _evaluate(cfg)
+
+
+def _evaluate(cfg: DictConfig) -> None:
     run = Path(cfg.run)
     trained_cfg = saved_config(run, device=cfg.device)
     elsewhere = None if cfg.dataset is None else DictConfig(OmegaConf.to_container(cfg.dataset, resolve=True))

@@ -17,7 +17,7 @@ from fewshot.report.styles import check_format
 
 def write_report(cfg: DictConfig) -> None:
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
-    folder = Path(cfg.runs)
+    folder = Path(str(cfg.runs))
     out = folder / "report.html" if cfg.out is None else Path(cfg.out)
     check_format(cfg.format)
     for switch in ("published", "cost"):

@@ -26,7 +26,7 @@ def table(cfg: DictConfig) -> None:
     if cfg.refresh is not None:
         refresh(Path(cfg.refresh), settings)
         return
-    runs, unread = measured(Path(cfg.runs))
+    runs, unread = measured(Path(str(cfg.runs)))
     made = table_of(runs, settings)
     complain([*unread, *made.complaints])
     text = FORMATS[cfg.format](made)

@@ -22,7 +22,7 @@ from fewshot.training import TrainSettings, selected
 
 
 def train(cfg: DictConfig) -> Path | None:
-    with joined():
+    with joined():  # inside: launchers send this function to other processes, and a decorated one cannot be pickled
         return _train(cfg)
 
 

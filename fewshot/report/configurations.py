@@ -42,7 +42,9 @@ def differences(runs: Sequence[Record]) -> tuple[pd.DataFrame, list[str], list[s
             missing.append(place)
     configs = [dict(flat) for flat in groups]
     keys = dict.fromkeys(key for config in configs for key in config)
-    differing = [key for key in keys if len({config.get(key, NOTHING) for config in configs}) > 1]
+    # Classes and the like are said by the names beside them.
+    told = (key for key in keys if not key.endswith(("_target_", "_partial_")))
+    differing = [key for key in told if len({config.get(key, NOTHING) for config in configs}) > 1]
     columns = [[config.get(key, NOTHING) for key in differing] for config in configs]
     frame = pd.DataFrame(list(zip(differing, *columns, strict=True)), columns=["key", *_headings(groups.values())])
     return frame, missing, complaints

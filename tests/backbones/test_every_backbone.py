@@ -29,7 +29,7 @@ SMALL: dict[str, tuple[dict[str, Any], int]] = {
     "resnet12": ({"widths": [4, 5, 6, 7]}, 16),
     "wrn28_10": ({"depth": 10, "widen": 1}, 1),
 }
-NO_IMAGES = {"mlp", "linear", "features", "pixels"}
+NO_IMAGES = {"mlp", "mlp_40", "linear", "features", "pixels"}
 SIDES = {name: max(side, 16) for name, (_, side) in SMALL.items()}
 
 every = pytest.mark.parametrize("name", SMALL)
@@ -193,7 +193,9 @@ def refused(name: str, shape: tuple[int, ...] | None = None, **choices: Any) -> 
 @every
 def test_unknown_choices_are_refused_with_the_known_ones(name: str) -> None:
     assert "norm=layer: choose one of batch, running, none" in refused(name, norm="layer")
-    assert "head_init=ones: choose one of xavier, kaiming, normal, zeros, uniform" in refused(name, head_init="ones")
+    assert "head_init=ones: choose one of xavier, kaiming, normal, truncated_normal, zeros, uniform" in refused(
+        name, head_init="ones"
+    )
 
 
 @every
