@@ -120,6 +120,7 @@ def _cost(made: list[Cell], layout: Layout) -> pd.DataFrame:
                 "seeds": _amount(len(cell.runs)),
                 "training tasks": _amount(_mean(cell, "cost.train_tasks")),
                 "minutes": _amount(_mean(cell, "cost.train_seconds", unit=60), decimals=1),
+                "extractor minutes": _amount(_mean(cell, "cost.extractor_seconds", unit=60), decimals=1),
                 "tasks/s": _amount(_mean(cell, "cost.tasks_per_second")),
                 "peak MiB": _amount(_mean(cell, "cost.peak_memory_bytes", unit=2**20)),
                 "gradients": _amount(_mean(cell, "cost.gradient_evaluations")),
@@ -129,9 +130,9 @@ def _cost(made: list[Cell], layout: Layout) -> pd.DataFrame:
             }
         )
     frame = pd.DataFrame(lines)
-    if set(frame["gradients"]) == {NOTHING}:  # not every version of a record counts them
-        frame = frame.drop(columns="gradients")
-    return frame
+    # Images have no extractor, and not every version of a record counts gradients.
+    empty = [name for name in ("extractor minutes", "gradients") if set(frame[name]) == {NOTHING}]
+    return frame.drop(columns=empty)
 
 
 def _raw(cell: Cell, layout: Layout) -> dict[str, Any]:

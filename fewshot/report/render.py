@@ -43,7 +43,7 @@ NEEDS = r"""% \usepackage{booktabs,graphicx}
 \providecommand{\resizebox}[3]{#3}% without graphicx a table is as wide as it is"""
 NUMBER = re.compile(r"[\d,.]+|–")
 WRAP, LONG = 28, 24  # letters of a cell's line, rows of a table whose height matters more than its width
-WIDE = 6  # columns from which on its width matters most
+WIDE = 6  # columns above which the width of a short table matters most
 
 
 def latex(page: Page) -> str:
@@ -57,7 +57,9 @@ def latex(page: Page) -> str:
 
 
 def _float(table: pd.DataFrame, caption: str, below: list[str]) -> str:
-    width = 2 * WRAP if len(table) >= LONG else WRAP if table.shape[1] <= WIDE else 2 * WRAP // 3
+    width = 2 * WRAP if len(table) >= LONG else WRAP
+    if below and table.shape[1] > WIDE and len(table) < LONG // 2:  # the costs' own columns are narrow
+        width = 2 * WRAP // 3
 
     def cell(entry: Entry) -> str:
         text = rf"\textbf{{{_stacked(entry.text, width)}}}" if entry.bold else _stacked(entry.text, width)
