@@ -228,3 +228,18 @@ def test_identity_covers_what_a_result_depends_on_and_nothing_else() -> None:
 def test_near_names() -> None:
     assert near("shoot", ["way", "shot"]) == ", did you mean shot?"
     assert near("zzz", ["way", "shot"]) == ""
+
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("way", [5, 20])
+def test_every_experiment_is_a_block_of_the_papers_table_by_their_settings(name: str, way: int) -> None:
+    cfg = with_recipe(f"experiment={name}", f"way={way}", "shot=1")
+    dataset, algorithm = name.split("_")
+    assert (cfg.dataset.name, cfg.algorithm.name) == (dataset, algorithm)
+    assert cfg.dataset.reader.split == "random1200"  # one split for all rows
+    assert cfg.records == "results/omniglot"
+    assert cfg.recipe == {"maml": "cbfinn", "fomaml": "cbfinn", "reptile": "openai", "leo": None}[algorithm]
+    resolved(cfg)
