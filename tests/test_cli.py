@@ -127,7 +127,9 @@ def test_checkpoints_are_those_of_the_run(call: Any) -> None:
     found = [comparable(read(Path(name))) for name in ("best", "path")]
     assert found[0] == found[1]
     assert found[0]["protocol"]["selection"] == "best validation mse"
-    other = call("evaluate", "run=run", "checkpoint=other/checkpoints/last.safetensors")
+    # Not even where a test of the run's own checkpoint of that name is there already.
+    assert call("evaluate", "run=run", "checkpoint=last", "query=3").code == 0
+    other = call("evaluate", "run=run", "checkpoint=other/checkpoints/last.safetensors", "query=3")
     assert other.code == 1
     assert "no checkpoint of the run; name a file in run/checkpoints" in other.err
 

@@ -75,6 +75,8 @@ def _evaluate(cfg: DictConfig) -> None:
         bank = tasks_of(experiment, test_cfg, test.split, test.seed).source
         check_new(run, data.name, bank)
         words.insert(0, f"{data.name}-{identity({'dataset': resolved(data), 'images': bank.fingerprint})[:8]}")
+    settings = TrainSettings(**experiment.config["train"])
+    trained = selected(experiment.learner, settings, run, experiment.device, cfg.checkpoint)
     folder = Path(cfg.out) if cfg.out else run / "tests" / "-".join(words)
     if (folder / "config.yaml").exists():
         raise FewshotError(f"out={folder}: holds a run; choose another folder")
@@ -82,8 +84,6 @@ def _evaluate(cfg: DictConfig) -> None:
         if is_main():
             print(summary(read_record(folder / "record.json"), folder))
         return
-    settings = TrainSettings(**experiment.config["train"])
-    trained = selected(experiment.learner, settings, run, experiment.device, cfg.checkpoint)
     record, scores = tested(experiment, test_cfg, trained)
     if not is_main():
         return
