@@ -18,6 +18,7 @@ from fewshot.checkpoint import load_checkpoint, matching, save_checkpoint, write
 from fewshot.distributed import is_main, share
 from fewshot.episodes import Tasks
 from fewshot.errors import FewshotError
+from fewshot.outer import apply, guarded, make_optimizer, restore, slots
 
 
 @dataclass
@@ -33,7 +34,7 @@ class TrainSettings:
     outer_lr_end: float | None  # the rate falls linearly to this; None: constant
     clip: float | None  # each element of the outer gradient to [-clip, clip]
     clip_norm: float | None  # after that, the L2 norm of each tensor of it
-    nan_guard: bool  # see `guarded`; False: a loss or gradient that is not finite ends the run
+    nan_guard: bool  # see `outer.guarded`; False: a loss or gradient that is not finite ends the run
     train_on_val: bool  # validation classes join the training classes (train_on_val in deepmind/leo)
     validate_every: int  # outer steps between validations; 0: none
     select: str  # best (on validation) | last
@@ -50,7 +51,7 @@ class Trained:
     validation: dict[str, Any] | None  # {accuracy or mse, step} of these parameters, where they were validated
     selection: str  # "best validation accuracy" (or mse) or "last", whichever these parameters are
     steps: int  # outer steps of the whole training
-    nan_guarded: int  # steps whose gradient `guarded` replaced
+    nan_guarded: int  # steps whose gradient `outer.guarded` replaced
     train_seconds: float  # of these steps: sampling, adaptation and update, without validation
 
 
@@ -81,7 +82,7 @@ def train(
     last, best = checkpoints(folder)
     params, carry = learner.initial()
     params, carry = ({k: v.to(tasks.device) for k, v in group.items()} for group in (params, carry))
-    optimizer = _optimizer(settings, params)
+    optimizer = make_optimizer(settings, params)
     state: dict[str, Any] = {"step": 0, "train_seconds": 0.0, "validation": None, "best": None, "nan_guarded": 0}
     if last.exists():
         groups, state = load_checkpoint(last, tasks.device)
@@ -89,14 +90,14 @@ def train(
             for name, value in matching(last, groups.get("params", {}), params).items():
                 params[name].copy_(value)
         carry = matching(last, groups.get("carry", {}), carry)
-        _restore(optimizer, params, groups.get("outer", {}))
+        restore(optimizer, params, groups.get("outer", {}))
     metrics = folder / "metrics.jsonl"
     _cut(metrics, state["step"])
     steps = settings.steps if is_trained(learner, tasks) else 0
     batch, own = settings.meta_batch, share(settings.meta_batch)
 
     def checkpoint() -> None:
-        save_checkpoint(last, {"params": params, "carry": carry, "outer": _slots(optimizer, params)}, state)
+        save_checkpoint(last, {"params": params, "carry": carry, "outer": slots(optimizer, params)}, state)
 
     for step in range(state["step"], steps):
         start = time.perf_counter()
@@ -109,7 +110,7 @@ def train(
         else:
             _check_finite(outer, step, last)
         carry = outer.carry
-        rate = _apply(optimizer, params, gradient, settings, step)
+        rate = apply(optimizer, params, gradient, settings, step)
         values = {"loss": float(outer.loss.mean()), tasks.metric: float(outer.score.mean()), "outer_lr": rate}
         state["train_seconds"] += time.perf_counter() - start
         done = state["step"] = step + 1
@@ -133,16 +134,6 @@ def train(
             checkpoint()
     if not last.exists():
         checkpoint()
-
-
-def _metric(validation: dict[str, Any]) -> str:
-    return "mse" if "mse" in validation else "accuracy"
-
-
-def _better(metric: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
-    if isnan(other[metric]):
-        return not isnan(one[metric])
-    return one[metric] < other[metric] if metric == "mse" else one[metric] > other[metric]
 
 
 def is_trained(learner: Learner, tasks: Tasks) -> bool:
@@ -223,69 +214,14 @@ def checkpoints(folder: Path) -> tuple[Path, Path]:
     return folder / "checkpoints/last.safetensors", folder / "checkpoints/best.safetensors"
 
 
-def guarded(gradient: Tensors, loss: torch.Tensor, params: Tensors) -> Tensors:
-    """The gradient; where the loss or any part of it holds a NaN, each parameter's own value in its place.
-
-    What deepmind/leo does, whose comment promises the gradient of a small L2 penalty: two names are exchanged there.
-    """
-    if bool(torch.stack([value.isnan().any() for value in (loss, *gradient.values())]).any()):
-        return {name: value.detach().clone() for name, value in params.items()}
-    return gradient
+def _metric(validation: dict[str, Any]) -> str:
+    return "mse" if "mse" in validation else "accuracy"
 
 
-def clipped(gradient: Tensors, element: float | None, norm: float | None) -> Tensors:
-    """Each element to [-element, element], then each tensor to an L2 norm of at most `norm`; None leaves as it is."""
-    if element is not None:
-        gradient = {name: value.clamp(-element, element) for name, value in gradient.items()}
-    if norm is not None:
-        gradient = {name: value * (norm / value.norm().clamp_min(norm)) for name, value in gradient.items()}
-    return gradient
-
-
-def _optimizer(settings: TrainSettings, params: Tensors) -> torch.optim.Optimizer | None:
-    check_choice("train.outer_optimizer", settings.outer_optimizer, ("adam", "adam_tf", "sgd"))
-    if not params:
-        return None
-    if settings.outer_optimizer.startswith("adam"):
-        return torch.optim.Adam(params.values(), lr=settings.outer_lr)
-    return torch.optim.SGD(params.values(), lr=settings.outer_lr)
-
-
-def _apply(
-    optimizer: torch.optim.Optimizer | None, params: Tensors, gradient: Tensors, settings: TrainSettings, step: int
-) -> float:
-    """One step of the outer optimiser, in place; returns the rate it took."""
-    rate = settings.outer_lr
-    if settings.outer_lr_end is not None:  # supervised-reptile: linear, from the first step to just before the last
-        done = step / settings.steps
-        rate = settings.outer_lr * (1 - done) + settings.outer_lr_end * done
-    if optimizer is None:
-        return rate
-    gradient = clipped(gradient, settings.clip, settings.clip_norm)
-    for name, value in params.items():
-        value.grad = gradient[name]
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-        if settings.outer_optimizer == "adam_tf":
-            group["eps"] = 1e-8 / (1 - group["betas"][1] ** (step + 1)) ** 0.5
-    optimizer.step()
-    optimizer.zero_grad()
-    return rate
-
-
-def _slots(optimizer: torch.optim.Optimizer | None, params: Tensors) -> Tensors:
-    """The optimiser's tensors by parameter name and slot."""
-    if optimizer is None:
-        return {}
-    return {f"{n}/{slot}": v for n, p in params.items() for slot, v in optimizer.state[p].items()}
-
-
-def _restore(optimizer: torch.optim.Optimizer | None, params: Tensors, slots: Tensors) -> None:
-    for key, value in slots.items():
-        name, slot = key.rsplit("/", 1)
-        if optimizer is not None:
-            # Adam keeps its step count in main memory.
-            optimizer.state[params[name]][slot] = value.cpu() if slot == "step" else value
+def _better(metric: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
+    if isnan(other[metric]):
+        return not isnan(one[metric])
+    return one[metric] < other[metric] if metric == "mse" else one[metric] > other[metric]
 
 
 def _check_finite(outer: Outer, step: int, last: Path) -> None:

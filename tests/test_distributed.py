@@ -29,8 +29,9 @@ from fewshot.distributed import added, by_main, is_main, joined, main_first, pla
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 from fewshot.experiment import build, training_tasks
+from fewshot.outer import guarded
 from fewshot.run import training_run
-from fewshot.training import TrainSettings, check_shareable, guarded, train
+from fewshot.training import TrainSettings, check_shareable, train
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = str(ROOT / "tools/train.py")

@@ -37,10 +37,10 @@ from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 from fewshot.evaluation import evaluate, query_outputs
 from fewshot.experiment import make
+from fewshot.outer import clipped
 from fewshot.report.record import code, device_name, environment
 from fewshot.speed import Contender, flops_of_task, outer_step, peaks
 from fewshot.tasks.sampler import Sampler
-from fewshot.training import clipped
 
 Row = dict[str, Any]
 

@@ -18,7 +18,8 @@ from fewshot.algorithms.leo import FromKey, Leo, kl_estimate, orthogonality, sup
 from fewshot.backbones.inputs import Inputs
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
-from fewshot.training import TrainSettings, _apply, _optimizer, clipped, guarded
+from fewshot.outer import apply, clipped, guarded, make_optimizer
+from fewshot.training import TrainSettings
 
 SMALL = Path(__file__).parent / "goldens"
 FULL = Path(__file__).parents[3] / "shared/reference/goldens"
@@ -197,7 +198,7 @@ def test_a_meta_batch_is_guarded_clipped_and_stepped_as_in_the_original(name: st
         outer_lr_end=None, clip=config["gradient_threshold"], clip_norm=config["gradient_norm_threshold"],
         nan_guard=True, train_on_val=False, validate_every=0, select="last", checkpoint_every=1, log_every=1,
     )  # fmt: skip
-    optimizer = _optimizer(settings, params)
+    optimizer = make_optimizer(settings, params)
     for step in range(config["adam_steps"]):
         losses, accuracies = zip(
             *(learner.objective(params, golden.task(i), golden.draws(i)) for i in range(config["n_tasks"])),
@@ -213,7 +214,7 @@ def test_a_meta_batch_is_guarded_clipped_and_stepped_as_in_the_original(name: st
             if "nan" not in name:
                 golden.close(loss, "train/total_loss", 2e-6)
                 golden.close(torch.stack(accuracies).mean(), "train/query_accuracy", 1e-6)
-        _apply(optimizer, params, gradient, settings, step)
+        apply(optimizer, params, gradient, settings, step)
         for parameter, value in params.items():
             stored = golden.stored[f"train/param_after_step_{step + 1}/{parameter}"].squeeze()
             # 2.8e-7 without difference 6 of leo.py, whose rounding shows in one element of 256.
