@@ -19,48 +19,21 @@ Differences from the original program:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod, sqrt
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fewshot.algorithms.latent import Draws, FromKey, TwoLoops, kl_estimate, orthogonality, rate_figures
 from fewshot.algorithms.learner import Tensors, check_choice, check_number, check_switch, score
 from fewshot.backbones.inputs import Inputs
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
-from fewshot.random import coins, fold, normal, stream
 
 SMALLEST_STDDEV = 1e-10
-
-
-class Draws(Protocol):
-    """Where the random numbers of one task come from, each draw by its name."""
-
-    def normal(self, name: str, shape: Sequence[int]) -> torch.Tensor:
-        """Standard normals of a shape."""
-        ...
-
-    def keep(self, name: str, shape: Sequence[int], rate: float) -> torch.Tensor:
-        """A dropout mask: False with probability `rate`."""
-        ...
-
-
-@dataclass(frozen=True)
-class FromKey:
-    """Draws that are functions of the episode's key."""
-
-    key: torch.Tensor  # [] int64
-    dtype: torch.dtype
-
-    def normal(self, name: str, shape: Sequence[int]) -> torch.Tensor:
-        return normal(fold(self.key, torch.tensor(stream(name))), shape).to(self.dtype)
-
-    def keep(self, name: str, shape: Sequence[int], rate: float) -> torch.Tensor:
-        return ~coins(fold(self.key, torch.tensor(stream(name))), shape, rate)
 
 
 @dataclass(frozen=True)
@@ -73,7 +46,7 @@ class Solution:
     tuned: list[torch.Tensor]  # w as mean over K, before each fine-tuning step and after the last, F+1 of [N, 1, D]
 
 
-class Leo:
+class Leo(TwoLoops):
     """Adapt a low-dimensional code of the classifier's weights, which the support set itself proposes.
 
     Args:
@@ -150,16 +123,6 @@ class Leo:
     def initial(self) -> tuple[Tensors, Tensors]:
         """Encoder, relation network, decoder and both learning rates; no carry."""
         return {name: value.clone() for name, value in self._initial.items()}, {}
-
-    @property
-    def gradient_evaluations(self) -> int:
-        """Gradients that one training task costs: those of both inner loops and the outer one."""
-        return self.latent_steps + self.test_steps + 1
-
-    @property
-    def adaptation_steps(self) -> str:
-        """Both inner loops of a test task, for the record."""
-        return f"{self.latent_steps} latent, {self.test_steps} fine-tuning"
 
     def outer_loss(self, params: Tensors, task: Episodes) -> tuple[torch.Tensor, torch.Tensor]:
         """Equation 4 and the regularisers of one task in meta-training, []; and the query score []."""
@@ -256,9 +219,7 @@ class Leo:
 
     def figures(self, params: Tensors) -> dict[str, float]:
         """Mean and spread of the meta-learned rates, for the log."""
-        rates = {name: params[name] for name in ("latent_lr", "finetune_lr")}
-        means = {f"{name}_mean": float(rate.mean()) for name, rate in rates.items()}
-        return means | {f"{name}_stddev": float(rate.std()) for name, rate in rates.items()}
+        return rate_figures(params["latent_lr"], params["finetune_lr"])
 
     def _drop(self, x: torch.Tensor, name: str, draws: Draws | None) -> torch.Tensor:
         """Dropout with inverted scaling, in meta-training."""
@@ -278,21 +239,6 @@ def support_gradient(w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         shot, 0
     )
     return (error.T @ items)[:, None] / shot
-
-
-def kl_estimate(z: torch.Tensor, mean: torch.Tensor, stddev: torch.Tensor) -> torch.Tensor:
-    """One-sample estimate of KL(N(mean, stddev) || N(0, I)) from the sample z, mean over its elements: []."""
-    # From z, not from its noise: in float32 a clipped deviation of 1e-10 vanishes in z, and so it does in the original.
-    # This is the noise that z was made with, a constant: left to differentiation, terms of 1e10 would have to cancel.
-    noise = ((z - mean) / stddev).detach()
-    return (0.5 * (z.square() - noise.square()) - stddev.log()).mean()
-
-
-def orthogonality(decoder: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference of the row correlations of decoder [L, 2D] from the identity: []."""
-    norms = decoder.norm(dim=1)
-    correlations = decoder @ decoder.T / (norms[:, None] * norms + 1e-32)
-    return (correlations - torch.eye(len(decoder), dtype=decoder.dtype, device=decoder.device)).square().mean()
 
 
 def _glorot(rows: int, columns: int) -> torch.Tensor:

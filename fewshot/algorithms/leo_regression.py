@@ -25,6 +25,7 @@ from math import log
 import torch
 from torch import nn
 
+from fewshot.algorithms.latent import Draws, FromKey, TwoLoops, kl_estimate, orthogonality, rate_figures
 from fewshot.algorithms.learner import (
     Tensors,
     backbone_parameters,
@@ -35,7 +36,6 @@ from fewshot.algorithms.learner import (
     score,
     task_loss,
 )
-from fewshot.algorithms.leo import Draws, FromKey, kl_estimate, orthogonality
 from fewshot.backbones.mlp import MLP
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
@@ -54,7 +54,7 @@ class Fit:
     weights: torch.Tensor  # decoded from the last z and fine-tuned, [D]
 
 
-class LeoRegression:
+class LeoRegression(TwoLoops):
     """Adapt a low-dimensional code of all the weights of a small network, which the support set itself proposes.
 
     Args:
@@ -138,16 +138,6 @@ class LeoRegression:
         """Encoder, relation network, decoder and both learning rates; no carry."""
         return {name: value.clone() for name, value in self._initial.items()}, {}
 
-    @property
-    def gradient_evaluations(self) -> int:
-        """Gradients that one training task costs: those of both inner loops and the outer one."""
-        return self.latent_steps + self.test_steps + 1
-
-    @property
-    def adaptation_steps(self) -> str:
-        """Both inner loops of a test task, for the record."""
-        return f"{self.latent_steps} latent, {self.test_steps} fine-tuning"
-
     def outer_loss(self, params: Tensors, task: Episodes) -> tuple[torch.Tensor, torch.Tensor]:
         """Equation 4 and the regularisers of one task in meta-training, []; and the query score []."""
         fit = self.solve(params, task, FromKey(task.key, task.query_x.dtype))
@@ -221,9 +211,7 @@ class LeoRegression:
 
     def figures(self, params: Tensors) -> dict[str, float]:
         """Mean and spread of the meta-learned rates, for the log."""
-        rates = {name: params[f"log_{name}"].exp() for name in ("latent_lr", "finetune_lr")}
-        means = {f"{name}_mean": float(rate.mean()) for name, rate in rates.items()}
-        return means | {f"{name}_stddev": float(rate.std()) for name, rate in rates.items()}
+        return rate_figures(params["log_latent_lr"].exp(), params["log_finetune_lr"].exp())
 
     def _slope(self, loss: Callable[[torch.Tensor], torch.Tensor], at: torch.Tensor) -> torch.Tensor:
         """Gradient of a loss of one vector, shortened to `inner_clip`; differentiable."""

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from fewshot.algorithms.engine import Engine
-from fewshot.algorithms.leo import FromKey, Leo, kl_estimate, orthogonality, support_gradient
+from fewshot.algorithms.latent import FromKey, kl_estimate, orthogonality
+from fewshot.algorithms.leo import Leo, support_gradient
 from fewshot.backbones.inputs import Inputs
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fewshot.algorithms.engine import Engine
-from fewshot.algorithms.leo import FromKey
+from fewshot.algorithms.latent import FromKey
 from fewshot.algorithms.leo_regression import Fit, LeoRegression
 from fewshot.backbones.mlp import MLP
 from fewshot.data import functions
