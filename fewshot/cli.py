@@ -16,10 +16,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fewshot.config import CONF, key_names, near
+from fewshot.config import CONF, key_names, near, of_functions
 from fewshot.device import keep_freed_memory
 from fewshot.errors import FewshotError, one_line
 from fewshot.sweeps import check_plugin, end_of_sweep, end_with, notes_of_sweep, objective, write_note
@@ -146,7 +146,7 @@ def check_overrides(overrides: list[str], config: str, sweep: bool) -> Path:
                         f"{override.key_or_group}={value}: no such option{near(str(value), options)}; "
                         f"there are {', '.join(options)}"
                     )
-                if override.key_or_group == "dataset" and config != "train" and _of_functions(str(value)):
+                if override.key_or_group == "dataset" and config != "train" and _named_for_functions(str(value)):
                     raise FewshotError(
                         f"dataset={value}: functions are for tools/train.py alone; there is nothing of them to prepare"
                     )
@@ -193,9 +193,10 @@ def _options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml")) if group.isidentifier() else []
 
 
-def _of_functions(dataset: str) -> bool:
-    """Whether a dataset's file also says how to train: what images leave to conf/train.yaml."""
-    return (CONF / "dataset" / f"{dataset}.yaml").read_text(encoding="utf-8").startswith("# @package _global_")
+def _named_for_functions(dataset: str) -> bool:
+    """Whether the dataset of this name is one of functions; only their files say more than `dataset`."""
+    said = OmegaConf.load(CONF / "dataset" / f"{dataset}.yaml")
+    return isinstance(said, DictConfig) and "dataset" in said and of_functions(said.dataset)
 
 
 def _compose(config: str, overrides: list[str], key: str) -> None:
@@ -207,7 +208,9 @@ def _compose(config: str, overrides: list[str], key: str) -> None:
             named = [name for name in known if name.endswith(f".{key}")]
             hint = f", did you mean {' or '.join(named[:3])}?" if named else near(key, known)
             raise FewshotError(f"{key}: no such key{hint}") from error
-        if "'features/" in str(error) and any(o.startswith("dataset=") and _of_functions(o[8:]) for o in overrides):
+        if "'features/" in str(error) and any(
+            o.startswith("dataset=") and _named_for_functions(o[8:]) for o in overrides
+        ):
             raise FewshotError(
                 f"{overrides[-1]}: features are of images; functions are learned by maml, fomaml, reptile and "
                 "leo_regression"

@@ -134,6 +134,11 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
+def of_functions(dataset: Mapping[str, Any] | DictConfig) -> bool:
+    """Whether a dataset, `dataset` of a configuration, is a distribution over functions and not of images."""
+    return "families" in dataset["reader"]
+
+
 def identity(config: Mapping[str, Any], *, without: Iterable[str] = ()) -> str:
     """Hash of everything that a run's result depends on; `without` leaves further keys out."""
     kept = _placeless({key: value for key, value in config.items() if key not in (*PLACES, *without)})

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from fewshot.config import of_functions
 from fewshot.episodes import Source
 from fewshot.errors import FewshotError
 from fewshot.run_folder import began_with
@@ -25,7 +26,7 @@ def on_another_dataset(cfg: DictConfig, run: Path, dataset: DictConfig) -> DictC
     Raises:
         FewshotError: the run learns on features, or what only the run can say is given.
     """
-    if "families" in cfg.dataset.reader:
+    if of_functions(cfg.dataset):
         raise FewshotError(f"dataset={dataset.name}: the run in {run} learns functions; leave dataset out")
     if cfg.features.name is not None:
         raise FewshotError(

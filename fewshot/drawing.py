@@ -69,8 +69,7 @@ def _fits(run: Experiment, cfg: DictConfig, trained: Trained, tasks: Regression)
             keys = fold(task.key, torch.arange(SAMPLES, device=run.device))
             lines, samples = {"not sampled": fitted(several[-1])}, vmap(sampled)(keys).cpu().numpy()
         else:
-            names = ["before", *(f"after {count}" for count in several)]
-            lines = {name: fitted(count) for name, count in zip(names, [0, *several], strict=True)}
+            lines = {f"after {count}" if count else "before": fitted(count) for count in dict.fromkeys([0, *several])}
             samples = None
         points = task.support_x[:, 0].cpu().numpy(), task.support_y.cpu().numpy()
         found.append(Fit(x.cpu().numpy(), truth[place], *points, curves=lines, samples=samples))

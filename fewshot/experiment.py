@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.learner import Learner
-from fewshot.config import resolved
+from fewshot.config import of_functions, resolved
 from fewshot.data.bank import Bank, joined
 from fewshot.data.functions import Functions
 from fewshot.device import compute_alone, has_room, pick_device
@@ -66,16 +66,16 @@ def build(cfg: DictConfig, known: Path | None = None) -> Experiment:
     Raises:
         FewshotError: whatever is wrong with the configuration or the data.
     """
-    of_functions = check_dataset(cfg)
+    no_images = check_dataset(cfg)
     config = resolved(cfg)
     for key, least in LEAST.items():
         if OmegaConf.select(cfg, key) < least:
             raise FewshotError(f"{key}={OmegaConf.select(cfg, key)}: must be at least {least}")
     device = pick_device(cfg.device)
-    compute_alone(of_functions)
+    compute_alone(no_images)
     sources = read_sources(cfg, known)
     # Features were taken of images as the dataset's view has them.
-    view = View() if of_functions or cfg.features.name is not None else view_of(config["dataset"])
+    view = View() if no_images or cfg.features.name is not None else view_of(config["dataset"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         network = make(cfg.backbone.network, shape=view.seen(sources["train"].shape), way=cfg.way)
@@ -95,7 +95,7 @@ def check_dataset(cfg: DictConfig) -> bool:
     Raises:
         FewshotError: something is set that is not for such a dataset.
     """
-    if "families" in cfg.dataset.reader:
+    if of_functions(cfg.dataset):
         if cfg.way != 1:
             raise FewshotError(f"way={cfg.way}: a function of {cfg.dataset.name} has one output; leave way out")
         if cfg.features.name is not None or cfg.train.train_on_val:

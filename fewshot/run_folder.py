@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fewshot.checkpoint import LOCK
-from fewshot.config import PLACES, TrainConfig, identity, resolved
+from fewshot.config import PLACES, TrainConfig, identity, of_functions, resolved
 from fewshot.errors import FewshotError
 
 LATER = {"plot": False, "records": None, "test": {"steps": None}}  # keys that runs of earlier versions lack
@@ -23,7 +23,7 @@ def run_folder(config: dict[str, Any]) -> Path:
     """`run_dir`, or a name that says the run and ends in a hash of its whole configuration."""
     if config["run_dir"]:
         return Path(config["run_dir"])
-    way = "" if "families" in config["dataset"]["reader"] else f"{config['way']}w"
+    way = "" if of_functions(config["dataset"]) else f"{config['way']}w"
     task = f"{config['dataset']['name']}-{way}{config['shot']}s"
     name = f"{config['algorithm']['name']}-{config['backbone']['name']}-seed{config['seed']}-{identity(config)[:8]}"
     return Path(config["runs"]) / task / name
@@ -60,8 +60,7 @@ def saved_config(folder: Path, *, device: str | None = None) -> DictConfig:
     try:
         schema = OmegaConf.structured(TrainConfig)
         cfg = OmegaConf.merge(schema, LATER, OmegaConf.load(listed), {"run_dir": str(folder)})
-        of_images = "families" not in cfg.dataset.reader
-        if of_images and not isinstance(OmegaConf.select(cfg, "dataset.augment"), DictConfig):
+        if not of_functions(cfg.dataset) and not isinstance(OmegaConf.select(cfg, "dataset.augment"), DictConfig):
             raise ValueError("dataset.augment is of an earlier version of this code")
         if device is not None:
             cfg.device = device
