@@ -67,6 +67,10 @@ def main(function: Callable[[DictConfig], Path | None], config: str) -> None:
     try:
         if not CONF.is_dir():
             raise FewshotError(f"{CONF}: not there; run the tools from a clone, installed with `pip install -e .`")
+        if sweep and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise FewshotError(
+                "-m: torchrun shares one run among processes; start a sweep without it, or run by run with it"
+            )
         place = check_overrides(words, config, sweep)
         if not sweep:
             run()
@@ -76,7 +80,8 @@ def main(function: Callable[[DictConfig], Path | None], config: str) -> None:
             if not (end_of_sweep(notes) and launched):
                 sys.exit(1)
     except FewshotError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # all processes of torchrun find the same mistake
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted: the same command, or resume=<run folder>, continues the run", file=sys.stderr)

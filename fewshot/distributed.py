@@ -34,17 +34,13 @@ def joined() -> Iterator[None]:
     waits longer for the others than `$FEWSHOT_TIMEOUT` seconds, 600 where it is not set, gives up.
 
     Raises:
-        FewshotError: it is a sweep, or the others do not come, or one of them is lost; in another process than the main
+        FewshotError: the others do not come, or one of them is lost; in another process than the main
             one an error says its number.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield
         return
-    if {"-m", "--multirun"} & set(sys.argv):
-        raise FewshotError(
-            "-m: torchrun shares one run among processes; start a sweep without it, or run by run with it"
-        )
     seconds = os.environ.get("FEWSHOT_TIMEOUT", "600")
     if not seconds.isdecimal() or int(seconds) < 1:
         raise FewshotError(f"FEWSHOT_TIMEOUT={seconds}: must be a whole number of seconds, at least 1")

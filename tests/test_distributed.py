@@ -252,11 +252,12 @@ def test_a_chain_and_a_meta_batch_too_small_are_refused(make_learner: Any) -> No
     check_shareable(make_learner("reptile-shared"), 2, 2)
 
 
-def test_a_sweep_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_a_sweep_is_refused_once(call: Any, monkeypatch: pytest.MonkeyPatch, rank: str, lines: int) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(sys, "argv", ["tools/train.py", "-m", "seed=0,1"])
-    with pytest.raises(FewshotError, match="-m: torchrun shares one run"), joined():
-        pass
+    monkeypatch.setenv("RANK", rank)
+    done = call("train", "-m", "seed=0,1")
+    assert (done.code, done.err.count("error: -m: torchrun shares one run"), done.err.count("\n")) == (1, lines, lines)
 
 
 @pytest.mark.parametrize(("seconds", "said"), [("1", "another process of this run ended or hangs"), ("soon", "soon")])
