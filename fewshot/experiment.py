@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from fewshot.algorithms.engine import Engine
+from fewshot.algorithms.engine import Engine, is_small
 from fewshot.algorithms.learner import Learner
 from fewshot.config import of_functions, resolved
 from fewshot.data.bank import Bank, joined
 from fewshot.data.functions import Functions
-from fewshot.device import compute_alone, has_room, pick_device
+from fewshot.device import compute_alone, has_room, keep_freed_memory, pick_device
 from fewshot.episodes import Tasks
 from fewshot.errors import FewshotError
 from fewshot.run_folder import began_with
@@ -78,7 +79,8 @@ def build(cfg: DictConfig, known: Path | None = None) -> Experiment:
     view = View() if no_images or cfg.features.name is not None else view_of(config["dataset"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        network = make(cfg.backbone.network, shape=view.seen(sources["train"].shape), way=cfg.way)
+        shape = view.seen(sources["train"].shape)
+        network = make(cfg.backbone.network, shape=shape, way=cfg.way)
         learner = make(cfg.algorithm.learner, backbone=network.to(device))
     placed = {
         name: source.to(device, examples=has_room(source.examples.nbytes, device))
@@ -86,6 +88,8 @@ def build(cfg: DictConfig, known: Path | None = None) -> Experiment:
         else source.to(device)
         for name, source in sources.items()
     }
+    if not is_small(prod(shape)):
+        keep_freed_memory(one_arena=True)  # before the engine's threads have heaps of their own
     return Experiment(config, device, placed, view, learner, Engine(cfg.engine, cfg.chunk))
 
 

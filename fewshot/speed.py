@@ -29,15 +29,19 @@ class Contender:
     rates: list[float] = field(default_factory=list)  # tasks per second of each round
     memory: int = 0  # peak bytes
 
+    def weigh(self) -> None:
+        """Measure the peak memory of a step; apart from the rounds, as a heap that was trimmed is slow to regrow."""
+        reset_peak_memory(self.device)
+        self.step()
+        self.memory = peak_memory_bytes(self.device)
+
     def round(self, seconds: float) -> None:
         """Time steps for about so many seconds."""
         self.rates.append(self.tasks * per_second(self.step, self.device, seconds))
-        self.memory = max(self.memory, peak_memory_bytes(self.device))
 
 
 def per_second(step: Callable[[], object], device: torch.device, seconds: float) -> float:
     """How often a function runs in a second, after a first time that does not count."""
-    reset_peak_memory(device)
     steps = -1
     start = perf_counter()
     while steps < 1 or perf_counter() - start < seconds:

@@ -1,8 +1,8 @@
 """Speed of the engines, side by side in one process: `python tools/bench.py network=omniglot`, or `network=all`.
 
 Tasks per second of a full meta-training step (adaptation, outer gradient, Adam) on random examples, for each engine in
-turn, several rounds. The first engine of a network is what the others are held against: learn2learn as its users run
-it, or, for LEO, one task after the other; LEO's sampling is counted, and its evaluation timed too. `of peak` are the
+turn, several rounds in one process. The first engine of a network is what the others are held against: learn2learn
+(with large pages and a heap grown by the others, which flatters it), or, for LEO, one task after the other; LEO's sampling is counted, and its evaluation timed too. `of peak` are the
 operations of matrix products and convolutions, as a share of what a matrix product alone reaches in the same process;
 convolutions that a library does with fewer operations than their definition has can pass 100 %.
 `network=sampling` opens made-up banks of a data set's full size and samples episodes from them.
@@ -10,8 +10,10 @@ convolutions that a library does with fewer operations than their definition has
 
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from math import prod
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -23,7 +25,7 @@ import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from fewshot.algorithms.engine import Engine
+from fewshot.algorithms.engine import Engine, is_small
 from fewshot.algorithms.learner import score
 from fewshot.algorithms.leo import Leo
 from fewshot.algorithms.maml import Maml
@@ -133,11 +135,14 @@ def _evaluate_one(learner: Leo, params: dict[str, torch.Tensor], sampler: Sample
 
 
 def take_turns(cfg: DictConfig, contenders: Mapping[str, Contender]) -> None:
-    """Rounds of all of them; learn2learn without what this toolkit asks of the C library."""
-    for _ in range(cfg.rounds):
+    """Memory, then rounds, of all of them; learn2learn keeps of freed memory what glibc by itself does."""
+    for turn in range(cfg.rounds + 1):
         for engine, contender in contenders.items():
             keep_freed_memory(as_glibc_does=engine == "learn2learn")
-            contender.round(cfg.seconds)
+            if turn:
+                contender.round(cfg.seconds)
+            else:
+                contender.weigh()
 
 
 def _rows(head: Row, contenders: Mapping[str, Contender], share: float | None) -> list[Row]:
@@ -187,21 +192,31 @@ def bench_sampling(cfg: DictConfig, net: DictConfig) -> list[dict[str, Any]]:
     return rows
 
 
+def bench_network(cfg: DictConfig, name: str) -> tuple[list[Row], Mapping[str, float] | None]:
+    """All rows of one network, and the device's peaks."""
+    device, net = pick_device(cfg.device), cfg.networks[name]
+    if "banks" in net:
+        return bench_sampling(cfg, net), None
+    keep_freed_memory(one_arena=not is_small(prod(net.get("shape", [1]))))
+    compute_alone(False)
+    found = peaks(device, cfg.seconds)
+    compute_alone(net.way == 1)
+    bench_one: Callable[..., list[Row]] = bench_leo if "test_queries" in net else bench_maml
+    return bench_one(cfg, name, net, device, found["flops"]), found
+
+
 def bench(cfg: DictConfig) -> None:
-    device = pick_device(cfg.device)
     timed = [name for name, net in cfg.networks.items() if "banks" not in net]
     if cfg.network not in (*cfg.networks, "all"):
         raise FewshotError(f"network={cfg.network}: choose one of {', '.join(cfg.networks)}, all")
+    names = timed if cfg.network == "all" else [cfg.network]
+    device = pick_device(cfg.device)
     rows: list[Row] = []
-    found = None if cfg.network == "sampling" else peaks(device, cfg.seconds)
-    for name in timed if cfg.network == "all" else [cfg.network]:
-        net = cfg.networks[name]
-        compute_alone(net.way == 1)
-        if found is None:
-            rows += bench_sampling(cfg, net)
-        else:
-            bench_one: Callable[..., list[Row]] = bench_leo if "test_queries" in net else bench_maml
-            rows += bench_one(cfg, name, net, device, found["flops"])
+    found = None
+    # Each network has a process of its own, since what one asks of the C library's heap cannot be undone for the next.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as own_process:
+        for part, found in own_process.map(partial(bench_network, cfg), names):
+            rows += part
     print(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
     about = f"{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     if found is not None:

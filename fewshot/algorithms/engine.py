@@ -130,8 +130,13 @@ def _outer(learner: Any, params: Tensors, carry: Tensors, episodes: Episodes, li
     return Outer(gradient, carry, loss, score)
 
 
+def is_small(values: int) -> bool:
+    """Whether examples of so many values each run faster on CPU by `vmap` than by `loop`."""
+    return values <= SMALL
+
+
 def _small(episodes: Episodes) -> bool:
-    return episodes.support_x[0, 0].numel() <= SMALL
+    return is_small(episodes.support_x[0, 0].numel())
 
 
 def _channels_last(episodes: Episodes) -> Episodes:
