@@ -1,11 +1,12 @@
 """Few-shot meta-learning under one roof and one protocol. The public names, on one screen."""
 
-from fewshot.algorithms.engine import Engine, Outer
+from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.learner import Learner
 from fewshot.algorithms.leo import Leo
 from fewshot.algorithms.leo_regression import LeoRegression
 from fewshot.algorithms.maml import Maml
 from fewshot.algorithms.nearest import Nearest
+from fewshot.algorithms.reduction import Outer
 from fewshot.algorithms.reptile import Reptile
 from fewshot.data.bank import Bank, Split, open_banks, write_banks
 from fewshot.data.functions import Functions

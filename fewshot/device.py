@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import resource
 import sys
@@ -35,6 +36,20 @@ def pick_device(name: str) -> torch.device:
 def has_room(size: int, device: torch.device) -> bool:
     """Whether data of so many bytes may lie on the device: on a GPU, where they leave half of its free memory."""
     return device.type != "cuda" or 2 * size <= torch.cuda.mem_get_info(device)[0]
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error of torch's says that memory is full: that of a GPU, or what a process may have (`ulimit -d`)."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: " in str(error)
+
+
+def give_back_memory() -> None:
+    """Free what nothing refers to any more, on the GPU and in the C library's heap."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def compute_alone(alone: bool) -> None:
@@ -83,6 +98,6 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _STATUS.exists():
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)  # what was freed and kept is no longer in use
+        give_back_memory()  # what was freed and kept is no longer in use
+        with contextlib.suppress(OSError):
             _STATUS.with_name("clear_refs").write_text("5")

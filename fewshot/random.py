@@ -30,6 +30,7 @@ def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
+@torch.compiler.assume_constant_result  # torch.compile cannot look into hashlib
 def stream(*words: object) -> int:
     """A 64-bit key for a named stream, such as stream(seed, "test")."""
     digest = hashlib.sha256("/".join(map(str, words)).encode()).digest()

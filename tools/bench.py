@@ -1,11 +1,12 @@
 """Speed of the engines, side by side in one process: `python tools/bench.py network=omniglot`, or `network=all`.
 
 Tasks per second of a full meta-training step (adaptation, outer gradient, Adam) on random examples, for each engine in
-turn, several rounds in one process. The first engine of a network is what the others are held against: learn2learn
-(with large pages and a heap grown by the others, which flatters it), or, for LEO, one task after the other; LEO's sampling is counted, and its evaluation timed too. `of peak` are the
-operations of matrix products and convolutions, as a share of what a matrix product alone reaches in the same process;
-convolutions that a library does with fewer operations than their definition has can pass 100 %.
-`network=sampling` opens made-up banks of a data set's full size and samples episodes from them.
+turn, several rounds in one process. The first engine of a network is what the others are held against: learn2learn,
+which large pages and a heap grown by the others flatter, or, for LEO, the tasks one by one; LEO's sampling is counted,
+and its evaluation timed too. `of peak` are the operations of matrix products and convolutions, as a share of what a
+matrix product alone reaches in the same process; convolutions that a library does with fewer operations than their
+definition has can pass 100 %. `network=sampling` opens made-up banks of a data set's full size and samples episodes
+from them.
 """
 
 import json
@@ -76,7 +77,7 @@ def bench_maml(cfg: DictConfig, name: str, net: DictConfig, device: torch.device
     episodes = random_episodes(net, device)
     for first_order in cfg.first_order:
         contenders: dict[str, Contender] = {}
-        for engine in cfg.engines:
+        for engine in net.get("engines", cfg.engines):
             learner = learner_of(net, first_order, device)
             step = outer_step(learner, *learner.initial(), Engine(engine), lambda: episodes)
             auto = " (auto)" if Engine("auto").method(episodes) == engine else ""
@@ -103,7 +104,7 @@ def bench_leo(cfg: DictConfig, name: str, net: DictConfig, device: torch.device,
     for query in (None, *net.test_queries):
         sampler = Sampler(bank, net.way, net.shot, net.query if query is None else query, 0)
         contenders = {}
-        for engine in ("loop", "vmap"):
+        for engine in net.engines:
             if query is None:
                 turns = iter(range(0, 1 << 60, net.meta_batch))
                 draw = partial(_next_episodes, sampler, turns, net.meta_batch)
@@ -115,7 +116,7 @@ def bench_leo(cfg: DictConfig, name: str, net: DictConfig, device: torch.device,
             elif engine == "loop":
                 turns = iter(range(1 << 60))
                 contenders[engine] = Contender(partial(_evaluate_one, learner, params, sampler, turns), 1, device)
-            else:
+            elif engine == "vmap":
                 run = partial(evaluate, learner, params, {}, sampler, 200, transductive=False, engine=Engine(engine))
                 contenders[engine] = Contender(run, 200, device)
         take_turns(cfg, contenders)
@@ -215,8 +216,8 @@ def bench(cfg: DictConfig) -> None:
     found = None
     # Each network has a process of its own, since what one asks of the C library's heap cannot be undone for the next.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as own_process:
-        for part, found in own_process.map(partial(bench_network, cfg), names):
-            rows += part
+        for part, peak in own_process.map(partial(bench_network, cfg), names):
+            rows, found = rows + part, peak
     print(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
     about = f"{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     if found is not None:

@@ -1,17 +1,18 @@
 """The engine: lifts an algorithm written for one task to all tasks of a meta-batch.
 
-`vmap` runs a chunk of tasks as one batched computation; `loop` runs task by task, on as many threads as torch uses,
-each keeping one core busy: tiny convolutions gain nothing from sharing one; `learn2learn` is the reference
-implementation of MAML and FOMAML. All give the same gradients.
+`vmap` runs a chunk of tasks as one batched computation; `compiled` has torch.compile fuse that one, once for each
+learner and shape; `loop` runs task by task, on as many threads as torch uses, each keeping one core busy: tiny
+convolutions gain nothing from sharing one; `learn2learn` is the reference implementation of MAML and FOMAML. All give
+the same gradients.
 """
 
 from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,35 +20,32 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from fewshot.algorithms.learner import Learner, Tensors, check_choice, differentiate
-from fewshot.device import keep_freed_memory
-from fewshot.distributed import added, placed
+from fewshot.algorithms.reduction import Outer, weighted_mean
+from fewshot.device import give_back_memory, is_out_of_memory, keep_freed_memory
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 
-ENGINES = ("auto", "vmap", "loop", "learn2learn")
+ENGINES = ("auto", "vmap", "compiled", "loop", "learn2learn")
 # Examples with more values than this gain on CPU from `loop` (see tools/bench.py): per-task weights turn into grouped
 # convolutions, which pay on 28x28 images and cost on 84x84 ones.
 SMALL = 40 * 40
 
 
-@dataclass(frozen=True)
-class Outer:
-    """What a meta-batch of T tasks asks of the meta-parameters."""
-
-    gradient: Tensors  # mean over tasks, in the parameters' shapes
-    carry: Tensors  # state for the next meta-batch
-    loss: torch.Tensor  # [T]
-    score: torch.Tensor  # [T] see `learner.score`
-
-
 class Engine:
-    """Runs tasks by the method `name`, `chunk` tasks at a time (None: all at once; `vmap` only)."""
+    """Runs tasks by the method `name`, `chunk` tasks at a time.
+
+    Args:
+        name: one of ENGINES.
+        chunk: of `vmap` and `compiled`; None: all at once. Where so many do not fit into memory, half as many are
+            tried, and what fitted is remembered.
+    """
 
     def __init__(self, name: str = "auto", chunk: int | None = None) -> None:
         if chunk is not None and chunk < 1:
             raise FewshotError(f"chunk={chunk}: must be at least 1, or null for all tasks at once")
         self.name = check_choice("engine", name, ENGINES)
         self.chunk = chunk
+        self._compiled: tuple[Any, Callable[..., Any]] | None = None  # the last learner's
         self._own = threading.local()
         self._pool: ThreadPoolExecutor | None = None
 
@@ -74,17 +72,41 @@ class Engine:
         elif method == "loop":
             parts = self._on_threads(learner, params, carry, episodes)
         else:
-            step = self.chunk or len(episodes)
-            chunks = (episodes[i : i + step] for i in range(0, len(episodes), step))
-            parts = (_outer(learner, params, carry, chunk, _lift_all) for chunk in chunks)
-        return _weighted_mean(parts, len(episodes), learner.chained)
+            run = self._compiled_for(learner) if method == "compiled" else partial(_outer, learner, lift=_lift_all)
+            return self._in_chunks(
+                episodes,
+                lambda chunks: weighted_mean((run(params, carry, chunk) for chunk in chunks), len(episodes), False),
+            )
+        return weighted_mean(parts, len(episodes), learner.chained)
 
     def map(self, function: Callable[[Episodes], Any], episodes: Episodes) -> Any:
         """A function of one task over all: its results, stacked along a new leading axis [T]."""
-        step = (self.chunk or len(episodes)) if self.method(episodes) == "vmap" else 1
-        lift = _lift_all if step > 1 else _lift_one
-        results = [lift(function, episodes[i : i + step]) for i in range(0, len(episodes), step)]
-        return tree_map(lambda *parts: torch.cat(parts), *results)
+
+        def run(chunks: Iterator[Episodes], lift: Callable[..., Any] = _lift_all) -> Any:
+            return tree_map(lambda *parts: torch.cat(parts), *(lift(function, chunk) for chunk in chunks))
+
+        if self.method(episodes) in ("vmap", "compiled"):
+            return self._in_chunks(episodes, run)
+        return run((episodes[i : i + 1] for i in range(len(episodes))), _lift_one)
+
+    def _in_chunks(self, episodes: Episodes, run: Callable[[Iterator[Episodes]], Any]) -> Any:
+        """A function of consecutive groups of the tasks, in groups that fit into memory."""
+        while True:
+            size = self.chunk or len(episodes)
+            try:
+                return run(episodes[i : i + size] for i in range(0, len(episodes), size))
+            except RuntimeError as error:
+                if size == 1 or not is_out_of_memory(error):
+                    raise
+            # Outside of `except`, whose traceback holds on to what filled the memory.
+            give_back_memory()
+            self.chunk = -(-min(size, len(episodes)) // 2)
+
+    def _compiled_for(self, learner: Learner) -> Callable[[Tensors, Tensors, Episodes], Outer]:
+        """`_outer` of a learner, compiled when it first meets a shape; kept while the learner stays the same."""
+        if self._compiled is None or self._compiled[0] is not learner:
+            self._compiled = learner, _compiled(learner)
+        return self._compiled[1]
 
     def _on_threads(self, learner: Learner, params: Tensors, carry: Tensors, episodes: Episodes) -> Iterator[Outer]:
         def work(group: Episodes) -> Outer:
@@ -93,7 +115,7 @@ class Engine:
                 self._own.source, self._own.learner = learner, _eager_copy(learner)
             tasks = (group[i : i + 1] for i in range(len(group)))
             parts = (_outer(self._own.learner, params, carry, task, _lift_one) for task in tasks)
-            return _weighted_mean(parts, len(group), chained=False)
+            return weighted_mean(parts, len(group), chained=False)
 
         on_cpu = episodes.key.device.type == "cpu"
         if on_cpu and not _small(episodes):
@@ -115,19 +137,43 @@ def _lift_one(function: Callable[[Episodes], Any], episodes: Episodes) -> Any:
     return tree_map(lambda value: value[None], function(episodes[0]))
 
 
-def _outer(learner: Any, params: Tensors, carry: Tensors, episodes: Episodes, lift: Callable[..., Any]) -> Outer:
-    """Mean outer gradient of some tasks, run together by `lift`."""
+def _outer(
+    learner: Any, params: Tensors, carry: Tensors, episodes: Episodes, lift: Callable[..., Any], eager: bool = True
+) -> Outer:
+    """Mean outer gradient of some tasks, run together by `lift`; see `differentiate`."""
     if hasattr(learner, "outer_loss"):
 
         def mean_loss(params: Tensors) -> tuple[torch.Tensor, Any]:
             loss, score = lift(lambda task: learner.outer_loss(params, task), episodes)
             return loss.mean(), (loss.detach(), score)
 
-        gradient, (loss, score) = differentiate(mean_loss, params, eager=True, create_graph=False)
+        gradient, (loss, score) = differentiate(mean_loss, params, eager=eager, create_graph=False)
         return Outer(gradient, carry, loss, score)
     gradient, carry, loss, score = lift(lambda task: learner.outer_gradient(params, carry, task), episodes)
     gradient, carry = tree_map(lambda value: value.mean(0), (gradient, carry))
     return Outer(gradient, carry, loss, score)
+
+
+def _compiled(learner: Learner) -> Callable[[Tensors, Tensors, Episodes], Outer]:
+    def step(params: Tensors, carry: Tensors, *tensors: torch.Tensor) -> tuple[Any, ...]:
+        outer = _outer(learner, params, carry, Episodes(*tensors), _lift_all, eager=False)
+        return outer.gradient, outer.carry, outer.loss, outer.score
+
+    torch.compiler.reset()  # of the learners before this one: torch gives up on the ninth
+    fused = torch.compile(step, dynamic=False, fullgraph=True)
+
+    def run(params: Tensors, carry: Tensors, episodes: Episodes) -> Outer:
+        from torch._dynamo.exc import TorchDynamoException  # slow to import
+
+        try:
+            return Outer(*fused(params, carry, *episodes.tensors()))
+        except TorchDynamoException as error:
+            raise FewshotError(
+                "engine=compiled: torch.compile failed (on a CPU it needs a C++ compiler, such as g++); choose "
+                f"engine=vmap ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+            ) from error
+
+    return run
 
 
 def is_small(values: int) -> bool:
@@ -163,38 +209,3 @@ def _in_a_chain(learner: Learner, params: Tensors, carry: Tensors, episodes: Epi
         part = _outer(learner, params, carry, episodes[task : task + 1], _lift_one)
         carry = part.carry
         yield part
-
-
-def _weighted_mean(parts: Iterable[Outer], tasks: int, chained: bool) -> Outer:
-    """One Outer from those of consecutive groups of tasks; a chain's carry is that of its end."""
-    gradient: Tensors = {}
-    carry: Tensors = {}
-    losses, scores = [], []
-    for part in parts:
-        share = len(part.loss) / tasks
-        gradient = _plus(gradient, part.gradient, share)
-        carry = part.carry if chained else _plus(carry, part.carry, share)
-        losses.append(part.loss)
-        scores.append(part.score)
-    return Outer(gradient, carry, torch.cat(losses), torch.cat(scores))
-
-
-def over_processes(own: Outer, tasks: range, count: int) -> Outer:
-    """The Outer of a whole meta-batch of `count` tasks, the same in every process, each of which ran some of them.
-
-    Args:
-        own: of the tasks that this process ran.
-        tasks: their places in the meta-batch.
-    """
-    if len(tasks) == count:
-        return own
-    weight = len(tasks) / count
-    means = [weight * value for value in (*own.gradient.values(), *own.carry.values())]
-    *means, loss, score = added([*means, *(placed(values, tasks, count) for values in (own.loss, own.score))])
-    names = len(own.gradient)
-    gradient = dict(zip(own.gradient, means[:names], strict=True))
-    return Outer(gradient, dict(zip(own.carry, means[names:], strict=True)), loss, score)
-
-
-def _plus(total: Tensors, values: Tensors, share: float) -> Tensors:
-    return {name: total[name] + share * value if total else share * value for name, value in values.items()}

@@ -7,9 +7,9 @@ import warnings
 
 import torch
 
-from fewshot.algorithms.engine import Outer
 from fewshot.algorithms.learner import Learner, Tensors, score, task_loss
 from fewshot.algorithms.maml import Maml
+from fewshot.algorithms.reduction import Outer
 from fewshot.backbones.norm import BatchStatNorm
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-from fewshot.algorithms.engine import Engine, Outer
+from fewshot.algorithms import engine as engines
+from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.learner import Tensors
+from fewshot.algorithms.maml import Maml
+from fewshot.algorithms.reduction import Outer
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 
@@ -53,6 +61,40 @@ def outer(learner: Any, episodes: Episodes, name: str, chunk: int | None = None,
     params, empty = learner.initial()
     return Engine(name, chunk).outer(learner, params, carry or empty, episodes)
 
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Skips where there is no compiler; torch's own warnings are its own."""
+    if not shutil.which("g++") and not shutil.which("clang++"):
+        pytest.skip("torch.compile needs a C++ compiler")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+# Four tasks on 84x84 images, in so many MiB more than torch itself takes: the chunk found, and the gradient's sums.
+TEN_STEPS = """
+import resource, sys
+from pathlib import Path
+import torch
+from fewshot.algorithms import engine as engines
+from fewshot.algorithms.engine import Engine
+from fewshot.algorithms.maml import Maml
+from fewshot.backbones.conv4 import Conv4
+from fewshot.episodes import Episodes
+torch.manual_seed(0), torch.set_default_dtype(torch.float64), torch.set_num_threads(1)
+network = Conv4((3, 84, 84), 5, filters=4, downsample="max_pool", pool="valid", readout="flatten", norm="batch",
+                norm_scale=True, norm_eps=1e-3, adapt_norm=True, conv_init="xavier", head_init="xavier")
+learner = Maml(network, inner_lr=0.01, inner_steps=10, test_steps=10, first_order=False, inner_loss="mean",
+               outer_loss="mean")
+x, y = torch.rand(4, 5, 3, 84, 84), torch.arange(5).expand(4, -1)
+engine, (params, carry) = Engine("vmap"), learner.initial()
+if len(sys.argv) > 1:
+    used = int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, 2 * [used + int(sys.argv[1]) * 2**20])
+found = engine.outer(learner, params, carry, Episodes(x, y, x, y, torch.arange(4)))
+print(engine.chunk or 0, *(float(value.square().sum()) for value in found.gradient.values()))
+"""
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "stride": {"downsample": "stride", "readout": "mean"},
@@ -196,6 +238,86 @@ def test_auto_is_vmap_for_small_examples_and_loop_for_large_ones_on_cpu(make_epi
     assert Engine("vmap").method(make_episodes(1, shape=(3, 84, 84))) == "vmap"
 
 
+@pytest.mark.parametrize("name", ["maml", "fomaml"])
+def test_a_compiled_step_gives_the_same_gradient(make_regression: Make, make_learner: Make, name: str):
+    backbone, episodes = make_regression()
+    learner = make_learner(name, backbone, inner_steps=2)
+    engine, (params, carry) = Engine("compiled"), learner.initial()
+    with compiling():
+        first = engine.outer(learner, params, carry, episodes)
+    assert_same(first, outer(learner, episodes, "vmap"))
+    again = engine.outer(learner, params, carry, episodes)
+    assert all(torch.equal(value, again.gradient[name]) for name, value in first.gradient.items())
+
+
+@pytest.mark.slow
+def test_every_algorithms_compiled_step_gives_the_same_gradient(
+    make_learner: Make, make_episodes: Make, trained_algorithm: str
+):
+    learner, episodes = make_learner(trained_algorithm), make_episodes(5)
+    for chunk in (None, 2):
+        with compiling():
+            assert_same(outer(learner, episodes, "compiled", chunk), outer(learner, episodes, "vmap"))
+
+
+def test_what_cannot_be_compiled_is_said_in_one_line(make_regression: Make, make_learner: Make):
+    class Asking(Maml):
+        def outer_loss(self, params: Tensors, task: Episodes) -> tuple[torch.Tensor, torch.Tensor]:
+            print(threading.current_thread())  # which no compiler can look into
+            return super().outer_loss(params, task)
+
+    backbone, episodes = make_regression()
+    learner = make_learner("maml", backbone)
+    learner.__class__ = Asking
+    with compiling(), pytest.raises(FewshotError, match=r"engine=compiled: .*choose engine=vmap") as caught:
+        outer(learner, episodes, "compiled")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("[...] DefaultCPUAllocator: full")])
+def test_tasks_that_do_not_fit_into_memory_are_halved_until_they_do_and_that_is_remembered(
+    make_learner: Make, make_episodes: Make, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    learner, episodes = make_learner("maml"), make_episodes(5)
+    params, carry = learner.initial()
+    whole, tried = outer(learner, episodes, "vmap"), []
+    lift = engines._lift_all
+
+    def with_room_for_two(function: Callable[..., Any], group: Episodes) -> Any:
+        tried.append(len(group))
+        if len(group) > 2:
+            raise error
+        return lift(function, group)
+
+    monkeypatch.setattr(engines, "_lift_all", with_room_for_two)
+    engine = Engine("vmap")
+    assert_same(engine.outer(learner, params, carry, episodes), whole)
+    assert tried == [5, 3, 2, 2, 1]
+    tried.clear()
+    results = engine.map(lambda task: task.query_x.sum(), episodes)
+    torch.testing.assert_close(results, episodes.query_x.sum((1, 2, 3, 4)))
+    assert tried == [2, 2, 1]
+
+
+def test_what_does_not_fit_one_task_at_a_time_is_no_matter_of_chunks(make_episodes: Make):
+    def too_large(task: Episodes) -> torch.Tensor:
+        raise torch.OutOfMemoryError("full")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Engine("vmap").map(too_large, make_episodes(5))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits on a process's memory are Linux's")
+def test_second_order_with_ten_inner_steps_stays_within_a_memory_limit():
+    free, limited = (
+        subprocess.run([sys.executable, "-c", TEN_STEPS, *words], capture_output=True, text=True, check=True).stdout
+        for words in ([], ["250"])
+    )
+    (chunk, *gradient), (smaller, *chunked) = ([float(word) for word in out.split()] for out in (free, limited))
+    assert chunk == 0 and 1 <= smaller < 4
+    torch.testing.assert_close(torch.tensor(chunked), torch.tensor(gradient), rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["reptile-chained", "reptile-shared", "reptile-sgd"])
 def test_learn2learn_refuses_reptile_in_one_line(make_learner: Make, make_episodes: Make, name: str):
     with pytest.raises(FewshotError, match="only for maml and fomaml") as caught:
@@ -213,7 +335,7 @@ def test_learn2learn_refuses_norms_that_are_not_adapted_in_one_line(
 
 
 def test_unknown_engines_and_empty_chunks_are_refused():
-    with pytest.raises(FewshotError, match="engine=jax: choose one of auto, vmap, loop, learn2learn"):
+    with pytest.raises(FewshotError, match="engine=jax: choose one of auto, vmap, compiled, loop, learn2learn"):
         Engine("jax")
     with pytest.raises(FewshotError, match="chunk=0"):
         Engine("vmap", 0)
