@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from fewshot.training import TrainSettings
 
 
-def guarded(gradient: Tensors, loss: torch.Tensor, params: Tensors) -> Tensors:
+def guarded(gradient: Tensors, loss: torch.Tensor, params: Tensors) -> tuple[Tensors, torch.Tensor]:
     """The gradient; where the loss or any part of it holds a NaN, each parameter's own value in its place.
 
     What deepmind/leo does, whose comment promises the gradient of a small L2 penalty: two names are exchanged there.
+    Also whether that is what happened: bool [].
     """
-    if bool(torch.stack([value.isnan().any() for value in (loss, *gradient.values())]).any()):
-        return {name: value.detach().clone() for name, value in params.items()}
-    return gradient
+    broken = torch.stack([value.isnan().any() for value in (loss, *gradient.values())]).any()
+    return {name: torch.where(broken, params[name].detach(), value) for name, value in gradient.items()}, broken
 
 
 def clipped(gradient: Tensors, element: float | None, norm: float | None) -> Tensors:

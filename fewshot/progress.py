@@ -50,7 +50,7 @@ class TrainingDisplay:
         self._bar = _bar(Console())
         self._task = self._bar.add_task(title, total=steps, completed=start, words="")
         self._start, self._clock = start, time.perf_counter()
-        self._validation = ""
+        self._score = self._validation = ""
 
     def __enter__(self) -> TrainingDisplay:
         self._bar.start()
@@ -61,13 +61,13 @@ class TrainingDisplay:
         self._board.close()
 
     def update(self, step: int, values: dict[str, float]) -> None:
-        """Outer step `step` is done; `values` are named as in metrics.jsonl."""
+        """Outer step `step` is done; `values`, as far as they are known, are named as in metrics.jsonl."""
         validated = [name for name in values if name.startswith("validation_")]
-        scores = [_said(name, value) for name, value in values.items() if name in ("accuracy", "mse")]
+        self._score = next((_said(name, values[name]) for name in ("accuracy", "mse") if name in values), self._score)
         if validated:
             self._validation = f", {_said(validated[0], values[validated[0]])}"
         rate = (step - self._start) * self._meta_batch / max(1e-9, time.perf_counter() - self._clock)
-        words = f"{scores[0]}{self._validation}, {rate:.0f} tasks/s"
+        words = f"{self._score}{self._validation}, {rate:.0f} tasks/s"
         self._bar.update(self._task, completed=step, words=words)
         if step % self._log_every == 0 or validated:
             for name, value in values.items():

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from fewshot.algorithms.engine import Engine, Outer, over_processes
+from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.learner import Learner, Tensors, check_choice
+from fewshot.algorithms.reduction import Outer, over_processes
 from fewshot.checkpoint import load_checkpoint, matching, save_checkpoint, write_atomically
 from fewshot.distributed import is_main, share
 from fewshot.episodes import Tasks
@@ -70,7 +71,8 @@ def train(
         tasks: of the training; outer step s takes episodes s*meta_batch to (s+1)*meta_batch - 1, of which each process
             runs a share.
         validate: mean score of (params, carry) on the validation episodes, by the metric of the tasks.
-        show: told each outer step that is done, and its values by their names in metrics.jsonl.
+        show: told each outer step that is done, and what is known of it by its names in metrics.jsonl: the rate, and
+            where it is logged the rest.
 
     Raises:
         FewshotError: a loss or gradient that is not finite; the checkpoints stay as they were.
@@ -99,28 +101,29 @@ def train(
     def checkpoint() -> None:
         save_checkpoint(last, {"params": params, "carry": carry, "outer": slots(optimizer, params)}, state)
 
+    # What a step finds stays on the device until it is logged: to ask for it earlier is to wait for a GPU.
+    faults = _Faults(settings.nan_guard, state["nan_guarded"], tasks.device)
     for step in range(state["step"], steps):
         start = time.perf_counter()
+        done = step + 1
         episodes = tasks.episodes(step * batch + own.start, len(own))
         outer = over_processes(engine.outer(learner, params, carry, episodes), own, batch)
-        gradient = outer.gradient
-        if settings.nan_guard:
-            gradient = guarded(gradient, outer.loss, params)
-            state["nan_guarded"] += gradient is not outer.gradient
-        else:
-            _check_finite(outer, step, last)
-        carry = outer.carry
-        rate = apply(optimizer, params, gradient, settings, step)
-        values = {"loss": float(outer.loss.mean()), tasks.metric: float(outer.score.mean()), "outer_lr": rate}
+        gradient, carry = faults.handled(outer, params, step), outer.carry
+        values = {"outer_lr": apply(optimizer, params, gradient, settings, step)}
+        validated = bool(settings.validate_every) and (done % settings.validate_every == 0 or done == steps)
+        kept = done % settings.checkpoint_every == 0 or done == steps
+        logged = done % settings.log_every == 0 or done == steps or validated
+        if logged or kept:
+            state["nan_guarded"] = faults.told(last)
+            values |= {"loss": float(outer.loss.mean()), tasks.metric: float(outer.score.mean())}
         state["train_seconds"] += time.perf_counter() - start
-        done = state["step"] = step + 1
-        if settings.validate_every and (done % settings.validate_every == 0 or done == steps):
+        state["step"] = done
+        if validated:
             found = values[f"validation_{tasks.metric}"] = validate(params, carry)
             state["validation"] = {tasks.metric: found, "step": done}
             if state["best"] is None or _better(tasks.metric, state["validation"], state["best"]):
                 state["best"] = state["validation"]
                 save_checkpoint(best, {"params": params, "carry": carry}, state)
-        logged = done % settings.log_every == 0 or done == steps or f"validation_{tasks.metric}" in values
         if logged and is_main():
             if hasattr(learner, "figures"):
                 values |= learner.figures(params)  # pyright: ignore[reportAttributeAccessIssue]
@@ -130,7 +133,7 @@ def train(
                 known = {name: value if isfinite(value) else None for name, value in line.items()}
                 file.write(json.dumps(known) + "\n")
         show(done, values)
-        if done % settings.checkpoint_every == 0 or done == steps:
+        if kept:
             checkpoint()
     if not last.exists():
         checkpoint()
@@ -224,14 +227,33 @@ def _better(metric: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
     return one[metric] < other[metric] if metric == "mse" else one[metric] > other[metric]
 
 
-def _check_finite(outer: Outer, step: int, last: Path) -> None:
-    # Joined first: every flag that is asked for makes a GPU wait.
-    if not bool(torch.stack([value.isfinite().all() for value in (outer.loss, *outer.gradient.values())]).all()):
-        kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
-        raise FewshotError(
-            f"step {step + 1}: the loss or its gradient is not finite; lower train.outer_lr or "
-            f"algorithm.learner.inner_lr, or set train.clip; {kept}"
-        )
+class _Faults:
+    """What is not finite in training: replaced and counted with `nan_guard`, else the end of the run; on the device."""
+
+    def __init__(self, nan_guard: bool, guarded: int, device: torch.device) -> None:
+        self._guard = nan_guard
+        self._guarded = torch.full((), guarded, device=device)  # steps
+        self._first = torch.full((), -1, device=device)  # the first step that was not finite
+
+    def handled(self, outer: Outer, params: Tensors, step: int) -> Tensors:
+        """The gradient to take."""
+        if self._guard:
+            gradient, replaced = guarded(outer.gradient, outer.loss, params)
+            self._guarded += replaced
+            return gradient
+        finite = torch.stack([value.isfinite().all() for value in (outer.loss, *outer.gradient.values())]).all()
+        self._first = torch.where(finite | (self._first >= 0), self._first, step)
+        return outer.gradient
+
+    def told(self, last: Path) -> int:
+        """How many steps were guarded. Raises FewshotError if another was not finite."""
+        if (first := int(self._first)) >= 0:
+            kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
+            raise FewshotError(
+                f"step {first + 1}: the loss or its gradient is not finite; lower train.outer_lr or "
+                f"algorithm.learner.inner_lr, or set train.clip; {kept}"
+            )
+        return int(self._guarded)
 
 
 def _cut(metrics: Path, step: int) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewshot.algorithms.engine import Engine
-from fewshot.algorithms.learner import Tensors
+from fewshot.algorithms.learner import Tensors, adapted_names
 from fewshot.algorithms.maml import Maml
 from fewshot.algorithms.reptile import Reptile
 from fewshot.backbones.mlp import MLP
@@ -181,6 +182,43 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     groups, state = load_checkpoint(tmp_path / "checkpoints/last.safetensors", CPU)
     assert state["step"] == 2
     assert all(value.isfinite().all() for value in groups["params"].values())
+
+
+class Reads(TorchDispatchMode):
+    """Counts what makes a GPU wait: numbers that the program asks of a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.count += name in ("_local_scalar_dense", "nonzero", "_unique2", "masked_select", "equal")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("nan_guard", [False, True])
+@pytest.mark.parametrize("name", ["maml", "shared", "functions"])
+def test_a_step_that_is_not_logged_asks_nothing_of_the_device(name: str, nan_guard: bool, tmp_path: Path) -> None:
+    make, settings = LEARNERS.get(name, LEARNERS["maml"])
+    learner, tasks = make(), Sampler(bank(), 3, 2, 2, 0, "as_classes")
+    if name == "functions":
+        functions = read({"sine": {"amplitude": (1, 2), "phase": (0, 1)}}, (-1, 1), 0.1)["train"]
+        learner.backbone = MLP((1,), 1, widths=[8], norm="none", norm_scale=False, norm_eps=1e-3, adapt_norm=True,
+                               head_init="xavier")  # fmt: skip
+        learner.adapted = adapted_names(learner.backbone)
+        tasks = Regression(functions, 3, 3, 0)
+    settings = replace(settings, steps=9, validate_every=0, checkpoint_every=9, log_every=3, outer_optimizer="sgd",
+                       nan_guard=nan_guard)  # fmt: skip
+    counts: list[int] = []
+    with Reads() as reads:
+
+        def show(step: int, values: dict[str, float]) -> None:
+            counts.append(reads.count)
+            reads.count = 0
+
+        train(learner, tasks, settings, Engine("vmap"), tmp_path, lambda params, carry: 0.0, show)
+    assert all((count > 0) == (step % 3 == 0) for step, count in enumerate(counts[1:], 2))
 
 
 def test_a_checkpoint_of_another_learner_is_refused(tmp_path: Path) -> None:

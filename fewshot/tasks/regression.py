@@ -64,7 +64,7 @@ class Regression:
         task = fold(stream(self.seed, self.source.split), number)  # [T]
 
         def branch(which: int, counters: int) -> torch.Tensor:
-            own = fold(task, torch.tensor(which, device=self.device))
+            own = fold(task, torch.tensor(which))
             return fold(own[:, None], torch.arange(counters, device=self.device))  # [T, counters]
 
         families = self.source.families
@@ -83,10 +83,10 @@ class Regression:
         curves = self.draw(first, count)
         y = curves.at(curves.x)
         if self.source.noise:
-            keys = fold(curves.key, torch.tensor(_NOISE, device=self.device))
+            keys = fold(curves.key, torch.tensor(_NOISE))
             y = y + self.source.noise * vmap(lambda key: normal(key, (curves.x.shape[1],)))(keys)
         x, k = curves.x[..., None], self.shot
-        own = fold(curves.key, torch.tensor(_LEARNER, device=self.device))
+        own = fold(curves.key, torch.tensor(_LEARNER))
         return Episodes(x[:, :k], y[:, :k], x[:, k:], y[:, k:], own)
 
     def manifest(self, first: int, count: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -84,6 +85,11 @@ class Sampler:
         """Where episodes are drawn and gathered."""
         return self.bank.offsets.device
 
+    @cached_property
+    def _largest(self) -> int:
+        """Examples of the largest class; known once, since to ask a GPU is to wait for it."""
+        return int(self.bank.sizes.max())
+
     @property
     def _choices(self) -> int:
         return len(self.bank.names) * (4 if self.rotations == "as_classes" else 1)
@@ -95,7 +101,7 @@ class Sampler:
         episode = fold(stream(self.seed, self.bank.split), number)  # [T]
 
         def branch(which: int) -> torch.Tensor:
-            return fold(episode, torch.tensor(which, device=device))
+            return fold(episode, torch.tensor(which))
 
         classes = draw_distinct(branch(_CLASSES), self.way, self._choices)  # [T, N]
         if self.rotations == "as_classes":
@@ -116,7 +122,7 @@ class Sampler:
         """[T, N, K+Q] distinct rows of each class: those with the smallest hashes, in the order of the hashes."""
         sizes = self.bank.sizes[classes]  # [T, N]
         place = torch.arange(self.way, device=key.device)
-        member = torch.arange(int(self.bank.sizes.max()), device=key.device)
+        member = torch.arange(self._largest, device=key.device)
         tickets = fold(fold(key[:, None], place)[..., None], member)  # [T, N, largest class]
         absent = member >= sizes[..., None]
         tickets = tickets.masked_fill(absent, torch.iinfo(torch.int64).max)

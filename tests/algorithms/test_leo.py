@@ -206,7 +206,7 @@ def test_a_meta_batch_is_guarded_clipped_and_stepped_as_in_the_original(name: st
             strict=True,
         )
         loss = torch.stack(losses).mean()
-        gradient = guarded(_gradient(loss, params), loss.detach(), {k: v.detach() for k, v in params.items()})
+        gradient, _ = guarded(_gradient(loss, params), loss.detach(), {k: v.detach() for k, v in params.items()})
         small = clipped(gradient, config["gradient_threshold"], config["gradient_norm_threshold"])
         if step == 0:
             for parameter, value in gradient.items():
