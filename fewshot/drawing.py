@@ -15,7 +15,7 @@ from fewshot.checkpoint import write_atomically
 from fewshot.errors import FewshotError
 from fewshot.evaluation import query_outputs
 from fewshot.experiment import Experiment, tasks_of
-from fewshot.random import fold
+from fewshot.random import branches
 from fewshot.report.pictures import Fit, episode, fits
 from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
@@ -66,7 +66,7 @@ def _fits(run: Experiment, cfg: DictConfig, trained: Trained, tasks: Regression)
             return learner.predict(learner.sampled(trained.params, task, key), x[:, None])[:, 0]
 
         if isinstance(learner, LeoRegression):
-            keys = fold(task.key, torch.arange(SAMPLES, device=run.device))
+            keys = branches(task.key, SAMPLES)
             lines, samples = {"not sampled": fitted(several[-1])}, vmap(sampled)(keys).cpu().numpy()
         else:
             lines = {f"after {count}" if count else "before": fitted(count) for count in dict.fromkeys([0, *several])}

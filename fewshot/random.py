@@ -37,12 +37,27 @@ def stream(*words: object) -> int:
     return _signed(int.from_bytes(digest[:8], "little"))
 
 
-def fold(key: torch.Tensor | int, counter: torch.Tensor) -> torch.Tensor:
+def fold(key: torch.Tensor | int, counter: torch.Tensor | int) -> torch.Tensor:
     """int64 hash of (key, counter), in the broadcast shape of the two. Successive folds make a tree of streams."""
-    x = key + (counter + 1) * GOLDEN
+    if isinstance(counter, int):
+        x = key + torch.tensor(_signed((counter + 1) * GOLDEN % (1 << 64)))
+    else:
+        x = key + (counter + 1) * GOLDEN
     x = (x ^ _shift(x, 30)) * MIX_1
     x = (x ^ _shift(x, 27)) * MIX_2
     return x ^ _shift(x, 31)
+
+
+def branches(key: torch.Tensor, count: int) -> torch.Tensor:
+    """The streams 0..count-1 of each key: int64 [...] to [..., count]."""
+    return fold(key[..., None], _counters(count, key.device))
+
+
+@torch.compiler.assume_constant_result
+def _counters(count: int, device: torch.device) -> torch.Tensor:
+    # A constant to torch.compile, which would otherwise multiply the counter of a C++ loop until it overflows: there
+    # that is undefined, and g++ (torch 2.15) then writes past the end.
+    return torch.arange(count, device=device)
 
 
 def below(bits: torch.Tensor, bound: torch.Tensor | int) -> torch.Tensor:
@@ -76,7 +91,7 @@ class _Words(torch.autograd.Function):
 def normal(key: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """Standard normals of a shape from one key []: Box and Muller's two from each hash, in float32."""
     count = prod(shape)
-    words = _Words.apply(fold(key, torch.arange(-(-count // 2), device=key.device)), torch.int32)
+    words = _Words.apply(branches(key, -(-count // 2)), torch.int32)
     # 24 bits each, as float32 holds; the radius must not see a zero.
     unit = ((words & 0xFFFFFF) + 1).to(torch.float32) * 2**-24
     radius, angle = (unit[0::2].log() * -2).sqrt(), unit[1::2] * (2 * pi)
@@ -86,7 +101,7 @@ def normal(key: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 def coins(key: torch.Tensor, shape: Sequence[int], rate: float) -> torch.Tensor:
     """True with probability `rate`, rounded to a multiple of 1/65536: bool of a shape from one key [], four a hash."""
     count = prod(shape)
-    lanes = _Words.apply(fold(key, torch.arange(-(-count // 4), device=key.device)), torch.int16)
+    lanes = _Words.apply(branches(key, -(-count // 4)), torch.int16)
     return (lanes < round(rate * 65536) - 32768)[:count].view(*shape)
 
 
@@ -99,7 +114,7 @@ def draw_distinct(key: torch.Tensor, count: int, bound: int) -> torch.Tensor:
     Returns:
         [T, count] int64. Costs count^2 small operations whatever `bound` is.
     """
-    bits = fold(key[:, None], torch.arange(count, device=key.device))
+    bits = branches(key, count)
     drawn: list[torch.Tensor] = []
     for i in range(count):
         ticket = below(bits[:, i], bound - i)
@@ -112,4 +127,4 @@ def draw_distinct(key: torch.Tensor, count: int, bound: int) -> torch.Tensor:
 
 def permutation(key: torch.Tensor, size: int) -> torch.Tensor:
     """A random order of 0..size-1 for each key: [...] int64 to [..., size] int64."""
-    return fold(key[..., None], torch.arange(size, device=key.device)).argsort(dim=-1)
+    return branches(key, size).argsort(dim=-1)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import runpy
+import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -102,6 +105,21 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def compiling() -> Callable[[], AbstractContextManager[None]]:
+    """Makes a context to call torch.compile in, whose own warnings are torch's; skips where there is no compiler."""
+    if not shutil.which("g++") and not shutil.which("clang++"):
+        pytest.skip("torch.compile needs a C++ compiler")
+
+    @contextmanager
+    def quiet() -> Iterator[None]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+
+    return quiet
 
 
 @pytest.fixture(params=("nearest", *TRAINED))

@@ -31,10 +31,10 @@ class FromKey:
     dtype: torch.dtype
 
     def normal(self, name: str, shape: Sequence[int]) -> torch.Tensor:
-        return normal(fold(self.key, torch.tensor(stream(name))), shape).to(self.dtype)
+        return normal(fold(self.key, stream(name)), shape).to(self.dtype)
 
     def keep(self, name: str, shape: Sequence[int], rate: float) -> torch.Tensor:
-        return ~coins(fold(self.key, torch.tensor(stream(name))), shape, rate)
+        return ~coins(fold(self.key, stream(name)), shape, rate)
 
 
 class TwoLoops:

@@ -26,7 +26,7 @@ from fewshot.algorithms.learner import (
     task_loss,
 )
 from fewshot.episodes import Episodes
-from fewshot.random import fold, permutation
+from fewshot.random import branches, permutation
 
 BETA2, EPSILON = 0.999, 1e-8  # of the inner Adam, whose beta1 is 0
 
@@ -141,5 +141,5 @@ def minibatches(task: Episodes, steps: int, batch: int) -> torch.Tensor:
     """
     pool = task.support_x.shape[0]
     passes = -(-steps * batch // pool)
-    keys = fold(task.key, torch.arange(passes, device=task.key.device))
+    keys = branches(task.key, passes)
     return permutation(keys, pool).flatten()[: steps * batch].view(steps, batch)

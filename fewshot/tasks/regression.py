@@ -12,7 +12,7 @@ from torch.func import vmap
 from fewshot.data.functions import FAMILIES, Functions, Range
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
-from fewshot.random import below, fold, normal, stream, uniform
+from fewshot.random import below, branches, fold, normal, stream, uniform
 
 _FAMILY, _PARAMETERS, _X, _NOISE, _LEARNER = range(5)  # streams of one task
 
@@ -64,8 +64,7 @@ class Regression:
         task = fold(stream(self.seed, self.source.split), number)  # [T]
 
         def branch(which: int, counters: int) -> torch.Tensor:
-            own = fold(task, torch.tensor(which))
-            return fold(own[:, None], torch.arange(counters, device=self.device))  # [T, counters]
+            return branches(fold(task, which), counters)  # [T, counters]
 
         families = self.source.families
         family = below(branch(_FAMILY, 1)[:, 0], len(families))
@@ -83,10 +82,10 @@ class Regression:
         curves = self.draw(first, count)
         y = curves.at(curves.x)
         if self.source.noise:
-            keys = fold(curves.key, torch.tensor(_NOISE))
+            keys = fold(curves.key, _NOISE)
             y = y + self.source.noise * vmap(lambda key: normal(key, (curves.x.shape[1],)))(keys)
         x, k = curves.x[..., None], self.shot
-        own = fold(curves.key, torch.tensor(_LEARNER))
+        own = fold(curves.key, _LEARNER)
         return Episodes(x[:, :k], y[:, :k], x[:, k:], y[:, k:], own)
 
     def manifest(self, first: int, count: int) -> str:

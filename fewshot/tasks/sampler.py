@@ -101,7 +101,7 @@ class Sampler:
         episode = fold(stream(self.seed, self.bank.split), number)  # [T]
 
         def branch(which: int) -> torch.Tensor:
-            return fold(episode, torch.tensor(which))
+            return fold(episode, which)
 
         classes = draw_distinct(branch(_CLASSES), self.way, self._choices)  # [T, N]
         if self.rotations == "as_classes":

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from fewshot.errors import FewshotError
-from fewshot.random import fold, uniform
+from fewshot.random import branches, uniform
 
 AREA = (0.08, 1.0)  # of a random crop, as a share of the image: torchvision's RandomResizedCrop
 RATIO = (3 / 4, 4 / 3)  # width to height of a random crop
@@ -135,7 +135,7 @@ def natural(x: torch.Tensor, keys: torch.Tensor, side: Sequence[int]) -> torch.T
     Args:
         keys: [B] int64; what happens to an image is a function of its key.
     """
-    u = uniform(fold(keys[:, None], torch.arange(8, device=x.device)))  # [B, 8]
+    u = uniform(branches(keys, 8))  # [B, 8]
     area = AREA[0] + (AREA[1] - AREA[0]) * u[:, 0]
     ratio = torch.exp(log(RATIO[0]) + (log(RATIO[1]) - log(RATIO[0])) * u[:, 1])
     # In affine_grid's units, where the image reaches from -1 to 1.

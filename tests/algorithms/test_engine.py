@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -60,16 +58,6 @@ def assert_same(mine: Outer, theirs: Outer) -> None:
 def outer(learner: Any, episodes: Episodes, name: str, chunk: int | None = None, carry: Tensors | None = None) -> Outer:
     params, empty = learner.initial()
     return Engine(name, chunk).outer(learner, params, carry or empty, episodes)
-
-
-@contextmanager
-def compiling() -> Iterator[None]:
-    """Skips where there is no compiler; torch's own warnings are its own."""
-    if not shutil.which("g++") and not shutil.which("clang++"):
-        pytest.skip("torch.compile needs a C++ compiler")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 # Four tasks on 84x84 images, in so many MiB more than torch itself takes: the chunk found, and the gradient's sums.
@@ -239,7 +227,7 @@ def test_auto_is_vmap_for_small_examples_and_loop_for_large_ones_on_cpu(make_epi
 
 
 @pytest.mark.parametrize("name", ["maml", "fomaml"])
-def test_a_compiled_step_gives_the_same_gradient(make_regression: Make, make_learner: Make, name: str):
+def test_a_compiled_step_gives_the_same_gradient(compiling: Make, make_regression: Make, make_learner: Make, name: str):
     backbone, episodes = make_regression()
     learner = make_learner(name, backbone, inner_steps=2)
     engine, (params, carry) = Engine("compiled"), learner.initial()
@@ -252,7 +240,7 @@ def test_a_compiled_step_gives_the_same_gradient(make_regression: Make, make_lea
 
 @pytest.mark.slow
 def test_every_algorithms_compiled_step_gives_the_same_gradient(
-    make_learner: Make, make_episodes: Make, trained_algorithm: str
+    compiling: Make, make_learner: Make, make_episodes: Make, trained_algorithm: str
 ):
     learner, episodes = make_learner(trained_algorithm), make_episodes(5)
     for chunk in (None, 2):
@@ -260,7 +248,7 @@ def test_every_algorithms_compiled_step_gives_the_same_gradient(
             assert_same(outer(learner, episodes, "compiled", chunk), outer(learner, episodes, "vmap"))
 
 
-def test_what_cannot_be_compiled_is_said_in_one_line(make_regression: Make, make_learner: Make):
+def test_what_cannot_be_compiled_is_said_in_one_line(compiling: Make, make_regression: Make, make_learner: Make):
     class Asking(Maml):
         def outer_loss(self, params: Tensors, task: Episodes) -> tuple[torch.Tensor, torch.Tensor]:
             print(threading.current_thread())  # which no compiler can look into
