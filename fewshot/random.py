@@ -30,7 +30,6 @@ def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-@torch.compiler.assume_constant_result  # torch.compile cannot look into hashlib
 def stream(*words: object) -> int:
     """A 64-bit key for a named stream, such as stream(seed, "test")."""
     digest = hashlib.sha256("/".join(map(str, words)).encode()).digest()
@@ -50,14 +49,18 @@ def fold(key: torch.Tensor | int, counter: torch.Tensor | int) -> torch.Tensor:
 
 def branches(key: torch.Tensor, count: int) -> torch.Tensor:
     """The streams 0..count-1 of each key: int64 [...] to [..., count]."""
-    return fold(key[..., None], _counters(count, key.device))
+    counters = _counters if torch.compiler.is_compiling() else _arange
+    return fold(key[..., None], counters(count, key.device))
 
 
-@torch.compiler.assume_constant_result
-def _counters(count: int, device: torch.device) -> torch.Tensor:
-    # A constant to torch.compile, which would otherwise multiply the counter of a C++ loop until it overflows: there
-    # that is undefined, and g++ (torch 2.15) then writes past the end.
+def _arange(count: int, device: torch.device) -> torch.Tensor:
     return torch.arange(count, device=device)
+
+
+# An operator of our own is a closed box to torch.compile, which would otherwise multiply the counter of a C++ loop
+# until it overflows: there that is undefined, and g++ (torch 2.15) then writes past the end.
+_counters = torch.library.custom_op("fewshot::counters", _arange, mutates_args=())
+_counters.register_fake(_arange)
 
 
 def below(bits: torch.Tensor, bound: torch.Tensor | int) -> torch.Tensor:

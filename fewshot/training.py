@@ -93,12 +93,15 @@ def train(
                 params[name].copy_(value)
         carry = matching(last, groups.get("carry", {}), carry)
         restore(optimizer, params, groups.get("outer", {}))
+        if state.get("chunk"):
+            engine.found["outer"] = state["chunk"]
     metrics = folder / "metrics.jsonl"
     _cut(metrics, state["step"])
     steps = settings.steps if is_trained(learner, tasks) else 0
     batch, own = settings.meta_batch, share(settings.meta_batch)
 
     def checkpoint() -> None:
+        state["chunk"] = engine.found.get("outer")
         save_checkpoint(last, {"params": params, "carry": carry, "outer": slots(optimizer, params)}, state)
 
     # What a step finds stays on the device until it is logged: to ask for it earlier is to wait for a GPU.

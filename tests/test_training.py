@@ -18,7 +18,7 @@ from fewshot.algorithms.maml import Maml
 from fewshot.algorithms.reptile import Reptile
 from fewshot.backbones.mlp import MLP
 from fewshot.checkpoint import load_checkpoint
-from fewshot.data.bank import Bank
+from fewshot.data.bank import Bank, joined
 from fewshot.data.functions import read
 from fewshot.errors import FewshotError
 from fewshot.tasks.regression import Regression
@@ -58,7 +58,26 @@ def reptile(adam_state: str = "chained") -> Reptile:
                    inner_optimizer="adam", inner_loss="sum", adam_state=adam_state)  # fmt: skip
 
 
-LEARNERS = {"maml": (maml, SETTINGS), "chained": (reptile, REPTILE), "shared": (lambda: reptile("shared"), REPTILE)}
+class Doubtful(Maml):
+    """Some of whose tasks, and with them steps, have no finite loss."""
+
+    def outer_loss(self, params: Tensors, task: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, share = super().outer_loss(params, task)
+        return torch.where(task.key % 5 == 2, math.nan, loss), share
+
+
+def doubtful() -> Maml:
+    return Doubtful(network(), inner_lr=0.1, inner_steps=1, test_steps=2, first_order=False, inner_loss="mean",
+                    outer_loss="mean")  # fmt: skip
+
+
+GUARDED = replace(SETTINGS, nan_guard=True, outer_lr=1e-3)
+LEARNERS = {
+    "guarded": (doubtful, GUARDED),
+    "maml": (maml, SETTINGS),
+    "chained": (reptile, REPTILE),
+    "shared": (lambda: reptile("shared"), REPTILE),
+}
 
 
 def run(learner: Any, settings: TrainSettings, folder: Path, die_at: int | None = None) -> list[dict[str, float]]:
@@ -99,6 +118,8 @@ def test_a_run_that_died_and_was_resumed_is_the_same_to_the_bit(name: str, die_a
         assert {k: v for k, v in one.items() if k != "train_seconds"} == {
             k: v for k, v in two.items() if k != "train_seconds"
         }
+    _, state = load_checkpoint(tmp_path / "died/checkpoints/last.safetensors", CPU)
+    assert (0 < state["nan_guarded"] < state["step"]) == settings.nan_guard
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "died")
     assert [line["step"] for line in metrics(tmp_path / "died")] == [1, 2, 3, 4, 5, 6]
 
@@ -166,22 +187,43 @@ def test_the_best_of_a_regression_has_the_least_error(make_regression: Any, tmp_
     assert (last.validation, last.selection) == ({"mse": 0.4, "step": 6}, "last")
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("at", "log_every", "checkpoint_every", "kept"), [(4, 1, 2, 2), (3, 100, 2, 2), (2, 3, 100, None), (4, 2, 3, 3)]
+)
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
+    at: int, log_every: int, checkpoint_every: int, kept: int | None, tmp_path: Path
+) -> None:
     class Diverging(Maml):
         calls = 0
 
         def outer_loss(self, params: Tensors, task: Any) -> tuple[torch.Tensor, torch.Tensor]:
             loss, share = super().outer_loss(params, task)
             Diverging.calls += 1
-            return loss * (math.nan if Diverging.calls == 4 else 1), share
+            return loss * (math.nan if Diverging.calls == at else 1), share
 
     learner = Diverging(network(), inner_lr=0.1, inner_steps=1, test_steps=2, first_order=True, inner_loss="mean",
                         outer_loss="mean")  # fmt: skip
-    with pytest.raises(FewshotError, match=r"step 4: .*not finite.*last good checkpoint is .*last\.safetensors"):
-        run(learner, SETTINGS, tmp_path)
+    settings = replace(SETTINGS, log_every=log_every, checkpoint_every=checkpoint_every, validate_every=0)
+    word = r"no checkpoint was written yet" if kept is None else r"last good checkpoint is .*last\.safetensors"
+    with pytest.raises(FewshotError, match=rf"step {at}: .*not finite.*{word}"):
+        run(learner, settings, tmp_path)
+    if kept is None:
+        assert not list(tmp_path.rglob("*.safetensors"))
+        return
     groups, state = load_checkpoint(tmp_path / "checkpoints/last.safetensors", CPU)
-    assert state["step"] == 2
+    assert state["step"] == kept
     assert all(value.isfinite().all() for value in groups["params"].values())
+
+
+def test_the_chunk_that_fitted_into_memory_is_kept_for_the_same_bits(tmp_path: Path) -> None:
+    engine, resumed = Engine(), Engine()
+    engine.found["outer"] = 2
+    for steps, each in ((2, engine), (4, resumed)):
+        settings = replace(SETTINGS, steps=steps, validate_every=0)
+        train(
+            maml(), Sampler(bank(), 3, 2, 2, 0), settings, each, tmp_path, lambda p, c: 0.0, lambda step, values: None
+        )
+    assert resumed.found == {"outer": 2}
 
 
 class Reads(TorchDispatchMode):
@@ -198,10 +240,12 @@ class Reads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("nan_guard", [False, True])
-@pytest.mark.parametrize("name", ["maml", "shared", "functions"])
+@pytest.mark.parametrize("name", ["maml", "shared", "functions", "both splits"])
 def test_a_step_that_is_not_logged_asks_nothing_of_the_device(name: str, nan_guard: bool, tmp_path: Path) -> None:
     make, settings = LEARNERS.get(name, LEARNERS["maml"])
     learner, tasks = make(), Sampler(bank(), 3, 2, 2, 0, "as_classes")
+    if name == "both splits":
+        tasks = Sampler(joined(bank(), replace(bank(), names=tuple("ijklmnop"))), 3, 2, 2, 0, "as_classes")
     if name == "functions":
         functions = read({"sine": {"amplitude": (1, 2), "phase": (0, 1)}}, (-1, 1), 0.1)["train"]
         learner.backbone = MLP((1,), 1, widths=[8], norm="none", norm_scale=False, norm_eps=1e-3, adapt_norm=True,

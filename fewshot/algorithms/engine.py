@@ -1,9 +1,9 @@
 """The engine: lifts an algorithm written for one task to all tasks of a meta-batch.
 
-`vmap` runs a chunk of tasks as one batched computation; `compiled` has torch.compile fuse that one, once for each
-learner and shape; `loop` runs task by task, on as many threads as torch uses, each keeping one core busy: tiny
-convolutions gain nothing from sharing one; `learn2learn` is the reference implementation of MAML and FOMAML. All give
-the same gradients.
+`vmap` runs a chunk of tasks as one batched computation; `compiled` has torch.compile fuse that one, in meta-training
+and where no task waits for another, once for each learner and shape; `loop` runs task by task, on as many threads as
+torch uses, each keeping one core busy: tiny convolutions gain nothing from sharing one; `learn2learn` is the reference
+implementation of MAML and FOMAML. All give the same gradients.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from fewshot.algorithms.reduction import Outer, weighted_mean
 from fewshot.device import give_back_memory, is_out_of_memory, keep_freed_memory
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
+from fewshot.random import stream
 
 ENGINES = ("auto", "vmap", "compiled", "loop", "learn2learn")
 # Examples with more values than this gain on CPU from `loop` (see tools/bench.py): per-task weights turn into grouped
@@ -37,7 +38,11 @@ class Engine:
     Args:
         name: one of ENGINES.
         chunk: of `vmap` and `compiled`; None: all at once. Where so many do not fit into memory, half as many are
-            tried, and what fitted is remembered.
+            tried.
+
+    Attributes:
+        found: what then fitted, apart for `outer` and for `map`; a resumed run goes on with that of `outer`, since
+            other chunks round otherwise.
     """
 
     def __init__(self, name: str = "auto", chunk: int | None = None) -> None:
@@ -45,6 +50,7 @@ class Engine:
             raise FewshotError(f"chunk={chunk}: must be at least 1, or null for all tasks at once")
         self.name = check_choice("engine", name, ENGINES)
         self.chunk = chunk
+        self.found: dict[str, int] = {}
         self._compiled: tuple[Any, Callable[..., Any]] | None = None  # the last learner's
         self._own = threading.local()
         self._pool: ThreadPoolExecutor | None = None
@@ -74,6 +80,7 @@ class Engine:
         else:
             run = self._compiled_for(learner) if method == "compiled" else partial(_outer, learner, lift=_lift_all)
             return self._in_chunks(
+                "outer",
                 episodes,
                 lambda chunks: weighted_mean((run(params, carry, chunk) for chunk in chunks), len(episodes), False),
             )
@@ -86,13 +93,13 @@ class Engine:
             return tree_map(lambda *parts: torch.cat(parts), *(lift(function, chunk) for chunk in chunks))
 
         if self.method(episodes) in ("vmap", "compiled"):
-            return self._in_chunks(episodes, run)
+            return self._in_chunks("map", episodes, run)
         return run((episodes[i : i + 1] for i in range(len(episodes))), _lift_one)
 
-    def _in_chunks(self, episodes: Episodes, run: Callable[[Iterator[Episodes]], Any]) -> Any:
+    def _in_chunks(self, what: str, episodes: Episodes, run: Callable[[Iterator[Episodes]], Any]) -> Any:
         """A function of consecutive groups of the tasks, in groups that fit into memory."""
         while True:
-            size = self.chunk or len(episodes)
+            size = min(limit for limit in (self.chunk, self.found.get(what), len(episodes)) if limit is not None)
             try:
                 return run(episodes[i : i + size] for i in range(0, len(episodes), size))
             except RuntimeError as error:
@@ -100,7 +107,7 @@ class Engine:
                     raise
             # Outside of `except`, whose traceback holds on to what filled the memory.
             give_back_memory()
-            self.chunk = -(-min(size, len(episodes)) // 2)
+            self.found[what] = -(-size // 2)
 
     def _compiled_for(self, learner: Learner) -> Callable[[Tensors, Tensors, Episodes], Outer]:
         """`_outer` of a learner, compiled when it first meets a shape; kept while the learner stays the same."""
@@ -159,15 +166,16 @@ def _compiled(learner: Learner) -> Callable[[Tensors, Tensors, Episodes], Outer]
         outer = _outer(learner, params, carry, Episodes(*tensors), _lift_all, eager=False)
         return outer.gradient, outer.carry, outer.loss, outer.score
 
-    torch.compiler.reset()  # of the learners before this one: torch gives up on the ninth
+    torch.compiler.assume_constant_result(stream)  # it cannot look into hashlib; here, as it is slow to import
+    torch.compiler.reset()  # of all that was compiled before this learner: torch gives up on the ninth
     fused = torch.compile(step, dynamic=False, fullgraph=True)
 
     def run(params: Tensors, carry: Tensors, episodes: Episodes) -> Outer:
-        from torch._dynamo.exc import TorchDynamoException  # slow to import
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # slow to import
 
         try:
             return Outer(*fused(params, carry, *episodes.tensors()))
-        except TorchDynamoException as error:
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             raise FewshotError(
                 "engine=compiled: torch.compile failed (on a CPU it needs a C++ compiler, such as g++); choose "
                 f"engine=vmap ({type(error).__name__}: {str(error).strip().splitlines()[0]})"

@@ -69,11 +69,11 @@ class Bank:
         """The examples at some rows: [R] int64 to [R, ...], on the index's device."""
         if self.behind is None:
             return self.examples.index_select(0, index.to(self.examples.device)).to(index.device)
-        later = index >= len(self.examples)
-        found = self.examples.new_empty(len(index), *self.shape, device=index.device)
-        found[~later] = replace(self, behind=None).rows(index[~later])
-        found[later] = self.behind.rows(index[later] - len(self.examples))
-        return found
+        # Each row of both, though one is not meant: to pick out the others' rows first is to wait for a GPU.
+        last = len(self.examples) - 1
+        first = replace(self, behind=None).rows(index.clamp(max=last))
+        second = self.behind.rows((index - last - 1).clamp(min=0))
+        return torch.where((index <= last).view(-1, *[1] * len(self.shape)), first, second)
 
     def to(self, device: torch.device | str, *, examples: bool = True) -> Bank:
         """The same bank with its tensors on `device`, or all but the examples, which stay in their file."""
