@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -30,7 +30,10 @@ class Contender:
     memory: int = 0  # peak bytes
 
     def weigh(self) -> None:
-        """Measure the peak memory of a step; apart from the rounds, as a heap that was trimmed is slow to regrow."""
+        """Measure the peak memory of a step that is not the first, which imports and compiles.
+
+        Apart from the rounds, as a heap that was trimmed is slow to regrow.
+        """
         reset_peak_memory(self.device)
         self.step()
         self.memory = peak_memory_bytes(self.device)
@@ -84,7 +87,7 @@ def flops_of_task(learner: Any, params: Tensors, task: Episodes) -> int:
     return counter.get_total_flops()
 
 
-def peaks(device: torch.device, seconds: float) -> Mapping[str, float]:
+def peaks(device: torch.device, seconds: float) -> dict[str, float]:
     """What the device can do: `flops` of a float32 matrix product, `bytes` read and written by a copy, per second."""
     side = SIDE.get(device.type, SIDE["cpu"])
     a, b = torch.rand(side, side, device=device), torch.rand(side, side, device=device)

@@ -1,17 +1,18 @@
-"""Speed of the engines, side by side in one process: `python tools/bench.py network=omniglot`, or `network=all`.
+"""Speed of the engines, side by side: `python tools/bench.py network=omniglot`, or `network=all`.
 
 Tasks per second of a full meta-training step (adaptation, outer gradient, Adam) on random examples, for each engine in
-turn, several rounds in one process. The first engine of a network is what the others are held against: learn2learn,
-which large pages and a heap grown by the others flatter, or, for LEO, the tasks one by one; LEO's sampling is counted,
-and its evaluation timed too. `of peak` are the operations of matrix products and convolutions, as a share of what a
-matrix product alone reaches in the same process; convolutions that a library does with fewer operations than their
-definition has can pass 100 %. `network=sampling` opens made-up banks of a data set's full size and samples episodes
-from them.
+turn, several rounds in one process for each network. The first engine of a network is what the others are held
+against: learn2learn, which gains here from the large pages and the grown heap of this project, or, for LEO, the tasks
+one by one; LEO's sampling is counted, and its evaluation timed too. `of peak` are the operations of matrix products and
+convolutions, as a share of what a matrix product alone reaches in the same process; convolutions that a library does
+with fewer operations than their definition has can pass 100 %. `network=sampling` opens made-up banks of a data set's
+full size and samples episodes from them.
 """
 
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from math import prod
 from multiprocessing import get_context
@@ -77,7 +78,7 @@ def bench_maml(cfg: DictConfig, name: str, net: DictConfig, device: torch.device
     episodes = random_episodes(net, device)
     for first_order in cfg.first_order:
         contenders: dict[str, Contender] = {}
-        for engine in net.get("engines", cfg.engines):
+        for engine in cfg.engines or net.engines:
             learner = learner_of(net, first_order, device)
             step = outer_step(learner, *learner.initial(), Engine(engine), lambda: episodes)
             auto = " (auto)" if Engine("auto").method(episodes) == engine else ""
@@ -104,7 +105,7 @@ def bench_leo(cfg: DictConfig, name: str, net: DictConfig, device: torch.device,
     for query in (None, *net.test_queries):
         sampler = Sampler(bank, net.way, net.shot, net.query if query is None else query, 0)
         contenders = {}
-        for engine in net.engines:
+        for engine in cfg.engines or net.engines:
             if query is None:
                 turns = iter(range(0, 1 << 60, net.meta_batch))
                 draw = partial(_next_episodes, sampler, turns, net.meta_batch)
@@ -119,6 +120,8 @@ def bench_leo(cfg: DictConfig, name: str, net: DictConfig, device: torch.device,
             elif engine == "vmap":
                 run = partial(evaluate, learner, params, {}, sampler, 200, transductive=False, engine=Engine(engine))
                 contenders[engine] = Contender(run, 200, device)
+        if not contenders:  # evaluation by `compiled` is that by `vmap`
+            continue
         take_turns(cfg, contenders)
         what = "training" if query is None else f"evaluation, {query} queries"
         share = flops_of_task(learner, params, sampler.episodes(0, 1)[0]) / peak if query is None else None
@@ -136,14 +139,12 @@ def _evaluate_one(learner: Leo, params: dict[str, torch.Tensor], sampler: Sample
 
 
 def take_turns(cfg: DictConfig, contenders: Mapping[str, Contender]) -> None:
-    """Memory, then rounds, of all of them; learn2learn keeps of freed memory what glibc by itself does."""
-    for turn in range(cfg.rounds + 1):
+    """A first step, memory, then rounds, of all; learn2learn keeps of freed memory what glibc by itself does."""
+    turns = [lambda each: each.step(), Contender.weigh, *[lambda each: each.round(cfg.seconds)] * cfg.rounds]
+    for turn in turns:
         for engine, contender in contenders.items():
             keep_freed_memory(as_glibc_does=engine == "learn2learn")
-            if turn:
-                contender.round(cfg.seconds)
-            else:
-                contender.weigh()
+            turn(contender)
 
 
 def _rows(head: Row, contenders: Mapping[str, Contender], share: float | None) -> list[Row]:
@@ -193,15 +194,15 @@ def bench_sampling(cfg: DictConfig, net: DictConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def bench_network(cfg: DictConfig, name: str) -> tuple[list[Row], Mapping[str, float] | None]:
-    """All rows of one network, and the device's peaks."""
+def bench_network(cfg: DictConfig, name: str) -> tuple[list[Row], dict[str, float]]:
+    """All rows of one network; the threads that it had, and the device's peaks meanwhile."""
     device, net = pick_device(cfg.device), cfg.networks[name]
     if "banks" in net:
-        return bench_sampling(cfg, net), None
+        return bench_sampling(cfg, net), {"threads": torch.get_num_threads()}
     keep_freed_memory(one_arena=not is_small(prod(net.get("shape", [1]))))
-    compute_alone(False)
     found = peaks(device, cfg.seconds)
     compute_alone(net.way == 1)
+    found["threads"] = torch.get_num_threads()
     bench_one: Callable[..., list[Row]] = bench_leo if "test_queries" in net else bench_maml
     return bench_one(cfg, name, net, device, found["flops"]), found
 
@@ -210,29 +211,40 @@ def bench(cfg: DictConfig) -> None:
     timed = [name for name, net in cfg.networks.items() if "banks" not in net]
     if cfg.network not in (*cfg.networks, "all"):
         raise FewshotError(f"network={cfg.network}: choose one of {', '.join(cfg.networks)}, all")
-    names = timed if cfg.network == "all" else [cfg.network]
     device = pick_device(cfg.device)
     rows: list[Row] = []
-    found = None
-    # Each network has a process of its own, since what one asks of the C library's heap cannot be undone for the next.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as own_process:
-        for part, peak in own_process.map(partial(bench_network, cfg), names):
-            rows, found = rows + part, peak
-    print(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
-    about = f"{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    if found is not None:
-        about += f"; peaks: {found['flops'] / 1e9:,.0f} GFLOP/s, {found['bytes'] / 1e9:,.0f} GB/s"
-    print(f"\n{about}")
-    if cfg.out:
+    networks: dict[str, dict[str, float]] = {}
+    failed: list[str] = []
+    for name in timed if cfg.network == "all" else [cfg.network]:
+        # A process of its own for each: what one network asks of the C library's heap cannot be undone for the next.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as own_process:
+            try:
+                part, networks[name] = own_process.submit(bench_network, cfg, name).result()
+                rows += part
+            except BrokenProcessPool:
+                failed.append(f"network={name}: its process was killed, most often for want of memory")
+            except FewshotError as error:
+                failed.append(f"network={name}: {error}")
+    if rows:
+        print(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
+        print(f"\n{device_name(device)}, torch {torch.__version__}")
+    for name, found in networks.items():
+        about = f"{name}: {found['threads']} threads"
+        if "flops" in found:
+            about += f"; peaks of the device: {found['flops'] / 1e9:,.0f} GFLOP/s, {found['bytes'] / 1e9:,.0f} GB/s"
+        print(about)
+    if cfg.out and rows:
         record = {
-            "format": 1,
+            "format": 2,
             "bench": rows,
-            "peaks": found,
+            "networks": networks,
             "device": device_name(device),
             "code": code(),
             "environment": environment(),
         }
         write_atomically(Path(cfg.out), (json.dumps(record, indent=1) + "\n").encode())
+    if failed:
+        raise FewshotError("; ".join(failed))
 
 
 if __name__ == "__main__":
