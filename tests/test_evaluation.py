@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,6 +20,33 @@ from fewshot.evaluation import ci95, evaluate, query_outputs
 from fewshot.tasks.sampler import Sampler
 
 Make = Callable[..., Any]
+
+# Peak memory after so many batches of evaluation as the words say, one after the other.
+BATCHES = """
+import sys
+import torch
+from fewshot import evaluation
+from fewshot.algorithms.engine import Engine
+from fewshot.algorithms.maml import Maml
+from fewshot.backbones.conv4 import Conv4
+from fewshot.data.bank import Bank
+from fewshot.device import keep_freed_memory, peak_memory_bytes
+from fewshot.tasks.sampler import Sampler
+keep_freed_memory()
+torch.manual_seed(0)
+evaluation.EXAMPLES_AT_ONCE = int(sys.argv[1])
+network = Conv4((1, 28, 28), 5, filters=8, downsample="max_pool", pool="valid", readout="flatten", norm="batch",
+                norm_scale=True, norm_eps=1e-3, adapt_norm=True, conv_init="xavier", head_init="xavier")
+learner = Maml(network, inner_lr=0.01, inner_steps=1, test_steps=3, first_order=False, inner_loss="mean",
+               outer_loss="mean")
+images = torch.randint(256, (400, 1, 28, 28), dtype=torch.uint8)
+bank = Bank(images, torch.arange(21) * 20, tuple("abcdefghijklmnopqrst"), "test", "random", {})
+sampler, (params, carry) = Sampler(bank, 5, 1, 15, 0), learner.initial()
+for batches in map(int, sys.argv[2:]):
+    episodes = batches * (evaluation.EXAMPLES_AT_ONCE // 80)
+    scores = evaluation.evaluate(learner, params, carry, sampler, episodes, transductive=True, engine=Engine())
+    print(len(scores), peak_memory_bytes(torch.device("cpu")))
+"""
 
 TRAINED = ("maml", "fomaml", "meta_sgd", "reptile-chained", "reptile-shared", "reptile-sgd")
 BACKBONES = ("make_conv4", "make_mlp")
@@ -177,6 +206,16 @@ def test_scoring_whole_classes_is_scoring_each_query(
 
 
 # The interval
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_a_thousand_batches():
+    done = subprocess.run(
+        [sys.executable, "-c", BATCHES, "400", "50", "1000"], capture_output=True, text=True, check=True, timeout=600
+    )
+    (few, early), (many, late) = (map(int, line.split()) for line in done.stdout.splitlines())
+    assert (few, many) == (50 * 5, 1000 * 5)
+    assert late < 1.02 * early
 
 
 @pytest.mark.parametrize("count", [2, 5, 600])
