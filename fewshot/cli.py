@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,11 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fewshot.config import CONF, key_names, near, of_functions
-from fewshot.device import keep_freed_memory
+from fewshot.device import is_out_of_memory, keep_freed_memory
 from fewshot.errors import FewshotError, one_line
 from fewshot.sweeps import check_plugin, end_of_sweep, end_with, notes_of_sweep, objective, write_note
 
-MISTAKES = (FewshotError, OmegaConfBaseException, OSError, torch.OutOfMemoryError)  # of a person or a machine
+MISTAKES = (FewshotError, OmegaConfBaseException, OSError)  # of a person or a machine
 
 
 def main(function: Callable[[DictConfig], Path | None], config: str) -> None:
@@ -49,14 +48,14 @@ def main(function: Callable[[DictConfig], Path | None], config: str) -> None:
         record = failure = None
         try:
             record = function(cfg)
-        except MISTAKES as error:
-            failure = _said(error)
-            print(f"error: {failure}", file=sys.stderr)
         except Exception as error:
-            if notes is None:
-                raise
             failure = _said(error)
-            traceback.print_exc()
+            if isinstance(error, MISTAKES) or is_out_of_memory(error):
+                print(f"error: {failure}", file=sys.stderr)
+            elif notes is None:
+                raise
+            else:
+                traceback.print_exc()
         if notes:
             write_note(notes, record, failure)
         elif failure:
@@ -113,10 +112,11 @@ def _launched(run: Callable[[], None]) -> bool:
     return True
 
 
-def _said(error: BaseException) -> str:
+def _said(error: Exception) -> str:
     """An error in one line."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return f"out of memory on the GPU: set chunk to fewer tasks at once ({str(error).splitlines()[0]})"
+    if is_out_of_memory(error):
+        reason = next(line for line in str(error).splitlines() if line)
+        return f"out of memory: take a smaller network, fewer shots or queries, or a larger machine ({reason})"
     if isinstance(error, (*MISTAKES, HydraException)):
         return str(error).strip().splitlines()[0]
     return f"{type(error).__name__}: {one_line(error)}"

@@ -56,6 +56,7 @@ class TrainConfig:
     resume: str | None = MISSING
     force: bool = MISSING
     plot: bool = MISSING
+    inductive_too: bool = MISSING
     records: str | None = MISSING
 
 
@@ -113,7 +114,7 @@ ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 
 # What may differ between two configurations of one and the same run.
-PLACES = ("device", "data_dir", "runs", "run_dir", "resume", "force", "plot", "records")
+PLACES = ("device", "data_dir", "runs", "run_dir", "resume", "force", "plot", "inductive_too", "records")
 OURS = "ours"  # the recipe of what no paper says
 READER_PLACES = ("root", "cache", "download", "device")
 

@@ -38,7 +38,7 @@ def has_room(size: int, device: torch.device) -> bool:
     return device.type != "cuda" or 2 * size <= torch.cuda.mem_get_info(device)[0]
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether an error of torch's says that memory is full: that of a GPU, or what a process may have (`ulimit -d`)."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: " in str(error)
 

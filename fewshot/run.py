@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.learner import Tensors
 from fewshot.checkpoint import load_checkpoint, only_process_in, write_atomically
-from fewshot.config import resolved
+from fewshot.config import resolved, trained_with
 from fewshot.device import reset_peak_memory
 from fewshot.distributed import by_main, is_main, main_first, world
 from fewshot.episodes import Tasks
@@ -22,7 +22,7 @@ from fewshot.experiment import Experiment, build, check_dataset, read_sources, t
 from fewshot.progress import TrainingDisplay
 from fewshot.report.record import read_record, task_name, write_record
 from fewshot.run_folder import DATA, is_finished, run_folder
-from fewshot.testing import steps_of, tested
+from fewshot.testing import protocol_words, regime, steps_of, tested
 from fewshot.training import TrainSettings, check_shareable, checkpoints, is_trained, selected, train
 
 
@@ -40,6 +40,22 @@ def training_run(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
     with ExitStack() as held:
         by_main(lambda: held.enter_context(only_process_in(folder)))
         return folder, _train_and_test(folder, cfg)
+
+
+def tested_inductively(cfg: DictConfig, folder: Path) -> Path | None:
+    """Test a finished run once more, no query seeing another; the folder of that test, or None where its own was so."""
+    other = cfg.copy()
+    other.test.transductive = False
+    run = main_first(lambda: build(other, folder))
+    if regime(run.learner, cfg) == "inductive":
+        return None
+    place = folder / "tests" / protocol_words(other, run.learner)
+    if not by_main((place / "record.json").exists):
+        trained = main_first(lambda: selected(run.learner, TrainSettings(**run.config["train"]), folder, run.device))
+        record, scores = tested(run, other, trained)
+        if is_main():
+            write_record(place, record | {"config": trained_with(resolved(cfg))}, scores)
+    return place
 
 
 def _train_and_test(folder: Path, cfg: DictConfig) -> dict[str, Any]:

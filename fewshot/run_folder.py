@@ -14,7 +14,8 @@ from fewshot.checkpoint import LOCK
 from fewshot.config import PLACES, TrainConfig, identity, of_functions, resolved
 from fewshot.errors import FewshotError
 
-LATER = {"plot": False, "records": None, "test": {"steps": None}}  # keys that runs of earlier versions lack
+# Keys that runs of earlier versions lack.
+LATER = {"plot": False, "inductive_too": False, "records": None, "test": {"steps": None}}
 DATA = "data.json"  # what a run began with
 OURS = (LOCK, "config.yaml.part", DATA, f"{DATA}.part")  # what a run that died in its first moments leaves
 

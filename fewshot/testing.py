@@ -125,6 +125,20 @@ def steps_of(cfg: DictConfig, learner: Learner) -> list[int]:
     return sorted(several)
 
 
+def protocol_words(cfg: DictConfig, learner: Learner) -> str:
+    """The protocol of a test, to name its folder by."""
+    test, data = cfg.test, cfg.dataset
+    words = [
+        test.split,
+        f"{cfg.shot}s{cfg.query}q",
+        *([data.rotations.test] if "rotations" in data else []),
+        regime(learner, cfg),
+        f"{'-'.join(map(str, steps_of(cfg, learner)))}steps",
+        f"{test.episodes}e{test.seed}",
+    ]
+    return "-".join(words)
+
+
 def made_for(cfg: DictConfig) -> dict[str, Any]:
     """What a run's learner is for, and the shots and queries of the tasks that it trains on."""
     shot = cfg.shot if cfg.train.shot is None else cfg.train.shot

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from fewshot.algorithms.engine import Engine
 from fewshot.data.bank import Bank
 from fewshot.data.embeddings import write_originals
 
@@ -109,6 +110,28 @@ def test_records_are_copied_to_a_folder_of_their_own(call: Any) -> None:
     where = record.parent.relative_to("runs")
     assert copies == [where / "episodes.csv", where / "record.json"]
     assert (Path("kept") / where / "record.json").read_bytes() == record.read_bytes()
+
+
+def test_a_run_is_tested_in_both_regimes_where_they_differ(call: Any) -> None:
+    words = ("runs=runs", "records=kept", "inductive_too=true", "shot=1,2", *QUICK)
+    assert call("train", "-m", *words).code == 0
+    folders = sorted(path.parent for path in Path("kept").rglob("record.json"))
+    assert len(folders) == 4
+    assert sorted(read(folder)["protocol"]["regime"] for folder in folders) == 2 * ["inductive"] + 2 * ["transductive"]
+    for folder in folders:
+        if folder.parent.name == "tests":
+            own = read(folder.parent.parent)
+            assert read(folder)["protocol"] == own["protocol"] | {"regime": "inductive"}
+            assert read(folder)["config"] == own["config"]
+            assert (folder / "episodes.csv").read_bytes() != (folder.parent.parent / "episodes.csv").read_bytes()
+            run = Path("runs") / folder.parent.parent.relative_to("kept")
+            assert folder.name in call("evaluate", f"run={run}", "transductive=false").out
+    before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("record.json")}
+    assert len(before) == 4
+    assert call("train", "-m", *words).code == 0
+    assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("record.json")} == before
+    alike = call("train", "runs=others", "inductive_too=true", "algorithm=nearest", "test.episodes=5")
+    assert (alike.code, len(list(Path("others").rglob("record.json")))) == (0, 1)
 
 
 def test_the_record_says_with_how_many_shots_the_learner_trains(call: Any) -> None:
@@ -472,6 +495,16 @@ def test_a_loss_that_is_not_finite_stops_the_run(call: Any) -> None:
     assert done.code == 1
     assert done.err.startswith("error: step 2: the loss or its gradient is not finite")
     assert not Path("run/record.json").exists()
+
+
+def test_memory_that_does_not_suffice_is_one_line(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory\nframe #0")
+
+    monkeypatch.setattr(Engine, "outer", full)
+    done = call("train", "run_dir=run", *QUICK)
+    assert (done.code, len(done.err.splitlines())) == (1, 1)
+    assert done.err.startswith("error: out of memory: take a smaller network, ")
 
 
 def test_a_truncated_archive_is_one_line(call: Any) -> None:

@@ -22,7 +22,7 @@ from fewshot.report.latents import write_latents
 from fewshot.report.record import read_record, summary, write_record
 from fewshot.run_folder import saved_config
 from fewshot.tasks.sampler import Sampler
-from fewshot.testing import made_for, regime, steps_of, tested
+from fewshot.testing import made_for, protocol_words, tested
 from fewshot.training import TrainSettings, selected
 
 PROTOCOL = {
@@ -60,19 +60,11 @@ def _evaluate(cfg: DictConfig) -> None:
     experiment = main_first(lambda: build(test_cfg, run if elsewhere is None else None))
     if cfg.latents is not None and not isinstance(experiment.learner, Leo):
         raise FewshotError("latents: are of classes; leave it out, or name a run of algorithm=leo")
-    test, data = test_cfg.test, test_cfg.dataset
-    steps = steps_of(test_cfg, experiment.learner)
-    words = [
-        test.split,
-        f"{test_cfg.shot}s{test_cfg.query}q",
-        *([data.rotations.test] if "rotations" in data else []),
-        regime(experiment.learner, test_cfg),
-        f"{'-'.join(map(str, steps))}steps",
-        f"{test.episodes}e{test.seed}",
-        *([] if cfg.checkpoint is None else [Path(cfg.checkpoint).stem]),
-    ]
+    words = [protocol_words(test_cfg, experiment.learner)]
+    if cfg.checkpoint is not None:
+        words.append(Path(cfg.checkpoint).stem)
     if elsewhere is not None:
-        bank = tasks_of(experiment, test_cfg, test.split, test.seed).source
+        data, bank = test_cfg.dataset, tasks_of(experiment, test_cfg, test_cfg.test.split, test_cfg.test.seed).source
         check_new(run, data.name, bank)
         words.insert(0, f"{data.name}-{identity({'dataset': resolved(data), 'images': bank.fingerprint})[:8]}")
     settings = TrainSettings(**experiment.config["train"])
@@ -102,7 +94,7 @@ def _evaluate(cfg: DictConfig) -> None:
     if cfg.plot:
         print(f"drawn: {draw_test(folder, experiment, test_cfg, trained)}")
     if isinstance(experiment.learner, Leo) and cfg.latents is not None:
-        tasks = tasks_of(experiment, test_cfg, test.split, test.seed)
+        tasks = tasks_of(experiment, test_cfg, test_cfg.test.split, test_cfg.test.seed)
         assert isinstance(tasks, Sampler)  # LEO learns on examples
         write_latents(folder, experiment.learner, trained.params, tasks, cfg.latents, experiment.engine)
         print(f"latent codes of {cfg.latents} tasks: {folder / 'latents.npz'} and {folder / 'latents.png'}")

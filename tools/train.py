@@ -15,8 +15,8 @@ from fewshot.distributed import is_main, joined
 from fewshot.drawing import check_plot, draw_test
 from fewshot.errors import FewshotError
 from fewshot.experiment import build
-from fewshot.report.record import copy_record, summary
-from fewshot.run import training_run
+from fewshot.report.record import copy_record, read_record, summary
+from fewshot.run import tested_inductively, training_run
 from fewshot.run_folder import saved_config
 from fewshot.training import TrainSettings, selected
 
@@ -40,11 +40,16 @@ def _train(cfg: DictConfig) -> Path | None:
     if cfg.plot:
         check_plot(cfg)
     folder, record = training_run(cfg)
+    again = tested_inductively(cfg, folder) if cfg.inductive_too else None
     if not is_main():
         return None
     print(summary(record, folder))
-    if cfg.records:
-        copy_record(folder, Path(cfg.records), Path(cfg.runs))
+    if again is not None:
+        print(summary(read_record(again / "record.json"), again))
+    above = Path(cfg.runs) if folder.is_relative_to(cfg.runs) else folder.parent
+    for tested in (folder, again):
+        if cfg.records and tested is not None:
+            copy_record(tested, Path(cfg.records), above)
     if cfg.plot:
         experiment = build(cfg, folder)
         trained = selected(experiment.learner, TrainSettings(**experiment.config["train"]), folder, experiment.device)

@@ -57,8 +57,8 @@ def write_record(folder: Path, record: Mapping[str, Any], scores: Mapping[str, n
 
 
 def copy_record(folder: Path, target: Path, runs: Path) -> None:
-    """Copy a run's record and scores below another folder, under the name that the run has below `runs`."""
-    place = target / (folder.relative_to(runs) if folder.is_relative_to(runs) else folder.name)
+    """Copy a record and its scores below another folder, under the name that its folder has below `runs`."""
+    place = target / folder.relative_to(runs)
     for name in ("episodes.csv", "record.json"):
         write_atomically(place / name, (folder / name).read_bytes())
 
