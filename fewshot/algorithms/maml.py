@@ -98,18 +98,17 @@ class Maml:
     def inner_loop(self, params: Tensors, task: Episodes, steps: int) -> Tensors:
         """theta' after `steps` gradient steps on the support set, differentiable in theta unless first_order."""
         theta = {name: value for name, value in params.items() if not name.startswith(ALPHA)}
-        start = {name: value.detach() for name, value in theta.items()} if self.first_order else theta
-        fast = dict(start)
+        seen = _constant(theta) if self.first_order else theta
+        fast = dict(theta)
 
         def loss(moving: Tensors) -> tuple[torch.Tensor, tuple[()]]:
-            return self.support_loss(fast | moving, task), ()
+            return self.support_loss(seen | moving, task), ()
 
         for _ in range(steps):
             moving = {name: fast[name] for name in self.adapted}
-            gradient, _ = differentiate(loss, moving, eager=self.eager, create_graph=not self.first_order)
+            at = _constant(moving) if self.first_order else moving
+            gradient, _ = differentiate(loss, at, eager=self.eager, create_graph=not self.first_order)
             fast |= {n: value - params.get(ALPHA + n, self.inner_lr) * gradient[n] for n, value in moving.items()}
-        if self.first_order:  # theta' as theta plus a constant: d theta' / d theta is the identity
-            fast = {name: theta[name] + (fast[name] - start[name]) for name in fast}
         return fast
 
     def outer_loss(self, params: Tensors, task: Episodes) -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,3 +125,7 @@ class Maml:
     def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
         """Logits [B, N] of x [B, ...], or outputs [B, 1]."""
         return call(self.backbone, adapted, x)
+
+
+def _constant(params: Tensors) -> Tensors:
+    return {name: value.detach() for name, value in params.items()}

@@ -53,4 +53,4 @@ def over_processes(own: Outer, tasks: range, count: int) -> Outer:
 
 
 def _plus(total: Tensors, values: Tensors, share: float) -> Tensors:
-    return {name: total[name] + share * value if total else share * value for name, value in values.items()}
+    return {n: torch.add(total[n], value, alpha=share) if total else share * value for n, value in values.items()}
