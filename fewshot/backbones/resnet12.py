@@ -80,6 +80,8 @@ class ResNet12(nn.Module):
             halvings.
     """
 
+    tied = False
+
     def __init__(
         self,
         shape: tuple[int, ...],

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from fewshot.algorithms.learner import REDUCTIONS, score, task_loss
+from fewshot.algorithms.learner import REDUCTIONS, backbone_parameters, call, score, task_loss
 
 LOGITS = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 0.5], [1.0, 0.0, 0.0], [0, 0, 1]])
 LABELS = torch.tensor([0, 1, 0, 2, 0, 1])
@@ -27,3 +28,18 @@ def test_squared_error_of_float_targets_is_scaled_as_it_says(reduction: str, wan
 def test_a_test_reports_accuracy_of_labels_and_squared_error_of_float_targets():
     assert float(score(LOGITS, LABELS)) == pytest.approx(4 / 6)
     assert float(score(OUTPUTS, TARGETS)) == pytest.approx(17 / 4)
+
+
+def test_a_parameter_of_two_names_is_given_once_and_used_twice():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+            self.other.weight = self.one.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.other(self.one(x))
+
+    network, matrix = Twice(), torch.tensor([[0.0, 2.0], [3.0, 0.0]])
+    assert list(backbone_parameters(network)) == ["one.weight"]
+    torch.testing.assert_close(call(network, {"one.weight": matrix}, torch.eye(2)), 6 * torch.eye(2))
