@@ -224,6 +224,29 @@ def test_the_loop_leaves_torchs_threads_alone(make_learner: Make, make_episodes:
         torch.set_num_threads(before)
 
 
+def test_large_learners_run_task_by_task_on_all_cores(
+    make_learner: Make, make_episodes: Make, monkeypatch: pytest.MonkeyPatch
+):
+    learner, episodes = make_learner("maml"), make_episodes(3)
+    params, carry = learner.initial()
+    here: set[int] = set()
+    run = engines._outer
+
+    def noted(*args: Any) -> Outer:
+        here.add(threading.get_ident())
+        return run(*args)
+
+    monkeypatch.setattr(engines, "_outer", noted)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    by_size = []
+    for large in (engines.LARGE, 0):
+        monkeypatch.setattr(engines, "LARGE", large)
+        here.clear()
+        by_size.append(Engine("loop").outer(learner, params, carry, episodes))
+        assert (threading.get_ident() in here) == (large == 0)
+    assert_same(*by_size)
+
+
 def test_auto_is_vmap_for_small_examples_and_loop_for_large_ones_on_cpu(make_episodes: Make):
     assert Engine().method(make_episodes(1, shape=(1, 28, 28))) == "vmap"
     assert Engine().method(make_episodes(1, shape=(3, 84, 84))) == "loop"
