@@ -164,7 +164,7 @@ def _rows(head: Row, contenders: Mapping[str, Contender], share: float | None) -
 
 
 def _rate(rate: float) -> str:
-    return f"{rate:.1f}" if rate >= 10 else f"{rate:.2f}"
+    return f"{rate:.1f}" if rate >= 10 else f"{rate:.3g}"
 
 
 def bench_sampling(cfg: DictConfig, net: DictConfig) -> list[dict[str, Any]]:
