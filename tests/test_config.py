@@ -230,6 +230,16 @@ def test_near_names() -> None:
     assert near("zzz", ["way", "shot"]) == ""
 
 
+@pytest.mark.parametrize("dataset", ["omniglot", "mini", "tiered", "cub", "glyphs", "folder"])
+@pytest.mark.parametrize("words", [["algorithm=leo"], ["algorithm=maml", "features=conv4", "backbone=linear"]])
+def test_features_are_not_rotated_and_images_are_where_the_dataset_says(dataset: str, words: list[str]) -> None:
+    cfg = with_recipe(f"dataset={dataset}", *words)
+    assert cfg.features.name is not None
+    assert set(cfg.dataset.rotations.values()) == {"none"}
+    plain = with_recipe(f"dataset={dataset}", "algorithm=maml", "recipe=none")
+    assert set(plain.dataset.rotations.values()) == {"per_class" if dataset == "omniglot" else "none"}
+
+
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 
@@ -242,4 +252,6 @@ def test_every_experiment_is_a_block_of_the_papers_table_by_their_settings(name:
     assert cfg.dataset.reader.split == "random1200"  # one split for all rows
     assert cfg.records == "results/omniglot"
     assert cfg.recipe == {"maml": "cbfinn", "fomaml": "cbfinn", "reptile": "openai", "leo": None}[algorithm]
+    assert (cfg.dataset.rotations.test == "none") == (algorithm in ("reptile", "leo"))
+    assert (cfg.dataset.rotations.test == "none") == (algorithm in ("reptile", "leo"))
     resolved(cfg)
