@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from fewshot.algorithms.learner import Tensors, check_choice
+from fewshot.algorithms.reduction import Outer
+from fewshot.errors import FewshotError
 
 if TYPE_CHECKING:
     from fewshot.training import TrainSettings
@@ -20,6 +23,35 @@ def guarded(gradient: Tensors, loss: torch.Tensor, params: Tensors) -> tuple[Ten
     """
     broken = torch.stack([value.isnan().any() for value in (loss, *gradient.values())]).any()
     return {name: torch.where(broken, params[name].detach(), value) for name, value in gradient.items()}, broken
+
+
+class Faults:
+    """What is not finite in training: replaced and counted with `nan_guard`, else the end of the run; on the device."""
+
+    def __init__(self, nan_guard: bool, guarded: int, device: torch.device) -> None:
+        self._guard = nan_guard
+        self._guarded = torch.full((), guarded, device=device)  # steps
+        self._first = torch.full((), -1, device=device)  # the first step that was not finite
+
+    def handled(self, outer: Outer, params: Tensors, step: int) -> Tensors:
+        """The gradient to take."""
+        if self._guard:
+            gradient, replaced = guarded(outer.gradient, outer.loss, params)
+            self._guarded += replaced
+            return gradient
+        finite = torch.stack([value.isfinite().all() for value in (outer.loss, *outer.gradient.values())]).all()
+        self._first = torch.where(finite | (self._first >= 0), self._first, step)
+        return outer.gradient
+
+    def told(self, last: Path) -> int:
+        """How many steps were guarded. Raises FewshotError if another was not finite."""
+        if (first := int(self._first)) >= 0:
+            kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
+            raise FewshotError(
+                f"step {first + 1}: the loss or its gradient is not finite; lower train.outer_lr or "
+                f"algorithm.learner.inner_lr, or set train.clip; {kept}"
+            )
+        return int(self._guarded)
 
 
 def clipped(gradient: Tensors, element: float | None, norm: float | None) -> Tensors:

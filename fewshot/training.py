@@ -14,12 +14,12 @@ import torch
 
 from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.learner import Learner, Tensors, check_choice
-from fewshot.algorithms.reduction import Outer, over_processes
+from fewshot.algorithms.reduction import over_processes
 from fewshot.checkpoint import load_checkpoint, matching, save_checkpoint, write_atomically
 from fewshot.distributed import is_main, share
 from fewshot.episodes import Tasks
 from fewshot.errors import FewshotError
-from fewshot.outer import apply, guarded, make_optimizer, restore, slots
+from fewshot.outer import Faults, apply, make_optimizer, restore, slots
 
 
 @dataclass
@@ -105,7 +105,7 @@ def train(
         save_checkpoint(last, {"params": params, "carry": carry, "outer": slots(optimizer, params)}, state)
 
     # What a step finds stays on the device until it is logged: to ask for it earlier is to wait for a GPU.
-    faults = _Faults(settings.nan_guard, state["nan_guarded"], tasks.device)
+    faults = Faults(settings.nan_guard, state["nan_guarded"], tasks.device)
     for step in range(state["step"], steps):
         start = time.perf_counter()
         done = step + 1
@@ -228,35 +228,6 @@ def _better(metric: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
     if isnan(other[metric]):
         return not isnan(one[metric])
     return one[metric] < other[metric] if metric == "mse" else one[metric] > other[metric]
-
-
-class _Faults:
-    """What is not finite in training: replaced and counted with `nan_guard`, else the end of the run; on the device."""
-
-    def __init__(self, nan_guard: bool, guarded: int, device: torch.device) -> None:
-        self._guard = nan_guard
-        self._guarded = torch.full((), guarded, device=device)  # steps
-        self._first = torch.full((), -1, device=device)  # the first step that was not finite
-
-    def handled(self, outer: Outer, params: Tensors, step: int) -> Tensors:
-        """The gradient to take."""
-        if self._guard:
-            gradient, replaced = guarded(outer.gradient, outer.loss, params)
-            self._guarded += replaced
-            return gradient
-        finite = torch.stack([value.isfinite().all() for value in (outer.loss, *outer.gradient.values())]).all()
-        self._first = torch.where(finite | (self._first >= 0), self._first, step)
-        return outer.gradient
-
-    def told(self, last: Path) -> int:
-        """How many steps were guarded. Raises FewshotError if another was not finite."""
-        if (first := int(self._first)) >= 0:
-            kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
-            raise FewshotError(
-                f"step {first + 1}: the loss or its gradient is not finite; lower train.outer_lr or "
-                f"algorithm.learner.inner_lr, or set train.clip; {kept}"
-            )
-        return int(self._guarded)
 
 
 def _cut(metrics: Path, step: int) -> None:

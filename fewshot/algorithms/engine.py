@@ -20,12 +20,12 @@ import torch
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
+from fewshot.algorithms.compilation import compiled
 from fewshot.algorithms.learner import Learner, Tensors, check_choice, differentiate
 from fewshot.algorithms.reduction import Outer, weighted_mean
 from fewshot.device import give_back_memory, is_out_of_memory, keep_freed_memory
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
-from fewshot.random import stream
 
 ENGINES = ("auto", "vmap", "compiled", "loop", "learn2learn")
 # Examples with more values than this gain on CPU from `loop` (see tools/bench.py): per-task weights turn into grouped
@@ -82,11 +82,11 @@ class Engine:
         elif method == "loop":
             parts = self._on_threads(learner, params, carry, episodes)
         else:
-            run = self._compiled_for(learner) if method == "compiled" else partial(_outer, learner, lift=_lift_all)
+            run = self._fused if method == "compiled" else partial(_outer, lift=_lift_all)
             return self._in_chunks(
                 "outer",
                 episodes,
-                lambda chunks: weighted_mean((run(params, carry, chunk) for chunk in chunks), len(episodes), False),
+                lambda chunks: weighted_mean((run(learner, params, carry, c) for c in chunks), len(episodes), False),
             )
         return weighted_mean(parts, len(episodes), learner.chained)
 
@@ -113,11 +113,11 @@ class Engine:
             give_back_memory()
             self.found[what] = -(-size // 2)
 
-    def _compiled_for(self, learner: Learner) -> Callable[[Tensors, Tensors, Episodes], Outer]:
-        """`_outer` of a learner, compiled when it first meets a shape; kept while the learner stays the same."""
+    def _fused(self, learner: Learner, params: Tensors, carry: Tensors, episodes: Episodes) -> Outer:
+        """`_outer`, compiled when a learner first meets a shape; kept while the learner stays the same."""
         if self._compiled is None or self._compiled[0] is not learner:
-            self._compiled = learner, _compiled(learner)
-        return self._compiled[1]
+            self._compiled = learner, compiled(partial(_tensors_of_outer, learner))
+        return Outer(*self._compiled[1](params, carry, *episodes.tensors()))
 
     def _on_threads(self, learner: Learner, params: Tensors, carry: Tensors, episodes: Episodes) -> Iterator[Outer]:
         def work(group: Episodes) -> Outer:
@@ -167,27 +167,9 @@ def _outer(
     return Outer(gradient, carry, loss, score)
 
 
-def _compiled(learner: Learner) -> Callable[[Tensors, Tensors, Episodes], Outer]:
-    def step(params: Tensors, carry: Tensors, *tensors: torch.Tensor) -> tuple[Any, ...]:
-        outer = _outer(learner, params, carry, Episodes(*tensors), _lift_all, eager=False)
-        return outer.gradient, outer.carry, outer.loss, outer.score
-
-    torch.compiler.assume_constant_result(stream)  # it cannot look into hashlib; here, as it is slow to import
-    torch.compiler.reset()  # of all that was compiled before this learner: torch gives up on the ninth
-    fused = torch.compile(step, dynamic=False, fullgraph=True)
-
-    def run(params: Tensors, carry: Tensors, episodes: Episodes) -> Outer:
-        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # slow to import
-
-        try:
-            return Outer(*fused(params, carry, *episodes.tensors()))
-        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
-            raise FewshotError(
-                "engine=compiled: torch.compile failed (on a CPU it needs a C++ compiler, such as g++); choose "
-                f"engine=vmap ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
-            ) from error
-
-    return run
+def _tensors_of_outer(learner: Learner, params: Tensors, carry: Tensors, *tensors: torch.Tensor) -> tuple[Any, ...]:
+    outer = _outer(learner, params, carry, Episodes(*tensors), _lift_all, eager=False)
+    return outer.gradient, outer.carry, outer.loss, outer.score
 
 
 def is_small(values: int) -> bool:
