@@ -26,7 +26,7 @@ from fewshot.sweeps import check_plugin, end_of_sweep, end_with, notes_of_sweep,
 MISTAKES = (FewshotError, OmegaConfBaseException, OSError)  # of a person or a machine
 
 
-def main(function: Callable[[DictConfig], Path | None], config: str) -> None:
+def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> None:
     """Run a tool under Hydra: compose `conf/<config>.yaml` with the command line, then call `function`.
 
     A mistake in the command line or the input is one line on stderr and exit code 1. In a sweep a failed run does
@@ -34,7 +34,7 @@ def main(function: Callable[[DictConfig], Path | None], config: str) -> None:
     records that its runs left, and with what failed.
 
     Args:
-        function: returns the record that it wrote, where it wrote one.
+        function: returns the records that it wrote, the one that a search goes by first, where it wrote any.
     """
     argv, process = sys.argv, os.getpid()
     words = [word for word in argv[1:] if not word.startswith("-")]
@@ -45,9 +45,9 @@ def main(function: Callable[[DictConfig], Path | None], config: str) -> None:
         if os.getpid() != process:
             _settle(argv, process)
         keep_freed_memory()
-        record = failure = None
+        records, failure = [], None
         try:
-            record = function(cfg)
+            records = function(cfg) or []
         except Exception as error:
             failure = _said(error)
             if isinstance(error, MISTAKES) or is_out_of_memory(error):
@@ -57,10 +57,10 @@ def main(function: Callable[[DictConfig], Path | None], config: str) -> None:
             else:
                 traceback.print_exc()
         if notes:
-            write_note(notes, record, failure)
+            write_note(notes, records, failure)
         elif failure:
             sys.exit(1)
-        return objective(record) if notes and record else None
+        return objective(records[0]) if notes and records else None
 
     run = hydra.main(config_path=str(CONF), config_name=config, version_base="1.3")(guarded)
     try:
@@ -115,7 +115,7 @@ def _launched(run: Callable[[], None]) -> bool:
 def _said(error: Exception) -> str:
     """An error in one line."""
     if is_out_of_memory(error):
-        reason = next(line for line in str(error).splitlines() if line)
+        reason = next((line for line in str(error).splitlines() if line), type(error).__name__)
         return f"out of memory: take a smaller network, fewer shots or queries, or a larger machine ({reason})"
     if isinstance(error, (*MISTAKES, HydraException)):
         return str(error).strip().splitlines()[0]

@@ -40,7 +40,7 @@ def has_room(size: int, device: torch.device) -> bool:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error of torch's says that memory is full: that of a GPU, or what a process may have (`ulimit -d`)."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: " in str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator: " in str(error)
 
 
 def give_back_memory() -> None:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.learner import Tensors
 from fewshot.checkpoint import load_checkpoint, only_process_in, write_atomically
-from fewshot.config import resolved, trained_with
+from fewshot.config import resolved
 from fewshot.device import reset_peak_memory
 from fewshot.distributed import by_main, is_main, main_first, world
 from fewshot.episodes import Tasks
@@ -47,15 +47,28 @@ def tested_inductively(cfg: DictConfig, folder: Path) -> Path | None:
     other = cfg.copy()
     other.test.transductive = False
     run = main_first(lambda: build(other, folder))
+    reset_peak_memory(run.device)
     if regime(run.learner, cfg) == "inductive":
         return None
     place = folder / "tests" / protocol_words(other, run.learner)
-    if not by_main((place / "record.json").exists):
-        trained = main_first(lambda: selected(run.learner, TrainSettings(**run.config["train"]), folder, run.device))
-        record, scores = tested(run, other, trained)
-        if is_main():
-            write_record(place, record | {"config": trained_with(resolved(cfg))}, scores)
+    with ExitStack() as held:
+        by_main(lambda: held.enter_context(only_process_in(folder)))
+        if not by_main(lambda: _is_of_the_same_weights(place, folder)):
+            trained = main_first(
+                lambda: selected(run.learner, TrainSettings(**run.config["train"]), folder, run.device)
+            )
+            write_record(place, *tested(run, other, trained))
     return place
+
+
+def _is_of_the_same_weights(test: Path, run: Path) -> bool:
+    """Whether a test is there, and not one of weights from the midst of the training."""
+
+    def weights(folder: Path) -> tuple[Any, ...]:
+        record = read_record(folder / "record.json")
+        return record["cost"]["train_tasks"], record["validation"], record["protocol"]["selection"]
+
+    return (test / "record.json").exists() and weights(test) == weights(run)
 
 
 def _train_and_test(folder: Path, cfg: DictConfig) -> dict[str, Any]:
@@ -101,7 +114,7 @@ def _begin(folder: Path, cfg: DictConfig, run: Experiment, training: Tasks) -> N
             path.unlink(missing_ok=True)
         shutil.rmtree(folder / "tests", ignore_errors=True)  # they are of the weights that go
     # A GPU by its number only where a person named one: resumed by several processes, each takes its own.
-    saved = run.config | {"device": cfg.device if ":" in cfg.device else run.device.type}
+    saved = run.config | {"force": False, "device": cfg.device if ":" in cfg.device else run.device.type}
     data: dict[str, Any] = {name: source.fingerprint for name, source in run.sources.items()}
     data |= {"shape": run.shape, "classes": training.source.names}
     write_atomically(folder / DATA, (json.dumps(data, indent=1) + "\n").encode())

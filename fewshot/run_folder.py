@@ -60,7 +60,7 @@ def saved_config(folder: Path, *, device: str | None = None) -> DictConfig:
         raise FewshotError(f"{folder}: not a run folder (no config.yaml); give the folder that a run printed")
     try:
         schema = OmegaConf.structured(TrainConfig)
-        cfg = OmegaConf.merge(schema, LATER, OmegaConf.load(listed), {"run_dir": str(folder)})
+        cfg = OmegaConf.merge(schema, LATER, OmegaConf.load(listed), {"run_dir": str(folder), "force": False})
         if not of_functions(cfg.dataset) and not isinstance(OmegaConf.select(cfg, "dataset.augment"), DictConfig):
             raise ValueError("dataset.augment is of an earlier version of this code")
         if device is not None:

@@ -78,12 +78,12 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def write_note(notes: Path, record: Path | None, failure: str | None) -> None:
-    """Say what became of the run that this process is in: the record it left, or what it failed of."""
+def write_note(notes: Path, records: list[Path], failure: str | None) -> None:
+    """Say what became of the run that this process is in: the records it left, or what it failed of."""
     hydra = HydraConfig.get()
     note = {
         "overrides": list(hydra.overrides.task),
-        "record": None if record is None else str(record.resolve()),
+        "records": [str(record.resolve()) for record in records],
         "failure": failure,
     }
     write_atomically(notes / f"{hydra.job.num:06d}.json", json.dumps(note).encode())
@@ -105,7 +105,7 @@ def end_of_sweep(notes: Path) -> bool:
     ]
     failed = [f"{_own(note, found)}{note['failure']}" for note in found if note["failure"]]
     # A search may come by the same run twice.
-    paths = dict.fromkeys(note["record"] for note in found if note["record"])
+    paths = dict.fromkeys(record for note in found for record in note["records"])
     try:
         if paths:
             print(f"\n{markdown([read_record(Path(path)) for path in paths])}")

@@ -16,7 +16,7 @@ from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.learner import Learner, Tensors, check_choice
 from fewshot.algorithms.reduction import over_processes
 from fewshot.checkpoint import load_checkpoint, matching, save_checkpoint, write_atomically
-from fewshot.distributed import is_main, share
+from fewshot.distributed import added, is_main, placed, share, world
 from fewshot.episodes import Tasks
 from fewshot.errors import FewshotError
 from fewshot.outer import Faults, apply, make_optimizer, restore, slots
@@ -93,15 +93,13 @@ def train(
                 params[name].copy_(value)
         carry = matching(last, groups.get("carry", {}), carry)
         restore(optimizer, params, groups.get("outer", {}))
-        if state.get("chunk"):
-            engine.found["outer"] = state["chunk"]
+        _take_chunks(engine, state.get("chunks", []))
     metrics = folder / "metrics.jsonl"
     _cut(metrics, state["step"])
     steps = settings.steps if is_trained(learner, tasks) else 0
     batch, own = settings.meta_batch, share(settings.meta_batch)
 
     def checkpoint() -> None:
-        state["chunk"] = engine.found.get("outer")
         save_checkpoint(last, {"params": params, "carry": carry, "outer": slots(optimizer, params)}, state)
 
     # What a step finds stays on the device until it is logged: to ask for it earlier is to wait for a GPU.
@@ -137,6 +135,7 @@ def train(
                 file.write(json.dumps(known) + "\n")
         show(done, values)
         if kept:
+            state["chunks"] = _chunks(engine, tasks.device)
             checkpoint()
     if not last.exists():
         checkpoint()
@@ -228,6 +227,20 @@ def _better(metric: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
     if isnan(other[metric]):
         return not isnan(one[metric])
     return one[metric] < other[metric] if metric == "mse" else one[metric] > other[metric]
+
+
+def _chunks(engine: Engine, device: torch.device) -> list[int]:
+    """What each process found to fit into memory, 0 where all did."""
+    rank, processes = world()
+    own = torch.tensor([engine.found.get("outer", 0)], device=device)
+    return added([placed(own, range(rank, rank + 1), processes)])[0].tolist()
+
+
+def _take_chunks(engine: Engine, chunks: list[int]) -> None:
+    """Go on with the chunks that as many processes found before, for the same bits."""
+    rank, processes = world()
+    if len(chunks) == processes and chunks[rank]:
+        engine.found["outer"] = chunks[rank]
 
 
 def _cut(metrics: Path, step: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,8 +131,35 @@ def test_a_run_is_tested_in_both_regimes_where_they_differ(call: Any) -> None:
     assert len(before) == 4
     assert call("train", "-m", *words).code == 0
     assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("record.json")} == before
+    (one, *_) = (path.parent for path in before if path.parent.parent.name != "tests")
+    shutil.rmtree(one / "tests")
+    assert call("train", f"resume={one}").code == 0
+    assert len(list((one / "tests").rglob("record.json"))) == 1  # as the run says itself
     alike = call("train", "runs=others", "inductive_too=true", "algorithm=nearest", "test.episodes=5")
     assert (alike.code, len(list(Path("others").rglob("record.json")))) == (0, 1)
+
+
+def test_an_inductive_test_from_the_midst_of_a_training_is_not_taken_for_its_end(call: Any) -> None:
+    words = ("run_dir=run", "inductive_too=true", *QUICK)
+    assert call("train", *words, "train.steps=0").code == 0
+    early = next(Path("run/tests").rglob("record.json"))
+    kept = early.read_bytes()
+    shutil.rmtree("run/checkpoints"), Path("run/record.json").unlink(), Path("run/config.yaml").unlink()
+    held = Path("run/tests").rename("tests")
+    shutil.rmtree("run")
+    call("train", *words, "inductive_too=false")
+    held.rename("run/tests")
+    assert call("train", *words).code == 0
+    assert early.read_bytes() != kept
+    assert read(early.parent)["cost"]["train_tasks"] == read(Path("run"))["cost"]["train_tasks"] == 8
+
+
+def test_resuming_does_not_force_what_the_run_was_forced_to(call: Any) -> None:
+    assert call("train", "run_dir=run", "force=true", *QUICK).code == 0
+    before = Path("run/record.json").stat().st_mtime_ns
+    assert call("train", "resume=run", "records=kept", "inductive_too=true").code == 0
+    assert Path("run/record.json").stat().st_mtime_ns == before
+    assert len(list(Path("kept").rglob("record.json"))) == 2
 
 
 def test_the_record_says_with_how_many_shots_the_learner_trains(call: Any) -> None:

@@ -224,6 +224,7 @@ def test_the_chunk_that_fitted_into_memory_is_kept_for_the_same_bits(tmp_path: P
             maml(), Sampler(bank(), 3, 2, 2, 0), settings, each, tmp_path, lambda p, c: 0.0, lambda step, values: None
         )
     assert resumed.found == {"outer": 2}
+    assert load_checkpoint(tmp_path / "checkpoints/last.safetensors", CPU)[1]["chunks"] == [2]
 
 
 class Reads(TorchDispatchMode):

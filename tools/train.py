@@ -20,41 +20,49 @@ from fewshot.run import tested_inductively, training_run
 from fewshot.run_folder import saved_config
 from fewshot.training import TrainSettings, selected
 
+AGAIN = ("plot", "inductive_too", "records")  # what may be said of a run that is resumed
 
-def train(cfg: DictConfig) -> Path | None:
+
+def train(cfg: DictConfig) -> list[Path]:
     with joined():  # inside: launchers send this function to other processes, and a decorated one cannot be pickled
         return _train(cfg)
 
 
-def _train(cfg: DictConfig) -> Path | None:
+def _train(cfg: DictConfig) -> list[Path]:
     overrides = HydraConfig.get().overrides.task
     if cfg.resume:
-        others = [o for o in overrides if o.split("=")[0] not in ("resume", "device", "plot")]
-        if others:
+        named = {override.split("=")[0]: override for override in overrides}
+        if others := [named[key] for key in named if key not in ("resume", "device", *AGAIN)]:
             raise FewshotError(f"resume={cfg.resume}: the run keeps its own settings; leave out {' '.join(others)}")
-        plot = cfg.plot
+        given = {"plot": False} | {key: cfg[key] for key in AGAIN if key in named}
         cfg = saved_config(Path(cfg.resume), device=None if cfg.device == "auto" else cfg.device)
-        cfg.plot = plot
+        cfg.update(given)
     else:
         apply_recipe(cfg, overrides)
     if cfg.plot:
         check_plot(cfg)
-    folder, record = training_run(cfg)
-    again = tested_inductively(cfg, folder) if cfg.inductive_too else None
+    folder, _ = training_run(cfg)
+    _show(folder, cfg, folder)
+    tests = [folder]
+    if cfg.inductive_too and (again := tested_inductively(cfg, folder)) is not None:
+        _show(again, cfg, folder)
+        tests.append(again)
     if not is_main():
-        return None
-    print(summary(record, folder))
-    if again is not None:
-        print(summary(read_record(again / "record.json"), again))
-    above = Path(cfg.runs) if folder.is_relative_to(cfg.runs) else folder.parent
-    for tested in (folder, again):
-        if cfg.records and tested is not None:
-            copy_record(tested, Path(cfg.records), above)
+        return []
     if cfg.plot:
         experiment = build(cfg, folder)
         trained = selected(experiment.learner, TrainSettings(**experiment.config["train"]), folder, experiment.device)
         print(f"drawn: {draw_test(folder, experiment, cfg, trained)}")
-    return folder / "record.json"
+    return [test / "record.json" for test in tests]
+
+
+def _show(test: Path, cfg: DictConfig, run: Path) -> None:
+    """Say what a test found, and copy its record and scores where `records` says."""
+    if not is_main():
+        return
+    print(summary(read_record(test / "record.json"), test))
+    if cfg.records:
+        copy_record(test, Path(cfg.records), Path(cfg.runs) if run.is_relative_to(cfg.runs) else run.parent)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ def compiled(step: Callable[..., T]) -> Callable[..., T]:
 
         try:
             return fused(*inputs)
-        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+        except FailOnRecompileLimitHit as error:
+            raise FewshotError("engine=compiled: too many shapes; set chunk, or choose engine=vmap") from error
+        except TorchDynamoException as error:
             raise FewshotError(
                 "engine=compiled: torch.compile failed (on a CPU it needs a C++ compiler, such as g++); choose "
                 f"engine=vmap ({type(error).__name__}: {str(error).strip().splitlines()[0]})"

@@ -2,9 +2,8 @@
 
 `vmap` runs a chunk of tasks as one batched computation; `compiled` has torch.compile fuse that one, in meta-training
 and where no task waits for another, once for each learner and shape; `loop` runs task by task, on as many threads as
-torch uses, each keeping one core busy: tiny convolutions gain nothing from sharing one, and large networks do;
-`learn2learn` is the reference
-implementation of MAML and FOMAML. All give the same gradients.
+torch uses, each keeping one core busy (tiny convolutions gain nothing from sharing one, large networks do);
+`learn2learn` is the reference implementation of MAML and FOMAML. All give the same gradients.
 """
 
 from __future__ import annotations

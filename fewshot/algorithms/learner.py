@@ -78,9 +78,10 @@ def backbone_parameters(backbone: nn.Module) -> Tensors:
 def call(backbone: nn.Module, params: Tensors, x: torch.Tensor) -> torch.Tensor:
     """The backbone as a pure function: logits [B, N] of x [B, ...].
 
-    One that says `tied = False` has no two names for one parameter; to look for them takes a tenth of a small step.
+    A class that itself says `tied = False` has no two names for one parameter; to look for them takes a tenth of a
+    small step.
     """
-    return functional_call(backbone, params, (x,), tie_weights=getattr(backbone, "tied", True))
+    return functional_call(backbone, params, (x,), tie_weights=type(backbone).__dict__.get("tied", True))
 
 
 def differentiate(
