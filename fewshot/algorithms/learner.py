@@ -79,9 +79,10 @@ def call(backbone: nn.Module, params: Tensors, x: torch.Tensor) -> torch.Tensor:
     """The backbone as a pure function: logits [B, N] of x [B, ...].
 
     A class that itself says `tied = False` has no two names for one parameter; to look for them takes a tenth of a
-    small step.
+    small step, but not of a compiled one.
     """
-    return functional_call(backbone, params, (x,), tie_weights=type(backbone).__dict__.get("tied", True))
+    tied = torch.compiler.is_compiling() or type(backbone).__dict__.get("tied", True)
+    return functional_call(backbone, params, (x,), tie_weights=tied)
 
 
 def differentiate(
