@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import gc
 import os
 import resource
@@ -39,8 +40,12 @@ def has_room(size: int, device: torch.device) -> bool:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error of torch's says that memory is full: that of a GPU, or what a process may have (`ulimit -d`)."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator: " in str(error)
+    """Whether an error says that memory is full: that of a GPU, or what a process may have (`ulimit -d`)."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    # Of torch's allocator, of oneDNN's and of C++'s own.
+    said = ("DefaultCPUAllocator: ", "could not create a primitive", "std::bad_alloc")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in said)
 
 
 def give_back_memory() -> None:

@@ -129,6 +129,8 @@ def _display(folder: Path, cfg: DictConfig, settings: TrainSettings) -> Iterator
         return
     last, _ = checkpoints(folder)
     start = load_checkpoint(last, "cpu")[1]["step"] if last.exists() else 0
+    if 0 < start < settings.steps:
+        print(f"{folder}: goes on from step {start}")
     title = f"{cfg.algorithm.name} {task_name({'dataset': cfg.dataset.name, 'way': cfg.way, 'shot': cfg.shot})}"
     with TrainingDisplay(folder, title, settings.steps, start, settings.meta_batch, settings.log_every) as display:
         yield display.update

@@ -306,7 +306,8 @@ def test_a_run_that_lost_a_process_says_so_and_continues_to_the_same_bits(
     assert not (tmp_path / "died/record.json").exists()
     _, state = load_checkpoint(tmp_path / "died/checkpoints/last.safetensors", "cpu")
     assert 18 <= state["step"] < 80
-    by_two(tmp_path, data_dir, TRAIN, "resume=died")
+    out, _ = by_two(tmp_path, data_dir, TRAIN, "resume=died")
+    assert out.count(f"goes on from step {state['step']}\n") == 1
     assert_close(tmp_path / "whole", tmp_path / "died", atol=0)
     assert record(tmp_path / "whole") == record(tmp_path / "died")
 

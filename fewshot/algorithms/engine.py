@@ -105,7 +105,7 @@ class Engine:
             size = min(limit for limit in (self.chunk, self.found.get(what), len(episodes)) if limit is not None)
             try:
                 return run(episodes[i : i + size] for i in range(0, len(episodes), size))
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if size == 1 or not is_out_of_memory(error):
                     raise
             # Outside of `except`, whose traceback holds on to what filled the memory.

@@ -303,7 +303,15 @@ def test_what_cannot_be_compiled_is_said_in_one_line(compiling: Make, make_regre
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("[...] DefaultCPUAllocator: full")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("full"),
+        RuntimeError("[...] DefaultCPUAllocator: full"),
+        RuntimeError("could not create a primitive"),
+        MemoryError(),
+    ],
+)
 def test_tasks_that_do_not_fit_into_memory_are_halved_until_they_do_and_that_is_remembered(
     make_learner: Make, make_episodes: Make, monkeypatch: pytest.MonkeyPatch, error: Exception
 ):
