@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import shutil
 import sys
@@ -97,6 +98,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "reptile-shared": {"adam_state": "shared"},
     "reptile-sgd": {"inner_optimizer": "sgd"},
 }
+
+
+def pytest_xdist_setupnodes() -> None:
+    """Workers that share the cores (`-n auto`), and the processes that they start, take one thread each."""
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture
