@@ -40,14 +40,14 @@ def _markdown(text: str) -> str:
 
 
 NEEDS = r"""% \usepackage{booktabs,graphicx}
-\providecommand{\resizebox}[3]{#3}% without graphicx a table is as wide as it is"""
+\providecommand{\resizebox}[3]{#3}% without graphicx a table is as large as it is"""
 NUMBER = re.compile(r"[\d,.]+|–")
 WRAP, LONG = 28, 24  # letters of a cell's line, rows of a table whose height matters more than its width
 WIDE = 6  # columns above which the width of a short table matters most
 
 
 def latex(page: Page) -> str:
-    """Table environments to paste, in need of the package booktabs, and of graphicx to shrink what is too wide."""
+    """Table environments to paste, in need of the package booktabs, and of graphicx to shrink what is too large."""
     notes = (rf"\textsuperscript{{{number}}}~{_latex(note)}." for number, note in enumerate(page.notes, start=1))
     footer = (rf"\textbf{{{_latex(what)}}}: {_latex(text)}." for what, text in page.footer)
     parts = [NEEDS, _float(page.table, page.title, [" ".join(notes), " ".join(footer)])]
@@ -74,7 +74,9 @@ def _float(table: pd.DataFrame, caption: str, below: list[str]) -> str:
     notes = "\n\\par\\smallskip\n".join(text for text in below if text)
     lines = [
         r"\begin{table}",
-        r"\centering\small\setlength{\tabcolsep}{4pt}",
+        r"\centering",
+        r"\resizebox{!}{\ifdim\height>.98\textheight.98\textheight\else\height\fi}{%",
+        r"\begin{minipage}[b]{\linewidth}\centering\small\setlength{\tabcolsep}{4pt}",
         rf"\caption{{{_latex(caption)}.}}",
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"\begin{{tabular}}{{@{{}}{''.join(places)}@{{}}}}",
@@ -86,8 +88,8 @@ def _float(table: pd.DataFrame, caption: str, below: list[str]) -> str:
         r"\end{tabular}}",
     ]
     if notes:
-        lines += [r"\par\smallskip", rf"\begin{{minipage}}{{\linewidth}}\scriptsize {notes}", r"\end{minipage}"]
-    return "\n".join([*lines, r"\end{table}"])
+        lines += [r"\par\smallskip", rf"\begin{{minipage}}[b]{{\linewidth}}\scriptsize {notes}", r"\end{minipage}"]
+    return "\n".join([*lines, r"\end{minipage}}", r"\end{table}"])
 
 
 def _stacked(text: str, width: int, place: str = "t") -> str:
