@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from fewshot.errors import FewshotError
 Tensors = dict[str, torch.Tensor]
 
 REDUCTIONS = ("mean", "sum", "per_shot")
+_TIED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 class Learner(Protocol):
@@ -76,13 +78,17 @@ def backbone_parameters(backbone: nn.Module) -> Tensors:
 
 
 def call(backbone: nn.Module, params: Tensors, x: torch.Tensor) -> torch.Tensor:
-    """The backbone as a pure function: logits [B, N] of x [B, ...].
+    """The backbone as a pure function: logits [B, N] of x [B, ...]."""
+    # To look for parameters of two names at each call takes a tenth of a small step, but not of a compiled one.
+    return functional_call(backbone, params, (x,), tie_weights=torch.compiler.is_compiling() or _tied(backbone))
 
-    A class that itself says `tied = False` has no two names for one parameter; to look for them takes a tenth of a
-    small step, but not of a compiled one.
-    """
-    tied = torch.compiler.is_compiling() or type(backbone).__dict__.get("tied", True)
-    return functional_call(backbone, params, (x,), tie_weights=tied)
+
+def _tied(backbone: nn.Module) -> bool:
+    """Whether a parameter of the backbone has two names, looked up once for each backbone."""
+    if backbone not in _TIED:
+        names = [name for name, _ in backbone.named_parameters(remove_duplicate=False)]
+        _TIED[backbone] = len(names) > len(list(backbone.parameters()))
+    return _TIED[backbone]
 
 
 def differentiate(

@@ -107,8 +107,6 @@ class Conv4(nn.Module):
         FewshotError: an unknown choice, or examples that are no images or too small for four halvings.
     """
 
-    tied = False
-
     def __init__(
         self,
         shape: tuple[int, ...],

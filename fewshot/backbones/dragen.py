@@ -52,8 +52,6 @@ class Dragen(nn.Module):
         FewshotError: an unknown choice, or examples that are no images or too small.
     """
 
-    tied = False
-
     def __init__(
         self,
         shape: tuple[int, ...],

@@ -42,8 +42,6 @@ class MLP(nn.Module):
         init, head_init: of the hidden layers and of the head, see `initialise_head`.
     """
 
-    tied = False
-
     def __init__(
         self,
         shape: tuple[int, ...],

@@ -80,8 +80,6 @@ class ResNet12(nn.Module):
             halvings.
     """
 
-    tied = False
-
     def __init__(
         self,
         shape: tuple[int, ...],

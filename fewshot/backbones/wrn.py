@@ -69,8 +69,6 @@ class WRN(nn.Module):
         FewshotError: an unknown choice, an impossible number, or examples that are no images.
     """
 
-    tied = False
-
     def __init__(
         self,
         shape: tuple[int, ...],

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from fewshot.algorithms.learner import REDUCTIONS, backbone_parameters, call, score, task_loss
-from fewshot.backbones.mlp import MLP
 
 LOGITS = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 0.5], [1.0, 0.0, 0.0], [0, 0, 1]])
 LABELS = torch.tensor([0, 1, 0, 2, 0, 1])
@@ -44,17 +43,3 @@ def test_a_parameter_of_two_names_is_given_once_and_used_twice():
     network, matrix = Twice(), torch.tensor([[0.0, 2.0], [3.0, 0.0]])
     assert list(backbone_parameters(network)) == ["one.weight"]
     torch.testing.assert_close(call(network, {"one.weight": matrix}, torch.eye(2)), 6 * torch.eye(2))
-
-
-def test_a_subclass_that_ties_weights_is_looked_at():
-    class Tied(MLP):
-        def __init__(self) -> None:
-            super().__init__((2,), 2, widths=(2, 2), norm="none", norm_scale=False, norm_eps=0.0, adapt_norm=True,
-                             head_init="xavier")  # fmt: skip
-            self.head.weight = self.body[2].linear.weight
-
-    network = Tied()
-    params = backbone_parameters(network)
-    zeros = {name: torch.zeros_like(value) for name, value in params.items()}
-    ones = zeros | {"body.1.linear.bias": torch.ones(2), "body.2.linear.weight": torch.eye(2)}
-    torch.testing.assert_close(call(network, ones, torch.zeros(1, 2)), torch.ones(1, 2))

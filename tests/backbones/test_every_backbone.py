@@ -54,13 +54,6 @@ def shaken(name: str, **choices: Any) -> Any:
     return network
 
 
-@every
-def test_no_parameter_has_two_names(name: str):
-    network = fresh(name)
-    assert network.tied is False
-    assert len(list(network.named_parameters(remove_duplicate=False))) == len(list(network.parameters()))
-
-
 def images(name: str, count: int) -> torch.Tensor:
     return torch.randn(count, 2, SIDES[name], SIDES[name])
 
