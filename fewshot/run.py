@@ -114,7 +114,7 @@ def _begin(folder: Path, cfg: DictConfig, run: Experiment, training: Tasks) -> N
             path.unlink(missing_ok=True)
         shutil.rmtree(folder / "tests", ignore_errors=True)  # they are of the weights that go
     # A GPU by its number only where a person named one: resumed by several processes, each takes its own.
-    saved = run.config | {"force": False, "device": cfg.device if ":" in cfg.device else run.device.type}
+    saved = run.config | {"device": cfg.device if ":" in cfg.device else run.device.type}
     data: dict[str, Any] = {name: source.fingerprint for name, source in run.sources.items()}
     data |= {"shape": run.shape, "classes": training.source.names}
     write_atomically(folder / DATA, (json.dumps(data, indent=1) + "\n").encode())
