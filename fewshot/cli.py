@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fewshot.config import CONF, key_names, near, of_functions
-from fewshot.device import is_out_of_memory, keep_freed_memory
+from fewshot.device import keep_freed_memory, out_of_memory
 from fewshot.errors import FewshotError, one_line
 from fewshot.sweeps import check_plugin, end_of_sweep, end_with, notes_of_sweep, objective, write_note
 
@@ -50,7 +50,7 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
             records = function(cfg) or []
         except Exception as error:
             failure = _said(error)
-            if isinstance(error, MISTAKES) or is_out_of_memory(error):
+            if isinstance(error, MISTAKES) or out_of_memory(error):
                 print(f"error: {failure}", file=sys.stderr)
             elif notes is None:
                 raise
@@ -114,8 +114,8 @@ def _launched(run: Callable[[], None]) -> bool:
 
 def _said(error: Exception) -> str:
     """An error in one line."""
-    if is_out_of_memory(error):
-        reason = next((line for line in str(error).splitlines() if line), type(error).__name__)
+    if full := out_of_memory(error):
+        reason = next((line for line in str(full).splitlines() if line), type(full).__name__)
         return f"out of memory: take a smaller network, fewer shots or queries, or a larger machine ({reason})"
     if isinstance(error, (*MISTAKES, HydraException)):
         return str(error).strip().splitlines()[0]

@@ -39,8 +39,17 @@ def has_room(size: int, device: torch.device) -> bool:
     return device.type != "cuda" or 2 * size <= torch.cuda.mem_get_info(device)[0]
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory is full: that of a GPU, or what a process may have (`ulimit -d`)."""
+def out_of_memory(error: BaseException | None) -> BaseException | None:
+    """The error, or that from which it was raised, if it says that memory is full.
+
+    Memory of a GPU, or what a process may have (`ulimit -d`).
+    """
+    while error is not None and not _says_full(error):
+        error = error.__cause__
+    return error
+
+
+def _says_full(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     # Of torch's allocator, of oneDNN's and of C++'s own.

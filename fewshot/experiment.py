@@ -178,6 +178,6 @@ def make(node: DictConfig, **kwargs: Any) -> Any:
         return instantiate(node, **kwargs)
     except InstantiationException as error:
         if isinstance(error.__cause__, FewshotError):
-            raise error.__cause__ from None
+            raise error.__cause__ from error.__cause__.__cause__
         cause = error.__cause__ or error
         raise FewshotError(f"{node._target_}: {str(cause).splitlines()[0]}") from error

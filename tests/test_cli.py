@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -529,10 +530,17 @@ def test_memory_that_does_not_suffice_is_one_line(call: Any, monkeypatch: pytest
     def full(*_: Any) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory\nframe #0")
 
+    def unmapped(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
     monkeypatch.setattr(Engine, "outer", full)
-    done = call("train", "run_dir=run", *QUICK)
-    assert (done.code, len(done.err.splitlines())) == (1, 1)
-    assert done.err.startswith("error: out of memory: take a smaller network, ")
+    by_step = call("train", "run_dir=run", *QUICK)
+    monkeypatch.setattr(np, "load", unmapped)
+    by_bank = call("train", "run_dir=other", *QUICK)
+    for done, reason in ((by_step, "can't allocate memory)"), (by_bank, "Cannot allocate memory)")):
+        assert (done.code, len(done.err.splitlines())) == (1, 1)
+        assert done.err.startswith("error: out of memory: take a smaller network, ")
+        assert done.err.endswith(f"{reason}\n")
 
 
 def test_a_truncated_archive_is_one_line(call: Any) -> None:

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 from fewshot.algorithms.compilation import compiled
 from fewshot.algorithms.learner import Learner, Tensors, check_choice, differentiate
 from fewshot.algorithms.reduction import Outer, weighted_mean
-from fewshot.device import give_back_memory, is_out_of_memory, keep_freed_memory
+from fewshot.device import give_back_memory, keep_freed_memory, out_of_memory
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 
@@ -106,7 +106,7 @@ class Engine:
             try:
                 return run(episodes[i : i + size] for i in range(0, len(episodes), size))
             except (RuntimeError, MemoryError) as error:
-                if size == 1 or not is_out_of_memory(error):
+                if size == 1 or not out_of_memory(error):
                     raise
             # Outside of `except`, whose traceback holds on to what filled the memory.
             give_back_memory()

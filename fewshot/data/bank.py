@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from fewshot.device import is_out_of_memory
 from fewshot.errors import FewshotError
 
 FORMAT = 1
@@ -207,8 +206,6 @@ def open_banks(folder: Path) -> dict[str, Bank]:
             raise ValueError("bank.json names no splits, or not by plain words")
         return {name: _open(folder, name, entry, listing["about"]) for name, entry in listing["splits"].items()}
     except DAMAGED as error:
-        if is_out_of_memory(error):
-            raise
         raise FewshotError(f"{folder}: not a readable bank ({error}): {remedy}") from error
 
 
