@@ -49,7 +49,7 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
         try:
             records = function(cfg) or []
         except Exception as error:
-            failure = _said(error)
+            failure = said(error)
             if isinstance(error, MISTAKES) or out_of_memory(error):
                 print(f"error: {failure}", file=sys.stderr)
             elif notes is None:
@@ -104,7 +104,7 @@ def _launched(run: Callable[[], None]) -> bool:
     except Exception as error:
         if before:
             traceback.print_exc()
-        print(f"error: the sweep ended early: {_said(error)}; the same command runs what is missing", file=sys.stderr)
+        print(f"error: the sweep ended early: {said(error)}; the same command runs what is missing", file=sys.stderr)
         return False
     finally:
         if before is None:
@@ -112,7 +112,7 @@ def _launched(run: Callable[[], None]) -> bool:
     return True
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """An error in one line."""
     if full := out_of_memory(error):
         reason = next((line for line in str(full).splitlines() if line), type(full).__name__)

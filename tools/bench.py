@@ -33,12 +33,12 @@ from fewshot.algorithms.leo import Leo
 from fewshot.algorithms.maml import Maml
 from fewshot.backbones.inputs import Inputs
 from fewshot.checkpoint import write_atomically
-from fewshot.cli import main
+from fewshot.cli import main, said
 from fewshot.config import CONF
 from fewshot.data.bank import Bank, open_banks
 from fewshot.device import compute_alone, keep_freed_memory, peak_memory_bytes, pick_device, reset_peak_memory
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError, one_line
+from fewshot.errors import FewshotError
 from fewshot.evaluation import evaluate, query_outputs
 from fewshot.experiment import make
 from fewshot.outer import clipped
@@ -224,8 +224,7 @@ def bench(cfg: DictConfig) -> None:
             except BrokenProcessPool:
                 failed.append(f"network={name}: its process was killed, most often for want of memory")
             except Exception as error:  # whatever it is, the rows of the others are kept
-                said = "" if isinstance(error, FewshotError) else f"{type(error).__name__}: "
-                failed.append(f"network={name}: {said}{one_line(error)}")
+                failed.append(f"network={name}: {said(error)}")
     if rows:
         print(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
         print(f"\n{device_name(device)}, torch {torch.__version__}")
