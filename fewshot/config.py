@@ -68,6 +68,7 @@ class EvaluateConfig:
     dataset: Any = None
     data_dir: str = MISSING
     split: str | None = MISSING
+    way: int | None = MISSING
     shot: int | None = MISSING
     query: int | None = MISSING
     episodes: int | None = MISSING

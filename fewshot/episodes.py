@@ -13,22 +13,37 @@ import torch
 class Episodes:
     """T few-shot tasks of N ways, K shots and Q queries per class, as five tensors.
 
-    Classification labels are int64 in 0..N-1; regression targets are float, and N is 1. The items of a class
-    are contiguous: support item `n * K + k` is shot k of class n. Indexed with an integer, the one
-    task without its leading axis: the form in which an algorithm sees it.
+    Classification labels are int64 in 0..N-1. Regression targets are float, and N is 1: one value for each item, or D
+    values in a further axis. The items of a class are contiguous: support item `n * K + k` is shot k of class n.
+    Indexed with an integer, the one task without its leading axis: the form in which an algorithm sees it.
     """
 
     support_x: torch.Tensor  # [T, N*K, ...]
-    support_y: torch.Tensor  # [T, N*K]
+    support_y: torch.Tensor  # [T, N*K], or in regression also [T, K, D]
     query_x: torch.Tensor  # [T, N*Q, ...]
-    query_y: torch.Tensor  # [T, N*Q]
+    query_y: torch.Tensor  # [T, N*Q], or in regression also [T, Q, D]
     key: torch.Tensor  # [T] int64, a hash of (seed, split, episode): the source of a task's own random draws
+    way: int = 0  # N; where it is not given, it is counted from the labels
+
+    def __post_init__(self) -> None:
+        if not self.way:
+            way = 1 if self.support_y.is_floating_point() else int(self.support_y.max()) + 1
+            object.__setattr__(self, "way", way)
 
     def __len__(self) -> int:
         return self.key.shape[0]
 
-    def __getitem__(self, tasks: int | slice) -> Episodes:
-        return Episodes(*(value[tasks] for value in self.tensors()))
+    def __getitem__(self, tasks: int | slice | list[int]) -> Episodes:
+        return self.with_tensors(*(value[tasks] for value in self.tensors()))
+
+    @property
+    def shot(self) -> int:
+        """K: support items of one task for each of its ways."""
+        return self.support_y.shape[self.key.dim()] // self.way
+
+    def with_tensors(self, *tensors: torch.Tensor) -> Episodes:
+        """Episodes of as many ways with other tensors, in the order of `tensors()`."""
+        return Episodes(*tensors, way=self.way)
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """The fields in order: what `torch.func.vmap` maps over."""
@@ -37,8 +52,8 @@ class Episodes:
     def to(self, target: torch.device | torch.dtype | str) -> Episodes:
         """Moved to a device, or with its floating-point tensors cast to a dtype."""
         if isinstance(target, torch.dtype):
-            return Episodes(*(v.to(target) if v.is_floating_point() else v for v in self.tensors()))
-        return Episodes(*(v.to(target) for v in self.tensors()))
+            return self.with_tensors(*(v.to(target) if v.is_floating_point() else v for v in self.tensors()))
+        return self.with_tensors(*(v.to(target) for v in self.tensors()))
 
 
 class Source(Protocol):

@@ -13,6 +13,7 @@ from torch.func import vmap
 
 from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.learner import Learner, Tensors, score
+from fewshot.algorithms.probe import probe, why_not_batched
 from fewshot.distributed import added, placed, share
 from fewshot.episodes import Episodes, Tasks
 from fewshot.tasks.sampler import Sampler
@@ -24,20 +25,23 @@ EXAMPLES_AT_ONCE = 2000  # bounds the memory of a batch of test episodes
 def query_outputs(
     learner: Learner, params: Tensors, carry: Tensors, task: Episodes, transductive: bool
 ) -> torch.Tensor:
-    """Adapt to one task and predict its queries: logits [N*Q, N], or in regression outputs [Q, 1].
+    """Adapt to one task and predict its queries: logits [N*Q, N], or in regression outputs [Q, D].
 
     Transductive: all queries are forwarded as one batch, so that norms see them together. Inductive: each query is
     forwarded with the support set and no other query, so nothing that another query holds can reach it
     (both as in supervised-reptile, `supervised_reptile/reptile.py`).
     """
+    behaviour = probe(learner, task)
     adapted = learner.adapt(params, carry, task)
-    if transductive or learner.independent:
+    if transductive or behaviour.queries_independent:
         return learner.predict(adapted, task.query_x)
 
     def alone(query: torch.Tensor) -> torch.Tensor:
         return learner.predict(adapted, torch.cat([task.support_x, query[None]]))[-1]
 
-    return vmap(alone)(task.query_x)
+    if behaviour.queries_batched:
+        return vmap(alone)(task.query_x)
+    return torch.stack([alone(query) for query in task.query_x])
 
 
 def evaluate(
@@ -53,19 +57,29 @@ def evaluate(
     """Score of each of the first `episodes` episodes, by the tasks' own metric: [episodes] float64.
 
     Several processes share the batches, which are those of one process alone, and all get the same scores to the bit.
+
+    Raises:
+        FewshotError: the learner does not fit the tasks.
     """
+    first = tasks.episodes(0, 1)
+    independent = probe(learner, first[0]).queries_independent
 
     def of_task(task: Episodes) -> torch.Tensor:
         return score(query_outputs(learner, params, carry, task, transductive), task.query_y)
 
-    if learner.independent and isinstance(tasks, Sampler) and _takes_much_of_its_classes(tasks):
+    if (
+        independent
+        and isinstance(tasks, Sampler)
+        and _takes_much_of_its_classes(tasks)
+        and not why_not_batched(learner, first)
+    ):
         batch, parts = TASKS_AT_ONCE, partial(_on_whole_classes, learner, params, carry, tasks, engine)
     else:
         per_episode = tasks.way * (tasks.shot + tasks.query)
-        if not transductive and not learner.independent:
+        if not transductive and not independent:
             per_episode = tasks.way * tasks.query * (tasks.way * tasks.shot + 1)
         batch = max(1, EXAMPLES_AT_ONCE // per_episode)
-        parts = partial(_on_gathered, of_task, tasks, engine)
+        parts = partial(_on_gathered, learner, of_task, tasks, engine)
     batches = range(0, episodes, batch)
     mine = share(len(batches))
     own = range(mine.start * batch, min(mine.stop * batch, episodes))
@@ -75,10 +89,15 @@ def evaluate(
 
 
 def _on_gathered(
-    of_task: Callable[[Episodes], torch.Tensor], tasks: Tasks, engine: Engine, first: int, count: int
+    learner: Learner,
+    of_task: Callable[[Episodes], torch.Tensor],
+    tasks: Tasks,
+    engine: Engine,
+    first: int,
+    count: int,
 ) -> torch.Tensor:
     """Scores [count] of tasks, each with its own copy of its queries."""
-    return engine.map(of_task, tasks.episodes(first, count))
+    return engine.map(of_task, tasks.episodes(first, count), learner)
 
 
 def _takes_much_of_its_classes(sampler: Sampler) -> bool:
@@ -97,7 +116,7 @@ def _on_whole_classes(
     """
     draw, offsets = sampler.draw(first, count), sampler.bank.offsets.tolist()
     supports = sampler.load(replace(draw, rows=draw.rows[:, :, : sampler.shot]))
-    adapted = engine.map(lambda task: learner.adapt(params, carry, task), supports)
+    adapted = engine.map(lambda task: learner.adapt(params, carry, task), supports, learner)
     right = torch.zeros(count, dtype=torch.int64, device=draw.key.device)
     for label in draw.classes.unique().tolist():
         x = sampler.gather(torch.arange(offsets[label], offsets[label + 1], device=draw.key.device))

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import inspect
+import sys
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.errors import HydraException, InstantiationException
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from fewshot.algorithms.engine import Engine, is_small
 from fewshot.algorithms.learner import Learner
+from fewshot.algorithms.probe import Behaviour, probe, why_not_batched
 from fewshot.config import of_functions, resolved
 from fewshot.data.bank import Bank, joined
 from fewshot.data.functions import Functions
 from fewshot.device import compute_alone, has_room, keep_freed_memory, pick_device
+from fewshot.distributed import is_main
 from fewshot.episodes import Tasks
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, one_line
 from fewshot.run_folder import began_with
 from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
@@ -36,6 +41,7 @@ class Experiment:
     view: View  # of images, at validation and test
     learner: Learner
     engine: Engine
+    behaviour: Behaviour = field(init=False)  # of the learner, on tasks of the test
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -58,14 +64,15 @@ LEAST = {
 }
 
 
-def build(cfg: DictConfig, known: Path | None = None) -> Experiment:
-    """Read the data and make the learner, initialised from the seed.
+def build(cfg: DictConfig, known: Path | None = None, made_for: int | None = None) -> Experiment:
+    """Read the data and make the learner, initialised from the seed; its behaviour is found out on a test task.
 
     Args:
         known: a run folder; where the run has begun, the data must be what it began with.
+        made_for: ways that the network is made for, where the test has others.
 
     Raises:
-        FewshotError: whatever is wrong with the configuration or the data.
+        FewshotError: whatever is wrong with the configuration or the data, or a network that does not fit the tasks.
     """
     no_images = check_dataset(cfg)
     config = resolved(cfg)
@@ -80,8 +87,9 @@ def build(cfg: DictConfig, known: Path | None = None) -> Experiment:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         shape = view.seen(sources["train"].shape)
-        network = make(cfg.backbone.network, shape=shape, way=cfg.way)
-        learner = make(cfg.algorithm.learner, backbone=network.to(device))
+        learner = make(
+            cfg.algorithm.learner, backbone=make_network(cfg.backbone.network, shape, made_for or cfg.way).to(device)
+        )
     placed = {
         name: source.to(device, examples=has_room(source.examples.nbytes, device))
         if isinstance(source, Bank)
@@ -90,7 +98,36 @@ def build(cfg: DictConfig, known: Path | None = None) -> Experiment:
     }
     if not is_small(prod(shape)):
         keep_freed_memory(one_arena=True)  # before the engine's threads have heaps of their own
-    return Experiment(config, device, placed, view, learner, Engine(cfg.engine, cfg.chunk))
+    run = Experiment(config, device, placed, view, learner, Engine(cfg.engine, cfg.chunk))
+    first = tasks_of(run, cfg, cfg.test.split, cfg.test.seed).episodes(0, 1)
+    run.behaviour = probe(learner, first[0])
+    notes = list(run.behaviour.notes)
+    if cfg.engine == "auto" and run.engine.method(first) == "vmap" and (fault := why_not_batched(learner, first)):
+        notes.append(f"engine=auto takes loop: {fault}")
+    for note in notes if is_main() else ():
+        print(f"note: {note}", file=sys.stderr)
+    return run
+
+
+def make_network(node: DictConfig, shape: tuple[int, ...], way: int) -> nn.Module:
+    """The network that a node names, told the shape of one example and the number of ways if it has such arguments.
+
+    Raises:
+        FewshotError: it cannot be made, or is no nn.Module.
+    """
+    try:
+        wanted = inspect.signature(get_object(node._target_)).parameters
+    except (ImportError, ValueError, TypeError, HydraException) as error:
+        raise FewshotError(
+            f"backbone.network._target_={node._target_}: {one_line(error)}; name what can be imported"
+        ) from error
+    given = {name: value for name, value in (("shape", shape), ("way", way)) if name in wanted}
+    network = make(node, **given)
+    if not isinstance(network, nn.Module):
+        raise FewshotError(
+            f"backbone.network._target_={node._target_}: makes a {type(network).__name__}, and an nn.Module is wanted"
+        )
+    return network
 
 
 def check_dataset(cfg: DictConfig) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.learner import Tensors
+from fewshot.algorithms.probe import check_training
 from fewshot.checkpoint import load_checkpoint, only_process_in, write_atomically
 from fewshot.config import resolved
 from fewshot.device import reset_peak_memory
@@ -48,9 +49,9 @@ def tested_inductively(cfg: DictConfig, folder: Path) -> Path | None:
     other.test.transductive = False
     run = main_first(lambda: build(other, folder))
     reset_peak_memory(run.device)
-    if regime(run.learner, cfg) == "inductive":
+    if regime(run, cfg) == "inductive":
         return None
-    place = folder / "tests" / protocol_words(other, run.learner)
+    place = folder / "tests" / protocol_words(other, run)
     with ExitStack() as held:
         by_main(lambda: held.enter_context(only_process_in(folder)))
         if not by_main(lambda: _is_of_the_same_weights(place, folder)):
@@ -99,8 +100,10 @@ def _built(folder: Path, cfg: DictConfig, processes: int) -> Experiment:
     """The experiment; what cannot be trained or tested should leave no folder, nor cost the training first."""
     run = build(cfg, None if cfg.force else folder)
     reset_peak_memory(run.device)
-    if is_trained(run.learner, training_tasks(run, cfg)):
+    training = training_tasks(run, cfg)
+    if is_trained(run.learner, training):
         check_shareable(run.learner, cfg.train.meta_batch, processes)
+        check_training(run.learner, training.episodes(0, 1))
     for split, seed in (("val", cfg.seed), (cfg.test.split, cfg.test.seed)):
         tasks_of(run, cfg, split, seed)
     steps_of(cfg, run.learner)

@@ -71,7 +71,7 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
             "episode_seed": cfg.test.seed,
             "rotations": "none" if isinstance(tasks.source, Functions) else cfg.dataset.rotations.test,
             "view": tasks.source.words if isinstance(tasks.source, Functions) else view_words(cfg),
-            "regime": regime(run.learner, cfg),
+            "regime": regime(run, cfg),
             "adaptation_steps": steps if several else adaptation_steps,
             "train_on_val": settings.train_on_val,
             "selection": trained.selection,
@@ -125,15 +125,15 @@ def steps_of(cfg: DictConfig, learner: Learner) -> list[int]:
     return sorted(several)
 
 
-def protocol_words(cfg: DictConfig, learner: Learner) -> str:
+def protocol_words(cfg: DictConfig, run: Experiment) -> str:
     """The protocol of a test, to name its folder by."""
     test, data = cfg.test, cfg.dataset
     words = [
         test.split,
-        f"{cfg.shot}s{cfg.query}q",
+        f"{cfg.way}w{cfg.shot}s{cfg.query}q",
         *([data.rotations.test] if "rotations" in data else []),
-        regime(learner, cfg),
-        f"{'-'.join(map(str, steps_of(cfg, learner)))}steps",
+        regime(run, cfg),
+        f"{'-'.join(map(str, steps_of(cfg, run.learner)))}steps",
         f"{test.episodes}e{test.seed}",
     ]
     return "-".join(words)
@@ -163,9 +163,10 @@ def _view(run: Experiment, cfg: DictConfig, tasks: Tasks) -> dict[str, Any]:
     return asdict(run.view) | {"augment": cfg.dataset.augment.episodes} | shapes
 
 
-def regime(learner: Learner, cfg: DictConfig) -> str:
+def regime(run: Experiment, cfg: DictConfig) -> str:
     """Whether queries can see each other at test."""
-    return "transductive" if cfg.test.transductive and not learner.independent else "inductive"
+    alone = run.behaviour.queries_independent
+    return "transductive" if cfg.test.transductive and not alone else "inductive"
 
 
 def dataset_name(cfg: DictConfig) -> str:

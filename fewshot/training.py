@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from fewshot.algorithms.engine import Engine
-from fewshot.algorithms.learner import Learner, Tensors, check_choice
+from fewshot.algorithms.learner import Learner, Tensors, backbone_constants, check_choice
+from fewshot.algorithms.probe import check_training
 from fewshot.algorithms.reduction import over_processes
 from fewshot.checkpoint import load_checkpoint, matching, save_checkpoint, write_atomically
 from fewshot.distributed import added, is_main, placed, share, world
@@ -82,6 +83,8 @@ def train(
         if (limit := getattr(settings, name)) is not None and not limit > 0:
             raise FewshotError(f"train.{name}={limit}: must be above 0, or null")
     last, best = checkpoints(folder)
+    if trained := is_trained(learner, tasks):
+        check_training(learner, tasks.episodes(0, 1))
     params, carry = learner.initial()
     params, carry = ({k: v.to(tasks.device) for k, v in group.items()} for group in (params, carry))
     optimizer = make_optimizer(settings, params)
@@ -92,15 +95,18 @@ def train(
             for name, value in matching(last, groups.get("params", {}), params).items():
                 params[name].copy_(value)
         carry = matching(last, groups.get("carry", {}), carry)
+        _load_constants(learner, last, groups)
         restore(optimizer, params, groups.get("outer", {}))
         _take_chunks(engine, state.get("chunks", []))
+    constants = backbone_constants(learner.backbone)
     metrics = folder / "metrics.jsonl"
     _cut(metrics, state["step"])
-    steps = settings.steps if is_trained(learner, tasks) else 0
+    steps = settings.steps if trained else 0
     batch, own = settings.meta_batch, share(settings.meta_batch)
 
     def checkpoint() -> None:
-        save_checkpoint(last, {"params": params, "carry": carry, "outer": slots(optimizer, params)}, state)
+        groups = {"params": params, "carry": carry, "constants": constants, "outer": slots(optimizer, params)}
+        save_checkpoint(last, groups, state)
 
     # What a step finds stays on the device until it is logged: to ask for it earlier is to wait for a GPU.
     faults = Faults(settings.nan_guard, state["nan_guarded"], tasks.device)
@@ -124,7 +130,7 @@ def train(
             state["validation"] = {tasks.metric: found, "step": done}
             if state["best"] is None or _better(tasks.metric, state["validation"], state["best"]):
                 state["best"] = state["validation"]
-                save_checkpoint(best, {"params": params, "carry": carry}, state)
+                save_checkpoint(best, {"params": params, "carry": carry, "constants": constants}, state)
         if logged and is_main():
             if hasattr(learner, "figures"):
                 values |= learner.figures(params)  # pyright: ignore[reportAttributeAccessIssue]
@@ -203,6 +209,7 @@ def selected(
         matching(path, groups.get(name, {}), wanted)
         for name, wanted in zip(("params", "carry"), learner.initial(), strict=True)
     )
+    _load_constants(learner, path, groups)
     return Trained(
         params,
         carry,
@@ -212,6 +219,15 @@ def selected(
         nan_guarded=state["nan_guarded"],
         train_seconds=state["train_seconds"],
     )
+
+
+def _load_constants(learner: Learner, path: Path, groups: dict[str, Tensors]) -> None:
+    """Give the backbone the frozen parameters and buffers that it was trained with."""
+    own = backbone_constants(learner.backbone)
+    with torch.no_grad():
+        for name, value in matching(path, groups.get("constants", {}), own).items():
+            if not torch.equal(own[name], value):  # an expanded buffer cannot be written to
+                own[name].copy_(value)
 
 
 def checkpoints(folder: Path) -> tuple[Path, Path]:

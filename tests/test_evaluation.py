@@ -16,6 +16,7 @@ from scipy import stats
 from fewshot import evaluation
 from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.learner import score
+from fewshot.algorithms.probe import probe
 from fewshot.evaluation import ci95, evaluate, query_outputs
 from fewshot.tasks.sampler import Sampler
 
@@ -87,7 +88,7 @@ def test_in_transductive_mode_queries_share_the_norms(learner: Any, make_episode
     query_x = task.query_x.clone()
     query_x[0] = 1 - 3 * query_x[0]
     after = query_outputs(learner, params, carry, replace(task, query_x=query_x), transductive=True)
-    assert torch.equal(after[1:], before[1:]) == learner.independent
+    assert torch.equal(after[1:], before[1:]) == probe(learner, task).queries_independent
 
 
 @pytest.mark.parametrize("transductive", [False, True])

@@ -27,6 +27,7 @@ from fewshot.training import TrainSettings, selected
 
 PROTOCOL = {
     "split": "test.split",
+    "way": "way",
     "shot": "shot",
     "query": "query",
     "episodes": "test.episodes",
@@ -57,10 +58,10 @@ def _evaluate(cfg: DictConfig) -> None:
         check_plot(test_cfg)
     if cfg.latents is not None and cfg.latents < 1:
         raise FewshotError(f"latents={cfg.latents}: must be at least 1")
-    experiment = main_first(lambda: build(test_cfg, run if elsewhere is None else None))
+    experiment = main_first(lambda: build(test_cfg, run if elsewhere is None else None, made_for=trained_cfg.way))
     if cfg.latents is not None and not isinstance(experiment.learner, Leo):
         raise FewshotError("latents: are of classes; leave it out, or name a run of algorithm=leo")
-    words = [protocol_words(test_cfg, experiment.learner)]
+    words = [protocol_words(test_cfg, experiment)]
     if cfg.checkpoint is not None:
         words.append(Path(cfg.checkpoint).stem)
     if elsewhere is not None:

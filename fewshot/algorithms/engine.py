@@ -8,7 +8,6 @@ torch uses, each keeping one core busy (tiny convolutions gain nothing from shar
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +15,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from fewshot.algorithms.compilation import compiled
-from fewshot.algorithms.learner import Learner, Tensors, check_choice, differentiate
+from fewshot.algorithms.learner import Learner, Tensors, check_choice
+from fewshot.algorithms.lift import eager_copy, lift_all, lift_one, outer_of
+from fewshot.algorithms.probe import why_not_batched
 from fewshot.algorithms.reduction import Outer, weighted_mean
 from fewshot.device import give_back_memory, keep_freed_memory, out_of_memory
 from fewshot.episodes import Episodes
@@ -30,7 +30,7 @@ ENGINES = ("auto", "vmap", "compiled", "loop", "learn2learn")
 # Examples with more values than this gain on CPU from `loop` (see tools/bench.py): per-task weights turn into grouped
 # convolutions, which pay on 28x28 images and cost on 84x84 ones.
 SMALL = 40 * 40
-# Learners of more parameters than this, on CPU, run one task of `loop` on all cores: 14.2 seconds for two tasks of
+# Learners of more parameters than this run, on CPU, by `loop`, one task on all cores: 14.2 seconds for two tasks of
 # ResNet-12, second order, against 16.8 on two threads, in half the memory; Conv-4 is the other way about.
 LARGE = 1_000_000
 
@@ -58,11 +58,21 @@ class Engine:
         self._own = threading.local()
         self._pool: ThreadPoolExecutor | None = None
 
-    def method(self, episodes: Episodes) -> str:
-        """The method that `auto` stands for with these episodes: vmap on a GPU and for small examples."""
-        if self.name != "auto":
-            return self.name
-        return "vmap" if _small(episodes) or episodes.support_x.device.type != "cpu" else "loop"
+    def method(self, episodes: Episodes, learner: Any = None) -> str:
+        """The method that `auto` stands for: vmap on a GPU and for small examples, if the learner can be batched.
+
+        Raises:
+            FewshotError: the method was named, and the learner cannot be batched.
+        """
+        name = self.name
+        if name == "auto":
+            fast = _small(episodes) and (learner is None or _size(learner.initial()[0]) <= LARGE)
+            name = "vmap" if fast or episodes.support_x.device.type != "cpu" else "loop"
+        if learner is None or name not in ("vmap", "compiled") or not (fault := why_not_batched(learner, episodes)):
+            return name
+        if self.name == "auto":
+            return "loop"
+        raise FewshotError(f"engine={name}: {fault}; choose engine=loop or engine=auto")
 
     def outer(self, learner: Learner, params: Tensors, carry: Tensors, episodes: Episodes) -> Outer:
         """Outer gradient of a meta-batch.
@@ -71,7 +81,7 @@ class Engine:
             learner: one with `outer_loss` or `outer_gradient`.
             params, carry: the meta-parameters and the state that tasks pass on.
         """
-        method = self.method(episodes)
+        method = self.method(episodes, learner)
         if method == "learn2learn":
             from fewshot.algorithms.reference import outer_by_learn2learn
 
@@ -81,7 +91,7 @@ class Engine:
         elif method == "loop":
             parts = self._on_threads(learner, params, carry, episodes)
         else:
-            run = self._fused if method == "compiled" else partial(_outer, lift=_lift_all)
+            run = self._fused if method == "compiled" else partial(outer_of, lift=lift_all)
             return self._in_chunks(
                 "outer",
                 episodes,
@@ -89,15 +99,19 @@ class Engine:
             )
         return weighted_mean(parts, len(episodes), learner.chained)
 
-    def map(self, function: Callable[[Episodes], Any], episodes: Episodes) -> Any:
-        """A function of one task over all: its results, stacked along a new leading axis [T]."""
+    def map(self, function: Callable[[Episodes], Any], episodes: Episodes, learner: Any = None) -> Any:
+        """A function of one task over all: its results, stacked along a new leading axis [T].
 
-        def run(chunks: Iterator[Episodes], lift: Callable[..., Any] = _lift_all) -> Any:
+        Args:
+            learner: the one whose methods `function` calls; without it the function is taken to be one for vmap.
+        """
+
+        def run(chunks: Iterator[Episodes], lift: Callable[..., Any] = lift_all) -> Any:
             return tree_map(lambda *parts: torch.cat(parts), *(lift(function, chunk) for chunk in chunks))
 
-        if self.method(episodes) in ("vmap", "compiled"):
+        if self.method(episodes, learner) in ("vmap", "compiled"):
             return self._in_chunks("map", episodes, run)
-        return run((episodes[i : i + 1] for i in range(len(episodes))), _lift_one)
+        return run((episodes[i : i + 1] for i in range(len(episodes))), lift_one)
 
     def _in_chunks(self, what: str, episodes: Episodes, run: Callable[[Iterator[Episodes]], Any]) -> Any:
         """A function of consecutive groups of the tasks, in groups that fit into memory."""
@@ -113,18 +127,18 @@ class Engine:
             self.found[what] = -(-size // 2)
 
     def _fused(self, learner: Learner, params: Tensors, carry: Tensors, episodes: Episodes) -> Outer:
-        """`_outer`, compiled when a learner first meets a shape; kept while the learner stays the same."""
+        """`outer_of`, compiled when a learner first meets a shape; kept while the learner stays the same."""
         if self._compiled is None or self._compiled[0] is not learner:
             self._compiled = learner, compiled(partial(_tensors_of_outer, learner))
-        return Outer(*self._compiled[1](params, carry, *episodes.tensors()))
+        return Outer(*self._compiled[1](episodes.way, params, carry, *episodes.tensors()))
 
     def _on_threads(self, learner: Learner, params: Tensors, carry: Tensors, episodes: Episodes) -> Iterator[Outer]:
         def work(group: Episodes) -> Outer:
             # functional_call swaps a module's parameters while it runs: each thread needs a module of its own.
             if getattr(self._own, "source", None) is not learner:
-                self._own.source, self._own.learner = learner, _eager_copy(learner)
+                self._own.source, self._own.learner = learner, eager_copy(learner)
             tasks = (group[i : i + 1] for i in range(len(group)))
-            parts = (_outer(self._own.learner, params, carry, task, _lift_one) for task in tasks)
+            parts = (outer_of(self._own.learner, params, carry, task, lift_one) for task in tasks)
             return weighted_mean(parts, len(group), chained=False)
 
         on_cpu = episodes.key.device.type == "cpu"
@@ -132,7 +146,7 @@ class Engine:
             episodes = _channels_last(episodes)
             keep_freed_memory(one_arena=True)
         threads = torch.get_num_threads()
-        if not on_cpu or threads == 1 or sum(value.numel() for value in params.values()) > LARGE:
+        if not on_cpu or threads == 1 or _size(params) > LARGE:
             return iter([work(episodes)])
         if self._pool is None:
             self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
@@ -141,39 +155,20 @@ class Engine:
         return self._pool.map(work, [episodes[i : i + size] for i in range(0, len(episodes), size)])
 
 
-def _lift_all(function: Callable[[Episodes], Any], episodes: Episodes) -> Any:
-    return vmap(lambda sx, sy, qx, qy, key: function(Episodes(sx, sy, qx, qy, key)))(*episodes.tensors())
-
-
-def _lift_one(function: Callable[[Episodes], Any], episodes: Episodes) -> Any:
-    return tree_map(lambda value: value[None], function(episodes[0]))
-
-
-def _outer(
-    learner: Any, params: Tensors, carry: Tensors, episodes: Episodes, lift: Callable[..., Any], eager: bool = True
-) -> Outer:
-    """Mean outer gradient of some tasks, run together by `lift`; see `differentiate`."""
-    if hasattr(learner, "outer_loss"):
-
-        def mean_loss(params: Tensors) -> tuple[torch.Tensor, Any]:
-            loss, score = lift(lambda task: learner.outer_loss(params, task), episodes)
-            return loss.mean(), (loss.detach(), score)
-
-        gradient, (loss, score) = differentiate(mean_loss, params, eager=eager, create_graph=False)
-        return Outer(gradient, carry, loss, score)
-    gradient, carry, loss, score = lift(lambda task: learner.outer_gradient(params, carry, task), episodes)
-    gradient, carry = tree_map(lambda value: value.mean(0), (gradient, carry))
-    return Outer(gradient, carry, loss, score)
-
-
-def _tensors_of_outer(learner: Learner, params: Tensors, carry: Tensors, *tensors: torch.Tensor) -> tuple[Any, ...]:
-    outer = _outer(learner, params, carry, Episodes(*tensors), _lift_all, eager=False)
+def _tensors_of_outer(
+    learner: Learner, way: int, params: Tensors, carry: Tensors, *tensors: torch.Tensor
+) -> tuple[Any, ...]:
+    outer = outer_of(learner, params, carry, Episodes(*tensors, way=way), lift_all, eager=False)
     return outer.gradient, outer.carry, outer.loss, outer.score
 
 
 def is_small(values: int) -> bool:
     """Whether examples of so many values each run faster on CPU by `vmap` than by `loop`."""
     return values <= SMALL
+
+
+def _size(params: Tensors) -> int:
+    return sum(value.numel() for value in params.values())
 
 
 def _small(episodes: Episodes) -> bool:
@@ -189,18 +184,12 @@ def _channels_last(episodes: Episodes) -> Episodes:
         return x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
 
     sx, sy, qx, qy, key = episodes.tensors()
-    return Episodes(stored(sx), sy, stored(qx), qy, key)
-
-
-def _eager_copy(learner: Any) -> Any:
-    learner = copy.deepcopy(learner)
-    learner.eager = True
-    return learner
+    return episodes.with_tensors(stored(sx), sy, stored(qx), qy, key)
 
 
 def _in_a_chain(learner: Learner, params: Tensors, carry: Tensors, episodes: Episodes) -> Iterator[Outer]:
-    learner = _eager_copy(learner)
+    learner = eager_copy(learner)
     for task in range(len(episodes)):
-        part = _outer(learner, params, carry, episodes[task : task + 1], _lift_one)
+        part = outer_of(learner, params, carry, episodes[task : task + 1], lift_one)
         carry = part.carry
         yield part

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import fnmatch
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, grad
+from torch.nn.parameter import is_lazy
 
 from fewshot.backbones.norm import BatchStatNorm
 from fewshot.episodes import Episodes
@@ -36,7 +38,6 @@ class Learner(Protocol):
     backbone: nn.Module
     test_steps: int  # adaptation steps at evaluation
     chained: bool  # each task needs the carry of the one before: tasks cannot run at once
-    independent: bool  # no query's prediction depends on another query: transductive and inductive are one
     eager: bool  # set by the engine on its copies that run single tasks; see `differentiate`
 
     def initial(self) -> tuple[Tensors, Tensors]:
@@ -48,7 +49,7 @@ class Learner(Protocol):
         ...
 
     def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
-        """Logits [B, N] of examples [B, ...] forwarded as one batch; in regression outputs [B, 1]."""
+        """Logits [B, N] of examples [B, ...] forwarded as one batch; in regression outputs [B, D]."""
         ...
 
 
@@ -63,18 +64,23 @@ def adapting(learner: Learner, steps: int) -> Iterator[None]:
 
 
 def backbone_parameters(backbone: nn.Module) -> Tensors:
-    """A copy of the parameters by name, outside any graph.
+    """A copy of the parameters that are trained, by name, outside any graph; frozen ones stay in the module.
 
     Raises:
-        FewshotError: the backbone is no pure function of them and an input.
+        FewshotError: a layer that has no size yet.
     """
-    if any(True for _ in backbone.buffers()):
-        raise FewshotError("backbone.network.norm=running: its averages are of no one task; choose norm=batch")
-    for module in backbone.modules():
-        for name in ("dropout", "drop_rate"):
-            if getattr(module, name, 0):
-                raise FewshotError(f"backbone.network.{name}: must be 0 here; only extractors drop at random")
-    return {name: value.detach().clone() for name, value in backbone.named_parameters()}
+    for name, value in backbone.named_parameters():
+        if is_lazy(value):
+            raise FewshotError(
+                f"backbone: parameter {name} has no size before the first forward; give the layer its input size"
+            )
+    return {name: value.detach().clone() for name, value in backbone.named_parameters() if value.requires_grad}
+
+
+def backbone_constants(backbone: nn.Module) -> Tensors:
+    """What of the backbone is not trained, by name: frozen parameters and buffers, the module's own tensors."""
+    frozen = {name: value for name, value in backbone.named_parameters() if not value.requires_grad}
+    return {name: value.detach() for name, value in (*frozen.items(), *backbone.named_buffers())}
 
 
 def call(backbone: nn.Module, params: Tensors, x: torch.Tensor) -> torch.Tensor:
@@ -110,31 +116,50 @@ def differentiate(
     return dict(zip(at, values, strict=True)), auxiliary
 
 
-def is_independent(backbone: nn.Module) -> bool:
-    """Whether an example's logits depend on that example alone: no norm takes its statistics from the batch."""
-    return not any(isinstance(module, BatchStatNorm) for module in backbone.modules())
+def adapted_names(backbone: nn.Module, adapted: str | Sequence[str] = "all") -> list[str]:
+    """Names of the parameters that the inner loop changes; frozen ones are never among them.
 
+    Args:
+        adapted: `all`; `head`, the module that holds the last parameter (ANIL, Raghu et al. 2020); or patterns of
+            parameter names, such as `blocks.3.*`. Of `all`, norms are left out where the backbone has
+            `adapt_norm` false.
 
-def adapted_names(backbone: nn.Module) -> list[str]:
-    """Parameters that the inner loop changes: all, or all but the norms' where the backbone says so."""
-    fixed: set[str] = set()
-    if not getattr(backbone, "adapt_norm", True):
-        for prefix, module in backbone.named_modules():
-            if isinstance(module, BatchStatNorm):
-                fixed.update(f"{prefix}.{name}" for name, _ in module.named_parameters())
-    return [name for name, _ in backbone.named_parameters() if name not in fixed]
+    Raises:
+        FewshotError: a pattern that no parameter matches, or nothing left to adapt.
+    """
+    names = [name for name, value in backbone.named_parameters() if value.requires_grad]
+    if adapted == "all":
+        fixed: set[str] = set()
+        if not getattr(backbone, "adapt_norm", True):
+            for prefix, module in backbone.named_modules():
+                if isinstance(module, BatchStatNorm):
+                    fixed.update(f"{prefix}.{name}" for name, _ in module.named_parameters())
+        return [name for name in names if name not in fixed]
+    patterns = [adapted] if isinstance(adapted, str) else list(adapted)
+    if patterns == ["head"]:
+        last = [name for name, _ in backbone.named_parameters()][-1:]
+        patterns = [f"{name.rpartition('.')[0]}.*".removeprefix(".") for name in last]
+    for pattern in patterns:
+        if not fnmatch.filter(names, str(pattern)):
+            raise FewshotError(
+                f"algorithm.learner.adapted={pattern}: no trained parameter of the backbone has such a name; write "
+                f"all, head, or patterns such as {names[-1] if names else 'head.*'}"
+            )
+    return [name for name in names if any(fnmatch.fnmatchcase(name, str(pattern)) for pattern in patterns)]
 
 
 def task_loss(outputs: torch.Tensor, targets: torch.Tensor, reduction: str, shot: int) -> torch.Tensor:
-    """Cross-entropy of logits [B, N] and labels [B], or squared error of outputs [B, 1] and float targets [B]: [].
+    """Cross-entropy of logits [B, N] and labels [B], or squared error of outputs [B, D] and float targets: [].
 
-    The originals differ in its scale: `mean` over items; `sum` over items (supervised-reptile, LEO); `per_shot`, the
+    Float targets are [B, D], or [B] where D is 1. The squared error of an item is the mean over its D values.
+    The originals differ in the scale: `mean` over items; `sum` over items (supervised-reptile, LEO); `per_shot`, the
     sum divided by K (cbfinn/maml, which divides each item's cross-entropy by K and differentiates the vector: N times
     the mean).
     """
     over = "mean" if reduction == "mean" else "sum"
     if targets.is_floating_point():
-        loss = F.mse_loss(outputs[:, 0], targets, reduction=over)
+        loss = F.mse_loss(outputs, targets.view(outputs.shape), reduction=over)
+        loss = loss if reduction == "mean" else loss / outputs.shape[-1]
     else:
         loss = F.cross_entropy(outputs, targets, reduction=over)
     return loss / shot if reduction == "per_shot" else loss
@@ -143,7 +168,7 @@ def task_loss(outputs: torch.Tensor, targets: torch.Tensor, reduction: str, shot
 def score(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """What a test reports of the items, []: the share whose largest logit is the label's, or the mean squared error."""
     if targets.is_floating_point():
-        return F.mse_loss(outputs[:, 0], targets)
+        return F.mse_loss(outputs, targets.view(outputs.shape))
     return (outputs.argmax(-1) == targets).to(outputs.dtype).mean()
 
 

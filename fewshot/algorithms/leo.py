@@ -63,7 +63,6 @@ class Leo(TwoLoops):
 
     chained = False
     eager = False
-    independent = True  # no query sees another
 
     def __init__(
         self,
@@ -104,7 +103,7 @@ class Leo(TwoLoops):
         if dropout >= 1:
             raise FewshotError(f"algorithm.learner.dropout={dropout}: must be below 1")
         self.backbone: nn.Module = backbone
-        self.way, self.dim, self.latent = backbone.way, prod(backbone.shape), latent
+        self.dim, self.latent = prod(backbone.shape), latent
         self.latent_steps, self.test_steps = latent_steps, finetune_steps
         self.dropout = dropout
         self.kl_weight, self.encoder_penalty_weight = kl_weight, encoder_penalty_weight
@@ -141,7 +140,7 @@ class Leo(TwoLoops):
 
     def solve(self, params: Tensors, task: Episodes, draws: Draws | None) -> Solution:
         """Algorithm 1, lines 5 to 12: encode, sample, decode, adapt z, fine-tune w."""
-        x = self.backbone(task.support_x).view(self.way, -1, self.dim)
+        x = self.backbone(task.support_x).view(task.way, -1, self.dim)
         mean, stddev = self.encode(params, x, draws)
         z = mean.expand(*x.shape[:2], self.latent)
         if self.random_prior:
@@ -187,7 +186,7 @@ class Leo(TwoLoops):
         if draws is None or self.deterministic:
             return w, lambda slope: slope @ centre.T
         exp = (z @ spread).exp()
-        stddev = exp - (1 - sqrt(2 / (self.way + self.dim)))
+        stddev = exp - (1 - sqrt(2 / (len(z) + self.dim)))
         noise = draws.normal(name, w.shape)
         free = (stddev > SMALLEST_STDDEV) * noise * exp  # dw / d(z @ spread)
         w = w + stddev.clamp_min(SMALLEST_STDDEV) * noise

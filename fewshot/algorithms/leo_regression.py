@@ -32,7 +32,6 @@ from fewshot.algorithms.learner import (
     call,
     check_number,
     differentiate,
-    is_independent,
     score,
     task_loss,
 )
@@ -74,7 +73,6 @@ class LeoRegression(TwoLoops):
 
     chained = False
     eager = False
-    independent = True  # no query sees another
 
     def __init__(
         self,
@@ -95,7 +93,7 @@ class LeoRegression(TwoLoops):
         l2_weight: float,
         orthogonality_weight: float,
     ) -> None:
-        if not isinstance(backbone, MLP) or not is_independent(backbone) or backbone.head.out_features != 1:
+        if not isinstance(backbone, MLP) or backbone.has_norms or backbone.head.out_features != 1:
             raise FewshotError(
                 "algorithm=leo_regression decodes an MLP without norms: choose backbone=mlp_40 and a dataset of "
                 "functions, such as sines_and_lines; on classes choose algorithm=leo"
@@ -161,7 +159,7 @@ class LeoRegression(TwoLoops):
 
     def encode(self, params: Tensors, task: Episodes) -> tuple[torch.Tensor, torch.Tensor]:
         """Equations 1 and 2: mean and standard deviation [L] of the code from all pairs of support points."""
-        points = torch.cat([task.support_x.flatten(1), task.support_y[:, None]], 1)
+        points = torch.cat([task.support_x.flatten(1), task.support_y.view(-1, 1)], 1)
         h = self._run("encoder", params, points)  # [K, L]
         shape = (len(h), *h.shape)
         pairs = torch.cat([h[:, None].expand(shape), h.expand(shape)], -1).flatten(0, 1)  # [K*K, 2L]

@@ -9,6 +9,8 @@ Differences from the original:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -22,7 +24,6 @@ from fewshot.algorithms.learner import (
     check_number,
     check_switch,
     differentiate,
-    is_independent,
     score,
     task_loss,
 )
@@ -36,7 +37,7 @@ class Maml:
     """Learn an initialisation from which a few gradient steps solve a task (Algorithm 2 of the paper).
 
     Args:
-        backbone: examples [B, ...] to logits [B, N], or in regression to outputs [B, 1].
+        backbone: examples [B, ...] to logits [B, N], or in regression to outputs [B, D].
         inner_lr: step size of the inner loop (alpha).
         learn_inner_lr: meta-learn a step size for each weight, from `inner_lr` (Meta-SGD, Li et al. 2017).
         inner_steps: inner gradient steps at training.
@@ -44,6 +45,7 @@ class Maml:
         first_order: take the inner gradients as constants (FOMAML; stop_grad in the original).
         inner_loss: scale of the support loss, see `task_loss`; it multiplies into inner_lr.
         outer_loss: scale of the query loss.
+        adapted: what the inner loop changes, see `adapted_names`: `all`, `head` (ANIL) or patterns of names.
     """
 
     chained = False
@@ -60,9 +62,9 @@ class Maml:
         inner_loss: str,
         outer_loss: str,
         learn_inner_lr: bool = False,
+        adapted: str | Sequence[str] = "all",
     ) -> None:
         self.backbone = backbone
-        self.independent = is_independent(backbone)
         self.inner_lr, self.learn_inner_lr = inner_lr, learn_inner_lr
         self.inner_steps = inner_steps
         self.test_steps = test_steps
@@ -74,7 +76,7 @@ class Maml:
             check_switch(f"algorithm.learner.{name}", value)
         self.inner_reduction = check_choice("algorithm.learner.inner_loss", inner_loss, REDUCTIONS)
         self.outer_reduction = check_choice("algorithm.learner.outer_loss", outer_loss, REDUCTIONS)
-        self.adapted = adapted_names(backbone)
+        self.adapted = adapted_names(backbone, adapted)
         if not first_order:
             prepare_for_second_order(backbone)
 
@@ -92,8 +94,7 @@ class Maml:
 
     def support_loss(self, params: Tensors, task: Episodes) -> torch.Tensor:
         """L_task(f_theta) on the support set, []."""
-        logits = self.predict(params, task.support_x)
-        return task_loss(logits, task.support_y, self.inner_reduction, len(task.support_y) // logits.shape[-1])
+        return task_loss(self.predict(params, task.support_x), task.support_y, self.inner_reduction, task.shot)
 
     def inner_loop(self, params: Tensors, task: Episodes, steps: int) -> Tensors:
         """theta' after `steps` gradient steps on the support set, differentiable in theta unless first_order."""
@@ -114,8 +115,7 @@ class Maml:
     def outer_loss(self, params: Tensors, task: Episodes) -> tuple[torch.Tensor, torch.Tensor]:
         """Query loss [] and score [] at theta'."""
         logits = self.predict(self.inner_loop(params, task, self.inner_steps), task.query_x)
-        shot = len(task.support_y) // logits.shape[-1]
-        loss = task_loss(logits, task.query_y, self.outer_reduction, shot)
+        loss = task_loss(logits, task.query_y, self.outer_reduction, task.shot)
         return loss, score(logits.detach(), task.query_y)
 
     def adapt(self, params: Tensors, carry: Tensors, task: Episodes) -> Tensors:
@@ -123,7 +123,7 @@ class Maml:
         return self.inner_loop(params, task, self.test_steps)
 
     def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
-        """Logits [B, N] of x [B, ...], or outputs [B, 1]."""
+        """Logits [B, N] of x [B, ...], or in regression outputs [B, D]."""
         return call(self.backbone, adapted, x)
 
 

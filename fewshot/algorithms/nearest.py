@@ -21,7 +21,6 @@ class Nearest:
 
     chained = False
     eager = False
-    independent = True
     test_steps = 0
 
     def __init__(self, backbone: Inputs, *, to: str = "neighbour") -> None:
@@ -30,7 +29,6 @@ class Nearest:
                 "algorithm=nearest compares inputs as they are; it runs with backbone=pixels or backbone=features only"
             )
         self.backbone: nn.Module = backbone
-        self.way = backbone.way
         self.mean = check_choice("algorithm.learner.to", to, ("neighbour", "mean")) == "mean"
 
     def initial(self) -> tuple[Tensors, Tensors]:
@@ -39,16 +37,16 @@ class Nearest:
 
     def adapt(self, params: Tensors, carry: Tensors, task: Episodes) -> Tensors:
         """The support examples of each class, or their mean: [N, K or 1, D]; in regression also their values."""
-        found = {"support": self.backbone(task.support_x).unflatten(0, (self.way, -1))}
+        found = {"support": self.backbone(task.support_x).unflatten(0, (task.way, -1))}
         if task.support_y.is_floating_point():
-            found["values"] = task.support_y[None]
+            found["values"] = task.support_y.view(1, len(task.support_y), -1)
         return {name: value.mean(1, keepdim=True) for name, value in found.items()} if self.mean else found
 
     def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
-        """Logits [B, N], minus the distance to the nearest of each class; or the value of the nearest, [B, 1]."""
+        """Logits [B, N], minus the distance to the nearest of each class; or the value of the nearest, [B, D]."""
         support = adapted["support"].flatten(0, 1)
         # Without the matrix product, whose rounding depends on the other rows.
         distance = torch.cdist(self.backbone(x), support, compute_mode="donot_use_mm_for_euclid_dist")
         if "values" in adapted:
-            return adapted["values"][0][distance.argmin(-1), None]
-        return -distance.unflatten(-1, (self.way, -1)).amin(-1)
+            return adapted["values"][0][distance.argmin(-1)]
+        return -distance.unflatten(-1, (len(adapted["support"]), -1)).amin(-1)

@@ -25,7 +25,8 @@ def outer_by_learn2learn(learner: Learner, params: Tensors, episodes: Episodes) 
         raise FewshotError("engine=learn2learn: only for maml and fomaml; choose engine=vmap or engine=loop")
     if len(learner.adapted) != len(params):
         raise FewshotError(
-            "engine=learn2learn: adapts every parameter; set backbone.network.adapt_norm=true or choose engine=vmap"
+            "engine=learn2learn: adapts every parameter that is not frozen; set algorithm.learner.adapted=all and "
+            "backbone.network.adapt_norm=true, or choose engine=vmap"
         )
     with warnings.catch_warnings():  # its import brings gym, which warns about itself
         warnings.simplefilter("ignore")
@@ -36,27 +37,24 @@ def outer_by_learn2learn(learner: Learner, params: Tensors, episodes: Episodes) 
                 "engine=learn2learn: learn2learn is not installed; `uv sync` builds it, `pip install` cannot"
             ) from error
     backbone = copy.deepcopy(learner.backbone)
-    backbone.load_state_dict(params)
+    backbone.load_state_dict(params, strict=False)  # what is frozen stays
     for part in backbone.modules():
         if isinstance(part, BatchStatNorm):
             part.fused = True  # torch's own batch norm, as in a user's network
-    meta = MAML(backbone, lr=learner.inner_lr, first_order=learner.first_order, allow_unused=True)
+    meta = MAML(backbone, lr=learner.inner_lr, first_order=learner.first_order, allow_unused=True, allow_nograd=True)
     losses, scores = [], []
     for i in range(len(episodes)):
         task, clone = episodes[i], meta.clone()
-        shot = 0
         for _ in range(learner.inner_steps):
-            logits = clone(task.support_x)
-            shot = len(task.support_y) // logits.shape[-1]
-            clone.adapt(task_loss(logits, task.support_y, learner.inner_reduction, shot))
+            clone.adapt(task_loss(clone(task.support_x), task.support_y, learner.inner_reduction, task.shot))
         logits = clone(task.query_x)
-        shot = len(task.support_y) // logits.shape[-1]
-        loss = task_loss(logits, task.query_y, learner.outer_reduction, shot)
+        loss = task_loss(logits, task.query_y, learner.outer_reduction, task.shot)
         (loss / len(episodes)).backward()
         losses.append(loss.detach())
         scores.append(score(logits.detach(), task.query_y))
     gradient = {
         name: torch.zeros_like(value) if value.grad is None else value.grad
         for name, value in backbone.named_parameters()
+        if name in params
     }
     return Outer(gradient, {}, torch.stack(losses), torch.stack(scores))

@@ -21,7 +21,6 @@ from fewshot.algorithms.learner import (
     check_choice,
     check_number,
     differentiate,
-    is_independent,
     score,
     task_loss,
 )
@@ -37,7 +36,7 @@ class Reptile:
     The outer gradient of a task is phi - phi_task: the meta-step is plain SGD with the step size as learning rate.
 
     Args:
-        backbone: examples [B, ...] to logits [B, N], or in regression to outputs [B, 1].
+        backbone: examples [B, ...] to logits [B, N], or in regression to outputs [B, D].
         inner_lr: learning rate of the inner optimiser.
         inner_steps, inner_batch: minibatch steps at training and their size.
         test_steps, test_batch: the same at evaluation.
@@ -62,7 +61,6 @@ class Reptile:
         adam_state: str,
     ) -> None:
         self.backbone = backbone
-        self.independent = is_independent(backbone)
         self.inner_lr = inner_lr
         self.inner_steps, self.inner_batch = inner_steps, inner_batch
         self.test_steps, self.test_batch = test_steps, test_batch
@@ -101,7 +99,7 @@ class Reptile:
                 params: Tensors, x: torch.Tensor = x, y: torch.Tensor = y
             ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
                 logits = call(self.backbone, params, x)
-                loss = task_loss(logits, y, self.reduction, max(1, len(y) // logits.shape[-1]))
+                loss = task_loss(logits, y, self.reduction, max(1, len(y) // task.way))
                 return loss, (loss.detach(), score(logits.detach(), y))
 
             gradient, (loss, share) = differentiate(objective, params, eager=self.eager, create_graph=False)
@@ -130,7 +128,7 @@ class Reptile:
         return self.inner_loop(params, carry, task, self.test_steps, self.test_batch)[0]
 
     def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
-        """Logits [B, N] of x [B, ...], or outputs [B, 1]."""
+        """Logits [B, N] of x [B, ...], or in regression outputs [B, D]."""
         return call(self.backbone, adapted, x)
 
 

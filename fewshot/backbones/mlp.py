@@ -56,7 +56,7 @@ class MLP(nn.Module):
         init: str = "xavier",
     ) -> None:
         super().__init__()
-        self.adapt_norm = adapt_norm
+        self.adapt_norm, self.has_norms = adapt_norm, norm == "batch"
         one_of("norm", norm, ("batch", "none"))
         sizes = [prod(shape), *widths]
         layers = [

@@ -30,7 +30,7 @@ def write_latents(folder: Path, leo: Leo, params: Tensors, sampler: Sampler, tas
         latents = leo.solve(params, task, None).latents
         return torch.stack([latents[0], latents[-1]])
 
-    found = engine.map(codes, sampler.episodes(0, tasks)).cpu()  # [tasks, 2, N, K, L]
+    found = engine.map(codes, sampler.episodes(0, tasks), leo).cpu()  # [tasks, 2, N, K, L]
     classes = sampler.draw(0, tasks).classes.cpu().numpy()
     before, after = found[:, 0].numpy(), found[:, 1].numpy()
     file = io.BytesIO()

@@ -86,7 +86,7 @@ class Regression:
             y = y + self.source.noise * vmap(lambda key: normal(key, (curves.x.shape[1],)))(keys)
         x, k = curves.x[..., None], self.shot
         own = fold(curves.key, _LEARNER)
-        return Episodes(x[:, :k], y[:, :k], x[:, k:], y[:, k:], own)
+        return Episodes(x[:, :k], y[:, :k], x[:, k:], y[:, k:], own, self.way)
 
     def manifest(self, first: int, count: int) -> str:
         """SHA-256 of the distribution and of what was drawn for these tasks: equal means the very same tasks."""

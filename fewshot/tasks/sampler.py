@@ -145,6 +145,7 @@ class Sampler:
             query_x=query.flatten(1, 2),
             query_y=label.repeat_interleave(query.shape[2], dim=1),
             key=draw.key,
+            way=self.way,
         )
 
     def _turned(self, draw: Draw, part: slice) -> torch.Tensor:

@@ -230,13 +230,13 @@ def test_large_learners_run_task_by_task_on_all_cores(
     learner, episodes = make_learner("maml"), make_episodes(3)
     params, carry = learner.initial()
     here: set[int] = set()
-    run = engines._outer
+    run = engines.outer_of
 
     def noted(*args: Any) -> Outer:
         here.add(threading.get_ident())
         return run(*args)
 
-    monkeypatch.setattr(engines, "_outer", noted)
+    monkeypatch.setattr(engines, "outer_of", noted)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     by_size = []
     for large in (engines.LARGE, 0):
@@ -318,7 +318,7 @@ def test_tasks_that_do_not_fit_into_memory_are_halved_until_they_do_and_that_is_
     learner, episodes = make_learner("maml"), make_episodes(5)
     params, carry = learner.initial()
     whole, tried = outer(learner, episodes, "vmap"), []
-    lift = engines._lift_all
+    lift = engines.lift_all
 
     def with_room_for_two(function: Callable[..., Any], group: Episodes) -> Any:
         tried.append(len(group))
@@ -326,7 +326,7 @@ def test_tasks_that_do_not_fit_into_memory_are_halved_until_they_do_and_that_is_
             raise error
         return lift(function, group)
 
-    monkeypatch.setattr(engines, "_lift_all", with_room_for_two)
+    monkeypatch.setattr(engines, "lift_all", with_room_for_two)
     engine = Engine("vmap")
     assert_same(engine.outer(learner, params, carry, episodes), whole)
     assert tried == [5, 3, 2, 2, 1]

@@ -1,0 +1,239 @@
+"""Checks of a network before anything is learned with it: it is judged by what it does, not by its class.
+
+A learner needs a function of parameters and examples: no state that a forward changes, nothing drawn at random, one
+tensor of the right shape. What does not fit is named by its layer, with what to do.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.utils._pytree import tree_leaves
+
+from fewshot.backbones.norm import RunningNorm
+from fewshot.device import out_of_memory
+from fewshot.errors import FewshotError, one_line
+
+SAME = 1e-5  # two results of one computation differ by less, relative to the largest value
+
+
+def prepare_backbone(backbone: nn.Module, x: torch.Tensor) -> tuple[str, ...]:
+    """Put the network into eval(), where random layers are off; what a person should know of that, a line each.
+
+    Args:
+        x: examples [B, ...].
+
+    Raises:
+        FewshotError: a forward changes a buffer or its input, or draws at random in eval() too.
+    """
+    if any(nn.parameter.is_lazy(value) for value in backbone.parameters()):
+        return ()  # which `backbone_parameters` refuses
+    _write_attention_out()
+    _check_state(backbone, x)
+    fickle = _fickle_layer(backbone, x) if any(module.training for module in backbone.modules()) else None
+    backbone.eval()
+    if layer := _fickle_layer(backbone, x):
+        raise FewshotError(
+            f"backbone: {layer}, in eval() too, so that adaptation would not repeat; let it do so only where "
+            "self.training is true, or leave it out"
+        )
+    return (f"backbone: {fickle}; in meta-training and at test it is in eval(), where it does not",) if fickle else ()
+
+
+def _write_attention_out() -> None:
+    """Have torch compute attention by its formula: its fused kernels have no second derivative and no rule for vmap."""
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def _check_state(backbone: nn.Module, x: torch.Tensor) -> None:
+    """Run one forward in the modes that the modules are in, and put the buffers back.
+
+    Modules that a person has put into eval() stay so here: their averages are constants.
+
+    Raises:
+        FewshotError: a buffer or the input is not what it was.
+    """
+    before, given = {name: value.clone() for name, value in backbone.named_buffers()}, x.clone()
+    with torch.no_grad(), suppress(Exception):  # what fails in train() may do in eval(), where failures are named
+        backbone(given)
+    changed = [name for name, value in before.items() if not is_same(backbone.get_buffer(name), value, tolerance=0)]
+    for name in changed:
+        with torch.no_grad():
+            backbone.get_buffer(name).copy_(before[name])
+    if not is_same(given, x, tolerance=0):
+        raise FewshotError(
+            f"backbone: {type(backbone).__name__} changes its input in place; leave inplace=True out of its first layer"
+        )
+    if not changed:
+        return
+    owner, _, buffer = changed[0].rpartition(".")
+    module = backbone.get_submodule(owner)
+    remedy = "make it a function of its input, or put it into eval() to take its state as constant"
+    if isinstance(module, RunningNorm):
+        remedy = "set backbone.network.norm=batch"
+    elif isinstance(module, _BatchNorm):
+        remedy = "build it with track_running_stats=False for statistics of the batch at hand, or take GroupNorm"
+    elif isinstance(module, _NormBase):
+        remedy = "build it with track_running_stats=False"
+    raise FewshotError(
+        f"backbone: {_layer(owner, module)} keeps running averages or other state (its buffer {buffer} changes with "
+        f"every forward), which belongs to no one task; {remedy}"
+    )
+
+
+def _fickle_layer(backbone: nn.Module, x: torch.Tensor) -> str | None:
+    """The innermost layer that draws random numbers in a forward, or whose output changes from one to the next.
+
+    Returns:
+        The layer and what it does; None where there is none.
+    """
+    names = {module: name for name, module in backbone.named_modules()}
+    drew: list[str] = []
+    outputs: list[dict[str, list[torch.Tensor]]] = []
+    entered: list[Any] = []  # states of the generators, of the modules that are running
+
+    def leave(module: nn.Module, _: Any, output: Any) -> None:
+        if entered.pop() != _generators(x.device):
+            drew.append(_layer(names[module], module))
+        outputs[-1][names[module]] = [v.clone() for v in tree_leaves(output) if isinstance(v, torch.Tensor)]
+
+    hooks = [m.register_forward_pre_hook(lambda *_: entered.append(_generators(x.device))) for m in names]
+    hooks += [module.register_forward_hook(leave) for module in names]
+    try:
+        with torch.no_grad(), suppress(Exception):  # failures are named elsewhere
+            for _ in range(2):
+                outputs.append({})
+                backbone(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if drew:
+        return f"{drew[0]} draws at random"
+    for name, output in outputs[0].items():
+        again = outputs[-1].get(name, [])
+        if len(output) == len(again) and not all(map(is_same, output, again)):
+            return f"{_layer(name, backbone.get_submodule(name))} gives another output for the same input"
+    return None
+
+
+def _generators(device: torch.device) -> tuple[Any, ...]:
+    """The state of every generator of random numbers that a network may draw from."""
+    _, numbers, place, *_ = np.random.get_state()
+    states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+    return *(state.numpy().tobytes() for state in states), np.asarray(numbers).tobytes(), place, random.getstate()
+
+
+def check_outputs(outputs: Any, count: int, targets: torch.Tensor, way: int) -> None:
+    """Hold predictions of `count` examples against the targets of a task.
+
+    Args:
+        targets: labels [B], or in regression floats [B] or [B, D].
+
+    Raises:
+        FewshotError: something else than floats of the right shape.
+    """
+    regression = targets.is_floating_point()
+    width = targets[0].numel() if regression else way
+    wanted = f"{'outputs' if regression else 'logits'} [{count}, {width}]"
+    if not isinstance(outputs, torch.Tensor):
+        raise FewshotError(
+            f"backbone: its forward returns a {type(outputs).__name__}, and {wanted} of {count} examples are wanted; "
+            "return that tensor alone"
+        )
+    shape, kind = list(outputs.shape), str(outputs.dtype).removeprefix("torch.")
+    if shape == [count, width] and outputs.is_floating_point():
+        return
+    if len(shape) == 2 and shape[0] == count and outputs.is_floating_point() and not regression:
+        raise FewshotError(
+            f"backbone: it has {shape[1]} outputs, for tasks of {shape[1]} ways, and these tasks have {width}; give "
+            f"its last layer {width} outputs, or take tasks of {shape[1]} ways"
+        )
+    remedy = "keep the last axis, without squeeze" if regression and shape == [count] else "change its last layer"
+    raise FewshotError(f"backbone: {count} examples give {kind} {shape}, and {wanted} of floats are wanted; {remedy}")
+
+
+def check_parameters(backbone: nn.Module, params: Mapping[str, torch.Tensor], x: torch.Tensor) -> None:
+    """Whether the network computes with the parameters that it is called with, and not with copies that it keeps.
+
+    Raises:
+        FewshotError: it does not.
+    """
+    shaken, twin = add_noise(params), copy.deepcopy(backbone)
+    for name, value in twin.named_parameters():
+        if name in shaken:
+            value.data.copy_(shaken[name])
+    if not is_same(functional_call(backbone, shaken, (x,)), twin(x)):
+        raise FewshotError(
+            f"backbone: {type(backbone).__name__} computes with tensors that it made of its parameters before; read "
+            "the parameters anew in every forward"
+        )
+
+
+@contextmanager
+def named_failures(backbone: nn.Module | None, x: torch.Tensor) -> Iterator[None]:
+    """A failure of the network on examples like `x` in one line, which names the layer that was running."""
+    running: list[str] = []
+    hooks: list[Any] = []
+    for name, module in [] if backbone is None else backbone.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda m, _, name=name: running.append(_layer(name, m))))
+        hooks.append(module.register_forward_hook(lambda *_: running.pop() and None))
+    try:
+        yield
+    except FewshotError:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        where = f"{running[-1]} fails" if running else "learning fails"
+        raise FewshotError(
+            f"backbone: {where} on examples {list(x.shape[1:])} ({error_reason(error)}); make the network fit them, or "
+            "choose another"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def add_noise(values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors with a tenth of their spread as noise, so that a zero hides nothing."""
+    noisy = {}
+    for name, value in values.items():
+        if value.is_floating_point():
+            spread = value.std() if value.numel() > 1 else value.abs().mean()
+            value = value + 0.1 * torch.where(spread > 0, spread, 1.0) * torch.randn_like(value)
+        noisy[name] = value
+    return noisy
+
+
+def is_same(one: torch.Tensor, other: torch.Tensor, scale: torch.Tensor | None = None, tolerance: float = SAME) -> bool:
+    """Whether two results are equal up to rounding.
+
+    Args:
+        scale: the tensor to whose largest value the tolerance is relative; None: `other`.
+    """
+    if one.shape != other.shape or not other.is_floating_point():
+        return torch.equal(one, other)
+    whole = other if scale is None else scale
+    largest = whole[whole.isfinite()].abs().max().item() if whole.isfinite().any() else 0.0
+    return torch.allclose(one, other, rtol=0, atol=tolerance * largest, equal_nan=True)
+
+
+def error_reason(error: BaseException) -> str:
+    """What an error of torch says, short enough for one line with more."""
+    return one_line(error)[:160]
+
+
+def _layer(name: str, module: nn.Module) -> str:
+    return f"layer {name} ({type(module).__name__})" if name else type(module).__name__
