@@ -6,8 +6,8 @@ Differences from the original:
    choice (`transductive`), where the original knows only the one way.
 3. Meta-SGD (Li et al., 2017) is MAML with learned step sizes, one for each weight, all starting at `inner_lr`.
 
-Our numbers are compared with the original program's in tests/algorithms/test_originals_maml.py: losses and outputs after
-each update, adapted weights, meta-gradients of both orders, and steps of its Adam (`outer_optimizer=adam_tf`).
+tests/algorithms/test_originals_maml.py compares our numbers with the original program's: losses and outputs after each
+update, adapted weights, meta-gradients of both orders, and steps of its Adam (`outer_optimizer=adam_tf`).
 
 The program's second-order meta-gradient depends on the version of TensorFlow. Its first derivatives, and so FOMAML, are
 right in all of them.
