@@ -57,7 +57,7 @@ class TensorFlowAdam:
                 value.sub_(rate * gradient / (self.moments[name] ** 0.5 + 1e-8))
 
 
-def trained(network: nn.Module, task: Episodes, batches: torch.Tensor, reduction: str, step: Callable[..., Any]) -> Any:
+def trained(network: nn.Module, task: Episodes, batches: Any, reduction: str, step: Callable[..., Any]) -> Any:
     """The weights that a copy of the network ends at."""
     network = copy.deepcopy(network)
     take = step(network)
@@ -136,6 +136,25 @@ def test_shared_moments_are_where_every_task_starts_and_their_mean_is_kept(
     assert_equal(outer.gradient, {n: params[n] - torch.stack([end[n] for end in ends]).mean(0) for n in params})
     mean = {name: torch.stack([moment[name] for moment in moments]).mean(0) for name in params}
     assert_equal(outer.carry, mean | {"inner_step": torch.tensor(10.0)})
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_in_float32_a_step_of_adam_along_an_even_slope_is_as_long_as_the_rate(steps: int):
+    torch.set_default_dtype(torch.float32)  # the fixture of this module puts it back
+    x, y = torch.tensor([[[1.0, 1e6]]]), torch.tensor([[0.0]])
+    learner = Reptile(
+        Scalar(0.0),
+        inner_lr=0.001,
+        inner_steps=steps,
+        inner_batch=1,
+        test_steps=1,
+        test_batch=1,
+        inner_optimizer="adam",
+        inner_loss="sum",
+        adam_state="shared",
+    )
+    outer = Engine("vmap").outer(learner, *learner.initial(), Episodes(x, y, x, y, torch.tensor([0])))
+    assert -float(outer.gradient["t"]) == pytest.approx(steps * 0.001, rel=1e-6)
 
 
 def test_one_task_is_the_same_chained_and_shared(make_learner: Make, make_episodes: Make):
@@ -249,8 +268,9 @@ def test_a_tail_that_cannot_be_is_refused(make_learner: Make, make_episodes: Mak
     with pytest.raises(FewshotError, match="foml=1: must be true or false"):
         make_learner("reptile-sgd", foml=1)
     learner = make_learner("reptile-sgd", foml=True, tail_shots=2)
+    params, carry = learner.initial()
     with pytest.raises(FewshotError, match="tail_shots=2: leaves none of 2 shots"):
-        Engine("vmap").outer(learner, *learner.initial(), make_episodes(2))
+        Engine("vmap").outer(learner, params, carry, make_episodes(2))
 
 
 # Minibatches
