@@ -167,6 +167,23 @@ def test_recipes_for_images_hold_the_published_settings(recipe: str, algorithm: 
         assert OmegaConf.select(plain, key) == (value[shot] if isinstance(value, dict) else value), key
 
 
+@pytest.mark.parametrize("recipe", ["cbfinn", "openai", "deepmind"])
+def test_programs_of_tensorflow_are_reproduced_with_tensorflows_adam_or_plain_sgd(recipe: str) -> None:
+    rows: Any = OmegaConf.to_container(OmegaConf.load(CONF / "recipes" / f"{recipe}.yaml"), resolve=False)["rows"]  # type: ignore[index]
+    named = {row["set"]["train.outer_optimizer"] for row in rows if "train.outer_optimizer" in row["set"]}
+    assert named in ({"adam_tf"}, {"sgd"})
+
+
+def test_foml_takes_the_settings_of_the_originals_comparison_of_gradients() -> None:
+    cfg = with_recipe("algorithm=foml", "dataset=omniglot", "shot=5")
+    learner = cfg.algorithm.learner
+    assert (cfg.recipe, learner.foml, learner.tail_shots, learner.inner_optimizer) == ("openai", True, None, "sgd")
+    assert (learner.inner_lr, learner.inner_steps, learner.inner_batch, cfg.train.shot) == (0.003, 4, 25, 20)
+    assert (cfg.train.meta_batch, cfg.train.outer_lr, cfg.train.steps, cfg.query) == (1, 0.25, 40_000, 1)
+    assert cfg.backbone.network.readout == "flatten"
+    assert with_recipe("algorithm=foml", "dataset=omniglot", "shot=1").recipe is None
+
+
 def test_a_recipe_leaves_out_what_a_backbone_does_not_have() -> None:
     overrides = ("algorithm=maml", "dataset=cub", "recipe=mmfewshot", "backbone=resnet12")
     network = with_recipe(*overrides).backbone.network

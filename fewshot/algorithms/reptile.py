@@ -6,9 +6,16 @@ Differences from the original:
    is kept. `chained` is the original: each task starts from the moments that the task before it left.
 3. Strokes are 1 on 0; the original feeds the raw images, 0 on 1.
 4. The recipe trains on 1100 Omniglot characters, the original on 1200: it holds none out for validation.
+5. The original's options for weight decay and for minibatches with replacement are not here.
+
+Its class FOML is here the option `foml`, with its `tail_shots`. tests/algorithms/test_originals_reptile.py compares our
+numbers with the original program's: weights and second moments after each inner step, meta-steps and predictions.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from math import log
 
 import torch
 from torch import nn
@@ -20,11 +27,13 @@ from fewshot.algorithms.learner import (
     call,
     check_choice,
     check_number,
+    check_switch,
     differentiate,
     score,
     task_loss,
 )
 from fewshot.episodes import Episodes
+from fewshot.errors import FewshotError
 from fewshot.random import branches, permutation
 
 BETA2, EPSILON = 0.999, 1e-8  # of the inner Adam, whose beta1 is 0
@@ -43,6 +52,10 @@ class Reptile:
         inner_optimizer: `adam` (beta1 = 0, the original) or `sgd`.
         inner_loss: scale of the minibatch loss, see `task_loss`; the original sums, Adam hides it.
         adam_state: `chained` or `shared`, see difference 2.
+        foml: the outer gradient is the move of the last inner step alone, not of all steps: first-order MAML as
+            supervised-reptile has it, through the inner optimiser.
+        tail_shots: with foml, examples of each class that only the last inner step sees, all of them as its minibatch
+            (the paper's "separate tail"); None: the last minibatch is drawn as the others are ("shared tail").
     """
 
     eager = False
@@ -59,6 +72,8 @@ class Reptile:
         inner_optimizer: str,
         inner_loss: str,
         adam_state: str,
+        foml: bool = False,
+        tail_shots: int | None = None,
     ) -> None:
         self.backbone = backbone
         self.inner_lr = inner_lr
@@ -68,6 +83,15 @@ class Reptile:
         for name, value in (("inner_steps", inner_steps), ("inner_batch", inner_batch), ("test_batch", test_batch)):
             check_number(f"algorithm.learner.{name}", value, int, 1)
         check_number("algorithm.learner.test_steps", test_steps, int, 0)
+        check_switch("algorithm.learner.foml", foml)
+        self.foml, self.tail_shots = foml, tail_shots
+        if tail_shots is not None:
+            check_number("algorithm.learner.tail_shots", tail_shots, int, 1)
+            if not foml or inner_steps < 2:
+                raise FewshotError(
+                    f"algorithm.learner.tail_shots={tail_shots}: needs algorithm=foml and at least 2 inner steps; "
+                    "choose them, or set it to null"
+                )
         self.adam = check_choice("algorithm.learner.inner_optimizer", inner_optimizer, ("adam", "sgd")) == "adam"
         self.reduction = check_choice("algorithm.learner.inner_loss", inner_loss, REDUCTIONS)
         self.chained = (
@@ -91,8 +115,14 @@ class Reptile:
         self, params: Tensors, carry: Tensors, task: Episodes, steps: int, batch: int
     ) -> tuple[Tensors, Tensors, torch.Tensor, torch.Tensor]:
         """(phi_task, carry, loss [], score []) after `steps` minibatches; loss and score are the last one's."""
+        return self._train(params, carry, task, minibatches(task, steps, batch))
+
+    def _train(
+        self, params: Tensors, carry: Tensors, task: Episodes, batches: Iterable[torch.Tensor]
+    ) -> tuple[Tensors, Tensors, torch.Tensor, torch.Tensor]:
+        """`inner_loop` on these minibatches, each the places of its items in the support set."""
         loss = share = torch.zeros(())
-        for items in minibatches(task, steps, batch):
+        for items in batches:
             x, y = task.support_x[items], task.support_y[items]
 
             def objective(
@@ -112,16 +142,41 @@ class Reptile:
             return {name: value - self.inner_lr * gradient[name] for name, value in params.items()}, carry
         count = carry["inner_step"] + 1
         moments = {n: carry[n] * BETA2 + g.square() * (1 - BETA2) for n, g in gradient.items()}
-        rate = self.inner_lr * (1 - BETA2**count).sqrt()
+        # In float32, 1 - BETA2**count would lose what the moments keep: the first steps would be 6e-6 too short.
+        rate = self.inner_lr * (-torch.expm1(count * log(BETA2))).sqrt()
         stepped = {n: value - rate * (gradient[n] / (moments[n].sqrt() + EPSILON)) for n, value in params.items()}
         return stepped, moments | {"inner_step": count}
 
     def outer_gradient(
         self, params: Tensors, carry: Tensors, task: Episodes
     ) -> tuple[Tensors, Tensors, torch.Tensor, torch.Tensor]:
-        """(phi - phi_task, carry, loss [], score []) of one training task."""
-        end, carry, loss, share = self.inner_loop(params, carry, task, self.inner_steps, self.inner_batch)
-        return {name: params[name] - end[name] for name in params}, carry, loss, share
+        """(phi - phi_task, carry, loss [], score []) of one training task; with `foml` phi is before the last step."""
+        start, batches = params, self._training_minibatches(params, task)
+        if self.foml:
+            start, carry, *_ = self._train(params, carry, task, batches[:-1])
+            batches = batches[-1:]
+        end, carry, loss, share = self._train(start, carry, task, batches)
+        return {name: start[name] - end[name] for name in params}, carry, loss, share
+
+    def _training_minibatches(self, params: Tensors, task: Episodes) -> list[torch.Tensor]:
+        """Support items of each inner step at training. A tail is the first `tail_shots` examples of each class.
+
+        Raises:
+            FewshotError: the tail leaves no examples for the other steps.
+        """
+        if self.tail_shots is None:
+            return list(minibatches(task, self.inner_steps, self.inner_batch))
+        # Labels have no values while tasks are batched: there are as many classes as outputs.
+        way = 1 if task.support_y.is_floating_point() else call(self.backbone, params, task.support_x[:2]).shape[-1]
+        items = torch.arange(len(task.support_y), device=task.support_y.device).view(way, -1)
+        if self.tail_shots >= items.shape[1]:
+            raise FewshotError(
+                f"algorithm.learner.tail_shots={self.tail_shots}: leaves none of {items.shape[1]} shots for the steps "
+                "before the last; set train.shot above it, or tail_shots to null"
+            )
+        rest = items[:, self.tail_shots :].flatten()
+        first = minibatches(task, self.inner_steps - 1, self.inner_batch, len(rest))
+        return [*rest[first], items[:, : self.tail_shots].T.flatten()]
 
     def adapt(self, params: Tensors, carry: Tensors, task: Episodes) -> Tensors:
         """phi_task after `test_steps` minibatches, from the second moments of training, which stay as they are."""
@@ -132,12 +187,15 @@ class Reptile:
         return call(self.backbone, adapted, x)
 
 
-def minibatches(task: Episodes, steps: int, batch: int) -> torch.Tensor:
+def minibatches(task: Episodes, steps: int, batch: int, pool: int | None = None) -> torch.Tensor:
     """[steps, batch] support items: passes without replacement, cut into consecutive batches.
 
     A batch that a pass cannot fill takes the rest from the next pass, which has its own order.
+
+    Args:
+        pool: how many items there are; None: the whole support set.
     """
-    pool = task.support_x.shape[0]
+    pool = task.support_x.shape[0] if pool is None else pool
     passes = -(-steps * batch // pool)
     keys = branches(task.key, passes)
     return permutation(keys, pool).flatten()[: steps * batch].view(steps, batch)

@@ -6,8 +6,9 @@ openai/supervised-reptile: flatten, norm scale; Omniglot by stride (113,221), mi
 mmfewshot: 64 filters, max_pool valid, flatten, eps 1e-5.
 
 Differences from the originals:
-1. A strided convolution pads one pixel on every side. TensorFlow's SAME pads an even size on the far side only:
-   the same network on an image shifted by one pixel.
+1. A strided convolution pads one pixel on every side, and so takes an even size from its start. TensorFlow's SAME pads
+   an even size at its end only. Both are the same network when images and kernels are turned by 180 degrees, and before
+   a flatten the head's weights with them; no shift of the image does it. See `load` in tests/algorithms/originals.py.
 2. Where a norm follows, the convolution's bias is a parameter that is not added: the norm would subtract it again.
 """
 

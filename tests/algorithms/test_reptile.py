@@ -57,7 +57,7 @@ class TensorFlowAdam:
                 value.sub_(rate * gradient / (self.moments[name] ** 0.5 + 1e-8))
 
 
-def trained(network: nn.Module, task: Episodes, batches: torch.Tensor, reduction: str, step: Callable[..., Any]) -> Any:
+def trained(network: nn.Module, task: Episodes, batches: Any, reduction: str, step: Callable[..., Any]) -> Any:
     """The weights that a copy of the network ends at."""
     network = copy.deepcopy(network)
     take = step(network)
@@ -138,6 +138,25 @@ def test_shared_moments_are_where_every_task_starts_and_their_mean_is_kept(
     assert_equal(outer.carry, mean | {"inner_step": torch.tensor(10.0)})
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_in_float32_a_step_of_adam_along_an_even_slope_is_as_long_as_the_rate(steps: int):
+    torch.set_default_dtype(torch.float32)  # the fixture of this module puts it back
+    x, y = torch.tensor([[[1.0, 1e6]]]), torch.tensor([[0.0]])
+    learner = Reptile(
+        Scalar(0.0),
+        inner_lr=0.001,
+        inner_steps=steps,
+        inner_batch=1,
+        test_steps=1,
+        test_batch=1,
+        inner_optimizer="adam",
+        inner_loss="sum",
+        adam_state="shared",
+    )
+    outer = Engine("vmap").outer(learner, *learner.initial(), Episodes(x, y, x, y, torch.tensor([0])))
+    assert -float(outer.gradient["t"]) == pytest.approx(steps * 0.001, rel=1e-6)
+
+
 def test_one_task_is_the_same_chained_and_shared(make_learner: Make, make_episodes: Make):
     episodes = make_episodes(1)
     results = []
@@ -168,6 +187,90 @@ def test_evaluation_starts_from_the_moments_of_training_and_leaves_them(
     assert_equal(fast, trained(learner.backbone, task, batches, "sum", lambda net: lambda: adam.step(net)))
     gap = fast["head.weight"] - learner.adapt(params, empty, task)["head.weight"]
     assert float(gap.abs().max()) > 1e-4
+
+
+# FOML
+
+
+def foml_batches(task: Episodes, steps: int, tail_shots: int | None) -> list[torch.Tensor]:
+    """Minibatches of 4 from the 3 classes of a task, the last one with a tail the first items of each class."""
+    if tail_shots is None:
+        return list(minibatches(task, steps, 4))
+    shot = len(task.support_y) // WAY
+    tail = [shot * label + k for k in range(tail_shots) for label in range(WAY)]
+    rest = torch.tensor([i for i in range(len(task.support_y)) if i not in tail])
+    return [*rest[minibatches(task, steps - 1, 4, len(rest))], torch.tensor(tail)]
+
+
+@pytest.mark.parametrize("engine", [Engine("vmap"), Engine("vmap", 2), Engine("loop")], ids=["vmap", "chunks", "loop"])
+@pytest.mark.parametrize("tail_shots", [None, 1, 2])
+@pytest.mark.parametrize("inner_optimizer", ["sgd", "adam"])
+def test_the_outer_gradient_of_foml_is_the_move_of_the_last_inner_step(
+    make_learner: Make, make_episodes: Make, inner_optimizer: str, tail_shots: int | None, engine: Engine
+):
+    learner = make_learner("reptile-shared", inner_optimizer=inner_optimizer, foml=True, tail_shots=tail_shots)
+    params, carry = learner.initial()
+    episodes = make_episodes(3, shot=4)
+    moves, moments = [], []
+    for i in range(3):
+        batches = foml_batches(episodes[i], learner.inner_steps, tail_shots)
+        positions = []
+        for cut in (batches[:-1], batches):
+            adam = TensorFlowAdam(learner.inner_lr)
+            steps = {
+                "sgd": lambda network: torch.optim.SGD(network.parameters(), lr=learner.inner_lr).step,
+                "adam": lambda network, adam=adam: lambda: adam.step(network),
+            }
+            positions.append(trained(learner.backbone, episodes[i], cut, "sum", steps[inner_optimizer]))
+        moves.append({name: positions[0][name] - positions[1][name] for name in params})
+        moments.append(adam.moments)
+    outer = engine.outer(learner, params, carry, episodes)
+    assert_equal(outer.gradient, {n: torch.stack([move[n] for move in moves]).mean(0) for n in params})
+    if inner_optimizer == "adam":  # every step changes the second moments, as in Reptile
+        mean = {name: torch.stack([moment[name] for moment in moments]).mean(0) for name in params}
+        assert_equal(outer.carry, mean | {"inner_step": torch.tensor(3.0)})
+
+
+def test_a_tail_is_the_last_minibatch_and_in_no_other(make_learner: Make, make_episodes: Make):
+    learner = make_learner("reptile-sgd", foml=True, tail_shots=2, inner_steps=6)
+    task = make_episodes(1, shot=4)[0]
+    *first, tail = learner._training_minibatches(learner.initial()[0], task)
+    assert task.support_y[tail].bincount().tolist() == [2, 2, 2]
+    seen = torch.cat(first)
+    assert len(first) == 5 and not set(tail.tolist()) & set(seen.tolist())
+    assert sorted({*seen.tolist(), *tail.tolist()}) == list(range(12))
+    # Passes over the rest without replacement: 20 items from a pool of 6.
+    assert sorted(seen[:6].tolist()) == sorted(seen[6:12].tolist()) == sorted(set(seen.tolist()))
+
+
+def test_a_tail_of_a_function_is_of_its_points(make_learner: Make, make_regression: Make):
+    network, episodes = make_regression(2, shot=4)
+    learner = make_learner("reptile-sgd", network, foml=True, tail_shots=1, inner_batch=3)
+    *first, tail = learner._training_minibatches(learner.initial()[0], episodes[0])
+    assert tail.tolist() == [0] and set(torch.cat(first).tolist()) == {1, 2, 3}
+
+
+def test_foml_of_one_step_is_reptile_and_adapts_as_reptile_does(make_learner: Make, make_episodes: Make):
+    episodes = make_episodes(2)
+    foml, reptile = (make_learner("reptile-chained", inner_steps=1, foml=foml) for foml in (True, False))
+    params, carry = reptile.initial()
+    outer = Engine("loop").outer(reptile, params, carry, episodes)
+    assert_equal(Engine("loop").outer(foml, params, carry, episodes).gradient, outer.gradient)
+    assert_equal(foml.adapt(params, outer.carry, episodes[0]), reptile.adapt(params, outer.carry, episodes[0]))
+
+
+def test_a_tail_that_cannot_be_is_refused(make_learner: Make, make_episodes: Make):
+    for choices in ({"foml": False}, {"foml": True, "inner_steps": 1}):
+        with pytest.raises(FewshotError, match="tail_shots=1: needs algorithm=foml and at least 2 inner steps"):
+            make_learner("reptile-sgd", tail_shots=1, **choices)
+    with pytest.raises(FewshotError, match="tail_shots=0: must be a whole number >= 1"):
+        make_learner("reptile-sgd", foml=True, tail_shots=0)
+    with pytest.raises(FewshotError, match="foml=1: must be true or false"):
+        make_learner("reptile-sgd", foml=1)
+    learner = make_learner("reptile-sgd", foml=True, tail_shots=2)
+    params, carry = learner.initial()
+    with pytest.raises(FewshotError, match="tail_shots=2: leaves none of 2 shots"):
+        Engine("vmap").outer(learner, params, carry, make_episodes(2))
 
 
 # Minibatches
