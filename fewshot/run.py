@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -103,7 +104,9 @@ def _built(folder: Path, cfg: DictConfig, processes: int) -> Experiment:
     training = training_tasks(run, cfg)
     if is_trained(run.learner, training):
         check_shareable(run.learner, cfg.train.meta_batch, processes)
-        check_training(run.learner, training.episodes(0, 1))
+        note = check_training(run.learner, training.episodes(0, 1))
+        if note and is_main():
+            print(f"note: {note}", file=sys.stderr)
     for split, seed in (("val", cfg.seed), (cfg.test.split, cfg.test.seed)):
         tasks_of(run, cfg, split, seed)
     steps_of(cfg, run.learner)

@@ -32,6 +32,7 @@ from fewshot.backbones.checks import (
     named_failures,
     prepare_backbone,
 )
+from fewshot.backbones.second_derivatives import check_second_derivatives
 from fewshot.device import out_of_memory
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
@@ -83,8 +84,8 @@ def why_not_batched(learner: Learner, episodes: Episodes) -> str:
     return known[key]
 
 
-def check_training(learner: Any, episodes: Episodes) -> None:
-    """Meta-train on the only task of `episodes`, once, and forget the result.
+def check_training(learner: Any, episodes: Episodes) -> str:
+    """Meta-train on the only task of `episodes`, once, and forget the result; what a person should know of it.
 
     Raises:
         FewshotError: as `probe`; or the network cannot be trained, in one line instead of in the middle of a run.
@@ -98,7 +99,10 @@ def check_training(learner: Any, episodes: Episodes) -> None:
             named_failures(getattr(single, "backbone", None), episodes.support_x[0]),
         ):
             outer_of(single, *_initial(single, episodes), episodes, lift_one)
-        known["training"] = True
+            second = not getattr(learner, "first_order", True)
+            some = episodes.support_x[0, :EXAMPLES]
+            known["training"] = check_second_derivatives(learner.backbone, some) if second else ""
+    return known["training"]
 
 
 def _memory(learner: Any) -> dict[Any, Any]:
@@ -132,7 +136,7 @@ def _look(learner: Learner, task: Episodes) -> Behaviour:
     noisy = x + 0.1 * torch.randn_like(x)
     backbone = getattr(learner, "backbone", None)
     backbone = backbone if isinstance(backbone, nn.Module) else None
-    notes = () if backbone is None else prepare_backbone(backbone, x)
+    notes = () if backbone is None else prepare_backbone(backbone, noisy - 0.5)
     params, carry = _initial(learner, task)
     with named_failures(backbone, x), torch.no_grad():
         with adapting(learner, 0):

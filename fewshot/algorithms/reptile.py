@@ -151,14 +151,14 @@ class Reptile:
         self, params: Tensors, carry: Tensors, task: Episodes
     ) -> tuple[Tensors, Tensors, torch.Tensor, torch.Tensor]:
         """(phi - phi_task, carry, loss [], score []) of one training task; with `foml` phi is before the last step."""
-        start, batches = params, self._training_minibatches(params, task)
+        start, batches = params, self._training_minibatches(task)
         if self.foml:
             start, carry, *_ = self._train(params, carry, task, batches[:-1])
             batches = batches[-1:]
         end, carry, loss, share = self._train(start, carry, task, batches)
         return {name: start[name] - end[name] for name in params}, carry, loss, share
 
-    def _training_minibatches(self, params: Tensors, task: Episodes) -> list[torch.Tensor]:
+    def _training_minibatches(self, task: Episodes) -> list[torch.Tensor]:
         """Support items of each inner step at training. A tail is the first `tail_shots` examples of each class.
 
         Raises:
@@ -166,9 +166,7 @@ class Reptile:
         """
         if self.tail_shots is None:
             return list(minibatches(task, self.inner_steps, self.inner_batch))
-        # Labels have no values while tasks are batched: there are as many classes as outputs.
-        way = 1 if task.support_y.is_floating_point() else call(self.backbone, params, task.support_x[:2]).shape[-1]
-        items = torch.arange(len(task.support_y), device=task.support_y.device).view(way, -1)
+        items = torch.arange(len(task.support_y), device=task.support_y.device).view(task.way, -1)
         if self.tail_shots >= items.shape[1]:
             raise FewshotError(
                 f"algorithm.learner.tail_shots={self.tail_shots}: leaves none of {items.shape[1]} shots for the steps "

@@ -1,0 +1,198 @@
+"""Networks as people bring them, for images [B, 1, 8, 8] and 3 ways: the good, the mixing, and those to refuse."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+Forward = Callable[[Any, torch.Tensor], Any]
+
+
+class Own(nn.Module):
+    """A convolution and a head, with the forward that a test gives."""
+
+    def __init__(self, forward: Forward) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(256, 3)
+        self.how = forward
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.how(self, x)
+
+
+def plain(network: Any, x: torch.Tensor) -> torch.Tensor:
+    return network.head(torch.tanh(network.body(x)).flatten(1))
+
+
+def with_layer(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), *layers, nn.Tanh(), nn.Flatten(), nn.Linear(256, 3))
+
+
+def flat(layer: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), layer)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: Any, rows_are_time: bool = False) -> None:
+        super().__init__()
+        self.rows_are_time = rows_are_time  # the mistake of a missing batch_first
+        self.rnn, self.head = kind(64 if rows_are_time else 8, 6, batch_first=not rows_are_time), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.rows_are_time:
+            return self.head(self.rnn(x.flatten(1))[0])
+        return self.head(self.rnn(x[:, 0])[0][:, -1])
+
+
+class Attention(nn.Module):
+    def __init__(self, dropout: float = 0.0, batch_first: bool = True) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=dropout, batch_first=batch_first)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layer(x[:, 0]).mean(1))
+
+
+class Buffers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.full((8, 8), 0.5))
+        self.register_buffer("positions", torch.arange(64.0) / 64, persistent=False)
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head((x - self.mean).flatten(1) + self.positions)
+
+
+class Gate(nn.Module):
+    """Mixes examples by a gate that starts at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.head = nn.Parameter(torch.zeros(())), nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)
+        return self.head(x + self.gate * x.mean(0))
+
+
+class Cached(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 3)
+        self.weights = [self.layer.weight]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x.flatten(1), self.weights[0])
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls = nn.Linear(64, 3), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.layer(x.flatten(1)) * self.calls
+
+
+class Frozen(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(1, 4, 3, padding=1).requires_grad_(False)
+        self.head = nn.Linear(256, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x).flatten(1))
+
+
+def residual(shape: tuple[int, ...] = (1, 8, 8), way: int = 3, **norm: Any) -> nn.Module:
+    """torchvision's ResNet with one block a stage."""
+    from torchvision.models.resnet import BasicBlock, ResNet
+
+    layer = partial(nn.BatchNorm2d, **norm) if norm else None
+    network = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=way, norm_layer=layer)
+    network.conv1 = nn.Conv2d(shape[0], 64, 3, 2, 1)
+    return network
+
+
+INDEPENDENT: dict[str, Callable[[], nn.Module]] = {
+    "no norm": lambda: Own(plain),
+    "layer norm": lambda: with_layer(nn.LayerNorm((4, 8, 8))),
+    "group norm": lambda: with_layer(nn.GroupNorm(2, 4)),
+    "instance norm": lambda: with_layer(nn.InstanceNorm2d(4, affine=True)),
+    "batch norm in eval": lambda: with_layer(nn.BatchNorm2d(4).eval()),
+    "dropout": lambda: with_layer(nn.Dropout(0.5)),
+    "dropout of rate 0": lambda: with_layer(nn.Dropout(0.0)),
+    "noise in training only": lambda: Own(lambda n, x: plain(n, x + torch.randn_like(x) if n.training else x)),
+    "lstm": lambda: Recurrent(nn.LSTM),
+    "gru": lambda: Recurrent(nn.GRU),
+    "attention": Attention,
+    "attention with dropout": lambda: Attention(0.1),
+    "constant buffers": Buffers,
+    "weight norm": lambda: flat(nn.utils.parametrizations.weight_norm(nn.Linear(64, 3))),
+    "a number asked of a tensor": lambda: Own(lambda n, x: plain(n, x) * (1 + n.head.bias.sum().item())),
+    "frozen body": Frozen,
+}
+MIXING: dict[str, Callable[[], nn.Module]] = {
+    "batch norm": lambda: with_layer(nn.BatchNorm2d(4, track_running_stats=False)),
+    "functional batch norm": lambda: Own(lambda n, x: plain(n, F.batch_norm(x, None, None, training=True))),
+    "batch mean": lambda: Own(lambda n, x: plain(n, x - x.mean(0))),
+    "batch mean without gradient": lambda: Own(lambda n, x: plain(n, x - x.mean(0).detach())),
+    "sorted over the batch": lambda: Own(lambda n, x: plain(n, x).sort(0).values),
+    "gate at zero": Gate,
+    "attention over the batch": lambda: Attention(batch_first=False),
+    "recurrence over the batch": lambda: Recurrent(nn.LSTM, rows_are_time=True),
+    "a branch on the batch": lambda: Own(lambda n, x: plain(n, x) if x.mean() > 0.4 else plain(n, 1 - x)),
+    "torchvision": lambda: residual(track_running_stats=False),
+}
+# With what the refusal must say: the layer or the network by its name, and what to do.
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "running averages": (
+        lambda: with_layer(nn.BatchNorm2d(4)),
+        r"layer 1 \(BatchNorm2d\) keeps running .*track_running_stats=False",
+    ),
+    "running averages of instances": (
+        lambda: with_layer(nn.InstanceNorm2d(4, track_running_stats=True)),
+        r"layer 1 \(InstanceNorm2d\) keeps running .*track_running_stats=False",
+    ),
+    "torchvision as it is": (residual, r"layer bn1 \(BatchNorm2d\) keeps running .*track_running_stats=False"),
+    "spectral norm": (
+        lambda: flat(nn.utils.parametrizations.spectral_norm(nn.Linear(64, 3))),
+        r"layer 1\.parametrizations\.weight\.0 \(_SpectralNorm\) .*_u changes .*eval\(\)",
+    ),
+    "functional dropout": (lambda: Own(lambda n, x: plain(n, F.dropout(x, 0.5))), "Own draws at random"),
+    "noise": (lambda: Own(lambda n, x: plain(n, x + torch.randn_like(x))), "Own draws at random"),
+    "noise of Python": (lambda: Own(lambda n, x: plain(n, x * random.random())), "Own draws at random"),
+    "noise of NumPy": (lambda: Own(lambda n, x: plain(n, x * float(np.random.rand()))), "Own draws at random"),
+    "noise in a layer": (
+        lambda: with_layer(nn.RReLU(), Own(lambda n, x: x + torch.randn_like(x))),
+        r"layer 2 \(Own\) draws at random",
+    ),
+    "counter": (Counting, "Counting gives another output for the same input"),
+    "pair": (lambda: Own(lambda n, x: (plain(n, x), x)), "returns a tuple"),
+    "dictionary": (lambda: Own(lambda n, x: {"logits": plain(n, x)}), "returns a dict"),
+    "nothing": (lambda: Own(lambda n, x: None), "returns a NoneType"),
+    "one value for each example": (lambda: Own(lambda n, x: plain(n, x)[:, 0]), r"give float32 \[8\].*logits \[8, 3\]"),
+    "maps": (lambda: nn.Conv2d(1, 3, 3), r"give float32 \[8, 3, 6, 6\].*logits \[8, 3\]"),
+    "whole numbers": (lambda: Own(lambda n, x: plain(n, x).long()), r"give int64 \[8, 3\]"),
+    "too few outputs": (lambda: flat(nn.Linear(64, 2)), "has 2 outputs, for tasks of 2 ways, and these tasks have 3"),
+    "too many outputs": (lambda: flat(nn.Linear(64, 1000)), "has 1000 outputs.* these tasks have 3"),
+    "wrong size": (lambda: flat(nn.Linear(10, 3)), r"layer 1 \(Linear\) fails on examples \[1, 8, 8\]"),
+    "wrong channels": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3)), r"layer 0 \(Conv2d\) fails on examples \[1, 8, 8\]"),
+    "no size yet": (lambda: flat(nn.LazyLinear(3)), "1.weight has no size"),
+    "kept weights": (Cached, "Cached computes with tensors that it made of its parameters before"),
+    "out of torch": (
+        lambda: Own(lambda n, x: torch.from_numpy(plain(n, x).detach().numpy())),
+        "Own fails on examples",
+    ),
+    "changes its input": (lambda: nn.Sequential(nn.ReLU(inplace=True), Own(plain)), "changes its input in place"),
+}
