@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from dataclasses import dataclass, field, replace
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import nn
 
 from fewshot.algorithms.engine import Engine, is_small
 from fewshot.algorithms.learner import Learner
-from fewshot.algorithms.probe import Behaviour, probe, why_not_batched
+from fewshot.algorithms.probe import Behaviour, probe
 from fewshot.config import of_functions, resolved
 from fewshot.data.bank import Bank, joined
 from fewshot.data.functions import Functions
@@ -102,11 +103,19 @@ def build(cfg: DictConfig, known: Path | None = None, made_for: int | None = Non
     first = tasks_of(run, cfg, cfg.test.split, cfg.test.seed).episodes(0, 1)
     run.behaviour = probe(learner, first[0])
     notes = list(run.behaviour.notes)
-    if cfg.engine == "auto" and run.engine.method(first) == "vmap" and (fault := why_not_batched(learner, first)):
-        notes.append(f"engine=auto takes loop: {fault}")
-    for note in notes if is_main() else ():
-        print(f"note: {note}", file=sys.stderr)
+    run.engine.method(first, learner)
+    if run.engine.fallback:
+        notes.append(f"engine=auto takes loop: {run.engine.fallback}")
+    for note in notes:
+        print_note(note)
     return run
+
+
+@cache
+def print_note(note: str) -> None:
+    """Tell a person something, once in a process, and in process 0 alone."""
+    if is_main():
+        print(f"note: {note}", file=sys.stderr)
 
 
 def make_network(node: DictConfig, shape: tuple[int, ...], way: int) -> nn.Module:

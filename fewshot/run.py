@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,7 +19,15 @@ from fewshot.device import reset_peak_memory
 from fewshot.distributed import by_main, is_main, main_first, world
 from fewshot.episodes import Tasks
 from fewshot.evaluation import evaluate
-from fewshot.experiment import Experiment, build, check_dataset, read_sources, tasks_of, training_tasks
+from fewshot.experiment import (
+    Experiment,
+    build,
+    check_dataset,
+    print_note,
+    read_sources,
+    tasks_of,
+    training_tasks,
+)
 from fewshot.progress import TrainingDisplay
 from fewshot.report.record import read_record, task_name, write_record
 from fewshot.run_folder import DATA, is_finished, run_folder
@@ -104,9 +111,8 @@ def _built(folder: Path, cfg: DictConfig, processes: int) -> Experiment:
     training = training_tasks(run, cfg)
     if is_trained(run.learner, training):
         check_shareable(run.learner, cfg.train.meta_batch, processes)
-        note = check_training(run.learner, training.episodes(0, 1))
-        if note and is_main():
-            print(f"note: {note}", file=sys.stderr)
+        if note := check_training(run.learner, training.episodes(0, 1)):
+            print_note(note)
     for split, seed in (("val", cfg.seed), (cfg.test.split, cfg.test.seed)):
         tasks_of(run, cfg, split, seed)
     steps_of(cfg, run.learner)

@@ -450,8 +450,10 @@ MISTAKES = {
         ["embeddings.zip", "features.reader.download=true", "features of your own"],
     ),
     "a backbone that LEO cannot use": (["algorithm=leo", "backbone=conv4", "features=none"], ["backbone=features"]),
-    "norms with running averages": (["backbone.network.norm=running"], ["norm=running", "choose norm=batch"]),
-    "random dropping in a meta-learner": (["backbone=wrn28_10", "backbone.network.dropout=0.3"], ["dropout"]),
+    "norms with running averages": (
+        ["backbone.network.norm=running"],
+        ["layer blocks.0.norm (RunningNorm)", "set backbone.network.norm=batch"],
+    ),
     "more ways than classes": (["way=2000"], ["way=2000", "classes", "lower way"]),
     "more examples than the smallest class": (["shot=5", "query=16"], ["shot=5", "query=16", "20 examples", "U+"]),
     "missing data": (["dataset=omniglot"], ["images_background", "dataset.reader.download=true"]),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewshot.algorithms.engine import Engine
@@ -271,3 +272,43 @@ def test_a_checkpoint_of_another_learner_is_refused(tmp_path: Path) -> None:
     run(maml(), SETTINGS, tmp_path)
     with pytest.raises(FewshotError, match="another algorithm or backbone"):
         run(reptile(), REPTILE, tmp_path)
+
+
+class HalfFrozen(nn.Module):
+    """A frozen layer and a constant buffer, which differ from one instance to the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(36, 8).requires_grad_(False)
+        self.register_buffer("centre", torch.rand(36))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.body(x.flatten(1) - self.centre)))
+
+
+@pytest.mark.parametrize("algorithm", ["maml", "reptile"])
+def test_what_is_frozen_is_not_trained_and_comes_back_with_the_checkpoint(algorithm: str, tmp_path: Path) -> None:
+    def learner() -> Any:
+        if algorithm == "maml":
+            choices: dict[str, Any] = {"inner_steps": 1, "test_steps": 2, "first_order": False}
+            return Maml(HalfFrozen(), inner_lr=0.1, inner_loss="mean", outer_loss="mean", **choices)
+        return Reptile(HalfFrozen(), inner_lr=0.01, inner_steps=2, inner_batch=4, test_steps=3, test_batch=2,
+                       inner_optimizer="adam", inner_loss="sum", adam_state="shared")  # fmt: skip
+
+    settings = replace(SETTINGS if algorithm == "maml" else REPTILE, steps=4)
+    one, other = learner(), learner()
+    before = {name: value.clone() for name, value in one.backbone.state_dict().items()}
+    run(one, settings, tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in one.backbone.state_dict().items())
+    assert not torch.equal(one.backbone.body.weight, other.backbone.body.weight)
+    trained = selected(other, settings, tmp_path, CPU)
+    assert set(trained.params) == {"head.weight", "head.bias"}
+    assert not torch.equal(trained.params["head.weight"], before["head.weight"])
+    for name in ("body.weight", "body.bias", "centre"):
+        assert torch.equal(other.backbone.state_dict()[name], before[name])
+    groups, _ = load_checkpoint(tmp_path / "checkpoints/last.safetensors", CPU)
+    assert not [name for name in groups.get("outer", {}) if "body" in name]
+    run(learner(), replace(settings, steps=6), tmp_path)  # goes on with the same frozen layer
+    again, _ = load_checkpoint(tmp_path / "checkpoints/last.safetensors", CPU)
+    assert torch.equal(again["constants"]["body.weight"], before["body.weight"])

@@ -46,6 +46,7 @@ class Engine:
     Attributes:
         found: what then fitted, apart for `outer` and for `map`; a resumed run goes on with that of `outer`, since
             other chunks round otherwise.
+        fallback: why `auto` took `loop` where it takes vmap for other learners; empty where it did not.
     """
 
     def __init__(self, name: str = "auto", chunk: int | None = None) -> None:
@@ -54,6 +55,7 @@ class Engine:
         self.name = check_choice("engine", name, ENGINES)
         self.chunk = chunk
         self.found: dict[str, int] = {}
+        self.fallback = ""
         self._compiled: tuple[Any, Callable[..., Any]] | None = None  # the last learner's
         self._own = threading.local()
         self._pool: ThreadPoolExecutor | None = None
@@ -71,6 +73,7 @@ class Engine:
         if learner is None or name not in ("vmap", "compiled") or not (fault := why_not_batched(learner, episodes)):
             return name
         if self.name == "auto":
+            self.fallback = fault
             return "loop"
         raise FewshotError(f"engine={name}: {fault}; choose engine=loop or engine=auto")
 

@@ -39,7 +39,8 @@ def prepare_backbone(backbone: nn.Module, x: torch.Tensor) -> tuple[str, ...]:
         return ()  # which `backbone_parameters` refuses
     _write_attention_out()
     _check_state(backbone, x)
-    fickle = _fickle_layer(backbone, x) if any(module.training for module in backbone.modules()) else None
+    training = any(module.training for module in backbone.modules())
+    fickle = _fickle_layer(backbone, x, passes=1) if training else None
     backbone.eval()
     if layer := _fickle_layer(backbone, x):
         raise FewshotError(
@@ -93,7 +94,7 @@ def _check_state(backbone: nn.Module, x: torch.Tensor) -> None:
     )
 
 
-def _fickle_layer(backbone: nn.Module, x: torch.Tensor) -> str | None:
+def _fickle_layer(backbone: nn.Module, x: torch.Tensor, passes: int = 2) -> str | None:
     """The innermost layer that draws random numbers in a forward, or whose output changes from one to the next.
 
     Returns:
@@ -113,7 +114,7 @@ def _fickle_layer(backbone: nn.Module, x: torch.Tensor) -> str | None:
     hooks += [module.register_forward_hook(leave) for module in names]
     try:
         with torch.no_grad(), suppress(Exception):  # failures are named elsewhere
-            for _ in range(2):
+            for _ in range(passes):
                 outputs.append({})
                 backbone(x)
     finally:

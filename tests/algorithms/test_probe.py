@@ -240,7 +240,7 @@ def test_a_regression_network_whose_outputs_do_not_fit_is_refused(
     make_learner: Make, make_mlp: Make, outputs: int, targets: int
 ):
     learner = make_learner("maml", make_mlp((2,), outputs, norm="none"))
-    with pytest.raises(FewshotError, match=rf"give float32 \[8, {outputs}\], and outputs \[8, {targets}\]"):
+    with pytest.raises(FewshotError, match=rf"give float32 \[6, {outputs}\], and outputs \[6, {targets}\]"):
         probe(learner, regression(targets)[0])
 
 
