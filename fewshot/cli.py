@@ -8,6 +8,7 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +30,7 @@ from omegaconf.errors import (
 )
 
 from fewshot.command_line import check_overrides, open_hydra, parse_flags, parse_overrides
-from fewshot.config import CONF, key_names, near
+from fewshot.config import CONF, fill_view, key_names, near
 from fewshot.device import keep_freed_memory, out_of_memory
 from fewshot.errors import FewshotError, one_line
 from fewshot.sweeps import end_of_sweep, end_with, notes_of_sweep, objective, write_note
@@ -63,6 +64,7 @@ def main(
         keep_freed_memory()
         records, failure = [], None
         try:
+            fill_view(cfg)
             records = function(cfg) or []
         except Exception as error:
             failure = said(error)
@@ -82,7 +84,9 @@ def main(
             raise FewshotError(f"{CONF}: not there; run the tools from a clone, installed with `pip install -e .`")
         flags = parse_flags(argv[1:])
         if flags.experimental_rerun is not None:
-            guarded(_opened(lambda: _get_rerun_conf(flags.experimental_rerun, flags.overrides)))
+            with warnings.catch_warnings(action="ignore"):  # that the other words are ignored
+                cfg = _opened(lambda: _get_rerun_conf(flags.experimental_rerun, flags.overrides))
+            guarded(cfg)
             return
         version.setbase("1.3")
         GlobalHydra.instance().clear()
@@ -133,7 +137,7 @@ def _opened(step: Callable[[], T]) -> T:
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             traceback.print_exc()
-        raise FewshotError(f"Hydra: {said(error)}") from error
+        raise FewshotError(said(error)) from error
 
 
 def _show(
@@ -154,6 +158,7 @@ def _show(
         cfg = hydra.compose_config(config, words, RunMode.RUN)
         HydraConfig.instance().set_config(cfg)
         OmegaConf.set_readonly(cfg.hydra, None)
+        fill_view(cfg)
         if complete is not None:
             complete(cfg, words)
         shown: Any = hydra.get_sanitized_cfg(cfg, flags.cfg)
@@ -226,5 +231,5 @@ def _said_of_key(error: OmegaConfBaseException) -> str:
     if isinstance(error, MissingMandatoryValue) and key:
         return f"{key}: has no value; set {key}=<value>"
     if isinstance(error, ConfigAttributeError | ConfigKeyError) and key:
-        return f"{key}: is needed and not in the configuration; add it to its file in conf, or +{key}=<value>"
+        return f"{key}: is needed and not in the configuration; a ~ deleted it, or its file in conf lacks it"
     return f"{key}: {text}" if key and key not in text else text

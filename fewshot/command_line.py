@@ -120,7 +120,7 @@ def parse_overrides(words: list[str], hydra: Hydra, sweep: bool) -> list[Overrid
             raise FewshotError(f"{word}: several values are a sweep; add -m{quoted}")
         for number in _numbers(override.value()):
             if abs(number) > LARGEST:
-                raise FewshotError(f"{word}: too large a number; the largest is {LARGEST}")
+                raise FewshotError(f"{word}: too large a number; whole ones go from -{LARGEST} to {LARGEST}")
         found.append(override)
     return found
 
@@ -272,22 +272,21 @@ def _reason(error: Exception, override: Override, line: str, before: DictConfig,
     if key == "dataset" and config != "train" and _is_of_functions(value, hydra):
         return f"dataset={value}: functions are for tools/train.py alone; there is nothing of them to prepare"
     known = [name for name in key_names(before) if key.startswith("hydra") or not name.startswith("hydra")]
-    if override.is_delete() and key in known:
-        if OmegaConf.select(before, key, throw_on_missing=False) is None:
-            return f"{line}: is null already, so there is nothing to delete; leave it out, or set {key}=<value>"
-        if not value:
-            return f"{line}: the tool needs this key, so it cannot be deleted; set it instead: {key}=<value>"
-    if override.is_add() and key in known:
+    if override.is_delete() and key in known and OmegaConf.select(before, key, throw_on_missing=False) is None:
+        return f"{line}: is null already, so there is nothing to delete; leave it out, or set {key}=<value>"
+    if "Could not append to config" in str(error):
         return f"{line}: the key is there already; write {line.lstrip('+')}"
     if key not in known and not _is_group(override, hydra):
         named = [name for name in known if name.endswith(f".{key}")]
         hint = f", did you mean {' or '.join(named[:3])}?" if named else near(key, known)
         return f"{key}: no such key{hint}"
-    return f"{line}: {str(error.__cause__ or error).strip().splitlines()[0]}"
+    cause = error.__cause__ or error
+    first = str(cause).strip().splitlines()[0]
+    return f"{line}: {first if isinstance(cause, OmegaConfBaseException) else one_line(cause)}"
 
 
 def _is_of_functions(dataset: str, hydra: Hydra) -> bool:
     try:
         return of_functions(_compose(hydra, "train", [f"dataset={dataset}"]).dataset)
-    except (HydraException, OmegaConfBaseException):
+    except Exception:  # whatever it is, it is none that is known
         return False

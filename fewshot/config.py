@@ -140,6 +140,13 @@ def of_functions(dataset: Mapping[str, Any] | DictConfig) -> bool:
     return "families" in dataset["reader"]
 
 
+def fill_view(cfg: DictConfig) -> None:
+    """Give a dataset of images what its file does not say of their view: conf/dataset/base/view.yaml."""
+    dataset = None if OmegaConf.is_missing(cfg, "dataset") else cfg.get("dataset")
+    if isinstance(dataset, DictConfig) and isinstance(dataset.get("reader"), DictConfig) and not of_functions(dataset):
+        cfg.dataset = OmegaConf.merge(OmegaConf.load(CONF / "dataset/base/view.yaml"), dataset)
+
+
 def identity(config: Mapping[str, Any], *, without: Iterable[str] = ()) -> str:
     """Hash of everything that a run's result depends on; `without` leaves further keys out."""
     kept = _placeless({key: value for key, value in config.items() if key not in (*PLACES, *without)})
@@ -180,7 +187,7 @@ def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> None:
         )
     setting = {"algorithm": cfg.algorithm.name, "dataset": cfg.dataset.name, "way": cfg.way, "shot": cfg.shot}
     setting["backbone"] = cfg.backbone.name
-    names = [name for name in (cfg.algorithm.recipe, OURS) if name in files] if auto else [cfg.recipe]
+    names = [name for name in (cfg.algorithm.get("recipe"), OURS) if name in files] if auto else [cfg.recipe]
     found = {name: _rows(name, setting, cfg.features.name is not None) for name in names}
     name = next((name for name in names if found[name]), None)
     if name is None:

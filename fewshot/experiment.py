@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.engine import Engine, is_small
-from fewshot.algorithms.learner import Learner
+from fewshot.algorithms.learner import Learner, with_defaults
 from fewshot.config import of_functions, resolved
 from fewshot.data.bank import Bank, joined
 from fewshot.data.functions import Functions
@@ -81,7 +81,7 @@ def build(cfg: DictConfig, known: Path | None = None) -> Experiment:
         torch.manual_seed(cfg.seed)
         shape = view.seen(sources["train"].shape)
         network = make(cfg.backbone.network, shape=shape, way=cfg.way)
-        learner = make(cfg.algorithm.learner, backbone=network.to(device))
+        learner = with_defaults(make(cfg.algorithm.learner, backbone=network.to(device)))
     placed = {
         name: source.to(device, examples=has_room(source.examples.nbytes, device))
         if isinstance(source, Bank)
