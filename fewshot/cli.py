@@ -69,7 +69,7 @@ def main(
         except Exception as error:
             failure = said(error)
             if isinstance(error, MISTAKES) or out_of_memory(error):
-                print(f"error: {failure}", file=sys.stderr)
+                print_error(failure)
             else:
                 traceback.print_exc()
         if notes:
@@ -119,7 +119,7 @@ def main(
                     sys.exit(1)
     except FewshotError as error:
         if os.environ.get("RANK", "0") == "0":  # all processes of torchrun find the same mistake
-            print(f"error: {error}", file=sys.stderr)
+            print_error(str(error))
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted: the same command, or resume=<run folder>, continues the run", file=sys.stderr)
@@ -207,9 +207,14 @@ def _launched(sweep: Callable[[], Any]) -> bool:
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             traceback.print_exc()
-        print(f"error: the sweep ended early: {said(error)}; the same command runs what is missing", file=sys.stderr)
+        print_error(f"the sweep ended early: {said(error)}; the same command runs what is missing")
         return False
     return True
+
+
+def print_error(text: str) -> None:
+    """One line on stderr, whatever a person typed."""
+    print("error:", "\\n".join(text.splitlines()), file=sys.stderr)
 
 
 def said(error: Exception) -> str:

@@ -116,8 +116,9 @@ def parse_overrides(words: list[str], hydra: Hydra, sweep: bool) -> list[Overrid
         if not override.key_or_group:
             raise FewshotError(f"{word}: has no key; write key=value")
         if override.is_sweep_override() and not sweep:
-            quoted = f"; as one text it is typed {typed(key, value)}" if "(" not in value else ""
-            raise FewshotError(f"{word}: several values are a sweep; add -m{quoted}")
+            raise FewshotError(
+                f"{word}: several values are a sweep; add -m; as one text it is typed {typed(key, value)}"
+            )
         for number in _numbers(override.value()):
             if abs(number) > LARGEST:
                 raise FewshotError(f"{word}: too large a number; whole ones go from -{LARGEST} to {LARGEST}")
@@ -272,8 +273,11 @@ def _reason(error: Exception, override: Override, line: str, before: DictConfig,
     if key == "dataset" and config != "train" and _is_of_functions(value, hydra):
         return f"dataset={value}: functions are for tools/train.py alone; there is nothing of them to prepare"
     known = [name for name in key_names(before) if key.startswith("hydra") or not name.startswith("hydra")]
-    if override.is_delete() and key in known and OmegaConf.select(before, key, throw_on_missing=False) is None:
-        return f"{line}: is null already, so there is nothing to delete; leave it out, or set {key}=<value>"
+    if override.is_delete() and key in known:
+        if OmegaConf.select(before, key, throw_on_missing=False) is None:
+            return f"{line}: is null already, so there is nothing to delete; leave it out, or set {key}=<value>"
+        if "deletion" in str(error.__cause__):
+            return f"{line}: every run has this key, so it cannot be deleted; set it instead: {key}=<value>"
     if "Could not append to config" in str(error):
         return f"{line}: the key is there already; write {line.lstrip('+')}"
     if key not in known and not _is_group(override, hydra):

@@ -50,29 +50,19 @@ def quick(words: list[str], *more: str) -> list[str]:
     return [word for word in words if not word.startswith("train.steps")] + [*QUICK, *more]
 
 
-def test_an_algorithm_of_ones_own_trains_and_is_tested(call: Any, own_modules: None, data_dir: Path) -> None:
+def test_an_algorithm_of_ones_own_learns_and_is_tested(call: Any, own_modules: None, data_dir: Path) -> None:
     text = section("Add an algorithm")
     assert [path.name for path in write_files(text)] == ["prototypes.py", "prototypes.yaml"]
     ((tool, words),) = commands(text)
-    done = call(tool, *quick(words, f"data_dir={data_dir}", "run_dir=run"))
+    learning = ("train.steps=40", "train.meta_batch=4", "train.outer_lr=0.01", "backbone.network.filters=16")
+    own = quick(words, f"data_dir={data_dir}", "run_dir=run", "test.episodes=20", "train.validate_every=0")
+    done = call(tool, *own, *learning, "train.select=last")
     assert (done.code, done.err) == (0, "")
     record = json.loads(Path("run/record.json").read_text())
     assert (record["algorithm"], record["protocol"]["adaptation_steps"]) == ("prototypes", 0)
-    assert record["recipe"] is None
+    assert record["test"]["accuracy"] > 0.35  # 0.25 without training
     again = call("evaluate", "run=run", "query=1")
     assert (again.code, again.err) == (0, "")
-
-
-def test_an_algorithm_of_ones_own_learns(call: Any, own_modules: None, data_dir: Path) -> None:
-    text = section("Add an algorithm")
-    write_files(text)
-    ((tool, words),) = commands(text)
-    scores = {}
-    for steps in (0, 60):
-        own = quick(words, f"data_dir={data_dir}", f"run_dir=run{steps}", f"train.steps={steps}", "test.episodes=40")
-        assert call(tool, *own, "train.validate_every=0", "train.select=last").code == 0
-        scores[steps] = json.loads(Path(f"run{steps}/record.json").read_text())["test"]["accuracy"]
-    assert scores[60] > scores[0] + 0.1
 
 
 def test_a_dataset_of_ones_own_is_prepared_and_trained_on(call: Any, own_modules: None) -> None:
