@@ -30,7 +30,7 @@ from omegaconf.errors import (
 )
 
 from fewshot.command_line import check_overrides, open_hydra, parse_flags, parse_overrides
-from fewshot.config import CONF, fill_view, key_names, near
+from fewshot.config import CONF, check_groups, fill_view, key_names, near
 from fewshot.device import keep_freed_memory, out_of_memory
 from fewshot.errors import FewshotError, one_line
 from fewshot.sweeps import end_of_sweep, end_with, notes_of_sweep, objective, write_note
@@ -64,6 +64,7 @@ def main(
         keep_freed_memory()
         records, failure = [], None
         try:
+            check_groups(cfg)
             fill_view(cfg)
             records = function(cfg) or []
         except Exception as error:

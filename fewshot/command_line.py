@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -47,7 +48,8 @@ def parse_flags(words: list[str]) -> argparse.Namespace:
     parser.error = refuse  # pyright: ignore[reportAttributeAccessIssue]
     for word in words:
         if not word.isascii() and re.search("[\ud800-\udfff]", word):
-            raise FewshotError(f"{word}: not valid UTF-8; rename the file or folder")
+            encoding = sys.getfilesystemencoding()
+            raise FewshotError(f"{word}: no text in {encoding}; set LC_ALL=C.UTF-8, or rename the file or folder")
     flags, unknown = parser.parse_known_intermixed_args(words)
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
@@ -86,9 +88,9 @@ def open_hydra(flags: argparse.Namespace, name: str) -> Hydra:
     return Hydra.create_main_hydra2(task_name=name, config_search_path=search_path)
 
 
-def typed(key: str, text: str) -> str:
-    """The word that gives a key this very text, quoted for Hydra and for a POSIX shell."""
-    return shlex.quote(f"{key}={_quoted(text)}")
+def typed(key: str, *texts: str) -> str:
+    """The word that gives a key this very text, or each of several, quoted for Hydra and for a POSIX shell."""
+    return shlex.quote(f"{key}={','.join(map(_quoted, texts))}")
 
 
 def _quoted(text: str) -> str:
@@ -112,7 +114,7 @@ def parse_overrides(words: list[str], hydra: Hydra, sweep: bool) -> list[Overrid
             override = parser.parse_override(word)
         except HydraException as error:
             before = words[place - 1] if place else ""
-            raise FewshotError(_no_override(parser, before, word, error)) from error
+            raise FewshotError(_no_override(parser, before, word, sweep, error)) from error
         if not override.key_or_group:
             raise FewshotError(f"{word}: has no key; write key=value")
         if override.is_sweep_override() and not sweep:
@@ -126,7 +128,7 @@ def parse_overrides(words: list[str], hydra: Hydra, sweep: bool) -> list[Overrid
     return found
 
 
-def _no_override(parser: OverridesParser, before: str, word: str, error: HydraException) -> str:
+def _no_override(parser: OverridesParser, before: str, word: str, sweep: bool, error: HydraException) -> str:
     """What is wrong with a word that Hydra cannot read."""
     key, equal, value = word.partition("=")
     if not equal:
@@ -142,7 +144,8 @@ def _no_override(parser: OverridesParser, before: str, word: str, error: HydraEx
     assert bare is not None
     text = value if bare[1] is None else bare[2]
     reason = f": {one_line(error).split(': ', 1)[1]}" if "while evaluating" in str(error) else ""
-    return f"{key}: Hydra cannot read the value {value}{reason}; as text it is typed {typed(key, text)}"
+    several = f", as several {typed(key, *text.split(','))}" if sweep and "," in text else ""
+    return f"{key}: Hydra cannot read the value {value}{reason}; as text it is typed {typed(key, text)}{several}"
 
 
 def _numbers(value: Any) -> list[int]:

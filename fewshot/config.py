@@ -116,6 +116,7 @@ ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 # What may differ between two configurations of one and the same run.
 PLACES = ("device", "data_dir", "runs", "run_dir", "resume", "force", "plot", "inductive_too", "records")
 OURS = "ours"  # the recipe of what no paper says
+NAMED = {"algorithm": "learner", "dataset": "reader", "features": "reader", "backbone": "network"}
 READER_PLACES = ("root", "cache", "download", "device")
 
 
@@ -140,10 +141,29 @@ def of_functions(dataset: Mapping[str, Any] | DictConfig) -> bool:
     return "families" in dataset["reader"]
 
 
+def check_groups(cfg: DictConfig) -> None:
+    """Hold the groups' names and the classes that they name against what they must be.
+
+    Raises:
+        FewshotError: a name is no text, or a number or a text stands where a class and its values belong.
+    """
+    for group, part in NAMED.items():
+        node = cfg.get(group)
+        if node is None:
+            continue
+        if not isinstance(node, DictConfig):
+            raise FewshotError(f"{group}={node}: has parts; choose one of the files in conf/{group}")
+        name, named = node.get("name"), node.get(part)
+        if not isinstance(name, str | None):
+            raise FewshotError(f"{group}.name={name}: must be text; a number is quoted: '{group}.name=\"{name}\"'")
+        if part in node and not (isinstance(named, DictConfig) and "_target_" in named):
+            raise FewshotError(f"{group}.{part}={named}: has parts, such as {group}.{part}._target_; set one of them")
+
+
 def fill_view(cfg: DictConfig) -> None:
     """Give a dataset of images what its file does not say of their view: conf/dataset/base/view.yaml."""
-    dataset = None if OmegaConf.is_missing(cfg, "dataset") else cfg.get("dataset")
-    if isinstance(dataset, DictConfig) and isinstance(dataset.get("reader"), DictConfig) and not of_functions(dataset):
+    dataset = cfg.get("dataset")
+    if dataset is not None and "reader" in dataset and not of_functions(dataset):
         cfg.dataset = OmegaConf.merge(OmegaConf.load(CONF / "dataset/base/view.yaml"), dataset)
 
 

@@ -85,6 +85,8 @@ def test_a_comma_is_a_sweep_or_quoted(call: Any) -> None:
     assert done.err == (
         "error: run_dir=a,b: several values are a sweep; add -m; as one text it is typed 'run_dir=\"a,b\"'\n"
     )
+    several = call("train", "-m", "runs=a=b,c#")
+    assert several.err.endswith('as text it is typed \'runs="a=b,c#"\', as several \'runs="a=b","c#"\'\n')
     quoted = call("train", "-m", 'runs="a,b"', "seed=0,1", *TINY)
     assert (quoted.code, quoted.err) == (0, "")
     assert len(list(Path("a,b").rglob("record.json"))) == 2
@@ -256,7 +258,7 @@ REFUSED = {
     "a number as true": (["seed=true"], "could not be converted to Integer"),
     "an empty number": (["seed="], "could not be converted to Integer"),
     "a sweep of hydra": (["-m", "hydra.verbose=true,false"], "Sweeping over Hydra's configuration is not supported"),
-    "bytes that are no text": (["runs=\udcff"], "not valid UTF-8"),
+    "bytes that are no text": (["runs=\udcff"], "no text in utf-8"),
     "a line break": (["runs=a#\nb"], "runs: Hydra cannot read the value a#\\nb"),
 }
 

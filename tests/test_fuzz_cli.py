@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+
+from fewshot.config import CONF, key_names
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 20  # of one command; what takes longer was accepted
@@ -57,8 +60,14 @@ def commands() -> list[tuple[str, list[str]]]:
     return [pair for place, pair in enumerate(found + there) if pair not in (found + there)[:place]]
 
 
-def damage(words: list[str], dice: random.Random) -> list[str]:
-    """The words with one mistake more."""
+def keys(tool: str) -> list[str]:
+    """Every key of a tool's configuration."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return key_names(compose(tool))
+
+
+def damage(words: list[str], known: list[str], dice: random.Random) -> list[str]:
+    """The words with one mistake more; `known` are keys of the tool."""
     words = list(words) or ["seed=1"]
     place = dice.randrange(len(words))
     word = words[place] or "x"
@@ -84,6 +93,9 @@ def damage(words: list[str], dice: random.Random) -> list[str]:
         lambda: [word, *dice.choice(FLAGS).split()],
         lambda: [word, dice.choice(WORDS)],
         lambda: [word, dice.choice(WORDS)],
+        lambda: [word, f"{dice.choice(known)}={other}"],
+        lambda: [word, f"{dice.choice(known)}={other}"],
+        lambda: [word, f"~{dice.choice(known)}"],
         lambda: [f"{key}@{key}={value}"],
         lambda: [f"{key}.{key}={value}"],
     ]
@@ -129,12 +141,13 @@ def test_damaged_commands_end_in_one_line(
     assert call("train", *BUDGETS["train"], "run_dir=run").code == 0
     whole = {path: path.read_bytes() for path in files()}
     dice, counts, faults = random.Random(0), Counter[str](), []
-    known = commands()
+    every = commands()
+    known = {tool: keys(tool) for tool, _ in every}
     try:
         for number in range(count):
-            tool, words = known[number % len(known)]
+            tool, words = every[number % len(every)]
             for _ in range(dice.choice((1, 1, 2))):
-                words = damage(words, dice)
+                words = damage(words, known[tool], dice)
             said = f"{number}: {tool} {shlex.join(words)}"
             before = files()
             signal.alarm(SECONDS)
