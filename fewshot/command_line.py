@@ -31,6 +31,7 @@ PATHS = (
     "original", "data_dir", "pictures", "refresh", "checkpoint",
 )  # fmt: skip
 COMMANDS = ("run", "multirun", "cfg", "info", "shell_completion")
+NEEDED = "is always needed; it can be set, and not deleted"
 LARGEST = 2**63 - 1  # of whole numbers, in a tensor
 
 
@@ -111,7 +112,7 @@ def parse_overrides(words: list[str], hydra: Hydra, sweep: bool) -> list[Overrid
         if re.fullmatch(r"~[^,]*", value) and not key.startswith("~"):
             word = f"{key}={_quoted(value)}"
         try:
-            override = parser.parse_override(word)
+            (override,) = parser.parse_overrides([word])
         except HydraException as error:
             before = words[place - 1] if place else ""
             raise FewshotError(_no_override(parser, before, word, sweep, error)) from error
@@ -173,6 +174,10 @@ def check_overrides(overrides: list[Override], config: str, hydra: Hydra, sweep:
     lines = [_lines(override) for override in overrides]
     first = [options[0] for options in lines]
     cfg = _composed(hydra, config, first, overrides)
+    for override in overrides:
+        key = override.key_or_group
+        if override.is_delete() and "." not in key and key not in cfg and not _is_group(override, hydra):
+            raise FewshotError(f"{override.input_line}: {NEEDED}")
     for place, options in enumerate(lines):
         for line in options[1:]:
             _composed(hydra, config, [*first[:place], line, *first[place + 1 :]], overrides)
@@ -276,11 +281,8 @@ def _reason(error: Exception, override: Override, line: str, before: DictConfig,
     if key == "dataset" and config != "train" and _is_of_functions(value, hydra):
         return f"dataset={value}: functions are for tools/train.py alone; there is nothing of them to prepare"
     known = [name for name in key_names(before) if key.startswith("hydra") or not name.startswith("hydra")]
-    if override.is_delete() and key in known:
-        if OmegaConf.select(before, key, throw_on_missing=False) is None:
-            return f"{line}: is null already, so there is nothing to delete; leave it out, or set {key}=<value>"
-        if "deletion" in str(error.__cause__):
-            return f"{line}: every run has this key, so it cannot be deleted; set it instead: {key}=<value>"
+    if override.is_delete() and key in known and OmegaConf.select(before, key, throw_on_missing=False) is None:
+        return f"{line}: is null already, so there is nothing to delete; leave it out, or set {key}=<value>"
     if "Could not append to config" in str(error):
         return f"{line}: the key is there already; write {line.lstrip('+')}"
     if key not in known and not _is_group(override, hydra):
@@ -288,6 +290,8 @@ def _reason(error: Exception, override: Override, line: str, before: DictConfig,
         hint = f", did you mean {' or '.join(named[:3])}?" if named else near(key, known)
         return f"{key}: no such key{hint}"
     cause = error.__cause__ or error
+    if "does not support deletion" in str(cause):
+        return f"{line}: {NEEDED}"
     first = str(cause).strip().splitlines()[0]
     return f"{line}: {first if isinstance(cause, OmegaConfBaseException) else one_line(cause)}"
 

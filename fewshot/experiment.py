@@ -70,7 +70,7 @@ def build(cfg: DictConfig, known: Path | None = None) -> Experiment:
     no_images = check_dataset(cfg)
     config = resolved(cfg)
     for key, least in LEAST.items():
-        if OmegaConf.select(cfg, key) < least:
+        if not OmegaConf.select(cfg, key) >= least:  # nor nan
             raise FewshotError(f"{key}={OmegaConf.select(cfg, key)}: must be at least {least}")
     device = pick_device(cfg.device)
     compute_alone(no_images)

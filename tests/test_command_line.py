@@ -182,9 +182,10 @@ def test_a_folder_of_ones_own_has_options_in_every_group(call: Any) -> None:
     assert call("table", "--config-dir", "own", "layout=mine", "rows=[algorithm]", "runs=run").code == 0
 
 
-def test_a_sweep_over_a_range_runs_each(call: Any) -> None:
-    done = call("train", "algorithm=nearest", "seed=range(0,2)", "-m", "test.episodes=2", "runs=runs")
-    assert (done.code, len(list(Path("runs").rglob("record.json")))) == (0, 2)
+@pytest.mark.parametrize("swept", ["seed=range(0,2)", "algorithm=glob(nearest*,exclude=[*_mean])", "seed=choice(3,4)"])
+def test_a_sweep_in_words_of_hydra_runs_each(call: Any, swept: str) -> None:
+    done = call("train", "algorithm=nearest", swept, "-m", "test.episodes=2", "runs=runs")
+    assert (done.code, len(list(Path("runs").rglob("record.json")))) == (0, 1 if "glob" in swept else 2)
 
 
 ACCEPTED = {  # words, and what they make of a key
@@ -233,8 +234,13 @@ REFUSED = {
     "a null that is deleted": (["~test.steps"], "~test.steps: is null already, so there is nothing to delete"),
     "no such key to delete": (["~test.stps"], "test.stps: no such key, did you mean test.steps or"),
     "another value to delete": (["~way=6"], "The value of 'way' is 5 and not 6"),
-    "a deleted need": (["~way"], "way: is needed and not in the configuration"),
-    "a deleted setting": (["~test.episodes=600"], "cannot be deleted; set it instead: test.episodes=<value>"),
+    "a deleted need": (["~way"], "~way: is always needed"),
+    "a deleted class": (["~dataset.reader"], "dataset.reader: is needed and not in the configuration"),
+    "a deleted part of it": (
+        ["~test.episodes=600"],
+        "~test.episodes=600: is always needed",
+    ),
+    "all of it deleted": (["~train"], "~train: is always needed; it can be set, and not deleted"),
     "a deleted dataset": (["~dataset"], "dataset: has no value"),
     "a key that is there": (["+seed=1"], "+seed=1: the key is there already; write seed=1"),
     "a package without a group": (["seed@other=1"], "config group 'seed' does not exist"),
