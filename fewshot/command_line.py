@@ -32,7 +32,8 @@ PATHS = (
 )  # fmt: skip
 COMMANDS = ("run", "multirun", "cfg", "info", "shell_completion")
 NEEDED = "is always needed; it can be set, and not deleted"
-LARGEST = 2**63 - 1  # of whole numbers, in a tensor
+LARGEST = 2**31 - 1  # of counts and sizes
+LARGEST_SEED = 2**63 - 1
 
 
 def parse_flags(words: list[str]) -> argparse.Namespace:
@@ -122,9 +123,9 @@ def parse_overrides(words: list[str], hydra: Hydra, sweep: bool) -> list[Overrid
             raise FewshotError(
                 f"{word}: several values are a sweep; add -m; as one text it is typed {typed(key, value)}"
             )
-        for number in _numbers(override.value()):
-            if abs(number) > LARGEST:
-                raise FewshotError(f"{word}: too large a number; whole ones go from -{LARGEST} to {LARGEST}")
+        largest = LARGEST_SEED if key.endswith("seed") else LARGEST
+        if any(abs(number) > largest for number in _numbers(override.value())):
+            raise FewshotError(f"{word}: too large a number; whole ones go from -{largest} to {largest}")
         found.append(override)
     return found
 
@@ -292,6 +293,8 @@ def _reason(error: Exception, override: Override, line: str, before: DictConfig,
     cause = error.__cause__ or error
     if "does not support deletion" in str(cause):
         return f"{line}: {NEEDED}"
+    if "is not a ListConfig" in str(cause):
+        return f"{line}: must be a list, such as {key}=[{value}]"
     first = str(cause).strip().splitlines()[0]
     return f"{line}: {first if isinstance(cause, OmegaConfBaseException) else one_line(cause)}"
 

@@ -108,7 +108,68 @@ class PrepareConfig:
     data_dir: str = MISSING
 
 
+@dataclass
+class Layout:
+    """Types of conf/layout."""
+
+    title: str | None = MISSING
+    rows: dict[str, str] = MISSING
+    cols: list[str] = MISSING
+    algorithms: list[str] | None = MISSING
+    datasets: list[str] | None = MISSING
+    sources: list[str] | None = MISSING
+    metric: str | None = MISSING
+    published: bool = MISSING
+
+
+@dataclass
+class TableConfig:
+    """Types of conf/table.yaml."""
+
+    layout: Layout = MISSING
+    runs: str = MISSING
+    format: str = MISSING
+    out: str | None = MISSING
+    published: bool = MISSING
+    cost: bool = MISSING
+    rows: list[str] | None = MISSING
+    cols: list[str] | None = MISSING
+    refresh: str | None = MISSING
+
+
+@dataclass
+class ReportConfig:
+    """Types of conf/report.yaml."""
+
+    layout: Layout = MISSING
+    runs: str = MISSING
+    out: str | None = MISSING
+    pictures: str | None = MISSING
+    format: str = MISSING
+    published: bool = MISSING
+    cost: bool = MISSING
+    rows: list[str] | None = MISSING
+    cols: list[str] | None = MISSING
+
+
+@dataclass
+class BenchConfig:
+    """Types of conf/bench.yaml."""
+
+    seconds: float = MISSING
+    rounds: int = MISSING
+    engines: list[str] | None = MISSING
+    first_order: list[bool] = MISSING
+    device: str = MISSING
+    out: str | None = MISSING
+    network: str = MISSING
+    networks: dict[str, dict[str, Any]] = MISSING
+
+
 ConfigStore.instance().store(name="prepare_schema", node=PrepareConfig)
+ConfigStore.instance().store(name="table_schema", node=TableConfig)
+ConfigStore.instance().store(name="report_schema", node=ReportConfig)
+ConfigStore.instance().store(name="bench_schema", node=BenchConfig)
 ConfigStore.instance().store(name="pretrain_schema", node=PretrainConfig)
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)

@@ -254,6 +254,7 @@ REFUSED = {
     "no number": (["seed=five"], "seed=five: Value 'five' of type 'str' could not be converted to Integer"),
     "a number that is too large": (["seed=99999999999999999999"], "seed=99999999999999999999: too large a number"),
     "a number that is too small": (["seed=-99999999999999999999"], "too large a number"),
+    "too large a count": (["algorithm.learner.inner_steps=9223372036854775807"], "too large a number"),
     "a large number in a list": (["test.steps=[1,99999999999999999999]"], "too large a number"),
     "a large number in a sweep": (["-m", "seed=1,99999999999999999999"], "too large a number"),
     "a large number in a range": (["-m", "seed=range(1,99999999999999999999)"], "too large a number"),
@@ -275,6 +276,35 @@ def test_what_hydra_refuses_is_one_line(call: Any, kind: str) -> None:
     done = call("train", *words)
     assert (done.code, done.out, done.err.count("\n")) == (1, "", 1), done.err
     assert done.err.startswith("error: ")
+    assert said in done.err
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("tool", "word", "said"),
+    [
+        ("table", "rows=algorithm", "rows=algorithm: must be a list, such as rows=[algorithm]"),
+        ("table", "layout.algorithms=true", "layout.algorithms=true: must be a list"),
+        ("table", "published=maybe", "published=maybe: Value 'maybe' is not a valid bool"),
+        ("table", "~published", "~published: is always needed"),
+        ("report", "~layout.rows", "~layout.rows: is always needed"),
+        ("report", "layout.rows=3", "layout.rows=3: Cannot assign int to Dict[str, str]"),
+        ("bench", "networks.mini=3", "networks.mini=3: Cannot assign int to Dict[str, Any]"),
+        ("bench", "rounds=x", "rounds=x: Value 'x' of type 'str' could not be converted to Integer"),
+        ("bench", "engines=loop", "engines=loop: must be a list, such as engines=[loop]"),
+        ("prepare", "check=[1]", "check=[1]: Value '[1]' is not a valid bool"),
+        ("train", "algorithm.learner=0", "algorithm.learner=0: has parts, such as algorithm.learner._target_"),
+        ("train", "algorithm.name=[1,2]", "algorithm.name=[1, 2]: must be text"),
+        ("train", "dataset.name=2024", "dataset.name=2024: must be text; a number is quoted: 'dataset.name=\"2024\"'"),
+        ("train", "dataset.reader=null", "dataset.reader=None: has parts"),
+        ("train", "backbone.network=conv4", "backbone.network=conv4: has parts"),
+        ("train", "train.outer_lr=nan", "train.outer_lr=nan: must be at least 0"),
+        ("evaluate", "steps=five", "not a run folder"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_one_line(call: Any, tool: str, word: str, said: str) -> None:
+    done = call(tool, word, *(["run=nowhere"] if tool == "evaluate" else []))
+    assert (done.code, done.out, done.err.count("\n")) == (1, "", 1), done.err
     assert said in done.err
     assert not list(Path().iterdir())
 
