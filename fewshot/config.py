@@ -119,7 +119,7 @@ class Layout:
     datasets: list[str] | None = MISSING
     sources: list[str] | None = MISSING
     metric: str | None = MISSING
-    published: bool = MISSING
+    published: Any = MISSING
 
 
 @dataclass
@@ -130,10 +130,10 @@ class TableConfig:
     runs: str = MISSING
     format: str = MISSING
     out: str | None = MISSING
-    published: bool = MISSING
-    cost: bool = MISSING
-    rows: list[str] | None = MISSING
-    cols: list[str] | None = MISSING
+    published: Any = MISSING
+    cost: Any = MISSING
+    rows: Any = MISSING
+    cols: Any = MISSING
     refresh: str | None = MISSING
 
 
@@ -146,10 +146,10 @@ class ReportConfig:
     out: str | None = MISSING
     pictures: str | None = MISSING
     format: str = MISSING
-    published: bool = MISSING
-    cost: bool = MISSING
-    rows: list[str] | None = MISSING
-    cols: list[str] | None = MISSING
+    published: Any = MISSING
+    cost: Any = MISSING
+    rows: Any = MISSING
+    cols: Any = MISSING
 
 
 @dataclass

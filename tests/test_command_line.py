@@ -283,9 +283,9 @@ def test_what_hydra_refuses_is_one_line(call: Any, kind: str) -> None:
 @pytest.mark.parametrize(
     ("tool", "word", "said"),
     [
-        ("table", "rows=algorithm", "rows=algorithm: must be a list, such as rows=[algorithm]"),
-        ("table", "layout.algorithms=true", "layout.algorithms=true: must be a list"),
-        ("table", "published=maybe", "published=maybe: Value 'maybe' is not a valid bool"),
+        ("table", "rows=algorithm", "rows=algorithm: it is a list of fields"),
+        ("table", "layout.algorithms=true", "layout.algorithms=true: must be a list, such as layout.algorithms=[true]"),
+        ("table", "published=maybe", "published=maybe: must be true or false"),
         ("table", "~published", "~published: is always needed"),
         ("report", "~layout.rows", "~layout.rows: is always needed"),
         ("report", "layout.rows=3", "layout.rows=3: Cannot assign int to Dict[str, str]"),

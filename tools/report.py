@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from fewshot.algorithms.learner import check_switch
 from fewshot.checkpoint import write_atomically
 from fewshot.cli import main
 from fewshot.errors import FewshotError
@@ -19,6 +20,8 @@ def write_report(cfg: DictConfig) -> None:
     folder = Path(str(cfg.runs))
     out = folder / "report.html" if cfg.out is None else Path(cfg.out)
     check_format(cfg.format)
+    for switch in ("published", "cost"):
+        check_switch(switch, settings[switch])
     if out.is_dir():
         raise FewshotError(f"out={out}: a folder; name a file in it")
     runs, unread = measured(folder)

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from fewshot.algorithms.learner import check_switch
 from fewshot.checkpoint import write_atomically
 from fewshot.cli import main
 from fewshot.config import near
@@ -20,6 +21,8 @@ def table(cfg: DictConfig) -> None:
     if cfg.format not in FORMATS:
         known = list(FORMATS)
         raise FewshotError(f"format={cfg.format}: no such format{near(str(cfg.format), known)}; {', '.join(known)}")
+    for switch in ("published", "cost"):
+        check_switch(switch, settings[switch])
     if cfg.refresh is not None:
         refresh(Path(cfg.refresh), settings)
         return
