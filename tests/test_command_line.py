@@ -283,7 +283,6 @@ def test_what_hydra_refuses_is_one_line(call: Any, kind: str) -> None:
 @pytest.mark.parametrize(
     ("tool", "word", "said"),
     [
-        ("table", "rows=algorithm", "rows=algorithm: it is a list of fields"),
         ("table", "layout.algorithms=true", "layout.algorithms=true: must be a list, such as layout.algorithms=[true]"),
         ("table", "published=maybe", "published=maybe: must be true or false"),
         ("table", "~published", "~published: is always needed"),
