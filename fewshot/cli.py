@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
+import argparse
+import codecs
+import io
 import os
 import sys
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import hydra
-from hydra import compose, initialize_config_dir
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from hydra.main import _get_rerun_conf
+from hydra.types import RunMode
+from omegaconf import Container, DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
-from fewshot.config import CONF, key_names, near, of_functions
+from fewshot.command_line import check_overrides, open_hydra, parse_flags, parse_overrides
+from fewshot.config import CONF, check_groups, fill_view, key_names, near
 from fewshot.device import keep_freed_memory, out_of_memory
 from fewshot.errors import FewshotError, one_line
-from fewshot.sweeps import check_plugin, end_of_sweep, end_with, notes_of_sweep, objective, write_note
+from fewshot.sweeps import end_of_sweep, end_with, notes_of_sweep, objective, write_note
 
 MISTAKES = (FewshotError, OmegaConfBaseException, OSError)  # of a person or a machine
+T = TypeVar("T")
+SPELT = {"±": "+-", "×": "x", "…": "...", "–": "-", "—": "-"}  # where a terminal has ASCII alone
 
 
-def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> None:
+def main(
+    function: Callable[[DictConfig], list[Path] | None],
+    config: str,
+    complete: Callable[[DictConfig, Iterable[str]], None] | None = None,
+) -> None:
     """Run a tool under Hydra: compose `conf/<config>.yaml` with the command line, then call `function`.
 
     A mistake in the command line or the input is one line on stderr and exit code 1. In a sweep a failed run does
@@ -35,10 +53,9 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
 
     Args:
         function: returns the records that it wrote, the one that a search goes by first, where it wrote any.
+        complete: what `function` fills into the configuration by itself, given the overrides; `--cfg` shows it too.
     """
     argv, process = sys.argv, os.getpid()
-    words = [word for word in argv[1:] if not word.startswith("-")]
-    sweep = bool({"-m", "--multirun"} & set(argv[1:]))
     notes: Path | None = None
 
     def guarded(cfg: DictConfig) -> float | None:
@@ -47,13 +64,13 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
         keep_freed_memory()
         records, failure = [], None
         try:
+            check_groups(cfg)
+            fill_view(cfg)
             records = function(cfg) or []
         except Exception as error:
             failure = said(error)
             if isinstance(error, MISTAKES) or out_of_memory(error):
-                print(f"error: {failure}", file=sys.stderr)
-            elif notes is None:
-                raise
+                print_error(failure)
             else:
                 traceback.print_exc()
         if notes:
@@ -62,54 +79,143 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
             sys.exit(1)
         return objective(records[0]) if notes and records else None
 
-    run = hydra.main(config_path=str(CONF), config_name=config, version_base="1.3")(guarded)
+    replace_unprintable()
     try:
         if not CONF.is_dir():
             raise FewshotError(f"{CONF}: not there; run the tools from a clone, installed with `pip install -e .`")
+        flags = parse_flags(argv[1:])
+        if flags.experimental_rerun is not None:
+            with warnings.catch_warnings(action="ignore"):  # that the other words are ignored
+                cfg = _opened(lambda: _get_rerun_conf(flags.experimental_rerun, flags.overrides))
+            guarded(cfg)
+            return
+        version.setbase("1.3")
+        GlobalHydra.instance().clear()
+        hydra = _opened(lambda: open_hydra(flags, config))
+        config = flags.config_name or config
+        if flags.shell_completion:
+            _opened(lambda: hydra.shell_completion(config, flags.overrides))
+            return
+        runs = not (flags.cfg or flags.info or flags.help or flags.hydra_help)
+        sweep = runs and (flags.multirun or hydra.get_mode(config, flags.overrides) == RunMode.MULTIRUN)
         if sweep and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise FewshotError(
                 "-m: torchrun shares one run among processes; start a sweep without it, or run by run with it"
             )
-        place = check_overrides(words, config, sweep)
-        if not sweep:
-            run()
-            return
-        with notes_of_sweep(place, words) as notes:
-            launched = _launched(run)
-            if not (end_of_sweep(notes) and launched):
-                sys.exit(1)
+        overrides = parse_overrides(flags.overrides, hydra, sweep)
+        words = [override.input_line or "" for override in overrides]
+        if not flags.hydra_help:
+            check_overrides(overrides, config, hydra, sweep)
+        if not runs:
+            flags.overrides = words
+            _opened(lambda: _show(hydra, config, flags, complete))
+        elif not sweep:
+            _opened(lambda: hydra.run(config, guarded, [*words, "hydra.mode=RUN"]))
+        else:
+            words.append("hydra.mode=MULTIRUN")
+            place = _opened(lambda: hydra.compose_config(config, words, RunMode.MULTIRUN).hydra.sweep.dir)
+            with notes_of_sweep(Path(place), words) as notes:
+                launched = _launched(lambda: hydra.multirun(config, guarded, words))
+                if not (end_of_sweep(notes) and launched):
+                    sys.exit(1)
     except FewshotError as error:
         if os.environ.get("RANK", "0") == "0":  # all processes of torchrun find the same mistake
-            print(f"error: {error}", file=sys.stderr)
+            print_error(str(error))
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted: the same command, or resume=<run folder>, continues the run", file=sys.stderr)
         sys.exit(130)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _opened(step: Callable[[], T]) -> T:
+    """What a step of Hydra returns; what it raises, in one line."""
+    try:
+        return step()
+    except FewshotError:
+        raise
+    except Exception as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            traceback.print_exc()
+        raise FewshotError(said(error)) from error
+
+
+def _show(
+    hydra: Hydra,
+    config: str,
+    flags: argparse.Namespace,
+    complete: Callable[[DictConfig, Iterable[str]], None] | None,
+) -> None:
+    """What `--help`, `--hydra-help`, `--info` and `--cfg` print."""
+    words = flags.overrides
+    if flags.help:
+        hydra.app_help(config, get_args_parser(), flags)
+    elif flags.hydra_help:
+        hydra.hydra_help(config, get_args_parser(), flags)
+    elif flags.info:
+        hydra.show_info(flags.info, config, words)
+    else:
+        cfg = hydra.compose_config(config, words, RunMode.RUN)
+        HydraConfig.instance().set_config(cfg)
+        OmegaConf.set_readonly(cfg.hydra, None)
+        fill_view(cfg)
+        if complete is not None:
+            complete(cfg, words)
+        shown: Any = hydra.get_sanitized_cfg(cfg, flags.cfg)
+        if flags.package not in (None, "_global_"):
+            if flags.package not in (names := key_names(shown)):
+                raise FewshotError(f"--package={flags.package}: no such part{near(flags.package, names)}")
+            shown = OmegaConf.select(shown, flags.package)
+        if not isinstance(shown, Container):
+            print(shown)
+            return
+        if shown._get_parent() is not None:
+            print(f"# @package {flags.package}")
+        if flags.resolve:
+            OmegaConf.resolve(shown)
+        print(OmegaConf.to_yaml(shown), end="")
+
+
+def replace_unprintable() -> None:
+    """Let stdout and stderr spell out what their encoding lacks, rather than fail."""
+    codecs.register_error("spelt", _spelt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="spelt")
+
+
+def _spelt(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = error.object[error.start : error.end]
+    return "".join(SPELT.get(each, ascii(each)[1:-1]) for each in letters), error.end
 
 
 def _settle(argv: list[str], process: int) -> None:
     """Make a process of a launcher one of the sweep that `process` started with `argv`."""
     sys.argv = argv  # for the record
+    replace_unprintable()
     os.environ["TTY_COMPATIBLE"] = "0"  # no progress bars: those of several processes would overwrite each other
     if os.getppid() == process:
         end_with(process)
 
 
-def _launched(run: Callable[[], None]) -> bool:
+def _launched(sweep: Callable[[], Any]) -> bool:
     """Let Hydra launch a sweep; False, and a line, where the launcher or the search broke down."""
-    before = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # what breaks is raised, rather than printed at length
     try:
-        run()
+        sweep()
     except Exception as error:
-        if before:
+        if os.environ.get("HYDRA_FULL_ERROR"):
             traceback.print_exc()
-        print(f"error: the sweep ended early: {said(error)}; the same command runs what is missing", file=sys.stderr)
+        print_error(f"the sweep ended early: {said(error)}; the same command runs what is missing")
         return False
-    finally:
-        if before is None:
-            del os.environ["HYDRA_FULL_ERROR"]
     return True
+
+
+def print_error(text: str) -> None:
+    """One line on stderr, whatever a person typed."""
+    print("error:", "\\n".join(text.splitlines()), file=sys.stderr)
 
 
 def said(error: Exception) -> str:
@@ -117,108 +223,19 @@ def said(error: Exception) -> str:
     if full := out_of_memory(error):
         reason = next((line for line in str(full).splitlines() if line), type(full).__name__)
         return f"out of memory: take a smaller network, fewer shots or queries, or a larger machine ({reason})"
+    if isinstance(error, OmegaConfBaseException):
+        return _said_of_key(error)
     if isinstance(error, (*MISTAKES, HydraException)):
-        return str(error).strip().splitlines()[0]
+        reason = (error.__cause__ or error) if isinstance(error, HydraException) else error
+        return next(iter(str(reason).strip().splitlines()), type(error).__name__)
     return f"{type(error).__name__}: {one_line(error)}"
 
 
-def check_overrides(overrides: list[str], config: str, sweep: bool) -> Path:
-    """Hold the command line against the configuration before Hydra does, to answer in one line with near names.
-
-    Returns:
-        The folder below which Hydra's sweep works.
-
-    Raises:
-        FewshotError: an override that is no override, an unknown key, option or type of value, or a plugin that is
-            not installed.
-    """
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        try:
-            parsed = OverridesParser.create().parse_overrides(overrides)
-        except HydraException as error:
-            raise FewshotError(f"command line: {str(error).splitlines()[0]}; write key=value") from error
-        parsed.sort(key=lambda override: not _options(override.key_or_group))  # what brings keys before the keys
-        singles = []
-        for override in parsed:
-            if override.is_sweep_override() and not sweep:
-                raise FewshotError(f"{override.input_line}: several values are a sweep; add -m")
-            options = _options(override.key_or_group)
-            values = _values(override)
-            for value in values:
-                if options and value not in options:
-                    raise FewshotError(
-                        f"{override.key_or_group}={value}: no such option{near(str(value), options)}; "
-                        f"there are {', '.join(options)}"
-                    )
-                if override.key_or_group == "dataset" and config != "train" and _named_for_functions(str(value)):
-                    raise FewshotError(
-                        f"dataset={value}: functions are for tools/train.py alone; there is nothing of them to prepare"
-                    )
-                if override.key_or_group in ("hydra/launcher", "hydra/sweeper"):
-                    if not sweep:
-                        raise FewshotError(f"{override.input_line}: is for sweeps; add -m")
-                    if "RANK" in os.environ:
-                        raise FewshotError(f"{override.input_line}: not under torchrun, which shares out single runs")
-                    check_plugin(override.key_or_group, str(value))
-                elif not override.key_or_group.startswith("hydra"):
-                    _compose(config, [*singles, f"{override.key_or_group}={value}"], override.key_or_group)
-            if values and not override.key_or_group.startswith("hydra"):
-                singles.append(f"{override.key_or_group}={values[0]}")
-        fixed = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
-        place = _place_of_sweep(config, fixed) if sweep else Path()
-    GlobalHydra.instance().clear()
-    return place
-
-
-def _values(override: Override) -> list[Any]:
-    """What an override gives its key: one value, each of a sweep, or the ends of an interval."""
-    if not override.is_sweep_override():
-        return [override.get_value_element_as_str()]
-    value = override.value()
-    return [value.start, value.end] if isinstance(value, IntervalSweep) else list(override.sweep_string_iterator())
-
-
-def _place_of_sweep(config: str, overrides: list[str]) -> Path:
-    """Hydra composes a sweep once without the swept values; where that fails it says a thing no one can act on."""
-    try:
-        compose(config, [override for override in overrides if not override.startswith("hydra")])
-    except HydraException as error:
-        raise FewshotError(
-            f"{str(error).splitlines()[0]} without what is swept; choose its group for the whole sweep, such as "
-            "features=conv4"
-        ) from error
-    try:
-        return Path(compose(config, overrides, return_hydra_config=True).hydra.sweep.dir)
-    except HydraException as error:
-        raise FewshotError(f"command line: {one_line(error)}") from error
-
-
-def _options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml")) if group.isidentifier() else []
-
-
-def _named_for_functions(dataset: str) -> bool:
-    """Whether the dataset of this name is one of functions; only their files say more than `dataset`."""
-    said = OmegaConf.load(CONF / "dataset" / f"{dataset}.yaml")
-    return isinstance(said, DictConfig) and "dataset" in said and of_functions(said.dataset)
-
-
-def _compose(config: str, overrides: list[str], key: str) -> None:
-    try:
-        compose(config, overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        known = key_names(compose(config, overrides[:-1]))
-        if key not in known:
-            named = [name for name in known if name.endswith(f".{key}")]
-            hint = f", did you mean {' or '.join(named[:3])}?" if named else near(key, known)
-            raise FewshotError(f"{key}: no such key{hint}") from error
-        if "'features/" in str(error) and any(
-            o.startswith("dataset=") and _named_for_functions(o[8:]) for o in overrides
-        ):
-            raise FewshotError(
-                f"{overrides[-1]}: features are of images; functions are learned by maml, fomaml, reptile and "
-                "leo_regression"
-            ) from error
-        cause = error.__cause__ or error
-        raise FewshotError(f"{overrides[-1]}: {str(cause).splitlines()[0]}") from error
+def _said_of_key(error: OmegaConfBaseException) -> str:
+    """What is wrong with a value of the configuration, by its key."""
+    key, text = error.full_key, next(iter(str(error).strip().splitlines()), type(error).__name__)
+    if isinstance(error, MissingMandatoryValue) and key:
+        return f"{key}: has no value; set {key}=<value>"
+    if isinstance(error, ConfigAttributeError | ConfigKeyError) and key:
+        return f"{key}: is needed and not in the configuration; a ~ deleted it, or its file in conf lacks it"
+    return f"{key}: {text}" if key and key not in text else text

@@ -109,7 +109,68 @@ class PrepareConfig:
     data_dir: str = MISSING
 
 
+@dataclass
+class Layout:
+    """Types of conf/layout."""
+
+    title: str | None = MISSING
+    rows: dict[str, str] = MISSING
+    cols: list[str] = MISSING
+    algorithms: list[str] | None = MISSING
+    datasets: list[str] | None = MISSING
+    sources: list[str] | None = MISSING
+    metric: str | None = MISSING
+    published: Any = MISSING
+
+
+@dataclass
+class TableConfig:
+    """Types of conf/table.yaml."""
+
+    layout: Layout = MISSING
+    runs: str = MISSING
+    format: str = MISSING
+    out: str | None = MISSING
+    published: Any = MISSING
+    cost: Any = MISSING
+    rows: Any = MISSING
+    cols: Any = MISSING
+    refresh: str | None = MISSING
+
+
+@dataclass
+class ReportConfig:
+    """Types of conf/report.yaml."""
+
+    layout: Layout = MISSING
+    runs: str = MISSING
+    out: str | None = MISSING
+    pictures: str | None = MISSING
+    format: str = MISSING
+    published: Any = MISSING
+    cost: Any = MISSING
+    rows: Any = MISSING
+    cols: Any = MISSING
+
+
+@dataclass
+class BenchConfig:
+    """Types of conf/bench.yaml."""
+
+    seconds: float = MISSING
+    rounds: int = MISSING
+    engines: list[str] | None = MISSING
+    first_order: list[bool] = MISSING
+    device: str = MISSING
+    out: str | None = MISSING
+    network: str = MISSING
+    networks: dict[str, dict[str, Any]] = MISSING
+
+
 ConfigStore.instance().store(name="prepare_schema", node=PrepareConfig)
+ConfigStore.instance().store(name="table_schema", node=TableConfig)
+ConfigStore.instance().store(name="report_schema", node=ReportConfig)
+ConfigStore.instance().store(name="bench_schema", node=BenchConfig)
 ConfigStore.instance().store(name="pretrain_schema", node=PretrainConfig)
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
@@ -117,6 +178,7 @@ ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 # What may differ between two configurations of one and the same run.
 PLACES = ("device", "data_dir", "runs", "run_dir", "resume", "force", "plot", "inductive_too", "records")
 OURS = "ours"  # the recipe of what no paper says
+NAMED = {"algorithm": "learner", "dataset": "reader", "features": "reader", "backbone": "network"}
 READER_PLACES = ("root", "cache", "download", "device")
 
 
@@ -139,6 +201,32 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 def of_functions(dataset: Mapping[str, Any] | DictConfig) -> bool:
     """Whether a dataset, `dataset` of a configuration, is a distribution over functions and not of images."""
     return "families" in dataset["reader"]
+
+
+def check_groups(cfg: DictConfig) -> None:
+    """Hold the groups' names and the classes that they name against what they must be.
+
+    Raises:
+        FewshotError: a name is no text, or a number or a text stands where a class and its values belong.
+    """
+    for group, part in NAMED.items():
+        node = cfg.get(group)
+        if node is None:
+            continue
+        if not isinstance(node, DictConfig):
+            raise FewshotError(f"{group}={node}: has parts; choose one of the files in conf/{group}")
+        name, named = node.get("name"), node.get(part)
+        if not isinstance(name, str | None):
+            raise FewshotError(f"{group}.name={name}: must be text; a number is quoted: '{group}.name=\"{name}\"'")
+        if part in node and not (isinstance(named, DictConfig) and "_target_" in named):
+            raise FewshotError(f"{group}.{part}={named}: has parts, such as {group}.{part}._target_; set one of them")
+
+
+def fill_view(cfg: DictConfig) -> None:
+    """Give a dataset of images what its file does not say of their view: conf/dataset/base/view.yaml."""
+    dataset = cfg.get("dataset")
+    if dataset is not None and "reader" in dataset and not of_functions(dataset):
+        cfg.dataset = OmegaConf.merge(OmegaConf.load(CONF / "dataset/base/view.yaml"), dataset)
 
 
 def identity(config: Mapping[str, Any], *, without: Iterable[str] = ()) -> str:
@@ -181,7 +269,7 @@ def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> None:
         )
     setting = {"algorithm": cfg.algorithm.name, "dataset": cfg.dataset.name, "way": cfg.way, "shot": cfg.shot}
     setting["backbone"] = cfg.backbone.name
-    names = [name for name in (cfg.algorithm.recipe, OURS) if name in files] if auto else [cfg.recipe]
+    names = [name for name in (cfg.algorithm.get("recipe"), OURS) if name in files] if auto else [cfg.recipe]
     found = {name: _rows(name, setting, cfg.features.name is not None) for name in names}
     name = next((name for name in names if found[name]), None)
     if name is None:

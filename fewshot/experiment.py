@@ -6,13 +6,14 @@ import inspect
 import sys
 from dataclasses import dataclass, field, replace
 from functools import cache
+from importlib import import_module
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import HydraException, InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -78,7 +79,7 @@ def build(cfg: DictConfig, known: Path | None = None, made_for: int | None = Non
     no_images = check_dataset(cfg)
     config = resolved(cfg)
     for key, least in LEAST.items():
-        if OmegaConf.select(cfg, key) < least:
+        if not OmegaConf.select(cfg, key) >= least:  # nor nan
             raise FewshotError(f"{key}={OmegaConf.select(cfg, key)}: must be at least {least}")
     device = pick_device(cfg.device)
     compute_alone(no_images)
@@ -88,9 +89,8 @@ def build(cfg: DictConfig, known: Path | None = None, made_for: int | None = Non
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         shape = view.seen(sources["train"].shape)
-        learner = make(
-            cfg.algorithm.learner, backbone=make_network(cfg.backbone.network, shape, made_for or cfg.way).to(device)
-        )
+        network = make_network(cfg.backbone.network, shape, made_for or cfg.way)
+        learner = make(cfg.algorithm.learner, backbone=network.to(device))
     placed = {
         name: source.to(device, examples=has_room(source.examples.nbytes, device))
         if isinstance(source, Bank)
@@ -124,9 +124,10 @@ def make_network(node: DictConfig, shape: tuple[int, ...], way: int) -> nn.Modul
     Raises:
         FewshotError: it cannot be made, or is no nn.Module.
     """
+    module, _, name = str(node._target_).rpartition(".")
     try:
-        wanted = inspect.signature(get_object(node._target_)).parameters
-    except (ImportError, ValueError, TypeError, HydraException) as error:
+        wanted = inspect.signature(getattr(import_module(module), name)).parameters
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise FewshotError(
             f"backbone.network._target_={node._target_}: {one_line(error)}; name what can be imported"
         ) from error

@@ -29,12 +29,16 @@ from fewshot.report.record import metric_of, read_record
 EXTRAS = ("joblib", "submitit", "ray", "optuna")  # of pyproject.toml
 
 
-def check_plugin(group: str, choice: str) -> None:
+def check_plugin(group: str, choice: str, sweep: bool) -> None:
     """Hold `hydra/launcher=joblib_here` and the like, which begin with the extra they need, against what is installed.
 
     Raises:
-        FewshotError: the plugin is not there.
+        FewshotError: the plugin is not there, or no sweep is wanted.
     """
+    if not sweep:
+        raise FewshotError(f"{group}={choice}: is for sweeps; add -m")
+    if "RANK" in os.environ:
+        raise FewshotError(f"{group}={choice}: not under torchrun, which shares out single runs")
     extra = choice.split("_")[0]
     if extra not in EXTRAS:  # Hydra's own, or one that a person added
         return

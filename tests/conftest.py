@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import runpy
 import shutil
@@ -265,6 +266,8 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], da
 
     def run(tool: str, *words: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", [f"tools/{tool}.py", *words])
+        monkeypatch.setattr(logging.root, "handlers", [])  # Hydra's would outlive the stream that they write to
+        monkeypatch.setattr(logging.root, "level", logging.WARNING)
         capsys.readouterr()
         code = 0
         try:

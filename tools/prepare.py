@@ -33,7 +33,7 @@ def prepare(cfg: DictConfig) -> None:
     about = next(iter(banks.values())).about
     if cfg.source is not None and not cfg.force and folder.name in before:
         print(f"{cfg.source} was not read: this was there already; force=true converts {cfg.source} in its place")
-    print(f"{name}, from {about.get('layout', about['source'])}: {folder}")
+    print(f"{name}, from {about.get('layout', about.get('source', reader._target_))}: {folder}")
     rows = [
         (split, len(bank.names), len(bank.examples), f"{int(bank.sizes.min())} ({bank.names[bank.sizes.argmin()]})",
          "x".join(map(str, bank.shape)), bank.fingerprint[:12])

@@ -4,6 +4,7 @@
 `torchrun --nproc_per_node=2 tools/train.py ...` shares the tasks of one run among processes or GPUs.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -23,6 +24,12 @@ from fewshot.training import TrainSettings, selected
 AGAIN = ("plot", "inductive_too", "records")  # what may be said of a run that is resumed
 
 
+def complete(cfg: DictConfig, overrides: Iterable[str]) -> None:
+    """Fill in what a recipe says; a run that is resumed has all in its own configuration."""
+    if not cfg.resume:
+        apply_recipe(cfg, overrides)
+
+
 def train(cfg: DictConfig) -> list[Path]:
     with joined():  # inside: launchers send this function to other processes, and a decorated one cannot be pickled
         return _train(cfg)
@@ -38,7 +45,7 @@ def _train(cfg: DictConfig) -> list[Path]:
         cfg = saved_config(Path(cfg.resume), device=None if cfg.device == "auto" else cfg.device)
         cfg.update(given)
     else:
-        apply_recipe(cfg, overrides)
+        complete(cfg, overrides)
     if cfg.plot:
         check_plot(cfg)
     folder, _ = training_run(cfg)
@@ -66,4 +73,4 @@ def _show(test: Path, cfg: DictConfig, run: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(train, "train")
+    main(train, "train", complete)

@@ -33,12 +33,13 @@ class Learner(Protocol):
     `gradient_evaluations: int`, the gradients through its network that one training task costs, the outer one counted.
     It may have `figures(params) -> dict[str, float]`, what the log should say of its parameters, and
     `adaptation_steps: str`, what the record should say in place of `test_steps`.
+    The values below are those of a learner that says nothing of them.
     """
 
     backbone: nn.Module
-    test_steps: int  # adaptation steps at evaluation
-    chained: bool  # each task needs the carry of the one before: tasks cannot run at once
-    eager: bool  # set by the engine on its copies that run single tasks; see `differentiate`
+    test_steps: int = 0  # adaptation steps at evaluation
+    chained: bool = False  # each task needs the carry of the one before: tasks cannot run at once
+    eager: bool = False  # set by the engine on its copies that run single tasks; see `differentiate`
 
     def initial(self) -> tuple[Tensors, Tensors]:
         """The meta-parameters, trained by the outer optimiser, and the carry: state that tasks pass on."""
@@ -51,6 +52,24 @@ class Learner(Protocol):
     def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
         """Logits [B, N] of examples [B, ...] forwarded as one batch; in regression outputs [B, D]."""
         ...
+
+
+def with_defaults(learner: Any) -> Learner:
+    """The learner, with the values of `Learner` where it has none of its own.
+
+    Raises:
+        FewshotError: it lacks one of the methods.
+    """
+    for name in ("initial", "adapt", "predict"):
+        if not callable(getattr(learner, name, None)):
+            raise FewshotError(f"algorithm.learner: {type(learner).__name__} has no method {name}; see `Learner`")
+    defaults = {name: getattr(Learner, name) for name in ("test_steps", "chained", "eager")} | {
+        "backbone": nn.Identity()
+    }
+    for name, value in defaults.items():
+        if not hasattr(learner, name):
+            setattr(learner, name, value)
+    return learner
 
 
 @contextmanager

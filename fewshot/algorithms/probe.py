@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.func import vmap
 
-from fewshot.algorithms.learner import Learner, Tensors, adapting
+from fewshot.algorithms.learner import Learner, Tensors, adapting, with_defaults
 from fewshot.algorithms.lift import eager_copy, lift_all, lift_one, outer_of
 from fewshot.algorithms.reduction import weighted_mean
 from fewshot.backbones.checks import (
@@ -61,7 +61,7 @@ def probe(learner: Learner, task: Episodes) -> Behaviour:
     Raises:
         FewshotError: the network keeps state, draws at random, fails on such examples, or does not fit the tasks.
     """
-    known = _memory(learner)
+    known = _memory(with_defaults(learner))
     key = "behaviour", task.support_x.shape[1:], task.way, task.support_y.shape[1:]
     if key not in known:
         with _own_generators(task.key.device):

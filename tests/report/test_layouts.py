@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from scipy import stats
 
-from fewshot import cli
 from fewshot.config import CONF
 from fewshot.errors import FewshotError
 from fewshot.report.gather import measured
@@ -36,9 +37,9 @@ QUARTER, ABLATION = RESULTS / "omniglot_quarter_hour", RESULTS / "omniglot_leo"
 
 
 def settings(*words: str) -> dict[str, Any]:
-    cli.GlobalHydra.instance().clear()
-    with cli.initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = OmegaConf.to_container(cli.compose("table", list(words)), resolve=True)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = OmegaConf.to_container(compose("table", list(words)), resolve=True)
     assert isinstance(composed, dict)
     return {str(key): value for key, value in composed.items()}
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from scipy import stats
 
-from fewshot import cli
 from fewshot.config import CONF
 from fewshot.errors import FewshotError
 from fewshot.report.charts import bars, by_steps
@@ -56,9 +57,9 @@ def regression(
 
 
 def table(runs: Path, *words: str) -> Page:
-    cli.GlobalHydra.instance().clear()
-    with cli.initialize_config_dir(str(CONF), version_base="1.3"):
-        settings = OmegaConf.to_container(cli.compose("table", list(words)), resolve=True)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        settings = OmegaConf.to_container(compose("table", list(words)), resolve=True)
     assert isinstance(settings, dict)
     found, complaints = measured(runs)
     page = table_of(found, {str(key): value for key, value in settings.items()})

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from fewshot import cli
@@ -48,9 +50,9 @@ def regression(folder: Path) -> None:
 
 
 def written(runs: Path, *words: str) -> tuple[str, list[str]]:
-    cli.GlobalHydra.instance().clear()
-    with cli.initialize_config_dir(str(CONF), version_base="1.3"):
-        settings = OmegaConf.to_container(cli.compose("report", list(words)), resolve=True)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        settings = OmegaConf.to_container(compose("report", list(words)), resolve=True)
     assert isinstance(settings, dict)
     found, unread = measured(runs)
     return report(runs, found, {str(key): value for key, value in settings.items()}, unread)
