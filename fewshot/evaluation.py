@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from scipy import stats
 from torch.func import vmap
+from torch.utils._pytree import tree_map
 
 from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.learner import Learner, Tensors, score
@@ -121,7 +122,7 @@ def _on_whole_classes(
     for label in draw.classes.unique().tolist():
         x = sampler.gather(torch.arange(offsets[label], offsets[label + 1], device=draw.key.device))
         task, place = (draw.classes == label).nonzero(as_tuple=True)
-        own = {name: value[task] for name, value in adapted.items()}
+        own = tree_map(lambda value, task=task: value[task], adapted)
         logits = vmap(lambda weights, x=x: learner.predict(weights, x))(own)  # [P, M, N]
         hit = logits.argmax(-1) == place[:, None]
         queries = draw.rows[task, place, sampler.shot :] - offsets[label]

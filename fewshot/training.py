@@ -151,15 +151,11 @@ def is_trained(learner: Learner, tasks: Tasks) -> bool:
     """Whether there is anything to train.
 
     Raises:
-        FewshotError: there should be, but the backbone has no parameters or the tasks have no queries to learn from.
+        FewshotError: there should be, but the tasks have no queries to learn from.
     """
     by_loss = hasattr(learner, "outer_loss")
     if not by_loss and not hasattr(learner, "outer_gradient"):
         return False
-    if not learner.initial()[0]:
-        raise FewshotError(
-            "this backbone has no parameters to train; choose another, such as backbone=conv4, or mlp_40 for functions"
-        )
     if by_loss and tasks.query < 1:
         raise FewshotError("train.query=0: this algorithm learns from its queries; set at least 1, or null")
     return True

@@ -317,7 +317,7 @@ def test_a_run_is_tested_again_with_another_protocol(call: Any) -> None:
     records = {path.parent.name: read(path.parent) for path in Path("run/tests").rglob("record.json")}
     assert len(records) == 1
     first = read(Path("run"))
-    changed = records["test-1s1q-per_class-inductive-5steps-6e0"]
+    changed = records["test-5w1s1q-per_class-inductive-5steps-6e0"]
     assert changed["protocol"]["query"] == 1
     assert changed["protocol"]["regime"] == "inductive"
     assert changed["protocol"]["adaptation_steps"] == 5
@@ -415,7 +415,7 @@ def test_other_algorithms_run_on_the_same_features(call: Any, published: None, a
 def test_mistakes_with_features_are_one_line(call: Any, published: None) -> None:
     for words, said in (
         (("features.reader.width=640",), "width 64, not 640"),
-        (("query=596",), "shot=5 plus query=596 is more than class n010 has (600 examples)"),
+        (("query=596",), "shot=5 plus query=596 is more than class n020 has (600 examples)"),
         (("features=none",), "no miniImageNet is there"),
         (("features=conv4",), "no miniImageNet is there"),
         (("dataset=glyphs", "features=bank", "features.reader.folder=nowhere"), "nowhere: no features there"),

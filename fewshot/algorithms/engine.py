@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 from fewshot.algorithms.compilation import compiled
 from fewshot.algorithms.learner import Learner, Tensors, check_choice
 from fewshot.algorithms.lift import eager_copy, lift_all, lift_one, outer_of
-from fewshot.algorithms.probe import why_not_batched
+from fewshot.algorithms.probe import parameter_count, why_not_batched
 from fewshot.algorithms.reduction import Outer, weighted_mean
 from fewshot.device import give_back_memory, keep_freed_memory, out_of_memory
 from fewshot.episodes import Episodes
@@ -68,7 +68,7 @@ class Engine:
         """
         name = self.name
         if name == "auto":
-            fast = _small(episodes) and (learner is None or _size(learner.initial()[0]) <= LARGE)
+            fast = _small(episodes) and (learner is None or parameter_count(learner) <= LARGE)
             name = "vmap" if fast or episodes.support_x.device.type != "cpu" else "loop"
         if learner is None or name not in ("vmap", "compiled") or not (fault := why_not_batched(learner, episodes)):
             return name
@@ -149,7 +149,7 @@ class Engine:
             episodes = _channels_last(episodes)
             keep_freed_memory(one_arena=True)
         threads = torch.get_num_threads()
-        if not on_cpu or threads == 1 or _size(params) > LARGE:
+        if not on_cpu or threads == 1 or sum(value.numel() for value in params.values()) > LARGE:
             return iter([work(episodes)])
         if self._pool is None:
             self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
@@ -168,10 +168,6 @@ def _tensors_of_outer(
 def is_small(values: int) -> bool:
     """Whether examples of so many values each run faster on CPU by `vmap` than by `loop`."""
     return values <= SMALL
-
-
-def _size(params: Tensors) -> int:
-    return sum(value.numel() for value in params.values())
 
 
 def _small(episodes: Episodes) -> bool:

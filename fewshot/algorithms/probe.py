@@ -75,13 +75,21 @@ def why_not_batched(learner: Learner, episodes: Episodes) -> str:
     Raises:
         FewshotError: as `probe`; or single tasks cannot be trained on either.
     """
-    probe(learner, episodes[0])
     known = _memory(learner)
     key = "batched", episodes.support_x.shape[2:]
     if key not in known:
+        probe(learner, episodes[0])
         with _own_generators(episodes.key.device):
             known[key] = _fault_of_vmap(learner, episodes[[0, len(episodes) - 1]])
     return known[key]
+
+
+def parameter_count(learner: Learner) -> int:
+    """How many meta-parameters a learner has, counted once."""
+    known = _memory(learner)
+    if "size" not in known:
+        known["size"] = sum(value.numel() for value in learner.initial()[0].values())
+    return known["size"]
 
 
 def check_training(learner: Any, episodes: Episodes) -> str:
@@ -138,6 +146,10 @@ def _look(learner: Learner, task: Episodes) -> Behaviour:
     backbone = backbone if isinstance(backbone, nn.Module) else None
     notes = () if backbone is None else prepare_backbone(backbone, noisy - 0.5)
     params, carry = _initial(learner, task)
+    if not params and (hasattr(learner, "outer_loss") or hasattr(learner, "outer_gradient")):
+        raise FewshotError(
+            "this backbone has no parameters to train; choose another, such as backbone=conv4, or mlp_40 for functions"
+        )
     with named_failures(backbone, x), torch.no_grad():
         with adapting(learner, 0):
             adapted = learner.adapt(params, carry, task)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fewshot.backbones.norm import RunningNorm
 from fewshot.device import out_of_memory
@@ -207,15 +207,16 @@ def named_failures(backbone: nn.Module | None, x: torch.Tensor) -> Iterator[None
             hook.remove()
 
 
-def add_noise(values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors with a tenth of their spread as noise, so that a zero hides nothing."""
-    noisy = {}
-    for name, value in values.items():
-        if value.is_floating_point():
-            spread = value.std() if value.numel() > 1 else value.abs().mean()
-            value = value + 0.1 * torch.where(spread > 0, spread, 1.0) * torch.randn_like(value)
-        noisy[name] = value
-    return noisy
+def add_noise(values: Any) -> Any:
+    """Tensors, in dictionaries or alone, with a tenth of their spread as noise, so that a zero hides nothing."""
+
+    def noisy(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            return value
+        spread = value.std() if value.numel() > 1 else value.abs().mean()
+        return value + 0.1 * torch.where(spread > 0, spread, 1.0) * torch.randn_like(value)
+
+    return tree_map(noisy, values)
 
 
 def is_same(one: torch.Tensor, other: torch.Tensor, scale: torch.Tensor | None = None, tolerance: float = SAME) -> bool:
