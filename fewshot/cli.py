@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fewshot.config import CONF, key_names, near, of_functions
 from fewshot.device import keep_freed_memory, out_of_memory
 from fewshot.errors import FewshotError, one_line
+from fewshot.paths import expand_configuration, expand_home
 from fewshot.sweeps import check_plugin, end_of_sweep, end_with, notes_of_sweep, objective, write_note
 
 MISTAKES = (FewshotError, OmegaConfBaseException, OSError)  # of a person or a machine
@@ -36,6 +37,7 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
     Args:
         function: returns the records that it wrote, the one that a search goes by first, where it wrote any.
     """
+    sys.argv[1:] = map(expand_home, sys.argv[1:])
     argv, process = sys.argv, os.getpid()
     words = [word for word in argv[1:] if not word.startswith("-")]
     sweep = bool({"-m", "--multirun"} & set(argv[1:]))
@@ -47,6 +49,7 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
         keep_freed_memory()
         records, failure = [], None
         try:
+            expand_configuration(cfg)
             records = function(cfg) or []
         except Exception as error:
             failure = said(error)

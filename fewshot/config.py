@@ -117,6 +117,7 @@ ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 PLACES = ("device", "data_dir", "runs", "run_dir", "resume", "force", "plot", "inductive_too", "records")
 OURS = "ours"  # the recipe of what no paper says
 READER_PLACES = ("root", "cache", "download", "device")
+READER_FILES = ("csv", "folder")  # of which the name says what they are, wherever they lie
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -150,7 +151,8 @@ def _placeless(value: Any) -> Any:
     """Without what says where a reader finds and keeps its files, and without what is null, at any depth."""
     if not isinstance(value, Mapping):
         return value
-    return {k: _placeless(inner) for k, inner in value.items() if k not in READER_PLACES and inner is not None}
+    kept = {k: _placeless(inner) for k, inner in value.items() if k not in READER_PLACES and inner is not None}
+    return kept | {k: Path(kept[k]).name for k in READER_FILES if isinstance(kept.get(k), str)}
 
 
 def trained_with(config: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from fewshot.errors import FewshotError
+from fewshot.paths import expand_path
 
 FORMAT = 1
 BLOCK = 1 << 24  # bytes read at once
@@ -120,12 +121,13 @@ def _head(dtype: str, shape: Sequence[int], counts: Sequence[int], names: Sequen
     return json.dumps([dtype, list(shape), list(counts), list(names)]).encode()
 
 
-def write_banks(folder: Path, splits: Mapping[str, Split], about: Mapping[str, Any]) -> None:
+def write_banks(folder: str | Path, splits: Mapping[str, Split], about: Mapping[str, Any]) -> None:
     """Write one bank per split below `folder`, all or nothing.
 
     Raises:
         FewshotError: a class without examples, or counts and names that do not fit the array.
     """
+    folder = expand_path(folder)
     listing: dict[str, Any] = {}
     for name, split in splits.items():
         if len(split.counts) != len(split.names) or sum(split.counts) != len(split.examples):
@@ -191,12 +193,13 @@ def verify(folder: Path, each: Callable[[str, list[memoryview]], object]) -> Non
             )
 
 
-def open_banks(folder: Path) -> dict[str, Bank]:
+def open_banks(folder: str | Path) -> dict[str, Bank]:
     """Open every split below `folder`, without reading the examples.
 
     Raises:
         FewshotError: `bank.json` is missing or unreadable, or an array is not what it says.
     """
+    folder = expand_path(folder)
     remedy = f"delete the folder {folder} and prepare the data again"
     try:
         listing = json.loads((folder / "bank.json").read_text(encoding="utf-8"))

@@ -29,6 +29,7 @@ from fewshot.data import pickles
 from fewshot.data.bank import Bank, Split, open_banks, write_banks
 from fewshot.data.download import fetch
 from fewshot.errors import FewshotError, one_line
+from fewshot.paths import expand_path
 
 URL = "https://storage.googleapis.com/leo-embeddings/embeddings.zip"
 FOLDERS = {"mini": "miniImageNet", "tiered": "tieredImageNet"}
@@ -65,9 +66,9 @@ def read(
         FewshotError: an argument out of range, files that are missing, damaged or not as above, or a damaged cache.
     """
     inner = _inner(dataset, kind)
-    source = _source(Path(root), inner, download)
+    source = _source(expand_path(root), inner, download)
     with _remedy(AGAIN):
-        folder = Path(cache) / f"embeddings-{dataset}-{kind}-{_key(source)}"
+        folder = expand_path(cache) / f"embeddings-{dataset}-{kind}-{_key(source)}"
         if not folder.exists():
             splits = {}
             for split in SPLITS:
@@ -100,7 +101,7 @@ def _said(path: Path) -> Any:
         raise FewshotError(f"{path}: cannot be read as JSON ({error})") from error
 
 
-def write_originals(folder: Path, banks: Mapping[str, Bank], dataset: str, kind: str) -> None:
+def write_originals(folder: str | Path, banks: Mapping[str, Bank], dataset: str, kind: str) -> None:
     """Write features in the originals' layout below `folder`, all or nothing.
 
     `read(folder, ...)` gives them back, classes sorted by name.
@@ -118,7 +119,7 @@ def write_originals(folder: Path, banks: Mapping[str, Bank], dataset: str, kind:
     Raises:
         FewshotError: other banks than these, or `folder` holds such features, or embeddings.zip, already.
     """
-    inner = _inner(dataset, kind)
+    folder, inner = expand_path(folder), _inner(dataset, kind)
     if there := [path for path in _places(folder, inner) if path.exists()]:
         raise FewshotError(f"{there[0]}: is there already: remove it, or write to another folder")
     if set(banks) != set(SPLITS):
@@ -167,8 +168,9 @@ def _source(root: Path, inner: str, download: bool) -> Path:
     if not download:
         raise FewshotError(
             f"{root}: neither embeddings.zip nor the folder {inner} is there: put {URL} there or unpack it there, "
-            "or set features.reader.download=true to fetch it, or put features of your own there in that layout "
-            "(tools/pretrain.py writes it with original=<folder>)"
+            "or set features.reader.download=true to fetch it, or features=conv4 to train an extractor on the images "
+            "that are there, or put features of your own there in that layout (tools/pretrain.py writes it with "
+            "original=<folder>)"
         )
 
     def check(path: Path) -> None:
