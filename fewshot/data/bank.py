@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, writing
 from fewshot.paths import expand_path
 
 FORMAT = 1
@@ -125,7 +125,8 @@ def write_banks(folder: str | Path, splits: Mapping[str, Split], about: Mapping[
     """Write one bank per split below `folder`, all or nothing.
 
     Raises:
-        FewshotError: a class without examples, or counts and names that do not fit the array.
+        FewshotError: a class without examples, counts and names that do not fit the array, or a folder that cannot be
+            written.
     """
     folder = expand_path(folder)
     listing: dict[str, Any] = {}
@@ -141,20 +142,21 @@ def write_banks(folder: str | Path, splits: Mapping[str, Split], about: Mapping[
             "counts": split.counts,
             "names": split.names,
         }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        for name, split in splits.items():
-            np.save(scratch / f"{name}.npy", split.examples, allow_pickle=False)
-        text = json.dumps({"format": FORMAT, "about": dict(about), "splits": listing}, indent=1)
-        (scratch / "bank.json").write_text(text + "\n", encoding="utf-8")
-        listed = folder / "bank.json"
-        if listed.exists() and listed.read_bytes() == (scratch / "bank.json").read_bytes():
-            return  # another process was first with the same bank
-        scratch.chmod(0o755)  # mkdtemp's folders are for their owner alone
-        install(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with writing(folder, "another folder for the banks, as by data_dir"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            for name, split in splits.items():
+                np.save(scratch / f"{name}.npy", split.examples, allow_pickle=False)
+            text = json.dumps({"format": FORMAT, "about": dict(about), "splits": listing}, indent=1)
+            (scratch / "bank.json").write_text(text + "\n", encoding="utf-8")
+            listed = folder / "bank.json"
+            if listed.exists() and listed.read_bytes() == (scratch / "bank.json").read_bytes():
+                return  # another process was first with the same bank
+            scratch.chmod(0o755)  # mkdtemp's folders are for their owner alone
+            install(scratch, folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def install(scratch: Path, folder: Path) -> None:

@@ -28,7 +28,7 @@ import numpy as np
 from fewshot.data import pickles
 from fewshot.data.bank import Bank, Split, open_banks, write_banks
 from fewshot.data.download import fetch
-from fewshot.errors import FewshotError, one_line
+from fewshot.errors import FewshotError, one_line, writing
 from fewshot.paths import expand_path
 
 URL = "https://storage.googleapis.com/leo-embeddings/embeddings.zip"
@@ -125,26 +125,29 @@ def write_originals(folder: str | Path, banks: Mapping[str, Bank], dataset: str,
     if set(banks) != set(SPLITS):
         raise FewshotError(f"{folder}: banks {', '.join(banks)} given: give train, val and test")
     target = folder / inner
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{kind}-", dir=target.parent))
-    try:
-        splits = {}
-        for split, bank in banks.items():
-            names = [_escaped(name) for name in bank.names]
-            rows = [(name, row) for name, size in zip(names, bank.sizes.tolist(), strict=True) for row in range(size)]
-            keys = np.array([f"0-{name}-{name}_{row:08d}" for name, row in rows], dtype=object)
-            data = {"keys": keys, "embeddings": bank.examples.cpu().numpy()}
-            with _remedy("give banks of float32 features, each class in one split"):
-                splits[split] = _split(f"{folder}: bank {split}", data)  # what `read` will make of it
-                _check_together(folder, splits, None)
-            with (scratch / f"{split}_embeddings.pkl").open("wb") as file:
-                pickle.dump(data, file, protocol=2)
-        about = json.dumps(dict(banks["train"].about), indent=1)
-        (scratch / "about.json").write_text(about + "\n", encoding="utf-8")
-        scratch.chmod(0o755)  # mkdtemp's folders are for their owner alone
-        os.rename(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with writing(target, "another folder"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{kind}-", dir=target.parent))
+        try:
+            splits = {}
+            for split, bank in banks.items():
+                names = [_escaped(name) for name in bank.names]
+                rows = [
+                    (name, row) for name, size in zip(names, bank.sizes.tolist(), strict=True) for row in range(size)
+                ]
+                keys = np.array([f"0-{name}-{name}_{row:08d}" for name, row in rows], dtype=object)
+                data = {"keys": keys, "embeddings": bank.examples.cpu().numpy()}
+                with _remedy("give banks of float32 features, each class in one split"):
+                    splits[split] = _split(f"{folder}: bank {split}", data)  # what `read` will make of it
+                    _check_together(folder, splits, None)
+                with (scratch / f"{split}_embeddings.pkl").open("wb") as file:
+                    pickle.dump(data, file, protocol=2)
+            about = json.dumps(dict(banks["train"].about), indent=1)
+            (scratch / "about.json").write_text(about + "\n", encoding="utf-8")
+            scratch.chmod(0o755)  # mkdtemp's folders are for their owner alone
+            os.rename(scratch, target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _inner(dataset: str, kind: str) -> str:

@@ -64,7 +64,7 @@ class Files:
     def where(self, name: str) -> str:
         """A file's name for people."""
         name = name if name.isprintable() else "".join(c if c.isprintable() else "?" for c in name)
-        return f"{self.root}{self.joint}{name}"
+        return name if name.startswith("/") else f"{self.root}{self.joint}{name}"
 
 
 def open_files(root: Path, page: str = "") -> Files:
