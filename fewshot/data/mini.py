@@ -16,7 +16,7 @@ import numpy as np
 from fewshot.data import pickles, tables
 from fewshot.data.bank import Bank
 from fewshot.data.download import fetch
-from fewshot.data.faults import raise_faults
+from fewshot.data.faults import FaultsError, raise_faults
 from fewshot.data.files import Files, open_files, opened
 from fewshot.data.images import Look
 from fewshot.data.layouts import (
@@ -241,6 +241,8 @@ def _listed(files: Files, lists: tables.Lists, splits: Splits) -> tuple[str, dic
     """
     try:
         _, rows = tables.listed(files, lists)
+    except FaultsError as error:
+        raise FaultsError(f"{error}; take the published list, from {LISTS}", error.faults) from error
     except FewshotError as error:
         raise FewshotError(f"{error}; take the published list, from {LISTS}") from error
     stray = [

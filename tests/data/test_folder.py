@@ -278,7 +278,10 @@ MISTAKES: dict[str, tuple[dict[str, bytes], str]] = {
     "no images": ({"readme.txt": b"", "a/1.heic": b""}, r"no images are there \(.png, .jpg.*wanted"),
     "nothing": ({"a/.DS_Store": b""}, "no images are there"),
     "an archive inside": ({"images.zip": b"PK"}, "no images are there.*; give the archive .*images.zip instead"),
-    "a class of other files": (classes() | {"class k/1.heic": b"-"}, "class class k has no images; put some there, or"),
+    "a class of other files": (
+        classes() | {"class k/1.heic": b"-"},
+        "class class k has no images, but 1 file that is no image: 1 .heic; put some there, or",
+    ),
     "such a class in a split": (SPLIT | {"val/z/1.txt": b"-"}, "class z has no images"),
     "too few classes": (classes(NAMES[:5]), "5 classes would be split 3/1/1, and each split needs 2: add classes"),
     "one class": (classes(NAMES[:1]), "1 classes would be split 1/0/0"),
@@ -404,7 +407,9 @@ def test_links_in_a_circle_end_in_an_error(root: Path, cache: Path, target: str)
     as_folder(root, classes())
     for name in ("loop 1", "loop 2"):
         (root / name).symlink_to(root / target, target_is_directory=True)
-    refused(root, cache, "class loop 1 has no images; put some there, or remove the folder")
+    refused(
+        root, cache, "2 classes without images: .*class loop 1 has no images; .*put some there, or remove the folder"
+    )
 
 
 def test_links_to_class_folders_and_back_are_followed_once(root: Path, cache: Path, tmp_path: Path):
