@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fewshot.errors import FewshotError
 
-NAMED = 3  # of many in a message
+NAMED, LETTERS = 3, 300  # of many in a message: at most so many, in so many letters
 
 
 class FaultsError(FewshotError):
@@ -33,8 +33,9 @@ def raise_faults(kind: str, faults: Sequence[str], remedy: str) -> None:
     if len(faults) == 1:
         raise FewshotError(f"{faults[0]}; {remedy}")
     if faults:
-        first, more = "; ".join(faults[:NAMED]), len(faults) - NAMED
-        message = f"{len(faults):,} {kind}: {first}; {f'and {more:,} more; ' * (more > 0)}of each: {remedy}"
+        named = next((n for n in range(NAMED, 1, -1) if len("; ".join(faults[:n])) <= LETTERS), 1)
+        first, more = "; ".join(faults[:named]), max(0, len(faults) - named)
+        message = f"{len(faults):,} {kind}: {first}; {f'and {more:,} more; ' * bool(more)}of each: {remedy}"
         raise FaultsError(message, faults)
 
 
