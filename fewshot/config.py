@@ -51,6 +51,7 @@ class TrainConfig:
     device: str = MISSING
     recipe: str | None = MISSING
     data_dir: str = MISSING
+    root: str | None = MISSING
     runs: str = MISSING
     run_dir: str | None = MISSING
     resume: str | None = MISSING
@@ -66,6 +67,7 @@ class EvaluateConfig:
 
     run: str = MISSING
     dataset: Any = None
+    root: str | None = MISSING
     data_dir: str = MISSING
     split: str | None = MISSING
     shot: int | None = MISSING
