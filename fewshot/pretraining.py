@@ -87,8 +87,8 @@ def features(
     if not (folder / "bank.json").exists():
         if not may_train:
             raise FewshotError(
-                f"{folder}: the features that this run learned on are gone, or these are not the images of the run; put them back, or "
-                "train anew"
+                f"{folder}: the features that this run learned on are gone, or these are not the images of the run; "
+                "put them back, or train anew"
             )
         extractor.to(pick_device(device))
         with only_process_in(work):

@@ -147,8 +147,10 @@ def _splits(
         )
     found, loose = class_folders(files, images)
     if split == "folders" and ("" in found or loose):
-        lack = f"{loose[0]} has images in no class folder" if loose else "no folders train, val and test are there"
-        raise FewshotError(f"{files.root}: {lack}; make them, or set {RANDOM}")
+        lack = "no folders train, val and test are there; make them"
+        if loose:
+            lack = f"the images of {', '.join(loose)} lie in no class folder; put them into some"
+        raise FewshotError(f"{files.root}: {lack}, or set {RANDOM}")
     if split != "random" and "" not in found and not (loose and len(found) == 1):
         return found, {"layout": "class folders in folders of the splits", "split_source": "the folders' own"}
     pooled = _pooled(found)
@@ -168,7 +170,8 @@ def _splits(
     source = f"{numbers} of the sorted classes, shuffled by numpy RandomState({seed})"
     about: dict[str, Any] = {"layout": layout, "split_source": source}
     if loose:
-        left = f"left out the images of {', '.join(loose)}, which lie in no class folder"
+        left = sum(posixpath.dirname(image) in loose for image in images)
+        left = f"left out {left:,} images of {', '.join(loose)}, which lie in no class folder"
         about["notes"] = [f"{left}; the {count} classes of {', '.join(sorted(found))} are split at random"]
     return splits, about
 
