@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -221,6 +222,12 @@ def _rows(name: str, setting: Mapping[str, Any], on_features: bool) -> list[dict
 
 def _listed(wanted: Any) -> list[Any]:
     return wanted if isinstance(wanted, list) else [wanted]
+
+
+def given_overrides() -> list[str]:
+    """The overrides that the running tool was given, as they were written."""
+    words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return list(words)
 
 
 def near(word: str, words: Iterable[str]) -> str:

@@ -36,7 +36,7 @@ def _expand(text: str) -> str:
     expanded = os.path.expanduser(text)
     if expanded == text and not os.path.lexists(text):
         user = text.split("/")[0]
-        raise FewshotError(f"{text}: there is no user {user[1:]}; for a file of this name write ./{text}")
+        raise FewshotError(f"{text}: there is no user {user[1:]}; for a file of this name write its whole path")
     return expanded
 
 

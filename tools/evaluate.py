@@ -8,12 +8,11 @@ latent codes of so many tasks, and a picture of them.
 
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.leo import Leo
 from fewshot.cli import main
-from fewshot.config import identity, resolved, trained_with
+from fewshot.config import given_overrides, identity, resolved, trained_with
 from fewshot.cross_domain import check_new, on_another_dataset, train_fingerprint
 from fewshot.distributed import is_main, joined, main_first
 from fewshot.drawing import check_plot, draw_test
@@ -48,7 +47,7 @@ def _evaluate(cfg: DictConfig) -> None:
     run = Path(cfg.run)
     if cfg.root is not None and cfg.dataset is not None:
         raise FewshotError(f"root={cfg.root}: is of the run's own images; of another dataset set dataset.reader.root")
-    moved = cfg.dataset is None and any(word.startswith("data_dir=") for word in HydraConfig.get().overrides.task)
+    moved = cfg.dataset is None and any(word.startswith("data_dir=") for word in given_overrides())
     trained_cfg = saved_config(run, device=cfg.device, root=cfg.root, data_dir=cfg.data_dir if moved else None)
     elsewhere = None if cfg.dataset is None else DictConfig(OmegaConf.to_container(cfg.dataset, resolve=True))
     test_cfg = trained_cfg.copy() if elsewhere is None else on_another_dataset(trained_cfg, run, elsewhere)

@@ -6,11 +6,10 @@
 
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from fewshot.cli import main
-from fewshot.config import apply_recipe
+from fewshot.config import apply_recipe, given_overrides
 from fewshot.distributed import is_main, joined
 from fewshot.drawing import check_plot, draw_test
 from fewshot.errors import FewshotError
@@ -30,7 +29,7 @@ def train(cfg: DictConfig) -> list[Path]:
 
 
 def _train(cfg: DictConfig) -> list[Path]:
-    overrides = HydraConfig.get().overrides.task
+    overrides = given_overrides()
     if cfg.resume:
         named = {override.split("=")[0]: override for override in overrides}
         if others := [named[key] for key in named if key not in ("resume", "device", *MOVED, *AGAIN)]:

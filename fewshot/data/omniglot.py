@@ -31,8 +31,8 @@ MAX_BYTES = 1 << 16  # of one png, unpacked; the largest original has under 1 KB
 LAKE_VAL = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
 DAMAGED = (OSError, ValueError, SyntaxError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 AGAIN = (
-    "remove what is there and fetch images_background.zip and images_evaluation.zip again (dataset.reader.download=true "
-    "does it)"
+    "remove what is there and fetch images_background.zip and images_evaluation.zip again "
+    "(dataset.reader.download=true does it)"
 )
 
 
