@@ -57,12 +57,15 @@ def only_process_in(folder: Path) -> Iterator[None]:
     with writing(folder, "another run_dir"):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise FewshotError(
-            f"{folder}: another process is running there; wait for it, or choose another run_dir"
-        ) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            if not isinstance(error, BlockingIOError):
+                raise
+            raise FewshotError(
+                f"{folder}: another process is running there; wait for it, or choose another run_dir"
+            ) from error
     try:
         yield
     finally:

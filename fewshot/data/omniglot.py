@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from fewshot.data.bank import Bank, Split, open_banks, write_banks
 from fewshot.data.faults import faults_listed, raise_faults
@@ -150,7 +150,8 @@ def _characters(source: Path, size: int, resample: str, expected: int) -> dict[s
             try:
                 found[character][number] = _picture(data, size, resample)
             except (*DAMAGED, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-                damaged.append(f"{source}: {name}: not a readable drawing ({one_line(error)})")
+                reason = "no image" if isinstance(error, UnidentifiedImageError) else one_line(error)
+                damaged.append(f"{source}: {name}: not a readable drawing ({reason})")
     except DAMAGED as error:
         raise FewshotError(f"{source}: cannot be read to its end ({one_line(error)}): {AGAIN}") from error
     raise_faults("files that are no drawings", stray, f"remove it, or {AGAIN}")

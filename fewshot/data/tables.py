@@ -137,7 +137,7 @@ def _below(root: Path, name: str) -> str:
         name = os.path.expanduser(name)
     if not name.startswith("/"):
         return name
-    for path, folder in ((Path(name), root.absolute()), (Path(name).resolve(), root.resolve())):
+    for path, folder in ((Path(posixpath.normpath(name)), root.absolute()), (Path(name).resolve(), root.resolve())):
         if path.is_relative_to(folder):
             return path.relative_to(folder).as_posix()
     return name
