@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fewshot.distributed import is_main
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, writing
 
 HEADER = "fewshot"
 LOCK = ".lock"
@@ -25,16 +25,25 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Replace the file in one move: after any kind of death it holds the old content or the new, never a part.
 
     Of several processes on one run the main one alone writes; in the others this does nothing.
+
+    Raises:
+        FewshotError: the file cannot be written; it holds what it held.
     """
     if not is_main():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(path.name + ".part")
-    with scratch.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    with writing(path, "another folder"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with scratch.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(scratch, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                scratch.unlink(missing_ok=True)
+            raise
 
 
 @contextlib.contextmanager
@@ -45,17 +54,18 @@ def only_process_in(folder: Path) -> Iterator[None]:
         FewshotError: another process has it, or it cannot be written to.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
+    with writing(folder, "another run_dir"):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("w")
-    except OSError as error:
-        raise FewshotError(f"{folder}: cannot be written to ({error.strerror}); choose another run_dir") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise FewshotError(
-            f"{folder}: another process is running there; wait for it, or choose another run_dir"
-        ) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            if not isinstance(error, BlockingIOError):
+                raise
+            raise FewshotError(
+                f"{folder}: another process is running there; wait for it, or choose another run_dir"
+            ) from error
     try:
         yield
     finally:

@@ -33,6 +33,7 @@ from fewshot.command_line import check_overrides, open_hydra, parse_flags, parse
 from fewshot.config import CONF, check_groups, fill_view, key_names, near
 from fewshot.device import keep_freed_memory, out_of_memory
 from fewshot.errors import FewshotError, one_line
+from fewshot.paths import expand_configuration, expand_home
 from fewshot.sweeps import end_of_sweep, end_with, notes_of_sweep, objective, write_note
 
 MISTAKES = (FewshotError, OmegaConfBaseException, OSError)  # of a person or a machine
@@ -55,6 +56,7 @@ def main(
         function: returns the records that it wrote, the one that a search goes by first, where it wrote any.
         complete: what `function` fills into the configuration by itself, given the overrides; `--cfg` shows it too.
     """
+    sys.argv[1:] = map(expand_home, sys.argv[1:])
     argv, process = sys.argv, os.getpid()
     notes: Path | None = None
 
@@ -64,6 +66,7 @@ def main(
         keep_freed_memory()
         records, failure = [], None
         try:
+            expand_configuration(cfg)
             check_groups(cfg)
             fill_view(cfg)
             records = function(cfg) or []

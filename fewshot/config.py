@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -51,6 +52,7 @@ class TrainConfig:
     device: str = MISSING
     recipe: str | None = MISSING
     data_dir: str = MISSING
+    root: str | None = MISSING
     runs: str = MISSING
     run_dir: str | None = MISSING
     resume: str | None = MISSING
@@ -66,6 +68,7 @@ class EvaluateConfig:
 
     run: str = MISSING
     dataset: Any = None
+    root: str | None = MISSING
     data_dir: str = MISSING
     split: str | None = MISSING
     way: int | None = MISSING
@@ -180,6 +183,7 @@ PLACES = ("device", "data_dir", "runs", "run_dir", "resume", "force", "plot", "i
 OURS = "ours"  # the recipe of what no paper says
 NAMED = {"algorithm": "learner", "dataset": "reader", "features": "reader", "backbone": "network"}
 READER_PLACES = ("root", "cache", "download", "device")
+READER_FILES = ("csv", "folder")  # of which the name says what they are, wherever they lie
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -239,7 +243,8 @@ def _placeless(value: Any) -> Any:
     """Without what says where a reader finds and keeps its files, and without what is null, at any depth."""
     if not isinstance(value, Mapping):
         return value
-    return {k: _placeless(inner) for k, inner in value.items() if k not in READER_PLACES and inner is not None}
+    kept = {k: _placeless(inner) for k, inner in value.items() if k not in READER_PLACES and inner is not None}
+    return kept | {k: Path(kept[k]).name for k in READER_FILES if isinstance(kept.get(k), str)}
 
 
 def trained_with(config: Mapping[str, Any]) -> str:
@@ -306,6 +311,12 @@ def _rows(name: str, setting: Mapping[str, Any], on_features: bool) -> list[dict
 
 def _listed(wanted: Any) -> list[Any]:
     return wanted if isinstance(wanted, list) else [wanted]
+
+
+def given_overrides() -> list[str]:
+    """The overrides that the running tool was given, as they were written."""
+    words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return list(words)
 
 
 def near(word: str, words: Iterable[str]) -> str:

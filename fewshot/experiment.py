@@ -210,7 +210,7 @@ def read_sources(cfg: DictConfig, known: Path | None = None) -> dict[str, Any]:
         if theirs is not None and theirs.get(name) != found.fingerprint:
             raise FewshotError(
                 f"{known}: this run is on other data (its split {name} differs from what the readers find now); "
-                "put that data back, or choose another run_dir"
+                "put that data back, name its place by root=<path>, or train anew in another run_dir"
             )
     return sources
 

@@ -29,6 +29,7 @@ from fewshot.data.bank import Bank, Split, open_banks, write_banks
 from fewshot.device import pick_device
 from fewshot.errors import FewshotError
 from fewshot.evaluation import evaluate
+from fewshot.paths import expand_path
 from fewshot.progress import progress_bar
 from fewshot.random import fold, permutation, stream
 from fewshot.tasks.sampler import Sampler
@@ -81,11 +82,13 @@ def features(
     words = json.dumps([made_of, initial, choices, dict(settings), str(seen)], sort_keys=True)
     key = hashlib.sha256(words.encode()).hexdigest()[:12]
     title = f"{images['train'].about.get('dataset', 'images')}-{name}-{key}"
-    folder, work = Path(cache) / f"features-{title}", Path(cache) / "extractors" / title
+    cache = expand_path(cache)
+    folder, work = cache / f"features-{title}", cache / "extractors" / title
     if not (folder / "bank.json").exists():
         if not may_train:
             raise FewshotError(
-                f"{folder}: the features that this run learned on are gone; put them back, or train anew"
+                f"{folder}: the features that this run learned on are gone, or these are not the images of the run; "
+                "put them back, or train anew"
             )
         extractor.to(pick_device(device))
         with only_process_in(work):
@@ -117,9 +120,10 @@ def open_features(images: Mapping[str, Bank], folder: str | Path) -> dict[str, B
         FewshotError: the extractor was trained on other images than the meta-train classes at hand, or the features
             are of other images.
     """
-    if not (Path(folder) / "bank.json").is_file():
+    folder = expand_path(folder)
+    if not (folder / "bank.json").is_file():
         raise FewshotError(f"{folder}: no features there; give the folder that tools/pretrain.py printed")
-    banks = open_banks(Path(folder))
+    banks = open_banks(folder)
     made_of = next(iter(banks.values())).about.get("extractor", {}).get("images", {})
     for split in ("train", "val", "test"):
         if made_of.get(split) != images[split].fingerprint:

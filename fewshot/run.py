@@ -28,6 +28,7 @@ from fewshot.experiment import (
     tasks_of,
     training_tasks,
 )
+from fewshot.paths import absolute_paths
 from fewshot.progress import TrainingDisplay
 from fewshot.report.record import read_record, task_name, write_record
 from fewshot.run_folder import DATA, is_finished, run_folder
@@ -126,7 +127,7 @@ def _begin(folder: Path, cfg: DictConfig, run: Experiment, training: Tasks) -> N
             path.unlink(missing_ok=True)
         shutil.rmtree(folder / "tests", ignore_errors=True)  # they are of the weights that go
     # A GPU by its number only where a person named one: resumed by several processes, each takes its own.
-    saved = run.config | {"device": cfg.device if ":" in cfg.device else run.device.type}
+    saved = absolute_paths(run.config) | {"device": cfg.device if ":" in cfg.device else run.device.type}
     data: dict[str, Any] = {name: source.fingerprint for name, source in run.sources.items()}
     data |= {"shape": run.shape, "classes": training.source.names}
     write_atomically(folder / DATA, (json.dumps(data, indent=1) + "\n").encode())

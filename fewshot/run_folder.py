@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from yaml import YAMLError
 from fewshot.checkpoint import LOCK
 from fewshot.config import PLACES, TrainConfig, identity, of_functions, resolved
 from fewshot.errors import FewshotError
+from fewshot.paths import PATH_KEYS
 
 # Keys that runs of earlier versions lack.
-LATER = {"plot": False, "inductive_too": False, "records": None, "test": {"steps": None}}
+LATER = {"plot": False, "inductive_too": False, "records": None, "root": None, "test": {"steps": None}}
 DATA = "data.json"  # what a run began with
 OURS = (LOCK, "config.yaml.part", DATA, f"{DATA}.part")  # what a run that died in its first moments leaves
 
@@ -49,11 +51,18 @@ def is_finished(folder: Path, cfg: DictConfig) -> bool:
     return (folder / "record.json").exists()
 
 
-def saved_config(folder: Path, *, device: str | None = None) -> DictConfig:
+def saved_config(
+    folder: Path, *, device: str | None = None, root: str | None = None, data_dir: str | None = None
+) -> DictConfig:
     """The configuration of a run, to be continued or tested where it lies.
 
+    Args:
+        device: in place of the run's own.
+        root: where the run's images lie now, or, of published features, those.
+        data_dir: what the run's folder of data is now.
+
     Raises:
-        FewshotError: the folder holds no run.
+        FewshotError: the folder holds no run, or one without such files.
     """
     listed = folder / "config.yaml"
     if not listed.is_file():
@@ -69,7 +78,35 @@ def saved_config(folder: Path, *, device: str | None = None) -> DictConfig:
         reason = str(error).splitlines()[0]
         raise FewshotError(f"{listed}: damaged, or not of this version ({reason}); choose another folder") from error
     assert isinstance(cfg, DictConfig)
+    if data_dir is not None:
+        if not Path(data_dir).is_dir():
+            raise FewshotError(f"data_dir={data_dir}: no such folder; name the one that the run's data lie in now")
+        _move_files(cfg, Path(cfg.data_dir), Path(data_dir).absolute(), PATH_KEYS)
+        cfg.data_dir = data_dir
+    if root is not None:
+        published = OmegaConf.select(cfg, "features.name") == "published"
+        reader = cfg.features.reader if published else cfg.dataset.reader
+        if OmegaConf.is_missing(reader, "root") or reader.get("root") is None:
+            raise FewshotError(f"root={root}: {cfg.dataset.name} are made, not read; leave it out")
+        if not Path(root).exists():
+            raise FewshotError(f"root={root}: no such file or folder; name one that is there")
+        _move_files(cfg, Path(reader.root), Path(root).absolute(), ("root", "csv"))
     return cfg
+
+
+def _move_files(cfg: DictConfig, old: Path, new: Path, keys: Collection[str]) -> None:
+    """Let the readers of a run's configuration look below `new` for what they had at `old` or below it."""
+
+    def move(node: DictConfig) -> None:
+        for key, value in node.items_ex(resolve=False):
+            if isinstance(value, DictConfig):
+                move(value)
+            elif key in keys and isinstance(value, str) and Path(value).is_relative_to(old):
+                node[key] = str(new / Path(value).relative_to(old))
+
+    for name in ("dataset", "features"):
+        if isinstance(node := OmegaConf.select(cfg, f"{name}.reader"), DictConfig):
+            move(node)
 
 
 def began_with(folder: Path) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 
 from fewshot.checkpoint import write_atomically
+from fewshot.config import given_overrides
 from fewshot.errors import FewshotError
 from fewshot.report.record import metric_of, read_record
 
@@ -86,7 +87,7 @@ def write_note(notes: Path, records: list[Path], failure: str | None) -> None:
     """Say what became of the run that this process is in: the records it left, or what it failed of."""
     hydra = HydraConfig.get()
     note = {
-        "overrides": list(hydra.overrides.task),
+        "overrides": given_overrides(),
         "records": [str(record.resolve()) for record in records],
         "failure": failure,
     }

@@ -21,6 +21,7 @@ from fewshot.distributed import added, is_main, placed, share, world
 from fewshot.episodes import Tasks
 from fewshot.errors import FewshotError
 from fewshot.outer import Faults, apply, make_optimizer, restore, slots
+from fewshot.paths import expand_path
 
 
 @dataclass
@@ -62,7 +63,7 @@ def train(
     tasks: Tasks,
     settings: TrainSettings,
     engine: Engine,
-    folder: Path,
+    folder: str | Path,
     validate: Callable[[Tensors, Tensors], float],
     show: Callable[[int, dict[str, float]], None],
 ) -> None:
@@ -78,6 +79,7 @@ def train(
     Raises:
         FewshotError: a loss or gradient that is not finite; the checkpoints stay as they were.
     """
+    folder = expand_path(folder)
     check_choice("train.select", settings.select, ("best", "last"))
     for name in ("clip", "clip_norm"):
         if (limit := getattr(settings, name)) is not None and not limit > 0:
@@ -175,7 +177,7 @@ def check_shareable(learner: Learner, meta_batch: int, processes: int) -> None:
 
 
 def selected(
-    learner: Learner, settings: TrainSettings, folder: Path, device: torch.device, checkpoint: str | None = None
+    learner: Learner, settings: TrainSettings, folder: str | Path, device: torch.device, checkpoint: str | None = None
 ) -> Trained:
     """The parameters that the test is about: the best on validation, or the last, as `settings.select` says.
 
@@ -186,11 +188,11 @@ def selected(
     Raises:
         FewshotError: there is no such checkpoint, or it is damaged or of another learner.
     """
-    last, best = checkpoints(folder)
+    last, best = checkpoints(expand_path(folder))
     _, state = load_checkpoint(last, "cpu")
     path = best if settings.select == "best" and state["best"] is not None else last
     if checkpoint is not None:
-        path = {"best": best, "last": last}.get(checkpoint, Path(checkpoint))
+        path = {"best": best, "last": last}.get(checkpoint, expand_path(checkpoint))
         if path.resolve().parent != last.resolve().parent:
             raise FewshotError(f"checkpoint={checkpoint}: no checkpoint of the run; name a file in {last.parent}")
         if not path.exists():

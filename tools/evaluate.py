@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.leo import Leo
 from fewshot.cli import main
-from fewshot.config import identity, resolved, trained_with
+from fewshot.config import given_overrides, identity, resolved, trained_with
 from fewshot.cross_domain import check_new, on_another_dataset, train_fingerprint
 from fewshot.distributed import is_main, joined, main_first
 from fewshot.drawing import check_plot, draw_test
@@ -46,7 +46,10 @@ def evaluate(cfg: DictConfig) -> None:
 
 def _evaluate(cfg: DictConfig) -> None:
     run = Path(cfg.run)
-    trained_cfg = saved_config(run, device=cfg.device)
+    if cfg.root is not None and cfg.dataset is not None:
+        raise FewshotError(f"root={cfg.root}: is of the run's own images; of another dataset set dataset.reader.root")
+    moved = cfg.dataset is None and any(word.startswith("data_dir=") for word in given_overrides())
+    trained_cfg = saved_config(run, device=cfg.device, root=cfg.root, data_dir=cfg.data_dir if moved else None)
     elsewhere = None if cfg.dataset is None else DictConfig(OmegaConf.to_container(cfg.dataset, resolve=True))
     test_cfg = trained_cfg.copy() if elsewhere is None else on_another_dataset(trained_cfg, run, elsewhere)
     if cfg.rotations is not None and "rotations" not in test_cfg.dataset:

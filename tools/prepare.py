@@ -24,6 +24,8 @@ def prepare(cfg: DictConfig) -> None:
             raise FewshotError(
                 f"source={cfg.source}: {name} are made, not read; say of what it is: dataset=folder, or another"
             )
+        if not Path(cfg.source).exists() and not reader.get("download"):
+            raise FewshotError(f"source={cfg.source}: no such file or folder; name one that is there")
         reader.root = cfg.source
     resolved(cfg)
     cache = Path(reader.cache)
@@ -33,6 +35,9 @@ def prepare(cfg: DictConfig) -> None:
     about = next(iter(banks.values())).about
     if cfg.source is not None and not cfg.force and folder.name in before:
         print(f"{cfg.source} was not read: this was there already; force=true converts {cfg.source} in its place")
+    if folder.name in before and not cfg.force:
+        for note in about.get("notes", []):
+            print(f"{name}: {note}")
     print(f"{name}, from {about.get('layout', about.get('source', reader._target_))}: {folder}")
     rows = [
         (split, len(bank.names), len(bank.examples), f"{int(bank.sizes.min())} ({bank.names[bank.sizes.argmin()]})",

@@ -6,17 +6,17 @@ started again, it continues. The network and its training are set under `feature
 
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from fewshot.cli import main
+from fewshot.config import given_overrides
 from fewshot.data.embeddings import write_originals
 from fewshot.errors import FewshotError
 from fewshot.experiment import read_sources
 
 
 def pretrain(cfg: DictConfig) -> None:
-    for override in HydraConfig.get().overrides.task:
+    for override in given_overrides():
         if override.startswith("backbone."):
             raise FewshotError(f"{override}: of an extractor, write features.{override.removeprefix('backbone.')}")
     if "settings" not in cfg.features.get("reader", {}):

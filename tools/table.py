@@ -33,7 +33,6 @@ def table(cfg: DictConfig) -> None:
     if cfg.out is None:
         print(text)
     else:
-        Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(Path(cfg.out), f"{text}\n".encode())
         print(f"wrote {cfg.out}")
 

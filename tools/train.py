@@ -7,11 +7,10 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from fewshot.cli import main
-from fewshot.config import apply_recipe
+from fewshot.config import apply_recipe, given_overrides
 from fewshot.distributed import is_main, joined
 from fewshot.drawing import check_plot, draw_test
 from fewshot.errors import FewshotError
@@ -21,6 +20,7 @@ from fewshot.run import tested_inductively, training_run
 from fewshot.run_folder import saved_config
 from fewshot.training import TrainSettings, selected
 
+MOVED = ("root", "data_dir")  # what may be said of a run whose files moved
 AGAIN = ("plot", "inductive_too", "records")  # what may be said of a run that is resumed
 
 
@@ -36,15 +36,18 @@ def train(cfg: DictConfig) -> list[Path]:
 
 
 def _train(cfg: DictConfig) -> list[Path]:
-    overrides = HydraConfig.get().overrides.task
+    overrides = given_overrides()
     if cfg.resume:
         named = {override.split("=")[0]: override for override in overrides}
-        if others := [named[key] for key in named if key not in ("resume", "device", *AGAIN)]:
+        if others := [named[key] for key in named if key not in ("resume", "device", *MOVED, *AGAIN)]:
             raise FewshotError(f"resume={cfg.resume}: the run keeps its own settings; leave out {' '.join(others)}")
         given = {"plot": False} | {key: cfg[key] for key in AGAIN if key in named}
-        cfg = saved_config(Path(cfg.resume), device=None if cfg.device == "auto" else cfg.device)
+        moved = {key: cfg[key] for key in MOVED if key in named}
+        cfg = saved_config(Path(cfg.resume), device=None if cfg.device == "auto" else cfg.device, **moved)
         cfg.update(given)
     else:
+        if cfg.root is not None:
+            raise FewshotError(f"root={cfg.root}: is for resume=<run folder>; of a new run set dataset.reader.root")
         complete(cfg, overrides)
     if cfg.plot:
         check_plot(cfg)

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, writing
+from fewshot.paths import expand_path
 
 FORMAT = 1
 BLOCK = 1 << 24  # bytes read at once
@@ -120,12 +121,14 @@ def _head(dtype: str, shape: Sequence[int], counts: Sequence[int], names: Sequen
     return json.dumps([dtype, list(shape), list(counts), list(names)]).encode()
 
 
-def write_banks(folder: Path, splits: Mapping[str, Split], about: Mapping[str, Any]) -> None:
+def write_banks(folder: str | Path, splits: Mapping[str, Split], about: Mapping[str, Any]) -> None:
     """Write one bank per split below `folder`, all or nothing.
 
     Raises:
-        FewshotError: a class without examples, or counts and names that do not fit the array.
+        FewshotError: a class without examples, counts and names that do not fit the array, or a folder that cannot be
+            written.
     """
+    folder = expand_path(folder)
     listing: dict[str, Any] = {}
     for name, split in splits.items():
         if len(split.counts) != len(split.names) or sum(split.counts) != len(split.examples):
@@ -139,20 +142,21 @@ def write_banks(folder: Path, splits: Mapping[str, Split], about: Mapping[str, A
             "counts": split.counts,
             "names": split.names,
         }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        for name, split in splits.items():
-            np.save(scratch / f"{name}.npy", split.examples, allow_pickle=False)
-        text = json.dumps({"format": FORMAT, "about": dict(about), "splits": listing}, indent=1)
-        (scratch / "bank.json").write_text(text + "\n", encoding="utf-8")
-        listed = folder / "bank.json"
-        if listed.exists() and listed.read_bytes() == (scratch / "bank.json").read_bytes():
-            return  # another process was first with the same bank
-        scratch.chmod(0o755)  # mkdtemp's folders are for their owner alone
-        install(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with writing(folder, "another folder for the banks, as by data_dir"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            for name, split in splits.items():
+                np.save(scratch / f"{name}.npy", split.examples, allow_pickle=False)
+            text = json.dumps({"format": FORMAT, "about": dict(about), "splits": listing}, indent=1)
+            (scratch / "bank.json").write_text(text + "\n", encoding="utf-8")
+            listed = folder / "bank.json"
+            if listed.exists() and listed.read_bytes() == (scratch / "bank.json").read_bytes():
+                return  # another process was first with the same bank
+            scratch.chmod(0o755)  # mkdtemp's folders are for their owner alone
+            install(scratch, folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def install(scratch: Path, folder: Path) -> None:
@@ -191,12 +195,13 @@ def verify(folder: Path, each: Callable[[str, list[memoryview]], object]) -> Non
             )
 
 
-def open_banks(folder: Path) -> dict[str, Bank]:
+def open_banks(folder: str | Path) -> dict[str, Bank]:
     """Open every split below `folder`, without reading the examples.
 
     Raises:
         FewshotError: `bank.json` is missing or unreadable, or an array is not what it says.
     """
+    folder = expand_path(folder)
     remedy = f"delete the folder {folder} and prepare the data again"
     try:
         listing = json.loads((folder / "bank.json").read_text(encoding="utf-8"))

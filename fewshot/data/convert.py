@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -22,10 +23,11 @@ from typing import IO, Any
 import numpy as np
 
 from fewshot.data.bank import FORMAT, fingerprint_of_file, install, open_banks, verify
+from fewshot.data.faults import raise_faults
 from fewshot.data.files import DAMAGED
 from fewshot.data.images import Look, example
 from fewshot.data.parts import Part, check_parts
-from fewshot.errors import FewshotError, one_line
+from fewshot.errors import FewshotError, one_line, writing
 from fewshot.progress import progress_bar
 
 AT_ONCE = 256  # images decoded between two writes
@@ -41,6 +43,7 @@ def convert(
     *,
     leaks: str = "refuse",
     again: bool = False,
+    source: str = "",
 ) -> None:
     """Write the banks of some splits below `folder`; nothing is there before all is there.
 
@@ -53,53 +56,59 @@ def convert(
         about: the reader's own words; they say what is converted, so that other words begin anew.
         leaks: of images that two splits share: "refuse" them, or "count" them in about["shared_images"].
         again: replace banks that are there.
+        source: what the images are of, where the name of the folder changes with them, for `remove_attempts`.
 
     Raises:
-        FewshotError: a class without images, an unreadable image, one that two splits share, or no room on the disk.
+        FewshotError: a class without images, unreadable images, such as two splits share, or a folder that cannot be
+            written.
     """
     check_parts(str(folder), parts)
     work, title = folder.with_name(folder.name + ".part"), f"converting {about.get('dataset', 'images')}"
     key = _key(parts, look, about)
-    try:
-        with _lock(work):
-            if (folder / "bank.json").exists() and not again:
-                shutil.rmtree(work, ignore_errors=True)
-                return
-            done = _begun(work, key, parts, look)
-            total = sum(len(part.labels) for part in parts.values())
-            with progress_bar(title, total, sum(done.values())) as advance:
-                for split, part in parts.items():
-                    _write(work, key, done, split, part, look, advance)
-            listing: dict[str, Any] = {}
-            with progress_bar("checking", total) as advance:
-                shared = Shared(advance)
-                for split, part in parts.items():
-                    sizes = np.bincount(part.labels).tolist()
-                    sha256 = fingerprint_of_file(work / f"{split}.npy", sizes, part.names, partial(shared.add, split))
-                    listing[split] = {"sha256": sha256, "dtype": "uint8", "shape": [sum(sizes), *look.shape]}
-                    listing[split] |= {"counts": sizes, "names": list(part.names)}
-            if shared.found and leaks == "refuse":
-                one, other = (
-                    f"{parts[split].where(int(np.flatnonzero(parts[split].rows == row)[0]))} ({split})"
-                    for split, row in shared.found[0]
-                )
-                raise FewshotError(
-                    f"{one} is the same image as {other}, {len(shared.found)} such images in all: a leak; remove one "
-                    "of each, or set dataset.reader.leaks=count"
-                )
-            text = json.dumps(
-                {"format": FORMAT, "about": dict(about) | {"shared_images": len(shared.found)}, "splits": listing},
-                indent=1,
-            )
-            (work / "bank.json").write_text(text + "\n", encoding="utf-8")
-            install(work, folder)
-            # The lock goes last: who opened it before waits for it, and who comes now makes a folder anew.
-            for left in ("progress.json", "lock"):
-                (folder / left).unlink(missing_ok=True)
-    except OSError as error:
-        raise FewshotError(
-            f"{work}: cannot be written ({error.strerror or error}); make room, then the same command goes on"
-        ) from error
+    with writing(work, "another folder for the banks, as by data_dir"), _lock(work, source):
+        if (folder / "bank.json").exists() and not again:
+            shutil.rmtree(work, ignore_errors=True)
+            return
+        done = _begun(work, key, parts, look)
+        total = sum(len(part.labels) for part in parts.values())
+        damaged: list[str] = []
+        with progress_bar(title, total, sum(done.values())) as advance:
+            for split, part in parts.items():
+                damaged += _write(work, key, done, split, part, look, advance)
+        raise_faults("damaged images", damaged, "replace it, or remove it")
+        listing: dict[str, Any] = {}
+        with progress_bar("checking", total) as advance:
+            shared = Shared(advance)
+            for split, part in parts.items():
+                sizes = np.bincount(part.labels).tolist()
+                sha256 = fingerprint_of_file(work / f"{split}.npy", sizes, part.names, partial(shared.add, split))
+                listing[split] = {"sha256": sha256, "dtype": "uint8", "shape": [sum(sizes), *look.shape]}
+                listing[split] |= {"counts": sizes, "names": list(part.names)}
+        if shared.found and leaks == "refuse":
+            image = {split: np.argsort(part.rows) for split, part in parts.items()}  # of each row
+            pairs = [[f"{parts[s].where(int(image[s][row]))} ({s})" for s, row in pair] for pair in shared.found]
+            texts = [f"{one} is the same image as {other}: a leak" for one, other in pairs]
+            raise_faults("images that two splits share", texts, "remove one, or set dataset.reader.leaks=count")
+        text = json.dumps(
+            {"format": FORMAT, "about": dict(about) | {"shared_images": len(shared.found)}, "splits": listing},
+            indent=1,
+        )
+        (work / "bank.json").write_text(text + "\n", encoding="utf-8")
+        install(work, folder)
+        # The lock goes last: who opened it before waits for it, and who comes now makes a folder anew.
+        for left in ("progress.json", "lock"):
+            (folder / left).unlink(missing_ok=True)
+    for note in about.get("notes", []):
+        print(f"{about.get('dataset', 'images')}: {note}", file=sys.stderr)
+
+
+def remove_attempts(cache: Path, source: str) -> None:
+    """Remove what earlier conversions of a source, as in `convert`, left, unless another process is at it."""
+    for work in cache.glob("*.part"):
+        with suppress(OSError), (work / "lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock.read() == source:
+                shutil.rmtree(work)
 
 
 class Shared:
@@ -138,15 +147,21 @@ def check(folder: Path) -> int:
     return len(shared.found)
 
 
-def _lock(work: Path) -> IO[str]:
-    """The file that keeps other processes out of `work` until it is closed, or the process ends, however it does."""
+def _lock(work: Path, source: str) -> IO[str]:
+    """The file that keeps other processes out of `work` until it is closed, or the process ends, however it does.
+
+    It says the source.
+    """
     while True:
         work.mkdir(parents=True, exist_ok=True)
         # Whoever had it until now has taken the folder away, lock and all, if it is done.
         with suppress(FileNotFoundError), ExitStack() as stack:
-            lock = stack.enter_context((work / "lock").open("w"))
+            lock = stack.enter_context((work / "lock").open("a"))
             fcntl.flock(lock, fcntl.LOCK_EX)
             if os.path.samestat(os.fstat(lock.fileno()), (work / "lock").stat()):
+                lock.truncate(0)
+                lock.write(source)
+                lock.flush()
                 stack.pop_all()
                 return lock
 
@@ -183,44 +198,55 @@ def _write(
     part: Part,
     look: Look,
     advance: Callable[[str, int], None],
-) -> None:
-    """Put the images of a split that are not done yet in their places."""
-    images = chain.from_iterable(map(part.images, [done[split]]))  # which opens the source at the first one
+) -> list[str]:
+    """Put the images of a split that are not done yet in their places.
+
+    Returns:
+        Where an image is damaged, and what is wrong with it; only what comes before the first one counts as done.
+    """
+    at, count = done[split], len(part.labels)
+    images = chain.from_iterable(map(part.images, [at]))  # which opens the source at the first one
     size = int(np.prod(look.shape))
+    faults: list[str] = []
     with (work / f"{split}.npy").open("r+b") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
-        start = file.seek(0, os.SEEK_END) - len(part.labels) * size
+        start = file.seek(0, os.SEEK_END) - count * size
         note = 0
-        while done[split] < len(part.labels):
-            first = done[split]
+        while at < count:
+            first, held = at, 0
+            lost: list[str] = []
             batch: list[bytes | np.ndarray] = []
-            held = 0
             try:
-                for data in islice(images, min(AT_ONCE, len(part.labels) - first)):
+                for data in islice(images, min(AT_ONCE, count - first)):
                     batch.append(data)
                     held += data.nbytes if isinstance(data, np.ndarray) else len(data)
                     if held >= BYTES_AT_ONCE:
                         break
             except DAMAGED as error:
-                where = part.where(first + len(batch))
-                raise FewshotError(
-                    f"{where}: cannot be read ({one_line(error)}); mend it, or fetch it again"
-                ) from error
-            if not batch:
+                lost = [f"{part.where(first + len(batch))}: cannot be read ({one_line(error)})"]
+                if not part.apart:
+                    raise FewshotError(f"{lost[0]}; mend it, or fetch it again") from error
+                images = chain.from_iterable(map(part.images, [first + len(batch) + 1]))
+            if not batch and not lost:
                 raise FewshotError(f"{part.where(first)}: the source ends before it; fetch it again")
-            for offset, made in enumerate(pool.map(lambda data: _try(data, look), batch)):
+            for place, made in enumerate(pool.map(lambda data: _try(data, look), batch), start=first):
                 if isinstance(made, ValueError):
-                    raise FewshotError(f"{part.where(first + offset)}: {made}; replace it, or remove it")
-                file.seek(start + int(part.rows[first + offset]) * size)
+                    faults.append(f"{part.where(place)}: {made}")
+                    continue
+                file.seek(start + int(part.rows[place]) * size)
                 file.write(np.ascontiguousarray(made).data)
-            done[split] += len(batch)
+                if not faults:
+                    done[split] = place + 1
+            faults += lost
+            at += len(batch) + len(lost)
             note += 1
-            if note % SAVE_EVERY == 0 or done[split] == len(part.labels):
+            if note % SAVE_EVERY == 0 or at == count:
                 file.flush()
                 os.fsync(file.fileno())
                 state = work / "progress.json.new"
                 state.write_text(json.dumps({"key": key, "done": done}), encoding="utf-8")
                 os.replace(state, work / "progress.json")
-            advance(split, len(batch))
+            advance(split, len(batch) + len(lost))
+    return faults
 
 
 def _try(data: bytes | np.ndarray, look: Look) -> np.ndarray | ValueError:

@@ -6,14 +6,27 @@ import gzip
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from fewshot.data.bank import Bank
 from fewshot.data.download import fetch
+from fewshot.data.faults import raise_faults
 from fewshot.data.files import ARCHIVES, DAMAGED, Files, open_files
 from fewshot.data.images import Look, web_page
-from fewshot.data.layouts import PARTLY, SPLIT_WORDS, SPLITS, check_official, known_folders, official, published_banks
+from fewshot.data.layouts import (
+    PARTLY,
+    SPLIT_WORDS,
+    SPLITS,
+    check_official,
+    known_folders,
+    official,
+    other_ways,
+    passed_over,
+    published_banks,
+)
 from fewshot.data.parts import Part, part_of_files
 from fewshot.errors import FewshotError, one_line
+from fewshot.paths import expand_path
 
 NAME = "CUB_200_2011"
 # As in learn2learn 0.2.0, learn2learn/vision/datasets/cu_birds200.py.
@@ -53,9 +66,11 @@ def read(
         FewshotError: an argument out of range, images that are missing, too many or damaged, or a damaged cache.
     """
 
-    def find(command: str) -> tuple[dict[str, Part], dict[str, str]]:
+    root = expand_path(root)
+
+    def find(command: str) -> tuple[dict[str, Part], dict[str, Any]]:
         splits = official("cub")
-        files, found = _source(Path(root), splits, download, command)
+        files, found = _source(root, splits, download, command)
         parts = {
             split: part_of_files(files, {name: found[name] for name in splits[split] if name in found})
             for split in SPLITS
@@ -66,17 +81,20 @@ def read(
             _check_listing(files, [name for names in found.values() for name in names])
             if sum(totals.values()) != IMAGES:
                 raise FewshotError(f"{files.root}: {sum(totals.values())} images, not {IMAGES}{PARTLY}")
-        is_split = all(PurePosixPath("/", names[0]).parents[1].name.lower() in SPLIT_WORDS for names in found.values())
+        is_split = all(
+            any(name.lower() in SPLIT_WORDS for name in names[0].split("/")[:-2]) for names in found.values()
+        )
         layout = "class folders of each split" if is_split else "class folders"
         layout += " in a folder" if files.root.is_dir() else " in an archive"
         about = {"source": "CUB-200-2011 (Wah et al. 2011), whole images", "layout": layout}
-        return parts, about | {"split_source": "Chen et al. 2019: classes by index modulo 2 and 4, 100/50/50"}
+        about["split_source"] = "Chen et al. 2019: classes by index modulo 2 and 4, 100/50/50"
+        return parts, about | passed_over(files, splits)
 
     return published_banks("cub", root, cache, Look(size, 3, resize, resample), complete, again, find)
 
 
 def _source(
-    root: Path, splits: dict[str, list[str]], download: bool, command: str
+    root: Path, splits: dict[str, list[str]], download: bool, command: str, tried: bool = False
 ) -> tuple[Files, dict[str, list[str]]]:
     """What is read, and the images of each class in it. The archive comes first: it is what the authors publish."""
     archives = [path for suffix in (".tgz", *ARCHIVES) if (path := root / f"{NAME}{suffix}").is_file()]
@@ -88,15 +106,15 @@ def _source(
             return files, found
     if download and not archives and not root.is_file():
         fetch(URL, root / f"{NAME}.tgz", check=_check_download, what=f"{NAME}.tgz")
-        return _source(root, splits, False, command)
+        return _source(root, splits, False, command, tried=True)
     if archives or root.is_file():
         raise FewshotError(
             f"{archives[0] if archives else root}: without class folders of CUB-200-2011, such as {splits['train'][0]}"
-            f": replace it by {NAME}.tgz from {PAGE}, or {command} source=<path>"
+            f": replace it by {NAME}.tgz from {PAGE}, or name another place by source=<path>"
         )
     raise FewshotError(
-        f"{root}: no CUB-200-2011 is there: put {NAME}.tgz from {PAGE} there, or the folder {NAME} that it unpacks to, "
-        f"or {command} source=<path>, or {command} dataset.reader.download=true"
+        f"{root}: no CUB-200-2011 is there: put {NAME}.tgz from {PAGE} there, or the folder {NAME} that it unpacks to"
+        f"{other_ways(root, command, download or tried)}"
     )
 
 
@@ -130,12 +148,13 @@ def _check_listing(files: Files, images: Iterable[str]) -> None:
     except DAMAGED as error:
         raise FewshotError(f"{where}: cannot be read ({one_line(error)}); fetch it again") from error
     there = {"/".join(PurePosixPath(image).parts[-2:]): image for image in images}
+    faults = []
     for number, line in enumerate(lines, start=1):
         index, _, image = line.strip().partition(" ")
         if not index.isdecimal() or image.count("/") != 1:
             raise FewshotError(f"{where}: line {number} is not '<number> <class>/<image>'; fetch it again")
         if there.pop(image, None) is None:
-            raise FewshotError(f"{where}: line {number}: a row whose image is missing: {image}; fetch it again{PARTLY}")
-    if there:
-        stray = min(there.values())
-        raise FewshotError(f"{files.where(stray)}: not listed in images.txt; remove it{PARTLY}")
+            faults.append(f"{where}: line {number}: a row whose image is missing: {image}")
+    raise_faults("rows without an image", faults, f"fetch it again{PARTLY}")
+    stray = [f"{files.where(image)}: not listed in images.txt" for image in sorted(there.values())]
+    raise_faults("images that are not listed", stray, f"remove it{PARTLY}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import http.client
 import os
@@ -15,7 +16,7 @@ from typing import BinaryIO
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from fewshot.errors import FewshotError, one_line
+from fewshot.errors import NO_ROOM, NOT_ALLOWED, FewshotError, one_line, writing
 
 BLOCK = 1 << 18
 TIMEOUT = 30  # seconds without a single byte
@@ -38,8 +39,10 @@ def fetch(url: str, path: Path, *, check: Callable[[Path], None], what: str) -> 
         FewshotError: the file cannot be had, or is not the wanted one; with the way to fetch it by hand.
     """
     part, by_hand = path.with_name(path.name + ".part"), f"download {url} by hand to {path}"
-    try:
+    with writing(path, "another folder for the data, as by data_dir"):
         path.parent.mkdir(parents=True, exist_ok=True)
+        part.open("ab").close()
+    try:
         with part.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # held until the file is closed, or the process dies
             if not path.exists():
@@ -55,6 +58,9 @@ def fetch(url: str, path: Path, *, check: Callable[[Path], None], what: str) -> 
     except (OSError, http.client.HTTPException, ValueError) as error:
         if part.exists() and not part.stat().st_size:
             _remove(part)
+        if isinstance(error, OSError) and error.errno in (*NO_ROOM, *NOT_ALLOWED, errno.EROFS):
+            with writing(path, "another folder for the data, as by data_dir"):
+                raise
         raise FewshotError(
             f"{path}: fetching {what} failed ({one_line(error)}): try again, it goes on where it stopped, or {by_hand}"
         ) from error

@@ -28,7 +28,8 @@ import numpy as np
 from fewshot.data import pickles
 from fewshot.data.bank import Bank, Split, open_banks, write_banks
 from fewshot.data.download import fetch
-from fewshot.errors import FewshotError, one_line
+from fewshot.errors import FewshotError, one_line, writing
+from fewshot.paths import expand_path
 
 URL = "https://storage.googleapis.com/leo-embeddings/embeddings.zip"
 FOLDERS = {"mini": "miniImageNet", "tiered": "tieredImageNet"}
@@ -65,9 +66,9 @@ def read(
         FewshotError: an argument out of range, files that are missing, damaged or not as above, or a damaged cache.
     """
     inner = _inner(dataset, kind)
-    source = _source(Path(root), inner, download)
+    source = _source(expand_path(root), inner, download)
     with _remedy(AGAIN):
-        folder = Path(cache) / f"embeddings-{dataset}-{kind}-{_key(source)}"
+        folder = expand_path(cache) / f"embeddings-{dataset}-{kind}-{_key(source)}"
         if not folder.exists():
             splits = {}
             for split in SPLITS:
@@ -100,7 +101,7 @@ def _said(path: Path) -> Any:
         raise FewshotError(f"{path}: cannot be read as JSON ({error})") from error
 
 
-def write_originals(folder: Path, banks: Mapping[str, Bank], dataset: str, kind: str) -> None:
+def write_originals(folder: str | Path, banks: Mapping[str, Bank], dataset: str, kind: str) -> None:
     """Write features in the originals' layout below `folder`, all or nothing.
 
     `read(folder, ...)` gives them back, classes sorted by name.
@@ -118,32 +119,35 @@ def write_originals(folder: Path, banks: Mapping[str, Bank], dataset: str, kind:
     Raises:
         FewshotError: other banks than these, or `folder` holds such features, or embeddings.zip, already.
     """
-    inner = _inner(dataset, kind)
+    folder, inner = expand_path(folder), _inner(dataset, kind)
     if there := [path for path in _places(folder, inner) if path.exists()]:
         raise FewshotError(f"{there[0]}: is there already: remove it, or write to another folder")
     if set(banks) != set(SPLITS):
         raise FewshotError(f"{folder}: banks {', '.join(banks)} given: give train, val and test")
     target = folder / inner
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{kind}-", dir=target.parent))
-    try:
-        splits = {}
-        for split, bank in banks.items():
-            names = [_escaped(name) for name in bank.names]
-            rows = [(name, row) for name, size in zip(names, bank.sizes.tolist(), strict=True) for row in range(size)]
-            keys = np.array([f"0-{name}-{name}_{row:08d}" for name, row in rows], dtype=object)
-            data = {"keys": keys, "embeddings": bank.examples.cpu().numpy()}
-            with _remedy("give banks of float32 features, each class in one split"):
-                splits[split] = _split(f"{folder}: bank {split}", data)  # what `read` will make of it
-                _check_together(folder, splits, None)
-            with (scratch / f"{split}_embeddings.pkl").open("wb") as file:
-                pickle.dump(data, file, protocol=2)
-        about = json.dumps(dict(banks["train"].about), indent=1)
-        (scratch / "about.json").write_text(about + "\n", encoding="utf-8")
-        scratch.chmod(0o755)  # mkdtemp's folders are for their owner alone
-        os.rename(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with writing(target, "another folder"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{kind}-", dir=target.parent))
+        try:
+            splits = {}
+            for split, bank in banks.items():
+                names = [_escaped(name) for name in bank.names]
+                rows = [
+                    (name, row) for name, size in zip(names, bank.sizes.tolist(), strict=True) for row in range(size)
+                ]
+                keys = np.array([f"0-{name}-{name}_{row:08d}" for name, row in rows], dtype=object)
+                data = {"keys": keys, "embeddings": bank.examples.cpu().numpy()}
+                with _remedy("give banks of float32 features, each class in one split"):
+                    splits[split] = _split(f"{folder}: bank {split}", data)  # what `read` will make of it
+                    _check_together(folder, splits, None)
+                with (scratch / f"{split}_embeddings.pkl").open("wb") as file:
+                    pickle.dump(data, file, protocol=2)
+            about = json.dumps(dict(banks["train"].about), indent=1)
+            (scratch / "about.json").write_text(about + "\n", encoding="utf-8")
+            scratch.chmod(0o755)  # mkdtemp's folders are for their owner alone
+            os.rename(scratch, target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _inner(dataset: str, kind: str) -> str:
@@ -167,8 +171,9 @@ def _source(root: Path, inner: str, download: bool) -> Path:
     if not download:
         raise FewshotError(
             f"{root}: neither embeddings.zip nor the folder {inner} is there: put {URL} there or unpack it there, "
-            "or set features.reader.download=true to fetch it, or put features of your own there in that layout "
-            "(tools/pretrain.py writes it with original=<folder>)"
+            "or set features.reader.download=true to fetch it, or features=conv4 to train an extractor on the images "
+            "that are there, or put features of your own there in that layout (tools/pretrain.py writes it with "
+            "original=<folder>)"
         )
 
     def check(path: Path) -> None:

@@ -64,7 +64,7 @@ class Files:
     def where(self, name: str) -> str:
         """A file's name for people."""
         name = name if name.isprintable() else "".join(c if c.isprintable() else "?" for c in name)
-        return f"{self.root}{self.joint}{name}"
+        return name if name.startswith("/") else f"{self.root}{self.joint}{name}"
 
 
 def open_files(root: Path, page: str = "") -> Files:
@@ -81,7 +81,7 @@ def open_files(root: Path, page: str = "") -> Files:
         if root.is_dir():
             return _folder(root)
         if not root.exists():
-            raise FewshotError(f"{root}: no such file or folder")
+            raise FewshotError(f"{root}: no such file or folder; where the images of a run moved, say root=<path>")
         with root.open("rb") as file:
             if web_page(file.read(512)):
                 raise FewshotError(

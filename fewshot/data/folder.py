@@ -7,29 +7,25 @@ import json
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fewshot.data import tables
 from fewshot.data.bank import Bank, open_banks
-from fewshot.data.convert import convert
+from fewshot.data.convert import convert, remove_attempts
+from fewshot.data.faults import faults_listed, raise_faults
 from fewshot.data.files import ARCHIVES, Files, open_files
-from fewshot.data.images import SUFFIXES, Look
-from fewshot.data.layouts import SPLIT_WORDS, SPLITS, is_image
+from fewshot.data.images import Look
+from fewshot.data.layouts import SPLITS, WANTED, Classes, class_folders, describe_passed_over, find_images
 from fewshot.data.parts import part_of_files
 from fewshot.errors import FewshotError
-
-Classes = dict[str, list[str]]  # the image files of each class
+from fewshot.paths import expand_path
 
 LEAST = 2  # classes of a split made here
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 RANDOM = "dataset.reader.split=random to split the classes anew"
-WANTED = (
-    "wanted: <class>/<image>, or train, val and test with <class>/<image> in each, or a split.csv of columns "
-    "filename,label,split"
-)
 
 
 def read(
@@ -49,8 +45,10 @@ def read(
 ) -> dict[str, Bank]:
     """The banks "train", "val" and "test" of images [M, channels, size, size] uint8.
 
-    The images lie in class folders, which may all lie in one folder more. What they are converted to lies in a folder
-    that is named by the files' names, sizes and times of change, too, so that a changed source gives other banks.
+    The images lie in class folders, which may all lie in some folders more, see `class_folders`. An image is what
+    Pillow can open, by its suffix (`SUFFIXES`) or, where it has none, by its content; `about` says what was passed
+    over. What they are converted to lies in a folder that is named by the files' names, sizes and times of change, too,
+    so that a changed source gives other banks.
 
     Args:
         root: folder or archive.
@@ -60,7 +58,7 @@ def read(
         split: "folders": train, val (or valid, validation) and test hold the class folders of each.
             "csv": split.csv in `root` says it, in columns class,split (of class folders) or filename,label,split (of
             images wherever they lie); or train.csv, val.csv and test.csv do, in columns filename,label. A filename is
-            relative to `root`, or as much of its end as there is once. What is not listed is left out.
+            absolute, relative to `root`, or as much of its end as there is once. What is not listed is left out.
             "random": fractions of the classes. "auto": csv where there is one, folders where there are, else random.
         fractions: of the classes in train, val and test if random. The classes are sorted by name, then shuffled by
             numpy RandomState(seed), whose numbers stay the same in every version of NumPy.
@@ -70,7 +68,8 @@ def read(
         again: convert anew, whatever the cache holds.
 
     Raises:
-        FewshotError: an argument out of range, another layout, a class or image in two places, or a damaged image.
+        FewshotError: an argument out of range, another layout, a class or image in two places, or a damaged image. Of
+            many mistakes the message names a few, and `<cache>/<name>-faults.txt` all, until a later call succeeds.
     """
     look, name = Look(size, channels, resize, resample), str(name)
     if not re.fullmatch(r"\w[\w.-]*", name):
@@ -87,28 +86,44 @@ def read(
     if leaks not in ("refuse", "count"):
         raise FewshotError(f"dataset.reader.leaks={leaks}: choose refuse or count")
 
-    files = open_files(Path(str(root)))
-    images = [file for file in files.names if is_image(file)]
-    if not images:
-        archive = next((file for file in files.names if file.lower().endswith(ARCHIVES)), None)
-        remedy = f"; give the archive {files.where(archive)} instead" if archive else ""
-        raise FewshotError(f"{files.root}: no images are there ({', '.join(SUFFIXES)}); {WANTED}{remedy}")
-    splits, about = _splits(files, images, split, shares, seed, csv)
-    _check(files, splits)
-    taken = sorted(file for classes in splits.values() for group in classes.values() for file in group)
-    paths = [files.root / file for file in taken] if files.root.is_dir() else [files.root]
-    try:
-        states = [((stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths]
-    except OSError as error:
-        raise FewshotError(f"{error.filename}: cannot be read ({error.strerror}); mend it, or remove it") from error
-    about |= {"dataset": name, "source": "images of one's own", "size": size, "channels": channels}
-    about |= {"resize": resize, "resample": resample, "complete": True, "images_left_out": len(images) - len(taken)}
-    digest = hashlib.sha256(json.dumps([about, leaks, splits, states], sort_keys=True).encode()).hexdigest()[:12]
-    folder = Path(cache) / f"{name}-{digest}"
-    if again or not (folder / "bank.json").exists():
-        parts = {each: part_of_files(files, splits[each]) for each in SPLITS}
-        convert(folder, parts, look, about, leaks=leaks, again=again)
+    with faults_listed(expand_path(cache) / f"{name}-faults.txt"):
+        files = open_files(expand_path(str(root)))
+        source = f"{name} {look} {files.root.absolute()}"
+        images = find_images(files)
+        splits, about = _splits(files, images, split, shares, seed, csv)
+        _check(files, splits)
+        taken = sorted(file for classes in splits.values() for group in classes.values() for file in group)
+        states = _states([files.root / file for file in taken] if files.root.is_dir() else [files.root])
+        about |= {"dataset": name, "source": "images of one's own", "size": size, "channels": channels}
+        about |= {"resize": resize, "resample": resample, "complete": True}
+        about["images_left_out"] = len(set(images) - set(taken))
+        words = json.dumps([about, leaks, splits, states], sort_keys=True)
+        folder = expand_path(cache) / f"{name}-{hashlib.sha256(words.encode()).hexdigest()[:12]}"
+        if again or not (folder / "bank.json").exists():
+            others = set(files.names) - set(images) - set(tables.LISTS) - {str(csv)}
+            over = describe_passed_over(others)
+            if notes := [*about.get("notes", []), *over.pop("notes", [])]:
+                about["notes"] = notes
+            parts = {each: part_of_files(files, splits[each]) for each in SPLITS}
+            convert(folder, parts, look, about | over, leaks=leaks, again=again, source=source)
+        remove_attempts(folder.parent, source)
     return open_banks(folder)
+
+
+def _states(paths: Sequence[Path]) -> list[tuple[int, int]]:
+    """Size and time of change of each file.
+
+    Raises:
+        FewshotError: some cannot be read, such as links that lead nowhere.
+    """
+    states, faults = [], []
+    for path in paths:
+        try:
+            states.append(((stat := path.stat()).st_size, stat.st_mtime_ns))
+        except OSError as error:
+            faults.append(f"{error.filename}: cannot be read ({error.strerror})")
+    raise_faults("files that cannot be read", faults, "mend it, or remove it")
+    return states
 
 
 def _splits(
@@ -123,10 +138,20 @@ def _splits(
                 f"{files.root}: neither split.csv nor train.csv, val.csv and test.csv is there; put one there, or name "
                 f"it by dataset.reader.csv=<path>, or set {RANDOM}"
             )
-    found = _class_folders(files, images)
-    if split == "folders" and "" in found:
-        raise FewshotError(f"{files.root}: no folders train, val and test are there; make them, or set {RANDOM}")
-    if split != "random" and "" not in found:
+    if not images:
+        archive = next((file for file in files.names if file.lower().endswith(ARCHIVES)), None)
+        remedy = f"; give the archive {files.where(archive)} instead" if archive else ""
+        raise FewshotError(
+            f"{files.root}: no images are there (.png, .jpg and what else Pillow can open)"
+            f"{_but_has(files.names)}; {WANTED}{remedy}"
+        )
+    found, loose = class_folders(files, images)
+    if split == "folders" and ("" in found or loose):
+        lack = "no folders train, val and test are there; make them"
+        if loose:
+            lack = f"the images of {', '.join(loose)} lie in no class folder; put them into some"
+        raise FewshotError(f"{files.root}: {lack}, or set {RANDOM}")
+    if split != "random" and "" not in found and not (loose and len(found) == 1):
         return found, {"layout": "class folders in folders of the splits", "split_source": "the folders' own"}
     pooled = _pooled(found)
     names, count = sorted(pooled), len(pooled)
@@ -143,47 +168,12 @@ def _splits(
     splits = {each: {(name := names[next(order)]): pooled[name] for _ in range(n)} for each, n in sizes.items()}
     layout = "class folders" if "" in found else f"class folders, pooled from {', '.join(sorted(found))}"
     source = f"{numbers} of the sorted classes, shuffled by numpy RandomState({seed})"
-    return splits, {"layout": layout, "split_source": source}
-
-
-def _class_folders(files: Files, images: Sequence[str]) -> dict[str, Classes]:
-    """The class folders in each folder of a split, or under "" where there are no such; a class may have no images.
-
-    Raises:
-        FewshotError: images that do not lie one folder below that.
-    """
-    every: Classes = {}  # folders of files, and their images
-    for file in files.names:
-        every.setdefault(posixpath.dirname(file), []).extend([file] if is_image(file) else [])
-    folders = [folder for folder, there in every.items() if there]
-    places = sorted({posixpath.dirname(folder) for folder in folders})
-    of_split = [place for place in places if posixpath.basename(place).lower() in SPLIT_WORDS]
-    above = {posixpath.dirname(place) for place in places} if of_split else set(places)
-    depths = {file.count("/"): file for file in reversed(images)}  # an image of each
-    if len(depths) == 1 and of_split and (others := sorted(set(places) - set(of_split))):
-        raise FewshotError(
-            f"{files.root}: {others[0]} lies beside {of_split[0]}, and is none of {', '.join(SPLIT_WORDS)}; rename it, "
-            "or move it elsewhere"
-        )
-    names = {posixpath.basename(folder).lower() for folder in folders}
-    if len(depths) > 1 or len(above) > 1 or (not of_split and names <= {"", *SPLIT_WORDS}):
-        what = "class folders at different depths" if len(depths) > 1 else "folders too deep"
-        found = [depths[depth] for depth in sorted(depths)]
-        if PurePosixPath("/", found[0]).parent.name.lower() in ("", *SPLIT_WORDS):
-            what = "images in no class folder"
-        raise FewshotError(f"{files.root}: {what}: found {' and '.join(found)}; {WANTED}")
-
-    splits: dict[str, Classes] = {}
-    for place in places:
-        there = [folder for folder in every if folder and posixpath.dirname(folder) == place]
-        if files.root.is_dir():  # and those without any file
-            inner = [path.name for path in (files.root / place).iterdir() if path.is_dir()]
-            there += [posixpath.join(place, name) for name in inner if not name.startswith((".", "__MACOSX"))]
-        split = SPLIT_WORDS[posixpath.basename(place).lower()] if of_split else ""
-        if split in splits:
-            raise FewshotError(f"{files.root}: two folders of {split}, {place} is one; join them")
-        splits[split] = {posixpath.basename(folder): every.get(folder, []) for folder in there}
-    return splits
+    about: dict[str, Any] = {"layout": layout, "split_source": source}
+    if loose:
+        left = sum(posixpath.dirname(image) in loose for image in images)
+        left = f"left out {left:,} images of {', '.join(loose)}, which lie in no class folder"
+        about["notes"] = [f"{left}; the {count} classes of {', '.join(sorted(found))} are split at random"]
+    return splits, about
 
 
 def _pooled(found: Mapping[str, Classes]) -> Classes:
@@ -197,18 +187,21 @@ def _pooled(found: Mapping[str, Classes]) -> Classes:
 def _listed(files: Files, images: Sequence[str], lists: tables.Lists) -> tuple[dict[str, Classes], dict[str, Any]]:
     """The classes of each split as CSVs say."""
     what, rows = tables.listed(files, lists)
-    folders = _pooled(_class_folders(files, images)) if what == "classes" else {}
-    names, find = {tables.composed(name): name for name in folders}, tables.finder(files)
     splits: dict[str, Classes] = {}
-    for item, (here, split, label) in rows.items():
-        found = names.get(tables.composed(item)) if what == "classes" else find(here, item)
-        if found is None:
-            kind = "class folder" if what == "classes" else "image"
-            raise FewshotError(
-                f"{here}: a row whose {kind} is missing: {item!r:.80}; put it below {files.root}, or remove the row"
-            )
-        label = found if what == "classes" else label
-        splits.setdefault(split, {}).setdefault(label, []).extend(folders.get(found, [found]))
+    if what == "classes":
+        folders = _pooled(class_folders(files, images)[0]) if images else {}
+        names = {tables.composed(name): name for name in folders}
+        found = {item: names[own] for item in rows if (own := tables.composed(item)) in names}
+    else:
+        folders, found = {}, tables.found_images(files, images, rows)
+    kind = "class folder" if what == "classes" else "image"
+    missing = [
+        f"{row.where}: a row whose {kind} is missing: {item!r:.80}" for item, row in rows.items() if item not in found
+    ]
+    raise_faults(f"rows whose {kind} is missing", missing, f"put it below {files.root}, or remove the row")
+    for item, row in rows.items():
+        label = found[item] if what == "classes" else row.label
+        splits.setdefault(row.split, {}).setdefault(label, []).extend(folders.get(found[item], [found[item]]))
     source = "train.csv, val.csv and test.csv" if len(lists) > 1 else "a CSV"
     return splits, {"layout": f"{source} of {what}", "split_source": source}
 
@@ -216,31 +209,40 @@ def _listed(files: Files, images: Sequence[str], lists: tables.Lists) -> tuple[d
 def _check(files: Files, splits: Mapping[str, Classes]) -> None:
     """Hold what was found against what every dataset needs."""
     seen: dict[str, tuple[str, str]] = {}
+    unprintable, alike, shared, empty, twins = [], [], [], [], []
     for split in SPLITS:
         if not splits.get(split):
             raise FewshotError(f"{files.root}: no classes of {split}; add some, or set {RANDOM}")
         for name, images in sorted(splits[split].items()):
-            for text in (name, *images):
-                if UNPRINTABLE.search(text):
-                    raise FewshotError(f"{files.root}: {text!a}: a name that cannot be printed; rename it")
+            unprintable += [
+                f"{files.root}: {text!a}: a name that cannot be printed"
+                for text in (name, *images)
+                if UNPRINTABLE.search(text)
+            ]
             other, its = seen.setdefault(tables.composed(name).casefold(), (name, split))
             if other != name:
-                raise FewshotError(
-                    f"{files.root}: classes {other} ({its}) and {name} ({split}) differ only by case or by how letters "
-                    "are composed; rename one, or join them"
+                alike.append(
+                    f"{files.root}: classes {other} ({its}) and {name} ({split}) differ only by case or "
+                    "by how letters are composed"
                 )
-            if its != split:
-                raise FewshotError(
-                    f"{files.root}: class {name} is in {its} and in {split}, and splits share no class; rename one, or "
-                    f"set {RANDOM}"
-                )
+            elif its != split:
+                shared.append(f"{files.root}: class {name} is in {its} and in {split}, and splits share no class")
             if not images:
-                raise FewshotError(f"{files.root}: class {name} has no images; put some there, or remove the folder")
+                over = [file for file in files.names if name in file.split("/")[:-1]]
+                empty.append(f"{files.root}: class {name} has no images{_but_has(over)}")
             stems: dict[str, str] = {}
             for image in images:
                 twin = stems.setdefault(tables.composed(posixpath.splitext(image)[0]).casefold(), image)
                 if twin != image:
-                    raise FewshotError(
-                        f"{files.root}: {twin} and {image} differ only by suffix or case, and may be one image twice; "
-                        "remove or rename one"
-                    )
+                    twins.append(f"{files.root}: {twin} and {image} differ only by suffix or case")
+    raise_faults("names that cannot be printed", unprintable, "rename it")
+    raise_faults("pairs of classes with one name", alike, "rename one, or join them")
+    raise_faults("classes in two splits", shared, f"rename one, or set {RANDOM}")
+    raise_faults("classes without images", empty, "put some there, or remove the folder")
+    raise_faults("pairs of files that may be one image", twins, "they may be one image twice; remove or rename one")
+
+
+def _but_has(names: Sequence[str]) -> str:
+    """What there is in place of images."""
+    over = describe_passed_over(names)
+    return f", but {over['notes'][0].removeprefix('passed over ')}" if over else ""

@@ -25,6 +25,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont, features
 
 from fewshot.data.bank import Bank, Split, open_banks, write_banks
 from fewshot.errors import FewshotError
+from fewshot.paths import expand_path
 
 # Unicode blocks (first and last code point, Blocks.txt of the standard), each wholly in one split.
 BLOCKS: dict[str, dict[str, tuple[int, int]]] = {
@@ -123,7 +124,7 @@ def read(cache: str | Path, examples: int = 20, size: int = 28, seed: int = 0, a
         "fonts_sha256": hashlib.sha256(b"".join(path.read_bytes() for path in faces)).hexdigest(),
     }
     key = hashlib.sha256(json.dumps([about, BLOCKS], sort_keys=True).encode()).hexdigest()[:16]
-    folder = Path(cache) / f"glyphs-{key}"
+    folder = expand_path(cache) / f"glyphs-{key}"
     if again or not folder.exists():
         splits, found = _draw(faces, examples, size, seed)
         write_banks(folder, splits, about | {"characters": found})

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +15,15 @@ from PIL import Image, UnidentifiedImageError
 
 from fewshot.errors import FewshotError, one_line
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
+Image.init()
+# What Pillow registers besides raster images that it decodes itself: pages and drawings, films, containers that it only
+# knows by name, FITS (which may be packed without a limit), and suffixes that other kinds of files have too (Gerber,
+# point clouds).
+NO_IMAGES = {"BUFR", "EPS", "FITS", "FLI", "GBR", "GRIB", "HDF5", "IPTC", "MPEG", "PCD", "PDF", "WMF"}
+FORMATS = tuple(sorted(set(Image.registered_extensions().values()) & set(Image.OPEN) - NO_IMAGES))
+# MPO, of several pictures, is opened as the JPEG that it begins with.
+SUFFIXES = frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO"))
+SUFFIX = re.compile(r"\.[a-z]\w*$")
 MAX_PIXELS = 89_478_485  # of an image unpacked; from here on Pillow warns of decompression bombs
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bilinear": Image.Resampling.BILINEAR}
 
@@ -80,11 +90,46 @@ def example(data: bytes | np.ndarray, look: Look) -> np.ndarray:
     except Image.DecompressionBombError as error:
         raise ValueError("it has more pixels than is safe to unpack") from error
     except UnidentifiedImageError as error:  # whose own words hold an address in memory
-        raise ValueError(f"damaged, or no image ({', '.join(FORMATS)})") from error
+        raise ValueError("damaged, or no image that Pillow can open") from error
     except _UnfitError:
         raise
     except Exception as error:  # damage can look like anything
         raise ValueError(f"damaged, or no image ({one_line(error)})") from error
+
+
+def suffix_of(name: str) -> str:
+    """What a file's name ends with from its last dot on, in small letters; empty where that begins with no letter."""
+    found = SUFFIX.search(name.lower())
+    return found[0] if found else ""
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name ends like an image's."""
+    return suffix_of(name) in SUFFIXES
+
+
+def holds_image(data: bytes) -> bool:
+    """Whether a file of these bytes is an image, whatever its name."""
+    try:
+        with SILENCE, Image.open(io.BytesIO(data), formats=FORMATS):
+            return True
+    except Exception:  # damage can look like anything
+        return False
+
+
+def count_suffixes(names: Iterable[str]) -> dict[str, int]:
+    """How many files there are of each suffix, the most first; those without one under "without a suffix"."""
+    counts = Counter(suffix_of(name) or "without a suffix" for name in names)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def describe_suffixes(counts: Mapping[str, int]) -> str:
+    """Such as "96 files that are no images: 90 .txt, 6 .db"."""
+    kinds = [f"{count:,} {suffix}" for suffix, count in counts.items()]
+    more = f" and {len(kinds) - 5} other kinds" if len(kinds) > 6 else ""
+    total = sum(counts.values())
+    noun = "1 file that is no image" if total == 1 else f"{total:,} files that are no images"
+    return f"{noun}: {', '.join(kinds[:5] if more else kinds)}{more}"
 
 
 def web_page(head: bytes) -> bool:

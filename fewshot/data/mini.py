@@ -16,6 +16,7 @@ import numpy as np
 from fewshot.data import pickles, tables
 from fewshot.data.bank import Bank
 from fewshot.data.download import fetch
+from fewshot.data.faults import FaultsError, raise_faults
 from fewshot.data.files import Files, open_files, opened
 from fewshot.data.images import Look
 from fewshot.data.layouts import (
@@ -26,10 +27,13 @@ from fewshot.data.layouts import (
     known_folders,
     official,
     open_source,
+    other_ways,
+    passed_over,
     published_banks,
 )
 from fewshot.data.parts import Part, part_of_files, part_of_labels
 from fewshot.errors import FewshotError
+from fewshot.paths import expand_path
 
 # As in learn2learn 0.2.0, learn2learn/vision/datasets/mini_imagenet.py. Its class is of no use here: it unpickles them.
 URL = "https://zenodo.org/record/7978538/files"
@@ -85,33 +89,38 @@ def read(
         FewshotError: an argument out of range, files that are missing, damaged or not as above, or a damaged cache.
     """
 
-    def find(command: str) -> tuple[dict[str, Part], dict[str, str]]:
+    root = expand_path(root)
+
+    def find(command: str) -> tuple[dict[str, Part], dict[str, Any]]:
         splits = official("mini")
-        layout, parts = _source(Path(root), splits, download, command)
+        layout, parts, over = _source(root, splits, download, command)
         if complete:
             check_official(str(root), parts, splits, IMAGES)
         about = {"source": "miniImageNet (Vinyals et al. 2016), of ILSVRC-2012", "layout": layout}
-        return parts, about | {"split_source": "Ravi and Larochelle 2017, by WordNet id"}
+        return parts, about | {"split_source": "Ravi and Larochelle 2017, by WordNet id"} | over
 
     return published_banks("mini", root, cache, Look(size, 3, resize, resample), complete, again, find)
 
 
-def _source(root: Path, splits: Splits, download: bool, command: str) -> tuple[str, dict[str, Part]]:
-    """The layout in words, and what is there of each split."""
+def _source(
+    root: Path, splits: Splits, download: bool, command: str, tried: bool = False
+) -> tuple[str, dict[str, Part], dict[str, Any]]:
+    """The layout in words, what is there of each split, and what was passed over, for `about`."""
     lacks = "no miniImageNet is there"
     if root.exists():
         files = open_source(root, lambda name: is_image(name) or bool(PICKLE.fullmatch(posixpath.basename(name))))
         pickled, lists = _by_split(files, PICKLE), _by_split(files, LIST)
         if len(pickled) == len(SPLITS):
             found = {split: _pickled(files, pickled[split], split, splits) for split in SPLITS}
-            return f"pickles of {found['train'][0]}", {split: part for split, (_, part) in found.items()}
+            return f"pickles of {found['train'][0]}", {split: part for split, (_, part) in found.items()}, {}
         if len(lists) == len(SPLITS):
             return _listed(files, {lists[split]: split for split in SPLITS}, splits)
         folders = known_folders(files, splits)
         large = next((name for name, images in folders.items() if len(images) > IMAGES), None)
         if folders and not large:
             classes = {split: {name: folders[name] for name in splits[split] if name in folders} for split in SPLITS}
-            return "class folders by WordNet id", {split: part_of_files(files, classes[split]) for split in SPLITS}
+            parts = {split: part_of_files(files, classes[split]) for split in SPLITS}
+            return "class folders by WordNet id", parts, passed_over(files, splits)
         beside: tables.Lists = {files.root.absolute().parent / f"{split}.csv": split for split in SPLITS}
         if all(Path(path).is_file() for path in beside):
             return _listed(files, beside, splits)
@@ -126,8 +135,8 @@ def _source(root: Path, splits: Splits, download: bool, command: str) -> tuple[s
     if not download or root.is_file():
         raise FewshotError(
             f"{root}: {lacks}: put mini-imagenet-cache-train.pkl, -validation.pkl and -test.pkl there, or images with "
-            f"train.csv, val.csv and test.csv, or class folders by WordNet id; or {command} source=<path>; or "
-            f"{command} dataset.reader.download=true"
+            "train.csv, val.csv and test.csv, or class folders by WordNet id"
+            f"{other_ways(root, command, download or tried)}"
         )
     for split in SPLITS:
         name = posixpath.basename(url := _address(split))
@@ -136,7 +145,7 @@ def _source(root: Path, splits: Splits, download: bool, command: str) -> tuple[s
             _content(open_files(path.parent), path.name, split, splits, "the download went wrong")
 
         fetch(url, root / name, check=check, what=name)
-    return _source(root, splits, False, command)
+    return _source(root, splits, False, command, tried=True)
 
 
 def _address(split: str) -> str:
@@ -213,8 +222,8 @@ def _content(
     every = np.concatenate([np.empty(0, np.int64), *rows.values()])
     total, words = len(images), " and ".join(keys[1:])
     require(np.array_equal(np.sort(every), np.arange(total)), f"{words} do not give each of {total} images one class")
-    for name in rows:
-        require(name in splits[split], _stray(name, split, splits))
+    stray = [f"{where}: {_stray(name, split, splits)}" for name in rows if name not in splits[split]]
+    raise_faults("classes of another split", stray, remedy)
     labels = np.repeat(np.arange(len(rows)), [len(of) for of in rows.values()])[np.argsort(every)]
     return words, list(rows), labels, np.asarray(images)
 
@@ -224,30 +233,36 @@ def _stray(name: Any, split: str, splits: Splits) -> str:
     return f"class {name!r:.40} is {other} of the published splits, not of {split}"
 
 
-def _listed(files: Files, lists: tables.Lists, splits: Splits) -> tuple[str, dict[str, Part]]:
-    """The layout in words and the images that the lists name.
+def _listed(files: Files, lists: tables.Lists, splits: Splits) -> tuple[str, dict[str, Part], dict[str, Any]]:
+    """The layout in words, the images that the lists name, and nothing else for `about`.
 
     Raises:
         FewshotError: a list is not what `read` says, or an image of it is missing.
     """
     try:
         _, rows = tables.listed(files, lists)
-        for where, split, name in rows.values():
-            if name not in splits[split]:
-                raise FewshotError(f"{where}: {_stray(name, split, splits)}")
+    except FaultsError as error:
+        raise FaultsError(f"{error}; take the published list, from {LISTS}", error.faults) from error
     except FewshotError as error:
         raise FewshotError(f"{error}; take the published list, from {LISTS}") from error
-    layout, find = "images by their names in the published lists", tables.finder(files)
-    file_of = {image: file for image, row in rows.items() if (file := find(row.where, image))}
+    stray = [
+        f"{where}: {_stray(name, split, splits)}" for where, split, name in rows.values() if name not in splits[split]
+    ]
+    raise_faults("rows of other classes", stray, f"take the published list, from {LISTS}")
+    layout = "images by their names in the published lists"
+    file_of = tables.found_images(files, [name for name in files.names if is_image(name)], rows)
     if not file_of:
         layout, file_of = "ImageNet's training images, by their places in the published lists", _originals(files, rows)
-    for image, row in rows.items():
-        if image not in file_of:
-            raise FewshotError(
-                f"{row.where}: image {image!r:.80} is not in {files.root}: put it there, or, in place of all that are "
-                "listed, all of ImageNet's training images of their classes; or, if the 600 images are there by other "
-                "names, remove the lists"
-            )
+    missing = [
+        f"{row.where}: image {image!r:.80} is not in {files.root}"
+        for image, row in rows.items()
+        if image not in file_of
+    ]
+    remedy = (
+        "put it there, or, in place of all that are listed, all of ImageNet's training images of their classes; or, if "
+        "the 600 images are there by other names, remove the lists"
+    )
+    raise_faults("rows without an image", missing, remedy)
     image_of, parts = {file: image for image, file in file_of.items()}, {}
     for split in SPLITS:
         classes: dict[str, list[str]] = {}
@@ -256,17 +271,19 @@ def _listed(files: Files, lists: tables.Lists, splits: Splits) -> tuple[str, dic
                 classes.setdefault(row.label, []).append(file_of[image])
         # By the names in the lists, so that both layouts have the same order.
         parts[split] = part_of_files(files, classes, key=image_of.__getitem__)
-    return layout, parts
+    return layout, parts, {}
 
 
 def _originals(files: Files, rows: Mapping[str, tables.Row]) -> dict[str, str]:
     """ImageNet's own files for the images that the lists give places to."""
     numbered: dict[str, dict[int, str]] = {row.label: {} for row in rows.values()}
+    twice = []
     for file in files.names:
         if (match := ORIGINAL.fullmatch(posixpath.basename(file))) and match[1] in numbered:
             first = numbered[match[1]].setdefault(int(match[2]), file)
             if first != file:
-                raise FewshotError(f"{files.root}: {first} and {file} are both there: leave one of them")
+                twice.append(f"{files.root}: {first} and {file} are both there")
+    raise_faults("images that are there twice", twice, "leave one of them")
     file_of: dict[str, str] = {}
     for name, found in numbered.items():
         listed = {f"{name}{place:08d}.jpg": found[number] for place, number in enumerate(sorted(found), start=1)}

@@ -16,10 +16,12 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from fewshot.data.bank import Bank, Split, open_banks, write_banks
+from fewshot.data.faults import faults_listed, raise_faults
 from fewshot.errors import FewshotError, one_line
+from fewshot.paths import expand_path
 
 CHARACTERS = {"images_background": 964, "images_evaluation": 659}
 DRAWINGS = 20  # of each character, numbered from 1
@@ -28,7 +30,10 @@ MAX_BYTES = 1 << 16  # of one png, unpacked; the largest original has under 1 KB
 # The background alphabets held out by the split "lake": those that Vinyals et al. validate on, 172 characters.
 LAKE_VAL = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
 DAMAGED = (OSError, ValueError, SyntaxError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
-AGAIN = "fetch images_background.zip and images_evaluation.zip again (dataset.reader.download=true does it)"
+AGAIN = (
+    "remove what is there and fetch images_background.zip and images_evaluation.zip again "
+    "(dataset.reader.download=true does it)"
+)
 
 
 def read(
@@ -69,33 +74,41 @@ def read(
         raise FewshotError(f"omniglot: resample={resample!r}: choose lanczos or nearest")
     if not 1 <= size <= SIDE:
         raise FewshotError(f"omniglot: size={size}: choose 1 to {SIDE} pixels")
-    folder = Path(cache) / f"omniglot-{split}-{size}-{resample}"
-    if again or not folder.exists():
-        parts = {
-            name: _characters(_source(Path(root), name, download), size, resample, expected)
-            for name, expected in CHARACTERS.items()
-        }
-        characters = {name: drawings for part in parts.values() for name, drawings in sorted(part.items())}
-        vinyals, source = _vinyals()
-        if stray := sorted(set(vinyals) ^ set(characters)):
-            raise FewshotError(f"{root}: {stray[0]} is missing, or is no character of Omniglot: {AGAIN}")
-        if split == "lake":
-            source = f"Lake et al. 2015, background and evaluation; val: {', '.join(LAKE_VAL)}"
-            where = _lake(parts["images_background"], parts["images_evaluation"])
-        elif split == "random1200":
-            source = "1100/100/423 of the sorted characters, shuffled by numpy RandomState(1)"
-            where = _random1200(characters)
-        else:
-            where = vinyals
-        about = {"dataset": "omniglot", "source": "Omniglot (Lake et al. 2015)", "split": split, "split_source": source}
-        about |= {"size": size, "resample": resample}
-        write_banks(folder, _banks(characters, where), about)
+    root, cache = expand_path(root), expand_path(cache)
+    folder = cache / f"omniglot-{split}-{size}-{resample}"
+    with faults_listed(cache / "omniglot-faults.txt"):
+        if again or not folder.exists():
+            _convert(folder, root, split, size, resample, download)
     return open_banks(folder)
+
+
+def _convert(folder: Path, root: Path, split: str, size: int, resample: str, download: bool) -> None:
+    """Read the originals and write the banks."""
+    parts = {
+        name: _characters(_source(root, name, download), size, resample, expected)
+        for name, expected in CHARACTERS.items()
+    }
+    characters = {name: drawings for part in parts.values() for name, drawings in sorted(part.items())}
+    vinyals, source = _vinyals()
+    stray = sorted(set(vinyals) ^ set(characters))
+    stray = [f"{root}: {name} is missing, or is no character of Omniglot" for name in stray]
+    raise_faults("characters too many or missing", stray, AGAIN)
+    if split == "lake":
+        source = f"Lake et al. 2015, background and evaluation; val: {', '.join(LAKE_VAL)}"
+        where = _lake(parts["images_background"], parts["images_evaluation"])
+    elif split == "random1200":
+        source = "1100/100/423 of the sorted characters, shuffled by numpy RandomState(1)"
+        where = _random1200(characters)
+    else:
+        where = vinyals
+    about = {"dataset": "omniglot", "source": "Omniglot (Lake et al. 2015)", "split": split, "split_source": source}
+    about |= {"size": size, "resample": resample}
+    write_banks(folder, _banks(characters, where), about)
 
 
 def _source(root: Path, name: str, download: bool) -> Path:
     """The zip or folder of one half. The zip comes first: it is what the authors published."""
-    places = [root, root / "omniglot-py"]
+    places = [root, *(sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else [])]
     for path in [place / f"{name}.zip" for place in places]:
         if path.is_file():
             return path
@@ -127,20 +140,29 @@ def _characters(source: Path, size: int, resample: str, expected: int) -> dict[s
             `expected` characters.
     """
     found: dict[str, dict[int, np.ndarray]] = {}
+    stray, damaged = [], []
     try:
         for name, data in _drawings(source):
             character, number = name.rsplit("/", 1)[0], _number(name)
             if not 1 <= number <= DRAWINGS or number in found.setdefault(character, {}):
-                raise FewshotError(f"{source}: {name} is not one of {DRAWINGS} drawings: remove it, or {AGAIN}")
+                stray.append(f"{source}: {name} is not one of {DRAWINGS} drawings")
+                continue
             try:
                 found[character][number] = _picture(data, size, resample)
             except (*DAMAGED, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-                raise FewshotError(f"{source}: {name}: not a readable drawing ({one_line(error)}): {AGAIN}") from error
+                reason = "no image" if isinstance(error, UnidentifiedImageError) else one_line(error)
+                damaged.append(f"{source}: {name}: not a readable drawing ({reason})")
     except DAMAGED as error:
         raise FewshotError(f"{source}: cannot be read to its end ({one_line(error)}): {AGAIN}") from error
-    for character, drawings in sorted(found.items()):
-        if missing := sorted(set(range(1, DRAWINGS + 1)) - set(drawings)):
-            raise FewshotError(f"{source}: {character}: drawing {missing[0]} of {DRAWINGS} is missing: {AGAIN}")
+    raise_faults("files that are no drawings", stray, f"remove it, or {AGAIN}")
+    raise_faults("damaged drawings", damaged, AGAIN)
+    missing = [
+        f"{source}: {character}: drawing {number} of {DRAWINGS} is missing"
+        for character, drawings in sorted(found.items())
+        for number in range(1, DRAWINGS + 1)
+        if number not in drawings
+    ]
+    raise_faults("drawings that are missing", missing, AGAIN)
     if len(found) != expected:
         raise FewshotError(f"{source}: {len(found)} characters, expected {expected}: {AGAIN}")
     return {name: np.stack([drawings[i] for i in sorted(drawings)]) for name, drawings in found.items()}
@@ -149,21 +171,26 @@ def _characters(source: Path, size: int, resample: str, expected: int) -> dict[s
 def _drawings(source: Path) -> Iterator[tuple[str, bytes]]:
     """("<Alphabet>/character<NN>/<file>.png", its bytes) of every drawing; hidden and other files are passed over."""
     if source.is_dir():
-        for path in sorted(source.glob("*/character*/*.png")):
-            if not path.name.startswith("."):
+        for path in sorted(source.rglob("*.png")):
+            if name := _drawing(path.relative_to(source).as_posix()):
                 with path.open("rb") as file:
-                    yield path.relative_to(source).as_posix(), file.read(MAX_BYTES)
+                    yield name, file.read(MAX_BYTES)
         return
     with zipfile.ZipFile(source) as archive:
         for name in sorted(archive.namelist()):
-            parts = name.split("/")
-            if len(parts) == 4 and parts[0] == source.stem and name.endswith(".png") and parts[3][0] != ".":
+            if drawing := _drawing(name):
                 try:
                     with archive.open(name) as file:
                         data = file.read(MAX_BYTES)
                 except DAMAGED as error:
                     raise FewshotError(f"{source}: {name}: cannot be unpacked ({one_line(error)}): {AGAIN}") from error
-                yield "/".join(parts[1:]), data
+                yield drawing, data
+
+
+def _drawing(name: str) -> str | None:
+    """`<Alphabet>/character<NN>/<file>.png` of a drawing's path, folders before it and in between left out."""
+    match = re.search(r"(?:^|/)([^/]+/character[^/]*)/(?:[^/]+/)?([^/.][^/]*\.png)$", name)
+    return None if match is None or match[1].startswith((".", "__MACOSX")) else f"{match[1]}/{match[2]}"
 
 
 def _number(name: str) -> int:

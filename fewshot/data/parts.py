@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from fewshot.data.faults import raise_faults
 from fewshot.data.files import Files
 from fewshot.errors import FewshotError
 
@@ -23,6 +24,7 @@ class Part:
         images: the images from the i-th on, each a file's bytes or an array [H, W, C] uint8.
         where: the i-th image's name for people.
         changed: when the files of the first n were put there, the last of them, in seconds since 1970.
+        apart: whether an image can be read although the one before it cannot.
     """
 
     names: Sequence[str]
@@ -31,6 +33,7 @@ class Part:
     images: Callable[[int], Iterator[bytes | np.ndarray]]
     where: Callable[[int], str]
     changed: Callable[[int], float] = lambda n: 0.0
+    apart: bool = False
 
 
 def part_of_files(files: Files, classes: Mapping[str, Sequence[str]], key: Callable[[str], str] | None = None) -> Part:
@@ -41,15 +44,17 @@ def part_of_files(files: Files, classes: Mapping[str, Sequence[str]], key: Calla
     """
     names = sorted(classes)
     place: dict[str, tuple[int, int]] = {}  # class and row of each file
+    twice = []
     for label, name in enumerate(names):
         for file in sorted(classes[name], key=key):
             if file in place:
-                raise FewshotError(f"{files.where(file)}: listed twice; an image belongs to one class, once")
+                twice.append(f"{files.where(file)}: listed twice")
             place[file] = label, len(place)
+    raise_faults("images in two places", twice, "an image belongs to one class, once")
     order = [name for name in files.names if name in place]
-    if len(order) < len(place):
-        missing = min(set(place) - set(order))
-        raise FewshotError(f"{files.where(missing)}: listed, but not there; fetch the data again")
+    order += sorted(name for name in place if name.startswith("/"))  # which lie elsewhere
+    missing = [f"{files.where(name)}: listed, but not there" for name in sorted(set(place) - set(order))]
+    raise_faults("images that are listed, but not there", missing, "fetch the data again")
     labels, rows = np.array([place[name] for name in order], dtype=np.int64).reshape(-1, 2).T
     return Part(
         names,
@@ -58,6 +63,7 @@ def part_of_files(files: Files, classes: Mapping[str, Sequence[str]], key: Calla
         images=lambda i: files.read(order[i:]),
         where=lambda i: files.where(order[i]),
         changed=lambda n: files.changed(order[:n]),
+        apart=files.root.is_dir() or files.root.suffix.lower() == ".zip",
     )
 
 
@@ -73,8 +79,9 @@ def part_of_labels(
     Raises:
         FewshotError: a label that is none.
     """
-    for i in np.flatnonzero((labels < 0) | (labels >= len(names)))[:1].tolist():
-        raise FewshotError(f"{where(i)}: label {labels[i]}, but there are {len(names)} classes; fetch the data again")
+    stray = np.flatnonzero((labels < 0) | (labels >= len(names))).tolist()
+    faults = [f"{where(i)}: label {labels[i]}, but there are {len(names)} classes" for i in stray]
+    raise_faults("labels of no class", faults, "fetch the data again")
     order = sorted(range(len(names)), key=names.__getitem__)
     rank = np.empty(len(names), dtype=np.int64)
     rank[order] = np.arange(len(names))
@@ -95,11 +102,13 @@ def check_parts(where: str, parts: Mapping[str, Part]) -> None:
         if not part.names:
             raise FewshotError(f"{where}: split {split} has no classes")
         counts = np.bincount(part.labels, minlength=len(part.names))
-        if not counts.all():
-            raise FewshotError(f"{where}: class {part.names[int(counts.argmin())]} of {split} has no images")
-        if len(set(part.names)) < len(part.names):
-            twice = next(name for name, after in pairwise(sorted(part.names)) if name == after)
-            raise FewshotError(f"{where}: class {twice} of {split} is named twice; give every class a name of its own")
-        for name in part.names:
-            if seen.setdefault(name, split) != split:
-                raise FewshotError(f"{where}: class {name} is in {seen[name]} and in {split}; splits share no class")
+        empty = [
+            f"{where}: class {part.names[i]} of {split} has no images" for i in np.flatnonzero(counts == 0).tolist()
+        ]
+        raise_faults("classes without images", empty, "add some, or leave the class out")
+        twice = [name for name, after in pairwise(sorted(part.names)) if name == after]
+        twice = [f"{where}: class {name} of {split} is named twice" for name in twice]
+        raise_faults("names of several classes", twice, "give every class a name of its own")
+        shared = [name for name in part.names if seen.setdefault(name, split) != split]
+        shared = [f"{where}: class {name} is in {seen[name]} and in {split}" for name in shared]
+        raise_faults("classes in two splits", shared, "splits share no class")

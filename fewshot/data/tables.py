@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import posixpath
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from fewshot.data.faults import raise_faults
 from fewshot.data.files import DAMAGED, Files
-from fewshot.data.images import web_page
-from fewshot.data.layouts import SPLIT_WORDS, SPLITS, is_image
+from fewshot.data.images import holds_image, is_image, suffix_of, web_page
+from fewshot.data.layouts import SPLIT_WORDS, SPLITS
 from fewshot.errors import FewshotError, one_line
+from fewshot.paths import expand_path
 
 OF_IMAGES, OF_CLASSES, OF_A_SPLIT = ("filename", "label", "split"), ("class", "split"), ("filename", "label")
 Lists = Mapping[str | Path, str | None]  # names in a source, or paths elsewhere, each with the split that it is of
@@ -43,7 +46,7 @@ def listed(files: Files, lists: Lists) -> tuple[str, dict[str, Row]]:
         FewshotError: no CSV in UTF-8, other columns, no rows, one that lacks a value or has too many, a word that is no
             split, or an image or class that belongs to two.
     """
-    what, found = "images", {}
+    what, found, unknown, twice = "images", {}, [], []
     for name, own in lists.items():
         where = str(name) if isinstance(name, Path) else files.where(name)
         try:
@@ -55,14 +58,14 @@ def listed(files: Files, lists: Lists) -> tuple[str, dict[str, Row]]:
         for here, values in rows:
             item, split = values[columns[0]], own or SPLIT_WORDS.get(values["split"].lower())
             if split is None:
-                raise FewshotError(f"{here}: split {values['split']!r:.80}; write train, val or test")
+                unknown.append(f"{here}: split {values['split']!r:.80}")
+                continue
             row = Row(here, split, item if columns == OF_CLASSES else values["label"])
             first = found.setdefault(item, row)
             if first[1:] != row[1:]:
-                raise FewshotError(
-                    f"{here}: {item!r:.80} is listed as {first.label!r:.80} of {first.split} already; it belongs to "
-                    "one class of one split: remove a row"
-                )
+                twice.append(f"{here}: {item!r:.80} is listed as {first.label!r:.80} of {first.split} already")
+    raise_faults("rows of an unknown split", unknown, "write train, val or test")
+    raise_faults("rows that contradict another", twice, "it belongs to one class of one split: remove a row")
     return what, found
 
 
@@ -78,11 +81,13 @@ def find_lists(files: Files, images: Sequence[str], given: str | Path | None) ->
         FewshotError: the given one is not there, or neither split.csv alone nor one list of each split is.
     """
     if given is not None:
-        path = next((path for path in (Path(given), files.root / given) if path.is_file()), None)
+        given = expand_path(given)
+        path = next((path for path in (given, files.root / given) if path.is_file()), None)
         if path is None:
             raise FewshotError(f"dataset.reader.csv={given}: no such file, here or below {files.root}")
         return {path: None}
-    common, there = PurePosixPath(posixpath.commonpath(map(posixpath.dirname, images))), set(files.names)
+    common = PurePosixPath(posixpath.commonpath(map(posixpath.dirname, images)) if images else "")
+    there = set(files.names)
     for place in (*reversed(common.parents), common):
         paths = {name: str(place / name) for name in LISTS if str(place / name) in there}
         if sorted(str(LISTS[name]) for name in paths) in (["None"], sorted(SPLITS)):
@@ -96,28 +101,52 @@ def find_lists(files: Files, images: Sequence[str], given: str | Path | None) ->
     return {}
 
 
-def finder(files: Files) -> Callable[[str, str], str | None]:
-    """What finds the image that a row names: where the row stands and what it says -> a file of the source, or None.
+def found_images(files: Files, images: Sequence[str], rows: Mapping[str, Row]) -> dict[str, str]:
+    """The file of each image that rows name; an image that is not there is left out.
 
-    It may be named by its path, or by as much of the path's end as no other has.
+    It may be named by its path below the source, by as much of the path's end as no other has, or by an absolute path,
+    which may lead elsewhere if the source is a folder.
+
+    Raises:
+        FewshotError: several images end with what a row names.
     """
     by_name: dict[str, list[str]] = {}
-    for file in filter(is_image, files.names):
+    for file in images:
         by_name.setdefault(composed(posixpath.basename(file)), []).append(file)
-
-    def find(here: str, name: str) -> str | None:
-        wanted = posixpath.normpath(composed(name.replace("\\", "/")))
+    found: dict[str, str] = {}
+    faults = []
+    for name, row in rows.items():
+        wanted = posixpath.normpath(composed(_below(files.root, name.replace("\\", "/"))))
         there = by_name.get(posixpath.basename(wanted), [])
         there = [file for file in there if f"/{composed(file)}".endswith(f"/{wanted}")]
         there = [file for file in there if composed(file) == wanted] or there
         if len(there) > 1:
-            raise FewshotError(
-                f"{here}: {name!r:.80} may be {there[0]} or {there[1]}; leave one of them below {files.root}, or write "
-                "its path"
-            )
-        return there[0] if there else None
+            faults.append(f"{row.where}: {name!r:.80} may be {there[0]} or {there[1]}")
+        elif there:
+            found[name] = there[0]
+        elif files.root.is_dir() and _is_image_elsewhere(wanted):
+            found[name] = wanted
+    remedy = f"leave one of them below {files.root}, or write its path"
+    raise_faults("rows that may mean several images", faults, remedy)
+    return found
 
-    return find
+
+def _below(root: Path, name: str) -> str:
+    """An absolute path in the source relative to it; any other name as it is."""
+    if name.startswith("~"):
+        name = os.path.expanduser(name)
+    if not name.startswith("/"):
+        return name
+    for path, folder in ((Path(posixpath.normpath(name)), root.absolute()), (Path(name).resolve(), root.resolve())):
+        if path.is_relative_to(folder):
+            return path.relative_to(folder).as_posix()
+    return name
+
+
+def _is_image_elsewhere(path: str) -> bool:
+    if not path.startswith("/") or not Path(path).is_file():
+        return False
+    return is_image(path) or (not suffix_of(path) and holds_image(Path(path).read_bytes()))
 
 
 def composed(text: str) -> str:
@@ -144,10 +173,11 @@ def _rows(
         raise FewshotError(f"{where}: columns {','.join(header)!r:.80}; write {choice}, with commas, in the first line")
     if len(lines) == 1:
         raise FewshotError(f"{where}: no rows below the first line; write one for each image or class")
-    rows = []
+    rows, faults = [], []
     for line, fields in lines[1:]:
         values = dict(zip(header, fields, strict=False))
         if len(fields) != len(header) or not all(values[column] for column in columns):
-            raise FewshotError(f"{where}: line {line}: not a value for each of {','.join(header)!r:.80}; mend it")
+            faults.append(f"{where}: line {line}: not a value for each of {','.join(header)!r:.80}")
         rows.append((f"{where}: line {line}", values))
+    raise_faults("rows that are not whole", faults, "mend it")
     return columns, rows

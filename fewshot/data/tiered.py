@@ -21,6 +21,7 @@ import numpy as np
 from fewshot.data import pickles
 from fewshot.data.bank import Bank
 from fewshot.data.download import fetch
+from fewshot.data.faults import raise_faults
 from fewshot.data.files import Files, opened
 from fewshot.data.images import Look, web_page
 from fewshot.data.layouts import (
@@ -32,10 +33,13 @@ from fewshot.data.layouts import (
     known_folders,
     official,
     open_source,
+    other_ways,
+    passed_over,
     published_banks,
 )
 from fewshot.data.parts import Part, part_of_files, part_of_labels
 from fewshot.errors import FewshotError
+from fewshot.paths import expand_path
 
 # As in learn2learn 0.2.0, vision/datasets/tiered_imagenet.py, whose class is of no use here: it runs what it fetched.
 URL = "https://zenodo.org/record/7978538/files"
@@ -91,11 +95,13 @@ def read(
         FewshotError: an argument out of range, files that are missing, damaged or not as above, or a damaged cache.
     """
 
-    def find(command: str) -> tuple[dict[str, Part], dict[str, str]]:
-        parts, layout, classes = _parts(Path(root), download, command)
+    root = expand_path(root)
+
+    def find(command: str) -> tuple[dict[str, Part], dict[str, Any]]:
+        parts, layout, classes, over = _parts(root, download, command)
         _check(str(root), parts, classes == IDS, complete)
         about = {"source": "tieredImageNet (Ren et al. 2018), of ILSVRC-2012", "layout": layout, "classes": classes}
-        return parts, about | {"split_source": "Ren et al. 2018" if classes == IDS else "the files' own"}
+        return parts, about | {"split_source": "Ren et al. 2018" if classes == IDS else "the files' own"} | over
 
     return published_banks("tiered", root, cache, Look(size, 3, resize, resample), complete, again, find)
 
@@ -104,8 +110,10 @@ def _is_wanted(name: str) -> bool:
     return is_image(name) or NAME.fullmatch(PurePosixPath(name).name) is not None
 
 
-def _parts(root: Path, download: bool, command: str) -> tuple[dict[str, Part], str, str]:
-    """What is there of each split, the layout in words, and what its classes are named by."""
+def _parts(
+    root: Path, download: bool, command: str, tried: bool = False
+) -> tuple[dict[str, Part], str, str, dict[str, Any]]:
+    """What is there of each split, the layout and what its classes are named by in words, what was passed over."""
     files = open_source(root, _is_wanted) if root.exists() else None
     found: dict[str, dict[str, str]] = {kind: {} for kind in (*LAYOUTS, LABELS)}
     for name in files.names if files else ():
@@ -118,19 +126,20 @@ def _parts(root: Path, download: bool, command: str) -> tuple[dict[str, Part], s
         labels = {split: _labels(files, found[LABELS][split], split) for split in SPLITS}
         named, classes = _named({split: names for split, (names, _) in labels.items()})
         parts = {split: _part(files, found[layout][split], named[split], labels[split][1]) for split in SPLITS}
-        return parts, LAYOUTS[layout], classes
+        return parts, LAYOUTS[layout], classes, {}
     published = official("tiered")
     if files and (folders := known_folders(files, published)):
         of = {split: {name: folders[name] for name in published[split] if name in folders} for split in SPLITS}
-        return {split: part_of_files(files, of[split]) for split in SPLITS}, "class folders by WordNet id", IDS
+        parts = {split: part_of_files(files, of[split]) for split in SPLITS}
+        return parts, "class folders by WordNet id", IDS, passed_over(files, published)
     if download and not root.is_file():
         _download(root, found)
-        return _parts(root, False, command)
+        return _parts(root, False, command, tried=True)
     what = f"{missing[0]} is missing" if found[layout] else "no tieredImageNet is there"
     raise FewshotError(
         f"{root}: {what}: put train_images_png.pkl and train_labels.pkl and those of val and test there, or the like "
-        "with _images.npz, or folders of images named by WordNet id, such as ImageNet's for training; or "
-        f"{command} source=<folder or archive>; or {command} dataset.reader.download=true"
+        "with _images.npz, or folders of images named by WordNet id, such as ImageNet's for training"
+        f"{other_ways(root, command, download or tried)}"
     )
 
 
@@ -138,8 +147,9 @@ def _check(where: str, parts: Mapping[str, Part], ids: bool, complete: bool) -> 
     """Hold classes and images against what is published of them."""
     published = official("tiered")
     for split, part in parts.items():
-        if ids and (stray := sorted(Counter(part.names) - Counter(published[split]))):
-            raise FewshotError(f"{where}: {stray[0]} is no class of {split} in the published split, or there twice")
+        stray = sorted(Counter(part.names) - Counter(published[split])) if ids else []
+        stray = [f"{where}: {name} is no class of {split} in the published split, or there twice" for name in stray]
+        raise_faults("classes too many", stray, "remove it")
         classes, wanted = len(part.names), len(published[split])
         if complete and not ids and (classes, len(part.labels)) != (wanted, TOTALS[split]):
             have = f"{classes} classes and {len(part.labels)} images of {split}"

@@ -15,6 +15,7 @@ import torch
 
 from fewshot.checkpoint import write_atomically
 from fewshot.errors import FewshotError, one_line
+from fewshot.paths import expand_path
 
 FORMAT = 1
 Record = dict[str, Any]
@@ -105,11 +106,12 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def read_records(folder: Path) -> list[Record]:
+def read_records(folder: str | Path) -> list[Record]:
     """Every `record.json` below `folder`, in the order of their paths; each gains its own `folder`, for messages.
 
     Raises FewshotError where one is not a record, and where there is none.
     """
+    folder = expand_path(folder)
     paths = sorted(folder.rglob("record.json"))
     if not paths:
         raise FewshotError(
@@ -118,7 +120,7 @@ def read_records(folder: Path) -> list[Record]:
     return [read_record(path) for path in paths]
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: str | Path) -> Record:
     """One record, its fields checked, and the `folder` it lies in.
 
     Its score, `test.accuracy` (a fraction) or `test.mse`, and `test.ci95` are numbers, or, where the run was tested
@@ -127,6 +129,7 @@ def read_record(path: Path) -> Record:
     Raises:
         FewshotError: the file is not a record, or not one that this version knows.
     """
+    path = expand_path(path)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from fewshot.data.bank import Bank
+from fewshot.errors import writing
 
 CLASSES, IMAGES = 4, 8  # of each split, of each class; spread over all
 
@@ -29,9 +30,9 @@ def contact_sheet(banks: Mapping[str, Bank], path: Path) -> None:
         # As written: a name may hold what matplotlib takes for mathematics.
         words = f"{bank.split}: {bank.names[label]}\n{end - start:,} images"
         places[0].text(-0.1, 0.5, words, transform=places[0].transAxes, ha="right", va="center", parse_math=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
+    with writing(path, "another sheet"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of characters that matplotlib's font lacks
+        path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=80)
 
 

@@ -473,7 +473,7 @@ def test_again_leaves_the_old_bank_where_it_fails_and_where_it_dies(folder: Path
     assert content(folder) == whole
     asked: list[int] = []
     convert(folder, {"train": labelled(7, [0] * 30, ["x"], asked=asked)}, LOOK, ABOUT, again=True)
-    assert asked == [*range(7 + 24, 7 + 30)] and open_banks(folder)["train"].names == ("x",)
+    assert asked == [*range(7 + 21, 7 + 30)] and open_banks(folder)["train"].names == ("x",)
     assert list(folder.parent.iterdir()) == [folder]
 
 
@@ -559,7 +559,7 @@ def test_an_unreadable_image_is_named_and_mended_it_goes_on(
     assert not folder.exists()
     asked: list[int] = []
     convert(folder, two(asked=asked), LOOK, ABOUT)
-    assert asked[0] == at // 8 * 8
+    assert asked[0] == at
     is_whole(folder, whole)
 
 
@@ -609,8 +609,8 @@ def test_an_image_in_two_splits_is_refused_with_its_places(folder: Path):
     fails(
         folder,
         sharing(),
-        r"source: row 2 \(train\) is the same image as source: row 53 \(test\), 4 such images in all: a leak; "
-        r"remove one of each, or set dataset.reader.leaks=count",
+        r"^4 images that two splits share: source: row 2 \(train\) is the same image as source: row 53 "
+        r"\(test\): a leak; .*and 1 more; of each: remove one, or set dataset.reader.leaks=count",
     )
     assert not folder.exists()
 

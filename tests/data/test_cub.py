@@ -179,12 +179,13 @@ def test_where_nothing_is_there_the_ways_to_get_it_are_said(root: Path, cache: P
     if other != "no folder":
         as_folder(root, {"cats/1.jpg": picture(1)} if other == "other files" else {"readme": b""})
     text = refused(root, cache, "no CUB-200-2011 is there")
-    for way in (
-        f"put CUB_200_2011.tgz from {cub.PAGE} there",
-        "dataset=cub dataset.reader.size=4 source=<path>",
-        "reader.download=true",
-    ):
-        assert way in text
+    command = "python tools/prepare.py dataset=cub dataset.reader.size=4"
+    ways = [f"put CUB_200_2011.tgz from {cub.PAGE} there", f"or {command} dataset.reader.download=true"]
+    if other == "no folder":
+        ways.append(f"or {command} source=<path>")
+    else:  # where files were looked for there, the same command is no remedy
+        ways += ["name another place by source=<path>", "with dataset=folder"]
+    assert all(way in text for way in ways)
 
 
 def test_an_archive_of_something_else_is_refused(root: Path, cache: Path):

@@ -187,7 +187,7 @@ def test_a_server_that_is_not_there_is_said_in_one_line(server: Server, path: Pa
 
 def test_a_folder_that_cannot_be_made_is_said_in_one_line(server: Server, tmp_path: Path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(FewshotError, match="fetching the file failed"):
+    with pytest.raises(FewshotError, match="cannot be written .*a file is in the way: remove it, or choose"):
         download.fetch(server.url, tmp_path / "file" / "file.zip", check=check, what="the file")
 
 

@@ -452,3 +452,8 @@ def test_nothing_is_written_over_or_beside_the_originals(root: Path):
     for name in "abc":
         with pytest.raises(FewshotError, match="is there already: remove it, or write to another folder"):
             embeddings.write_originals(root / name, banks(NAMES), "mini", "center")
+
+
+def test_an_extractor_on_the_images_is_a_remedy_where_no_embeddings_are(tmp_path: Path):
+    with pytest.raises(FewshotError, match="or features=conv4 to train an extractor on the images that are there"):
+        embeddings.read(tmp_path, tmp_path / "cache")

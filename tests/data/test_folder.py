@@ -2,6 +2,7 @@
 
 import io
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from fewshot.algorithms.nearest import Nearest
 from fewshot.backbones.inputs import Inputs
 from fewshot.data import folder
 from fewshot.data.bank import Bank, verify
+from fewshot.data.files import open_files
+from fewshot.data.images import SUFFIXES
 from fewshot.errors import FewshotError
 from fewshot.evaluation import evaluate
 from fewshot.tasks.sampler import Sampler
@@ -74,6 +77,15 @@ SHAPES: dict[str, tuple[dict[str, bytes], str]] = {
         "class folders in folders of the splits",
     ),
     "one folder more": ({f"data/all/{p}": d for p, d in SPLIT.items()}, "class folders in folders of the splits"),
+    "a folder below each class": (
+        {f"{p.rsplit('/', 1)[0]}/images/{p.rsplit('/', 1)[1]}": d for p, d in SPLIT.items()}
+        | {f"{split}/{split}a/boxes.txt": b"1 2" for split in OF_SPLIT},
+        "class folders in folders of the splits",
+    ),
+    "a folder above the classes": (
+        {p.replace("/", "/img/", 1): d for p, d in SPLIT.items()},
+        "class folders in folders of the splits",
+    ),
     "csv of classes": (
         {p.split("/", 1)[1]: d for p, d in SPLIT.items()}
         | {"split.csv": "\n".join(["class,split", *(f"{n},{s}" for s in OF_SPLIT for n in OF_SPLIT[s])]).encode()},
@@ -278,7 +290,10 @@ MISTAKES: dict[str, tuple[dict[str, bytes], str]] = {
     "no images": ({"readme.txt": b"", "a/1.heic": b""}, r"no images are there \(.png, .jpg.*wanted"),
     "nothing": ({"a/.DS_Store": b""}, "no images are there"),
     "an archive inside": ({"images.zip": b"PK"}, "no images are there.*; give the archive .*images.zip instead"),
-    "a class of other files": (classes() | {"class k/1.heic": b"-"}, "class class k has no images; put some there, or"),
+    "a class of other files": (
+        classes() | {"class k/1.heic": b"-"},
+        "class class k has no images, but 1 file that is no image: 1 .heic; put some there, or",
+    ),
     "such a class in a split": (SPLIT | {"val/z/1.txt": b"-"}, "class z has no images"),
     "too few classes": (classes(NAMES[:5]), "5 classes would be split 3/1/1, and each split needs 2: add classes"),
     "one class": (classes(NAMES[:1]), "1 classes would be split 1/0/0"),
@@ -404,7 +419,9 @@ def test_links_in_a_circle_end_in_an_error(root: Path, cache: Path, target: str)
     as_folder(root, classes())
     for name in ("loop 1", "loop 2"):
         (root / name).symlink_to(root / target, target_is_directory=True)
-    refused(root, cache, "class loop 1 has no images; put some there, or remove the folder")
+    refused(
+        root, cache, "2 classes without images: .*class loop 1 has no images; .*put some there, or remove the folder"
+    )
 
 
 def test_links_to_class_folders_and_back_are_followed_once(root: Path, cache: Path, tmp_path: Path):
@@ -482,3 +499,169 @@ def test_a_folder_goes_all_the_way_to_a_score(root: Path, cache: Path):
     learner: Any = Nearest(Inputs((3, 8, 8), 5))
     scores = evaluate(learner, {}, {}, sampler, 8, transductive=False, engine=Engine("loop"))
     assert scores.mean() > 0.95
+
+
+WRITABLE = [
+    (kind, suffix)
+    for suffix, kind in Image.registered_extensions().items()
+    if suffix in SUFFIXES and kind in Image.SAVE and kind not in ("MSP", "XBM")  # which have two colours
+]
+
+
+@pytest.mark.filterwarnings("ignore:IM image format:DeprecationWarning")
+@pytest.mark.parametrize("kind", sorted({kind for kind, _ in WRITABLE}))
+def test_what_pillow_can_open_is_an_image_in_small_and_capital_letters(root: Path, cache: Path, kind: str):
+    ends = [end for own, suffix in WRITABLE if own == kind for end in (suffix, suffix.upper())]
+    image = Image.fromarray(noise(1, 8, 8))
+    file = io.BytesIO()
+    (image.convert("P") if kind == "BLP" else image).save(file, kind)
+    as_folder(root, {f"class {c}/{i}{end}": file.getvalue() for c in "abcdef" for i, end in enumerate(ends)})
+    banks = read(root, cache, fractions=(0.34, 0.33, 0.33), leaks="count")
+    assert [bank.sizes.tolist() for bank in banks.values()] == [[len(ends)] * 2] * 3
+    assert "passed_over" not in banks["train"].about
+
+
+def test_a_file_without_a_suffix_is_an_image_by_its_content(root: Path, cache: Path):
+    bare = {f"{path.rsplit('.', 1)[0]}": data for path, data in SPLIT.items()}
+    for make in (as_folder, as_zip, as_tar):
+        banks = read(make(root, bare | {"train/traina/LICENSE": b"MIT", "val/README": b""}), cache)
+        assert named(banks) == OF_SPLIT and all(bank.sizes.tolist() == [3, 3] for bank in banks.values())
+        assert banks["val"].about["passed_over"] == {"without a suffix": 2}
+
+
+def test_what_was_passed_over_is_counted_and_named(root: Path, cache: Path, capsys: pytest.CaptureFixture[str]):
+    other = {f"train/traina/{i}.heic": b"-" for i in range(3)} | {"val/vala/Thumbs.db": b"-", "notes.TXT": b"-"}
+    about = read(as_folder(root, SPLIT | other), cache)["val"].about
+    assert about["passed_over"] == {".heic": 3, ".db": 1, ".txt": 1}
+    said = "folder: passed over 5 files that are no images: 3 .heic, 1 .db, 1 .txt"
+    assert said.removeprefix("folder: ") in about["notes"] and said in capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize("between", ["images", "img", "train", "JPEG", "whatever"])
+def test_one_folder_of_the_same_name_in_every_class_is_looked_through(root: Path, cache: Path, between: str):
+    plain = read(as_folder(root, classes()), cache)
+    inner = {f"{path.split('/')[0]}/{between}/{path.split('/')[1]}": data for path, data in classes().items()}
+    other = root.with_name("other")
+    assert prints(read(as_folder(other, inner | {"class a/boxes.txt": b"1"}), cache)) == prints(plain)
+    as_folder(other, {"class k/boxes.txt": b"1"})
+    refused(other, cache / "b", "class class k has no images, but 1 file that is no image: 1 .txt")
+
+
+def test_a_class_may_have_the_name_of_a_split(root: Path, cache: Path):
+    banks = read(as_folder(root, classes([*NAMES[:9], "test"])), cache)
+    assert "test" in [name for names in named(banks).values() for name in names]
+
+
+@pytest.mark.parametrize("flat", ["images/", ""])
+@pytest.mark.parametrize("make", [as_folder, as_zip])
+def test_tiny_imagenets_own_layout_is_split_by_the_classes_of_train(root: Path, cache: Path, flat: str, make: Any):
+    tiny = {f"tiny/train/{path.replace('/', '/images/')}": data for path, data in classes().items()}
+    tiny |= {f"tiny/train/{name}/{name}_boxes.txt": b"" for name in NAMES} | {"tiny/val/val_annotations.txt": b""}
+    loose = tree(*(f"tiny/{split}/{flat}{split}_{i}.png" for split in ("val", "test") for i in range(3)))
+    source = make(root, tiny | loose)
+    banks = read(source, cache)
+    assert named(banks) == named(read(as_folder(root.with_name("plain"), classes()), cache))
+    about = banks["train"].about
+    assert about["images_left_out"] == 6 and about["layout"] == "class folders, pooled from train"
+    place = flat.rstrip("/") and f"/{flat[:-1]}"
+    note = (
+        f"left out 6 images of tiny/test{place}, tiny/val{place}, which lie in no class folder; the 10 classes of train"
+    )
+    assert about["notes"][0].startswith(note)
+    refused(source, cache / "b", "lie in no class folder; put them into some, or set .*split=random", split="folders")
+
+
+PLACES = {
+    "absolute": "{root}/{path}",
+    "absolute by way of another folder": "{root}/../root/{path}",
+    "absolute elsewhere": "{elsewhere}/{path}",
+    "from home": "~/elsewhere/{path}",
+    "with a dot": " ./{path} ",
+    "of another system": ".\\{path}",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_row_may_name_an_image_in_any_way(
+    root: Path, cache: Path, tmp_path: Path, plain: list[str], place: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    elsewhere = as_folder(tmp_path / "elsewhere", SPLIT)
+    as_folder(root, {} if "else" in place or "home" in place else SPLIT)
+    rows = ["filename,label,split"]
+    for path in SPLIT:
+        split, name, _ = path.split("/")
+        row = PLACES[place].format(root=root, elsewhere=elsewhere, path=path)
+        rows.append(f"{row.replace('/', chr(92)) if place == 'of another system' else row},{name},{split}")
+    as_folder(root, {"split.csv": "\n".join(rows).encode()})
+    assert prints(read(root, cache)) == plain
+    refused(root, cache / "b", "no such file, here or below", csv=f"{root}/none.csv")
+
+
+def test_all_rows_whose_image_is_missing_are_in_a_file_until_a_call_succeeds(root: Path, cache: Path):
+    head = "filename,label,split"
+    rows = [f"{c}/{i}.png,{c},{split}" for c, split in (("a", "train"), ("b", "val"), ("c", "test")) for i in range(9)]
+    as_folder(root, tree("a/0.png", "b/0.png", "c/0.png") | {"split.csv": "\n".join([head, *rows]).encode()})
+    text = refused(root, cache, "^24 rows whose image is missing: .*line 3: .*'a/1.png'.* more; of each: put it below")
+    assert text.endswith(f"; all are listed in {cache}/folder-faults.txt")
+    faults = (cache / "folder-faults.txt").read_text().splitlines()
+    assert len(faults) == 24 and all("a row whose image is missing" in fault for fault in faults)
+    as_folder(root, {"split.csv": "\n".join([head, *rows[::9]]).encode()})
+    read(root, cache)
+    assert [path.suffix for path in cache.iterdir()] == [""]
+
+
+@pytest.mark.parametrize("make", [as_folder, as_zip, as_tar])
+def test_all_damaged_images_are_in_a_file_and_nothing_of_the_attempt_stays(root: Path, cache: Path, make: Any):
+    bad = {"class a/0.png": b"", "class b/0.png": b"hello", "class c/1.jpg": SPLIT["val/vala/0.png"][:60]}
+    bad |= {"class d/0.png": b"<html>", "class e/0.png": b"GIF89a"}
+    text = refused(make(root, classes() | bad), cache, "^5 damaged images: .*; of each: replace it, or remove it; all")
+    listed = (cache / "folder-faults.txt").read_text().splitlines()
+    assert len(listed) == 5 and str(cache / "folder-faults.txt") in text
+    assert all(any(f"{path}: " in line for line in listed) for path in bad)
+    assert len(list(cache.glob("*.part"))) == 1
+    good = classes(each=3)
+    assert prints(read(make(root, good), cache)) == prints(read(make(root.with_name("good"), good), root / "other"))
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_an_image_that_cannot_be_read_does_not_hide_the_others(
+    root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole, lost = open_files(as_folder(root, classes())), ("class a/0.png", "class b/1.jpg")
+
+    def broken(wanted: Any) -> Any:
+        for name in wanted:
+            if name in lost:
+                raise OSError(5, "Input/output error")
+            yield from whole.read([name])
+
+    monkeypatch.setattr(folder, "open_files", lambda path: replace(whole, read=broken))
+    reason = r"cannot be read \(\[Errno 5\] Input/output error\); "
+    refused(root, cache, f"^2 damaged images: .*/class [ab]/..(png|jpg): {reason}.*/class [ab]/..(png|jpg): {reason}")
+
+
+@pytest.mark.parametrize(
+    ("files", "match"),
+    [
+        (
+            classes() | {f"class {c}/0.PNG": b"-" for c in "abc"},
+            "^3 pairs of files that may be one image: .*by suffix",
+        ),
+        (classes([*NAMES, "Class A", "Class B"]), "^2 pairs of classes with one name: .*differ only by case"),
+        (SPLIT | tree("test/vala/1.png", "test/valb/1.png"), "^2 classes in two splits: .*vala is in val and in test"),
+        (classes() | tree("class a/1\n.png", "class b/1\n.png"), "^2 names that cannot be printed: "),
+        (
+            table("class,split", *(f"class {c},dev" for c in "abc")),
+            "^3 rows of an unknown split: .*split 'dev'",
+        ),
+        (table("class,split", "class a", "class b"), "^2 rows that are not whole: .*line 2: .*line 3: "),
+        (
+            table("class,split", *CLASS_ROWS, "class a,val", "class b,test"),
+            "^2 rows that contradict another: .*line 5: 'class a' is listed as .* of train already",
+        ),
+    ],
+)
+def test_of_several_mistakes_of_one_kind_all_are_known(root: Path, cache: Path, files: dict[str, bytes], match: str):
+    refused(as_folder(root, files), cache, match)
+    assert len((cache / "folder-faults.txt").read_text().splitlines()) == int(match[1])

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fewshot.data.faults import FaultsError
 from fewshot.data.files import Files, open_files
-from fewshot.data.layouts import SPLITS, check_official, is_image, known_folders, official
+from fewshot.data.images import is_image
+from fewshot.data.layouts import SPLITS, check_official, known_folders, official, other_ways, passed_over
 from fewshot.data.parts import Part, part_of_labels
 from fewshot.errors import FewshotError
 
@@ -147,3 +149,35 @@ def test_what_is_not_as_published_is_named_with_what_to_do(unlike: str):
 def test_a_split_that_is_not_there_at_all_is_missing():
     given = {split: part for split, part in parts(WHOLE).items() if split != "test"}
     refused("1 of 1 classes of test are missing", check_official, "here", given, SPLIT, 2)
+
+
+@pytest.mark.parametrize("between", ["images", "train", "x"])
+def test_one_folder_below_a_known_class_is_looked_through(tmp_path: Path, between: str):
+    images = {name: [f"all/{name}/{between}/{i}.JPEG" for i in "ab"] for name in ("n01", "n03", "n04")}
+    files = made(tmp_path, [*itertools.chain(*images.values()), "all/n01/boxes.txt", "val/images/a.JPEG"])
+    assert known_folders(files, SPLIT) == images
+    assert passed_over(files, SPLIT)["passed_over"] == {".txt": 1}
+
+
+def test_images_in_a_classs_own_folder_come_before_those_below_it(tmp_path: Path):
+    files = made(tmp_path, ["n01/a.png", "n01/masks/a.png"])
+    assert known_folders(files, SPLIT) == {"n01": ["n01/a.png"]}
+
+
+def test_a_class_in_two_folders_below_its_own_is_refused(tmp_path: Path):
+    files = made(tmp_path, ["n01/a/a.png", "n01/b/b.png"])
+    refused("class n01 lies in n01/a and in n01/b; leave it in one place", known_folders, files, SPLIT)
+
+
+@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize("download", [True, False])
+def test_a_remedy_is_none_that_was_tried(tmp_path: Path, exists: bool, download: bool):
+    ways = other_ways(tmp_path if exists else tmp_path / "none", "python tools/prepare.py dataset=mini", download)
+    assert ("download=true" in ways) is not download
+    assert ("dataset=mini source=<path>" in ways) is not exists and ("dataset=folder" in ways) is exists
+
+
+def test_all_missing_classes_are_known():
+    with pytest.raises(FaultsError, match="2 of 2 classes of train are missing, such as n01") as caught:
+        check_official("here", parts(WHOLE | {"train": {}}), SPLIT, 2)
+    assert len(caught.value.faults) == 2

@@ -516,7 +516,7 @@ def only(split: str, change: Callable[[list[Row]], list[Row]]) -> Callable[[str,
 LISTS: dict[str, tuple[Callable[[str, list[Row]], list[Row]], str]] = {
     "an image that is missing": (
         only("train", lambda rows: [*rows, (f"{TRAIN}00000009.jpg", TRAIN)]),
-        f"train.csv: line 14: image '{TRAIN}00000009.jpg' is not in .*: put it there",
+        f"train.csv: line 14: image '{TRAIN}00000009.jpg' is not in .*; put it there",
     ),
     "a class that is not published": (
         only("val", lambda rows: [*rows, ("n0144076400000001.jpg", "n01440764")]),
@@ -570,7 +570,7 @@ def test_a_file_that_is_no_list_is_refused(root: Path, cache: Path, data: bytes,
 def test_two_images_of_a_listed_name_are_refused(root: Path, cache: Path):
     as_list_and_images(root)
     as_images(root, "more")
-    refused(root, cache, "may be images/n01532829.*.jpg or more/n01532829.*.jpg; leave one of them")
+    refused(root, cache, "30 rows .* may be images/n01532829.*.jpg or more/n01532829.*.jpg; .*leave one of them")
 
 
 def test_two_originals_of_a_number_are_refused(root: Path, cache: Path):

@@ -166,7 +166,7 @@ def test_characters_that_omniglot_does_not_have_are_refused(whole: Path, tmp_pat
     as_zip(whole, drawings([*NAMES[:2], "Klingon/character01"]))
     with pytest.raises(FewshotError, match="Greek/character01 is missing"):
         omniglot.read(whole, tmp_path / "cache")
-    assert not (tmp_path / "cache").exists()
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["omniglot-faults.txt"]
 
 
 @pytest.mark.parametrize("layout", ["zips", "folders", "torchvision zips", "torchvision folders"])
@@ -277,3 +277,38 @@ def test_the_real_omniglot_is_read_whole(tmp_path: Path, split: str, sizes: list
     assert sum(len(bank.examples) for bank in banks.values()) == 1623 * 20
     assert len(set().union(*(bank.names for bank in banks.values()))) == 1623
     assert all((bank.examples.flatten(1).amax(1) > 0).all() for bank in banks.values())
+
+
+SHAPES = {
+    "a folder of the same name": ("{half}/{half}", "{name}"),
+    "all in a folder": ("python/{half}", "{name}"),
+    "below each character": ("{half}", "{folder}/images/{file}"),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_folder_in_between_is_looked_through(whole: Path, tmp_path: Path, shape: str):
+    plain = omniglot.read(whole, tmp_path / "plain")
+    place, form = SHAPES[shape]
+    for half, names in (("images_background", NAMES), ("images_evaluation", ["Tengwar/character01"])):
+        pngs = drawings(names).items()
+        pngs = {form.format(name=n, folder=n.rsplit("/", 1)[0], file=n.rsplit("/", 1)[1]): data for n, data in pngs}
+        as_folder(tmp_path / "other", pngs, place.format(half=half))
+    found = omniglot.read(tmp_path / "other", tmp_path / "cache")
+    assert [bank.fingerprint for bank in found.values()] == [bank.fingerprint for bank in plain.values()]
+
+
+def test_all_drawings_that_are_damaged_or_missing_are_known(whole: Path, tmp_path: Path):
+    pngs = drawings()
+    broken = dict.fromkeys(list(pngs)[:5], b"damaged")
+    for change, match in (
+        (pngs | broken, "^5 damaged drawings: "),
+        (dict(list(pngs.items())[5:]), "^5 drawings that are"),
+    ):
+        as_zip(whole, change)
+        with pytest.raises(FewshotError, match=f"{match}.*and [2-4] more; of each: remove what is there and fetch"):
+            omniglot.read(whole, tmp_path / "cache")
+        assert len((tmp_path / "cache/omniglot-faults.txt").read_text().splitlines()) == 5
+    as_zip(whole, pngs)
+    omniglot.read(whole, tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*faults*"))
