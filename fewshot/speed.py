@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.learner import Learner, Tensors
-from fewshot.device import peak_memory_bytes, reset_peak_memory
+from fewshot.core.device import peak_memory_bytes, reset_peak_memory
+from fewshot.engine.engine import Engine
 from fewshot.episodes import Episodes
 
 SIDE, COPIED = {"cpu": 2048, "cuda": 8192}, 1 << 28  # of the matrices that are multiplied; floats that are copied

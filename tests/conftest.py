@@ -23,11 +23,12 @@ from fewshot.algorithms.maml import Maml
 from fewshot.algorithms.nearest import Nearest
 from fewshot.algorithms.reptile import Reptile
 from fewshot.backbones.conv4 import Conv4
-from fewshot.backbones.inputs import Inputs
+from fewshot.backbones.identity import Inputs
 from fewshot.backbones.mlp import MLP
-from fewshot.data import functions, glyphs
 from fewshot.data.bank import Bank, Split, fingerprint
+from fewshot.data.datasets import glyphs
 from fewshot.episodes import Episodes
+from fewshot.tasks import functions
 from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
 

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import torch
 
-from fewshot.algorithms.engine import Engine
 from fewshot.data.bank import Bank
-from fewshot.data.embeddings import write_originals
+from fewshot.data.datasets.leo_embeddings import write_originals
+from fewshot.engine.engine import Engine
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = (

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fewshot.checkpoint import only_process_in, write_atomically
-from fewshot.data import convert, download
+from fewshot.core.errors import FewshotError, writing
 from fewshot.data.bank import Split, write_banks
-from fewshot.data.images import Look
-from fewshot.data.parts import part_of_labels
-from fewshot.errors import FewshotError, writing
+from fewshot.data.sources import convert, download
+from fewshot.data.sources.images import Look
+from fewshot.data.sources.parts import part_of_labels
+from fewshot.training.checkpoint import only_process_in, write_atomically
 
 REMEDIES = {
     errno.ENOSPC: "make room, then the same command goes on",
@@ -90,6 +90,6 @@ def test_a_lock_that_the_system_does_not_know_is_no_other_process(
         raise OSError(errno.ENOLCK, "No locks available")
 
     flags = {name: getattr(fcntl, name) for name in ("LOCK_EX", "LOCK_NB")}
-    monkeypatch.setattr("fewshot.checkpoint.fcntl", SimpleNamespace(flock=refuse, **flags))
+    monkeypatch.setattr("fewshot.training.checkpoint.fcntl", SimpleNamespace(flock=refuse, **flags))
     with pytest.raises(FewshotError, match="cannot be written .No locks available.; choose another run_dir"):
         hold(tmp_path / "run")

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from fewshot.data.bank import open_banks
-from fewshot.data.layouts import SPLITS, official
+from fewshot.data.sources.layouts import SPLITS, official
 
 SIDE, EACH = 16, 4  # pixels of an image, images of a class
 QUICK = (

@@ -27,24 +27,24 @@ import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from fewshot.algorithms.engine import Engine, is_small
 from fewshot.algorithms.learner import score
 from fewshot.algorithms.leo import Leo
 from fewshot.algorithms.maml import Maml
-from fewshot.backbones.inputs import Inputs
-from fewshot.checkpoint import write_atomically
-from fewshot.cli import main, said
-from fewshot.config import CONF
+from fewshot.backbones.identity import Inputs
+from fewshot.core.device import compute_alone, keep_freed_memory, peak_memory_bytes, pick_device, reset_peak_memory
+from fewshot.core.errors import FewshotError
 from fewshot.data.bank import Bank, open_banks
-from fewshot.device import compute_alone, keep_freed_memory, peak_memory_bytes, pick_device, reset_peak_memory
+from fewshot.engine.engine import Engine, is_small
+from fewshot.engine.evaluate import evaluate, query_outputs
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
-from fewshot.evaluation import evaluate, query_outputs
-from fewshot.experiment import make
-from fewshot.outer import clipped
-from fewshot.report.record import code, device_name, environment
+from fewshot.experiment.build import make
+from fewshot.experiment.cli import main, said
+from fewshot.experiment.config import CONF
+from fewshot.report.records import code, device_name, environment
 from fewshot.speed import Contender, flops_of_task, outer_step, peaks
 from fewshot.tasks.sampler import Sampler
+from fewshot.training.checkpoint import write_atomically
+from fewshot.training.optimizer import clipped
 
 Row = dict[str, Any]
 

@@ -11,19 +11,19 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.leo import Leo
-from fewshot.cli import main
-from fewshot.config import given_overrides, identity, resolved, trained_with
-from fewshot.cross_domain import check_new, on_another_dataset, train_fingerprint
-from fewshot.distributed import is_main, joined, main_first
-from fewshot.drawing import check_plot, draw_test
-from fewshot.errors import FewshotError
-from fewshot.experiment import build, tasks_of
-from fewshot.report.latents import write_latents
-from fewshot.report.record import read_record, summary, write_record
-from fewshot.run_folder import saved_config
+from fewshot.core.distributed import is_main, joined, main_first
+from fewshot.core.errors import FewshotError
+from fewshot.experiment.build import build, tasks_of
+from fewshot.experiment.cli import main
+from fewshot.experiment.config import given_overrides, identity, resolved, trained_with
+from fewshot.experiment.figures import check_plot, draw_test
+from fewshot.experiment.latents import write_latents
+from fewshot.experiment.make_record import made_for, protocol_words, tested
+from fewshot.experiment.run_dir import saved_config
+from fewshot.experiment.transfer import check_new, on_another_dataset, train_fingerprint
+from fewshot.report.records import read_record, summary, write_record
 from fewshot.tasks.sampler import Sampler
-from fewshot.testing import made_for, protocol_words, tested
-from fewshot.training import TrainSettings, selected
+from fewshot.training.loop import TrainSettings, selected
 
 PROTOCOL = {
     "split": "test.split",

@@ -9,12 +9,12 @@ from pathlib import Path
 from omegaconf import DictConfig
 from tabulate import tabulate
 
-from fewshot.cli import main
-from fewshot.config import resolved
-from fewshot.data.convert import check
-from fewshot.errors import FewshotError
-from fewshot.experiment import make
-from fewshot.report.sheet import contact_sheet
+from fewshot.core.errors import FewshotError
+from fewshot.data.contact_sheet import contact_sheet
+from fewshot.data.sources.convert import check
+from fewshot.experiment.build import make
+from fewshot.experiment.cli import main
+from fewshot.experiment.config import resolved
 
 
 def prepare(cfg: DictConfig) -> None:

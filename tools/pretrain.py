@@ -8,11 +8,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from fewshot.cli import main
-from fewshot.config import given_overrides
-from fewshot.data.embeddings import write_originals
-from fewshot.errors import FewshotError
-from fewshot.experiment import read_sources
+from fewshot.core.errors import FewshotError
+from fewshot.data.datasets.leo_embeddings import write_originals
+from fewshot.experiment.build import read_sources
+from fewshot.experiment.cli import main
+from fewshot.experiment.config import given_overrides
 
 
 def pretrain(cfg: DictConfig) -> None:

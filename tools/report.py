@@ -7,12 +7,12 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.learner import check_switch
-from fewshot.checkpoint import write_atomically
-from fewshot.cli import main
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
+from fewshot.experiment.cli import main
 from fewshot.report.gather import measured
-from fewshot.report.report import charts, report
+from fewshot.report.html_report import charts, report
 from fewshot.report.styles import check_format
+from fewshot.training.checkpoint import write_atomically
 
 
 def write_report(cfg: DictConfig) -> None:

@@ -7,13 +7,13 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.learner import check_switch
-from fewshot.checkpoint import write_atomically
-from fewshot.cli import main
-from fewshot.config import near
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
+from fewshot.experiment.cli import main
+from fewshot.experiment.config import near
+from fewshot.report.formats import FORMATS
 from fewshot.report.gather import measured
-from fewshot.report.render import FORMATS
 from fewshot.report.table import refreshed, table_of
+from fewshot.training.checkpoint import write_atomically
 
 
 def table(cfg: DictConfig) -> None:

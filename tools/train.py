@@ -9,16 +9,16 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from fewshot.cli import main
-from fewshot.config import apply_recipe, given_overrides
-from fewshot.distributed import is_main, joined
-from fewshot.drawing import check_plot, draw_test
-from fewshot.errors import FewshotError
-from fewshot.experiment import build
-from fewshot.report.record import copy_record, read_record, summary
-from fewshot.run import tested_inductively, training_run
-from fewshot.run_folder import saved_config
-from fewshot.training import TrainSettings, selected
+from fewshot.core.distributed import is_main, joined
+from fewshot.core.errors import FewshotError
+from fewshot.experiment.build import build
+from fewshot.experiment.cli import main
+from fewshot.experiment.config import apply_recipe, given_overrides
+from fewshot.experiment.figures import check_plot, draw_test
+from fewshot.experiment.run import tested_inductively, training_run
+from fewshot.experiment.run_dir import saved_config
+from fewshot.report.records import copy_record, read_record, summary
+from fewshot.training.loop import TrainSettings, selected
 
 MOVED = ("root", "data_dir")  # what may be said of a run whose files moved
 AGAIN = ("plot", "inductive_too", "records")  # what may be said of a run that is resumed

@@ -1,1 +1,1 @@
-"""Meta-learning algorithms, each written for one task; `fewshot.algorithms.engine` runs many at once."""
+"""Meta-learning algorithms, each written for one task; `fewshot.engine.engine` runs many at once."""

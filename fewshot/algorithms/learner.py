@@ -15,8 +15,8 @@ from torch.func import functional_call, grad
 from torch.nn.parameter import is_lazy
 
 from fewshot.backbones.norm import BatchStatNorm
+from fewshot.core.errors import FewshotError
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
 
 Tensors = dict[str, torch.Tensor]
 

@@ -27,11 +27,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fewshot.algorithms.latent import Draws, FromKey, TwoLoops, kl_estimate, orthogonality, rate_figures
 from fewshot.algorithms.learner import Tensors, check_choice, check_number, check_switch, score
-from fewshot.backbones.inputs import Inputs
+from fewshot.algorithms.leo_common import Draws, FromKey, TwoLoops, kl_estimate, orthogonality, rate_figures
+from fewshot.backbones.identity import Inputs
+from fewshot.core.errors import FewshotError
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
 
 SMALLEST_STDDEV = 1e-10
 

@@ -25,7 +25,6 @@ from math import log
 import torch
 from torch import nn
 
-from fewshot.algorithms.latent import Draws, FromKey, TwoLoops, kl_estimate, orthogonality, rate_figures
 from fewshot.algorithms.learner import (
     Tensors,
     backbone_parameters,
@@ -35,9 +34,10 @@ from fewshot.algorithms.learner import (
     score,
     task_loss,
 )
+from fewshot.algorithms.leo_common import Draws, FromKey, TwoLoops, kl_estimate, orthogonality, rate_figures
 from fewshot.backbones.mlp import MLP
+from fewshot.core.errors import FewshotError
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
 
 SMALLEST = 1e-10  # of what is above 0
 

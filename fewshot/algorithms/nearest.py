@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from fewshot.algorithms.learner import Tensors, check_choice
-from fewshot.backbones.inputs import Inputs
+from fewshot.backbones.identity import Inputs
+from fewshot.core.errors import FewshotError
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
 
 
 class Nearest:

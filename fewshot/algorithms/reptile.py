@@ -32,9 +32,9 @@ from fewshot.algorithms.learner import (
     score,
     task_loss,
 )
+from fewshot.core.errors import FewshotError
+from fewshot.core.random import branches, permutation
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
-from fewshot.random import branches, permutation
 
 BETA2, EPSILON = 0.999, 1e-8  # of the inner Adam, whose beta1 is 0
 

@@ -20,8 +20,8 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fewshot.backbones.norm import RunningNorm
-from fewshot.device import out_of_memory
-from fewshot.errors import FewshotError, one_line
+from fewshot.core.device import out_of_memory
+from fewshot.core.errors import FewshotError, one_line
 
 SAME = 1e-5  # two results of one computation differ by less, relative to the largest value
 

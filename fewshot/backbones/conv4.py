@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fewshot.backbones.norm import BatchStatNorm, make_norm
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> str:

@@ -1,7 +1,7 @@
 """Batch normalisation: by the statistics of the batch at hand, or with running averages.
 
 `batch`, as every MAML code base has it, keeps no averages: what a query is normalised with depends on the batch it is
-forwarded in, so transduction is decided by who forwards what together (see `fewshot.evaluation`), never by train() or
+forwarded in, so transduction is decided by who forwards what together (see `engine.evaluate`), never by train() or
 eval(). `running` is for networks trained as ordinary classifiers: after eval() an image's features are its own.
 """
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 
 
 class BatchStatNorm(nn.Module):

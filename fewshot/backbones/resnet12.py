@@ -18,7 +18,7 @@ from torchvision.ops import drop_block2d
 
 from fewshot.backbones.conv4 import check_image, initialise_convolutions, initialise_head
 from fewshot.backbones.norm import make_norm
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 
 SLOPE = 0.1  # of every LeakyReLU, below zero
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from fewshot.backbones.checks import add_noise
-from fewshot.device import out_of_memory
+from fewshot.core.device import out_of_memory
 
 
 def check_second_derivatives(backbone: nn.Module, x: torch.Tensor) -> str:

@@ -16,7 +16,7 @@ from torch import nn
 
 from fewshot.backbones.conv4 import check_image, initialise_convolutions, initialise_head
 from fewshot.backbones.norm import make_norm
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 
 
 class Block(nn.Module):

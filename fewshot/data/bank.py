@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fewshot.errors import FewshotError, writing
-from fewshot.paths import expand_path
+from fewshot.core.errors import FewshotError, writing
+from fewshot.core.paths import expand_path
 
 FORMAT = 1
 BLOCK = 1 << 24  # bytes read at once

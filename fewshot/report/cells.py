@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.report.gather import HERE, named, one_per_seed
-from fewshot.report.naming import COLUMN, CONFIGURATION, VARIATIONS, column_of, method_place, natural
-from fewshot.report.record import Record, field_of
+from fewshot.report.labels import COLUMN, CONFIGURATION, VARIATIONS, column_of, method_place, natural
+from fewshot.report.records import Record, field_of
 from fewshot.report.statistics import against_best, scores
 
 # In what runs of one cell may not differ, first what a person would look at first.

@@ -15,12 +15,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.report.cells import Cell
 from fewshot.report.curves import curves
 from fewshot.report.gather import STEPS, depth, one_per_seed
-from fewshot.report.naming import Column, column_names, column_of, method_names
-from fewshot.report.record import Record, metric_of
+from fewshot.report.labels import Column, column_names, column_of, method_names
+from fewshot.report.records import Record, metric_of
 from fewshot.report.styles import SCORES, legend, panels_of, plain, styles_of
 
 Lines = dict[str, dict[int, list[Record]]]  # {method: {x: the runs of its seeds}}

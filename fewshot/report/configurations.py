@@ -13,12 +13,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fewshot.config import PLACES
-from fewshot.errors import one_line
+from fewshot.core.errors import one_line
+from fewshot.experiment.config import PLACES
 from fewshot.report.gather import STEPS
-from fewshot.report.naming import column_names, column_of, method_names
+from fewshot.report.labels import column_names, column_of, method_names
 from fewshot.report.page import NOTHING
-from fewshot.report.record import Record
+from fewshot.report.records import Record
 
 Flat = tuple[tuple[str, str], ...]  # (dotted key, value as it would be written)
 

@@ -14,10 +14,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.report.gather import STEPS
-from fewshot.report.naming import column_names, column_of, method_names
-from fewshot.report.record import NUMBER, Record, metric_of
+from fewshot.report.labels import column_names, column_of, method_names
+from fewshot.report.records import NUMBER, Record, metric_of
 from fewshot.report.styles import SCORES, legend, panels_of, styles_of
 
 PARTS = ("training", "validation")

@@ -8,10 +8,10 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
-from fewshot.errors import FewshotError
-from fewshot.report.naming import COLUMN, VARIATIONS, column_names, column_of, method_names, say
+from fewshot.core.errors import FewshotError
+from fewshot.report.labels import COLUMN, VARIATIONS, column_names, column_of, method_names, say
 from fewshot.report.published import TRAINING_SHOT, UNKNOWN, VIEWS, published
-from fewshot.report.record import Record, field_of, metric_of, read_record, task_name
+from fewshot.report.records import Record, field_of, metric_of, read_record, task_name
 from fewshot.report.statistics import ROUNDING
 
 HERE, STEPS = "measured here", "protocol.adaptation_steps"

@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 
 from fewshot.report.cells import Cell, Layout, cells
-from fewshot.report.naming import COLUMN, VARIATIONS, say
+from fewshot.report.labels import COLUMN, VARIATIONS, say
 from fewshot.report.protocol import footer, remarks
 from fewshot.report.published import CAVEATS
-from fewshot.report.record import NUMBER, Record, field_of
+from fewshot.report.records import NUMBER, Record, field_of
 from fewshot.report.statistics import LEVEL
 
 NOTHING = "–"

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.report.styles import LINES, panels_of, plain, saved
 
 RIGHT, WRONG = ("#1B7837", "✓"), ("#C51B2B", "✗")

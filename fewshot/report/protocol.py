@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from fewshot.report.cells import Cell
-from fewshot.report.naming import column_names, say, words_of
+from fewshot.report.labels import column_names, say, words_of
 from fewshot.report.published import CAVEATS, UNKNOWN
-from fewshot.report.record import Record
+from fewshot.report.records import Record
 
 
 def remarks(figure: dict[str, Any]) -> list[str]:

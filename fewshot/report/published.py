@@ -12,8 +12,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from fewshot.errors import FewshotError
-from fewshot.report.record import METRICS
+from fewshot.core.errors import FewshotError
+from fewshot.report.records import METRICS
 
 PUBLISHED = Path(__file__).resolve().parent.parent.parent / "results" / "published.csv"
 UNKNOWN = "unknown"

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from fewshot.errors import FewshotError, one_line
-from fewshot.report.record import Record, metric_of
+from fewshot.core.errors import FewshotError, one_line
+from fewshot.report.records import Record, metric_of
 
 LEVEL = 0.05
 ROUNDING, NOTHING = 1e-5, 1e-9  # episodes.csv has six digits; the last of a float64 are noise

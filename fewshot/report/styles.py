@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from fewshot.config import near
-from fewshot.errors import FewshotError
-from fewshot.report.naming import method_place
-from fewshot.report.record import Record
+from fewshot.core.errors import FewshotError
+from fewshot.experiment.config import near
+from fewshot.report.labels import method_place
+from fewshot.report.records import Record
 
 # Colours that stay apart to colour-blind readers (Okabe and Ito 2008), and reds and purples for LEO's ablation.
 STYLES = {

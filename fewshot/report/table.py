@@ -9,13 +9,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fewshot.config import CONF
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
+from fewshot.experiment.config import CONF
 from fewshot.report.cells import Layout
+from fewshot.report.formats import FORMATS
 from fewshot.report.gather import by_steps, figures, measured
 from fewshot.report.page import Page, page
-from fewshot.report.record import METRICS, Record
-from fewshot.report.render import FORMATS
+from fewshot.report.records import METRICS, Record
 
 START, END = re.compile(r"<!-- table(?: layout=(\w+))? -->"), re.compile("<!-- /table -->")
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch.func import vmap
 
-from fewshot.data.functions import FAMILIES, Functions, Range
+from fewshot.core.errors import FewshotError
+from fewshot.core.random import below, branches, fold, normal, stream, uniform
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
-from fewshot.random import below, branches, fold, normal, stream, uniform
+from fewshot.tasks.functions import FAMILIES, Functions, Range
 
 _FAMILY, _PARAMETERS, _X, _NOISE, _LEARNER = range(5)  # streams of one task
 

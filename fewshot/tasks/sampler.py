@@ -8,11 +8,11 @@ from functools import cached_property
 
 import torch
 
+from fewshot.core.errors import FewshotError
+from fewshot.core.random import below, draw_distinct, fold, stream
 from fewshot.data.bank import Bank
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
-from fewshot.random import below, draw_distinct, fold, stream
-from fewshot.tasks.view import View
+from fewshot.tasks.transforms import View
 
 ROTATIONS = ("none", "per_class", "as_classes")
 AS_STORED = View()

@@ -13,14 +13,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fewshot.algorithms.engine import Engine
-from fewshot.algorithms.latent import FromKey, kl_estimate, orthogonality
 from fewshot.algorithms.leo import Leo, support_gradient
-from fewshot.backbones.inputs import Inputs
+from fewshot.algorithms.leo_common import FromKey, kl_estimate, orthogonality
+from fewshot.backbones.identity import Inputs
+from fewshot.core.errors import FewshotError
+from fewshot.engine.engine import Engine
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
-from fewshot.outer import apply, clipped, guarded, make_optimizer
-from fewshot.training import TrainSettings
+from fewshot.training.loop import TrainSettings
+from fewshot.training.optimizer import apply, clipped, guarded, make_optimizer
 
 SMALL = Path(__file__).parent / "goldens"
 FULL = Path(__file__).parents[3] / "shared/reference/goldens"

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from fewshot.algorithms.engine import Engine
-from fewshot.algorithms.latent import FromKey
+from fewshot.algorithms.leo_common import FromKey
 from fewshot.algorithms.leo_regression import Fit, LeoRegression
 from fewshot.backbones.mlp import MLP
-from fewshot.data import functions
+from fewshot.core.errors import FewshotError
+from fewshot.core.random import fold
+from fewshot.engine.engine import Engine
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
-from fewshot.random import fold
+from fewshot.tasks import functions
 from fewshot.tasks.regression import Regression
 
 FAMILIES = {

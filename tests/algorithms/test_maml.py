@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.learner import Tensors, backbone_parameters
 from fewshot.algorithms.maml import Maml
-from fewshot.algorithms.reduction import Outer
 from fewshot.backbones.norm import BatchStatNorm
+from fewshot.core.errors import FewshotError
+from fewshot.engine.engine import Engine
+from fewshot.engine.reduce import Outer
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
 
 Make = Callable[..., Any]
 

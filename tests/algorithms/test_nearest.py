@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.nearest import Nearest
-from fewshot.backbones.inputs import Inputs
+from fewshot.backbones.identity import Inputs
+from fewshot.engine.engine import Engine
+from fewshot.engine.evaluate import evaluate, query_outputs
 from fewshot.episodes import Episodes
-from fewshot.evaluation import evaluate, query_outputs
 from fewshot.tasks.sampler import Sampler
 
 Make = Callable[..., Any]

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.learner import score, task_loss
 from fewshot.algorithms.maml import Maml
 from fewshot.backbones.conv4 import Conv4
 from fewshot.backbones.mlp import MLP
-from fewshot.evaluation import query_outputs
-from fewshot.outer import apply, clipped, make_optimizer
-from fewshot.training import TrainSettings
+from fewshot.engine.engine import Engine
+from fewshot.engine.evaluate import query_outputs
+from fewshot.training.loop import TrainSettings
+from fewshot.training.optimizer import apply, clipped, make_optimizer
 
 from .originals import Original, deviations_of, golden_files
 

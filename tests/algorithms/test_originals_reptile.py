@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from fewshot.algorithms import reptile
-from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.learner import Tensors
 from fewshot.algorithms.reptile import Reptile
 from fewshot.backbones.conv4 import Conv4
+from fewshot.engine.engine import Engine
+from fewshot.engine.evaluate import query_outputs
 from fewshot.episodes import Episodes
-from fewshot.evaluation import query_outputs
-from fewshot.outer import apply, make_optimizer
-from fewshot.training import TrainSettings
+from fewshot.training.loop import TrainSettings
+from fewshot.training.optimizer import apply, make_optimizer
 
 from .originals import Original, deviations_of, golden_files
 

@@ -13,13 +13,13 @@ from torch import nn
 from torch.func import functional_call
 
 from fewshot.algorithms import reptile
-from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.learner import Tensors
 from fewshot.algorithms.maml import Maml
 from fewshot.algorithms.reptile import Reptile, minibatches
 from fewshot.backbones.mlp import MLP
+from fewshot.core.errors import FewshotError
+from fewshot.engine.engine import Engine
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
 
 Make = Callable[..., Any]
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from fewshot.backbones.conv4 import Block, Conv4
 from fewshot.backbones.norm import prepare_for_second_order
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 
 MakeConv4 = Callable[..., Conv4]
 

@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.func import functional_call, vmap
 
-from fewshot.algorithms.engine import Engine
 from fewshot.algorithms.learner import adapted_names
 from fewshot.backbones.norm import BatchStatNorm, RunningNorm
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
+from fewshot.engine.engine import Engine
 
 Make = Callable[..., Any]
 

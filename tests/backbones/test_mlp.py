@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fewshot.backbones.mlp import MLP
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 
 MakeMLP = Callable[..., MLP]
 

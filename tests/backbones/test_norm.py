@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import functional_call
 
 from fewshot.backbones.norm import BatchStatNorm, RunningNorm, make_norm, prepare_for_second_order
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 
 pytestmark = pytest.mark.usefixtures("float64")
 

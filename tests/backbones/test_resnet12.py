@@ -15,7 +15,7 @@ from torch import nn
 
 from fewshot.backbones.norm import BatchStatNorm, RunningNorm
 from fewshot.backbones.resnet12 import Block, ResNet12
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 
 CONF = Path(__file__).parents[2] / "conf" / "backbone" / "resnet12.yaml"
 SETTINGS: dict[str, Any] = {

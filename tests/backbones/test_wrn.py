@@ -15,7 +15,7 @@ from torch import nn
 
 from fewshot.backbones.norm import BatchStatNorm, RunningNorm
 from fewshot.backbones.wrn import WRN, Block
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 
 CONF = Path(__file__).parents[2] / "conf" / "backbone" / "wrn28_10.yaml"
 SETTINGS: dict[str, Any] = {

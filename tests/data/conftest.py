@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from .sources import Server, serving
+from .made_sources import Server, serving
 
 
 @pytest.fixture

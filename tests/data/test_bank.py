@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from fewshot.core.errors import FewshotError
 from fewshot.data import bank
 from fewshot.data.bank import Split, fingerprint, fingerprint_of_file, open_banks, verify, write_banks
-from fewshot.errors import FewshotError
 
 
 def split(seed: int = 0, counts: tuple[int, ...] = (2, 3, 1)) -> Split:

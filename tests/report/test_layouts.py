@@ -18,13 +18,13 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from scipy import stats
 
-from fewshot.config import CONF
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
+from fewshot.experiment.config import CONF
+from fewshot.report.formats import FORMATS
 from fewshot.report.gather import measured
 from fewshot.report.page import Page
 from fewshot.report.published import published
-from fewshot.report.record import write_record
-from fewshot.report.render import FORMATS
+from fewshot.report.records import write_record
 from fewshot.report.table import refreshed, table_of
 
 RESULTS = CONF.parent / "results"

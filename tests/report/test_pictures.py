@@ -12,13 +12,13 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from scipy import stats
 
-from fewshot.config import CONF
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
+from fewshot.experiment.config import CONF
 from fewshot.report.charts import bars, by_shots, by_steps
 from fewshot.report.curves import curves
-from fewshot.report.naming import ALGORITHMS
+from fewshot.report.labels import ALGORITHMS
 from fewshot.report.pictures import Fit, draw_episode, draw_fits, episode, fits
-from fewshot.report.record import read_record
+from fewshot.report.records import read_record
 from fewshot.report.styles import STYLES, plain, saved, styles_of
 
 # A test after 1 step of 600 episodes, omniglot 5-way 1-shot, of a run on the same.

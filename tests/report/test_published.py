@@ -8,7 +8,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.report.published import CAVEATS, FIELDS, PUBLISHED, UNKNOWN, VIEWS, published
 
 ROOT = PUBLISHED.parent.parent

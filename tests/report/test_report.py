@@ -13,13 +13,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from fewshot import cli
-from fewshot.config import CONF
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
+from fewshot.experiment import cli
+from fewshot.experiment.config import CONF
 from fewshot.report.configurations import differences
 from fewshot.report.gather import measured
-from fewshot.report.record import write_record
-from fewshot.report.report import report
+from fewshot.report.html_report import report
+from fewshot.report.records import write_record
 
 TEMPLATE = json.loads(
     (CONF.parent / "results/omniglot_quarter_hour/maml/test-1s15q-none-inductive-1steps-600e0/record.json").read_text()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.report.statistics import LEVEL, against_best, holm, paired_p, scores
 
 

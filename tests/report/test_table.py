@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.report.cells import Layout
-from fewshot.report.naming import column_names
+from fewshot.report.labels import column_names
 from fewshot.report.page import page
-from fewshot.report.record import read_records
+from fewshot.report.records import read_records
 from fewshot.report.table import markdown
 
 TEMPLATE: dict[str, Any] = {

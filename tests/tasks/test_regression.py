@@ -10,8 +10,8 @@ import pytest
 import torch
 from scipy import stats
 
-from fewshot.data.functions import read
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
+from fewshot.tasks.functions import read
 from fewshot.tasks.regression import Regression
 
 SINE = {"amplitude": [0.1, 5.0], "phase": [0.0, pi]}

@@ -15,9 +15,9 @@ import pytest
 import torch
 from scipy import stats
 
+from fewshot.core.errors import FewshotError
 from fewshot.data.bank import Bank, Split, open_banks, write_banks
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
 from fewshot.tasks.sampler import ROTATIONS, Sampler
 
 MakeBank = Callable[..., Bank]

@@ -1,0 +1,76 @@
+"""What both forms of LEO share, for classes and for functions: draws, penalties, and words for log and record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from fewshot.core.random import coins, fold, normal, stream
+
+
+class Draws(Protocol):
+    """Where the random numbers of one task come from, each draw by its name."""
+
+    def normal(self, name: str, shape: Sequence[int]) -> torch.Tensor:
+        """Standard normals of a shape."""
+        ...
+
+    def keep(self, name: str, shape: Sequence[int], rate: float) -> torch.Tensor:
+        """A dropout mask: False with probability `rate`."""
+        ...
+
+
+@dataclass(frozen=True)
+class FromKey:
+    """Draws that are functions of the episode's key."""
+
+    key: torch.Tensor  # [] int64
+    dtype: torch.dtype
+
+    def normal(self, name: str, shape: Sequence[int]) -> torch.Tensor:
+        return normal(fold(self.key, stream(name)), shape).to(self.dtype)
+
+    def keep(self, name: str, shape: Sequence[int], rate: float) -> torch.Tensor:
+        return ~coins(fold(self.key, stream(name)), shape, rate)
+
+
+class TwoLoops:
+    """What is said of a learner that first moves a code and then the weights that it decodes to."""
+
+    latent_steps: int
+    test_steps: int  # of fine-tuning
+
+    @property
+    def gradient_evaluations(self) -> int:
+        """Gradients that one training task costs: those of both inner loops and the outer one."""
+        return self.latent_steps + self.test_steps + 1
+
+    @property
+    def adaptation_steps(self) -> str:
+        """Both inner loops of a test task, for the record."""
+        return f"{self.latent_steps} latent, {self.test_steps} fine-tuning"
+
+
+def kl_estimate(z: torch.Tensor, mean: torch.Tensor, stddev: torch.Tensor) -> torch.Tensor:
+    """One-sample estimate of KL(N(mean, stddev) || N(0, I)) from the sample z, mean over its elements: []."""
+    # From z, not from its noise: in float32 a clipped deviation of 1e-10 vanishes in z, and so it does in the original.
+    # This is the noise that z was made with, a constant: left to differentiation, terms of 1e10 would have to cancel.
+    noise = ((z - mean) / stddev).detach()
+    return (0.5 * (z.square() - noise.square()) - stddev.log()).mean()
+
+
+def orthogonality(decoder: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference of the row correlations of decoder [L, 2D] from the identity: []."""
+    norms = decoder.norm(dim=1)
+    correlations = decoder @ decoder.T / (norms[:, None] * norms + 1e-32)
+    return (correlations - torch.eye(len(decoder), dtype=decoder.dtype, device=decoder.device)).square().mean()
+
+
+def rate_figures(latent_lr: torch.Tensor, finetune_lr: torch.Tensor) -> dict[str, float]:
+    """Mean and spread of meta-learned rates, of a code [L] and of weights [D], for the log."""
+    rates = {"latent_lr": latent_lr, "finetune_lr": finetune_lr}
+    means = {f"{name}_mean": float(rate.mean()) for name, rate in rates.items()}
+    return means | {f"{name}_stddev": float(rate.std()) for name, rate in rates.items()}

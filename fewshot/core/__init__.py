@@ -1,0 +1,1 @@
+"""What knows nothing of few-shot learning: errors, files, random numbers, devices, processes."""

@@ -1,0 +1,117 @@
+"""The device that a process computes on, and its memory: how the C library holds on to it, how much there was."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import gc
+import os
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from fewshot.core.errors import FewshotError
+
+_THREADS = torch.get_num_threads()  # that torch, or the person, chose
+_STATUS = Path("/proc/self/status")
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # glibc, malloc.h
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is a GPU where there is one.
+
+    Raises:
+        FewshotError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise FewshotError(f"device={name}: not available here; use device=cpu or device=auto") from error
+
+
+def has_room(size: int, device: torch.device) -> bool:
+    """Whether data of so many bytes may lie on the device: on a GPU, where they leave half of its free memory."""
+    return device.type != "cuda" or 2 * size <= torch.cuda.mem_get_info(device)[0]
+
+
+def out_of_memory(error: BaseException | None) -> BaseException | None:
+    """The error, or that from which it was raised, if it says that memory is full.
+
+    Memory of a GPU, or what a process may have (`ulimit -d`).
+    """
+    while error is not None and not _says_full(error):
+        error = error.__cause__
+    return error
+
+
+def _says_full(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    # Of torch's allocator, of oneDNN's and of C++'s own.
+    said = ("DefaultCPUAllocator: ", "could not create a primitive", "std::bad_alloc")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in said)
+
+
+def give_back_memory() -> None:
+    """Free what nothing refers to any more, on the GPU and in the C library's heap."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def compute_alone(alone: bool) -> None:
+    """Let torch compute on one thread, or on as many as it was started with.
+
+    Matrices of some thousand numbers gain nothing from a second thread, and where another process holds its core each
+    of them waits for it: a step of sinusoids then takes twenty times as long.
+    """
+    torch.set_num_threads(1 if alone else _THREADS)
+
+
+def keep_freed_memory(*, one_arena: bool = False, as_glibc_does: bool = False) -> None:
+    """Ask glibc to keep large freed blocks for the next allocation, and torch for large pages; elsewhere, do nothing.
+
+    Otherwise every large activation is mapped, zeroed by the kernel page by page and unmapped again: up to half the
+    time of a meta-training step on a CPU, in any engine. Torch reads its part once, before its first tensor.
+
+    Args:
+        one_arena: let all threads share one heap, since those of further threads are too small for large blocks;
+            it costs threads that allocate many small ones.
+        as_glibc_does: keep only what glibc by itself comes to keep, blocks of up to 32 MiB; to compare speeds.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # c10/core/impl/alloc_cpu.cpp
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL(None)
+        # The largest to which malloc.c raises its thresholds, which happens as soon as a program frees such a block.
+        libc.mallopt(_MMAP_THRESHOLD, 32 << 20 if as_glibc_does else 1 << 30)
+        libc.mallopt(_TRIM_THRESHOLD, 64 << 20 if as_glibc_does else 1 << 30)
+        if one_arena:
+            libc.mallopt(_ARENA_MAX, 1)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory so far, or since `reset_peak_memory`: of the GPU where one is used, of this process otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if _STATUS.exists():
+        peak = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Count peak memory anew, where the system can: on a GPU and on Linux."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _STATUS.exists():
+        give_back_memory()  # what was freed and kept is no longer in use
+        with contextlib.suppress(OSError):
+            _STATUS.with_name("clear_refs").write_text("5")

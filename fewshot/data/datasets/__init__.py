@@ -1,0 +1,1 @@
+"""Where each dataset is, and how its files become banks."""

@@ -1,0 +1,202 @@
+"""Pickles of arrays, strings and numbers, read without running anything that they ask for.
+
+A pickle is a program, and it may call whatever it names. Here it gets none of what it names: for the few names that
+NumPy's arrays need it gets the stand-ins below, which check what they are given, and for any other an error.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+from collections.abc import Iterator
+from types import MethodType
+from typing import IO, Any
+
+import numpy as np
+
+from fewshot.core.errors import FewshotError, one_line
+
+# Truth values, whole and floating numbers, bytes and text, of a fixed width; or any objects. Nothing with fields.
+PLAIN = re.compile(r"[|<>=]?([biufSU][1-9][0-9]{0,8}|O8?)", re.ASCII)
+SMALL = 64  # characters or bytes that a stream remembers; no image is as short, every name that NumPy repeats is
+
+
+def load(file: IO[bytes], where: str = "") -> Any:
+    """The content of a pickle of any protocol, made by Python 2 or 3: dicts, lists, arrays, strings and numbers.
+
+    Strings of Python 2 are read as latin1. An array may be of a subclass of `np.ndarray` (`np.asarray` mends that).
+
+    Args:
+        where: the file's name for people; without it what `file` says of itself.
+
+    Raises:
+        FewshotError: the pickle is damaged, or asks for anything else.
+    """
+    try:
+        return _Unpickler(file, encoding="latin1").load()
+    except Exception as error:  # damage can look like anything
+        raise _refusal(file, where, "pickle of arrays, strings and numbers alone", error) from error
+
+
+def stream(file: IO[bytes], where: str = "") -> Iterator[np.ndarray | bytes | str]:
+    """The items of a pickle that is one list of arrays, bytes or strings, one after the other, none of them kept.
+
+    Pickles of all kinds that `load` reads, as safely; in the memory of what is appended to the list at once, which is
+    1,000 items in what Python writes.
+
+    Raises:
+        FewshotError: the pickle is damaged, asks for anything else, is no such list, or has an item in it twice.
+    """
+    try:
+        yield from _Stream(file, encoding="latin1").items()
+    except Exception as error:
+        raise _refusal(file, where, "pickle of one list of arrays, bytes or strings", error) from error
+
+
+def _refusal(file: IO[bytes], where: str, wanted: str, error: Exception) -> FewshotError:
+    return FewshotError(f"{where or getattr(file, 'name', 'pickle')}: no whole {wanted} ({one_line(error)[:200]})")
+
+
+class _Type:
+    """Stands for numpy.dtype."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self.dtype = dtype
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        # NumPy would take any size, flags and fields from here, fitting or not: only the byte order is of use.
+        _, order, subarray, names, fields, *_ = state
+        if (subarray, names, fields) != (None, None, None) or order not in ("|", "<", ">", "="):
+            raise ValueError("it asks for an array of another type")
+        self.dtype = self.dtype.newbyteorder(order)
+
+    def fit(self, shape: Any, data: Any) -> np.dtype[Any]:
+        """The type, where `data` are as many as an array of this shape has."""
+        if not isinstance(shape, tuple) or not all(type(side) is int and side >= 0 for side in shape):
+            raise ValueError("the shape of an array is none")
+        objects = self.dtype.hasobject
+        if isinstance(data, list) != objects or len(data) != math.prod(shape) * (1 if objects else self.dtype.itemsize):
+            raise ValueError("an array's data do not fill its shape")
+        return self.dtype
+
+
+class _Array(np.ndarray):
+    """Stands for numpy.ndarray."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:  # pyright: ignore
+        _, shape, kind, fortran, data = state
+        data = _bytes(data)
+        super().__setstate__((1, shape, _type(kind).fit(shape, data), bool(fortran), data))  # pyright: ignore
+
+
+def _bytes(data: Any) -> Any:
+    """What Python 2 called a string and latin1 made text of, as bytes again; anything else as it is."""
+    return data.encode("latin1") if isinstance(data, str) else data
+
+
+def _type(kind: Any) -> _Type:
+    if not isinstance(kind, _Type):
+        raise ValueError("the type of an array is none")
+    return kind
+
+
+class _StandIns:
+    """What a pickle gets to call. Methods, for it could set attributes of plain functions, defaults among them."""
+
+    __slots__ = ()
+
+    def dtype(self, spec: str, align: Any = False, copy: Any = True) -> _Type:
+        if not PLAIN.fullmatch(spec):
+            raise ValueError(f"it asks for an array of type {spec[:40]!r}")
+        return _Type(np.dtype(object if "O" in spec else spec))
+
+    def array(self, subtype: Any, shape: Any, kind: Any) -> _Array:
+        if subtype != NDARRAY or shape != (0,):
+            raise ValueError("it asks for an array that is not empty at first")
+        return _Array((0,), np.int8)  # its state comes later and makes it what it is
+
+    def scalar(self, kind: Any, data: Any) -> Any:
+        return np.frombuffer(data := _bytes(data), _type(kind).fit((1,), data))[0]
+
+    def frombuffer(self, data: Any, kind: Any, shape: Any, order: Any) -> np.ndarray:
+        return np.frombuffer(data, _type(kind).fit(shape, data)).reshape(shape, order=order)
+
+    def nothing(self) -> bytes:
+        return b""
+
+    def encode(self, text: str, encoding: str) -> bytes:
+        if not isinstance(text, str) or encoding != "latin1":
+            raise ValueError("it asks for an encoding other than latin1")
+        return text.encode("latin1")
+
+
+NDARRAY = "numpy.ndarray"  # only ever handed on to `_reconstruct`, so its name will do
+STAND_INS = _StandIns()
+ADMITTED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): NDARRAY,
+    ("numpy", "dtype"): STAND_INS.dtype,
+    ("_codecs", "encode"): STAND_INS.encode,  # how Python 3 writes bytes for Python 2, and without any, as bytes():
+    ("__builtin__", "bytes"): STAND_INS.nothing,
+    ("builtins", "bytes"): STAND_INS.nothing,
+}
+for _core in ("numpy.core", "numpy._core"):  # NumPy 1 and 2
+    ADMITTED[f"{_core}.multiarray", "_reconstruct"] = STAND_INS.array
+    ADMITTED[f"{_core}.multiarray", "scalar"] = STAND_INS.scalar
+    ADMITTED[f"{_core}.numeric", "_frombuffer"] = STAND_INS.frombuffer
+
+
+# The unpickler that is written in Python: the one in C allots as many places as a pickle of ten bytes claims to need.
+class _Unpickler(pickle._Unpickler):
+    # Bytes in place of byte arrays, for which it would fill the claimed length with zeros.
+    dispatch = pickle._Unpickler.dispatch | {pickle.BYTEARRAY8[0]: pickle._Unpickler.dispatch[pickle.BINBYTES8[0]]}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in ADMITTED:
+            raise pickle.UnpicklingError(f"it asks for {f'{module}.{name}'[:80]!r}")
+        return ADMITTED[module, name]
+
+
+class _Stream(_Unpickler):
+    def items(self) -> Iterator[np.ndarray | bytes | str]:
+        """What is appended to the one list at the bottom of the stack, as soon as it is."""
+        # As in `load` of the parent, which cannot be left and entered again between two opcodes.
+        self._unframer = framer = pickle._Unframer(self._file_read, self._file_readline)  # pyright: ignore
+        self.read, self.readinto, self.readline = framer.read, framer.readinto, framer.readline
+        self.stack, self.metastack, self.memo = [], [], _Memo()
+        self.append = self.stack.append
+        outer: list[Any] | None = None
+        while (opcode := self.read(1)) != pickle.STOP:
+            if not opcode:
+                raise EOFError("it ends early")
+            self.dispatch[opcode[0]](self)  # pyright: ignore
+            if outer is None and self.stack:
+                # Known by its first object, before a tuple or an array of objects fills the memory.
+                if self.metastack or type(self.stack[0]) is not list:
+                    raise ValueError("it is something else than a list")
+                outer = self.stack[0]
+            if outer:
+                for item in outer:
+                    if not isinstance(item, np.ndarray | bytes | str):
+                        raise ValueError(f"the list holds something else, {type(item).__name__}")
+                    yield item
+                outer.clear()
+        if self.metastack or len(self.stack) != 1 or self.stack[0] is not outer:
+            raise ValueError("it is something else than a list")
+
+
+class _Memo(dict[int, Any]):
+    """What a pickle may come back to: stand-ins and short strings, but no image. Its length counts what it dropped."""
+
+    count = 0
+
+    def __setitem__(self, index: int, value: Any) -> None:
+        self.count += 1
+        if isinstance(value, _Type | MethodType) or (isinstance(value, str | bytes) and len(value) <= SMALL):
+            super().__setitem__(index, value)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __missing__(self, index: int) -> Any:
+        raise ValueError("it has images that are shared within the pickle: write each of them anew")

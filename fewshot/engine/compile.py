@@ -1,0 +1,41 @@
+"""torch.compile for a step of fixed shapes; what it cannot do is said in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from fewshot.core.errors import FewshotError
+from fewshot.core.random import stream
+
+T = TypeVar("T")
+
+
+def compiled(step: Callable[..., T]) -> Callable[..., T]:
+    """A function of tensors, compiled anew for each shape that it meets, up to eight.
+
+    What was compiled before, anywhere in the process, is forgotten: torch counts all learners' steps as one function.
+
+    Raises:
+        FewshotError: at the first call; there is no C++ compiler for a CPU, or torch cannot look into the function.
+    """
+    torch.compiler.assume_constant_result(stream)  # its hashlib is closed to torch; here, as this is slow to import
+    torch.compiler.reset()
+    fused = torch.compile(step, dynamic=False, fullgraph=True)
+
+    def run(*inputs: object) -> T:
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # slow to import
+
+        try:
+            return fused(*inputs)
+        except FailOnRecompileLimitHit as error:
+            raise FewshotError("engine=compiled: too many shapes; set chunk, or choose engine=vmap") from error
+        except TorchDynamoException as error:
+            raise FewshotError(
+                "engine=compiled: torch.compile failed (on a CPU it needs a C++ compiler, such as g++); choose "
+                f"engine=vmap ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+            ) from error
+
+    return run

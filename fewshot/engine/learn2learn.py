@@ -1,0 +1,60 @@
+"""The `learn2learn` engine: MAML and FOMAML by an independent implementation, to hold our gradients against."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import torch
+
+from fewshot.algorithms.learner import Learner, Tensors, score, task_loss
+from fewshot.algorithms.maml import Maml
+from fewshot.backbones.norm import BatchStatNorm
+from fewshot.core.errors import FewshotError
+from fewshot.engine.reduce import Outer
+from fewshot.episodes import Episodes
+
+
+def outer_by_learn2learn(learner: Learner, params: Tensors, episodes: Episodes) -> Outer:
+    """Mean outer gradient of T tasks, task by task, by learn2learn's MAML (clone, adapt, backward).
+
+    Raises:
+        FewshotError: learn2learn is not installed, or cannot do what the learner does.
+    """
+    if not isinstance(learner, Maml) or learner.learn_inner_lr:
+        raise FewshotError("engine=learn2learn: only for maml and fomaml; choose engine=vmap or engine=loop")
+    if len(learner.adapted) != len(params):
+        raise FewshotError(
+            "engine=learn2learn: adapts every parameter that is not frozen; set algorithm.learner.adapted=all and "
+            "backbone.network.adapt_norm=true, or choose engine=vmap"
+        )
+    with warnings.catch_warnings():  # its import brings gym, which warns about itself
+        warnings.simplefilter("ignore")
+        try:
+            from learn2learn.algorithms import MAML
+        except ImportError as error:
+            raise FewshotError(
+                "engine=learn2learn: learn2learn is not installed; `uv sync` builds it, `pip install` cannot"
+            ) from error
+    backbone = copy.deepcopy(learner.backbone)
+    backbone.load_state_dict(params, strict=False)  # what is frozen stays
+    for part in backbone.modules():
+        if isinstance(part, BatchStatNorm):
+            part.fused = True  # torch's own batch norm, as in a user's network
+    meta = MAML(backbone, lr=learner.inner_lr, first_order=learner.first_order, allow_unused=True, allow_nograd=True)
+    losses, scores = [], []
+    for i in range(len(episodes)):
+        task, clone = episodes[i], meta.clone()
+        for _ in range(learner.inner_steps):
+            clone.adapt(task_loss(clone(task.support_x), task.support_y, learner.inner_reduction, task.shot))
+        logits = clone(task.query_x)
+        loss = task_loss(logits, task.query_y, learner.outer_reduction, task.shot)
+        (loss / len(episodes)).backward()
+        losses.append(loss.detach())
+        scores.append(score(logits.detach(), task.query_y))
+    gradient = {
+        name: torch.zeros_like(value) if value.grad is None else value.grad
+        for name, value in backbone.named_parameters()
+        if name in params
+    }
+    return Outer(gradient, {}, torch.stack(losses), torch.stack(scores))

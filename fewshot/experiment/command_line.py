@@ -1,0 +1,306 @@
+"""The command line before Hydra has it: its flags, its overrides, and one line for what is wrong with them."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString, RangeSweep
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+
+from fewshot.core.errors import FewshotError, one_line
+from fewshot.experiment.config import CONF, key_names, near, of_functions
+from fewshot.experiment.sweeps import check_plugin
+
+# Last parts of keys whose values are paths: text, whatever it looks like.
+PATHS = (
+    "root", "cache", "csv", "folder", "source", "sheet", "run", "runs", "run_dir", "resume", "records", "out",
+    "original", "data_dir", "pictures", "refresh", "checkpoint",
+)  # fmt: skip
+COMMANDS = ("run", "multirun", "cfg", "info", "shell_completion")
+NEEDED = "is always needed; it can be set, and not deleted"
+LARGEST = 2**31 - 1  # of counts and sizes
+LARGEST_SEED = 2**63 - 1
+
+
+def parse_flags(words: list[str]) -> argparse.Namespace:
+    """Hydra's flags and, as `overrides`, the other words, in whatever order they stand.
+
+    Raises:
+        FewshotError: an unknown flag, a flag without its value, or flags that exclude each other.
+    """
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise FewshotError(f"command line: {message}")
+
+    parser.error = refuse  # pyright: ignore[reportAttributeAccessIssue]
+    for word in words:
+        if not word.isascii() and re.search("[\ud800-\udfff]", word):
+            encoding = sys.getfilesystemencoding()
+            raise FewshotError(f"{word}: no text in {encoding}; set LC_ALL=C.UTF-8, or rename the file or folder")
+    flags, unknown = parser.parse_known_intermixed_args(words)
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings]
+        setting = unknown[0].lstrip("-")
+        hint = near(unknown[0].split("=")[0], known)
+        raise FewshotError(
+            f"{unknown[0]}: no such flag{hint}; a setting is written without dashes: "
+            f"{setting if '=' in setting else f'{setting}=<value>'}"
+        )
+    if sum(getattr(flags, name) not in (None, False) for name in COMMANDS) > 1:
+        raise FewshotError("command line: --run, --multirun, --cfg, --info and --shell-completion exclude each other")
+    if flags.resolve and flags.cfg is None and not flags.help:
+        raise FewshotError("--resolve: goes with --cfg or --help")
+    return flags
+
+
+def open_hydra(flags: argparse.Namespace, name: str) -> Hydra:
+    """Hydra on conf/, on the folder of `--config-path` in its place, and on that of `--config-dir` besides.
+
+    Raises:
+        FewshotError: a folder is not there.
+    """
+    # As Hydra has it, relative to the tool.
+    main = CONF if flags.config_path is None else CONF.parent / "tools" / flags.config_path
+    if "://" in (flags.config_path or ""):
+        main = flags.config_path
+    elif not Path(main).is_dir():
+        raise FewshotError(f"--config-path={flags.config_path}: no folder {main}; --config-dir adds one to {CONF}")
+    search_path = create_config_search_path(str(main))
+    assert isinstance(search_path, ConfigSearchPathImpl)
+    if flags.config_dir is not None:
+        folder = Path(flags.config_dir).absolute()
+        if not folder.is_dir():
+            raise FewshotError(f"--config-dir={flags.config_dir}: no such folder")
+        search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+    return Hydra.create_main_hydra2(task_name=name, config_search_path=search_path)
+
+
+def typed(key: str, *texts: str) -> str:
+    """The word that gives a key this very text, or each of several, quoted for Hydra and for a POSIX shell."""
+    return shlex.quote(f"{key}={','.join(map(_quoted, texts))}")
+
+
+def _quoted(text: str) -> str:
+    literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # no interpolation
+    return QuotedString(literal, Quote.double).with_quotes()
+
+
+def parse_overrides(words: list[str], hydra: Hydra, sweep: bool) -> list[Override]:
+    """Overrides as Hydra reads them. A value that begins with `~` is a path, which Hydra wants in quotes.
+
+    Raises:
+        FewshotError: a word that is no override, or several values without a sweep.
+    """
+    parser = OverridesParser.create(config_loader=hydra.config_loader)
+    found = []
+    for place, word in enumerate(words):
+        key, _, value = word.partition("=")
+        if re.fullmatch(r"~[^,]*", value) and not key.startswith("~"):
+            word = f"{key}={_quoted(value)}"
+        try:
+            (override,) = parser.parse_overrides([word])
+        except HydraException as error:
+            before = words[place - 1] if place else ""
+            raise FewshotError(_no_override(parser, before, word, sweep, error)) from error
+        if not override.key_or_group:
+            raise FewshotError(f"{word}: has no key; write key=value")
+        if override.is_sweep_override() and not sweep:
+            raise FewshotError(
+                f"{word}: several values are a sweep; add -m; as one text it is typed {typed(key, value)}"
+            )
+        largest = LARGEST_SEED if key.endswith("seed") else LARGEST
+        if any(abs(number) > largest for number in _numbers(override.value())):
+            raise FewshotError(f"{word}: too large a number; whole ones go from -{largest} to {largest}")
+        found.append(override)
+    return found
+
+
+def _no_override(parser: OverridesParser, before: str, word: str, sweep: bool, error: HydraException) -> str:
+    """What is wrong with a word that Hydra cannot read."""
+    key, equal, value = word.partition("=")
+    if not equal:
+        if "=" in before:
+            path = typed(*f"{before} {word}".split("=", 1))
+            return f"command line: {word!r} is no key=value; if it belongs to the value before it, type {path}"
+        return f"command line: {word!r} is no key=value"
+    try:
+        parser.parse_override(f"{key}=1")
+    except HydraException:
+        return f"{word}: {key!r} cannot be a key; write key=value, and dots between the parts of a key"
+    bare = re.fullmatch(r"""(["'])(.*?)\1?|(.*)""", value, re.DOTALL)
+    assert bare is not None
+    text = value if bare[1] is None else bare[2]
+    reason = f": {one_line(error).split(': ', 1)[1]}" if "while evaluating" in str(error) else ""
+    several = f", as several {typed(key, *text.split(','))}" if sweep and "," in text else ""
+    return f"{key}: Hydra cannot read the value {value}{reason}; as text it is typed {typed(key, text)}{several}"
+
+
+def _numbers(value: Any) -> list[int]:
+    """The whole numbers in a value, a sweep or a list of them."""
+    if isinstance(value, RangeSweep | IntervalSweep):
+        value = vars(value)
+    value = getattr(value, "list", value)
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [number for inner in value for number in _numbers(inner)]
+    return [value] if isinstance(value, int) else []
+
+
+def check_overrides(overrides: list[Override], config: str, hydra: Hydra, sweep: bool) -> None:
+    """Compose what Hydra will compose, to answer in one line and with near names.
+
+    Raises:
+        FewshotError: an unknown key, option or type of value, or a plugin that is not installed.
+    """
+    for override in overrides:
+        if override.key_or_group in ("hydra/launcher", "hydra/sweeper"):
+            for line in _lines(override):
+                check_plugin(override.key_or_group, line.split("=")[-1], sweep)
+    lines = [_lines(override) for override in overrides]
+    first = [options[0] for options in lines]
+    cfg = _composed(hydra, config, first, overrides)
+    for override in overrides:
+        key = override.key_or_group
+        if override.is_delete() and "." not in key and key not in cfg and not _is_group(override, hydra):
+            raise FewshotError(f"{override.input_line}: {NEEDED}")
+    for place, options in enumerate(lines):
+        for line in options[1:]:
+            _composed(hydra, config, [*first[:place], line, *first[place + 1 :]], overrides)
+    if sweep:
+        _check_common(overrides, config, hydra)
+    for override in overrides:
+        if not override.is_delete() and not override.is_sweep_override() and override.package is None:
+            _check_value(override, cfg)
+
+
+def _lines(override: Override) -> list[str]:
+    """The single values of an override, each as an override; of a range or an interval the ends."""
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        found: list[Any] = [value.start, value.end]
+    elif isinstance(value, RangeSweep):
+        every = list(value.range())
+        found = [every[0], every[-1]] if every else []
+    else:
+        found = list(override.sweep_string_iterator())
+    if not found:
+        raise FewshotError(f"{override.input_line}: no value")
+    return [f"{override.get_key_element()}={value}" for value in found]
+
+
+def _check_common(overrides: list[Override], config: str, hydra: Hydra) -> None:
+    """Hydra composes a sweep once without the swept values; where that fails it says a thing no one can act on."""
+    lines = [override.input_line or "" for override in overrides]
+    try:
+        _compose(hydra, config, [line for line in lines if not line.startswith("hydra")], RunMode.MULTIRUN)
+    except HydraException as error:
+        raise FewshotError(
+            f"{str(error).splitlines()[0]} without what is swept; choose its group for the whole sweep, such as "
+            "features=conv4"
+        ) from error
+    try:
+        _compose(hydra, config, lines, RunMode.MULTIRUN)
+    except HydraException as error:
+        raise FewshotError(f"command line: {one_line(error)}") from error
+
+
+def _check_value(override: Override, cfg: DictConfig) -> None:
+    """A path is text, and an interpolation leads somewhere."""
+    key, given = override.key_or_group, override.value()
+    text = override.get_value_string()
+    try:
+        found = OmegaConf.select(cfg, key)
+    except (InterpolationResolutionError, OmegaConfBaseException) as error:
+        name = re.search(r"\$\{(\w+)\}", text)
+        hint = f"; an environment variable is ${{oc.env:{name[1]}}}" if name else ""
+        raise FewshotError(f"{override.input_line}: {str(error).splitlines()[0]}{hint}") from error
+    if key.rsplit(".")[-1] in PATHS and given is not None and not isinstance(given, str) and found != text:
+        raise FewshotError(f"{key}: {text} is no text to Hydra; as a path it is typed {typed(key, text)}")
+
+
+def _compose(hydra: Hydra, config: str, lines: list[str], mode: RunMode = RunMode.RUN) -> DictConfig:
+    return hydra.compose_config(config_name=config, overrides=lines, run_mode=mode, from_shell=False)
+
+
+def _composed(hydra: Hydra, config: str, lines: list[str], overrides: list[Override]) -> DictConfig:
+    """The configuration, or the first override that cannot be composed with those before it, in one line."""
+    try:
+        return _compose(hydra, config, lines)
+    except Exception as whole:
+        try:
+            before = _compose(hydra, config, [])
+        except (HydraException, OmegaConfBaseException) as error:
+            raise FewshotError(f"configuration: {one_line(error.__cause__ or error)}") from error
+        pairs = list(zip(overrides, lines, strict=True))
+        pairs.sort(key=lambda pair: not _is_group(pair[0], hydra))  # what brings keys before the keys
+        for place, (override, _) in enumerate(pairs):
+            tried = [line for _, line in pairs[: place + 1]]
+            try:
+                before = _compose(hydra, config, tried)
+            except Exception as error:
+                raise FewshotError(_reason(error, override, tried[-1], before, config, hydra)) from error
+        raise FewshotError(f"command line: {one_line(whole.__cause__ or whole)}") from whole
+
+
+def _is_group(override: Override, hydra: Hydra) -> bool:
+    name = override.key_or_group
+    return bool("." not in name and hydra.config_loader.get_group_options(name, ObjectType.CONFIG))
+
+
+def _reason(error: Exception, override: Override, line: str, before: DictConfig, config: str, hydra: Hydra) -> str:
+    """Why an override cannot be composed onto the configuration `before` it."""
+    key, value = override.key_or_group, line.partition("=")[2]
+    if isinstance(error, MissingConfigException):
+        missing, options = str(error.missing_cfg_file or ""), list(error.options or [])
+        if missing.startswith("features/") and key != "features":
+            if _is_of_functions(missing.removeprefix("features/"), hydra):
+                return (
+                    f"{line}: features are of images; functions are learned by maml, fomaml, reptile and leo_regression"
+                )
+            return (
+                f"{line}: wants conf/{missing}.yaml, an extractor for this dataset; write it, or choose features=conv4"
+            )
+        return f"{line}: no such option{near(value, options)}; there are {', '.join(options)}"
+    if key == "dataset" and config != "train" and _is_of_functions(value, hydra):
+        return f"dataset={value}: functions are for tools/train.py alone; there is nothing of them to prepare"
+    known = [name for name in key_names(before) if key.startswith("hydra") or not name.startswith("hydra")]
+    if override.is_delete() and key in known and OmegaConf.select(before, key, throw_on_missing=False) is None:
+        return f"{line}: is null already, so there is nothing to delete; leave it out, or set {key}=<value>"
+    if "Could not append to config" in str(error):
+        return f"{line}: the key is there already; write {line.lstrip('+')}"
+    if key not in known and not _is_group(override, hydra):
+        named = [name for name in known if name.endswith(f".{key}")]
+        hint = f", did you mean {' or '.join(named[:3])}?" if named else near(key, known)
+        return f"{key}: no such key{hint}"
+    cause = error.__cause__ or error
+    if "does not support deletion" in str(cause):
+        return f"{line}: {NEEDED}"
+    if "is not a ListConfig" in str(cause):
+        return f"{line}: must be a list, such as {key}=[{value}]"
+    first = str(cause).strip().splitlines()[0]
+    return f"{line}: {first if isinstance(cause, OmegaConfBaseException) else one_line(cause)}"
+
+
+def _is_of_functions(dataset: str, hydra: Hydra) -> bool:
+    try:
+        return of_functions(_compose(hydra, "train", [f"dataset={dataset}"]).dataset)
+    except Exception:  # whatever it is, it is none that is known
+        return False

@@ -1,0 +1,72 @@
+"""Tests of a run on the classes of another dataset than the one that it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fewshot.core.errors import FewshotError
+from fewshot.episodes import Source
+from fewshot.experiment.config import of_functions
+from fewshot.experiment.run_dir import began_with
+
+
+def on_another_dataset(cfg: DictConfig, run: Path, dataset: DictConfig) -> DictConfig:
+    """The configuration of a run with the images of another dataset, adapted to the shape that its learner knows.
+
+    They are normalised as the run's own were; crop and rotations are those of the other dataset.
+
+    Args:
+        cfg: of the run in the folder `run`.
+        dataset: the other one, without interpolations that lead out of it.
+
+    Raises:
+        FewshotError: the run learns on features, or what only the run can say is given.
+    """
+    if of_functions(cfg.dataset):
+        raise FewshotError(f"dataset={dataset.name}: the run in {run} learns functions; leave dataset out")
+    if cfg.features.name is not None:
+        raise FewshotError(
+            f"dataset={dataset.name}: the run in {run} learns on features, which only its own extractor can give of "
+            "other images; a run on images can be tested there"
+        )
+    for key in ("mean", "std", "shape"):
+        if dataset[key] is not None:
+            raise FewshotError(f"dataset.{key}: is as in the run's training; leave it out")
+    changed = cfg.copy()
+    OmegaConf.update(changed, "dataset", dataset, merge=False)
+    for key, value in (("shape", _known(run)["shape"]), ("mean", cfg.dataset.mean), ("std", cfg.dataset.std)):
+        OmegaConf.update(changed, f"dataset.{key}", value)
+    return changed
+
+
+def check_new(run: Path, name: str, bank: Source) -> None:
+    """Hold the test classes against those that the run was trained on.
+
+    Raises:
+        FewshotError: they have a class in common.
+    """
+    known = _known(run)
+    if bank.drawn_from == known.get(bank.split):
+        raise FewshotError(f"dataset={name}: the data that the run began with; leave dataset out")
+    if shared := sorted(set(bank.names) & set(known["classes"])):
+        raise FewshotError(
+            f"dataset={name}: {len(shared)} of its {len(bank.names)} classes of {bank.split} are classes that the run "
+            f"was trained on, such as {shared[0]}, so that this would be no test; choose another dataset or split"
+        )
+
+
+def train_fingerprint(run: Path, train_on_val: bool) -> str:
+    """Of what the run was trained on."""
+    known = _known(run)
+    return "+".join(known[split] for split in (("train", "val") if train_on_val else ("train",)))
+
+
+def _known(run: Path) -> Mapping[str, Any]:
+    known = began_with(run)
+    if known is None:
+        raise FewshotError(f"{run}: the run has not begun; train it first")
+    return known

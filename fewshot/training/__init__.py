@@ -1,0 +1,1 @@
+"""Meta-training: the loop, the outer optimiser, checkpoints, feature extractors."""

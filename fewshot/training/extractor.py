@@ -1,0 +1,256 @@
+"""Feature extractors: a classifier of the meta-train classes, trained once, whose features become a Bank.
+
+The original LEO never released its own (see `fewshot.data.datasets.leo_embeddings` for what it did release).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from math import cos, pi
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fewshot.algorithms.learner import check_choice, check_number
+from fewshot.algorithms.nearest import Nearest
+from fewshot.backbones.identity import Inputs
+from fewshot.backbones.norm import BatchStatNorm
+from fewshot.core.device import pick_device
+from fewshot.core.errors import FewshotError
+from fewshot.core.paths import expand_path
+from fewshot.core.progress import progress_bar
+from fewshot.core.random import fold, permutation, stream
+from fewshot.data.bank import Bank, Split, open_banks, write_banks
+from fewshot.engine.engine import Engine
+from fewshot.engine.evaluate import evaluate
+from fewshot.tasks.sampler import Sampler
+from fewshot.tasks.transforms import View, view_of
+from fewshot.training.checkpoint import load_checkpoint, matching, only_process_in, save_checkpoint
+
+AT_ONCE = 500  # images per forward pass when features are taken
+
+
+def features(
+    images: Mapping[str, Bank],
+    network: Callable[..., nn.Module],
+    *,
+    name: str,
+    settings: Mapping[str, Any],
+    view: Mapping[str, Any],
+    cache: str | Path,
+    device: str = "auto",
+    may_train: bool = True,
+) -> dict[str, Bank]:
+    """The features of every split, from an extractor trained on the classes of "train" alone; made once, then opened.
+
+    Args:
+        images: the banks "train", "val" and "test".
+        network: makes the classifier from `shape` and `way`; a module with `features(x) -> [B, D]`.
+        name: of the network, for people.
+        settings: epochs, batch, lr, schedule (cosine | step), momentum, weight_decay, augment (none | natural), seed,
+            and way, shot, query and episodes of the validation by nearest class means that selects the epoch.
+        view: crop, mean, std and shape of the dataset's configuration, see `View`.
+        may_train: False where features that are gone would have to be made anew for a run that was on the old ones.
+        cache: folder in which the features are kept, and the extractor below `extractors`.
+
+    Raises:
+        FewshotError: a setting out of range, a network that has no features, a loss that is not finite, or a damaged
+            checkpoint.
+    """
+    _check(settings)
+    seen = view_of(view)
+    shape, classes = seen.seen(images["train"].shape), len(images["train"].names)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings["seed"])
+        extractor = network(shape=shape, way=classes)
+    if not hasattr(extractor, "features"):
+        raise FewshotError(f"features={name}: this network has no features; choose conv4, resnet12 or wrn28_10")
+    if any(isinstance(module, BatchStatNorm) for module in extractor.modules()):
+        raise FewshotError("features.network.norm=batch: an image's features would depend on others; set norm=running")
+    _validation_sampler(images["val"], settings)
+    made_of = {split: bank.fingerprint for split, bank in images.items()}
+    choices = [str(getattr(network, "func", network)), str(getattr(network, "keywords", {}))]
+    initial = _digest(extractor.state_dict())
+    words = json.dumps([made_of, initial, choices, dict(settings), str(seen)], sort_keys=True)
+    key = hashlib.sha256(words.encode()).hexdigest()[:12]
+    title = f"{images['train'].about.get('dataset', 'images')}-{name}-{key}"
+    cache = expand_path(cache)
+    folder, work = cache / f"features-{title}", cache / "extractors" / title
+    if not (folder / "bank.json").exists():
+        if not may_train:
+            raise FewshotError(
+                f"{folder}: the features that this run learned on are gone, or these are not the images of the run; "
+                "put them back, or train anew"
+            )
+        extractor.to(pick_device(device))
+        with only_process_in(work):
+            found = _train(extractor, images, seen, settings, work, f"extractor {name}, {classes} classes")
+            about = {
+                "dataset": images["train"].about.get("dataset", "images"),
+                "folder": folder.name,
+                "extractor": {
+                    "name": name,
+                    "validation_accuracy": found["accuracy"],
+                    "validation": f"{settings['way']}-way {settings['shot']}-shot, nearest class mean",
+                    "epoch": found["epoch"],
+                    "train_seconds": found["train_seconds"],
+                    "fingerprint": _digest(extractor.state_dict()),
+                    "images": made_of,
+                    "settings": dict(settings),
+                },
+                "images": {split: dict(bank.about) for split, bank in images.items()}["train"],
+            }
+            splits = {split: _split(extractor, bank, seen) for split, bank in images.items()}
+            write_banks(folder, splits, about)
+    return open_banks(folder)
+
+
+def open_features(images: Mapping[str, Bank], folder: str | Path) -> dict[str, Bank]:
+    """Features that lie in a folder as a Bank, such as `tools/pretrain.py` wrote, for the classes of `images`.
+
+    Raises:
+        FewshotError: the extractor was trained on other images than the meta-train classes at hand, or the features
+            are of other images.
+    """
+    folder = expand_path(folder)
+    if not (folder / "bank.json").is_file():
+        raise FewshotError(f"{folder}: no features there; give the folder that tools/pretrain.py printed")
+    banks = open_banks(folder)
+    made_of = next(iter(banks.values())).about.get("extractor", {}).get("images", {})
+    for split in ("train", "val", "test"):
+        if made_of.get(split) != images[split].fingerprint:
+            raise FewshotError(
+                f"{folder}: its extractor was trained on another split or on other images ({split} differs), so that "
+                "it may know the test classes; run tools/pretrain.py with the dataset as it is set here"
+            )
+    return banks
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    for name in ("epochs", "batch", "way", "shot", "query", "episodes"):
+        check_number(f"features.settings.{name}", settings[name], int, 1)
+    for name in ("lr", "momentum", "weight_decay"):
+        check_number(f"features.settings.{name}", settings[name], float, 0)
+    check_choice("features.settings.schedule", settings["schedule"], ("cosine", "step"))
+    check_choice("features.settings.augment", settings["augment"], ("none", "natural"))
+
+
+def _train(
+    extractor: nn.Module,
+    images: Mapping[str, Bank],
+    seen: View,
+    settings: Mapping[str, Any],
+    work: Path,
+    title: str,
+) -> dict[str, Any]:
+    """Train to the last epoch, from the last one on disk; leaves the best one's weights in `extractor`.
+
+    Returns:
+        {accuracy, epoch} of the best epoch, and train_seconds of all.
+    """
+    bank, device = images["train"], next(extractor.parameters()).device
+    changed = replace(seen, augment=settings["augment"])
+    labels = torch.arange(len(bank.names)).repeat_interleave(bank.sizes)
+    optimizer = torch.optim.SGD(
+        extractor.parameters(), lr=settings["lr"], momentum=settings["momentum"], weight_decay=settings["weight_decay"]
+    )
+    last, best = work / "last.safetensors", work / "best.safetensors"
+    state: dict[str, Any] = {"epoch": 0, "best": None, "seconds": 0.0}
+    if last.exists():
+        groups, state = load_checkpoint(last, device)
+        _load(extractor, last, groups)
+        for name, value in groups.get("momentum", {}).items():
+            optimizer.state[extractor.get_parameter(name)]["momentum_buffer"] = value
+    loss = torch.zeros(())
+    batches = -(-len(labels) // settings["batch"])
+    with progress_bar(title, settings["epochs"] * batches, state["epoch"] * batches) as advance:
+        for epoch in range(state["epoch"], settings["epochs"]):
+            start = time.perf_counter()
+            extractor.train()
+            order = permutation(torch.tensor(stream(settings["seed"], "epoch", epoch)), len(labels))
+            for index, rows in enumerate(order.split(settings["batch"])):
+                step = epoch * batches + index
+                changes = fold(stream(settings["seed"], "augment", epoch), rows)
+                x = changed(bank.examples[rows].to(device), changes.to(device))
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(stream(settings["seed"], "dropout", step))
+                    loss = F.cross_entropy(extractor(x), labels[rows].to(device))
+                for group in optimizer.param_groups:
+                    group["lr"] = settings["lr"] * _schedule(
+                        settings["schedule"], step / (batches * settings["epochs"])
+                    )
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                advance("" if state["best"] is None else f"validation {state['best']['accuracy']:.1%}")
+            if not bool(torch.isfinite(loss)):
+                raise FewshotError(f"extractor: epoch {epoch + 1}: the loss is not finite; lower features.settings.lr")
+            state["epoch"], state["seconds"] = epoch + 1, state["seconds"] + time.perf_counter() - start
+            accuracy = _validation(extractor, images["val"], seen, settings)
+            if state["best"] is None or accuracy > state["best"]["accuracy"]:
+                state["best"] = {"accuracy": accuracy, "epoch": epoch + 1}
+                save_checkpoint(best, {"weights": extractor.state_dict()}, state)
+            momentum = {
+                name: buffer
+                for name, parameter in extractor.named_parameters()
+                if (buffer := optimizer.state.get(parameter, {}).get("momentum_buffer")) is not None
+            }
+            save_checkpoint(last, {"weights": extractor.state_dict(), "momentum": momentum}, state)
+    _load(extractor, best, load_checkpoint(best, device)[0])
+    return state["best"] | {"train_seconds": round(state["seconds"], 3)}
+
+
+def _load(extractor: nn.Module, path: Path, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    extractor.load_state_dict(matching(path, groups.get("weights", {}), extractor.state_dict()))
+
+
+def _schedule(kind: str, done: float) -> float:
+    """What the rate is multiplied with: half a cosine, or tenfold falls at a half and at three quarters."""
+    return 0.5 * (1 + cos(pi * done)) if kind == "cosine" else 0.1 ** ((done >= 0.5) + (done >= 0.75))
+
+
+def _split(extractor: nn.Module, bank: Bank, seen: View) -> Split:
+    """Features [M, D] float32 of a split, each from its own image alone."""
+    extractor.eval()
+    device = next(extractor.parameters()).device
+    assert callable(extractor.features)
+    found = np.empty((0, 0), np.float32)
+    with torch.no_grad():
+        for first in range(0, len(bank.examples), AT_ONCE):
+            part = extractor.features(seen(bank.examples[first : first + AT_ONCE].to(device))).cpu().numpy()
+            if not first:
+                found = np.empty((len(bank.examples), part.shape[1]), np.float32)
+            found[first : first + AT_ONCE] = part
+    return Split(found, bank.sizes.tolist(), list(bank.names))
+
+
+def _validation(extractor: nn.Module, bank: Bank, seen: View, settings: Mapping[str, Any]) -> float:
+    """Few-shot accuracy of nearest class means on the features of the validation classes."""
+    split = _split(extractor, bank, seen)
+    found = Bank(torch.from_numpy(split.examples), bank.offsets, bank.names, bank.split, "", bank.about)
+    sampler, learner = _validation_sampler(found, settings), Nearest(Inputs(found.shape, settings["way"]), to="mean")
+    return float(evaluate(learner, {}, {}, sampler, settings["episodes"], transductive=False, engine=Engine()).mean())
+
+
+def _validation_sampler(bank: Bank, settings: Mapping[str, Any]) -> Sampler:
+    try:
+        return Sampler(bank, settings["way"], settings["shot"], settings["query"], settings["seed"])
+    except FewshotError as error:
+        said = "features.settings.way, features.settings.shot and features.settings.query"
+        raise FewshotError(f"validation of the extractor: {error}; here these are {said}") from error
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in tensors.items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

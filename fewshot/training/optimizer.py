@@ -1,0 +1,115 @@
+"""The outer update: what becomes of a meta-batch's gradient, and the optimiser that takes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from fewshot.algorithms.learner import Tensors, check_choice
+from fewshot.core.errors import FewshotError
+from fewshot.engine.reduce import Outer
+
+if TYPE_CHECKING:
+    from fewshot.training.loop import TrainSettings
+
+
+def guarded(gradient: Tensors, loss: torch.Tensor, params: Tensors) -> tuple[Tensors, torch.Tensor]:
+    """The gradient; where the loss or any part of it holds a NaN, each parameter's own value in its place.
+
+    What deepmind/leo does, whose comment promises the gradient of a small L2 penalty: two names are exchanged there.
+    Also whether that is what happened: bool [].
+    """
+    broken = torch.stack([value.isnan().any() for value in (loss, *gradient.values())]).any()
+    return {name: torch.where(broken, params[name].detach(), value) for name, value in gradient.items()}, broken
+
+
+class Faults:
+    """What is not finite in training: replaced and counted with `nan_guard`, else the end of the run; on the device."""
+
+    def __init__(self, nan_guard: bool, guarded: int, device: torch.device) -> None:
+        self._guard = nan_guard
+        self._guarded = torch.full((), guarded, device=device)  # steps
+        self._first = torch.full((), -1, device=device)  # the first step that was not finite
+
+    def handled(self, outer: Outer, params: Tensors, step: int) -> Tensors:
+        """The gradient to take."""
+        if self._guard:
+            gradient, replaced = guarded(outer.gradient, outer.loss, params)
+            self._guarded += replaced
+            return gradient
+        finite = torch.stack([value.isfinite().all() for value in (outer.loss, *outer.gradient.values())]).all()
+        self._first = torch.where(finite | (self._first >= 0), self._first, step)
+        return outer.gradient
+
+    def told(self, last: Path) -> int:
+        """How many steps were guarded. Raises FewshotError if another was not finite."""
+        if (first := int(self._first)) >= 0:
+            kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
+            raise FewshotError(
+                f"step {first + 1}: the loss or its gradient is not finite; lower train.outer_lr or "
+                f"algorithm.learner.inner_lr, or set train.clip; {kept}"
+            )
+        return int(self._guarded)
+
+
+def clipped(gradient: Tensors, element: float | None, norm: float | None) -> Tensors:
+    """Each element to [-element, element], then each tensor to an L2 norm of at most `norm`; None leaves as it is."""
+    if element is not None:
+        gradient = {name: value.clamp(-element, element) for name, value in gradient.items()}
+    if norm is not None:
+        gradient = {name: value * (norm / value.norm().clamp_min(norm)) for name, value in gradient.items()}
+    return gradient
+
+
+def make_optimizer(settings: TrainSettings, params: Tensors) -> torch.optim.Optimizer | None:
+    """The one that `train.outer_optimizer` names, for these parameters; None where there are none.
+
+    Raises:
+        FewshotError: no such optimiser.
+    """
+    check_choice("train.outer_optimizer", settings.outer_optimizer, ("adam", "adam_tf", "sgd"))
+    if not params:
+        return None
+    if settings.outer_optimizer.startswith("adam"):
+        return torch.optim.Adam(params.values(), lr=settings.outer_lr)
+    return torch.optim.SGD(params.values(), lr=settings.outer_lr)
+
+
+def apply(
+    optimizer: torch.optim.Optimizer | None, params: Tensors, gradient: Tensors, settings: TrainSettings, step: int
+) -> float:
+    """One step of the outer optimiser, in place; returns the rate it took."""
+    rate = settings.outer_lr
+    if settings.outer_lr_end is not None:  # supervised-reptile: linear, from the first step to just before the last
+        done = step / settings.steps
+        rate = settings.outer_lr * (1 - done) + settings.outer_lr_end * done
+    if optimizer is None:
+        return rate
+    gradient = clipped(gradient, settings.clip, settings.clip_norm)
+    for name, value in params.items():
+        value.grad = gradient[name]
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+        if settings.outer_optimizer == "adam_tf":
+            group["eps"] = 1e-8 / (1 - group["betas"][1] ** (step + 1)) ** 0.5
+    optimizer.step()
+    optimizer.zero_grad()
+    return rate
+
+
+def slots(optimizer: torch.optim.Optimizer | None, params: Tensors) -> Tensors:
+    """The optimiser's tensors by parameter name and slot."""
+    if optimizer is None:
+        return {}
+    return {f"{n}/{slot}": v for n, p in params.items() for slot, v in optimizer.state[p].items()}
+
+
+def restore(optimizer: torch.optim.Optimizer | None, params: Tensors, slots: Tensors) -> None:
+    """Give the optimiser back what `slots` had of it, in place."""
+    for key, value in slots.items():
+        name, slot = key.rsplit("/", 1)
+        if optimizer is not None:
+            # Adam keeps its step count in main memory.
+            optimizer.state[params[name]][slot] = value.cpu() if slot == "step" else value

@@ -1,0 +1,357 @@
+"""Several processes on one run: the result of one process, whoever fails or dies.
+
+`python -m torch.distributed.run tests/test_distributed.py` makes of this file the processes whose results are compared.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from fewshot.core import distributed
+from fewshot.core.distributed import added, by_main, is_main, joined, main_first, placed, share, world
+from fewshot.core.errors import FewshotError
+from fewshot.engine.reduce import Outer, over_processes
+from fewshot.episodes import Episodes
+from fewshot.experiment.build import build, training_tasks
+from fewshot.experiment.config import CONF, apply_recipe
+from fewshot.experiment.run import training_run
+from fewshot.training.checkpoint import load_checkpoint
+from fewshot.training.loop import TrainSettings, check_shareable, train
+from fewshot.training.optimizer import guarded
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = str(ROOT / "tools/train.py")
+COMMON = (
+    "recipe=none",
+    "train.steps=20",
+    "train.validate_every=10",
+    "train.checkpoint_every=3",
+    "train.log_every=1",
+    "test.validation_episodes=5",
+)
+SMALL = ("backbone.network.filters=4", "query=3", "test.episodes=61")
+SINES = ("dataset=sinusoid", "train.shot=5", "train.query=5", "test.steps=2", "test.episodes=50")
+EXTRACTOR = ("features.network.filters=4", "features.settings.epochs=1", "features.settings.episodes=20")
+# A meta-batch of 5 is none that two processes share equally.
+CASES = {
+    "maml": (*SMALL, "algorithm=maml", "train.meta_batch=5"),
+    "fomaml": (*SMALL, "algorithm=fomaml", "train.meta_batch=4", "engine=loop"),
+    "meta_sgd": ("algorithm=meta_sgd", "train.meta_batch=3", "test.episodes=20", *EXTRACTOR),
+    "reptile": (*SMALL, "algorithm=reptile", "train.meta_batch=5"),
+    "sines": (*SINES, "algorithm=maml", "train.meta_batch=7"),
+    "leo": ("algorithm=leo", "train.meta_batch=5", "test.episodes=20", *EXTRACTOR),
+    "leo_regression": (
+        "algorithm=leo_regression",
+        "dataset=sines_and_lines",
+        "train.meta_batch=3",
+        "test.episodes=20",
+        "algorithm.learner.latent_steps=2",
+        "algorithm.learner.finetune_steps=2",
+    ),
+    "untrained": (*SMALL, "algorithm=maml", "train.steps=0"),
+    "untrained sines": (*SINES, "algorithm=maml", "train.steps=0"),
+    "nearest": ("algorithm=nearest", "test.episodes=33", "train.meta_batch=1"),
+}
+# In float32 the last digit, which chunks in one process change too, becomes 3e-3 in 20 steps of LEO and Adam.
+FLOAT64 = ("leo", "leo_regression")
+TRAINED = [name for name in CASES if "untrained" not in name and name != "nearest"]
+
+
+def trained_and_tested(folder: Path, data: Path) -> dict[str, Any]:
+    """Run every case in a folder of its own; the `test` of each record, which every process returns."""
+    found = {}
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for name, words in CASES.items():
+            places = (f"data_dir={data}", f"run_dir={folder / name.replace(' ', '_')}", "device=cpu")
+            cfg = compose("train", [*COMMON, *words, *places])
+            apply_recipe(cfg, [])
+            found[name] = training_run(cfg)[1]["test"]
+            if name in FLOAT64:
+                train_in_float64(cfg, folder / name)
+    return found
+
+
+@dataclass(frozen=True)
+class Float64:
+    """Tasks in float64."""
+
+    tasks: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tasks, name)
+
+    def episodes(self, first: int, count: int) -> Episodes:
+        return self.tasks.episodes(first, count).to(torch.float64)
+
+
+def train_in_float64(cfg: Any, folder: Path) -> None:
+    """Over the checkpoints of the run in the folder."""
+    run = main_first(lambda: build(cfg))
+    params, carry = ({k: v.double() for k, v in group.items()} for group in run.learner.initial())
+    run.learner.initial = lambda: (params, carry)
+    by_main(lambda: shutil.rmtree(folder / "checkpoints"))
+    settings = replace(TrainSettings(**run.config["train"]), validate_every=0)
+    tasks: Any = Float64(training_tasks(run, cfg))
+    torch.set_default_dtype(torch.float64)
+    train(run.learner, tasks, settings, run.engine, folder, lambda *_: 0.0, lambda *_: None)
+    torch.set_default_dtype(torch.float32)
+
+
+def process(folder: Path, data: Path) -> None:
+    """What one of two processes does: every case, and what it is told of the other. Writes `<rank>.json`."""
+    rank, _ = world()
+    found: dict[str, Any] = {"tests": trained_and_tested(folder, data)}
+
+    lone = torch.tensor([1.0] if rank == 0 else [float("nan")])
+    params = {"w": torch.ones(2)}
+    whole = over_processes(Outer({"w": torch.ones(2)}, {}, lone, lone), share(2), 2)
+    found["nan"] = bool(guarded(whole.gradient, whole.loss, params)[1])
+
+    calls = []
+    found["by_main"] = by_main(lambda: calls.append(rank) or "said")
+    found["main_first"] = main_first(lambda: [*calls, rank, *world()])
+    try:
+        by_main(partial(_fail, rank))
+    except FewshotError as error:
+        found["failure"] = str(error)
+    except SystemExit as error:
+        found["failure"] = error.code
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+
+
+def _fail(rank: int) -> None:
+    raise FewshotError(f"in process {rank}")
+
+
+def start(tmp: Path, data: Path, *words: str) -> subprocess.Popen[str]:
+    """Two processes of a script, as torchrun starts them."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *words]
+    environment = os.environ | {"FEWSHOT_DATA": str(data), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(launch, cwd=tmp, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def by_two(tmp: Path, data: Path, *words: str) -> tuple[str, str]:
+    """(stdout, stderr) of two processes that end well."""
+    pair = start(tmp, data, *words)
+    out, errors = pair.communicate()
+    assert pair.returncode == 0, errors
+    return out, errors
+
+
+def record(folder: Path) -> dict[str, Any]:
+    """A run's record without what it cost, and on how many threads."""
+    found = json.loads((folder / "record.json").read_text())
+    return {key: value for key, value in found.items() if key not in ("cost", "command", "environment")}
+
+
+def parameters(folder: Path) -> dict[str, torch.Tensor]:
+    groups, _ = load_checkpoint(folder / "checkpoints/last.safetensors", "cpu")
+    return groups["params"] | groups.get("carry", {})
+
+
+def assert_close(one: Path, two: Path, atol: float) -> None:
+    mine, theirs = parameters(one), parameters(two)
+    assert mine.keys() == theirs.keys()
+    for key in mine:
+        torch.testing.assert_close(theirs[key], mine[key], rtol=0, atol=atol)
+
+
+def files(folder: Path) -> list[str]:
+    """What lies in a run folder; TensorBoard's files are named by time and process."""
+    return sorted(path.relative_to(folder).as_posix().split(".tfevents")[0] for path in folder.rglob("*"))
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> dict[str, Any]:
+    """All cases by two processes, and then by this one: their folders, their tests, and what each process said."""
+    tmp = tmp_path_factory.mktemp("both")
+    one, two = tmp / "one", tmp / "two"
+    two.mkdir()
+    _, errors = by_two(tmp, data_dir, __file__, str(two), str(data_dir))
+    said = [json.loads((two / f"{rank}.json").read_text()) for rank in (0, 1)]
+    tests = {"one": trained_and_tested(one, data_dir), "two": said[0]["tests"]}
+    return {"one": one, "two": two, "tests": tests, "said": said, "errors": errors}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_two_processes_learn_what_one_learns(both: dict[str, Any], name: str) -> None:
+    one, two = (both[world] / name.replace(" ", "_") for world in ("one", "two"))
+    assert_close(one, two, atol=1e-6)
+    started = parameters(both["one"] / "untrained") if name == "maml" else {}
+    assert all((parameters(one)[key] - start).abs().max() > 1e-3 for key, start in started.items() if start.dim() > 1)
+
+
+@pytest.mark.parametrize("name", ["untrained", "untrained sines", "nearest"])
+def test_two_processes_give_the_scores_of_one(both: dict[str, Any], name: str) -> None:
+    one, two = (both[world] / name.replace(" ", "_") / "episodes.csv" for world in ("one", "two"))
+    assert one.read_text() == two.read_text()
+    assert both["tests"]["one"][name] == both["tests"]["two"][name]
+
+
+def test_every_process_knows_the_whole_test(both: dict[str, Any]) -> None:
+    main, other = both["said"]
+    assert main["tests"] == other["tests"]
+
+
+def test_what_process_0_prepares_the_other_finds(both: dict[str, Any]) -> None:
+    assert both["errors"].count("extractor conv4") == 1
+    main, other = both["said"]
+    assert main["by_main"] == other["by_main"] == "said"
+    assert main["main_first"] == [0, 0, 0, 1]  # it called by_main's function; within, each is a world of its own
+    assert other["main_first"] == [1, 0, 1]
+
+
+def test_what_fails_in_process_0_is_said_there_and_ends_the_other(both: dict[str, Any]) -> None:
+    assert [said["failure"] for said in both["said"]] == ["in process 0", 1]
+
+
+def test_a_nan_in_one_process_is_a_nan_in_all(both: dict[str, Any]) -> None:
+    assert [said["nan"] for said in both["said"]] == [True, True]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [0, 1, 5, 12])
+def test_shares_are_consecutive_and_equal_within_one(monkeypatch: pytest.MonkeyPatch, size: int, count: int) -> None:
+    shares = []
+    for rank in range(size):
+        monkeypatch.setattr(distributed, "world", lambda rank=rank: (rank, size))
+        shares.append(share(count))
+    assert [place for part in shares for place in part] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_one_process_is_all_there_is_without_torchrun() -> None:
+    with joined():
+        assert world() == (0, 1)
+        assert is_main()
+        assert share(5) == range(5)
+        values = torch.arange(3.0)
+        assert added([placed(values, range(3), 3)])[0].equal(values)
+
+
+def test_a_chain_and_a_meta_batch_too_small_are_refused(make_learner: Any) -> None:
+    with pytest.raises(FewshotError, match="adam_state=chained: each task waits .* 2 processes"):
+        check_shareable(make_learner("reptile-chained"), 4, 2)
+    with pytest.raises(FewshotError, match=r"train.meta_batch=1: fewer tasks than processes \(2\)"):
+        check_shareable(make_learner("maml"), 1, 2)
+    check_shareable(make_learner("reptile-chained"), 1, 1)
+    check_shareable(make_learner("reptile-shared"), 2, 2)
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_a_sweep_is_refused_once(call: Any, monkeypatch: pytest.MonkeyPatch, rank: str, lines: int) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    done = call("train", "-m", "seed=0,1")
+    assert (done.code, done.err.count("error: -m: torchrun shares one run"), done.err.count("\n")) == (1, lines, lines)
+
+
+@pytest.mark.parametrize(("seconds", "said"), [("1", "another process of this run ended or hangs"), ("soon", "soon")])
+def test_others_that_do_not_come_are_no_riddle(monkeypatch: pytest.MonkeyPatch, seconds: str, said: str) -> None:
+    place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in (place | {"FEWSHOT_TIMEOUT": seconds}).items():
+        monkeypatch.setenv(name, value)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(FewshotError, match=said), joined():
+            pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_run_by_torchrun_leaves_what_a_run_leaves(both: dict[str, Any], data_dir: Path, tmp_path: Path) -> None:
+    out, _ = by_two(tmp_path, data_dir, TRAIN, "run_dir=two", "device=cpu", *COMMON, *CASES["maml"])
+    assert out.startswith("maml glyphs 5-way 1-shot: ")
+    assert len(out.splitlines()) == 1
+    one, two = both["one"] / "maml", tmp_path / "two"
+    assert_close(one, two, atol=1e-6)
+    assert record(two) == record(one)
+    assert files(two) == files(one)
+    steps = [json.loads(line)["step"] for line in (two / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 21))
+    assert json.loads((two / "record.json").read_text())["cost"]["processes"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["maml", "reptile"])
+def test_a_run_that_lost_a_process_says_so_and_continues_to_the_same_bits(
+    algorithm: str, data_dir: Path, tmp_path: Path
+) -> None:
+    words = (*COMMON, *CASES[algorithm], "train.steps=80")
+    by_two(tmp_path, data_dir, TRAIN, "run_dir=whole", *words)
+    died = start(tmp_path, data_dir, TRAIN, "run_dir=died", *words)
+    metrics = tmp_path / "died/metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 20:
+        assert died.poll() is None
+        time.sleep(0.01)
+    os.kill(child(died.pid, rank=1), signal.SIGKILL)
+    _, errors = died.communicate()
+    assert died.returncode != 0
+    assert "the same command, or resume=<run folder>, continues" in errors
+    assert "SIGKILL" in errors
+    assert not (tmp_path / "died/record.json").exists()
+    _, state = load_checkpoint(tmp_path / "died/checkpoints/last.safetensors", "cpu")
+    assert 18 <= state["step"] < 80
+    out, _ = by_two(tmp_path, data_dir, TRAIN, "resume=died")
+    assert out.count(f"goes on from step {state['step']}\n") == 1
+    assert_close(tmp_path / "whole", tmp_path / "died", atol=0)
+    assert record(tmp_path / "whole") == record(tmp_path / "died")
+
+
+def child(launcher: int, rank: int) -> int:
+    """The process of this rank that torchrun started."""
+    for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            return int(pid)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+@pytest.mark.slow
+def test_a_test_again_by_torchrun_is_that_of_one_process(call: Any, data_dir: Path, tmp_path: Path) -> None:
+    assert call("train", "run_dir=run", *COMMON, *CASES["leo"]).code == 0
+    protocol = ("run=run", "query=4", "episodes=430", "seed=3")
+    out, _ = by_two(tmp_path, data_dir, str(ROOT / "tools/evaluate.py"), "out=two", *protocol)
+    assert len(out.splitlines()) == 1
+    assert call("evaluate", "out=one", *protocol).code == 0
+    assert record(Path("one")) == record(Path("two"))
+    assert Path("one/episodes.csv").read_text() == Path("two/episodes.csv").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("algorithm=reptile", "algorithm.learner.adam_state=chained"), "adam_state=chained: each task waits"),
+        (("train.meta_batch=1",), "train.meta_batch=1: fewer tasks than processes (2)"),
+        (("way=2000",), "lower way"),
+    ],
+)
+def test_a_mistake_is_said_once_and_leaves_nothing(
+    words: tuple[str, ...], said: str, data_dir: Path, tmp_path: Path
+) -> None:
+    pair = start(tmp_path, data_dir, TRAIN, "run_dir=run", *words)
+    out, errors = pair.communicate()
+    assert pair.returncode != 0
+    assert out == ""
+    [line] = [line for line in errors.splitlines() if "error: " in line]
+    assert said in line
+    assert not (tmp_path / "run").exists()
+
+
+if __name__ == "__main__":
+    with joined():
+        process(Path(sys.argv[1]), Path(sys.argv[2]))

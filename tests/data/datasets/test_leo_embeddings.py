@@ -1,0 +1,460 @@
+"""Embeddings: read from small zips and folders made on the spot; what is not as published is named, nothing is kept."""
+
+import io
+import os
+import pickle
+import shutil
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fewshot.core.errors import FewshotError
+from fewshot.data.bank import Bank, Split, fingerprint
+from fewshot.data.datasets import leo_embeddings as embeddings
+from fewshot.data.sources import download
+
+CLASSES = {"train": ["n03", "n01"], "val": ["n02"], "test": ["n05", "n04"]}
+WIDTH = 640
+
+
+def content(split: str = "train", images: int = 3, width: int = WIDTH) -> dict[str, Any]:
+    """Of one pickle: the classes' images mixed, features that differ everywhere."""
+    keys = [f"n9999-{name}-{name}_{number}.jpg" for number in reversed(range(images)) for name in CLASSES[split]]
+    random = np.random.RandomState(list(CLASSES).index(split))
+    return {
+        "keys": np.array(keys, dtype=object),
+        "embeddings": random.randn(len(keys), width).astype(np.float32),
+        "labels": np.array([CLASSES[split].index(key.split("-")[1]) for key in keys]),
+    }
+
+
+def contents(**changes: dict[str, Any]) -> dict[str, bytes]:
+    """Split to pickle."""
+    return {split: pickle.dumps(changes.get(split, content(split)), 2) for split in CLASSES}
+
+
+def as_zip(root: Path, pickles: dict[str, bytes], inner: str = "miniImageNet/center") -> Path:
+    root.mkdir(exist_ok=True)
+    with zipfile.ZipFile(root / "embeddings.zip", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"embeddings/{inner}/", "")
+        for split, data in pickles.items():
+            archive.writestr(f"embeddings/{inner}/{split}_embeddings.pkl", data)
+    return root / "embeddings.zip"
+
+
+def as_folder(root: Path, pickles: dict[str, bytes], inner: str = "embeddings/miniImageNet/center") -> Path:
+    (root / inner).mkdir(parents=True)
+    for split, data in pickles.items():
+        (root / inner / f"{split}_embeddings.pkl").write_bytes(data)
+    return root / inner
+
+
+def refused(root: Path, cache: Path, match: str, **arguments: Any) -> str:
+    with pytest.raises(FewshotError, match=match) as caught:
+        embeddings.read(root, cache, **arguments)
+    text = str(caught.value)
+    assert "\n" not in text and len(text) < 600 and not cache.exists()
+    return text
+
+
+@pytest.mark.parametrize("make", [as_zip, as_folder])
+def test_rows_are_sorted_by_class_and_image(root: Path, cache: Path, make):
+    make(root, contents())
+    banks = embeddings.read(root, cache)
+    assert {split: bank.names for split, bank in banks.items()} == {
+        "train": ("n01", "n03"),
+        "val": ("n02",),
+        "test": ("n04", "n05"),
+    }
+    for split, bank in banks.items():
+        assert bank.examples.dtype == torch.float32 and bank.examples.shape == (3 * len(bank.names), WIDTH)
+        assert bank.sizes.tolist() == [3] * len(bank.names)
+        given = content(split)
+        at = dict(zip(given["keys"], given["embeddings"], strict=True))
+        keys = [f"n9999-{name}-{name}_{number}.jpg" for name in bank.names for number in range(3)]
+        assert np.array_equal(bank.examples.numpy(), np.stack([at[key] for key in keys]))
+        assert bank.about["dataset"] == "miniImageNet embeddings"
+        assert (bank.about["kind"], bank.about["width"]) == ("center", WIDTH) and embeddings.URL in bank.about["source"]
+
+
+def variants() -> dict[str, dict[str, Any]]:
+    """The same content in the forms that it may come in."""
+    given = content()
+    order = np.random.RandomState(0).permutation(len(given["keys"]))
+    return {
+        "another order": {name: values[order] for name, values in given.items()},
+        "lists": {"keys": list(given["keys"]), "embeddings": given["embeddings"], "labels": given["labels"].tolist()},
+        "without labels": {"keys": given["keys"], "embeddings": given["embeddings"]},
+        "labels of text": given | {"labels": np.array([key.split("-")[1] for key in given["keys"]])},
+        "one-hot labels": given | {"labels": np.eye(2)[given["labels"]]},
+        "labels in a column": given | {"labels": given["labels"][:, None]},
+        "keys of text": given | {"keys": given["keys"].astype("U")},
+        "keys of bytes": given | {"keys": given["keys"].astype("S")},
+        "keys as bytes": given | {"keys": [key.encode() for key in given["keys"]]},
+        "the other byte order": given | {"embeddings": given["embeddings"].astype(">f4")},
+        "in Fortran's order": given | {"embeddings": np.asfortranarray(given["embeddings"])},
+        "and other things": given | {"more": [1, {"a": "b"}]},
+    }
+
+
+@pytest.mark.parametrize("form", variants())
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_the_form_of_a_pickle_does_not_matter(root: Path, cache: Path, form: str, protocol: int):
+    as_folder(root, contents() | {"train": pickle.dumps(variants()[form], protocol)})
+    as_folder(root / "plain", contents())
+    banks = embeddings.read(root, cache)
+    assert banks["train"].fingerprint == embeddings.read(root / "plain", cache)["train"].fingerprint
+
+
+@pytest.mark.parametrize("layout", ["zip", "unpacked", "the inside of the unpacked"])
+def test_the_files_are_found_in_every_layout(root: Path, cache: Path, layout: str):
+    inner = "miniImageNet/multiview"
+    if layout == "zip":
+        as_zip(root, contents(), inner)
+    else:
+        as_folder(root, contents(), inner if "inside" in layout else f"embeddings/{inner}")
+    banks = embeddings.read(root, cache, kind="multiview")
+    assert banks["val"].names == ("n02",) and banks["val"].about["kind"] == "multiview"
+
+
+def test_a_zip_holds_both_datasets_and_comes_before_a_folder(root: Path, cache: Path):
+    as_zip(root, contents())
+    as_zip(
+        root,
+        contents(val={**content("val"), "keys": ["0-n77-n77_1", "0-n77-n77_2", "0-n77-n77_3"]}),
+        "tieredImageNet/center",
+    )
+    as_folder(root, contents(val=content("val", images=1)))
+    assert len(embeddings.read(root, cache)["val"].examples) == 3
+    tiered = embeddings.read(root, cache, "tiered")
+    assert tiered["val"].names == ("n77",) and tiered["val"].about["dataset"] == "tieredImageNet embeddings"
+
+
+def test_the_pickles_are_read_once(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    as_zip(root, contents())
+    first = embeddings.read(root, cache)
+    monkeypatch.setattr(embeddings.pickles, "load", None)
+    assert embeddings.read(root, cache)["test"].fingerprint == first["test"].fingerprint
+    assert len(list(cache.iterdir())) == 1 and next(cache.iterdir()).name.startswith("embeddings-mini-center-")
+
+
+@pytest.mark.parametrize("make", [as_zip, as_folder])
+def test_other_files_in_the_same_place_are_read_anew(root: Path, cache: Path, make):
+    path = make(root, contents())
+    times = [(each, each.stat()) for each in ([path] if path.is_file() else path.iterdir())]
+    before = embeddings.read(root, cache)["train"]
+    shutil.rmtree(root)
+    other = content()
+    other["embeddings"][3, 5] += 1
+    make(root, contents(train=other))
+    for each, stat in times:  # one number differs, time and (of the folder) size do not
+        os.utime(each, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    after = embeddings.read(root, cache)["train"]
+    assert (before.examples != after.examples).sum() == 1 and before.fingerprint != after.fingerprint
+
+
+def test_a_large_file_is_known_by_its_blocks(root: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(embeddings, "BLOCK", 16)
+    folder = as_folder(root, {split: bytes(100_000) for split in CLASSES})
+    path, key = folder / "val_embeddings.pkl", embeddings._key(folder)
+    stat = path.stat()
+    for first, last in ((0, 16), (99_984, 100_000), (50_000, 52_000)):
+        changed = bytearray(100_000)
+        changed[first:last] = b"x" * (last - first)
+        path.write_bytes(changed)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert embeddings._key(folder) != key
+    path.write_bytes(bytes(100_000))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert embeddings._key(folder) == key
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert embeddings._key(folder) != key
+
+
+def test_missing_files_are_answered_with_the_three_ways_to_get_them(root: Path, cache: Path):
+    text = refused(root, cache, "neither embeddings.zip nor the folder embeddings/miniImageNet/center")
+    ways = (embeddings.URL, "unpack", "features.reader.download=true", "features of your own", "original=")
+    assert all(way in text for way in ways) and not root.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"dataset": "../mini"}, "dataset='../mini': give the name of a dataset"),
+        ({"kind": "corner"}, "kind='corner': mini has center and multiview only"),
+        ({"dataset": "tiered", "kind": "multiview"}, "kind='multiview': tiered has center only"),
+    ],
+)
+def test_an_argument_out_of_range_is_refused_in_one_line(root: Path, cache: Path, arguments: dict, match: str):
+    refused(root, cache, match, **arguments)
+
+
+def mistakes() -> dict[str, tuple[Any, str]]:
+    """What may be wrong with one pickle, and what the error says."""
+    given = content()
+    keys, rows, labels = list(given["keys"]), given["embeddings"], given["labels"]
+
+    def key(value: Any) -> dict[str, Any]:
+        return given | {"keys": [value, *keys[1:]]}
+
+    endless: list[Any] = []
+    endless.append(endless)
+    nan, infinite = rows.copy(), rows.copy()
+    nan[2, 7], infinite[4, 0] = np.nan, np.inf
+    return {
+        "no dict": ([given], "no dict"),
+        "no keys": ({"embeddings": rows}, "no dict"),
+        "no embeddings": ({"keys": keys}, "no dict"),
+        "another width": (given | {"embeddings": rows[:, :512]}, "train: features of width 512, not 640"),
+        "double precision": (given | {"embeddings": rows.astype(np.float64)}, "embeddings are float64 .6, 640., not"),
+        "half precision": (given | {"embeddings": rows.astype(np.float16)}, "embeddings are float16"),
+        "whole numbers": (given | {"embeddings": rows.astype(np.int32)}, "embeddings are int32"),
+        "lists": (given | {"embeddings": rows.tolist()}, "embeddings are list, not"),
+        "one dimension": (given | {"embeddings": rows[:, 0]}, r"embeddings are float32 \(6,\), not"),
+        "three dimensions": (given | {"embeddings": rows[:, None]}, r"embeddings are float32 \(6, 1, 640\), not"),
+        "no width": (given | {"embeddings": rows[:, :0]}, r"embeddings are float32 \(6, 0\), not"),
+        "not a number": (given | {"embeddings": nan}, f"features of '{keys[2].split('-')[2]}' are not all finite"),
+        "infinite": (given | {"embeddings": infinite}, "are not all finite"),
+        "more keys": (given | {"keys": [*keys, "0-n01-n01_9"]}, "7 keys for 6 embeddings"),
+        "fewer keys": (given | {"keys": keys[1:]}, "5 keys for 6 embeddings"),
+        "empty": ({"keys": [], "embeddings": rows[:0]}, "keys are no list of strings"),
+        "keys of numbers": (given | {"keys": np.arange(6)}, "keys are no list of strings"),
+        "a key of a number": (key(7), "keys are no list of strings"),
+        "a key that is endless": (key(endless), "keys are no list of strings"),
+        "one string": (given | {"keys": "abcdef"}, "keys are no list of strings"),
+        "keys of no dimension": (given | {"keys": np.array("abcdef")}, "keys are no list of strings"),
+        "a key of two parts": (key("n01-n01_7.jpg"), "key 'n01-n01_7.jpg' is not"),
+        "a key of one part": (key("n01"), "key 'n01' is not"),
+        "a key of four parts": (key("n9-n01-n01_7-2.jpg"), "key 'n9-n01-n01_7-2.jpg' is not"),
+        "a key of two classes": (key("n9-n01-n03_7.jpg"), "key 'n9-n01-n03_7.jpg' is not"),
+        "a key without class": (key("n9--_7.jpg"), "key 'n9--_7.jpg' is not"),
+        "a very long key": (key("x" * 10_000), "key 'x{80}' is not"),
+        "an image twice": (key(keys[4].replace("n9999", "0")), f"image '{keys[4].split('-')[2]}' is there 2 times"),
+        "fewer labels": (given | {"labels": labels[1:]}, "labels are no list of 6"),
+        "one label": (given | {"labels": np.array(3)}, "labels are no list of 6"),
+        "odd labels": (given | {"labels": [[]] * 6}, "labels are no list of 6"),
+        "two labels for a class": (given | {"labels": np.array([0, 1, 0, 1, 0, 2])}, "labels do not match keys"),
+        "a label for two classes": (given | {"labels": np.array([0, 0, 0, 0, 0, 0])}, "labels do not match keys"),
+        "labels exchanged once": (given | {"labels": np.array([0, 1, 0, 1, 1, 0])}, "labels do not match keys"),
+    }
+
+
+@pytest.mark.parametrize("make", [as_zip, as_folder])
+@pytest.mark.parametrize("mistake", mistakes())
+def test_a_mistake_is_named_in_one_line_with_the_file_and_what_to_do(root: Path, cache: Path, make, mistake: str):
+    wrong, match = mistakes()[mistake]
+    source = make(root, contents(train=wrong))
+    text = refused(root, cache, match)
+    assert str(source) in text and "train" in text and "remove it and fetch embeddings.zip again" in text
+
+
+def test_the_original_program_s_bytes_are_harmless(root: Path, cache: Path):
+    class Asks:
+        def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+            return os.mkdir, (str(root / "made"),)
+
+    as_zip(root, contents(val=content("val") | {"labels": Asks()}))
+    text = refused(root, cache, r"embeddings.zip: embeddings/miniImageNet/center/val_embeddings.pkl: .*mkdir")
+    assert "again" in text and not (root / "made").exists()
+
+
+def test_a_class_in_two_splits_is_refused(root: Path, cache: Path):
+    as_zip(root, contents(test=content("test") | {"keys": content()["keys"]}))
+    refused(root, cache, "class 'n01' is in train and in test")
+
+
+def test_other_widths_have_to_be_meant_and_be_one(root: Path, cache: Path):
+    as_folder(root, {split: pickle.dumps(content(split, width=5), 2) for split in CLASSES})
+    refused(root, cache, "features of width 5, not 640")
+    assert embeddings.read(root, cache, width=None)["val"].shape == (5,)
+    assert embeddings.read(root, cache, width=5)["val"].about["width"] == 5
+    with pytest.raises(FewshotError, match="features of width 5, not 640.*again"):  # from the cache, too
+        embeddings.read(root, cache)
+    as_folder(root / "mixed", contents(val=content("val", width=5)))
+    with pytest.raises(FewshotError, match="val: features of width 5, not 640"):
+        embeddings.read(root / "mixed", cache, width=None)
+
+
+def flip(data: bytes) -> bytes:
+    at = data.index(b"PK\x03\x04", 300) + 2000  # in the middle of what the first pickle is packed to
+    return data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
+
+
+ZIPS = {
+    "cut": (lambda data: data[:-300], "not a zip file"),
+    "a web page": (lambda data: b"<!DOCTYPE html><html>sign in</html>", "not a zip file"),
+    "empty": (lambda data: b"", "not a zip file"),
+    "changed inside": (flip, "_embeddings.pkl"),
+    "of other files": (lambda data: other_zip(), "no item named 'embeddings/miniImageNet/center/train_embeddings.pkl'"),
+}
+
+
+def other_zip() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("readme", "nothing")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("damage", ZIPS)
+def test_a_damaged_zip_is_refused(root: Path, cache: Path, damage: str):
+    change, match = ZIPS[damage]
+    path = as_zip(root, contents())
+    path.write_bytes(change(path.read_bytes()))
+    text = refused(root, cache, match)
+    assert str(path) in text and "again" in text
+
+
+def test_a_change_that_only_the_checksum_sees_is_refused(root: Path, cache: Path):
+    path = as_zip(root, {})
+    with zipfile.ZipFile(path, "a") as archive:  # not packed, so a feature can change by itself
+        for split, data in contents().items():
+            archive.writestr(f"embeddings/miniImageNet/center/{split}_embeddings.pkl", data)
+    data = bytearray(path.read_bytes())
+    data[data.index(content()["embeddings"].tobytes()[:1]) + 9000] ^= 1
+    path.write_bytes(data)
+    refused(root, cache, "Bad CRC-32")
+
+
+def test_a_member_that_unpacks_to_very_much_is_not_unpacked(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(embeddings, "MAX_BYTES", 1 << 20)
+    as_zip(root, contents() | {"train": bytes(1 << 21)})
+    refused(root, cache, "train_embeddings.pkl .*2097152 bytes, of 1048576 at most")
+
+
+def test_an_unpacked_split_that_is_missing_is_named(root: Path, cache: Path):
+    (as_folder(root, contents()) / "val_embeddings.pkl").unlink()
+    refused(root, cache, "val_embeddings.pkl")
+
+
+def test_a_download_is_checked_and_then_read(root: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = as_zip(tmp_path / "server", contents())
+    asked = []
+
+    def transfer(url: str, file: Any, part: Path, what: str) -> bool:
+        asked.append(url)
+        file.write(made.read_bytes())
+        file.flush()
+        return True
+
+    monkeypatch.setattr(download, "_transfer", transfer)
+    assert embeddings.read(root, cache, download=True)["val"].names == ("n02",)
+    assert asked == [embeddings.URL] and [path.name for path in root.iterdir()] == ["embeddings.zip"]
+    embeddings.read(root, cache, download=True)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("damage", ZIPS)
+def test_a_download_that_is_not_the_zip_is_thrown_away(
+    root: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+):
+    change, match = ZIPS[damage]
+    made = as_zip(tmp_path / "server", contents())
+
+    def transfer(url: str, file: Any, part: Path, what: str) -> bool:
+        file.write(change(made.read_bytes()))
+        file.flush()
+        return True
+
+    monkeypatch.setattr(download, "_transfer", transfer)
+    text = refused(root, cache, match, download=True)
+    assert f"download {embeddings.URL} by hand to {root / 'embeddings.zip'}" in text and not list(root.iterdir())
+
+
+def banks(names: dict[str, list[str]], width: int = 7, dtype: type = np.float32) -> dict[str, Bank]:
+    """Features of 11, 12, ... examples a class."""
+    made = {}
+    for split, classes in names.items():
+        counts = [11 + i for i in range(len(classes))]
+        rows = np.random.RandomState(len(split)).randn(sum(counts), width).astype(dtype)
+        offsets = torch.tensor([0, *counts]).cumsum(0)
+        print_ = fingerprint(Split(rows, counts, classes))
+        made[split] = Bank(torch.from_numpy(rows), offsets, tuple(classes), split, print_, {})
+    return made
+
+
+NAMES = {
+    "train": ["Angelic/character01", "Early_Aramaic/character01", "N'Ko/character-2", "n01532829"],
+    "val": ["%2D", "100%25", "Basic Latin/U+0021", "Mkhedruli_(Georgian)/character01"],
+    "test": ["-", "Ж", "語/文"],
+}
+
+
+def test_what_is_written_in_the_originals_layout_is_read_as_the_same_banks(root: Path, cache: Path):
+    written = banks(NAMES)
+    embeddings.write_originals(root, written, "tiered", "center")
+    read = embeddings.read(root, cache, "tiered", width=7)
+    for split, bank in written.items():
+        assert read[split].names == bank.names and torch.equal(read[split].examples, bank.examples)
+        assert read[split].fingerprint == bank.fingerprint and torch.equal(read[split].offsets, bank.offsets)
+    assert read["val"].about["said"] == written["train"].about
+    embeddings.write_originals(root / "again", read, "mini", "multiview")
+    again = embeddings.read(root / "again", cache, "mini", "multiview", width=None)
+    assert {bank.fingerprint for bank in again.values()} == {bank.fingerprint for bank in written.values()}
+
+
+def test_what_features_say_of_themselves_does_not_make_them_the_tasks_of_other_images(root: Path, cache: Path):
+    written = {
+        split: replace(bank, about={"extractor": {"images": {split: "f"}}}) for split, bank in banks(NAMES).items()
+    }
+    assert written["test"].drawn_from == "f"
+    embeddings.write_originals(root, written, "mini", "center")
+    read = embeddings.read(root, cache, width=7)
+    assert all(bank.drawn_from == bank.fingerprint for bank in read.values())
+    (root / "embeddings/miniImageNet/center/about.json").write_text("{")
+    with pytest.raises(FewshotError, match="about.json: cannot be read as JSON") as caught:
+        embeddings.read(root, cache, width=7)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_written_has_the_originals_layout(root: Path):
+    embeddings.write_originals(root, banks(CLASSES | {"train": ["n01", "n03"], "test": ["n04"]}), "mini", "center")
+    folder = root / "embeddings" / "miniImageNet" / "center"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "about.json",
+        *(f"{split}_embeddings.pkl" for split in sorted(CLASSES)),
+    ]
+    assert folder.stat().st_mode & 0o777 == 0o755 and len(list(folder.parent.iterdir())) == 1
+    data = (folder / "train_embeddings.pkl").read_bytes()
+    found = pickle.loads(data, encoding="latin1")
+    assert data[:2] == b"\x80\x02" and set(found) == {"keys", "embeddings"}
+    assert found["keys"].shape[0] == len(found["embeddings"]) == 23 and found["embeddings"].dtype == np.float32
+    for key in found["keys"]:  # what DeepMind's program demands
+        _, name, image = key.split("-")
+        assert image.split("_")[0] == name
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        (banks(NAMES | {"val": ["Angelic/character01"]}), "class 'Angelic/character01' is in train and in val"),
+        (banks(NAMES, dtype=np.float64), "bank train: embeddings are float64"),
+        (banks(NAMES | {"test": [""]}), "bank test: key '0--_00000000' is not"),
+        (banks({"train": ["a"], "test": ["b"]}), "banks train, test given: give train, val and test"),
+        (banks(NAMES) | {"val": banks(NAMES, width=3)["val"]}, "features of width 3, not 7"),
+    ],
+)
+def test_banks_that_would_not_come_back_are_refused(root: Path, given: dict[str, Bank], match: str):
+    with pytest.raises(FewshotError, match=match) as caught:
+        embeddings.write_originals(root, given, "mini", "center")
+    assert "\n" not in str(caught.value) and "fetch" not in str(caught.value)
+    assert not [path for path in root.rglob("*") if path.is_file()]
+
+
+def test_nothing_is_written_over_or_beside_the_originals(root: Path):
+    as_folder(root / "a", {}, "embeddings/miniImageNet/center")
+    as_folder(root / "b", {}, "miniImageNet/center")
+    as_zip(root / "c", {})
+    for name in "abc":
+        with pytest.raises(FewshotError, match="is there already: remove it, or write to another folder"):
+            embeddings.write_originals(root / name, banks(NAMES), "mini", "center")
+
+
+def test_an_extractor_on_the_images_is_a_remedy_where_no_embeddings_are(tmp_path: Path):
+    with pytest.raises(FewshotError, match="or features=conv4 to train an extractor on the images that are there"):
+        embeddings.read(tmp_path, tmp_path / "cache")

@@ -1,0 +1,391 @@
+"""Images: what each kind of file becomes; a damaged one gives an example or a reason, and nothing else."""
+
+import io
+import resource
+import struct
+import sys
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
+
+from fewshot.core.errors import FewshotError
+from fewshot.data.sources.images import FORMATS, Look, example, holds_image, is_image, web_page
+
+SIDE = 24
+RANDOM = np.random.RandomState(0)
+COLOUR = RANDOM.randint(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
+GREY = RANDOM.randint(0, 256, (SIDE, SIDE)).astype(np.uint8)
+ALPHA = RANDOM.randint(0, 256, (SIDE, SIDE)).astype(np.uint8)
+PALETTE = RANDOM.randint(0, 256, (8, 3)).astype(np.uint8)
+INDEX = RANDOM.randint(0, 8, (SIDE, SIDE)).astype(np.uint8)
+SLOPE = np.stack(np.broadcast_arrays(*np.ogrid[0:250:24j, 0:250:24j], 60), axis=2).astype(np.uint8)  # JPEG likes it
+
+
+def encoded(image: Image.Image, kind: str, **choices) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **choices)
+    return file.getvalue()
+
+
+def on_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """[H, W, 3] of pixels [H, W] or [H, W, 3] on white."""
+    values, alpha = np.dstack([pixels] * (1 if pixels.ndim == 3 else 3)).astype(float), alpha[:, :, None] / 255
+    return values * alpha + 255 * (1 - alpha)
+
+
+def paletted() -> Image.Image:
+    image = Image.fromarray(INDEX)
+    image.putpalette(PALETTE.tobytes())
+    return image
+
+
+def picture(mode: str) -> tuple[Image.Image, np.ndarray]:
+    """An image of a mode, and its pixels in RGB."""
+    if mode == "1":
+        return Image.fromarray(GREY > 99), np.dstack([np.where(GREY > 99, 255, 0)] * 3)
+    if mode == "L":
+        return Image.fromarray(GREY), np.dstack([GREY] * 3)
+    if mode == "LA":
+        return Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA)]), on_white(GREY, ALPHA)
+    if mode == "P":
+        return paletted(), PALETTE[INDEX]
+    if mode == "RGB":
+        return Image.fromarray(COLOUR), COLOUR
+    if mode == "RGBA":
+        return Image.fromarray(np.dstack([COLOUR, ALPHA])), on_white(COLOUR, ALPHA)
+    if mode == "CMYK":  # inks are what is missing of white, and no black
+        inks = [Image.fromarray(plane) for plane in np.moveaxis(255 - COLOUR, 2, 0)]
+        return Image.merge("CMYK", [*inks, Image.new("L", (SIDE, SIDE))]), COLOUR
+    assert mode == "I;16"
+    return Image.fromarray(GREY.astype(np.uint16) * 256 + ALPHA), np.dstack([GREY] * 3)
+
+
+WHOLE = [
+    *[("PNG", mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")],
+    *[("BMP", mode) for mode in ("1", "L", "P", "RGB")],
+    *[("GIF", mode) for mode in ("1", "L", "P")],
+    *[("TIFF", mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16")],
+    *[("PPM", mode) for mode in ("1", "L", "RGB")],
+    *[("WEBP", mode) for mode in ("RGB", "RGBA")],
+]
+
+
+@pytest.mark.parametrize(("kind", "mode"), WHOLE)
+def test_an_image_of_the_size_keeps_its_pixels_on_white(kind: str, mode: str):
+    image, expected = picture(mode)
+    choices = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    made = example(encoded(image, kind, **choices), Look(SIDE))
+    assert made.shape == (3, SIDE, SIDE) and made.dtype == np.uint8
+    blended = mode in ("LA", "RGBA")  # in whole numbers, by Pillow
+    assert np.abs(made.transpose(1, 2, 0) - np.asarray(expected, float)).max() <= (1 if blended else 0)
+
+
+@pytest.mark.parametrize(("kind", "transparency"), [("PNG", bytes([255, 0, 128])), ("PNG", 3), ("GIF", 3)])
+def test_a_transparent_colour_of_a_palette_lies_on_white(kind: str, transparency: bytes | int):
+    alpha = np.full(256, 255)
+    if isinstance(transparency, int):
+        alpha[transparency] = 0
+    else:
+        alpha[: len(transparency)] = list(transparency)
+    data = encoded(paletted(), kind, transparency=transparency)
+    made = example(data, Look(SIDE)).transpose(1, 2, 0)
+    assert np.abs(made - on_white(PALETTE[INDEX], alpha[INDEX])).max() <= 1
+
+
+@pytest.mark.parametrize(("mode", "value"), [("L", int(GREY[0, 0])), ("RGB", tuple(COLOUR[0, 0].tolist())), ("1", 0)])
+def test_a_colour_that_a_png_calls_transparent_is_white(mode: str, value):
+    image, expected = picture(mode)
+    colour = expected == np.asarray(value)
+    made = example(encoded(image, "PNG", transparency=value), Look(SIDE)).transpose(1, 2, 0)
+    assert np.array_equal(made, np.where(colour.all(2, keepdims=True), 255, expected))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_jpeg_is_near_to_what_it_was_made_of(mode: str):
+    data = encoded(Image.fromarray(SLOPE).convert(mode), "JPEG", quality=98, subsampling=0)
+    assert (b"Adobe" in data) == (mode == "CMYK")  # inverted inks, as Photoshop has them
+    expected = np.asarray(Image.fromarray(SLOPE).convert("L").convert("RGB")) if mode == "L" else SLOPE
+    assert np.abs(example(data, Look(SIDE)).transpose(1, 2, 0) - expected.astype(float)).max() < 8
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, bits: int, colour: int, rows: bytes) -> bytes:
+    head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def pgm(kind: str, values: np.ndarray, maximum: int = 65535) -> bytes:
+    return f"{kind}\n{SIDE} {SIDE}\n{maximum}\n".encode() + values.astype(">u2").tobytes()
+
+
+def test_sixteen_bits_become_their_upper_eight():
+    wide = COLOUR.astype(np.uint16) * 256 + ALPHA[:, :, None]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in wide)
+    assert np.array_equal(example(png(SIDE, SIDE, 16, 2, rows), Look(SIDE)), COLOUR.transpose(2, 0, 1))
+    made = example(pgm("P6", wide), Look(SIDE))
+    assert np.abs(made.transpose(1, 2, 0) - COLOUR.astype(float)).max() <= 1  # Pillow rounds these
+    assert np.array_equal(example(pgm("P5", wide[:, :, 0]), Look(SIDE, channels=1))[0], COLOUR[:, :, 0])
+    big = Image.frombytes("I;16B", (SIDE, SIDE), wide[:, :, 0].astype(">u2").tobytes())
+    assert np.array_equal(example(encoded(big, "TIFF"), Look(SIDE, channels=1))[0], COLOUR[:, :, 0])
+
+
+FLOATS = Image.fromarray(GREY.astype(np.float32))
+TOO_DEEP = {
+    "float TIFF": encoded(FLOATS, "TIFF"),
+    "integer TIFF": encoded(Image.fromarray(GREY.astype(np.int32)), "TIFF"),
+    "float PFM": encoded(FLOATS, "PPM"),
+}
+
+
+@pytest.mark.parametrize("kind", TOO_DEEP)
+def test_pixels_of_32_bits_are_refused(kind: str):
+    with pytest.raises(ValueError, match="^pixels of mode [IF]; save it with 8 bits$"):
+        example(TOO_DEEP[kind], Look(SIDE))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_of_several_images_the_first_is_taken(kind: str):
+    first, second = paletted().convert("RGB"), Image.new("RGB", (SIDE, SIDE), "red")
+    choices = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(first, kind, save_all=True, append_images=[second], **choices)
+    assert np.array_equal(example(data, Look(SIDE)).transpose(1, 2, 0), PALETTE[INDEX])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_an_exif_rotation_is_left_alone(kind: str):
+    exif = Image.Exif()
+    exif[0x112] = 6  # turned by a quarter
+    turned, plain = encoded(Image.fromarray(SLOPE), kind, exif=exif), encoded(Image.fromarray(SLOPE), kind)
+    assert turned != plain
+    assert np.array_equal(example(turned, Look(SIDE)), example(plain, Look(SIDE)))
+
+
+def test_grey_becomes_three_equal_channels_and_colour_its_luma():
+    colour = example(encoded(Image.fromarray(GREY), "PNG"), Look(SIDE))
+    assert np.array_equal(colour, np.broadcast_to(GREY, (3, SIDE, SIDE)))
+    grey = example(encoded(Image.fromarray(COLOUR), "PNG"), Look(SIDE, channels=1))
+    assert grey.shape == (1, SIDE, SIDE)
+    assert np.abs(grey[0] - COLOUR @ np.array([0.299, 0.587, 0.114])).max() <= 1
+
+
+SIZES = [(30, 47), (47, 30), (33, 33), (7, 5), (5, 8), (1, 1), (1, 500), (500, 1), (24, 100), (101, 24), (375, 500)]
+
+
+@pytest.mark.parametrize("resample", ["lanczos", "bilinear"])
+@pytest.mark.parametrize("size", SIZES)
+def test_crop_and_squash_are_what_torchvision_does_to_pillow_images(size: tuple[int, int], resample: str):
+    pixels = np.random.RandomState(sum(size)).randint(0, 256, (*size, 3)).astype(np.uint8)
+    data, how = encoded(Image.fromarray(pixels), "PNG"), InterpolationMode(resample)
+    for resize, theirs in (
+        ("crop", v2.Compose([v2.Resize(SIDE, interpolation=how), v2.CenterCrop(SIDE)])),
+        ("squash", v2.Resize((SIDE, SIDE), interpolation=how)),
+    ):
+        made = example(data, Look(SIDE, resize=resize, resample=resample))
+        assert np.array_equal(made.transpose(1, 2, 0), np.asarray(theirs(Image.fromarray(pixels))))
+
+
+def test_a_strip_of_5000_pixels_is_cropped_and_a_longer_one_refused_before_it_fills_memory():
+    strip = np.repeat(np.arange(5000) // 20, 3).reshape(1, 5000, 3).astype(np.uint8)
+    assert set(np.unique(example(strip, Look(84, resize="crop")))) <= {124, 125}
+    with pytest.raises(ValueError, match="^200000x1 pixels, too narrow to crop$"):
+        example(np.zeros((1, 200_000, 3), np.uint8), Look(84, resize="crop"))
+    assert not example(np.zeros((1, 200_000, 3), np.uint8), Look(84)).any()
+
+
+@pytest.mark.parametrize("shape", [(SIDE, SIDE), (SIDE, SIDE, 1), (SIDE, SIDE, 3)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_array_is_what_its_png_is(shape: tuple[int, ...], channels: int):
+    pixels = RANDOM.randint(0, 256, shape).astype(np.uint8)
+    before = pixels.copy()
+    image = Image.fromarray(pixels.reshape(shape[: 2 if shape[2:] == (1,) else 3]))
+    for array in (pixels, np.asfortranarray(pixels), np.repeat(pixels, 2, axis=1)[:, ::2]):
+        for size in (SIDE, 11):
+            look = Look(size, channels)
+            assert np.array_equal(example(array, look), example(encoded(image, "PNG"), look))
+    assert np.array_equal(pixels, before)
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((5, 5, 3)),
+        np.zeros((5, 5, 3), np.int8),
+        np.zeros((5, 5), bool),
+        np.zeros((5, 5), object),
+        np.zeros((5, 5, 4), np.uint8),
+        np.zeros((3, 5, 5), np.uint8),
+        np.zeros((5, 5, 0), np.uint8),
+        np.zeros((0, 5, 3), np.uint8),
+        np.zeros((5, 0), np.uint8),
+        np.zeros((1, 5, 5, 3), np.uint8),
+        np.zeros(5, np.uint8),
+        np.array(5, np.uint8),
+    ],
+    ids=lambda array: f"{array.dtype}{array.shape}",
+)
+def test_an_array_of_another_kind_is_refused(array: np.ndarray, resize: str):
+    with pytest.raises(ValueError, match=r"^an array \(.*\) of \w+, not \[height, width, 3\] of uint8$"):
+        example(array, Look(16, resize=resize))
+
+
+FILES = {
+    "PNG": encoded(Image.fromarray(COLOUR), "PNG"),
+    "PNG palette": encoded(paletted(), "PNG", transparency=bytes([255, 0, 128])),
+    "JPEG": encoded(Image.fromarray(SLOPE), "JPEG"),
+    "JPEG progressive": encoded(Image.fromarray(SLOPE), "JPEG", progressive=True),
+    "JPEG CMYK": encoded(Image.fromarray(SLOPE).convert("CMYK"), "JPEG"),
+    "BMP": encoded(Image.fromarray(COLOUR), "BMP"),
+    "GIF": encoded(paletted(), "GIF"),
+    "PPM": encoded(Image.fromarray(COLOUR), "PPM"),
+    "PPM plain": f"P3 {SIDE} {SIDE} 255 ".encode() + " ".join(map(str, COLOUR.ravel())).encode(),
+    "TIFF": encoded(Image.fromarray(COLOUR), "TIFF"),
+    "TIFF lzw": encoded(Image.fromarray(SLOPE), "TIFF", compression="tiff_lzw"),
+    "TIFF jpeg": encoded(Image.fromarray(SLOPE), "TIFF", compression="jpeg"),
+    "WEBP": encoded(Image.fromarray(SLOPE), "WEBP"),
+}
+
+
+def reason(data: bytes, look: Look) -> str:
+    """Why these bytes are no example; empty where they are one."""
+    try:
+        made = example(data, look)
+    except ValueError as error:
+        words = str(error)
+        assert words and "\n" not in words and " at 0x" not in words
+        return words
+    assert made.shape == look.shape and made.dtype == np.uint8
+    return ""
+
+
+@pytest.mark.parametrize("kind", sorted(set(FILES) - {"PPM plain"}))  # a number cut short is a number
+def test_a_file_cut_short_is_refused_unless_no_pixel_is_missing(kind: str):
+    data, look = FILES[kind], Look(SIDE)
+    whole = example(data, look)
+    refused = 0
+    for end in {*range(0, len(data), max(1, len(data) // 60)), *range(len(data) - 24, len(data))}:
+        if reason(data[:end], look):
+            refused += 1
+        else:
+            assert np.array_equal(example(data[:end], look), whole)
+            assert kind in ("PNG", "PNG palette", "GIF") and end > len(data) - 24  # they say once more that they end
+    assert refused > 50
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "JPEG progressive", "JPEG CMYK"])
+def test_a_jpeg_without_its_last_bytes_is_refused(kind: str):
+    assert not reason(FILES[kind], Look(SIDE))
+    for missing in range(1, 40):
+        assert reason(FILES[kind][:-missing], Look(SIDE))
+
+
+NO_IMAGES = {
+    "nothing": (b"", "^it is empty$"),
+    "page": (b"\xef\xbb\xbf\n <!DOCTYPE html><html><body>404</body></html>", "^it is a web page$"),
+    "drawing": (b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', "^it is a web page$"),
+    "text": (b"class,image\na,b\n", "^damaged, or no image that Pillow can open"),
+    "zeros": (bytes(1000), "^damaged, or no image that Pillow can open"),
+    "a page": (encoded(Image.fromarray(COLOUR), "PDF"), "^damaged, or no image"),
+    "PNG of no pixels": (png(0, 0, 8, 2, b""), "^damaged, or no image"),
+    "PNG of no height": (png(5, 0, 8, 2, b""), "^damaged, or no image"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_IMAGES)
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+def test_what_is_no_image_is_refused(kind: str, resize: str):
+    data, message = NO_IMAGES[kind]
+    with pytest.raises(ValueError, match=message):
+        example(data, Look(SIDE, resize=resize))
+
+
+BOMBS = {
+    "PNG": png(50_000, 50_000, 8, 2, b""),
+    "PNG of 100 megapixels": png(10_000, 10_000, 8, 0, b""),
+    "BMP": b"BM" + struct.pack("<IHHIIiiHHIIIIII", 54, 0, 0, 54, 40, 50_000, 50_000, 1, 24, 0, 0, 0, 0, 0, 0),
+    "GIF": b"GIF89a"
+    + struct.pack("<HHBBB", 65535, 65535, 0x80, 0, 0)
+    + bytes(6)
+    + b","
+    + struct.pack("<HHHHBB", 0, 0, 65535, 65535, 0, 8),
+    "PPM": b"P6 50000 50000 255 ",
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_more_pixels_than_is_safe_are_refused_without_unpacking_them(kind: str):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="^it has more pixels than is safe to unpack$"):
+        example(BOMBS[kind], Look(SIDE))
+    unit = 1 << (0 if sys.platform == "darwin" else 10)
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < 100e6
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_damaged_files_give_an_example_or_a_reason_and_nothing_else(kind: str):
+    random = np.random.RandomState(len(kind))
+    for number in range(25):
+        data = bytearray(FILES[kind])
+        for _ in range(random.randint(1, 4)):
+            at = random.randint(min(len(data), 64 if number % 2 else len(data)))
+            if random.randint(3):
+                data[at] = random.randint(256)
+            else:
+                del data[at : at + random.randint(1, 9)]
+        reason(bytes(data), Look(16, (1, 3)[number % 2], ("crop", "squash")[number % 3 == 0]))
+
+
+def test_threads_neither_see_warnings_nor_leave_the_filters_changed():
+    before = warnings.filters[:]
+    with ThreadPoolExecutor(8) as pool:  # Pillow warns of transparency given as bytes
+        made = list(pool.map(lambda _: example(FILES["PNG palette"], Look(40)), range(300)))
+    assert len(made) == 300 and warnings.filters[:] == before
+    with pytest.warns(UserWarning, match="transparency|Transparency"):
+        Image.open(io.BytesIO(FILES["PNG palette"])).convert("RGB")
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"size": 0}, "size=0: choose 1 to 1024"),
+        ({"size": 1025}, "size=1025"),
+        ({"size": 84.5}, "size=84.5"),
+        ({"size": "84"}, "size=84"),
+        ({"channels": 2}, "channels=2"),
+        ({"resize": "stretch"}, "resize=stretch: choose squash or crop"),
+        ({"resample": "nearest"}, "resample=nearest: choose lanczos or bilinear"),
+    ],
+)
+def test_a_look_that_cannot_be_is_refused(choices: dict, message: str):
+    with pytest.raises(FewshotError, match=message):
+        Look(**({"size": 84} | choices))
+
+
+def test_no_image_is_taken_for_a_web_page():
+    assert not any(web_page(data) for data in FILES.values())
+    assert web_page(b"<HTML>") and not web_page(b"") and not web_page(b"html")
+
+
+@pytest.mark.parametrize("name", ["a.pdf", "a.eps", "a.ps", "a.mpg", "a.fli", "a.wmf", "a.h5", "a.txt", "a", ".png/a"])
+def test_pages_films_and_containers_are_no_images_by_their_names(name: str):
+    assert not is_image(name)
+
+
+@pytest.mark.filterwarnings("ignore:IM image format:DeprecationWarning")
+@pytest.mark.parametrize("kind", sorted({*FORMATS, "MPO"} & set(Image.SAVE)))
+def test_every_format_that_pillow_writes_and_opens_becomes_an_example(kind: str):
+    mode = {"MSP": "1", "XBM": "1", "BLP": "P"}.get(kind, "RGB")
+    data = encoded(Image.fromarray(SLOPE).convert(mode), kind)
+    assert example(data, Look(SIDE)).shape == (3, SIDE, SIDE) and holds_image(data)
+
+
+def test_a_page_and_a_text_hold_no_image():
+    assert not any(map(holds_image, (encoded(Image.fromarray(SLOPE), "PDF"), b"", b"read me", bytes(100))))

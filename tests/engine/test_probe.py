@@ -1,0 +1,259 @@
+"""The probe: every network that a person brings is right in both settings, or refused by its own name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fewshot.algorithms.learner import backbone_parameters
+from fewshot.backbones.mlp import MLP
+from fewshot.core.errors import FewshotError
+from fewshot.engine.engine import Engine
+from fewshot.engine.evaluate import evaluate, query_outputs
+from fewshot.engine.probe import check_training, probe, why_not_batched
+from fewshot.episodes import Episodes
+from fewshot.tasks.sampler import Sampler
+
+from .foreign_networks import INDEPENDENT, MIXING, REFUSED, Frozen, Own, plain
+
+Make = Callable[..., Any]
+ACCEPTED = INDEPENDENT | MIXING
+WITHOUT_SECOND = {"weight norm", "a number asked of a tensor"}  # wrong in torch 2.15; constant where it should not be
+
+
+def network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return ACCEPTED[name]()
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_it_is_found_out_whether_queries_depend_on_each_other_and_inductive_mode_never_leaks(
+    make_learner: Make, make_episodes: Make, name: str
+):
+    for algorithm in ("fomaml", "reptile-shared"):
+        learner, task = make_learner(algorithm, network(name)), make_episodes(1, query=3)[0]
+        assert probe(learner, task).queries_independent == (name in INDEPENDENT)
+        params, carry = learner.initial()
+        for transductive in (False, True):
+            outputs, leaks = query_outputs(learner, params, carry, task, transductive), []
+            for query in (0, 8):
+                others = (torch.arange(9) != query).view(-1, 1, 1, 1)
+                blank = replace(task, query_x=task.query_x.masked_fill(others, 0))
+                beside = query_outputs(learner, params, carry, blank, transductive)
+                leaks.append(not torch.allclose(beside[query], outputs[query], rtol=1e-5, atol=1e-6))
+            assert any(leaks) == (transductive and name in MIXING)
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_a_test_repeats_and_is_the_same_on_every_engine(make_learner: Make, make_bank: Make, name: str):
+    learner, sampler = make_learner("fomaml", network(name)), Sampler(make_bank(noise=200), 3, 2, 2, seed=0)
+    params, carry = learner.initial()
+    for transductive in (False, True):
+        scores = [
+            evaluate(learner, params, carry, sampler, 4, transductive=transductive, engine=Engine(engine)).tolist()
+            for engine in ("auto", "auto", "loop")
+        ]
+        assert scores[0] == scores[1]
+        assert scores[0] == pytest.approx(scores[2], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(ACCEPTED.keys() - WITHOUT_SECOND - {"torchvision"}))
+def test_the_meta_gradient_equals_finite_differences_whatever_the_network(
+    make_learner: Make, make_episodes: Make, name: str
+):
+    learner, episodes = make_learner("maml", network(name).double()), make_episodes(2).to(torch.float64)
+    params, carry = learner.initial()
+    params = {key: value + 0.1 * torch.randn_like(value) for key, value in params.items()}
+    along = {key: torch.randn_like(value) for key, value in params.items()}
+    engine, width = Engine(), 1e-6
+    gradient = engine.outer(learner, params, carry, episodes).gradient
+
+    def loss(step: float) -> float:
+        moved = {key: value + step * along[key] for key, value in params.items()}
+        return float(engine.outer(learner, moved, carry, episodes).loss.mean())
+
+    slope = (loss(width) - loss(-width)) / (2 * width)
+    assert float(sum((gradient[key] * along[key]).sum() for key in along)) == pytest.approx(slope, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(ACCEPTED.keys() - {"torchvision"}))
+def test_second_derivatives_that_differ_from_finite_differences_are_told(
+    make_learner: Make, make_episodes: Make, name: str
+):
+    note = check_training(make_learner("maml", network(name)), make_episodes(1))
+    assert ("second derivatives of" in note) == (name in WITHOUT_SECOND)
+    assert not check_training(make_learner("fomaml", network(name)), make_episodes(1))
+
+
+@pytest.mark.parametrize("name", ["batch norm", "layer norm", "instance norm"])
+def test_what_vmap_gets_wrong_is_not_batched(make_learner: Make, make_episodes: Make, name: str):
+    second, first = (make_learner(algorithm, network(name)) for algorithm in ("maml", "fomaml"))
+    assert "other results" in why_not_batched(second, make_episodes(2))
+    assert Engine("auto").method(make_episodes(2), second) == "loop"
+    with pytest.raises(FewshotError, match="engine=vmap: .*choose engine=loop"):
+        Engine("vmap").outer(second, *second.initial(), make_episodes(2))
+    assert Engine("auto").method(make_episodes(2), first) == "vmap"
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "a branch on the batch", "a number asked of a tensor"])
+def test_what_vmap_cannot_run_is_not_batched(make_learner: Make, make_episodes: Make, name: str):
+    learner = make_learner("fomaml", network(name))
+    assert "cannot batch" in why_not_batched(learner, make_episodes(2))
+    assert Engine("auto").method(make_episodes(2), learner) == "loop"
+
+
+@pytest.mark.parametrize("algorithm", ["maml", "reptile-shared"])
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_is_refused_by_its_name_in_one_line(
+    make_learner: Make, make_episodes: Make, name: str, algorithm: str
+):
+    make, words = REFUSED[name]
+    episodes = make_episodes(2, query=3)
+
+    def look() -> None:
+        learner = make_learner(algorithm, make())
+        probe(learner, episodes[0])
+        check_training(learner, episodes[:1])
+
+    with pytest.raises(FewshotError, match=words) as caught:
+        look()
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_off_is_said(make_learner: Make, make_episodes: Make):
+    notes = probe(make_learner("maml", network("dropout")), make_episodes(1)[0]).notes
+    assert len(notes) == 1
+    assert "layer 1 (Dropout)" in notes[0]
+    assert probe(make_learner("maml", network("dropout of rate 0")), make_episodes(1)[0]).notes == ()
+
+
+def test_the_probe_leaves_random_numbers_buffers_and_parameters_alone(make_learner: Make, make_episodes: Make):
+    learner = make_learner("maml", network("constant buffers"))
+    before = {name: value.clone() for name, value in learner.backbone.state_dict().items()}
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    probe(learner, make_episodes(1)[0])
+    assert torch.equal(torch.rand(3), wanted)
+    assert all(torch.equal(value, before[name]) for name, value in learner.backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["fomaml", "maml", "meta_sgd", "reptile-chained", "reptile-sgd"])
+def test_what_a_person_froze_stays_in_both_loops(make_learner: Make, make_episodes: Make, name: str):
+    learner, episodes = make_learner(name, Frozen()), make_episodes(2)
+    params, carry = learner.initial()
+    body = learner.backbone.body.weight.clone()
+    outer = Engine().outer(learner, params, carry, episodes)
+    adapted = learner.adapt(params, carry, episodes[0])
+    for tensors in (params, outer.gradient, adapted):
+        assert not [key for key in tensors if "body" in key]
+    assert torch.equal(learner.backbone.body.weight, body)
+    assert not torch.equal(adapted["head.weight"], params["head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("adapted", "moved"),
+    [
+        ("all", {"body.weight", "body.bias", "head.weight", "head.bias"}),
+        ("head", {"head.weight", "head.bias"}),
+        ("body.*", {"body.weight", "body.bias"}),
+        (["*.bias", "head.weight"], {"body.bias", "head.bias", "head.weight"}),
+    ],
+)
+def test_the_inner_loop_moves_what_it_is_told_to_and_the_outer_loop_everything(
+    make_learner: Make, make_episodes: Make, adapted: Any, moved: set[str]
+):
+    learner, episodes = make_learner("maml", Own(plain), adapted=adapted), make_episodes(2)
+    params, carry = learner.initial()
+    fast = learner.adapt(params, carry, episodes[0])
+    assert {name for name in params if not torch.equal(fast[name], params[name])} == moved
+    gradient = Engine().outer(learner, params, carry, episodes).gradient
+    assert all(bool(value.any()) for value in gradient.values())
+
+
+def test_a_pattern_that_no_parameter_has_is_refused(make_learner: Make):
+    with pytest.raises(FewshotError, match=r"adapted=tail\.\*: no trained parameter .*head\.bias"):
+        make_learner("maml", Own(plain), adapted="tail.*")
+    with pytest.raises(FewshotError, match=r"adapted=body\.\*: no trained parameter"):
+        make_learner("maml", Frozen(), adapted="body.*")
+
+
+# Tasks of another shape
+
+
+@pytest.mark.parametrize("name", ["nearest", "leo"])
+def test_learners_without_a_head_take_any_number_of_ways(make_learner: Make, make_bank: Make, name: str):
+    learner = make_learner(name)
+    params, carry = learner.initial()
+    for way in (2, 3, 5):
+        sampler = Sampler(make_bank(noise=30), way, 2, 2, seed=0)
+        scores = evaluate(learner, params, carry, sampler, 10, transductive=False, engine=Engine())
+        if name == "nearest":
+            assert scores.mean() > 1 / way
+
+
+@pytest.mark.parametrize("name", ["maml", "reptile-shared"])
+@pytest.mark.parametrize("way", [2, 5])
+def test_a_head_of_other_ways_is_refused(make_learner: Make, make_bank: Make, name: str, way: int):
+    learner, sampler = make_learner(name), Sampler(make_bank(), way, 2, 2, seed=0)
+    with pytest.raises(FewshotError, match=f"has 3 outputs, for tasks of 3 ways, and these tasks have {way}"):
+        evaluate(learner, *learner.initial(), sampler, 2, transductive=True, engine=Engine())
+
+
+def regression(width: int) -> Episodes:
+    torch.manual_seed(0)
+    x = torch.randn(4, 6, 2)
+    y = torch.stack([x.sum(-1), x[..., 0] * 2, -x[..., 1]], -1)[..., :width]
+    return Episodes(x, y, x, y, torch.arange(4))
+
+
+@pytest.mark.parametrize("name", ["maml", "fomaml", "reptile-sgd", "nearest"])
+def test_regression_counts_every_output(make_learner: Make, make_mlp: Make, name: str):
+    tasks = regression(3)
+    learner = make_learner(name, make_mlp((2,), 3, norm="none"), **({} if name == "nearest" else {"test_steps": 5}))
+    params, carry = learner.initial()
+    outputs = query_outputs(learner, params, carry, tasks[0], True)
+    assert outputs.shape == (6, 3)
+    if name == "nearest":  # the queries are the support points
+        assert torch.equal(outputs, tasks[0].query_y)
+        return
+    before, after = (
+        float((learner.predict(weights, tasks[0].query_x) - tasks[0].query_y).square().mean(0)[2])
+        for weights in (params, learner.adapt(params, carry, tasks[0]))
+    )
+    assert after < before  # the last output is learned too
+    vmapped, looped = (Engine(engine).outer(learner, params, carry, tasks) for engine in ("vmap", "loop"))
+    torch.testing.assert_close(vmapped.loss, looped.loss)
+    if "maml" in name:
+        end = learner.inner_loop(params, tasks[0], 2)
+        wanted = (learner.predict(end, tasks[0].query_x) - tasks[0].query_y).square()
+        assert float(vmapped.score[0]) == pytest.approx(float(wanted.mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize(("outputs", "targets"), [(1, 2), (2, 1), (3, 2)])
+def test_a_regression_network_whose_outputs_do_not_fit_is_refused(
+    make_learner: Make, make_mlp: Make, outputs: int, targets: int
+):
+    learner = make_learner("maml", make_mlp((2,), outputs, norm="none"))
+    with pytest.raises(FewshotError, match=rf"give float32 \[6, {outputs}\], and outputs \[6, {targets}\]"):
+        probe(learner, regression(targets)[0])
+
+
+def test_a_regression_network_that_drops_its_last_axis_is_refused(make_learner: Make):
+    class Squeezed(MLP):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)[:, 0]
+
+    choices: dict[str, Any] = {"widths": [4], "norm": "none", "norm_scale": False, "norm_eps": 0.0}
+    learner = make_learner("maml", Squeezed((2,), 1, **choices, adapt_norm=False, head_init="xavier"))
+    with pytest.raises(FewshotError, match="without squeeze"):
+        probe(learner, regression(1)[0])
+
+
+def test_parameters_are_those_that_are_trained():
+    assert set(backbone_parameters(Frozen())) == {"head.weight", "head.bias"}

@@ -1,0 +1,198 @@
+"""Sweeps: runs in this process, in others, chosen by a search; killed, broken, and started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fewshot.experiment import sweeps
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = (
+    "backbone.network.filters=4", "train.steps=4", "train.meta_batch=2", "train.checkpoint_every=1",
+    "train.validate_every=2", "test.episodes=6", "test.validation_episodes=4", "query=2",
+)  # fmt: skip
+BROKEN = "shot=1,30"  # there are 20 examples of a class
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch, data_dir: Path, tmp_path: Path) -> Any:
+    """start("way=5", ...) begins tools/train.py -m in a process of its own, in an empty working folder."""
+    monkeypatch.setenv("FEWSHOT_DATA", str(data_dir))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # or Ray writes a token into the home folder
+    monkeypatch.chdir(tmp_path)
+
+    def begin(*words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(ROOT / "tools/train.py"), "-m", *words]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return begin
+
+
+def records(runs: str) -> dict[Path, int]:
+    """Every record and when it was written."""
+    return {path: path.stat().st_mtime_ns for path in Path(runs).rglob("record.json")}
+
+
+def left_of(runs: str) -> set[str]:
+    return {path.name for path in Path(runs).iterdir()}
+
+
+def test_an_error_of_the_code_itself_ends_one_run_and_not_the_sweep(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fewshot.algorithms.reptile import Reptile
+
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError("of a person's\nown algorithm")
+
+    monkeypatch.setattr(Reptile, "initial", broken)
+    done = call("train", "-m", "algorithm=reptile,maml", "runs=sweep", *QUICK)
+    assert done.code == 1
+    assert "| maml (conv4), transductive" in done.out
+    assert done.err.count("Traceback") == 1
+    assert done.err.splitlines()[-1] == "failed: algorithm=reptile: ZeroDivisionError: of a person's own algorithm"
+    assert not {name for name in left_of("sweep") if name.startswith(".sweep")}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("hydra/launcher=joblib_here",), "hydra/launcher=joblib_here: is for sweeps; add -m"),
+        (("-m", "hydra/launcher=joblib_here"), "pip install -e '.[joblib]'"),
+        (("-m", "hydra/sweeper=optuna_leo"), "pip install -e '.[optuna]'"),
+        (("-m", "hydra/launcher=nonsense"), "hydra/launcher=nonsense: no such option"),
+        (("-m", "hydra.launcher.n_jobs=2"), "hydra.launcher.n_jobs: no such key"),
+        (("-m", "train.outer_lr=interval(0.1, 1)"), "the sweep ended early"),
+        (("-m", "train.outer_lr=interval(a, b)"), "train.outer_lr: Hydra cannot read the value interval(a, b)"),
+    ],
+)
+def test_mistakes_about_launchers_and_sweepers_are_one_line(
+    call: Any, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], said: str
+) -> None:
+    def nothing_is_installed(name: str) -> str:
+        raise sweeps.PackageNotFoundError(name)
+
+    monkeypatch.setattr(sweeps, "version", nothing_is_installed)
+    done = call("train", *words)
+    assert (done.code, len(done.err.splitlines())) == (1, 1), done.err
+    assert said in done.err
+    assert not list(Path().rglob("record.json"))
+
+
+def test_launchers_are_not_for_processes_of_torchrun(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    done = call("train", "-m", "hydra/launcher=submitit_here")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "not under torchrun" in done.err
+
+
+LAUNCHERS = {  # and their plugins
+    "joblib_here": "hydra_joblib_launcher",
+    "submitit_here": "hydra_submitit_launcher",
+    "ray_here": "hydra_ray_launcher",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_runs_of_other_processes_end_in_the_same_table_and_failures(start: Any, launcher: str) -> None:
+    pytest.importorskip(f"hydra_plugins.{LAUNCHERS[launcher]}")
+    words = ("algorithm=maml", BROKEN, "runs=sweep", *QUICK)
+    process = start(f"hydra/launcher={launcher}", *words)
+    out, err = process.communicate()
+    assert process.returncode == 1
+    assert "| maml (conv4), transductive" in out, err
+    assert "failed: shot=30: glyphs, split train: shot=30 plus query=30 is more than" in err
+    assert "Traceback" not in err
+    (record,) = records("sweep")
+    assert json.loads(record.read_text())["command"].endswith(" ".join(QUICK))
+    assert not {name for name in left_of("sweep") if name.startswith(".sweep")}
+    # It is the run that this process would have made.
+    before = records("sweep")
+    again, _ = start(*words).communicate()
+    assert records("sweep") == before
+    assert again.count("| maml (conv4), transductive") == out.count("| maml (conv4), transductive")
+
+
+def children(process: int) -> list[int]:
+    listed = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [int(child) for child in listed]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes of a sweep in /proc")
+@pytest.mark.parametrize("victim", ["the sweep", "one of its processes"])
+def test_a_sweep_that_was_killed_runs_what_is_missing_and_nothing_twice(start: Any, victim: str) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = ("hydra/launcher=joblib_here", "hydra.launcher.n_jobs=2", "algorithm=maml,fomaml", "seed=0,1,2,3")
+    quick = [word for word in QUICK if not word.startswith("train.steps")] + ["train.steps=40", "runs=sweep"]
+    process = start(*words, *quick)
+    while len(records("sweep")) < 3:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    workers = [c for c in children(process.pid) if b"popen_loky" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    assert len(workers) == 2
+    os.kill(process.pid if victim == "the sweep" else workers[0], signal.SIGKILL)
+    _, err = process.communicate()
+    if victim == "one of its processes":
+        assert process.returncode == 1
+        assert "error: the sweep ended early: TerminatedWorkerError" in err
+        assert "Traceback" not in err
+    # None of its processes outlives it, to hold a run that the next one wants.
+    while any(Path(f"/proc/{worker}/cmdline").exists() for worker in workers):
+        time.sleep(0.02)
+    before = records("sweep")
+    assert 3 <= len(before) < 8
+    process = start(*words, *quick)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    after = records("sweep")
+    assert len(after) == 8
+    assert before.items() <= after.items()
+    assert out.count("(4 seeds; ") == 2
+    assert not {name for name in left_of("sweep") if name.startswith(".sweep")}
+
+
+@pytest.mark.slow
+def test_a_search_goes_by_validation_accuracy_and_comes_by_the_same_runs_again(start: Any) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    words = ("hydra/sweeper=optuna_search", "hydra.sweeper.n_trials=3", "algorithm=maml", "runs=sweep", *QUICK)
+    searched = "train.outer_lr=tag(log, interval(1e-4, 1e-1))"
+    process = start(*words, searched)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    found = [json.loads(path.read_text())["validation"]["accuracy"] for path in records("sweep")]
+    results = Path("sweep/optimization_results.yaml").read_text()
+    assert len(found) == 3
+    assert f"best_value: {max(found)}" in results
+    assert out.count("| maml (conv4), transductive, configuration") >= 3
+    before = records("sweep")
+    process = start(*words, searched)
+    process.communicate()
+    assert records("sweep") == before
+    assert Path("sweep/optimization_results.yaml").read_text() == results
+
+
+@pytest.mark.slow
+def test_the_random_search_for_leo_varies_its_six_values_within_their_ranges(start: Any) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    words = ("hydra/sweeper=optuna_leo", "hydra.sweeper.n_trials=2", "runs=sweep", "backbone=features", "query=2")
+    words += ("features=conv4", "features.network.filters=4", "features.settings.epochs=1", "train.steps=4")
+    words += ("train.validate_every=2", "test.episodes=6", "test.validation_episodes=4")
+    process = start(*words)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    configs = [(path.parent / "config.yaml").read_text() for path in records("sweep")]
+    assert len(configs) == 2
+    values = ("outer_lr", "l2_weight", "orthogonality_weight", "dropout", "kl_weight", "encoder_penalty_weight")
+    for value in values:
+        found = {line.strip() for config in configs for line in config.splitlines() if f" {value}:" in line}
+        assert len(found) == 2, value

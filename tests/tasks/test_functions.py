@@ -1,0 +1,71 @@
+"""Distributions over functions: what they say of themselves, and which are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fewshot.core.errors import FewshotError
+from fewshot.tasks.functions import read
+
+SINE = {"amplitude": [0.1, 5.0], "phase": [0.0, 3.0]}
+LINE = {"slope": [-3, 3], "intercept": [-1, 1]}
+
+
+def test_the_three_splits_are_of_one_distribution():
+    found = read({"sine": SINE}, [-5, 5], 0)
+    assert list(found) == ["train", "val", "test"] == [source.split for source in found.values()]
+    assert len({source.fingerprint for source in found.values()}) == 1
+
+
+def test_it_says_what_it_is():
+    words = read({"sine": SINE, "line": LINE}, [-5, 5], 0.3)["test"].words
+    assert words == (
+        "line: slope -3 to 3, intercept -1 to 1; sine: amplitude 0.1 to 5, phase 0 to 3; x -5 to 5; noise 0.3"
+    )
+
+
+def test_the_order_in_which_things_are_named_makes_no_difference():
+    one = read({"sine": SINE, "line": LINE}, [-5, 5], 0)["test"]
+    other = read({"line": LINE, "sine": dict(reversed(SINE.items()))}, [-5, 5], 0)["test"]
+    assert one == other and one.fingerprint == other.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("families", "x", "noise"),
+    [
+        ({"sine": SINE | {"phase": [0.0, 3.1]}}, [-5, 5], 0),
+        ({"sine": SINE}, [-5, 5.1], 0),
+        ({"sine": SINE}, [-5, 5], 0.1),
+        ({"sine": SINE, "line": LINE}, [-5, 5], 0),
+    ],
+)
+def test_another_distribution_has_another_fingerprint(families: Any, x: Any, noise: float):
+    assert read(families, x, noise)["test"].fingerprint != read({"sine": SINE}, [-5, 5], 0)["test"].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("families", "x", "noise", "match"),
+    [
+        ({}, [-5, 5], 0, "families={}: give at least one of sine, line its ranges"),
+        ({"sine": None}, [-5, 5], 0, "give at least one of sine, line its ranges"),
+        (5, [-5, 5], 0, "families=5: give at least one"),
+        ({"sine": 3}, [-5, 5], 0, "families.sine: its parameters are"),
+        ({"cubic": SINE}, [-5, 5], 0, "families.cubic: no such family; there are sine, line"),
+        ({"sine": {"amplitude": [0, 1]}}, [-5, 5], 0, "families.sine: its parameters are amplitude and phase"),
+        ({"sine": SINE | {"slope": [0, 1]}}, [-5, 5], 0, "families.sine: its parameters are"),
+        ({"sine": SINE | {"phase": [3, 0]}}, [-5, 5], 0, r"families.sine.phase=\[3, 0\]: a range goes from low"),
+        ({"sine": SINE | {"phase": 3}}, [-5, 5], 0, "families.sine.phase=3: a range has two numbers"),
+        ({"sine": SINE | {"phase": [0, "pi"]}}, [-5, 5], 0, "a range has two numbers"),
+        ({"sine": SINE | {"phase": [0, float("nan")]}}, [-5, 5], 0, "a range goes from low to high"),
+        ({"sine": SINE}, [1, 2, 3], 0, r"dataset.reader.x=\[1, 2, 3\]: a range has two numbers"),
+        ({"sine": SINE}, [-5, 5], -0.1, "noise=-0.1: must be a number of at least 0"),
+        ({"sine": SINE}, [-5, 5], True, "noise=True: must be a number"),
+        ({"sine": SINE}, [-5, 5], float("inf"), "noise=inf: must be a number"),
+    ],
+)
+def test_what_is_no_distribution_is_refused_in_one_line(families: Any, x: Any, noise: Any, match: str):
+    with pytest.raises(FewshotError, match=match) as caught:
+        read(families, x, noise)
+    assert "\n" not in str(caught.value)

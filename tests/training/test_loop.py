@@ -1,0 +1,314 @@
+"""The training loop: schedule, selection, resume to the same bits, and a loss that is not finite."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fewshot.algorithms.learner import Tensors, adapted_names
+from fewshot.algorithms.maml import Maml
+from fewshot.algorithms.reptile import Reptile
+from fewshot.backbones.mlp import MLP
+from fewshot.core.errors import FewshotError
+from fewshot.data.bank import Bank, joined
+from fewshot.engine.engine import Engine
+from fewshot.engine.reduce import Outer
+from fewshot.tasks.functions import read
+from fewshot.tasks.regression import Regression
+from fewshot.tasks.sampler import Sampler
+from fewshot.training.checkpoint import load_checkpoint
+from fewshot.training.loop import TrainSettings, selected, train
+
+SETTINGS = TrainSettings(
+    steps=6, meta_batch=3, shot=None, query=None, outer_optimizer="adam", outer_lr=0.01, outer_lr_end=None, clip=None,
+    clip_norm=None, nan_guard=False, train_on_val=False,
+    validate_every=2, select="best", checkpoint_every=2, log_every=1,
+)  # fmt: skip
+REPTILE = replace(SETTINGS, outer_optimizer="sgd", outer_lr=1.0, outer_lr_end=0.0)
+CPU = torch.device("cpu")
+
+
+def bank() -> Bank:
+    generator = torch.Generator().manual_seed(0)
+    prototypes = torch.rand(8, 1, 1, 6, 6, generator=generator).expand(8, 10, 1, 6, 6)
+    noise = torch.rand(8, 10, 1, 6, 6, generator=generator)
+    examples = ((prototypes * 0.7 + noise * 0.3) * 255).to(torch.uint8).flatten(0, 1)
+    return Bank(examples, torch.arange(9) * 10, tuple("abcdefgh"), "train", "f", {})
+
+
+def network() -> MLP:
+    torch.manual_seed(0)
+    return MLP((1, 6, 6), 3, widths=[8], norm="batch", norm_scale=True, norm_eps=1e-3, adapt_norm=True,
+               head_init="xavier")  # fmt: skip
+
+
+def maml() -> Maml:
+    return Maml(network(), inner_lr=0.1, inner_steps=1, test_steps=2, first_order=False, inner_loss="mean",
+                outer_loss="mean")  # fmt: skip
+
+
+def reptile(adam_state: str = "chained") -> Reptile:
+    return Reptile(network(), inner_lr=0.01, inner_steps=2, inner_batch=4, test_steps=3, test_batch=2,
+                   inner_optimizer="adam", inner_loss="sum", adam_state=adam_state)  # fmt: skip
+
+
+class Doubtful(Maml):
+    """Some of whose tasks, and with them steps, have no finite loss."""
+
+    def outer_loss(self, params: Tensors, task: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, share = super().outer_loss(params, task)
+        return torch.where(task.key % 5 == 2, math.nan, loss), share
+
+
+def doubtful() -> Maml:
+    return Doubtful(network(), inner_lr=0.1, inner_steps=1, test_steps=2, first_order=False, inner_loss="mean",
+                    outer_loss="mean")  # fmt: skip
+
+
+GUARDED = replace(SETTINGS, nan_guard=True, outer_lr=1e-3)
+LEARNERS = {
+    "guarded": (doubtful, GUARDED),
+    "maml": (maml, SETTINGS),
+    "chained": (reptile, REPTILE),
+    "shared": (lambda: reptile("shared"), REPTILE),
+}
+
+
+def run(
+    learner: Any, settings: TrainSettings, folder: Path, die_at: int | None = None, engine: Engine | None = None
+) -> list[dict[str, float]]:
+    shown = []
+
+    def validate(params: Tensors, carry: Tensors) -> float:
+        return float(sum(value.sum() for value in params.values()).sin())  # any function of the parameters
+
+    def show(step: int, values: dict[str, float]) -> None:
+        shown.append(values)
+        if step == die_at:
+            raise KeyboardInterrupt
+
+    train(learner, Sampler(bank(), 3, 2, 2, 0), settings, engine or Engine(), folder, validate, show)
+    return shown
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "train_seconds"} for line in lines]
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("die_at", [1, 2, 3, 5])
+def test_a_run_that_died_and_was_resumed_is_the_same_to_the_bit(name: str, die_at: int, tmp_path: Path) -> None:
+    make, settings = LEARNERS[name]
+    run(make(), settings, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(make(), settings, tmp_path / "died", die_at=die_at)
+    run(make(), settings, tmp_path / "died")
+    for file in ("last", "best"):
+        (whole, one), (died, two) = (
+            load_checkpoint(tmp_path / where / f"checkpoints/{file}.safetensors", CPU) for where in ("whole", "died")
+        )
+        assert whole.keys() == died.keys()
+        for group in whole:
+            assert all(whole[group][key].equal(died[group][key]) for key in whole[group] | died[group])
+        assert {k: v for k, v in one.items() if k != "train_seconds"} == {
+            k: v for k, v in two.items() if k != "train_seconds"
+        }
+    _, state = load_checkpoint(tmp_path / "died/checkpoints/last.safetensors", CPU)
+    assert (0 < state["nan_guarded"] < state["step"]) == settings.nan_guard
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "died")
+    assert [line["step"] for line in metrics(tmp_path / "died")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    losses = [v["loss"] for v in run(maml(), replace(SETTINGS, steps=60, meta_batch=8), tmp_path)]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+def test_the_outer_rate_falls_linearly(tmp_path: Path) -> None:
+    rates = [v["outer_lr"] for v in run(reptile(), replace(REPTILE, steps=4), tmp_path)]
+    assert rates == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_a_meta_step_of_one_is_the_mean_of_the_tasks_weights(tmp_path: Path) -> None:
+    learner, sampler = reptile("shared"), Sampler(bank(), 3, 2, 2, 0)
+    run(learner, replace(REPTILE, steps=1, outer_lr_end=None, select="last"), tmp_path)
+    params, carry = learner.initial()
+    tasks = sampler.episodes(0, 3)
+    ends = [learner.inner_loop(params, carry, tasks[i], 2, 4)[0] for i in range(3)]
+    moved = selected(learner, replace(REPTILE, select="last"), tmp_path, CPU).params
+    for name in params:
+        torch.testing.assert_close(moved[name], sum(end[name] for end in ends) / 3)
+
+
+def test_clipping_bounds_each_element_of_the_outer_gradient(tmp_path: Path) -> None:
+    sgd = replace(SETTINGS, steps=1, outer_optimizer="sgd", outer_lr=1.0, select="last")
+    start, _ = maml().initial()
+    moves = {}
+    for clip in (None, 1e-3):
+        run(maml(), replace(sgd, clip=clip), tmp_path / str(clip))
+        end = selected(maml(), sgd, tmp_path / str(clip), CPU).params
+        moves[clip] = torch.cat([(end[name] - start[name]).flatten() for name in start])
+    torch.testing.assert_close(moves[1e-3], moves[None].clamp(-1e-3, 1e-3), atol=1e-6, rtol=0)
+    assert (moves[None].abs() > 1e-3).any()
+
+
+def test_the_best_on_validation_is_selected_and_the_first_of_equals(tmp_path: Path) -> None:
+    scores = iter([0.2, 0.8, 0.8])
+    train(maml(), Sampler(bank(), 3, 2, 2, 0), SETTINGS, Engine(), tmp_path, lambda *_: next(scores), lambda *_: None)
+    best = selected(maml(), SETTINGS, tmp_path, CPU)
+    assert best.validation == {"accuracy": 0.8, "step": 4}
+    last = selected(maml(), replace(SETTINGS, select="last"), tmp_path, CPU)
+    assert last.validation == {"accuracy": 0.8, "step": 6}
+    assert any(not best.params[name].equal(last.params[name]) for name in best.params)
+    assert best.steps == last.steps == 6
+
+
+def test_the_best_of_a_regression_has_the_least_error(make_regression: Any, tmp_path: Path) -> None:
+    backbone, _ = make_regression()
+    learner = Maml(backbone, inner_lr=0.01, inner_steps=1, test_steps=1, first_order=False, inner_loss="mean",
+                   outer_loss="mean")  # fmt: skip
+    functions = read({"sine": {"amplitude": (1, 2), "phase": (0, 1)}}, (-1, 1), 0)["train"]
+    found = iter([0.7, 0.2, 0.4])
+    shown: list[dict[str, float]] = []
+    train(
+        learner, Regression(functions, 3, 3, 0), SETTINGS, Engine(), tmp_path, lambda params, carry: next(found),
+        lambda step, values: shown.append(values),
+    )  # fmt: skip
+    trained = selected(learner, SETTINGS, tmp_path, CPU)
+    assert (trained.validation, trained.selection) == ({"mse": 0.2, "step": 4}, "best validation mse")
+    assert [line["validation_mse"] for line in metrics(tmp_path) if "validation_mse" in line] == [0.7, 0.2, 0.4]
+    assert shown[0]["mse"] == shown[0]["loss"] > 0
+    last = selected(learner, SETTINGS, tmp_path, CPU, "last")
+    assert (last.validation, last.selection) == ({"mse": 0.4, "step": 6}, "last")
+
+
+@pytest.mark.parametrize(
+    ("at", "log_every", "checkpoint_every", "kept"), [(4, 1, 2, 2), (3, 100, 2, 2), (2, 3, 100, None), (4, 2, 3, 3)]
+)
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
+    at: int, log_every: int, checkpoint_every: int, kept: int | None, tmp_path: Path
+) -> None:
+    class Diverging(Engine):
+        calls = 0
+
+        def outer(self, *inputs: Any) -> Outer:
+            self.calls += 1
+            outer = super().outer(*inputs)
+            return replace(outer, loss=outer.loss * math.nan) if self.calls == at else outer
+
+    settings = replace(SETTINGS, log_every=log_every, checkpoint_every=checkpoint_every, validate_every=0)
+    word = r"no checkpoint was written yet" if kept is None else r"last good checkpoint is .*last\.safetensors"
+    with pytest.raises(FewshotError, match=rf"step {at}: .*not finite.*{word}"):
+        run(maml(), settings, tmp_path, engine=Diverging())
+    if kept is None:
+        assert not list(tmp_path.rglob("*.safetensors"))
+        return
+    groups, state = load_checkpoint(tmp_path / "checkpoints/last.safetensors", CPU)
+    assert state["step"] == kept
+    assert all(value.isfinite().all() for value in groups["params"].values())
+
+
+def test_the_chunk_that_fitted_into_memory_is_kept_for_the_same_bits(tmp_path: Path) -> None:
+    engine, resumed = Engine(), Engine()
+    engine.found["outer"] = 2
+    for steps, each in ((2, engine), (4, resumed)):
+        settings = replace(SETTINGS, steps=steps, validate_every=0)
+        train(
+            maml(), Sampler(bank(), 3, 2, 2, 0), settings, each, tmp_path, lambda p, c: 0.0, lambda step, values: None
+        )
+    assert resumed.found == {"outer": 2}
+    assert load_checkpoint(tmp_path / "checkpoints/last.safetensors", CPU)[1]["chunks"] == [2]
+
+
+class Reads(TorchDispatchMode):
+    """Counts what makes a GPU wait: numbers that the program asks of a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.count += name in ("_local_scalar_dense", "nonzero", "_unique2", "masked_select", "equal")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("nan_guard", [False, True])
+@pytest.mark.parametrize("name", ["maml", "shared", "functions", "both splits"])
+def test_a_step_that_is_not_logged_asks_nothing_of_the_device(name: str, nan_guard: bool, tmp_path: Path) -> None:
+    make, settings = LEARNERS.get(name, LEARNERS["maml"])
+    learner, tasks = make(), Sampler(bank(), 3, 2, 2, 0, "as_classes")
+    if name == "both splits":
+        tasks = Sampler(joined(bank(), replace(bank(), names=tuple("ijklmnop"))), 3, 2, 2, 0, "as_classes")
+    if name == "functions":
+        functions = read({"sine": {"amplitude": (1, 2), "phase": (0, 1)}}, (-1, 1), 0.1)["train"]
+        learner.backbone = MLP((1,), 1, widths=[8], norm="none", norm_scale=False, norm_eps=1e-3, adapt_norm=True,
+                               head_init="xavier")  # fmt: skip
+        learner.adapted = adapted_names(learner.backbone)
+        tasks = Regression(functions, 3, 3, 0)
+    settings = replace(settings, steps=9, validate_every=0, checkpoint_every=9, log_every=3, outer_optimizer="sgd",
+                       nan_guard=nan_guard)  # fmt: skip
+    counts: list[int] = []
+    with Reads() as reads:
+
+        def show(step: int, values: dict[str, float]) -> None:
+            counts.append(reads.count)
+            reads.count = 0
+
+        train(learner, tasks, settings, Engine("vmap"), tmp_path, lambda params, carry: 0.0, show)
+    assert all((count > 0) == (step % 3 == 0) for step, count in enumerate(counts[1:], 2))
+
+
+def test_a_checkpoint_of_another_learner_is_refused(tmp_path: Path) -> None:
+    run(maml(), SETTINGS, tmp_path)
+    with pytest.raises(FewshotError, match="another algorithm or backbone"):
+        run(reptile(), REPTILE, tmp_path)
+
+
+class HalfFrozen(nn.Module):
+    """A frozen layer and a constant buffer, which differ from one instance to the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(36, 8).requires_grad_(False)
+        self.register_buffer("centre", torch.rand(36))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.body(x.flatten(1) - self.centre)))
+
+
+@pytest.mark.parametrize("algorithm", ["maml", "reptile"])
+def test_what_is_frozen_is_not_trained_and_comes_back_with_the_checkpoint(algorithm: str, tmp_path: Path) -> None:
+    def learner() -> Any:
+        if algorithm == "maml":
+            choices: dict[str, Any] = {"inner_steps": 1, "test_steps": 2, "first_order": False}
+            return Maml(HalfFrozen(), inner_lr=0.1, inner_loss="mean", outer_loss="mean", **choices)
+        return Reptile(HalfFrozen(), inner_lr=0.01, inner_steps=2, inner_batch=4, test_steps=3, test_batch=2,
+                       inner_optimizer="adam", inner_loss="sum", adam_state="shared")  # fmt: skip
+
+    settings = replace(SETTINGS if algorithm == "maml" else REPTILE, steps=4)
+    one, other = learner(), learner()
+    before = {name: value.clone() for name, value in one.backbone.state_dict().items()}
+    run(one, settings, tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in one.backbone.state_dict().items())
+    assert not torch.equal(one.backbone.body.weight, other.backbone.body.weight)
+    trained = selected(other, settings, tmp_path, CPU)
+    assert set(trained.params) == {"head.weight", "head.bias"}
+    assert not torch.equal(trained.params["head.weight"], before["head.weight"])
+    for name in ("body.weight", "body.bias", "centre"):
+        assert torch.equal(other.backbone.state_dict()[name], before[name])
+    groups, _ = load_checkpoint(tmp_path / "checkpoints/last.safetensors", CPU)
+    assert not [name for name in groups.get("outer", {}) if "body" in name]
+    run(learner(), replace(settings, steps=6), tmp_path)  # goes on with the same frozen layer
+    again, _ = load_checkpoint(tmp_path / "checkpoints/last.safetensors", CPU)
+    assert torch.equal(again["constants"]["body.weight"], before["body.weight"])
