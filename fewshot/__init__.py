@@ -1,48 +1,72 @@
-"""Few-shot meta-learning under one roof and one protocol. The public names, on one screen."""
+"""Few-shot meta-learning under one roof and one protocol. The public names, on one screen.
 
-from fewshot.algorithms.learner import Learner
-from fewshot.algorithms.leo import Leo
-from fewshot.algorithms.leo_regression import LeoRegression
-from fewshot.algorithms.maml import Maml
-from fewshot.algorithms.nearest import Nearest
-from fewshot.algorithms.reptile import Reptile
-from fewshot.core.errors import FewshotError
-from fewshot.data.bank import Bank, Split, open_banks, write_banks
-from fewshot.engine.engine import Engine
-from fewshot.engine.evaluate import ci95, evaluate
-from fewshot.engine.reduce import Outer
-from fewshot.episodes import Episodes, Tasks
-from fewshot.report.records import read_records
-from fewshot.report.table import markdown
-from fewshot.tasks.functions import Functions
-from fewshot.tasks.regression import Regression
-from fewshot.tasks.sampler import Sampler
-from fewshot.training.loop import TrainSettings, selected, train
+Each is imported when it is first used, so that `import fewshot` costs nothing. Configurations and saved runs name
+classes and readers by these names, wherever in the package they live.
+"""
 
-__all__ = [
-    "Bank",
-    "Engine",
-    "Episodes",
-    "FewshotError",
-    "Functions",
-    "Learner",
-    "Leo",
-    "LeoRegression",
-    "Maml",
-    "Nearest",
-    "Outer",
-    "Regression",
-    "Reptile",
-    "Sampler",
-    "Split",
-    "Tasks",
-    "TrainSettings",
-    "ci95",
-    "evaluate",
-    "markdown",
-    "open_banks",
-    "read_records",
-    "selected",
-    "train",
-    "write_banks",
-]
+from importlib import import_module
+from typing import Any
+
+# Each public name, with its module and what it is called there if that differs.
+_PLACES = {
+    "Episodes": "episodes",
+    "Tasks": "episodes",
+    "FewshotError": "core.errors",
+    # data
+    "Bank": "data.bank",
+    "Split": "data.bank",
+    "open_banks": "data.bank",
+    "write_banks": "data.bank",
+    "read_cub": "data.datasets.cub:read",
+    "read_folder": "data.datasets.folder:read",
+    "read_glyphs": "data.datasets.glyphs:read",
+    "read_leo_embeddings": "data.datasets.leo_embeddings:read",
+    "read_mini_imagenet": "data.datasets.mini_imagenet:read",
+    "read_omniglot": "data.datasets.omniglot:read",
+    "read_tiered_imagenet": "data.datasets.tiered_imagenet:read",
+    # tasks
+    "Functions": "tasks.functions",
+    "read_functions": "tasks.functions:read",
+    "Regression": "tasks.regression",
+    "Sampler": "tasks.sampler",
+    # backbones
+    "Conv4": "backbones.conv4",
+    "Dragen": "backbones.dragen",
+    "Identity": "backbones.identity",
+    "MLP": "backbones.mlp",
+    "ResNet12": "backbones.resnet12",
+    "WRN": "backbones.wrn",
+    # algorithms
+    "Learner": "algorithms.learner",
+    "Leo": "algorithms.leo",
+    "LeoRegression": "algorithms.leo_regression",
+    "Maml": "algorithms.maml",
+    "Nearest": "algorithms.nearest",
+    "Reptile": "algorithms.reptile",
+    # engine and evaluation
+    "Engine": "engine.engine",
+    "MetaGradient": "engine.reduce",
+    "ci95": "engine.evaluate",
+    "evaluate": "engine.evaluate",
+    # training
+    "TrainSettings": "training.settings",
+    "extract_features": "training.extractor:features",
+    "load_selected": "training.loop",
+    "open_features": "training.extractor",
+    "train": "training.loop",
+    # records and tables
+    "markdown": "report.table",
+    "read_records": "report.records",
+}
+__all__ = sorted(_PLACES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'fewshot' has no attribute {name!r}")
+    module, _, there = _PLACES[name].partition(":")
+    return getattr(import_module(f"fewshot.{module}"), there or name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -78,7 +78,7 @@ class Source(Protocol):
         ...
 
     @property
-    def drawn_from(self) -> str:
+    def image_fingerprint(self) -> str:
         """SHA-256 of what its examples stand for: of features that of their images."""
         ...
 

@@ -20,7 +20,7 @@ SIDE, COPIED = {"cpu": 2048, "cuda": 8192}, 1 << 28  # of the matrices that are 
 
 
 @dataclass
-class Contender:
+class Candidate:
     """Something to be timed in turns with others: `step` does `tasks` tasks."""
 
     step: Callable[[], object]
@@ -29,7 +29,7 @@ class Contender:
     rates: list[float] = field(default_factory=list)  # tasks per second of each round
     memory: int = 0  # peak bytes
 
-    def weigh(self) -> None:
+    def measure_memory(self) -> None:
         """Measure the peak memory of a step that is not the first, which imports and compiles.
 
         Apart from the rounds, as a heap that was trimmed is slow to regrow.
@@ -60,7 +60,7 @@ def per_second(step: Callable[[], object], device: torch.device, seconds: float)
 def outer_step(
     learner: Learner,
     params: Tensors,
-    carry: Tensors,
+    state: Tensors,
     engine: Engine,
     episodes: Callable[[], Episodes],
     change: Callable[[Tensors], Tensors] = dict,
@@ -69,7 +69,7 @@ def outer_step(
     optimizer = torch.optim.Adam(params.values(), lr=1e-4)
 
     def step() -> None:
-        gradient = engine.outer(learner, params, carry, episodes()).gradient
+        gradient = engine.outer(learner, params, state, episodes()).gradient
         for name, value in change(gradient).items():
             params[name].grad = value
         optimizer.step()
@@ -79,11 +79,11 @@ def outer_step(
 
 def flops_of_task(learner: Any, params: Tensors, task: Episodes) -> int:
     """Floating-point operations of the matrix products and convolutions of one task's outer gradient."""
-    eager = copy.deepcopy(learner)
-    eager.eager = True
+    use_autograd = copy.deepcopy(learner)
+    use_autograd.use_autograd = True
     leaves = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
     with FlopCounterMode(display=False) as counter:
-        torch.autograd.grad(eager.outer_loss(leaves, task)[0], list(leaves.values()), allow_unused=True)
+        torch.autograd.grad(use_autograd.outer_loss(leaves, task)[0], list(leaves.values()), allow_unused=True)
     return counter.get_total_flops()
 
 

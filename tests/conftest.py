@@ -23,7 +23,7 @@ from fewshot.algorithms.maml import Maml
 from fewshot.algorithms.nearest import Nearest
 from fewshot.algorithms.reptile import Reptile
 from fewshot.backbones.conv4 import Conv4
-from fewshot.backbones.identity import Inputs
+from fewshot.backbones.identity import Identity
 from fewshot.backbones.mlp import MLP
 from fewshot.data.bank import Bank, Split, fingerprint
 from fewshot.data.datasets import glyphs
@@ -37,7 +37,7 @@ TOOLS = Path(__file__).resolve().parent.parent / "tools"
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 
-TRAINED = ("maml", "fomaml", "meta_sgd", "reptile-chained", "reptile-shared", "reptile-sgd", "leo")
+TRAINED = ("maml", "fomaml", "meta_sgd", "reptile-sequential", "reptile-shared", "reptile-sgd", "leo")
 
 CONV4: dict[str, Any] = {
     "filters": 4,
@@ -75,7 +75,7 @@ REPTILE: dict[str, Any] = {
     "test_batch": 3,
     "inner_optimizer": "adam",
     "inner_loss": "sum",
-    "adam_state": "chained",
+    "adam_state": "sequential",
 }
 LEO: dict[str, Any] = {
     "latent": 6,
@@ -96,7 +96,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fomaml": {"first_order": True},
     "meta_sgd": {"learn_inner_lr": True},
     "leo": {},
-    "reptile-chained": {},
+    "reptile-sequential": {},
     "reptile-shared": {"adam_state": "shared"},
     "reptile-sgd": {"inner_optimizer": "sgd"},
 }
@@ -218,9 +218,9 @@ def make_learner(make_conv4: Callable[..., Conv4]) -> Callable[..., Any]:
 
     def make(name: str, backbone: nn.Module | None = None, **choices: Any) -> Any:
         if name == "nearest":
-            return Nearest(Inputs((1, 8, 8), 3))
+            return Nearest(Identity((1, 8, 8), 3))
         if name == "leo":
-            return _seeded(lambda: Leo(Inputs((1, 8, 8), 3), **(LEO | choices)))
+            return _seeded(lambda: Leo(Identity((1, 8, 8), 3), **(LEO | choices)))
         backbone = backbone or make_conv4()
         if "maml" in name or name == "meta_sgd":
             return Maml(backbone, **(MAML | VARIANTS[name] | choices))

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from fewshot.core.errors import FewshotError, writing
+from fewshot.core.files import lock_dir, write_atomically
 from fewshot.data.bank import Split, write_banks
 from fewshot.data.sources import convert, download
-from fewshot.data.sources.images import Look
+from fewshot.data.sources.images import ImageSpec
 from fewshot.data.sources.parts import part_of_labels
-from fewshot.training.checkpoint import only_process_in, write_atomically
 
 REMEDIES = {
     errno.ENOSPC: "make room, then the same command goes on",
@@ -38,11 +38,11 @@ def write_a_bank(place: Path) -> None:
 
 def convert_images(place: Path) -> None:
     part = part_of_labels(["a"], np.zeros(1, int), lambda i: iter([np.zeros((2, 2), np.uint8)]), str)
-    convert.convert(place, {"train": part}, Look(2), {})
+    convert.convert(place, {"train": part}, ImageSpec(2), {})
 
 
 def hold(place: Path) -> None:
-    with only_process_in(place):
+    with lock_dir(place):
         pass
 
 

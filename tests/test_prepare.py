@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from fewshot.data.bank import open_banks
-from fewshot.data.sources.layouts import SPLITS, official
+from fewshot.data.sources.layouts import SPLITS, published_split
 
 SIDE, EACH = 16, 4  # pixels of an image, images of a class
 QUICK = (
@@ -32,7 +32,7 @@ def images(dataset: str) -> Images:
     random = np.random.RandomState(0)
     return {
         split: {name: random.randint(0, 256, (EACH, SIDE, SIDE, 3)).astype(np.uint8) for name in names[:3]}
-        for split, names in official(dataset).items()
+        for split, names in published_split(dataset).items()
     }
 
 

@@ -30,20 +30,20 @@ from omegaconf import DictConfig, OmegaConf
 from fewshot.algorithms.learner import score
 from fewshot.algorithms.leo import Leo
 from fewshot.algorithms.maml import Maml
-from fewshot.backbones.identity import Inputs
-from fewshot.core.device import compute_alone, keep_freed_memory, peak_memory_bytes, pick_device, reset_peak_memory
+from fewshot.backbones.identity import Identity
+from fewshot.core.device import peak_memory_bytes, pick_device, reset_peak_memory, set_single_threaded, tune_malloc
 from fewshot.core.errors import FewshotError
+from fewshot.core.files import write_atomically
 from fewshot.data.bank import Bank, open_banks
 from fewshot.engine.engine import Engine, is_small
 from fewshot.engine.evaluate import evaluate, query_outputs
 from fewshot.episodes import Episodes
-from fewshot.experiment.build import make
-from fewshot.experiment.cli import main, said
+from fewshot.experiment.build import instantiate_node
+from fewshot.experiment.cli import format_error, main
 from fewshot.experiment.config import CONF
 from fewshot.report.records import code, device_name, environment
-from fewshot.speed import Contender, flops_of_task, outer_step, peaks
+from fewshot.speed import Candidate, flops_of_task, outer_step, peaks
 from fewshot.tasks.sampler import Sampler
-from fewshot.training.checkpoint import write_atomically
 from fewshot.training.optimizer import clipped
 
 Row = dict[str, Any]
@@ -65,7 +65,7 @@ def random_episodes(net: DictConfig, device: torch.device) -> Episodes:
 def learner_of(net: DictConfig, first_order: bool, device: torch.device) -> Maml:
     """MAML on the network, initialised alike for every engine."""
     torch.manual_seed(0)
-    backbone = make(net.network, shape=tuple(net.shape), way=net.way).to(device)
+    backbone = instantiate_node(net.network, shape=tuple(net.shape), way=net.way).to(device)
     return Maml(
         backbone, inner_lr=0.01, inner_steps=net.inner_steps, test_steps=net.inner_steps, first_order=first_order,
         inner_loss="mean", outer_loss="mean",
@@ -77,14 +77,14 @@ def bench_maml(cfg: DictConfig, name: str, net: DictConfig, device: torch.device
     rows = []
     episodes = random_episodes(net, device)
     for first_order in cfg.first_order:
-        contenders: dict[str, Contender] = {}
+        contenders: dict[str, Candidate] = {}
         for engine in cfg.engines or net.engines:
             learner = learner_of(net, first_order, device)
-            step = outer_step(learner, *learner.initial(), Engine(engine), lambda: episodes)
+            step = outer_step(learner, *learner.init(), Engine(engine), lambda: episodes)
             auto = " (auto)" if Engine("auto").method(episodes) == engine else ""
-            contenders[engine + auto] = Contender(step, net.meta_batch, device)
+            contenders[engine + auto] = Candidate(step, net.meta_batch, device)
         learner = learner_of(net, first_order, device)
-        flops = flops_of_task(learner, learner.initial()[0], episodes[0])
+        flops = flops_of_task(learner, learner.init()[0], episodes[0])
         take_turns(cfg, contenders)
         head = {"network": name, "what": f"{'first' if first_order else 'second'} order"}
         rows += _rows(head, contenders, flops / peak)
@@ -98,9 +98,9 @@ def bench_leo(cfg: DictConfig, name: str, net: DictConfig, device: torch.device,
     features = torch.randn(net.classes * net.per_class, net.dim)
     bank = Bank(features, offsets, tuple(map(str, range(net.classes))), "train", "random", {}).to(device)
     settings = OmegaConf.load(CONF / "algorithm/leo.yaml").algorithm.learner
-    network = Inputs((net.dim,), net.way)
+    network = Identity((net.dim,), net.way)
     learner = Leo(network, **{key: value for key, value in settings.items() if key != "_target_"})
-    params = {name: value.to(device) for name, value in learner.initial()[0].items()}
+    params = {name: value.to(device) for name, value in learner.init()[0].items()}
     rows = []
     for query in (None, *net.test_queries):
         sampler = Sampler(bank, net.way, net.shot, net.query if query is None else query, 0)
@@ -111,15 +111,15 @@ def bench_leo(cfg: DictConfig, name: str, net: DictConfig, device: torch.device,
                 draw = partial(_next_episodes, sampler, turns, net.meta_batch)
                 own = {name: value.clone() for name, value in params.items()}
                 clip = partial(clipped, element=0.1, norm=0.1)
-                contenders[engine] = Contender(
+                contenders[engine] = Candidate(
                     outer_step(learner, own, {}, Engine(engine), draw, clip), net.meta_batch, device
                 )
             elif engine == "loop":
                 turns = iter(range(1 << 60))
-                contenders[engine] = Contender(partial(_evaluate_one, learner, params, sampler, turns), 1, device)
+                contenders[engine] = Candidate(partial(_evaluate_one, learner, params, sampler, turns), 1, device)
             elif engine == "vmap":
                 run = partial(evaluate, learner, params, {}, sampler, 200, transductive=False, engine=Engine(engine))
-                contenders[engine] = Contender(run, 200, device)
+                contenders[engine] = Candidate(run, 200, device)
         if not contenders:  # evaluation by `compiled` is that by `vmap`
             continue
         take_turns(cfg, contenders)
@@ -138,16 +138,16 @@ def _evaluate_one(learner: Leo, params: dict[str, torch.Tensor], sampler: Sample
     return score(query_outputs(learner, params, {}, task, False), task.query_y).item()
 
 
-def take_turns(cfg: DictConfig, contenders: Mapping[str, Contender]) -> None:
+def take_turns(cfg: DictConfig, contenders: Mapping[str, Candidate]) -> None:
     """A first step, memory, then rounds, of all; learn2learn keeps of freed memory what glibc by itself does."""
-    turns = [lambda each: each.step(), Contender.weigh, *[lambda each: each.round(cfg.seconds)] * cfg.rounds]
+    turns = [lambda each: each.step(), Candidate.measure_memory, *[lambda each: each.round(cfg.seconds)] * cfg.rounds]
     for turn in turns:
         for engine, contender in contenders.items():
-            keep_freed_memory(as_glibc_does=engine == "learn2learn")
+            tune_malloc(as_glibc_does=engine == "learn2learn")
             turn(contender)
 
 
-def _rows(head: Row, contenders: Mapping[str, Contender], share: float | None) -> list[Row]:
+def _rows(head: Row, contenders: Mapping[str, Candidate], share: float | None) -> list[Row]:
     base = median(next(iter(contenders.values())).rates)
     return [
         {
@@ -181,9 +181,9 @@ def bench_sampling(cfg: DictConfig, net: DictConfig) -> list[dict[str, Any]]:
             start = perf_counter()
             sampler = Sampler(open_banks(Path(place))["train"], net.way, net.shot, net.query, 0)
             opened, seconds = perf_counter() - start, []
-            for turn in range(-net.warm, cfg.rounds * net.turns):
+            for turn in range(-net.warm, cfg.rounds * net.quarter_turns):
                 start = perf_counter()
-                sampler.episodes(turn % net.turns * net.meta_batch, net.meta_batch)
+                sampler.episodes(turn % net.quarter_turns * net.meta_batch, net.meta_batch)
                 seconds += [perf_counter() - start] * (turn >= 0)
             row = {"bank": f"{name}, {shape[0]:,} images, {prod(shape) / 1e9:.1f} GB"}
             row["opened in ms"] = f"{1e3 * opened:.1f}"
@@ -199,9 +199,9 @@ def bench_network(cfg: DictConfig, name: str) -> tuple[list[Row], dict[str, floa
     device, net = pick_device(cfg.device), cfg.networks[name]
     if "banks" in net:
         return bench_sampling(cfg, net), {"threads": torch.get_num_threads()}
-    keep_freed_memory(one_arena=not is_small(prod(net.get("shape", [1]))))
+    tune_malloc(one_arena=not is_small(prod(net.get("shape", [1]))))
     found = peaks(device, cfg.seconds)
-    compute_alone(net.way == 1)
+    set_single_threaded(net.way == 1)
     found["threads"] = torch.get_num_threads()
     bench_one: Callable[..., list[Row]] = bench_leo if "test_queries" in net else bench_maml
     return bench_one(cfg, name, net, device, found["flops"]), found
@@ -224,7 +224,7 @@ def bench(cfg: DictConfig) -> None:
             except BrokenProcessPool:
                 failed.append(f"network={name}: its process was killed, most often for want of memory")
             except Exception as error:  # whatever it is, the rows of the others are kept
-                failed.append(f"network={name}: {said(error)}")
+                failed.append(f"network={name}: {format_error(error)}")
     if rows:
         print(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
         print(f"\n{device_name(device)}, torch {torch.__version__}")

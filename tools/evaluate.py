@@ -11,19 +11,20 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.leo import Leo
-from fewshot.core.distributed import is_main, joined, main_first
+from fewshot.core.distributed import is_main, main_first, process_group
 from fewshot.core.errors import FewshotError
 from fewshot.experiment.build import build, tasks_of
 from fewshot.experiment.cli import main
-from fewshot.experiment.config import given_overrides, identity, resolved, trained_with
+from fewshot.experiment.config import config_hash, given_overrides, resolved, trained_with
 from fewshot.experiment.figures import check_plot, draw_test
 from fewshot.experiment.latents import write_latents
-from fewshot.experiment.make_record import made_for, protocol_words, tested
+from fewshot.experiment.make_record import make_record, protocol_slug, task_fields
 from fewshot.experiment.run_dir import saved_config
-from fewshot.experiment.transfer import check_new, on_another_dataset, train_fingerprint
+from fewshot.experiment.transfer import check_disjoint_classes, on_another_dataset, train_fingerprint
 from fewshot.report.records import read_record, summary, write_record
 from fewshot.tasks.sampler import Sampler
-from fewshot.training.loop import TrainSettings, selected
+from fewshot.training.loop import load_selected
+from fewshot.training.settings import TrainSettings
 
 PROTOCOL = {
     "split": "test.split",
@@ -40,7 +41,9 @@ PROTOCOL = {
 
 
 def evaluate(cfg: DictConfig) -> None:
-    with joined():  # inside: launchers send this function to other processes, and a decorated one cannot be pickled
+    with (
+        process_group()
+    ):  # inside: launchers send this function to other processes, and a decorated one cannot be pickled
         _evaluate(cfg)
 
 
@@ -64,15 +67,15 @@ def _evaluate(cfg: DictConfig) -> None:
     experiment = main_first(lambda: build(test_cfg, run if elsewhere is None else None, made_for=trained_cfg.way))
     if cfg.latents is not None and not isinstance(experiment.learner, Leo):
         raise FewshotError("latents: are of classes; leave it out, or name a run of algorithm=leo")
-    words = [protocol_words(test_cfg, experiment)]
+    words = [protocol_slug(test_cfg, experiment)]
     if cfg.checkpoint is not None:
         words.append(Path(cfg.checkpoint).stem)
     if elsewhere is not None:
         data, bank = test_cfg.dataset, tasks_of(experiment, test_cfg, test_cfg.test.split, test_cfg.test.seed).source
-        check_new(run, data.name, bank)
-        words.insert(0, f"{data.name}-{identity({'dataset': resolved(data), 'images': bank.fingerprint})[:8]}")
+        check_disjoint_classes(run, data.name, bank)
+        words.insert(0, f"{data.name}-{config_hash({'dataset': resolved(data), 'images': bank.fingerprint})[:8]}")
     settings = TrainSettings(**experiment.config["train"])
-    trained = selected(experiment.learner, settings, run, experiment.device, cfg.checkpoint)
+    trained = load_selected(experiment.learner, settings, run, experiment.device, cfg.checkpoint)
     folder = Path(cfg.out) if cfg.out else run / "tests" / "-".join(words)
     if (folder / "config.yaml").exists():
         raise FewshotError(f"out={folder}: holds a run; choose another folder")
@@ -80,11 +83,11 @@ def _evaluate(cfg: DictConfig) -> None:
         if is_main():
             print(summary(read_record(folder / "record.json"), folder))
         return
-    record, scores = tested(experiment, test_cfg, trained)
+    record, scores = make_record(experiment, test_cfg, trained)
     if not is_main():
         return
     # What the run was trained for, and with.
-    record |= made_for(trained_cfg)
+    record |= task_fields(trained_cfg)
     record["config"] = trained_with(resolved(trained_cfg))
     if elsewhere is not None:
         record["data"]["train_fingerprint"] = train_fingerprint(run, trained_cfg.train.train_on_val)

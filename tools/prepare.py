@@ -12,7 +12,7 @@ from tabulate import tabulate
 from fewshot.core.errors import FewshotError
 from fewshot.data.contact_sheet import contact_sheet
 from fewshot.data.sources.convert import check
-from fewshot.experiment.build import make
+from fewshot.experiment.build import instantiate_node
 from fewshot.experiment.cli import main
 from fewshot.experiment.config import resolved
 
@@ -30,7 +30,7 @@ def prepare(cfg: DictConfig) -> None:
     resolved(cfg)
     cache = Path(reader.cache)
     before = {path.name for path in cache.iterdir()} if cache.is_dir() else set()
-    banks = make(reader, again=cfg.force)
+    banks = instantiate_node(reader, again=cfg.force)
     folder = next(iter(banks.values())).folder
     about = next(iter(banks.values())).about
     if cfg.source is not None and not cfg.force and folder.name in before:

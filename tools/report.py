@@ -6,13 +6,13 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from fewshot.algorithms.learner import check_switch
+from fewshot.core.checks import check_bool
 from fewshot.core.errors import FewshotError
+from fewshot.core.files import write_atomically
 from fewshot.experiment.cli import main
-from fewshot.report.gather import measured
+from fewshot.report.gather import read_runs
 from fewshot.report.html_report import charts, report
 from fewshot.report.styles import check_format
-from fewshot.training.checkpoint import write_atomically
 
 
 def write_report(cfg: DictConfig) -> None:
@@ -21,10 +21,10 @@ def write_report(cfg: DictConfig) -> None:
     out = folder / "report.html" if cfg.out is None else Path(cfg.out)
     check_format(cfg.format)
     for switch in ("published", "cost"):
-        check_switch(switch, settings[switch])
+        check_bool(switch, settings[switch])
     if out.is_dir():
         raise FewshotError(f"out={out}: a folder; name a file in it")
-    runs, unread = measured(folder)
+    runs, unread = read_runs(folder)
     text, complaints = report(folder, runs, settings, unread)
     files = {out: text.encode()}
     if cfg.pictures is not None:

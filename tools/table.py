@@ -6,27 +6,29 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from fewshot.algorithms.learner import check_switch
+from fewshot.core.checks import check_bool
 from fewshot.core.errors import FewshotError
+from fewshot.core.files import write_atomically
 from fewshot.experiment.cli import main
-from fewshot.experiment.config import near
+from fewshot.experiment.config import did_you_mean
 from fewshot.report.formats import FORMATS
-from fewshot.report.gather import measured
+from fewshot.report.gather import read_runs
 from fewshot.report.table import refreshed, table_of
-from fewshot.training.checkpoint import write_atomically
 
 
 def table(cfg: DictConfig) -> None:
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     if cfg.format not in FORMATS:
         known = list(FORMATS)
-        raise FewshotError(f"format={cfg.format}: no such format{near(str(cfg.format), known)}; {', '.join(known)}")
+        raise FewshotError(
+            f"format={cfg.format}: no such format{did_you_mean(str(cfg.format), known)}; {', '.join(known)}"
+        )
     for switch in ("published", "cost"):
-        check_switch(switch, settings[switch])
+        check_bool(switch, settings[switch])
     if cfg.refresh is not None:
         refresh(Path(cfg.refresh), settings)
         return
-    runs, unread = measured(Path(str(cfg.runs)))
+    runs, unread = read_runs(Path(str(cfg.runs)))
     made = table_of(runs, settings)
     complain([*unread, *made.complaints])
     text = FORMATS[cfg.format](made)

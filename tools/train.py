@@ -9,16 +9,17 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from fewshot.core.distributed import is_main, joined
+from fewshot.core.distributed import is_main, process_group
 from fewshot.core.errors import FewshotError
 from fewshot.experiment.build import build
 from fewshot.experiment.cli import main
 from fewshot.experiment.config import apply_recipe, given_overrides
 from fewshot.experiment.figures import check_plot, draw_test
-from fewshot.experiment.run import tested_inductively, training_run
+from fewshot.experiment.run import test_inductive, training_run
 from fewshot.experiment.run_dir import saved_config
 from fewshot.report.records import copy_record, read_record, summary
-from fewshot.training.loop import TrainSettings, selected
+from fewshot.training.loop import load_selected
+from fewshot.training.settings import TrainSettings
 
 MOVED = ("root", "data_dir")  # what may be said of a run whose files moved
 AGAIN = ("plot", "inductive_too", "records")  # what may be said of a run that is resumed
@@ -31,7 +32,9 @@ def complete(cfg: DictConfig, overrides: Iterable[str]) -> None:
 
 
 def train(cfg: DictConfig) -> list[Path]:
-    with joined():  # inside: launchers send this function to other processes, and a decorated one cannot be pickled
+    with (
+        process_group()
+    ):  # inside: launchers send this function to other processes, and a decorated one cannot be pickled
         return _train(cfg)
 
 
@@ -54,14 +57,16 @@ def _train(cfg: DictConfig) -> list[Path]:
     folder, _ = training_run(cfg)
     _show(folder, cfg, folder)
     tests = [folder]
-    if cfg.inductive_too and (again := tested_inductively(cfg, folder)) is not None:
+    if cfg.inductive_too and (again := test_inductive(cfg, folder)) is not None:
         _show(again, cfg, folder)
         tests.append(again)
     if not is_main():
         return []
     if cfg.plot:
         experiment = build(cfg, folder)
-        trained = selected(experiment.learner, TrainSettings(**experiment.config["train"]), folder, experiment.device)
+        trained = load_selected(
+            experiment.learner, TrainSettings(**experiment.config["train"]), folder, experiment.device
+        )
         print(f"drawn: {draw_test(folder, experiment, cfg, trained)}")
     return [test / "record.json" for test in tests]
 

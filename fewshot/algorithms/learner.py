@@ -29,23 +29,23 @@ class Learner(Protocol):
 
     A learner that is trained also has one of
     `outer_loss(params, task) -> (loss [], score [])`, which the engine differentiates, or
-    `outer_gradient(params, carry, task) -> (gradient, carry, loss [], score [])`, with the `score` of this module, and
+    `outer_gradient(params, state, task) -> (gradient, state, loss [], score [])`, with the `score` of this module, and
     `gradient_evaluations: int`, the gradients through its network that one training task costs, the outer one counted.
-    It may have `figures(params) -> dict[str, float]`, what the log should say of its parameters, and
+    It may have `scalars(params) -> dict[str, float]`, what the log should say of its parameters, and
     `adaptation_steps: str`, what the record should say in place of `test_steps`.
     The values below are those of a learner that says nothing of them.
     """
 
     backbone: nn.Module
     test_steps: int = 0  # adaptation steps at evaluation
-    chained: bool = False  # each task needs the carry of the one before: tasks cannot run at once
-    eager: bool = False  # set by the engine on its copies that run single tasks; see `differentiate`
+    sequential: bool = False  # each task needs the state of the one before: tasks cannot run at once
+    use_autograd: bool = False  # set by the engine on its copies that run single tasks; see `differentiate`
 
-    def initial(self) -> tuple[Tensors, Tensors]:
-        """The meta-parameters, trained by the outer optimiser, and the carry: state that tasks pass on."""
+    def init(self) -> tuple[Tensors, Tensors]:
+        """The meta-parameters, trained by the outer optimiser, and the state: tensors that tasks pass on."""
         ...
 
-    def adapt(self, params: Tensors, carry: Tensors, task: Episodes) -> Tensors:
+    def adapt(self, params: Tensors, state: Tensors, task: Episodes) -> Tensors:
         """Learn the support set by the test procedure; what it returns is what `predict` takes."""
         ...
 
@@ -60,10 +60,10 @@ def with_defaults(learner: Any) -> Learner:
     Raises:
         FewshotError: it lacks one of the methods.
     """
-    for name in ("initial", "adapt", "predict"):
+    for name in ("init", "adapt", "predict"):
         if not callable(getattr(learner, name, None)):
             raise FewshotError(f"algorithm.learner: {type(learner).__name__} has no method {name}; see `Learner`")
-    defaults = {name: getattr(Learner, name) for name in ("test_steps", "chained", "eager")} | {
+    defaults = {name: getattr(Learner, name) for name in ("test_steps", "sequential", "use_autograd")} | {
         "backbone": nn.Identity()
     }
     for name, value in defaults.items():
@@ -73,7 +73,7 @@ def with_defaults(learner: Any) -> Learner:
 
 
 @contextmanager
-def adapting(learner: Learner, steps: int) -> Iterator[None]:
+def override_test_steps(learner: Learner, steps: int) -> Iterator[None]:
     """The learner takes so many adaptation steps at evaluation."""
     before, learner.test_steps = learner.test_steps, steps
     try:
@@ -102,7 +102,7 @@ def backbone_constants(backbone: nn.Module) -> Tensors:
     return {name: value.detach() for name, value in (*frozen.items(), *backbone.named_buffers())}
 
 
-def call(backbone: nn.Module, params: Tensors, x: torch.Tensor) -> torch.Tensor:
+def functional_forward(backbone: nn.Module, params: Tensors, x: torch.Tensor) -> torch.Tensor:
     """The backbone as a pure function: logits [B, N] of x [B, ...]."""
     # To look for parameters of two names at each call takes a tenth of a small step, but not of a compiled one.
     return functional_call(backbone, params, (x,), tie_weights=torch.compiler.is_compiling() or _tied(backbone))
@@ -117,16 +117,16 @@ def _tied(backbone: nn.Module) -> bool:
 
 
 def differentiate(
-    function: Callable[[Tensors], tuple[torch.Tensor, Any]], at: Tensors, *, eager: bool, create_graph: bool
+    function: Callable[[Tensors], tuple[torch.Tensor, Any]], at: Tensors, *, use_autograd: bool, create_graph: bool
 ) -> tuple[Tensors, Any]:
     """Gradient of a scalar function that also returns something else: (gradient, the something).
 
     Args:
         function: params to (loss [], auxiliary).
-        eager: by torch.autograd, which costs least for a single task; else by torch.func, which vmap can batch.
+        use_autograd: by torch.autograd, which costs least for a single task; else by torch.func, which vmap can batch.
         create_graph: whether the gradient will be differentiated itself (torch.func always allows it).
     """
-    if not eager:
+    if not use_autograd:
         return grad(function, has_aux=True)(at)
     with torch.enable_grad():
         leaves = at if create_graph else {name: value.detach().requires_grad_() for name, value in at.items()}
@@ -189,27 +189,3 @@ def score(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     if targets.is_floating_point():
         return F.mse_loss(outputs, targets.view(outputs.shape))
     return (outputs.argmax(-1) == targets).to(outputs.dtype).mean()
-
-
-def check_number(name: str, value: object, kind: type, least: float) -> None:
-    """Raises FewshotError where a setting is no number of this kind, or is below `least`."""
-    kinds = (int,) if kind is int else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
-        raise FewshotError(f"{name}={value}: must be {'a whole number' if kind is int else 'a number'} >= {least}")
-
-
-def check_switch(name: str, value: object) -> None:
-    """Raises FewshotError where a setting is neither true nor false."""
-    if not isinstance(value, bool):
-        raise FewshotError(f"{name}={value}: must be true or false")
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
-    """The value, when it is one of the choices.
-
-    Raises:
-        FewshotError: it is not.
-    """
-    if value not in choices:
-        raise FewshotError(f"{name}={value}: choose one of {', '.join(choices)}")
-    return value

@@ -27,9 +27,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fewshot.algorithms.learner import Tensors, check_choice, check_number, check_switch, score
-from fewshot.algorithms.leo_common import Draws, FromKey, TwoLoops, kl_estimate, orthogonality, rate_figures
-from fewshot.backbones.identity import Inputs
+from fewshot.algorithms.learner import Tensors, score
+from fewshot.algorithms.leo_common import Draws, KeyedNoise, LeoSteps, kl_estimate, orthogonality, rate_figures
+from fewshot.backbones.identity import Identity
+from fewshot.core.checks import check_bool, check_choice, check_number
 from fewshot.core.errors import FewshotError
 from fewshot.episodes import Episodes
 
@@ -46,7 +47,7 @@ class Solution:
     tuned: list[torch.Tensor]  # w as mean over K, before each fine-tuning step and after the last, F+1 of [N, 1, D]
 
 
-class Leo(TwoLoops):
+class Leo(LeoSteps):
     """Adapt a low-dimensional code of the classifier's weights, which the support set itself proposes.
 
     Args:
@@ -61,12 +62,12 @@ class Leo(TwoLoops):
         deterministic: means in place of samples in meta-training (another).
     """
 
-    chained = False
-    eager = False
+    sequential = False
+    use_autograd = False
 
     def __init__(
         self,
-        backbone: Inputs,
+        backbone: Identity,
         *,
         latent: int,
         latent_steps: int,
@@ -81,7 +82,7 @@ class Leo(TwoLoops):
         prior: str,
         deterministic: bool,
     ) -> None:
-        if not isinstance(backbone, Inputs):
+        if not isinstance(backbone, Identity):
             raise FewshotError(
                 "algorithm=leo learns on inputs as they are: choose backbone=features, or backbone=pixels; "
                 "on functions choose algorithm=leo_regression"
@@ -109,7 +110,7 @@ class Leo(TwoLoops):
         self.kl_weight, self.encoder_penalty_weight = kl_weight, encoder_penalty_weight
         self.l2_weight, self.orthogonality_weight = l2_weight, orthogonality_weight
         self.random_prior = check_choice("algorithm.learner.prior", prior, ("encoder", "random")) == "random"
-        check_switch("algorithm.learner.deterministic", deterministic)
+        check_bool("algorithm.learner.deterministic", deterministic)
         self.deterministic = deterministic
         self._initial = {
             "encoder": _glorot(self.dim, latent),
@@ -119,13 +120,13 @@ class Leo(TwoLoops):
             "finetune_lr": torch.full((self.dim,), float(finetune_lr)),
         }
 
-    def initial(self) -> tuple[Tensors, Tensors]:
-        """Encoder, relation network, decoder and both learning rates; no carry."""
+    def init(self) -> tuple[Tensors, Tensors]:
+        """Encoder, relation network, decoder and both learning rates; no state."""
         return {name: value.clone() for name, value in self._initial.items()}, {}
 
     def outer_loss(self, params: Tensors, task: Episodes) -> tuple[torch.Tensor, torch.Tensor]:
         """Equation 4 and the regularisers of one task in meta-training, []; and the query score []."""
-        return self.objective(params, task, FromKey(task.key, task.query_x.dtype))
+        return self.objective(params, task, KeyedNoise(task.key, task.query_x.dtype))
 
     def objective(self, params: Tensors, task: Episodes, draws: Draws | None) -> tuple[torch.Tensor, torch.Tensor]:
         """The outer loss with given draws; with None that of evaluation, where nothing is drawn."""
@@ -144,15 +145,15 @@ class Leo(TwoLoops):
         mean, stddev = self.encode(params, x, draws)
         z = mean.expand(*x.shape[:2], self.latent)
         if self.random_prior:
-            z = (draws or FromKey(task.key, x.dtype)).normal("encoder", z.shape)
+            z = (draws or KeyedNoise(task.key, x.dtype)).normal("encoder", z.shape)
         elif draws is not None and not self.deterministic:
             z = z + stddev * draws.normal("encoder", z.shape)
-        w, pull_back = self.decode(params, z, "decoder_0", draws)
+        w, vjp = self.decode(params, z, "decoder_0", draws)
         slope = support_gradient(w, self._drop(x, "support_0", draws))
         latents, weights = [z], [w]
         for step in range(1, self.latent_steps + 1):
-            z = z - params["latent_lr"] * pull_back(slope)
-            w, pull_back = self.decode(params, z, f"decoder_{step}", draws)
+            z = z - params["latent_lr"] * vjp(slope)
+            w, vjp = self.decode(params, z, f"decoder_{step}", draws)
             slope = support_gradient(w, self._drop(x, f"support_{step}", draws))
             latents.append(z)
             weights.append(w)
@@ -207,7 +208,7 @@ class Leo(TwoLoops):
                 terms["kl"] = self.kl_weight * kl_estimate(before, *solution.encoding)
         return terms
 
-    def adapt(self, params: Tensors, carry: Tensors, task: Episodes) -> Tensors:
+    def adapt(self, params: Tensors, state: Tensors, task: Episodes) -> Tensors:
         """The classifier's weights, mean over the K copies of each class: [N, D]."""
         return {"weights": self.solve(params, task, None).tuned[-1][:, 0]}
 
@@ -216,7 +217,7 @@ class Leo(TwoLoops):
         # In this order, the weights of many tasks on one x are a single matrix product.
         return (adapted["weights"] @ self.backbone(x).T).T
 
-    def figures(self, params: Tensors) -> dict[str, float]:
+    def scalars(self, params: Tensors) -> dict[str, float]:
         """Mean and spread of the meta-learned rates, for the log."""
         return rate_figures(params["latent_lr"], params["finetune_lr"])
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from fewshot.core.random import coins, fold, normal, stream
+from fewshot.core.random import bernoulli, fold_in, normal, stream
 
 
 class Draws(Protocol):
@@ -24,20 +24,20 @@ class Draws(Protocol):
 
 
 @dataclass(frozen=True)
-class FromKey:
+class KeyedNoise:
     """Draws that are functions of the episode's key."""
 
     key: torch.Tensor  # [] int64
     dtype: torch.dtype
 
     def normal(self, name: str, shape: Sequence[int]) -> torch.Tensor:
-        return normal(fold(self.key, stream(name)), shape).to(self.dtype)
+        return normal(fold_in(self.key, stream(name)), shape).to(self.dtype)
 
     def keep(self, name: str, shape: Sequence[int], rate: float) -> torch.Tensor:
-        return ~coins(fold(self.key, stream(name)), shape, rate)
+        return ~bernoulli(fold_in(self.key, stream(name)), shape, rate)
 
 
-class TwoLoops:
+class LeoSteps:
     """What is said of a learner that first moves a code and then the weights that it decodes to."""
 
     latent_steps: int

@@ -25,17 +25,10 @@ from math import log
 import torch
 from torch import nn
 
-from fewshot.algorithms.learner import (
-    Tensors,
-    backbone_parameters,
-    call,
-    check_number,
-    differentiate,
-    score,
-    task_loss,
-)
-from fewshot.algorithms.leo_common import Draws, FromKey, TwoLoops, kl_estimate, orthogonality, rate_figures
+from fewshot.algorithms.learner import Tensors, backbone_parameters, differentiate, functional_forward, score, task_loss
+from fewshot.algorithms.leo_common import Draws, KeyedNoise, LeoSteps, kl_estimate, orthogonality, rate_figures
 from fewshot.backbones.mlp import MLP
+from fewshot.core.checks import check_number
 from fewshot.core.errors import FewshotError
 from fewshot.episodes import Episodes
 
@@ -53,7 +46,7 @@ class Fit:
     weights: torch.Tensor  # decoded from the last z and fine-tuned, [D]
 
 
-class LeoRegression(TwoLoops):
+class LeoRegression(LeoSteps):
     """Adapt a low-dimensional code of all the weights of a small network, which the support set itself proposes.
 
     Args:
@@ -71,8 +64,8 @@ class LeoRegression(TwoLoops):
         FewshotError: a backbone of another kind, or a setting out of its range.
     """
 
-    chained = False
-    eager = False
+    sequential = False
+    use_autograd = False
 
     def __init__(
         self,
@@ -132,13 +125,13 @@ class LeoRegression(TwoLoops):
             "log_finetune_lr": torch.full_like(flat, log(finetune_lr)),
         }
 
-    def initial(self) -> tuple[Tensors, Tensors]:
-        """Encoder, relation network, decoder and both learning rates; no carry."""
+    def init(self) -> tuple[Tensors, Tensors]:
+        """Encoder, relation network, decoder and both learning rates; no state."""
         return {name: value.clone() for name, value in self._initial.items()}, {}
 
     def outer_loss(self, params: Tensors, task: Episodes) -> tuple[torch.Tensor, torch.Tensor]:
         """Equation 4 and the regularisers of one task in meta-training, []; and the query score []."""
-        fit = self.solve(params, task, FromKey(task.key, task.query_x.dtype))
+        fit = self.solve(params, task, KeyedNoise(task.key, task.query_x.dtype))
         outputs = self.predict(self.network(fit.weights), task.query_x)
         loss = task_loss(outputs, task.query_y, "mean", len(task.support_y)) + sum(self.penalties(params, fit).values())
         return loss, score(outputs.detach(), task.query_y)
@@ -191,7 +184,7 @@ class LeoRegression(TwoLoops):
             "kl": self.kl_weight * kl_estimate(fit.first, fit.mean, fit.stddev),
         }
 
-    def adapt(self, params: Tensors, carry: Tensors, task: Episodes) -> Tensors:
+    def adapt(self, params: Tensors, state: Tensors, task: Episodes) -> Tensors:
         """The backbone's parameters, by means."""
         return self.network(self.solve(params, task, None).weights)
 
@@ -201,25 +194,27 @@ class LeoRegression(TwoLoops):
         Args:
             key: [] int64, the source of the draws; each key gives a fit of its own.
         """
-        return self.network(self.solve(params, task, FromKey(key, task.support_x.dtype)).weights)
+        return self.network(self.solve(params, task, KeyedNoise(key, task.support_x.dtype)).weights)
 
     def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
         """Outputs [B, 1] of x [B, inputs]."""
-        return call(self.backbone, adapted, x)
+        return functional_forward(self.backbone, adapted, x)
 
-    def figures(self, params: Tensors) -> dict[str, float]:
+    def scalars(self, params: Tensors) -> dict[str, float]:
         """Mean and spread of the meta-learned rates, for the log."""
         return rate_figures(params["log_latent_lr"].exp(), params["log_finetune_lr"].exp())
 
     def _slope(self, loss: Callable[[torch.Tensor], torch.Tensor], at: torch.Tensor) -> torch.Tensor:
         """Gradient of a loss of one vector, shortened to `inner_clip`; differentiable."""
-        named, _ = differentiate(lambda p: (loss(p["at"]), ()), {"at": at}, eager=self.eager, create_graph=True)
+        named, _ = differentiate(
+            lambda p: (loss(p["at"]), ()), {"at": at}, use_autograd=self.use_autograd, create_graph=True
+        )
         return named["at"] * (self.inner_clip / named["at"].norm().clamp_min(self.inner_clip))
 
     def _run(self, part: str, params: Tensors, x: torch.Tensor) -> torch.Tensor:
         """The encoder, relation network or decoder with its own of the parameters."""
         own = {name.removeprefix(f"{part}."): value for name, value in params.items() if name.startswith(f"{part}.")}
-        return call(self._networks[part], own, x)
+        return functional_forward(self._networks[part], own, x)
 
 
 def _three_layers(inputs: int, width: int, outputs: int) -> MLP:

@@ -32,15 +32,13 @@ from fewshot.algorithms.learner import (
     Tensors,
     adapted_names,
     backbone_parameters,
-    call,
-    check_choice,
-    check_number,
-    check_switch,
     differentiate,
+    functional_forward,
     score,
     task_loss,
 )
 from fewshot.backbones.norm import prepare_for_second_order
+from fewshot.core.checks import check_bool, check_choice, check_number
 from fewshot.episodes import Episodes
 
 ALPHA = "inner_lr/"  # what the names of meta-learned step sizes start with
@@ -61,8 +59,8 @@ class Maml:
         adapted: what the inner loop changes, see `adapted_names`: `all`, `head` (ANIL) or patterns of names.
     """
 
-    chained = False
-    eager = False
+    sequential = False
+    use_autograd = False
 
     def __init__(
         self,
@@ -86,7 +84,7 @@ class Maml:
         check_number("algorithm.learner.inner_steps", inner_steps, int, 0)
         check_number("algorithm.learner.test_steps", test_steps, int, 0)
         for name, value in (("first_order", first_order), ("learn_inner_lr", learn_inner_lr)):
-            check_switch(f"algorithm.learner.{name}", value)
+            check_bool(f"algorithm.learner.{name}", value)
         self.inner_reduction = check_choice("algorithm.learner.inner_loss", inner_loss, REDUCTIONS)
         self.outer_reduction = check_choice("algorithm.learner.outer_loss", outer_loss, REDUCTIONS)
         self.adapted = adapted_names(backbone, adapted)
@@ -98,8 +96,8 @@ class Maml:
         """Gradients through the backbone that one training task costs: those of the inner steps and the outer one."""
         return self.inner_steps + 1
 
-    def initial(self) -> tuple[Tensors, Tensors]:
-        """The backbone's parameters (theta), with Meta-SGD their step sizes (alpha), and no carry."""
+    def init(self) -> tuple[Tensors, Tensors]:
+        """The backbone's parameters (theta), with Meta-SGD their step sizes (alpha), and no state."""
         theta = backbone_parameters(self.backbone)
         if not self.learn_inner_lr:
             return theta, {}
@@ -121,7 +119,7 @@ class Maml:
         for _ in range(steps):
             moving = {name: fast[name] for name in self.adapted}
             at = _constant(moving) if self.first_order else moving
-            gradient, _ = differentiate(loss, at, eager=self.eager, create_graph=not self.first_order)
+            gradient, _ = differentiate(loss, at, use_autograd=self.use_autograd, create_graph=not self.first_order)
             fast |= {n: value - params.get(ALPHA + n, self.inner_lr) * gradient[n] for n, value in moving.items()}
         return fast
 
@@ -131,13 +129,13 @@ class Maml:
         loss = task_loss(logits, task.query_y, self.outer_reduction, task.shot)
         return loss, score(logits.detach(), task.query_y)
 
-    def adapt(self, params: Tensors, carry: Tensors, task: Episodes) -> Tensors:
+    def adapt(self, params: Tensors, state: Tensors, task: Episodes) -> Tensors:
         """theta' after `test_steps` steps."""
         return self.inner_loop(params, task, self.test_steps)
 
     def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
         """Logits [B, N] of x [B, ...], or in regression outputs [B, D]."""
-        return call(self.backbone, adapted, x)
+        return functional_forward(self.backbone, adapted, x)
 
 
 def _constant(params: Tensors) -> Tensors:

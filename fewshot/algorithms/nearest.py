@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fewshot.algorithms.learner import Tensors, check_choice
-from fewshot.backbones.identity import Inputs
+from fewshot.algorithms.learner import Tensors
+from fewshot.backbones.identity import Identity
+from fewshot.core.checks import check_choice
 from fewshot.core.errors import FewshotError
 from fewshot.episodes import Episodes
 
@@ -19,23 +20,23 @@ class Nearest:
         to: `neighbour`, the nearest support example of a class, or `mean`, the mean of them.
     """
 
-    chained = False
-    eager = False
+    sequential = False
+    use_autograd = False
     test_steps = 0
 
-    def __init__(self, backbone: Inputs, *, to: str = "neighbour") -> None:
-        if not isinstance(backbone, Inputs):
+    def __init__(self, backbone: Identity, *, to: str = "neighbour") -> None:
+        if not isinstance(backbone, Identity):
             raise FewshotError(
                 "algorithm=nearest compares inputs as they are; it runs with backbone=pixels or backbone=features only"
             )
         self.backbone: nn.Module = backbone
         self.mean = check_choice("algorithm.learner.to", to, ("neighbour", "mean")) == "mean"
 
-    def initial(self) -> tuple[Tensors, Tensors]:
-        """No parameters, no carry."""
+    def init(self) -> tuple[Tensors, Tensors]:
+        """No parameters, no state."""
         return {}, {}
 
-    def adapt(self, params: Tensors, carry: Tensors, task: Episodes) -> Tensors:
+    def adapt(self, params: Tensors, state: Tensors, task: Episodes) -> Tensors:
         """The support examples of each class, or their mean: [N, K or 1, D]; in regression also their values."""
         found = {"support": self.backbone(task.support_x).unflatten(0, (task.way, -1))}
         if task.support_y.is_floating_point():

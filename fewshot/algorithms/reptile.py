@@ -3,7 +3,7 @@
 Differences from the original:
 1. Minibatch orders come from the episode's key instead of a global generator.
 2. `adam_state=shared` runs the tasks of a meta-batch at once: all start from the same second moments, whose mean
-   is kept. `chained` is the original: each task starts from the moments that the task before it left.
+   is kept. `sequential` is the original: each task starts from the moments that the task before it left.
 3. Strokes are 1 on 0; the original feeds the raw images, 0 on 1.
 4. The recipe trains on 1100 Omniglot characters, the original on 1200: it holds none out for validation.
 5. The original's options for weight decay and for minibatches with replacement are not here.
@@ -24,16 +24,14 @@ from fewshot.algorithms.learner import (
     REDUCTIONS,
     Tensors,
     backbone_parameters,
-    call,
-    check_choice,
-    check_number,
-    check_switch,
     differentiate,
+    functional_forward,
     score,
     task_loss,
 )
+from fewshot.core.checks import check_bool, check_choice, check_number
 from fewshot.core.errors import FewshotError
-from fewshot.core.random import branches, permutation
+from fewshot.core.random import permutation, split
 from fewshot.episodes import Episodes
 
 BETA2, EPSILON = 0.999, 1e-8  # of the inner Adam, whose beta1 is 0
@@ -51,14 +49,14 @@ class Reptile:
         test_steps, test_batch: the same at evaluation.
         inner_optimizer: `adam` (beta1 = 0, the original) or `sgd`.
         inner_loss: scale of the minibatch loss, see `task_loss`; the original sums, Adam hides it.
-        adam_state: `chained` or `shared`, see difference 2.
+        adam_state: `sequential` or `shared`, see difference 2.
         foml: the outer gradient is the move of the last inner step alone, not of all steps: first-order MAML as
             supervised-reptile has it, through the inner optimiser.
         tail_shots: with foml, examples of each class that only the last inner step sees, all of them as its minibatch
             (the paper's "separate tail"); None: the last minibatch is drawn as the others are ("shared tail").
     """
 
-    eager = False
+    use_autograd = False
 
     def __init__(
         self,
@@ -83,7 +81,7 @@ class Reptile:
         for name, value in (("inner_steps", inner_steps), ("inner_batch", inner_batch), ("test_batch", test_batch)):
             check_number(f"algorithm.learner.{name}", value, int, 1)
         check_number("algorithm.learner.test_steps", test_steps, int, 0)
-        check_switch("algorithm.learner.foml", foml)
+        check_bool("algorithm.learner.foml", foml)
         self.foml, self.tail_shots = foml, tail_shots
         if tail_shots is not None:
             check_number("algorithm.learner.tail_shots", tail_shots, int, 1)
@@ -94,8 +92,9 @@ class Reptile:
                 )
         self.adam = check_choice("algorithm.learner.inner_optimizer", inner_optimizer, ("adam", "sgd")) == "adam"
         self.reduction = check_choice("algorithm.learner.inner_loss", inner_loss, REDUCTIONS)
-        self.chained = (
-            check_choice("algorithm.learner.adam_state", adam_state, ("chained", "shared")) == "chained" and self.adam
+        self.sequential = (
+            check_choice("algorithm.learner.adam_state", adam_state, ("sequential", "shared")) == "sequential"
+            and self.adam
         )
 
     @property
@@ -103,7 +102,7 @@ class Reptile:
         """Gradients through the backbone that one training task costs."""
         return self.inner_steps
 
-    def initial(self) -> tuple[Tensors, Tensors]:
+    def init(self) -> tuple[Tensors, Tensors]:
         """The backbone's parameters (phi), and the inner Adam's second moments and step count."""
         params = backbone_parameters(self.backbone)
         if not self.adam:
@@ -112,13 +111,13 @@ class Reptile:
         return params, moments | {"inner_step": torch.zeros(())}
 
     def inner_loop(
-        self, params: Tensors, carry: Tensors, task: Episodes, steps: int, batch: int
+        self, params: Tensors, state: Tensors, task: Episodes, steps: int, batch: int
     ) -> tuple[Tensors, Tensors, torch.Tensor, torch.Tensor]:
-        """(phi_task, carry, loss [], score []) after `steps` minibatches; loss and score are the last one's."""
-        return self._train(params, carry, task, minibatches(task, steps, batch))
+        """(phi_task, state, loss [], score []) after `steps` minibatches; loss and score are the last one's."""
+        return self._train(params, state, task, minibatches(task, steps, batch))
 
     def _train(
-        self, params: Tensors, carry: Tensors, task: Episodes, batches: Iterable[torch.Tensor]
+        self, params: Tensors, state: Tensors, task: Episodes, batches: Iterable[torch.Tensor]
     ) -> tuple[Tensors, Tensors, torch.Tensor, torch.Tensor]:
         """`inner_loop` on these minibatches, each the places of its items in the support set."""
         loss = share = torch.zeros(())
@@ -128,35 +127,37 @@ class Reptile:
             def objective(
                 params: Tensors, x: torch.Tensor = x, y: torch.Tensor = y
             ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-                logits = call(self.backbone, params, x)
+                logits = functional_forward(self.backbone, params, x)
                 loss = task_loss(logits, y, self.reduction, max(1, len(y) // task.way))
                 return loss, (loss.detach(), score(logits.detach(), y))
 
-            gradient, (loss, share) = differentiate(objective, params, eager=self.eager, create_graph=False)
-            params, carry = self._step(params, carry, gradient)
-        return params, carry, loss, share
+            gradient, (loss, share) = differentiate(
+                objective, params, use_autograd=self.use_autograd, create_graph=False
+            )
+            params, state = self._step(params, state, gradient)
+        return params, state, loss, share
 
-    def _step(self, params: Tensors, carry: Tensors, gradient: Tensors) -> tuple[Tensors, Tensors]:
+    def _step(self, params: Tensors, state: Tensors, gradient: Tensors) -> tuple[Tensors, Tensors]:
         """One step of the inner optimiser, in TensorFlow's form of Adam (epsilon beside the uncorrected root)."""
         if not self.adam:
-            return {name: value - self.inner_lr * gradient[name] for name, value in params.items()}, carry
-        count = carry["inner_step"] + 1
-        moments = {n: carry[n] * BETA2 + g.square() * (1 - BETA2) for n, g in gradient.items()}
+            return {name: value - self.inner_lr * gradient[name] for name, value in params.items()}, state
+        count = state["inner_step"] + 1
+        moments = {n: state[n] * BETA2 + g.square() * (1 - BETA2) for n, g in gradient.items()}
         # In float32, 1 - BETA2**count would lose what the moments keep: the first steps would be 6e-6 too short.
         rate = self.inner_lr * (-torch.expm1(count * log(BETA2))).sqrt()
         stepped = {n: value - rate * (gradient[n] / (moments[n].sqrt() + EPSILON)) for n, value in params.items()}
         return stepped, moments | {"inner_step": count}
 
     def outer_gradient(
-        self, params: Tensors, carry: Tensors, task: Episodes
+        self, params: Tensors, state: Tensors, task: Episodes
     ) -> tuple[Tensors, Tensors, torch.Tensor, torch.Tensor]:
-        """(phi - phi_task, carry, loss [], score []) of one training task; with `foml` phi is before the last step."""
+        """(phi - phi_task, state, loss [], score []) of one training task; with `foml` phi is before the last step."""
         start, batches = params, self._training_minibatches(task)
         if self.foml:
-            start, carry, *_ = self._train(params, carry, task, batches[:-1])
+            start, state, *_ = self._train(params, state, task, batches[:-1])
             batches = batches[-1:]
-        end, carry, loss, share = self._train(start, carry, task, batches)
-        return {name: start[name] - end[name] for name in params}, carry, loss, share
+        end, state, loss, share = self._train(start, state, task, batches)
+        return {name: start[name] - end[name] for name in params}, state, loss, share
 
     def _training_minibatches(self, task: Episodes) -> list[torch.Tensor]:
         """Support items of each inner step at training. A tail is the first `tail_shots` examples of each class.
@@ -176,13 +177,13 @@ class Reptile:
         first = minibatches(task, self.inner_steps - 1, self.inner_batch, len(rest))
         return [*rest[first], items[:, : self.tail_shots].T.flatten()]
 
-    def adapt(self, params: Tensors, carry: Tensors, task: Episodes) -> Tensors:
+    def adapt(self, params: Tensors, state: Tensors, task: Episodes) -> Tensors:
         """phi_task after `test_steps` minibatches, from the second moments of training, which stay as they are."""
-        return self.inner_loop(params, carry, task, self.test_steps, self.test_batch)[0]
+        return self.inner_loop(params, state, task, self.test_steps, self.test_batch)[0]
 
     def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
         """Logits [B, N] of x [B, ...], or in regression outputs [B, D]."""
-        return call(self.backbone, adapted, x)
+        return functional_forward(self.backbone, adapted, x)
 
 
 def minibatches(task: Episodes, steps: int, batch: int, pool: int | None = None) -> torch.Tensor:
@@ -195,5 +196,5 @@ def minibatches(task: Episodes, steps: int, batch: int, pool: int | None = None)
     """
     pool = task.support_x.shape[0] if pool is None else pool
     passes = -(-steps * batch // pool)
-    keys = branches(task.key, passes)
+    keys = split(task.key, passes)
     return permutation(keys, pool).flatten()[: steps * batch].view(steps, batch)

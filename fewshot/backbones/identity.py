@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 
-class Inputs(nn.Module):
+class Identity(nn.Module):
     """Flatten examples [B, ...] of a shape to [B, D]; no parameters."""
 
     def __init__(self, shape: tuple[int, ...], way: int) -> None:

@@ -34,7 +34,7 @@ def pick_device(name: str) -> torch.device:
         raise FewshotError(f"device={name}: not available here; use device=cpu or device=auto") from error
 
 
-def has_room(size: int, device: torch.device) -> bool:
+def fits_on_device(size: int, device: torch.device) -> bool:
     """Whether data of so many bytes may lie on the device: on a GPU, where they leave half of its free memory."""
     return device.type != "cuda" or 2 * size <= torch.cuda.mem_get_info(device)[0]
 
@@ -57,7 +57,7 @@ def _says_full(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in said)
 
 
-def give_back_memory() -> None:
+def release_memory() -> None:
     """Free what nothing refers to any more, on the GPU and in the C library's heap."""
     gc.collect()
     if torch.cuda.is_available():
@@ -66,7 +66,7 @@ def give_back_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def compute_alone(alone: bool) -> None:
+def set_single_threaded(alone: bool) -> None:
     """Let torch compute on one thread, or on as many as it was started with.
 
     Matrices of some thousand numbers gain nothing from a second thread, and where another process holds its core each
@@ -75,7 +75,7 @@ def compute_alone(alone: bool) -> None:
     torch.set_num_threads(1 if alone else _THREADS)
 
 
-def keep_freed_memory(*, one_arena: bool = False, as_glibc_does: bool = False) -> None:
+def tune_malloc(*, one_arena: bool = False, as_glibc_does: bool = False) -> None:
     """Ask glibc to keep large freed blocks for the next allocation, and torch for large pages; elsewhere, do nothing.
 
     Otherwise every large activation is mapped, zeroed by the kernel page by page and unmapped again: up to half the
@@ -112,6 +112,6 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _STATUS.exists():
-        give_back_memory()  # what was freed and kept is no longer in use
+        release_memory()  # what was freed and kept is no longer in use
         with contextlib.suppress(OSError):
             _STATUS.with_name("clear_refs").write_text("5")

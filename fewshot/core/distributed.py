@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Meet the other processes that torchrun started, and leave them at the end.
 
     They talk by NCCL where each has a GPU of its own, which becomes its current one, else by gloo. A process that
@@ -49,7 +49,7 @@ def joined() -> Iterator[None]:
     own_gpu = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", size))
     if own_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    with _lost_in_words():
+    with _translate_dist_errors():
         dist.init_process_group("cpu:gloo,cuda:nccl" if own_gpu else "gloo", timeout=timedelta(seconds=int(seconds)))
     try:
         yield
@@ -72,13 +72,13 @@ def is_main() -> bool:
     return world()[0] == 0
 
 
-def share(count: int) -> range:
+def rank_slice(count: int) -> range:
     """The places of 0..count-1 that are this process's: consecutive, in the order of the processes, equal within 1."""
     rank, size = world()
     return range(count * rank // size, count * (rank + 1) // size)
 
 
-def added(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+def all_reduce_sum(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     """Each tensor summed over the processes, in one message; all of them get the same bits.
 
     Args:
@@ -91,20 +91,20 @@ def added(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     if world()[1] == 1:
         return own
     message = torch.cat([value.flatten() for value in own])
-    with _lost_in_words():
+    with _translate_dist_errors():
         dist.all_reduce(message)
     parts = message.split([value.numel() for value in own])
     return [part.view_as(value).to(value.dtype, copy=True) for part, value in zip(parts, own, strict=True)]
 
 
-def placed(own: torch.Tensor, places: range, count: int) -> torch.Tensor:
+def pad_to_global(own: torch.Tensor, places: range, count: int) -> torch.Tensor:
     """Values [count] of which this process knows those at `places`; added up over the processes, all of them."""
     whole = own.new_zeros(count)
     whole[places.start : places.stop] = own
     return whole
 
 
-def by_main(function: Callable[[], T]) -> T:
+def on_rank_zero(function: Callable[[], T]) -> T:
     """What the function returns in process 0, which calls it alone while the others wait, for days if need be.
 
     Where it fails, process 0 raises its error, and the others leave without a word.
@@ -113,7 +113,7 @@ def by_main(function: Callable[[], T]) -> T:
     if size == 1:
         return function()
     found: list[Any] = [False, None]
-    with _lost_in_words():
+    with _translate_dist_errors():
         group = dist.new_group(backend="gloo", timeout=PATIENCE)
         assert isinstance(group, dist.ProcessGroup)  # of all processes, so this one is of it
     try:
@@ -121,7 +121,7 @@ def by_main(function: Callable[[], T]) -> T:
             with _by_itself():
                 found = [True, function()]
     finally:
-        with _lost_in_words():
+        with _translate_dist_errors():
             dist.broadcast_object_list(found, 0, group)
             dist.destroy_process_group(group)
     succeeded, result = found
@@ -133,7 +133,7 @@ def by_main(function: Callable[[], T]) -> T:
 def main_first(function: Callable[[], T]) -> T:
     """Call the function in process 0, then in the others, who find on disk what the first call left there."""
     done: list[T] = []
-    by_main(lambda: done.append(function()))
+    on_rank_zero(lambda: done.append(function()))
     if done:
         return done[0]
     with _by_itself():
@@ -152,7 +152,7 @@ def _by_itself() -> Iterator[None]:
 
 
 @contextmanager
-def _lost_in_words() -> Iterator[None]:
+def _translate_dist_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:

@@ -36,7 +36,7 @@ def stream(*words: object) -> int:
     return _signed(int.from_bytes(digest[:8], "little"))
 
 
-def fold(key: torch.Tensor | int, counter: torch.Tensor | int) -> torch.Tensor:
+def fold_in(key: torch.Tensor | int, counter: torch.Tensor | int) -> torch.Tensor:
     """int64 hash of (key, counter), in the broadcast shape of the two. Successive folds make a tree of streams."""
     if isinstance(counter, int):
         x = key + torch.tensor(_signed((counter + 1) * GOLDEN % (1 << 64)))
@@ -47,10 +47,10 @@ def fold(key: torch.Tensor | int, counter: torch.Tensor | int) -> torch.Tensor:
     return x ^ _shift(x, 31)
 
 
-def branches(key: torch.Tensor, count: int) -> torch.Tensor:
+def split(key: torch.Tensor, count: int) -> torch.Tensor:
     """The streams 0..count-1 of each key: int64 [...] to [..., count]."""
     counters = _counters if torch.compiler.is_compiling() else _arange
-    return fold(key[..., None], counters(count, key.device))
+    return fold_in(key[..., None], counters(count, key.device))
 
 
 def _arange(count: int, device: torch.device) -> torch.Tensor:
@@ -63,7 +63,7 @@ _counters = torch.library.custom_op("fewshot::counters", _arange, mutates_args=(
 _counters.register_fake(_arange)
 
 
-def below(bits: torch.Tensor, bound: torch.Tensor | int) -> torch.Tensor:
+def randint(bits: torch.Tensor, bound: torch.Tensor | int) -> torch.Tensor:
     """Uniform integers in [0, bound) from hash bits; the modulo's bias is under bound / 2^62."""
     return _shift(bits, 2) % bound
 
@@ -94,21 +94,21 @@ class _Words(torch.autograd.Function):
 def normal(key: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """Standard normals of a shape from one key []: Box and Muller's two from each hash, in float32."""
     count = prod(shape)
-    words = _Words.apply(branches(key, -(-count // 2)), torch.int32)
+    words = _Words.apply(split(key, -(-count // 2)), torch.int32)
     # 24 bits each, as float32 holds; the radius must not see a zero.
     unit = ((words & 0xFFFFFF) + 1).to(torch.float32) * 2**-24
     radius, angle = (unit[0::2].log() * -2).sqrt(), unit[1::2] * (2 * pi)
     return torch.cat([radius * angle.cos(), radius * angle.sin()])[:count].view(*shape)
 
 
-def coins(key: torch.Tensor, shape: Sequence[int], rate: float) -> torch.Tensor:
+def bernoulli(key: torch.Tensor, shape: Sequence[int], rate: float) -> torch.Tensor:
     """True with probability `rate`, rounded to a multiple of 1/65536: bool of a shape from one key [], four a hash."""
     count = prod(shape)
-    lanes = _Words.apply(branches(key, -(-count // 4)), torch.int16)
+    lanes = _Words.apply(split(key, -(-count // 4)), torch.int16)
     return (lanes < round(rate * 65536) - 32768)[:count].view(*shape)
 
 
-def draw_distinct(key: torch.Tensor, count: int, bound: int) -> torch.Tensor:
+def sample_without_replacement(key: torch.Tensor, count: int, bound: int) -> torch.Tensor:
     """`count` distinct integers of [0, bound), in random order: an urn without replacement.
 
     Args:
@@ -117,10 +117,10 @@ def draw_distinct(key: torch.Tensor, count: int, bound: int) -> torch.Tensor:
     Returns:
         [T, count] int64. Costs count^2 small operations whatever `bound` is.
     """
-    bits = branches(key, count)
+    bits = split(key, count)
     drawn: list[torch.Tensor] = []
     for i in range(count):
-        ticket = below(bits[:, i], bound - i)
+        ticket = randint(bits[:, i], bound - i)
         # Skip what is already out of the urn: in ascending order, each taken number moves the ticket up by one.
         for taken in torch.stack(drawn).sort(dim=0).values if drawn else ():
             ticket = ticket + (ticket >= taken)
@@ -130,4 +130,4 @@ def draw_distinct(key: torch.Tensor, count: int, bound: int) -> torch.Tensor:
 
 def permutation(key: torch.Tensor, size: int) -> torch.Tensor:
     """A random order of 0..size-1 for each key: [...] int64 to [..., size] int64."""
-    return branches(key, size).argsort(dim=-1)
+    return split(key, size).argsort(dim=-1)

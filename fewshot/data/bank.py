@@ -57,7 +57,7 @@ class Bank:
         return self.offsets[1:] - self.offsets[:-1]
 
     @property
-    def drawn_from(self) -> str:
+    def image_fingerprint(self) -> str:
         """Fingerprint of what its examples stand for: of features that of their images, else its own."""
         return self.about.get("extractor", {}).get("images", {}).get(self.split, self.fingerprint)
 
@@ -154,12 +154,12 @@ def write_banks(folder: str | Path, splits: Mapping[str, Split], about: Mapping[
             if listed.exists() and listed.read_bytes() == (scratch / "bank.json").read_bytes():
                 return  # another process was first with the same bank
             scratch.chmod(0o755)  # mkdtemp's folders are for their owner alone
-            install(scratch, folder)
+            replace_folder(scratch, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def install(scratch: Path, folder: Path) -> None:
+def replace_folder(scratch: Path, folder: Path) -> None:
     """Give whole banks their place; what lies there before goes when they have it, and comes back if they cannot."""
     aside = None
     if folder.exists():
@@ -214,7 +214,7 @@ def open_banks(folder: str | Path) -> dict[str, Bank]:
         raise FewshotError(f"{folder}: not a readable bank ({error}): {remedy}") from error
 
 
-def joined(first: Bank, second: Bank) -> Bank:
+def concat_banks(first: Bank, second: Bank) -> Bank:
     """One bank of the classes of two, under the first one's split: for training on train and val together.
 
     The examples of both stay where they lie, on a GPU or in their files.

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from fewshot.algorithms.learner import Learner, Tensors, check_choice
-from fewshot.core.device import give_back_memory, keep_freed_memory, out_of_memory
+from fewshot.algorithms.learner import Learner, Tensors
+from fewshot.core.checks import check_choice
+from fewshot.core.device import out_of_memory, release_memory, tune_malloc
 from fewshot.core.errors import FewshotError
 from fewshot.engine.compile import compiled
 from fewshot.engine.lift import eager_copy, lift_all, lift_one, outer_of
 from fewshot.engine.probe import parameter_count, why_not_batched
-from fewshot.engine.reduce import Outer, weighted_mean
+from fewshot.engine.reduce import MetaGradient, weighted_mean
 from fewshot.episodes import Episodes
 
 ENGINES = ("auto", "vmap", "compiled", "loop", "learn2learn")
@@ -77,30 +78,30 @@ class Engine:
             return "loop"
         raise FewshotError(f"engine={name}: {fault}; choose engine=loop or engine=auto")
 
-    def outer(self, learner: Learner, params: Tensors, carry: Tensors, episodes: Episodes) -> Outer:
+    def outer(self, learner: Learner, params: Tensors, state: Tensors, episodes: Episodes) -> MetaGradient:
         """Outer gradient of a meta-batch.
 
         Args:
             learner: one with `outer_loss` or `outer_gradient`.
-            params, carry: the meta-parameters and the state that tasks pass on.
+            params, state: the meta-parameters, and what tasks pass on.
         """
         method = self.method(episodes, learner)
         if method == "learn2learn":
             from fewshot.engine.learn2learn import outer_by_learn2learn
 
             return outer_by_learn2learn(learner, params, episodes)
-        if learner.chained:
-            parts = _in_a_chain(learner, params, carry, episodes)
+        if learner.sequential:
+            parts = _in_a_chain(learner, params, state, episodes)
         elif method == "loop":
-            parts = self._on_threads(learner, params, carry, episodes)
+            parts = self._on_threads(learner, params, state, episodes)
         else:
             run = self._fused if method == "compiled" else partial(outer_of, lift=lift_all)
             return self._in_chunks(
                 "outer",
                 episodes,
-                lambda chunks: weighted_mean((run(learner, params, carry, c) for c in chunks), len(episodes), False),
+                lambda chunks: weighted_mean((run(learner, params, state, c) for c in chunks), len(episodes), False),
             )
-        return weighted_mean(parts, len(episodes), learner.chained)
+        return weighted_mean(parts, len(episodes), learner.sequential)
 
     def map(self, function: Callable[[Episodes], Any], episodes: Episodes, learner: Any = None) -> Any:
         """A function of one task over all: its results, stacked along a new leading axis [T].
@@ -126,28 +127,30 @@ class Engine:
                 if size == 1 or not out_of_memory(error):
                     raise
             # Outside of `except`, whose traceback holds on to what filled the memory.
-            give_back_memory()
+            release_memory()
             self.found[what] = -(-size // 2)
 
-    def _fused(self, learner: Learner, params: Tensors, carry: Tensors, episodes: Episodes) -> Outer:
+    def _fused(self, learner: Learner, params: Tensors, state: Tensors, episodes: Episodes) -> MetaGradient:
         """`outer_of`, compiled when a learner first meets a shape; kept while the learner stays the same."""
         if self._compiled is None or self._compiled[0] is not learner:
             self._compiled = learner, compiled(partial(_tensors_of_outer, learner))
-        return Outer(*self._compiled[1](episodes.way, params, carry, *episodes.tensors()))
+        return MetaGradient(*self._compiled[1](episodes.way, params, state, *episodes.tensors()))
 
-    def _on_threads(self, learner: Learner, params: Tensors, carry: Tensors, episodes: Episodes) -> Iterator[Outer]:
-        def work(group: Episodes) -> Outer:
+    def _on_threads(
+        self, learner: Learner, params: Tensors, state: Tensors, episodes: Episodes
+    ) -> Iterator[MetaGradient]:
+        def work(group: Episodes) -> MetaGradient:
             # functional_call swaps a module's parameters while it runs: each thread needs a module of its own.
             if getattr(self._own, "source", None) is not learner:
                 self._own.source, self._own.learner = learner, eager_copy(learner)
             tasks = (group[i : i + 1] for i in range(len(group)))
-            parts = (outer_of(self._own.learner, params, carry, task, lift_one) for task in tasks)
-            return weighted_mean(parts, len(group), chained=False)
+            parts = (outer_of(self._own.learner, params, state, task, lift_one) for task in tasks)
+            return weighted_mean(parts, len(group), sequential=False)
 
         on_cpu = episodes.key.device.type == "cpu"
         if on_cpu and not _small(episodes):
             episodes = _channels_last(episodes)
-            keep_freed_memory(one_arena=True)
+            tune_malloc(one_arena=True)
         threads = torch.get_num_threads()
         if not on_cpu or threads == 1 or sum(value.numel() for value in params.values()) > LARGE:
             return iter([work(episodes)])
@@ -159,10 +162,10 @@ class Engine:
 
 
 def _tensors_of_outer(
-    learner: Learner, way: int, params: Tensors, carry: Tensors, *tensors: torch.Tensor
+    learner: Learner, way: int, params: Tensors, state: Tensors, *tensors: torch.Tensor
 ) -> tuple[Any, ...]:
-    outer = outer_of(learner, params, carry, Episodes(*tensors, way=way), lift_all, eager=False)
-    return outer.gradient, outer.carry, outer.loss, outer.score
+    outer = outer_of(learner, params, state, Episodes(*tensors, way=way), lift_all, use_autograd=False)
+    return outer.gradient, outer.state, outer.loss, outer.score
 
 
 def is_small(values: int) -> bool:
@@ -186,9 +189,9 @@ def _channels_last(episodes: Episodes) -> Episodes:
     return episodes.with_tensors(stored(sx), sy, stored(qx), qy, key)
 
 
-def _in_a_chain(learner: Learner, params: Tensors, carry: Tensors, episodes: Episodes) -> Iterator[Outer]:
+def _in_a_chain(learner: Learner, params: Tensors, state: Tensors, episodes: Episodes) -> Iterator[MetaGradient]:
     learner = eager_copy(learner)
     for task in range(len(episodes)):
-        part = outer_of(learner, params, carry, episodes[task : task + 1], lift_one)
-        carry = part.carry
+        part = outer_of(learner, params, state, episodes[task : task + 1], lift_one)
+        state = part.state
         yield part

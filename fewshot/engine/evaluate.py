@@ -13,7 +13,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from fewshot.algorithms.learner import Learner, Tensors, score
-from fewshot.core.distributed import added, placed, share
+from fewshot.core.distributed import all_reduce_sum, pad_to_global, rank_slice
 from fewshot.engine.engine import Engine
 from fewshot.engine.probe import probe, why_not_batched
 from fewshot.episodes import Episodes, Tasks
@@ -24,7 +24,7 @@ EXAMPLES_AT_ONCE = 2000  # bounds the memory of a batch of test episodes
 
 
 def query_outputs(
-    learner: Learner, params: Tensors, carry: Tensors, task: Episodes, transductive: bool
+    learner: Learner, params: Tensors, state: Tensors, task: Episodes, transductive: bool
 ) -> torch.Tensor:
     """Adapt to one task and predict its queries: logits [N*Q, N], or in regression outputs [Q, D].
 
@@ -33,7 +33,7 @@ def query_outputs(
     (both as in supervised-reptile, `supervised_reptile/reptile.py`).
     """
     behaviour = probe(learner, task)
-    adapted = learner.adapt(params, carry, task)
+    adapted = learner.adapt(params, state, task)
     if transductive or behaviour.queries_independent:
         return learner.predict(adapted, task.query_x)
 
@@ -48,7 +48,7 @@ def query_outputs(
 def evaluate(
     learner: Learner,
     params: Tensors,
-    carry: Tensors,
+    state: Tensors,
     tasks: Tasks,
     episodes: int,
     *,
@@ -66,15 +66,15 @@ def evaluate(
     independent = probe(learner, first[0]).queries_independent
 
     def of_task(task: Episodes) -> torch.Tensor:
-        return score(query_outputs(learner, params, carry, task, transductive), task.query_y)
+        return score(query_outputs(learner, params, state, task, transductive), task.query_y)
 
     if (
         independent
         and isinstance(tasks, Sampler)
-        and _takes_much_of_its_classes(tasks)
+        and _queries_cover_classes(tasks)
         and not why_not_batched(learner, first)
     ):
-        batch, parts = TASKS_AT_ONCE, partial(_on_whole_classes, learner, params, carry, tasks, engine)
+        batch, parts = TASKS_AT_ONCE, partial(_evaluate_by_class, learner, params, state, tasks, engine)
     else:
         per_episode = tasks.way * (tasks.shot + tasks.query)
         if not transductive and not independent:
@@ -82,11 +82,11 @@ def evaluate(
         batch = max(1, EXAMPLES_AT_ONCE // per_episode)
         parts = partial(_on_gathered, learner, of_task, tasks, engine)
     batches = range(0, episodes, batch)
-    mine = share(len(batches))
+    mine = rank_slice(len(batches))
     own = range(mine.start * batch, min(mine.stop * batch, episodes))
     scores = [parts(i, min(batch, episodes - i)).double().cpu() for i in batches[mine.start : mine.stop]]
     found = torch.cat([torch.zeros(0, dtype=torch.float64), *scores])
-    return added([placed(found, own, episodes)])[0].numpy()
+    return all_reduce_sum([pad_to_global(found, own, episodes)])[0].numpy()
 
 
 def _on_gathered(
@@ -101,15 +101,15 @@ def _on_gathered(
     return engine.map(of_task, tasks.episodes(first, count), learner)
 
 
-def _takes_much_of_its_classes(sampler: Sampler) -> bool:
+def _queries_cover_classes(sampler: Sampler) -> bool:
     """Whether a task's queries are a good part of all that its classes hold, as in deepmind/leo's tests on features."""
     if len(sampler.bank.shape) != 1 or sampler.rotations != "none":
         return False
     return 3 * (sampler.shot + sampler.query) >= int(sampler.bank.sizes.max())
 
 
-def _on_whole_classes(
-    learner: Learner, params: Tensors, carry: Tensors, sampler: Sampler, engine: Engine, first: int, count: int
+def _evaluate_by_class(
+    learner: Learner, params: Tensors, state: Tensors, sampler: Sampler, engine: Engine, first: int, count: int
 ) -> torch.Tensor:
     """Scores [count] of tasks with many queries: each class is classified for all tasks that hold it at once.
 
@@ -117,7 +117,7 @@ def _on_whole_classes(
     """
     draw, offsets = sampler.draw(first, count), sampler.bank.offsets.tolist()
     supports = sampler.load(replace(draw, rows=draw.rows[:, :, : sampler.shot]))
-    adapted = engine.map(lambda task: learner.adapt(params, carry, task), supports, learner)
+    adapted = engine.map(lambda task: learner.adapt(params, state, task), supports, learner)
     right = torch.zeros(count, dtype=torch.int64, device=draw.key.device)
     for label in draw.classes.unique().tolist():
         x = sampler.gather(torch.arange(offsets[label], offsets[label + 1], device=draw.key.device))

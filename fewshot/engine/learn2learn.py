@@ -11,11 +11,11 @@ from fewshot.algorithms.learner import Learner, Tensors, score, task_loss
 from fewshot.algorithms.maml import Maml
 from fewshot.backbones.norm import BatchStatNorm
 from fewshot.core.errors import FewshotError
-from fewshot.engine.reduce import Outer
+from fewshot.engine.reduce import MetaGradient
 from fewshot.episodes import Episodes
 
 
-def outer_by_learn2learn(learner: Learner, params: Tensors, episodes: Episodes) -> Outer:
+def outer_by_learn2learn(learner: Learner, params: Tensors, episodes: Episodes) -> MetaGradient:
     """Mean outer gradient of T tasks, task by task, by learn2learn's MAML (clone, adapt, backward).
 
     Raises:
@@ -57,4 +57,4 @@ def outer_by_learn2learn(learner: Learner, params: Tensors, episodes: Episodes) 
         for name, value in backbone.named_parameters()
         if name in params
     }
-    return Outer(gradient, {}, torch.stack(losses), torch.stack(scores))
+    return MetaGradient(gradient, {}, torch.stack(losses), torch.stack(scores))

@@ -11,7 +11,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from fewshot.algorithms.learner import Tensors, differentiate
-from fewshot.engine.reduce import Outer
+from fewshot.engine.reduce import MetaGradient
 from fewshot.episodes import Episodes
 
 Lift = Callable[[Callable[[Episodes], Any], Episodes], Any]  # (function of one task, T tasks) to results [T, ...]
@@ -32,13 +32,13 @@ def lift_one(function: Callable[[Episodes], Any], episodes: Episodes) -> Any:
 
 
 def outer_of(
-    learner: Any, params: Tensors, carry: Tensors, episodes: Episodes, lift: Lift, *, eager: bool = True
-) -> Outer:
+    learner: Any, params: Tensors, state: Tensors, episodes: Episodes, lift: Lift, *, use_autograd: bool = True
+) -> MetaGradient:
     """Mean outer gradient of some tasks, run together by `lift`.
 
     Args:
         learner: one with `outer_loss` or `outer_gradient`.
-        eager: how the outer loss is differentiated, see `differentiate`.
+        use_autograd: how the outer loss is differentiated, see `differentiate`.
     """
     if hasattr(learner, "outer_loss"):
 
@@ -46,15 +46,15 @@ def outer_of(
             loss, score = lift(lambda task: learner.outer_loss(params, task), episodes)
             return loss.mean(), (loss.detach(), score)
 
-        gradient, (loss, score) = differentiate(mean_loss, params, eager=eager, create_graph=False)
-        return Outer(gradient, carry, loss, score)
-    gradient, carry, loss, score = lift(lambda task: learner.outer_gradient(params, carry, task), episodes)
-    gradient, carry = tree_map(lambda value: value.mean(0), (gradient, carry))
-    return Outer(gradient, carry, loss, score)
+        gradient, (loss, score) = differentiate(mean_loss, params, use_autograd=use_autograd, create_graph=False)
+        return MetaGradient(gradient, state, loss, score)
+    gradient, state, loss, score = lift(lambda task: learner.outer_gradient(params, state, task), episodes)
+    gradient, state = tree_map(lambda value: value.mean(0), (gradient, state))
+    return MetaGradient(gradient, state, loss, score)
 
 
 def eager_copy(learner: Any) -> Any:
     """A copy of the learner that runs single tasks, with a backbone of its own; see `differentiate`."""
     learner = copy.deepcopy(learner)
-    learner.eager = True
+    learner.use_autograd = True
     return learner

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.func import vmap
 
-from fewshot.algorithms.learner import Learner, Tensors, adapting, with_defaults
+from fewshot.algorithms.learner import Learner, Tensors, override_test_steps, with_defaults
 from fewshot.backbones.checks import (
     SAME,
     add_noise,
@@ -88,7 +88,7 @@ def parameter_count(learner: Learner) -> int:
     """How many meta-parameters a learner has, counted once."""
     known = _memory(learner)
     if "size" not in known:
-        known["size"] = sum(value.numel() for value in learner.initial()[0].values())
+        known["size"] = sum(value.numel() for value in learner.init()[0].values())
     return known["size"]
 
 
@@ -145,14 +145,14 @@ def _look(learner: Learner, task: Episodes) -> Behaviour:
     backbone = getattr(learner, "backbone", None)
     backbone = backbone if isinstance(backbone, nn.Module) else None
     notes = () if backbone is None else prepare_backbone(backbone, noisy - 0.5)
-    params, carry = _initial(learner, task)
+    params, state = _initial(learner, task)
     if not params and (hasattr(learner, "outer_loss") or hasattr(learner, "outer_gradient")):
         raise FewshotError(
             "this backbone has no parameters to train; choose another, such as backbone=conv4, or mlp_40 for functions"
         )
     with named_failures(backbone, x), torch.no_grad():
-        with adapting(learner, 0):
-            adapted = learner.adapt(params, carry, task)
+        with override_test_steps(learner, 0):
+            adapted = learner.adapt(params, state, task)
         check_outputs(learner.predict(adapted, x), len(x), task.support_y, task.way)
         if backbone is not None and params and params.keys() <= dict(backbone.named_parameters()).keys():
             check_parameters(backbone, params, noisy)
@@ -161,8 +161,8 @@ def _look(learner: Learner, task: Episodes) -> Behaviour:
             shaken = adapted
         mixing = _mixes(lambda z: learner.predict(shaken, z), noisy)
         batched = not mixing or _same_by_vmap(lambda z: learner.predict(shaken, z), noisy)
-    with named_failures(backbone, x), adapting(learner, min(1, learner.test_steps)):
-        learner.adapt(params, carry, task)
+    with named_failures(backbone, x), override_test_steps(learner, min(1, learner.test_steps)):
+        learner.adapt(params, state, task)
     return Behaviour(not mixing, batched, notes)
 
 
@@ -213,9 +213,9 @@ def _fault_of_vmap(learner: Any, episodes: Episodes) -> str:
         backbone = getattr(twin, "backbone", None)
         if isinstance(backbone, nn.Module):
             backbone.to(dtype)
-        params, carry = ({name: v.to(dtype) for name, v in group.items()} for group in _initial(twin, tasks))
+        params, state = ({name: v.to(dtype) for name, v in group.items()} for group in _initial(twin, tasks))
         try:
-            wanted = _results(twin, params, carry, tasks, at_once=False)
+            wanted = _results(twin, params, state, tasks, at_once=False)
         except Exception as error:
             if out_of_memory(error):
                 raise
@@ -226,7 +226,7 @@ def _fault_of_vmap(learner: Any, episodes: Episodes) -> str:
             ) from error
         try:
             with _strict_vmap():
-                found = _results(twin, params, carry, tasks, at_once=True)
+                found = _results(twin, params, state, tasks, at_once=True)
         except Exception as error:
             if out_of_memory(error):
                 raise
@@ -239,27 +239,27 @@ def _fault_of_vmap(learner: Any, episodes: Episodes) -> str:
 
 
 def _results(
-    learner: Any, params: Tensors, carry: Tensors, tasks: Episodes, *, at_once: bool
+    learner: Any, params: Tensors, state: Tensors, tasks: Episodes, *, at_once: bool
 ) -> tuple[torch.Tensor, ...]:
     """Predictions of some tasks after a step, and their mean outer gradient, flat; at once or task by task."""
 
     def predicted(task: Episodes) -> torch.Tensor:
         x = task.query_x if len(task.query_x) else task.support_x
-        return learner.predict(learner.adapt(params, carry, task), x)
+        return learner.predict(learner.adapt(params, state, task), x)
 
     groups = [tasks] if at_once else [tasks[i : i + 1] for i in range(len(tasks))]
     lift = lift_all if at_once else lift_one
-    with adapting(learner, min(1, learner.test_steps)):
+    with override_test_steps(learner, min(1, learner.test_steps)):
         outputs = torch.cat([lift(predicted, group).detach().flatten() for group in groups])
     by_loss = hasattr(learner, "outer_loss") and tasks.query_x.shape[1] > 0
-    if not params or learner.chained or not (by_loss or hasattr(learner, "outer_gradient")):
+    if not params or learner.sequential or not (by_loss or hasattr(learner, "outer_gradient")):
         return (outputs,)
     trained = learner if at_once else eager_copy(learner)
-    parts = [outer_of(trained, params, carry, group, lift) for group in groups]
-    gradient = weighted_mean(parts, len(tasks), chained=False).gradient
+    parts = [outer_of(trained, params, state, group, lift) for group in groups]
+    gradient = weighted_mean(parts, len(tasks), sequential=False).gradient
     return outputs, torch.cat([value.flatten() for value in gradient.values()])
 
 
 def _initial(learner: Learner, tasks: Episodes) -> tuple[Tensors, Tensors]:
-    params, carry = ({name: v.to(tasks.key.device) for name, v in group.items()} for group in learner.initial())
-    return params, carry
+    params, state = ({name: v.to(tasks.key.device) for name, v in group.items()} for group in learner.init())
+    return params, state

@@ -18,19 +18,19 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fewshot.algorithms.learner import Learner
-from fewshot.core.device import compute_alone, has_room, keep_freed_memory, pick_device
+from fewshot.core.device import fits_on_device, pick_device, set_single_threaded, tune_malloc
 from fewshot.core.distributed import is_main
 from fewshot.core.errors import FewshotError, one_line
-from fewshot.data.bank import Bank, joined
+from fewshot.data.bank import Bank, concat_banks
 from fewshot.engine.engine import Engine, is_small
 from fewshot.engine.probe import Behaviour, probe
 from fewshot.episodes import Tasks
-from fewshot.experiment.config import of_functions, resolved
-from fewshot.experiment.run_dir import began_with
+from fewshot.experiment.config import is_regression, resolved
+from fewshot.experiment.run_dir import load_data_info
 from fewshot.tasks.functions import Functions
 from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
-from fewshot.tasks.transforms import View, view_of
+from fewshot.tasks.transforms import ImageTransform, view_of
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Experiment:
     config: dict[str, Any]
     device: torch.device
     sources: dict[str, Bank] | dict[str, Functions]  # by split
-    view: View  # of images, at validation and test
+    view: ImageTransform  # of images, at validation and test
     learner: Learner
     engine: Engine
     behaviour: Behaviour = field(init=False)  # of the learner, on tasks of the test
@@ -48,10 +48,10 @@ class Experiment:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one example as the learner sees it."""
-        return self.view.seen(self.sources["train"].shape)
+        return self.view.output_shape(self.sources["train"].shape)
 
 
-LEAST = {
+MINIMUMS = {
     "way": 1,
     "shot": 1,
     "train.outer_lr": 0,
@@ -78,27 +78,27 @@ def build(cfg: DictConfig, known: Path | None = None, made_for: int | None = Non
     """
     no_images = check_dataset(cfg)
     config = resolved(cfg)
-    for key, least in LEAST.items():
+    for key, least in MINIMUMS.items():
         if not OmegaConf.select(cfg, key) >= least:  # nor nan
             raise FewshotError(f"{key}={OmegaConf.select(cfg, key)}: must be at least {least}")
     device = pick_device(cfg.device)
-    compute_alone(no_images)
+    set_single_threaded(no_images)
     sources = read_sources(cfg, known)
     # Features were taken of images as the dataset's view has them.
-    view = View() if no_images or cfg.features.name is not None else view_of(config["dataset"])
+    view = ImageTransform() if no_images or cfg.features.name is not None else view_of(config["dataset"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        shape = view.seen(sources["train"].shape)
+        shape = view.output_shape(sources["train"].shape)
         network = make_network(cfg.backbone.network, shape, made_for or cfg.way)
-        learner = make(cfg.algorithm.learner, backbone=network.to(device))
+        learner = instantiate_node(cfg.algorithm.learner, backbone=network.to(device))
     placed = {
-        name: source.to(device, examples=has_room(source.examples.nbytes, device))
+        name: source.to(device, examples=fits_on_device(source.examples.nbytes, device))
         if isinstance(source, Bank)
         else source.to(device)
         for name, source in sources.items()
     }
     if not is_small(prod(shape)):
-        keep_freed_memory(one_arena=True)  # before the engine's threads have heaps of their own
+        tune_malloc(one_arena=True)  # before the engine's threads have heaps of their own
     run = Experiment(config, device, placed, view, learner, Engine(cfg.engine, cfg.chunk))
     first = tasks_of(run, cfg, cfg.test.split, cfg.test.seed).episodes(0, 1)
     run.behaviour = probe(learner, first[0])
@@ -132,7 +132,7 @@ def make_network(node: DictConfig, shape: tuple[int, ...], way: int) -> nn.Modul
             f"backbone.network._target_={node._target_}: {one_line(error)}; name what can be imported"
         ) from error
     given = {name: value for name, value in (("shape", shape), ("way", way)) if name in wanted}
-    network = make(node, **given)
+    network = instantiate_node(node, **given)
     if not isinstance(network, nn.Module):
         raise FewshotError(
             f"backbone.network._target_={node._target_}: makes a {type(network).__name__}, and an nn.Module is wanted"
@@ -146,7 +146,7 @@ def check_dataset(cfg: DictConfig) -> bool:
     Raises:
         FewshotError: something is set that is not for such a dataset.
     """
-    if of_functions(cfg.dataset):
+    if is_regression(cfg.dataset):
         if cfg.way != 1:
             raise FewshotError(f"way={cfg.way}: a function of {cfg.dataset.name} has one output; leave way out")
         if cfg.features.name is not None or cfg.train.train_on_val:
@@ -191,7 +191,7 @@ def training_tasks(run: Experiment, cfg: DictConfig) -> Tasks:
     if cfg.train.train_on_val:
         validation = run.sources["val"]
         assert isinstance(validation, Bank)
-        source = joined(source, validation)
+        source = concat_banks(source, validation)
     changed = replace(run.view, augment=cfg.dataset.augment.episodes)
     return Sampler(source, cfg.way, shot, query, cfg.seed, cfg.dataset.rotations.train, changed)
 
@@ -202,10 +202,10 @@ def read_sources(cfg: DictConfig, known: Path | None = None) -> dict[str, Any]:
     Raises:
         FewshotError: whatever is wrong with the data, or not the data that the run in the folder `known` began with.
     """
-    theirs = began_with(known) if known is not None else None
+    theirs = load_data_info(known) if known is not None else None
     node = cfg.dataset if cfg.features.name is None else cfg.features
     made = {"device": cfg.device, "may_train": theirs is None} if "settings" in node.reader else {}
-    sources = make(node.reader, **made)
+    sources = instantiate_node(node.reader, **made)
     for name, found in sources.items():
         if theirs is not None and theirs.get(name) != found.fingerprint:
             raise FewshotError(
@@ -215,7 +215,7 @@ def read_sources(cfg: DictConfig, known: Path | None = None) -> dict[str, Any]:
     return sources
 
 
-def make(node: DictConfig, **kwargs: Any) -> Any:
+def instantiate_node(node: DictConfig, **kwargs: Any) -> Any:
     """What a node of the configuration names by its `_target_`.
 
     Raises:

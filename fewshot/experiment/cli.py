@@ -29,12 +29,12 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from fewshot.core.device import keep_freed_memory, out_of_memory
+from fewshot.core.device import out_of_memory, tune_malloc
 from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.paths import expand_configuration, expand_home
 from fewshot.experiment.command_line import check_overrides, open_hydra, parse_flags, parse_overrides
-from fewshot.experiment.config import CONF, check_groups, fill_view, key_names, near
-from fewshot.experiment.sweeps import end_of_sweep, end_with, notes_of_sweep, objective, write_note
+from fewshot.experiment.config import CONF, check_groups, did_you_mean, fill_view, key_names
+from fewshot.experiment.sweeps import exit_with_parent, objective, print_sweep_summary, sweep_status_dir, write_note
 
 MISTAKES = (FewshotError, OmegaConfBaseException, OSError)  # of a person or a machine
 T = TypeVar("T")
@@ -62,8 +62,8 @@ def main(
 
     def guarded(cfg: DictConfig) -> float | None:
         if os.getpid() != process:
-            _settle(argv, process)
-        keep_freed_memory()
+            _init_worker(argv, process)
+        tune_malloc()
         records, failure = [], None
         try:
             expand_configuration(cfg)
@@ -71,7 +71,7 @@ def main(
             fill_view(cfg)
             records = function(cfg) or []
         except Exception as error:
-            failure = said(error)
+            failure = format_error(error)
             if isinstance(error, MISTAKES) or out_of_memory(error):
                 print_error(failure)
             else:
@@ -117,9 +117,9 @@ def main(
         else:
             words.append("hydra.mode=MULTIRUN")
             place = _opened(lambda: hydra.compose_config(config, words, RunMode.MULTIRUN).hydra.sweep.dir)
-            with notes_of_sweep(Path(place), words) as notes:
-                launched = _launched(lambda: hydra.multirun(config, guarded, words))
-                if not (end_of_sweep(notes) and launched):
+            with sweep_status_dir(Path(place), words) as notes:
+                launched = _run_sweep(lambda: hydra.multirun(config, guarded, words))
+                if not (print_sweep_summary(notes) and launched):
                     sys.exit(1)
     except FewshotError as error:
         if os.environ.get("RANK", "0") == "0":  # all processes of torchrun find the same mistake
@@ -141,7 +141,7 @@ def _opened(step: Callable[[], T]) -> T:
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             traceback.print_exc()
-        raise FewshotError(said(error)) from error
+        raise FewshotError(format_error(error)) from error
 
 
 def _show(
@@ -168,7 +168,7 @@ def _show(
         shown: Any = hydra.get_sanitized_cfg(cfg, flags.cfg)
         if flags.package not in (None, "_global_"):
             if flags.package not in (names := key_names(shown)):
-                raise FewshotError(f"--package={flags.package}: no such part{near(flags.package, names)}")
+                raise FewshotError(f"--package={flags.package}: no such part{did_you_mean(flags.package, names)}")
             shown = OmegaConf.select(shown, flags.package)
         if not isinstance(shown, Container):
             print(shown)
@@ -195,23 +195,23 @@ def _spelt(error: UnicodeError) -> tuple[str, int]:
     return "".join(SPELT.get(each, ascii(each)[1:-1]) for each in letters), error.end
 
 
-def _settle(argv: list[str], process: int) -> None:
+def _init_worker(argv: list[str], process: int) -> None:
     """Make a process of a launcher one of the sweep that `process` started with `argv`."""
     sys.argv = argv  # for the record
     replace_unprintable()
     os.environ["TTY_COMPATIBLE"] = "0"  # no progress bars: those of several processes would overwrite each other
     if os.getppid() == process:
-        end_with(process)
+        exit_with_parent(process)
 
 
-def _launched(sweep: Callable[[], Any]) -> bool:
+def _run_sweep(sweep: Callable[[], Any]) -> bool:
     """Let Hydra launch a sweep; False, and a line, where the launcher or the search broke down."""
     try:
         sweep()
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             traceback.print_exc()
-        print_error(f"the sweep ended early: {said(error)}; the same command runs what is missing")
+        print_error(f"the sweep ended early: {format_error(error)}; the same command runs what is missing")
         return False
     return True
 
@@ -221,7 +221,7 @@ def print_error(text: str) -> None:
     print("error:", "\\n".join(text.splitlines()), file=sys.stderr)
 
 
-def said(error: Exception) -> str:
+def format_error(error: Exception) -> str:
     """An error in one line."""
     if full := out_of_memory(error):
         reason = next((line for line in str(full).splitlines() if line), type(full).__name__)

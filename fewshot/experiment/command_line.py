@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from fewshot.core.errors import FewshotError, one_line
-from fewshot.experiment.config import CONF, key_names, near, of_functions
+from fewshot.experiment.config import CONF, did_you_mean, is_regression, key_names
 from fewshot.experiment.sweeps import check_plugin
 
 # Last parts of keys whose values are paths: text, whatever it looks like.
@@ -56,7 +56,7 @@ def parse_flags(words: list[str]) -> argparse.Namespace:
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
         setting = unknown[0].lstrip("-")
-        hint = near(unknown[0].split("=")[0], known)
+        hint = did_you_mean(unknown[0].split("=")[0], known)
         raise FewshotError(
             f"{unknown[0]}: no such flag{hint}; a setting is written without dashes: "
             f"{setting if '=' in setting else f'{setting}=<value>'}"
@@ -278,7 +278,7 @@ def _reason(error: Exception, override: Override, line: str, before: DictConfig,
             return (
                 f"{line}: wants conf/{missing}.yaml, an extractor for this dataset; write it, or choose features=conv4"
             )
-        return f"{line}: no such option{near(value, options)}; there are {', '.join(options)}"
+        return f"{line}: no such option{did_you_mean(value, options)}; there are {', '.join(options)}"
     if key == "dataset" and config != "train" and _is_of_functions(value, hydra):
         return f"dataset={value}: functions are for tools/train.py alone; there is nothing of them to prepare"
     known = [name for name in key_names(before) if key.startswith("hydra") or not name.startswith("hydra")]
@@ -288,7 +288,7 @@ def _reason(error: Exception, override: Override, line: str, before: DictConfig,
         return f"{line}: the key is there already; write {line.lstrip('+')}"
     if key not in known and not _is_group(override, hydra):
         named = [name for name in known if name.endswith(f".{key}")]
-        hint = f", did you mean {' or '.join(named[:3])}?" if named else near(key, known)
+        hint = f", did you mean {' or '.join(named[:3])}?" if named else did_you_mean(key, known)
         return f"{key}: no such key{hint}"
     cause = error.__cause__ or error
     if "does not support deletion" in str(cause):
@@ -301,6 +301,6 @@ def _reason(error: Exception, override: Override, line: str, before: DictConfig,
 
 def _is_of_functions(dataset: str, hydra: Hydra) -> bool:
     try:
-        return of_functions(_compose(hydra, "train", [f"dataset={dataset}"]).dataset)
+        return is_regression(_compose(hydra, "train", [f"dataset={dataset}"]).dataset)
     except Exception:  # whatever it is, it is none that is known
         return False

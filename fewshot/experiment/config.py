@@ -16,7 +16,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fewshot.core.errors import FewshotError
-from fewshot.training.loop import TrainSettings
+from fewshot.training.settings import TrainSettings
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -179,10 +179,10 @@ ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 
 # What may differ between two configurations of one and the same run.
-PLACES = ("device", "data_dir", "runs", "run_dir", "resume", "force", "plot", "inductive_too", "records")
-OURS = "ours"  # the recipe of what no paper says
+UNHASHED_KEYS = ("device", "data_dir", "runs", "run_dir", "resume", "force", "plot", "inductive_too", "records")
+DEFAULT_RECIPE = "ours"  # the recipe of what no paper says
 NAMED = {"algorithm": "learner", "dataset": "reader", "features": "reader", "backbone": "network"}
-READER_PLACES = ("root", "cache", "download", "device")
+UNHASHED_READER_KEYS = ("root", "cache", "download", "device")
 READER_FILES = ("csv", "folder")  # of which the name says what they are, wherever they lie
 
 
@@ -202,7 +202,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def of_functions(dataset: Mapping[str, Any] | DictConfig) -> bool:
+def is_regression(dataset: Mapping[str, Any] | DictConfig) -> bool:
     """Whether a dataset, `dataset` of a configuration, is a distribution over functions and not of images."""
     return "families" in dataset["reader"]
 
@@ -229,13 +229,13 @@ def check_groups(cfg: DictConfig) -> None:
 def fill_view(cfg: DictConfig) -> None:
     """Give a dataset of images what its file does not say of their view: conf/dataset/base/view.yaml."""
     dataset = cfg.get("dataset")
-    if dataset is not None and "reader" in dataset and not of_functions(dataset):
+    if dataset is not None and "reader" in dataset and not is_regression(dataset):
         cfg.dataset = OmegaConf.merge(OmegaConf.load(CONF / "dataset/base/view.yaml"), dataset)
 
 
-def identity(config: Mapping[str, Any], *, without: Iterable[str] = ()) -> str:
+def config_hash(config: Mapping[str, Any], *, without: Iterable[str] = ()) -> str:
     """Hash of everything that a run's result depends on; `without` leaves further keys out."""
-    kept = _placeless({key: value for key, value in config.items() if key not in (*PLACES, *without)})
+    kept = _placeless({key: value for key, value in config.items() if key not in (*UNHASHED_KEYS, *without)})
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
@@ -243,13 +243,13 @@ def _placeless(value: Any) -> Any:
     """Without what says where a reader finds and keeps its files, and without what is null, at any depth."""
     if not isinstance(value, Mapping):
         return value
-    kept = {k: _placeless(inner) for k, inner in value.items() if k not in READER_PLACES and inner is not None}
+    kept = {k: _placeless(inner) for k, inner in value.items() if k not in UNHASHED_READER_KEYS and inner is not None}
     return kept | {k: Path(kept[k]).name for k in READER_FILES if isinstance(kept.get(k), str)}
 
 
 def trained_with(config: Mapping[str, Any]) -> str:
     """Hash of what the training depends on but for its seed: what runs that a table may average have in common."""
-    return identity(config, without=("seed", "query", "test", "engine", "chunk"))
+    return config_hash(config, without=("seed", "query", "test", "engine", "chunk"))
 
 
 def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> None:
@@ -270,11 +270,11 @@ def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> None:
     files = sorted(path.stem for path in (CONF / "recipes").glob("*.yaml"))
     if not auto and cfg.recipe not in files:
         raise FewshotError(
-            f"recipe={cfg.recipe}: no such recipe{near(cfg.recipe, files)}; there are {', '.join(files)}"
+            f"recipe={cfg.recipe}: no such recipe{did_you_mean(cfg.recipe, files)}; there are {', '.join(files)}"
         )
     setting = {"algorithm": cfg.algorithm.name, "dataset": cfg.dataset.name, "way": cfg.way, "shot": cfg.shot}
     setting["backbone"] = cfg.backbone.name
-    names = [name for name in (cfg.algorithm.get("recipe"), OURS) if name in files] if auto else [cfg.recipe]
+    names = [name for name in (cfg.algorithm.get("recipe"), DEFAULT_RECIPE) if name in files] if auto else [cfg.recipe]
     found = {name: _rows(name, setting, cfg.features.name is not None) for name in names}
     name = next((name for name in names if found[name]), None)
     if name is None:
@@ -319,7 +319,7 @@ def given_overrides() -> list[str]:
     return list(words)
 
 
-def near(word: str, words: Iterable[str]) -> str:
+def did_you_mean(word: str, words: Iterable[str]) -> str:
     """`, did you mean a or b?` for names close to `word`; empty where none is."""
     close = difflib.get_close_matches(word, list(words), n=3, cutoff=0.5)
     return f", did you mean {' or '.join(close)}?" if close else ""

@@ -9,17 +9,17 @@ import torch
 from omegaconf import DictConfig
 from torch.func import vmap
 
-from fewshot.algorithms.learner import adapting
+from fewshot.algorithms.learner import override_test_steps
 from fewshot.algorithms.leo_regression import LeoRegression
 from fewshot.core.errors import FewshotError
-from fewshot.core.random import branches
+from fewshot.core.files import write_atomically
+from fewshot.core.random import split
 from fewshot.engine.evaluate import query_outputs
 from fewshot.experiment.build import Experiment, tasks_of
 from fewshot.experiment.make_record import steps_of
 from fewshot.report.pictures import Fit, episode, fits
 from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
-from fewshot.training.checkpoint import write_atomically
 from fewshot.training.loop import Trained
 
 TASKS, GRID, SAMPLES = 6, 200, 20  # of a picture of fits: panels, points of a curve, fits drawn at random
@@ -57,8 +57,8 @@ def _fits(run: Experiment, cfg: DictConfig, trained: Trained, tasks: Regression)
         task = episodes[place]
 
         def fitted(steps: int, task=task) -> np.ndarray:
-            with adapting(learner, steps):
-                adapted = learner.adapt(trained.params, trained.carry, task)
+            with override_test_steps(learner, steps):
+                adapted = learner.adapt(trained.params, trained.state, task)
             return learner.predict(adapted, x[:, None])[:, 0].cpu().numpy()
 
         def sampled(key: torch.Tensor, task=task) -> torch.Tensor:
@@ -66,7 +66,7 @@ def _fits(run: Experiment, cfg: DictConfig, trained: Trained, tasks: Regression)
             return learner.predict(learner.sampled(trained.params, task, key), x[:, None])[:, 0]
 
         if isinstance(learner, LeoRegression):
-            keys = branches(task.key, SAMPLES)
+            keys = split(task.key, SAMPLES)
             lines, samples = {"not sampled": fitted(several[-1])}, vmap(sampled)(keys).cpu().numpy()
         else:
             lines = {f"after {count}" if count else "before": fitted(count) for count in dict.fromkeys([0, *several])}
@@ -79,8 +79,8 @@ def _fits(run: Experiment, cfg: DictConfig, trained: Trained, tasks: Regression)
 def _episode(run: Experiment, cfg: DictConfig, trained: Trained, tasks: Sampler) -> bytes:
     """The first episode: its images, and what its queries were taken for."""
     task = tasks.episodes(0, 1)[0]
-    with adapting(run.learner, steps_of(cfg, run.learner)[-1]):
-        outputs = query_outputs(run.learner, trained.params, trained.carry, task, cfg.test.transductive)
+    with override_test_steps(run.learner, steps_of(cfg, run.learner)[-1]):
+        outputs = query_outputs(run.learner, trained.params, trained.state, task, cfg.test.transductive)
 
     def by_way(items: torch.Tensor) -> np.ndarray:
         return items.unflatten(0, (tasks.way, -1))[:, :IMAGES].cpu().numpy()

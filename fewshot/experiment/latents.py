@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 
 from fewshot.algorithms.learner import Tensors
 from fewshot.algorithms.leo import Leo
+from fewshot.core.files import write_atomically
 from fewshot.engine.engine import Engine
 from fewshot.episodes import Episodes
 from fewshot.tasks.sampler import Sampler
-from fewshot.training.checkpoint import write_atomically
 
 COLOURED = 10  # classes with a colour of their own: those that occur most often
 

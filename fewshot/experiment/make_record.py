@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, ListConfig
 
-from fewshot.algorithms.learner import Learner, adapting, check_number
+from fewshot.algorithms.learner import Learner, override_test_steps
+from fewshot.core.checks import check_number
 from fewshot.core.device import peak_memory_bytes
 from fewshot.core.distributed import is_main, world
 from fewshot.core.errors import FewshotError
@@ -25,7 +26,7 @@ from fewshot.training.loop import Trained
 Scores = dict[str, np.ndarray]  # heading in episodes.csv to [episodes]
 
 
-def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str, Any], Scores]:
+def make_record(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str, Any], Scores]:
     """Test on fixed episodes; (record, score of each episode).
 
     Raises:
@@ -36,10 +37,10 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
     steps, several = steps_of(cfg, run.learner), isinstance(cfg.test.steps, ListConfig)
     scores: Scores = {}
     for count in steps:
-        with adapting(run.learner, count):
+        with override_test_steps(run.learner, count):
             adaptation_steps = getattr(run.learner, "adaptation_steps", count)
             scores[f"{tasks.metric}_{count}" if several else tasks.metric] = evaluate(
-                run.learner, trained.params, trained.carry, tasks, cfg.test.episodes,
+                run.learner, trained.params, trained.state, tasks, cfg.test.episodes,
                 transductive=cfg.test.transductive, engine=run.engine,
             )  # fmt: skip
     for count, heading in zip(list(steps), list(scores), strict=True):
@@ -58,7 +59,7 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
         "format": records.FORMAT,
         "algorithm": cfg.algorithm.name,
         "backbone": network_name(cfg),
-        **made_for(cfg),
+        **task_fields(cfg),
         "seed": cfg.seed,
         "recipe": cfg.recipe,
         "protocol": {
@@ -71,7 +72,7 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
             "episode_seed": cfg.test.seed,
             "rotations": "none" if isinstance(tasks.source, Functions) else cfg.dataset.rotations.test,
             "view": tasks.source.words if isinstance(tasks.source, Functions) else view_words(cfg),
-            "regime": regime(run, cfg),
+            "regime": setting(run, cfg),
             "adaptation_steps": steps if several else adaptation_steps,
             "train_on_val": settings.train_on_val,
             "selection": trained.selection,
@@ -95,7 +96,7 @@ def tested(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str
         "code": records.code(),
         "environment": records.environment(),
         "data": {
-            "fingerprint": tasks.source.drawn_from,
+            "fingerprint": tasks.source.image_fingerprint,
             "features_fingerprint": None if cfg.features.name is None else tasks.source.fingerprint,
             "train_fingerprint": "+".join(run.sources[split].fingerprint for split in trained_on),
             "about": dict(tasks.source.about),
@@ -118,28 +119,28 @@ def steps_of(cfg: DictConfig, learner: Learner) -> list[int]:
         check_number("test.steps", count, int, 0)
     if not several or len(set(several)) < len(several):
         raise FewshotError(f"test.steps={given}: name numbers of adaptation steps, each once, such as [1,5,10]")
-    if isinstance(given, ListConfig) and (hasattr(learner, "adaptation_steps") or not learner.initial()[0]):
+    if isinstance(given, ListConfig) and (hasattr(learner, "adaptation_steps") or not learner.init()[0]):
         raise FewshotError(
             f"test.steps={given}: {cfg.algorithm.name} has no one inner loop to count the steps of; null"
         )
     return sorted(several)
 
 
-def protocol_words(cfg: DictConfig, run: Experiment) -> str:
+def protocol_slug(cfg: DictConfig, run: Experiment) -> str:
     """The protocol of a test, to name its folder by."""
     test, data = cfg.test, cfg.dataset
     words = [
         test.split,
         f"{cfg.way}w{cfg.shot}s{cfg.query}q",
         *([data.rotations.test] if "rotations" in data else []),
-        regime(run, cfg),
+        setting(run, cfg),
         f"{'-'.join(map(str, steps_of(cfg, run.learner)))}steps",
         f"{test.episodes}e{test.seed}",
     ]
     return "-".join(words)
 
 
-def made_for(cfg: DictConfig) -> dict[str, Any]:
+def task_fields(cfg: DictConfig) -> dict[str, Any]:
     """What a run's learner is for, and the shots and queries of the tasks that it trains on."""
     shot = cfg.shot if cfg.train.shot is None else cfg.train.shot
     train = {"shot": shot, "query": shot if cfg.train.query is None else cfg.train.query}
@@ -159,11 +160,11 @@ def _summed_up(metric: str, scores: Scores, steps: list[int]) -> dict[str, Any]:
 
 def _view(run: Experiment, cfg: DictConfig, tasks: Tasks) -> dict[str, Any]:
     """What was seen of the images, `augment` in training."""
-    shapes = {"from": tasks.source.shape, "to": run.view.seen(tasks.source.shape)}
+    shapes = {"from": tasks.source.shape, "to": run.view.output_shape(tasks.source.shape)}
     return asdict(run.view) | {"augment": cfg.dataset.augment.episodes} | shapes
 
 
-def regime(run: Experiment, cfg: DictConfig) -> str:
+def setting(run: Experiment, cfg: DictConfig) -> str:
     """Whether queries can see each other at test."""
     alone = run.behaviour.queries_independent
     return "transductive" if cfg.test.transductive and not alone else "inductive"

@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.learner import Tensors
 from fewshot.core.device import reset_peak_memory
-from fewshot.core.distributed import by_main, is_main, main_first, world
+from fewshot.core.distributed import is_main, main_first, on_rank_zero, world
+from fewshot.core.files import lock_dir, write_atomically
 from fewshot.core.paths import absolute_paths
 from fewshot.core.progress import TrainingDisplay
 from fewshot.engine.evaluate import evaluate
@@ -29,11 +30,12 @@ from fewshot.experiment.build import (
     training_tasks,
 )
 from fewshot.experiment.config import resolved
-from fewshot.experiment.make_record import protocol_words, regime, steps_of, tested
+from fewshot.experiment.make_record import make_record, protocol_slug, setting, steps_of
 from fewshot.experiment.run_dir import DATA, is_finished, run_folder
 from fewshot.report.records import read_record, task_name, write_record
-from fewshot.training.checkpoint import load_checkpoint, only_process_in, write_atomically
-from fewshot.training.loop import TrainSettings, check_shareable, checkpoints, is_trained, selected, train
+from fewshot.training.checkpoint import load_checkpoint
+from fewshot.training.loop import check_shareable, checkpoints, is_trained, load_selected, train
+from fewshot.training.settings import TrainSettings
 
 
 def training_run(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
@@ -44,30 +46,30 @@ def training_run(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
     """
     check_dataset(cfg)
     folder = run_folder(resolved(cfg))
-    if by_main(lambda: is_finished(folder, cfg)) and not cfg.force:
+    if on_rank_zero(lambda: is_finished(folder, cfg)) and not cfg.force:
         main_first(lambda: read_sources(cfg, folder))
         return folder, read_record(folder / "record.json")
     with ExitStack() as held:
-        by_main(lambda: held.enter_context(only_process_in(folder)))
+        on_rank_zero(lambda: held.enter_context(lock_dir(folder)))
         return folder, _train_and_test(folder, cfg)
 
 
-def tested_inductively(cfg: DictConfig, folder: Path) -> Path | None:
+def test_inductive(cfg: DictConfig, folder: Path) -> Path | None:
     """Test a finished run once more, no query seeing another; the folder of that test, or None where its own was so."""
     other = cfg.copy()
     other.test.transductive = False
     run = main_first(lambda: build(other, folder))
     reset_peak_memory(run.device)
-    if regime(run, cfg) == "inductive":
+    if setting(run, cfg) == "inductive":
         return None
-    place = folder / "tests" / protocol_words(other, run)
+    place = folder / "tests" / protocol_slug(other, run)
     with ExitStack() as held:
-        by_main(lambda: held.enter_context(only_process_in(folder)))
-        if not by_main(lambda: _is_of_the_same_weights(place, folder)):
+        on_rank_zero(lambda: held.enter_context(lock_dir(folder)))
+        if not on_rank_zero(lambda: _is_of_the_same_weights(place, folder)):
             trained = main_first(
-                lambda: selected(run.learner, TrainSettings(**run.config["train"]), folder, run.device)
+                lambda: load_selected(run.learner, TrainSettings(**run.config["train"]), folder, run.device)
             )
-            write_record(place, *tested(run, other, trained))
+            write_record(place, *make_record(run, other, trained))
     return place
 
 
@@ -87,11 +89,11 @@ def _train_and_test(folder: Path, cfg: DictConfig) -> dict[str, Any]:
     run = main_first(lambda: _built(folder, cfg, processes))
     settings = TrainSettings(**run.config["train"])
     training, validation = training_tasks(run, cfg), tasks_of(run, cfg, "val", cfg.seed)
-    by_main(lambda: _begin(folder, cfg, run, training))
+    on_rank_zero(lambda: _begin(folder, cfg, run, training))
 
-    def validate(params: Tensors, carry: Tensors) -> float:
+    def validate(params: Tensors, state: Tensors) -> float:
         scores = evaluate(
-            run.learner, params, carry, validation, cfg.test.validation_episodes,
+            run.learner, params, state, validation, cfg.test.validation_episodes,
             transductive=cfg.test.transductive, engine=run.engine,
         )  # fmt: skip
         return float(scores.mean())
@@ -99,8 +101,8 @@ def _train_and_test(folder: Path, cfg: DictConfig) -> dict[str, Any]:
     with _display(folder, cfg, settings) as show:
         train(run.learner, training, settings, run.engine, folder, validate, show)
     # The others wait here for the last checkpoint.
-    trained = main_first(lambda: selected(run.learner, settings, folder, run.device))
-    record, scores = tested(run, cfg, trained)
+    trained = main_first(lambda: load_selected(run.learner, settings, folder, run.device))
+    record, scores = make_record(run, cfg, trained)
     write_record(folder, record, scores)
     return record
 

@@ -12,23 +12,23 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fewshot.core.errors import FewshotError
+from fewshot.core.files import LOCK
 from fewshot.core.paths import PATH_KEYS
-from fewshot.experiment.config import PLACES, TrainConfig, identity, of_functions, resolved
-from fewshot.training.checkpoint import LOCK
+from fewshot.experiment.config import UNHASHED_KEYS, TrainConfig, config_hash, is_regression, resolved
 
 # Keys that runs of earlier versions lack.
 LATER = {"plot": False, "inductive_too": False, "records": None, "root": None, "test": {"steps": None}}
 DATA = "data.json"  # what a run began with
-OURS = (LOCK, "config.yaml.part", DATA, f"{DATA}.part")  # what a run that died in its first moments leaves
+STARTUP_FILES = (LOCK, "config.yaml.part", DATA, f"{DATA}.part")  # what a run that died in its first moments leaves
 
 
 def run_folder(config: dict[str, Any]) -> Path:
     """`run_dir`, or a name that says the run and ends in a hash of its whole configuration."""
     if config["run_dir"]:
         return Path(config["run_dir"])
-    way = "" if of_functions(config["dataset"]) else f"{config['way']}w"
+    way = "" if is_regression(config["dataset"]) else f"{config['way']}w"
     task = f"{config['dataset']['name']}-{way}{config['shot']}s"
-    name = f"{config['algorithm']['name']}-{config['backbone']['name']}-seed{config['seed']}-{identity(config)[:8]}"
+    name = f"{config['algorithm']['name']}-{config['backbone']['name']}-seed{config['seed']}-{config_hash(config)[:8]}"
     return Path(config["runs"]) / task / name
 
 
@@ -41,12 +41,12 @@ def is_finished(folder: Path, cfg: DictConfig) -> bool:
     listed = folder / "config.yaml"
     if listed.exists():
         config, theirs = resolved(cfg), resolved(saved_config(folder))
-        if identity(theirs) != identity(config):
+        if config_hash(theirs) != config_hash(config):
             keys = sorted(
-                k for k in config.keys() | theirs.keys() if k not in PLACES and config.get(k) != theirs.get(k)
+                k for k in config.keys() | theirs.keys() if k not in UNHASHED_KEYS and config.get(k) != theirs.get(k)
             )
             raise FewshotError(f"{folder}: holds another run (other {', '.join(keys)}); choose another run_dir")
-    elif folder.exists() and (not folder.is_dir() or any(p.name not in OURS for p in folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(p.name not in STARTUP_FILES for p in folder.iterdir())):
         raise FewshotError(f"{folder}: not empty and not a run; choose another run_dir")
     return (folder / "record.json").exists()
 
@@ -70,7 +70,7 @@ def saved_config(
     try:
         schema = OmegaConf.structured(TrainConfig)
         cfg = OmegaConf.merge(schema, LATER, OmegaConf.load(listed), {"run_dir": str(folder), "force": False})
-        if not of_functions(cfg.dataset) and not isinstance(OmegaConf.select(cfg, "dataset.augment"), DictConfig):
+        if not is_regression(cfg.dataset) and not isinstance(OmegaConf.select(cfg, "dataset.augment"), DictConfig):
             raise ValueError("dataset.augment is of an earlier version of this code")
         if device is not None:
             cfg.device = device
@@ -109,7 +109,7 @@ def _move_files(cfg: DictConfig, old: Path, new: Path, keys: Collection[str]) ->
             move(node)
 
 
-def began_with(folder: Path) -> dict[str, Any] | None:
+def load_data_info(folder: Path) -> dict[str, Any] | None:
     """What a run began with: the fingerprint of each split, what its learner sees, and which classes it learns from.
 
     Returns:

@@ -23,9 +23,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 
 from fewshot.core.errors import FewshotError
+from fewshot.core.files import write_atomically
 from fewshot.experiment.config import given_overrides
 from fewshot.report.records import metric_of, read_record
-from fewshot.training.checkpoint import write_atomically
 
 EXTRAS = ("joblib", "submitit", "ray", "optuna")  # of pyproject.toml
 
@@ -52,7 +52,7 @@ def check_plugin(group: str, choice: str, sweep: bool) -> None:
 
 
 @contextmanager
-def notes_of_sweep(place: Path, command: list[str]) -> Iterator[Path]:
+def sweep_status_dir(place: Path, command: list[str]) -> Iterator[Path]:
     """A folder for the notes of a sweep's runs, below the one where they lie; it goes when the sweep is over.
 
     It is named by the command, so that the same command takes over what a sweep that was killed left, and by the
@@ -68,7 +68,7 @@ def notes_of_sweep(place: Path, command: list[str]) -> Iterator[Path]:
 
 
 @functools.cache  # once in a process
-def end_with(parent: int) -> None:
+def exit_with_parent(parent: int) -> None:
     """Let this process end as soon as `parent`, whose child it is, is gone.
 
     joblib's processes otherwise go on with what they were given, and hold run folders that the same sweep, started
@@ -101,7 +101,7 @@ def objective(record: Path) -> float | None:
     return None if validation is None else float(validation[metric_of(found)])
 
 
-def end_of_sweep(notes: Path) -> bool:
+def print_sweep_summary(notes: Path) -> bool:
     """Print the table of the runs that left a record, and say which failed; whether none did."""
     from fewshot.report.table import markdown
 

@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from fewshot.core.errors import FewshotError
 from fewshot.episodes import Source
-from fewshot.experiment.config import of_functions
-from fewshot.experiment.run_dir import began_with
+from fewshot.experiment.config import is_regression
+from fewshot.experiment.run_dir import load_data_info
 
 
 def on_another_dataset(cfg: DictConfig, run: Path, dataset: DictConfig) -> DictConfig:
@@ -26,7 +26,7 @@ def on_another_dataset(cfg: DictConfig, run: Path, dataset: DictConfig) -> DictC
     Raises:
         FewshotError: the run learns on features, or what only the run can say is given.
     """
-    if of_functions(cfg.dataset):
+    if is_regression(cfg.dataset):
         raise FewshotError(f"dataset={dataset.name}: the run in {run} learns functions; leave dataset out")
     if cfg.features.name is not None:
         raise FewshotError(
@@ -43,14 +43,14 @@ def on_another_dataset(cfg: DictConfig, run: Path, dataset: DictConfig) -> DictC
     return changed
 
 
-def check_new(run: Path, name: str, bank: Source) -> None:
+def check_disjoint_classes(run: Path, name: str, bank: Source) -> None:
     """Hold the test classes against those that the run was trained on.
 
     Raises:
         FewshotError: they have a class in common.
     """
     known = _known(run)
-    if bank.drawn_from == known.get(bank.split):
+    if bank.image_fingerprint == known.get(bank.split):
         raise FewshotError(f"dataset={name}: the data that the run began with; leave dataset out")
     if shared := sorted(set(bank.names) & set(known["classes"])):
         raise FewshotError(
@@ -66,7 +66,7 @@ def train_fingerprint(run: Path, train_on_val: bool) -> str:
 
 
 def _known(run: Path) -> Mapping[str, Any]:
-    known = began_with(run)
+    known = load_data_info(run)
     if known is None:
         raise FewshotError(f"{run}: the run has not begun; train it first")
     return known

@@ -18,7 +18,7 @@ from scipy import stats
 
 from fewshot.core.errors import FewshotError
 from fewshot.report.gather import HERE, named, one_per_seed
-from fewshot.report.labels import COLUMN, CONFIGURATION, VARIATIONS, column_of, method_place, natural
+from fewshot.report.labels import COLUMN, CONFIGURATION, VARIATIONS, column_of, method_place, natural_sort_key
 from fewshot.report.records import Record, field_of
 from fewshot.report.statistics import against_best, scores
 
@@ -129,10 +129,10 @@ def _place(name: str, line: Record) -> Any:
     if name in ("method", "algorithm"):
         return method_place(str(value), line["algorithm"])
     if name == "task":
-        return natural([*(line["protocol"][key] for key in ("dataset", "way", "shot")), line["order"]])
+        return natural_sort_key([*(line["protocol"][key] for key in ("dataset", "way", "shot")), line["order"]])
     if name == "source":
-        return natural([int(value == HERE), value])
-    return natural([value])
+        return natural_sort_key([int(value == HERE), value])
+    return natural_sort_key([value])
 
 
 def _refuse_mixture(cell: Cell) -> None:

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fewshot.core.errors import one_line
-from fewshot.experiment.config import PLACES
+from fewshot.experiment.config import UNHASHED_KEYS
 from fewshot.report.gather import STEPS
 from fewshot.report.labels import column_names, column_of, method_names
 from fewshot.report.page import NOTHING
@@ -58,7 +58,7 @@ def _content(path: Path) -> Mapping[str, Any]:
         raise ValueError(one_line(error)) from error
     if not isinstance(found, dict):
         raise ValueError("it holds no keys")
-    return {str(key): value for key, value in found.items() if key not in (*PLACES, "seed")}
+    return {str(key): value for key, value in found.items() if key not in (*UNHASHED_KEYS, "seed")}
 
 
 def _flat(content: Mapping[Any, Any], parents: str = "") -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fewshot.core.errors import FewshotError
-from fewshot.report.labels import COLUMN, VARIATIONS, column_names, column_of, method_names, say
+from fewshot.report.labels import COLUMN, VARIATIONS, column_names, column_of, format_label, method_names
 from fewshot.report.published import TRAINING_SHOT, UNKNOWN, VIEWS, published
 from fewshot.report.records import Record, field_of, metric_of, read_record, task_name
 from fewshot.report.statistics import ROUNDING
@@ -17,7 +17,7 @@ from fewshot.report.statistics import ROUNDING
 HERE, STEPS = "measured here", "protocol.adaptation_steps"
 
 
-def measured(folder: Path) -> tuple[list[Record], list[str]]:
+def read_runs(folder: Path) -> tuple[list[Record], list[str]]:
     """Every record below a folder, by steps, in the order of their paths, and one line for each that cannot be read.
 
     Raises:
@@ -86,7 +86,7 @@ def depth(run: Record) -> int:
     return len(Path(run["folder"]).parts)
 
 
-def figures(algorithms: Container[str] | None = None, datasets: Container[str] | None = None) -> list[Record]:
+def published_records(algorithms: Container[str] | None = None, datasets: Container[str] | None = None) -> list[Record]:
     """Published figures of these algorithms and datasets, as records; `published` holds the figure itself."""
     return [
         _as_record(figure)
@@ -161,7 +161,7 @@ def named(runs: list[Record], published: list[Record], shown: Sequence[str] = ()
         }
         line["method"] += f", {regime or 'regime unknown'}"
         if metric_of(run) == "mse" and STEPS not in shown:  # errors are published after several numbers of steps
-            line["method"] += f", {say(VARIATIONS[STEPS], run['protocol']['adaptation_steps'])}"
+            line["method"] += f", {format_label(VARIATIONS[STEPS], run['protocol']['adaptation_steps'])}"
         lines.append({**run, **line})
     if "protocol.regime" in shown:
         for line in lines:

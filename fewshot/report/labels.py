@@ -53,7 +53,7 @@ def column_of(record: Record) -> Column:
 
 def words_of(column: Column) -> list[str]:
     """A column's values as a name says them, in the order of COLUMN; a regression, which has way 1, has none to say."""
-    words = [say(form, value) for form, value in zip(COLUMN.values(), column, strict=True)]
+    words = [format_label(form, value) for form, value in zip(COLUMN.values(), column, strict=True)]
     return ["" if word == "1-way" else word for word in words]
 
 
@@ -62,7 +62,9 @@ def column_names(records: list[Record]) -> dict[Column, str]:
 
     Raises FewshotError where two names could differ only beyond the digits of a hash that a name shows.
     """
-    words = {column: words_of(column) for column in sorted({column_of(record) for record in records}, key=natural)}
+    words = {
+        column: words_of(column) for column in sorted({column_of(record) for record in records}, key=natural_sort_key)
+    }
     rivals: dict[tuple[str, ...], list[list[str]]] = defaultdict(list)
     for own in words.values():
         rivals[tuple(own[:SHORT_NAME])].append(own)
@@ -106,7 +108,9 @@ def _set_apart(names: list[str], records: list[Record], fields: dict[str, str]) 
     # Steps or budgets may well change from column to column; only within one do they make two methods.
     varying = {key for key, pairs in seen.items() if len(pairs) > len({column for column, _ in pairs})}
     return [
-        ", ".join([name, *(say(form, field_of(record, f)) for f, form in fields.items() if (name, f) in varying)])
+        ", ".join(
+            [name, *(format_label(form, field_of(record, f)) for f, form in fields.items() if (name, f) in varying)]
+        )
         for name, record in zip(names, records, strict=True)
     ]
 
@@ -129,15 +133,15 @@ def method_place(method: str, algorithm: str) -> list[tuple[bool, float, str]]:
     """A sort key of a method's name: algorithms from simple to elaborate, numbers in the name as numbers."""
     rank = ALGORITHMS.index(algorithm) if algorithm in ALGORITHMS else len(ALGORITHMS)
     words = method.replace(",", "").split()
-    return natural([rank, *(int(word) if word.isdecimal() else word for word in words)])
+    return natural_sort_key([rank, *(int(word) if word.isdecimal() else word for word in words)])
 
 
-def natural(values: Iterable[Hashable]) -> list[tuple[bool, float, str]]:
+def natural_sort_key(values: Iterable[Hashable]) -> list[tuple[bool, float, str]]:
     """A sort key that takes 3 before 10, and text before any number."""
     return [(True, value, "") if isinstance(value, NUMBER) else (False, 0.0, str(value)) for value in values]
 
 
-def say(form: str, value: Hashable) -> str:
+def format_label(form: str, value: Hashable) -> str:
     """The form with the value in it, in the singular where the value is 1."""
     said = form.format(value)
     if value == 1:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from fewshot.report.cells import Cell, Layout, cells
-from fewshot.report.labels import COLUMN, VARIATIONS, say
+from fewshot.report.labels import COLUMN, VARIATIONS, format_label
 from fewshot.report.protocol import footer, remarks
 from fewshot.report.published import CAVEATS
 from fewshot.report.records import NUMBER, Record, field_of
@@ -74,7 +74,7 @@ def _headings(column: tuple[Any, ...], layout: Layout) -> list[str]:
         return ["mean", "interval"]
     forms = {**COLUMN, **VARIATIONS, "task": "{}", "method": "{}", "source": "{}", "algorithm": "{}", "backbone": "{}"}
     named = {name: forms.get(name, f"{name} {{}}") for name in layout.cols}
-    return [", ".join(say(form, value) for form, value in zip(named.values(), column, strict=True))]
+    return [", ".join(format_label(form, value) for form, value in zip(named.values(), column, strict=True))]
 
 
 def _entries(cell: Cell, layout: Layout, notes: dict[str, int]) -> list[Entry]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fewshot.report.cells import Cell
-from fewshot.report.labels import column_names, say, words_of
+from fewshot.report.labels import column_names, format_label, words_of
 from fewshot.report.published import CAVEATS, UNKNOWN
 from fewshot.report.records import Record
 
@@ -14,7 +14,7 @@ def remarks(figure: dict[str, Any]) -> list[str]:
     """The footnotes of a published figure: where it is from and how it was tested, and its caveats."""
     episodes, query = figure["episodes"], figure["query"]
     tested = "test tasks unknown" if episodes == UNKNOWN else f"{episodes:,} test tasks"
-    asked = "queries unknown" if query == UNKNOWN else say("{} queries per class", query)
+    asked = "queries unknown" if query == UNKNOWN else format_label("{} queries per class", query)
     kind = "what ± means is not stated" if figure["interval_kind"] == UNKNOWN else f"± {figure['interval_kind']}"
     interval = "" if figure["interval"] is None else f"; {kind}"
     source = f"{figure['source']} ({figure['version']}), as {figure['label']}: {tested}, {asked}{interval}"

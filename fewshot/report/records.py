@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from fewshot.core.errors import FewshotError, one_line
+from fewshot.core.files import write_atomically
 from fewshot.core.paths import expand_path
-from fewshot.training.checkpoint import write_atomically
 
 FORMAT = 1
 Record = dict[str, Any]

@@ -17,7 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from fewshot.core.errors import FewshotError
-from fewshot.experiment.config import near
+from fewshot.experiment.config import did_you_mean
 from fewshot.report.labels import method_place
 from fewshot.report.records import Record
 
@@ -52,7 +52,9 @@ def saved(figure: Figure, format: str = "png") -> bytes:
 def check_format(format: str) -> None:
     """Raise FewshotError unless pictures can be of this format."""
     if format not in FORMATS:
-        raise FewshotError(f"format={format}: no such format{near(str(format), list(FORMATS))}; {', '.join(FORMATS)}")
+        raise FewshotError(
+            f"format={format}: no such format{did_you_mean(str(format), list(FORMATS))}; {', '.join(FORMATS)}"
+        )
 
 
 def plain(text: str, width: int = 0) -> str:

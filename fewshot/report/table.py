@@ -13,7 +13,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.experiment.config import CONF
 from fewshot.report.cells import Layout
 from fewshot.report.formats import FORMATS
-from fewshot.report.gather import by_steps, figures, measured
+from fewshot.report.gather import by_steps, published_records, read_runs
 from fewshot.report.page import Page, page
 from fewshot.report.records import METRICS, Record
 
@@ -105,7 +105,7 @@ def _figures(runs: list[Record], metric: str, layout: Mapping[str, Any]) -> list
     tasks = {tuple(run["protocol"][key] for key in ("dataset", "way", "shot")) for run in runs}
     algorithms = {run["algorithm"] for run in runs}
     chosen = []
-    for figure in figures():
+    for figure in published_records():
         if not _wanted(figure, layout) or metric not in figure["test"]:
             continue
         if layout["sources"] is not None:
@@ -137,7 +137,7 @@ def refreshed(path: Path, settings: Mapping[str, Any]) -> tuple[str, Page] | Non
     if name := starts[0][1]:
         layout = _layout(name, path)
         settings = {**settings, "layout": layout, "published": layout["published"]}
-    runs, complaints = measured(path.parent)
+    runs, complaints = read_runs(path.parent)
     made = table_of(runs, settings)
     made.complaints[:0] = complaints
     return f"{text[: starts[0].end()]}\n\n{FORMATS['markdown'](made)}\n\n{text[ends[0].start() :]}", made

@@ -49,7 +49,7 @@ class Functions:
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     @property
-    def drawn_from(self) -> str:
+    def image_fingerprint(self) -> str:
         """The same: nothing stands behind them."""
         return self.fingerprint
 

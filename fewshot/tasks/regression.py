@@ -10,7 +10,7 @@ import torch
 from torch.func import vmap
 
 from fewshot.core.errors import FewshotError
-from fewshot.core.random import below, branches, fold, normal, stream, uniform
+from fewshot.core.random import fold_in, normal, randint, split, stream, uniform
 from fewshot.episodes import Episodes
 from fewshot.tasks.functions import FAMILIES, Functions, Range
 
@@ -61,13 +61,13 @@ class Regression:
     def draw(self, first: int, count: int) -> Curves:
         """The functions of tasks first..first+count-1, and where they are seen."""
         number = torch.arange(first, first + count, dtype=torch.int64, device=self.device)
-        task = fold(stream(self.seed, self.source.split), number)  # [T]
+        task = fold_in(stream(self.seed, self.source.split), number)  # [T]
 
         def branch(which: int, counters: int) -> torch.Tensor:
-            return branches(fold(task, which), counters)  # [T, counters]
+            return split(fold_in(task, which), counters)  # [T, counters]
 
         families = self.source.families
-        family = below(branch(_FAMILY, 1)[:, 0], len(families))
+        family = randint(branch(_FAMILY, 1)[:, 0], len(families))
         bits = branch(_PARAMETERS, sum(map(len, families.values()))).unbind(1)
         taken = iter(bits)
         parameters = {
@@ -82,10 +82,10 @@ class Regression:
         curves = self.draw(first, count)
         y = curves.at(curves.x)
         if self.source.noise:
-            keys = fold(curves.key, _NOISE)
+            keys = fold_in(curves.key, _NOISE)
             y = y + self.source.noise * vmap(lambda key: normal(key, (curves.x.shape[1],)))(keys)
         x, k = curves.x[..., None], self.shot
-        own = fold(curves.key, _LEARNER)
+        own = fold_in(curves.key, _LEARNER)
         return Episodes(x[:, :k], y[:, :k], x[:, k:], y[:, k:], own, self.way)
 
     def manifest(self, first: int, count: int) -> str:

@@ -9,25 +9,25 @@ from functools import cached_property
 import torch
 
 from fewshot.core.errors import FewshotError
-from fewshot.core.random import below, draw_distinct, fold, stream
+from fewshot.core.random import fold_in, randint, sample_without_replacement, stream
 from fewshot.data.bank import Bank
 from fewshot.episodes import Episodes
-from fewshot.tasks.transforms import View
+from fewshot.tasks.transforms import ImageTransform
 
 ROTATIONS = ("none", "per_class", "as_classes")
-AS_STORED = View()
+AS_STORED = ImageTransform()
 _CLASSES, _EXAMPLES, _ROTATIONS, _LEARNER, _VIEW = range(5)  # streams of one episode
 
 
 @dataclass(frozen=True)
-class Draw:
+class EpisodeIndices:
     """The index lists of T episodes: everything that was drawn, before any example is read."""
 
     classes: torch.Tensor  # [T, N] class of the bank
     rows: torch.Tensor  # [T, N, K+Q] row of the bank; the first K are the support set
-    turns: torch.Tensor  # [T, N] rotation by 90 degrees times this, 0..3
+    quarter_turns: torch.Tensor  # [T, N] rotation by 90 degrees times this, 0..3
     key: torch.Tensor  # [T] stream for the draws of the learner
-    changes: torch.Tensor | None  # [T, N, K+Q] stream of each image, where training changes it at random
+    augment_keys: torch.Tensor | None  # [T, N, K+Q] stream of each image, where training changes it at random
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Sampler:
     query: int
     seed: int
     rotations: str = "none"
-    view: View = AS_STORED
+    view: ImageTransform = AS_STORED
 
     metric = "accuracy"
 
@@ -66,7 +66,7 @@ class Sampler:
             )
         if self.way > self._choices:
             raise FewshotError(f"{where}: way={self.way}, but there are only {self._choices} classes; lower way")
-        self.view.seen(bank.shape)
+        self.view.output_shape(bank.shape)
         smallest = int(bank.sizes.argmin())
         count = int(bank.sizes[smallest])
         if self.shot + self.query > count:
@@ -94,36 +94,36 @@ class Sampler:
     def _choices(self) -> int:
         return len(self.bank.names) * (4 if self.rotations == "as_classes" else 1)
 
-    def draw(self, first: int, count: int) -> Draw:
+    def draw(self, first: int, count: int) -> EpisodeIndices:
         """The index lists of episodes first..first+count-1, on the bank's device."""
         device = self.device
         number = torch.arange(first, first + count, dtype=torch.int64, device=device)
-        episode = fold(stream(self.seed, self.bank.split), number)  # [T]
+        episode = fold_in(stream(self.seed, self.bank.split), number)  # [T]
 
         def branch(which: int) -> torch.Tensor:
-            return fold(episode, which)
+            return fold_in(episode, which)
 
-        classes = draw_distinct(branch(_CLASSES), self.way, self._choices)  # [T, N]
+        classes = sample_without_replacement(branch(_CLASSES), self.way, self._choices)  # [T, N]
         if self.rotations == "as_classes":
             classes, turns = classes // 4, classes % 4
         elif self.rotations == "per_class":
             ways = torch.arange(self.way, device=device)
-            turns = below(fold(branch(_ROTATIONS)[:, None], ways), 4)
+            turns = randint(fold_in(branch(_ROTATIONS)[:, None], ways), 4)
         else:
             turns = torch.zeros_like(classes)
         rows = self._rows(branch(_EXAMPLES), classes)
         changes = None
         if self.view.augment != "none":
             place = torch.arange(rows[0].numel(), device=device).view(rows.shape[1:])
-            changes = fold(branch(_VIEW)[:, None, None], place)
-        return Draw(classes, rows, turns, branch(_LEARNER), changes)
+            changes = fold_in(branch(_VIEW)[:, None, None], place)
+        return EpisodeIndices(classes, rows, turns, branch(_LEARNER), changes)
 
     def _rows(self, key: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         """[T, N, K+Q] distinct rows of each class: those with the smallest hashes, in the order of the hashes."""
         sizes = self.bank.sizes[classes]  # [T, N]
         place = torch.arange(self.way, device=key.device)
         member = torch.arange(self._largest, device=key.device)
-        tickets = fold(fold(key[:, None], place)[..., None], member)  # [T, N, largest class]
+        tickets = fold_in(fold_in(key[:, None], place)[..., None], member)  # [T, N, largest class]
         absent = member >= sizes[..., None]
         tickets = tickets.masked_fill(absent, torch.iinfo(torch.int64).max)
         chosen = tickets.topk(self.shot + self.query, dim=-1, largest=False, sorted=True).indices
@@ -133,7 +133,7 @@ class Sampler:
         """Episodes first..first+count-1, images [T, N*K, C, H, W] as the view has them, features [T, N*K, D]."""
         return self.load(self.draw(first, count))
 
-    def load(self, draw: Draw) -> Episodes:
+    def load(self, draw: EpisodeIndices) -> Episodes:
         """The examples of what was drawn; rows [T, N, K] alone make episodes without queries."""
         support, query = (
             self._turned(draw, part) for part in (slice(None, self.shot), slice(self.shot, draw.rows.shape[2]))
@@ -148,11 +148,11 @@ class Sampler:
             way=self.way,
         )
 
-    def _turned(self, draw: Draw, part: slice) -> torch.Tensor:
+    def _turned(self, draw: EpisodeIndices, part: slice) -> torch.Tensor:
         """The examples of the support or query sets, [T, N, K or Q, *shape]."""
-        changes = None if draw.changes is None else draw.changes[:, :, part]
+        changes = None if draw.augment_keys is None else draw.augment_keys[:, :, part]
         items = self.gather(draw.rows[:, :, part], changes)
-        return items if self.rotations == "none" else _rotate(items, draw.turns)
+        return items if self.rotations == "none" else _rotate(items, draw.quarter_turns)
 
     def gather(self, rows: torch.Tensor, changes: torch.Tensor | None = None) -> torch.Tensor:
         """The examples at some rows of the bank, [..., *shape]: images as the view has them, features as unit vectors.
@@ -173,10 +173,10 @@ class Sampler:
         Features of images are the same tasks as the images. Two accuracies may stand in one column only when their
         manifests agree.
         """
-        digest = hashlib.sha256(self.bank.drawn_from.encode())
+        digest = hashlib.sha256(self.bank.image_fingerprint.encode())
         for start in range(first, first + count, 1000):
             draw = self.draw(start, min(1000, first + count - start))
-            for index in (draw.rows, draw.turns):
+            for index in (draw.rows, draw.quarter_turns):
                 digest.update(index.cpu().numpy().astype("<i8").tobytes())
         digest.update(f"{self.shot}/{self.query}".encode())
         return digest.hexdigest()

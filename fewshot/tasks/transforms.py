@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from fewshot.core.errors import FewshotError
-from fewshot.core.random import branches, uniform
+from fewshot.core.random import split, uniform
 
 AREA = (0.08, 1.0)  # of a random crop, as a share of the image: torchvision's RandomResizedCrop
 RATIO = (3 / 4, 4 / 3)  # width to height of a random crop
@@ -22,7 +22,7 @@ JITTER = 0.4  # brightness, contrast and saturation are multiplied with 1 - JITT
 
 
 @dataclass(frozen=True)
-class View:
+class ImageTransform:
     """How images are looked at, in this order: `crop` or `augment`, `shape`, `mean` and `std`; features pass by it.
 
     Args:
@@ -60,7 +60,7 @@ class View:
         if self.shape is not None and not (good and self.shape[0] in (1, 3) and min(self.shape) > 0):
             raise FewshotError(f"dataset.shape={self.shape}: must be [1 or 3, height, width], or null")
 
-    def seen(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of what the learner gets of an example of this shape.
 
         Raises:
@@ -92,7 +92,7 @@ class View:
         x = images / 255 if images.dtype == torch.uint8 else images
         if keys is not None and self.augment == "natural":
             side = x.shape[-2:] if self.crop is None else (self.crop, self.crop)
-            changed = natural(x.flatten(0, -4), keys.flatten(), side)
+            changed = random_augment(x.flatten(0, -4), keys.flatten(), side)
             x = changed.unflatten(0, keys.shape)
         elif self.crop is not None:
             top, left = (round((side - self.crop) / 2) for side in x.shape[-2:])
@@ -106,14 +106,14 @@ class View:
         return x
 
 
-def view_of(settings: Mapping[str, Any]) -> View:
+def view_of(settings: Mapping[str, Any]) -> ImageTransform:
     """The view that a dataset's configuration says by `shape`, `crop`, `mean` and `std`."""
 
     def fixed(name: str) -> Any:
         value = settings.get(name)
         return tuple(value) if isinstance(value, Sequence) else value
 
-    return View(shape=fixed("shape"), crop=settings.get("crop"), mean=fixed("mean"), std=fixed("std"))
+    return ImageTransform(shape=fixed("shape"), crop=settings.get("crop"), mean=fixed("mean"), std=fixed("std"))
 
 
 def _adapted(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
@@ -125,7 +125,7 @@ def _adapted(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     return flat.view(*x.shape[:-3], *shape).clamp(0, 1)
 
 
-def natural(x: torch.Tensor, keys: torch.Tensor, side: Sequence[int]) -> torch.Tensor:
+def random_augment(x: torch.Tensor, keys: torch.Tensor, side: Sequence[int]) -> torch.Tensor:
     """A random crop, mirror image and colour jitter of each image: [B, C, H, W] in 0..1 to [B, C, *side].
 
     Torchvision's RandomResizedCrop, RandomHorizontalFlip and ColorJitter, which change a whole batch alike, for each
@@ -135,7 +135,7 @@ def natural(x: torch.Tensor, keys: torch.Tensor, side: Sequence[int]) -> torch.T
     Args:
         keys: [B] int64; what happens to an image is a function of its key.
     """
-    u = uniform(branches(keys, 8))  # [B, 8]
+    u = uniform(split(keys, 8))  # [B, 8]
     area = AREA[0] + (AREA[1] - AREA[0]) * u[:, 0]
     ratio = torch.exp(log(RATIO[0]) + (log(RATIO[1]) - log(RATIO[0])) * u[:, 1])
     # In affine_grid's units, where the image reaches from -1 to 1.

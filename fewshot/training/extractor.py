@@ -19,21 +19,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fewshot.algorithms.learner import check_choice, check_number
 from fewshot.algorithms.nearest import Nearest
-from fewshot.backbones.identity import Inputs
+from fewshot.backbones.identity import Identity
 from fewshot.backbones.norm import BatchStatNorm
+from fewshot.core.checks import check_choice, check_number
 from fewshot.core.device import pick_device
 from fewshot.core.errors import FewshotError
+from fewshot.core.files import lock_dir
 from fewshot.core.paths import expand_path
 from fewshot.core.progress import progress_bar
-from fewshot.core.random import fold, permutation, stream
+from fewshot.core.random import fold_in, permutation, stream
 from fewshot.data.bank import Bank, Split, open_banks, write_banks
 from fewshot.engine.engine import Engine
 from fewshot.engine.evaluate import evaluate
 from fewshot.tasks.sampler import Sampler
-from fewshot.tasks.transforms import View, view_of
-from fewshot.training.checkpoint import load_checkpoint, matching, only_process_in, save_checkpoint
+from fewshot.tasks.transforms import ImageTransform, view_of
+from fewshot.training.checkpoint import check_state, load_checkpoint, save_checkpoint
 
 AT_ONCE = 500  # images per forward pass when features are taken
 
@@ -57,7 +58,7 @@ def features(
         name: of the network, for people.
         settings: epochs, batch, lr, schedule (cosine | step), momentum, weight_decay, augment (none | natural), seed,
             and way, shot, query and episodes of the validation by nearest class means that selects the epoch.
-        view: crop, mean, std and shape of the dataset's configuration, see `View`.
+        view: crop, mean, std and shape of the dataset's configuration, see `ImageTransform`.
         may_train: False where features that are gone would have to be made anew for a run that was on the old ones.
         cache: folder in which the features are kept, and the extractor below `extractors`.
 
@@ -67,7 +68,7 @@ def features(
     """
     _check(settings)
     seen = view_of(view)
-    shape, classes = seen.seen(images["train"].shape), len(images["train"].names)
+    shape, classes = seen.output_shape(images["train"].shape), len(images["train"].names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings["seed"])
         extractor = network(shape=shape, way=classes)
@@ -91,7 +92,7 @@ def features(
                 "put them back, or train anew"
             )
         extractor.to(pick_device(device))
-        with only_process_in(work):
+        with lock_dir(work):
             found = _train(extractor, images, seen, settings, work, f"extractor {name}, {classes} classes")
             about = {
                 "dataset": images["train"].about.get("dataset", "images"),
@@ -146,7 +147,7 @@ def _check(settings: Mapping[str, Any]) -> None:
 def _train(
     extractor: nn.Module,
     images: Mapping[str, Bank],
-    seen: View,
+    seen: ImageTransform,
     settings: Mapping[str, Any],
     work: Path,
     title: str,
@@ -178,7 +179,7 @@ def _train(
             order = permutation(torch.tensor(stream(settings["seed"], "epoch", epoch)), len(labels))
             for index, rows in enumerate(order.split(settings["batch"])):
                 step = epoch * batches + index
-                changes = fold(stream(settings["seed"], "augment", epoch), rows)
+                changes = fold_in(stream(settings["seed"], "augment", epoch), rows)
                 x = changed(bank.examples[rows].to(device), changes.to(device))
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(stream(settings["seed"], "dropout", step))
@@ -209,7 +210,7 @@ def _train(
 
 
 def _load(extractor: nn.Module, path: Path, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-    extractor.load_state_dict(matching(path, groups.get("weights", {}), extractor.state_dict()))
+    extractor.load_state_dict(check_state(path, groups.get("weights", {}), extractor.state_dict()))
 
 
 def _schedule(kind: str, done: float) -> float:
@@ -217,7 +218,7 @@ def _schedule(kind: str, done: float) -> float:
     return 0.5 * (1 + cos(pi * done)) if kind == "cosine" else 0.1 ** ((done >= 0.5) + (done >= 0.75))
 
 
-def _split(extractor: nn.Module, bank: Bank, seen: View) -> Split:
+def _split(extractor: nn.Module, bank: Bank, seen: ImageTransform) -> Split:
     """Features [M, D] float32 of a split, each from its own image alone."""
     extractor.eval()
     device = next(extractor.parameters()).device
@@ -232,11 +233,11 @@ def _split(extractor: nn.Module, bank: Bank, seen: View) -> Split:
     return Split(found, bank.sizes.tolist(), list(bank.names))
 
 
-def _validation(extractor: nn.Module, bank: Bank, seen: View, settings: Mapping[str, Any]) -> float:
+def _validation(extractor: nn.Module, bank: Bank, seen: ImageTransform, settings: Mapping[str, Any]) -> float:
     """Few-shot accuracy of nearest class means on the features of the validation classes."""
     split = _split(extractor, bank, seen)
     found = Bank(torch.from_numpy(split.examples), bank.offsets, bank.names, bank.split, "", bank.about)
-    sampler, learner = _validation_sampler(found, settings), Nearest(Inputs(found.shape, settings["way"]), to="mean")
+    sampler, learner = _validation_sampler(found, settings), Nearest(Identity(found.shape, settings["way"]), to="mean")
     return float(evaluate(learner, {}, {}, sampler, settings["episodes"], transductive=False, engine=Engine()).mean())
 
 

@@ -12,37 +12,25 @@ from typing import Any
 
 import torch
 
-from fewshot.algorithms.learner import Learner, Tensors, backbone_constants, check_choice
-from fewshot.core.distributed import added, is_main, placed, share, world
+from fewshot.algorithms.learner import Learner, Tensors, backbone_constants
+from fewshot.core.checks import check_choice
+from fewshot.core.distributed import all_reduce_sum, is_main, pad_to_global, rank_slice, world
 from fewshot.core.errors import FewshotError
+from fewshot.core.files import write_atomically
 from fewshot.core.paths import expand_path
 from fewshot.engine.engine import Engine
 from fewshot.engine.probe import check_training
 from fewshot.engine.reduce import over_processes
 from fewshot.episodes import Tasks
-from fewshot.training.checkpoint import load_checkpoint, matching, save_checkpoint, write_atomically
-from fewshot.training.optimizer import Faults, apply, make_optimizer, restore, slots
-
-
-@dataclass
-class TrainSettings:
-    """How to train, as `train` in conf/train.yaml says it; the values stand there."""
-
-    steps: int  # outer steps
-    meta_batch: int  # tasks per outer step
-    shot: int | None  # K of training tasks; None: that of the test
-    query: int | None  # Q of training tasks; None: K
-    outer_optimizer: str  # adam | adam_tf (epsilon beside the uncorrected root, as TensorFlow has it) | sgd
-    outer_lr: float
-    outer_lr_end: float | None  # the rate falls linearly to this; None: constant
-    clip: float | None  # each element of the outer gradient to [-clip, clip]
-    clip_norm: float | None  # after that, the L2 norm of each tensor of it
-    nan_guard: bool  # see `outer.guarded`; False: a loss or gradient that is not finite ends the run
-    train_on_val: bool  # validation classes join the training classes (train_on_val in deepmind/leo)
-    validate_every: int  # outer steps between validations; 0: none
-    select: str  # best (on validation) | last
-    checkpoint_every: int  # outer steps
-    log_every: int  # outer steps
+from fewshot.training.checkpoint import check_state, load_checkpoint, save_checkpoint
+from fewshot.training.optimizer import (
+    NonFiniteGuard,
+    load_optimizer_state,
+    make_optimizer,
+    optimizer_state,
+    optimizer_step,
+)
+from fewshot.training.settings import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -50,7 +38,7 @@ class Trained:
     """What training leaves: the selected parameters, and what they cost."""
 
     params: Tensors
-    carry: Tensors
+    state: Tensors
     validation: dict[str, Any] | None  # {accuracy or mse, step} of these parameters, where they were validated
     selection: str  # "best validation accuracy" (or mse) or "last", whichever these parameters are
     steps: int  # outer steps of the whole training
@@ -72,7 +60,7 @@ def train(
     Args:
         tasks: of the training; outer step s takes episodes s*meta_batch to (s+1)*meta_batch - 1, of which each process
             runs a share.
-        validate: mean score of (params, carry) on the validation episodes, by the metric of the tasks.
+        validate: mean score of (params, state) on the validation episodes, by the metric of the tasks.
         show: told each outer step that is done, and what is known of it by its names in metrics.jsonl: the rate, and
             where it is logged the rest.
 
@@ -87,63 +75,63 @@ def train(
     last, best = checkpoints(folder)
     if trained := is_trained(learner, tasks):
         check_training(learner, tasks.episodes(0, 1))
-    params, carry = learner.initial()
-    params, carry = ({k: v.to(tasks.device) for k, v in group.items()} for group in (params, carry))
+    params, state = learner.init()
+    params, state = ({k: v.to(tasks.device) for k, v in group.items()} for group in (params, state))
     optimizer = make_optimizer(settings, params)
-    state: dict[str, Any] = {"step": 0, "train_seconds": 0.0, "validation": None, "best": None, "nan_guarded": 0}
+    progress: dict[str, Any] = {"step": 0, "train_seconds": 0.0, "validation": None, "best": None, "nan_guarded": 0}
     if last.exists():
-        groups, state = load_checkpoint(last, tasks.device)
+        groups, progress = load_checkpoint(last, tasks.device)
         with torch.no_grad():
-            for name, value in matching(last, groups.get("params", {}), params).items():
+            for name, value in check_state(last, groups.get("params", {}), params).items():
                 params[name].copy_(value)
-        carry = matching(last, groups.get("carry", {}), carry)
+        state = check_state(last, groups.get("state", {}), state)
         _load_constants(learner, last, groups)
-        restore(optimizer, params, groups.get("outer", {}))
-        _take_chunks(engine, state.get("chunks", []))
+        load_optimizer_state(optimizer, params, groups.get("outer", {}))
+        _take_chunks(engine, progress.get("chunks", []))
     constants = backbone_constants(learner.backbone)
     metrics = folder / "metrics.jsonl"
-    _cut(metrics, state["step"])
+    _truncate_log(metrics, progress["step"])
     steps = settings.steps if trained else 0
-    batch, own = settings.meta_batch, share(settings.meta_batch)
+    batch, own = settings.meta_batch, rank_slice(settings.meta_batch)
 
     def checkpoint() -> None:
-        groups = {"params": params, "carry": carry, "constants": constants, "outer": slots(optimizer, params)}
-        save_checkpoint(last, groups, state)
+        groups = {"params": params, "state": state, "constants": constants, "outer": optimizer_state(optimizer, params)}
+        save_checkpoint(last, groups, progress)
 
     # What a step finds stays on the device until it is logged: to ask for it earlier is to wait for a GPU.
-    faults = Faults(settings.nan_guard, state["nan_guarded"], tasks.device)
-    for step in range(state["step"], steps):
+    faults = NonFiniteGuard(settings.nan_guard, progress["nan_guarded"], tasks.device)
+    for step in range(progress["step"], steps):
         start = time.perf_counter()
         done = step + 1
         episodes = tasks.episodes(step * batch + own.start, len(own))
-        outer = over_processes(engine.outer(learner, params, carry, episodes), own, batch)
-        gradient, carry = faults.handled(outer, params, step), outer.carry
-        values = {"outer_lr": apply(optimizer, params, gradient, settings, step)}
+        outer = over_processes(engine.outer(learner, params, state, episodes), own, batch)
+        gradient, state = faults.filter(outer, params, step), outer.state
+        values = {"outer_lr": optimizer_step(optimizer, params, gradient, settings, step)}
         validated = bool(settings.validate_every) and (done % settings.validate_every == 0 or done == steps)
         kept = done % settings.checkpoint_every == 0 or done == steps
         logged = done % settings.log_every == 0 or done == steps or validated
         if logged or kept:
-            state["nan_guarded"] = faults.told(last)
+            progress["nan_guarded"] = faults.check(last)
             values |= {"loss": float(outer.loss.mean()), tasks.metric: float(outer.score.mean())}
-        state["train_seconds"] += time.perf_counter() - start
-        state["step"] = done
+        progress["train_seconds"] += time.perf_counter() - start
+        progress["step"] = done
         if validated:
-            found = values[f"validation_{tasks.metric}"] = validate(params, carry)
-            state["validation"] = {tasks.metric: found, "step": done}
-            if state["best"] is None or _better(tasks.metric, state["validation"], state["best"]):
-                state["best"] = state["validation"]
-                save_checkpoint(best, {"params": params, "carry": carry, "constants": constants}, state)
+            found = values[f"validation_{tasks.metric}"] = validate(params, state)
+            progress["validation"] = {tasks.metric: found, "step": done}
+            if progress["best"] is None or _better(tasks.metric, progress["validation"], progress["best"]):
+                progress["best"] = progress["validation"]
+                save_checkpoint(best, {"params": params, "state": state, "constants": constants}, progress)
         if logged and is_main():
-            if hasattr(learner, "figures"):
-                values |= learner.figures(params)  # pyright: ignore[reportAttributeAccessIssue]
+            if hasattr(learner, "scalars"):
+                values |= learner.scalars(params)  # pyright: ignore[reportAttributeAccessIssue]
             with metrics.open("a", encoding="utf-8") as file:
-                line = {"step": done, **values, "train_seconds": round(state["train_seconds"], 3)}
+                line = {"step": done, **values, "train_seconds": round(progress["train_seconds"], 3)}
                 # JSON knows no NaN, which `nan_guard` lets pass.
                 known = {name: value if isfinite(value) else None for name, value in line.items()}
                 file.write(json.dumps(known) + "\n")
         show(done, values)
         if kept:
-            state["chunks"] = _chunks(engine, tasks.device)
+            progress["chunks"] = _chunks(engine, tasks.device)
             checkpoint()
     if not last.exists():
         checkpoint()
@@ -165,9 +153,9 @@ def is_trained(learner: Learner, tasks: Tasks) -> bool:
 
 def check_shareable(learner: Learner, meta_batch: int, processes: int) -> None:
     """Raises FewshotError where so many processes cannot share the tasks of a meta-batch."""
-    if processes > 1 and learner.chained:
+    if processes > 1 and learner.sequential:
         raise FewshotError(
-            f"algorithm.learner.adam_state=chained: each task waits for the one before, which {processes} processes "
+            f"algorithm.learner.adam_state=sequential: each task waits for the one before, which {processes} processes "
             "cannot share; set algorithm.learner.adam_state=shared, or start one process"
         )
     if meta_batch < processes:
@@ -176,7 +164,7 @@ def check_shareable(learner: Learner, meta_batch: int, processes: int) -> None:
         )
 
 
-def selected(
+def load_selected(
     learner: Learner, settings: TrainSettings, folder: str | Path, device: torch.device, checkpoint: str | None = None
 ) -> Trained:
     """The parameters that the test is about: the best on validation, or the last, as `settings.select` says.
@@ -189,8 +177,8 @@ def selected(
         FewshotError: there is no such checkpoint, or it is damaged or of another learner.
     """
     last, best = checkpoints(expand_path(folder))
-    _, state = load_checkpoint(last, "cpu")
-    path = best if settings.select == "best" and state["best"] is not None else last
+    _, progress = load_checkpoint(last, "cpu")
+    path = best if settings.select == "best" and progress["best"] is not None else last
     if checkpoint is not None:
         path = {"best": best, "last": last}.get(checkpoint, expand_path(checkpoint))
         if path.resolve().parent != last.resolve().parent:
@@ -202,20 +190,20 @@ def selected(
     if path.resolve() == best.resolve():
         selection = f"best validation {_metric(own['validation'])}"
     elif path.resolve() != last.resolve():
-        state, selection = own, f"checkpoint of step {own['step']}"
-    params, carry = (
-        matching(path, groups.get(name, {}), wanted)
-        for name, wanted in zip(("params", "carry"), learner.initial(), strict=True)
+        progress, selection = own, f"checkpoint of step {own['step']}"
+    params, state = (
+        check_state(path, groups.get(name, {}), wanted)
+        for name, wanted in zip(("params", "state"), learner.init(), strict=True)
     )
     _load_constants(learner, path, groups)
     return Trained(
         params,
-        carry,
+        state,
         validation=own["validation"],
         selection=selection,
-        steps=state["step"],
-        nan_guarded=state["nan_guarded"],
-        train_seconds=state["train_seconds"],
+        steps=progress["step"],
+        nan_guarded=progress["nan_guarded"],
+        train_seconds=progress["train_seconds"],
     )
 
 
@@ -223,7 +211,7 @@ def _load_constants(learner: Learner, path: Path, groups: dict[str, Tensors]) ->
     """Give the backbone the frozen parameters and buffers that it was trained with."""
     own = backbone_constants(learner.backbone)
     with torch.no_grad():
-        for name, value in matching(path, groups.get("constants", {}), own).items():
+        for name, value in check_state(path, groups.get("constants", {}), own).items():
             if not torch.equal(own[name], value):  # an expanded buffer cannot be written to
                 own[name].copy_(value)
 
@@ -247,7 +235,7 @@ def _chunks(engine: Engine, device: torch.device) -> list[int]:
     """What each process found to fit into memory, 0 where all did."""
     rank, processes = world()
     own = torch.tensor([engine.found.get("outer", 0)], device=device)
-    return added([placed(own, range(rank, rank + 1), processes)])[0].tolist()
+    return all_reduce_sum([pad_to_global(own, range(rank, rank + 1), processes)])[0].tolist()
 
 
 def _take_chunks(engine: Engine, chunks: list[int]) -> None:
@@ -257,7 +245,7 @@ def _take_chunks(engine: Engine, chunks: list[int]) -> None:
         engine.found["outer"] = chunks[rank]
 
 
-def _cut(metrics: Path, step: int) -> None:
+def _truncate_log(metrics: Path, step: int) -> None:
     """Drop the lines after the step to resume from, and one that the death of the run cut short."""
     kept = []
     for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []:

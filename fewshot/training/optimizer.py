@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fewshot.algorithms.learner import Tensors, check_choice
+from fewshot.algorithms.learner import Tensors
+from fewshot.core.checks import check_choice
 from fewshot.core.errors import FewshotError
-from fewshot.engine.reduce import Outer
+from fewshot.engine.reduce import MetaGradient
 
 if TYPE_CHECKING:
-    from fewshot.training.loop import TrainSettings
+    from fewshot.training.settings import TrainSettings
 
 
 def guarded(gradient: Tensors, loss: torch.Tensor, params: Tensors) -> tuple[Tensors, torch.Tensor]:
@@ -25,7 +26,7 @@ def guarded(gradient: Tensors, loss: torch.Tensor, params: Tensors) -> tuple[Ten
     return {name: torch.where(broken, params[name].detach(), value) for name, value in gradient.items()}, broken
 
 
-class Faults:
+class NonFiniteGuard:
     """What is not finite in training: replaced and counted with `nan_guard`, else the end of the run; on the device."""
 
     def __init__(self, nan_guard: bool, guarded: int, device: torch.device) -> None:
@@ -33,7 +34,7 @@ class Faults:
         self._guarded = torch.full((), guarded, device=device)  # steps
         self._first = torch.full((), -1, device=device)  # the first step that was not finite
 
-    def handled(self, outer: Outer, params: Tensors, step: int) -> Tensors:
+    def filter(self, outer: MetaGradient, params: Tensors, step: int) -> Tensors:
         """The gradient to take."""
         if self._guard:
             gradient, replaced = guarded(outer.gradient, outer.loss, params)
@@ -43,7 +44,7 @@ class Faults:
         self._first = torch.where(finite | (self._first >= 0), self._first, step)
         return outer.gradient
 
-    def told(self, last: Path) -> int:
+    def check(self, last: Path) -> int:
         """How many steps were guarded. Raises FewshotError if another was not finite."""
         if (first := int(self._first)) >= 0:
             kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
@@ -77,7 +78,7 @@ def make_optimizer(settings: TrainSettings, params: Tensors) -> torch.optim.Opti
     return torch.optim.SGD(params.values(), lr=settings.outer_lr)
 
 
-def apply(
+def optimizer_step(
     optimizer: torch.optim.Optimizer | None, params: Tensors, gradient: Tensors, settings: TrainSettings, step: int
 ) -> float:
     """One step of the outer optimiser, in place; returns the rate it took."""
@@ -99,14 +100,14 @@ def apply(
     return rate
 
 
-def slots(optimizer: torch.optim.Optimizer | None, params: Tensors) -> Tensors:
+def optimizer_state(optimizer: torch.optim.Optimizer | None, params: Tensors) -> Tensors:
     """The optimiser's tensors by parameter name and slot."""
     if optimizer is None:
         return {}
     return {f"{n}/{slot}": v for n, p in params.items() for slot, v in optimizer.state[p].items()}
 
 
-def restore(optimizer: torch.optim.Optimizer | None, params: Tensors, slots: Tensors) -> None:
+def load_optimizer_state(optimizer: torch.optim.Optimizer | None, params: Tensors, slots: Tensors) -> None:
     """Give the optimiser back what `slots` had of it, in place."""
     for key, value in slots.items():
         name, slot = key.rsplit("/", 1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fewshot.algorithms.learner import REDUCTIONS, backbone_parameters, call, score, task_loss
+from fewshot.algorithms.learner import REDUCTIONS, backbone_parameters, functional_forward, score, task_loss
 
 LOGITS = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 0.5], [1.0, 0.0, 0.0], [0, 0, 1]])
 LABELS = torch.tensor([0, 1, 0, 2, 0, 1])
@@ -42,4 +42,4 @@ def test_a_parameter_of_two_names_is_given_once_and_used_twice():
 
     network, matrix = Twice(), torch.tensor([[0.0, 2.0], [3.0, 0.0]])
     assert list(backbone_parameters(network)) == ["one.weight"]
-    torch.testing.assert_close(call(network, {"one.weight": matrix}, torch.eye(2)), 6 * torch.eye(2))
+    torch.testing.assert_close(functional_forward(network, {"one.weight": matrix}, torch.eye(2)), 6 * torch.eye(2))

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 
 from fewshot.algorithms.leo import Leo, support_gradient
-from fewshot.algorithms.leo_common import FromKey, kl_estimate, orthogonality
-from fewshot.backbones.identity import Inputs
+from fewshot.algorithms.leo_common import KeyedNoise, kl_estimate, orthogonality
+from fewshot.backbones.identity import Identity
 from fewshot.core.errors import FewshotError
 from fewshot.engine.engine import Engine
 from fewshot.episodes import Episodes
-from fewshot.training.loop import TrainSettings
-from fewshot.training.optimizer import apply, clipped, guarded, make_optimizer
+from fewshot.training.optimizer import clipped, guarded, make_optimizer, optimizer_step
+from fewshot.training.settings import TrainSettings
 
 SMALL = Path(__file__).parent / "goldens"
 FULL = Path(__file__).parents[3] / "shared/reference/goldens"
@@ -62,7 +62,7 @@ class Golden:
             if key.split("/")[0] in ("param", "data", "noise", "mask")
         }
         self.learner = Leo(
-            Inputs((config["embedding_dim"],), config["num_classes"]),
+            Identity((config["embedding_dim"],), config["num_classes"]),
             latent=config["num_latents"],
             latent_steps=config["inner_unroll_length"],
             finetune_steps=config["finetuning_unroll_length"],
@@ -80,7 +80,7 @@ class Golden:
 
     @property
     def params(self) -> dict[str, torch.Tensor]:
-        names = self.learner.initial()[0]
+        names = self.learner.init()[0]
         return {name: self.inputs[f"param/{name}"].squeeze().clone().requires_grad_() for name in names}
 
     def task(self, index: int | None = None) -> Episodes:
@@ -215,15 +215,15 @@ def test_a_meta_batch_is_guarded_clipped_and_stepped_as_in_the_original(name: st
             if "nan" not in name:
                 golden.close(loss, "train/total_loss", 2e-6)
                 golden.close(torch.stack(accuracies).mean(), "train/query_accuracy", 1e-6)
-        apply(optimizer, params, gradient, settings, step)
+        optimizer_step(optimizer, params, gradient, settings, step)
         for parameter, value in params.items():
             stored = golden.stored[f"train/param_after_step_{step + 1}/{parameter}"].squeeze()
             # 2.8e-7 without difference 6 of leo.py, whose rounding shows in one element of 256.
             torch.testing.assert_close(value.detach(), stored, rtol=0, atol=3.5e-7)
 
 
-def draws_of(task: Episodes) -> FromKey:
-    return FromKey(task.key, torch.get_default_dtype())
+def draws_of(task: Episodes) -> KeyedNoise:
+    return KeyedNoise(task.key, torch.get_default_dtype())
 
 
 def support_loss(task: Episodes, w: torch.Tensor) -> torch.Tensor:
@@ -237,7 +237,7 @@ def test_inner_gradients_that_are_written_out_are_those_of_autograd(
     make_learner: Make, make_episodes: Make, training: bool, choices: dict[str, Any]
 ):
     learner, task = make_learner("leo", dropout=0.0, latent_steps=1, finetune_steps=1, **choices), make_episodes(1)[0]
-    params, draws = learner.initial()[0], draws_of(task) if training else None
+    params, draws = learner.init()[0], draws_of(task) if training else None
     solution = learner.solve(params, task, draws)
     z, w = solution.latents[0].clone().requires_grad_(), solution.weights[-1].clone().requires_grad_()
     loss = support_loss(task, learner.decode(params, z, "decoder_0", draws)[0])
@@ -251,8 +251,8 @@ def test_inner_gradients_that_are_written_out_are_those_of_autograd(
 def test_the_outer_gradient_is_that_of_finite_differences(make_learner: Make, make_episodes: Make):
     # The encoder penalty stops a gradient, which finite differences do not see.
     learner, episodes = make_learner("leo", encoder_penalty_weight=0.0), make_episodes(1)
-    params, carry = learner.initial()
-    gradient = Engine("vmap").outer(learner, params, carry, episodes).gradient
+    params, state = learner.init()
+    gradient = Engine("vmap").outer(learner, params, state, episodes).gradient
     for name, value in params.items():
         way = torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
         ends = [learner.outer_loss(params | {name: value + step * way}, episodes[0])[0] for step in (1e-6, -1e-6)]
@@ -271,7 +271,7 @@ def test_copies_of_a_class_share_n_times_the_gradient_of_the_mean_loss(make_epis
 
 def test_fine_tuning_lowers_the_support_loss(make_learner: Make, make_episodes: Make):
     learner, task = make_learner("leo", finetune_steps=5), make_episodes(1)[0]
-    solution = learner.solve(learner.initial()[0], task, None)
+    solution = learner.solve(learner.init()[0], task, None)
     losses = [float(support_loss(task, w)) for w in solution.tuned]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0]
@@ -279,7 +279,7 @@ def test_fine_tuning_lowers_the_support_loss(make_learner: Make, make_episodes: 
 
 def test_evaluation_draws_nothing_and_training_does(make_learner: Make, make_episodes: Make):
     learner, task = make_learner("leo"), make_episodes(1)[0]
-    params = learner.initial()[0]
+    params = learner.init()[0]
     once, again = (learner.adapt(params, {}, task)["weights"] for _ in range(2))
     assert torch.equal(once, again)
     assert torch.equal(once, learner.adapt(params, {}, replace(task, key=task.key + 1))["weights"])
@@ -296,7 +296,7 @@ def test_evaluation_draws_nothing_and_training_does(make_learner: Make, make_epi
 def test_each_task_of_a_meta_batch_has_its_own_noise(make_learner: Make, make_episodes: Make):
     learner, one = make_learner("leo"), make_episodes(1)
     same = Episodes(*(torch.cat([v, v]) for v in one.tensors()[:4]), torch.cat([one.key, one.key + 1]))
-    loss = Engine("vmap").outer(learner, *learner.initial(), same).loss
+    loss = Engine("vmap").outer(learner, *learner.init(), same).loss
     assert float(loss[0]) != float(loss[1])
 
 
@@ -307,7 +307,7 @@ def test_orthogonality_is_zero_for_orthogonal_rows_and_known_for_parallel_ones()
 
 def test_standard_deviations_are_those_of_the_original_at_known_points(make_learner: Make, make_episodes: Make):
     learner, task = make_learner("leo", dropout=0.0), make_episodes(1)[0]
-    params = learner.initial()[0] | {"relation_2": torch.zeros(12, 12)}
+    params = learner.init()[0] | {"relation_2": torch.zeros(12, 12)}
     mean, stddev = learner.encode(params, task.support_x.view(3, 2, -1), None)
     assert float(mean.abs().max()) == 0
     assert stddev.unique().tolist() == pytest.approx([1e-10])
@@ -318,10 +318,10 @@ def test_standard_deviations_are_those_of_the_original_at_known_points(make_lear
 def test_ablations_change_what_their_names_say(make_learner: Make, make_episodes: Make):
     task = make_episodes(1)[0]
     generator = make_learner("leo", latent_steps=0, finetune_steps=0)
-    solution = generator.solve(generator.initial()[0], task, None)
+    solution = generator.solve(generator.init()[0], task, None)
     assert (len(solution.latents), len(solution.weights), len(solution.tuned)) == (1, 1, 1)
     deterministic = make_learner("leo", deterministic=True, dropout=0.0)
-    params = deterministic.initial()[0]
+    params = deterministic.init()[0]
     losses = [deterministic.outer_loss(params, replace(task, key=task.key + i))[0] for i in (0, 1)]
     assert torch.equal(losses[0], losses[1])
     random = make_learner("leo", prior="random")
@@ -332,7 +332,7 @@ def test_ablations_change_what_their_names_say(make_learner: Make, make_episodes
 
 def test_the_log_says_mean_and_spread_of_the_learned_rates(make_learner: Make):
     learner = make_learner("leo")
-    figures = learner.figures(learner.initial()[0])
+    figures = learner.scalars(learner.init()[0])
     assert figures["latent_lr_mean"] == 1 and figures["finetune_lr_mean"] == pytest.approx(0.01)
     assert (figures["latent_lr_stddev"], figures["finetune_lr_stddev"]) == pytest.approx((0, 0), abs=1e-8)
 

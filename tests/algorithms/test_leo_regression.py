@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from fewshot.algorithms.leo_common import FromKey
+from fewshot.algorithms.leo_common import KeyedNoise
 from fewshot.algorithms.leo_regression import Fit, LeoRegression
 from fewshot.backbones.mlp import MLP
 from fewshot.core.errors import FewshotError
-from fewshot.core.random import fold
+from fewshot.core.random import fold_in
 from fewshot.engine.engine import Engine
 from fewshot.episodes import Episodes
 from fewshot.tasks import functions
@@ -68,7 +68,7 @@ def support_error(leo: LeoRegression, adapted: dict[str, torch.Tensor], task: Ep
 
 def test_a_support_set_becomes_a_code_and_the_code_a_network(make_leo: Make):
     leo, task = make_leo(), episodes()[0]
-    params = leo.initial()[0]
+    params = leo.init()[0]
     fit = leo.solve(params, task, None)
     assert (fit.mean.shape, fit.stddev.shape, fit.first.shape, fit.last.shape) == ((4,),) * 4
     assert fit.weights.shape == (53,)
@@ -81,26 +81,26 @@ def test_a_support_set_becomes_a_code_and_the_code_a_network(make_leo: Make):
 
 def test_the_network_of_the_paper_has_1761_parameters(make_leo: Make, make_mlp: Make):
     leo = make_leo(make_mlp((1,), 1, widths=(40, 40), norm="none"), latent=16, decoder_width=32)
-    assert leo.initial()[0]["decoder.head.weight"].shape == (2 * 1761, 32)
+    assert leo.init()[0]["decoder.head.weight"].shape == (2 * 1761, 32)
 
 
 def test_before_training_a_code_of_zero_is_the_backbone(make_leo: Make):
     leo, x = make_leo(), torch.linspace(-5, 5, 7)[:, None]
-    w = leo.decode(leo.initial()[0], torch.zeros(4), "decoder_0", None)
+    w = leo.decode(leo.init()[0], torch.zeros(4), "decoder_0", None)
     torch.testing.assert_close(leo.predict(leo.network(w), x), leo.backbone(x))
 
 
 @pytest.mark.usefixtures("float64")
 def test_all_tasks_at_once_are_one_by_one(make_leo: Make):
     leo, tasks = make_leo(), episodes()
-    params, carry = leo.initial()
-    at_once, looped = (Engine(name).outer(leo, params, carry, tasks) for name in ("vmap", "loop"))
+    params, state = leo.init()
+    at_once, looped = (Engine(name).outer(leo, params, state, tasks) for name in ("vmap", "loop"))
     torch.testing.assert_close(at_once.loss, looped.loss)
     torch.testing.assert_close(at_once.gradient, looped.gradient)
     torch.testing.assert_close(at_once.loss[2], leo.outer_loss(params, tasks[2])[0])
     torch.testing.assert_close(at_once.score[2], leo.outer_loss(params, tasks[2])[1])
-    adapted = Engine("vmap").map(lambda task: leo.adapt(params, carry, task), tasks)
-    torch.testing.assert_close({name: v[1] for name, v in adapted.items()}, leo.adapt(params, carry, tasks[1]))
+    adapted = Engine("vmap").map(lambda task: leo.adapt(params, state, task), tasks)
+    torch.testing.assert_close({name: v[1] for name, v in adapted.items()}, leo.adapt(params, state, tasks[1]))
 
 
 @pytest.mark.usefixtures("float64")
@@ -108,8 +108,8 @@ def test_all_tasks_at_once_are_one_by_one(make_leo: Make):
 def test_the_outer_gradient_is_that_of_finite_differences(make_leo: Make, clip: float):
     # The encoder penalty stops a gradient, which finite differences do not see.
     leo, tasks = make_leo(encoder_penalty_weight=0.0, inner_clip=clip, latent_lr=0.01), episodes(1)
-    params, carry = leo.initial()
-    gradient = Engine("vmap").outer(leo, params, carry, tasks).gradient
+    params, state = leo.init()
+    gradient = Engine("vmap").outer(leo, params, state, tasks).gradient
     for name, value in params.items():
         way = torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
         ends = [leo.outer_loss(params | {name: value + step * way}, tasks[0])[0] for step in (1e-6, -1e-6)]
@@ -120,7 +120,7 @@ def test_the_outer_gradient_is_that_of_finite_differences(make_leo: Make, clip: 
 @pytest.mark.usefixtures("float64")
 def test_a_latent_step_follows_the_gradient_through_the_decoder(make_leo: Make):
     leo, task = make_leo(latent_steps=1, finetune_steps=1, inner_clip=1e9), episodes()[0]
-    params, draws = leo.initial()[0], FromKey(episodes()[0].key, torch.float64)
+    params, draws = leo.init()[0], KeyedNoise(episodes()[0].key, torch.float64)
     fit = leo.solve(params, task, draws)
     z = fit.first.clone().requires_grad_()
     (by_z,) = torch.autograd.grad(leo.support_loss(leo.decode(params, z, "decoder_0", draws), task), z)
@@ -132,13 +132,13 @@ def test_a_latent_step_follows_the_gradient_through_the_decoder(make_leo: Make):
 
 def test_no_inner_step_is_longer_than_its_limit(make_leo: Make):
     leo, task = make_leo(latent_steps=1, inner_clip=0.01), episodes()[0]
-    fit = leo.solve(leo.initial()[0], task, None)
+    fit = leo.solve(leo.init()[0], task, None)
     assert float((fit.last - fit.first).norm()) == pytest.approx(0.3 * 0.01, rel=1e-4)
 
 
 def test_without_steps_the_code_alone_decides(make_leo: Make):
     leo, task = make_leo(latent_steps=0, finetune_steps=0), episodes()[0]
-    params = leo.initial()[0]
+    params = leo.init()[0]
     fit = leo.solve(params, task, None)
     assert torch.equal(fit.first, fit.last)
     assert torch.equal(fit.weights, leo.decode(params, fit.mean, "decoder_0", None))
@@ -151,7 +151,7 @@ def test_without_steps_the_code_alone_decides(make_leo: Make):
 
 def test_fine_tuning_lowers_the_support_loss(make_leo: Make):
     leo, task = make_leo(), episodes()[0]
-    params, errors = leo.initial()[0], []
+    params, errors = leo.init()[0], []
     for leo.test_steps in (0, 1, 5, 20):
         errors.append(support_error(leo, leo.adapt(params, {}, task), task))
     assert errors == sorted(errors, reverse=True)
@@ -160,11 +160,11 @@ def test_fine_tuning_lowers_the_support_loss(make_leo: Make):
 
 def test_evaluation_draws_nothing_and_training_does(make_leo: Make):
     leo, task = make_leo(), episodes()[0]
-    params, other = leo.initial()[0], replace(task, key=task.key + 1)
+    params, other = leo.init()[0], replace(task, key=task.key + 1)
     torch.testing.assert_close(leo.adapt(params, {}, task), leo.adapt(params, {}, other), rtol=0, atol=0)
     losses = [float(leo.outer_loss(params, each)[0]) for each in (task, task, other)]
     assert losses[0] == losses[1] != losses[2]
-    penalties = leo.penalties(params, leo.solve(params, task, FromKey(task.key, torch.float32)))
+    penalties = leo.penalties(params, leo.solve(params, task, KeyedNoise(task.key, torch.float32)))
     assert set(penalties) == {"l2", "orthogonality", "encoder_penalty", "kl"}
     assert all(float(value) > 0 for name, value in penalties.items() if name != "kl")
 
@@ -173,7 +173,7 @@ def test_the_encoder_penalty_moves_the_code_towards_where_the_steps_led(make_leo
     leo = make_leo()
     first, last = torch.zeros(4, requires_grad=True), torch.ones(4, requires_grad=True)
     fit = Fit(torch.zeros(4), torch.ones(4), first, last, torch.zeros(53))
-    penalty = leo.penalties(leo.initial()[0], fit)["encoder_penalty"]
+    penalty = leo.penalties(leo.init()[0], fit)["encoder_penalty"]
     assert penalty.item() == pytest.approx(0.1)
     by_first, by_last = torch.autograd.grad(penalty, (first, last), allow_unused=True)
     torch.testing.assert_close(by_first, torch.full((4,), -0.1 * 2 / 4))
@@ -182,7 +182,7 @@ def test_the_encoder_penalty_moves_the_code_towards_where_the_steps_led(make_leo
 
 def test_each_key_samples_a_fit_of_its_own(make_leo: Make):
     leo, task = make_leo(), episodes()[0]
-    params = leo.initial()[0]
+    params = leo.init()[0]
     one, again, other = (leo.predict(leo.sampled(params, task, task.key + i), task.query_x) for i in (0, 0, 1))
     assert torch.equal(one, again)
     assert not torch.allclose(one, other)
@@ -191,9 +191,9 @@ def test_each_key_samples_a_fit_of_its_own(make_leo: Make):
 @pytest.mark.usefixtures("float64")
 def test_samples_scatter_around_the_encoders_mean(make_leo: Make):
     leo, task = make_leo(), episodes()[0]
-    params = leo.initial()[0]
-    keys = fold(task.key, torch.arange(4000))
-    draw = torch.func.vmap(lambda key: leo.solve(params, task, FromKey(key, torch.float64)).first)
+    params = leo.init()[0]
+    keys = fold_in(task.key, torch.arange(4000))
+    draw = torch.func.vmap(lambda key: leo.solve(params, task, KeyedNoise(key, torch.float64)).first)
     mean, stddev = leo.encode(params, task)
     codes = draw(keys)
     torch.testing.assert_close((codes.mean(0) - mean) / stddev, torch.zeros(4), rtol=0, atol=0.08)
@@ -203,7 +203,7 @@ def test_samples_scatter_around_the_encoders_mean(make_leo: Make):
 @pytest.mark.usefixtures("float64")
 def test_the_order_of_support_points_does_not_matter(make_leo: Make):
     leo, task = make_leo(), episodes()[0]
-    params, order = leo.initial()[0], torch.tensor([3, 0, 4, 1, 2])
+    params, order = leo.init()[0], torch.tensor([3, 0, 4, 1, 2])
     shuffled = replace(task, support_x=task.support_x[order], support_y=task.support_y[order])
     torch.testing.assert_close(leo.adapt(params, {}, task), leo.adapt(params, {}, shuffled))
     exchanged = replace(task, support_y=task.support_y[order])
@@ -215,17 +215,17 @@ def test_it_learns_sines_and_lines(make_leo: Make, make_mlp: Make):
         make_mlp((1,), 1, widths=(20, 20), norm="none", init="uniform", head_init="uniform"),
         latent_steps=1, finetune_steps=1, kl_weight=0.01, encoder_penalty_weight=1e-6, l2_weight=1e-8,
     )  # fmt: skip
-    params, carry = leo.initial()
+    params, state = leo.init()
     engine, held_out = Engine("vmap"), episodes(200, first=100_000)
 
     def error() -> float:
-        outputs = engine.map(lambda task: leo.predict(leo.adapt(params, carry, task), task.query_x), held_out)
+        outputs = engine.map(lambda task: leo.predict(leo.adapt(params, state, task), task.query_x), held_out)
         return float((outputs[..., 0] - held_out.query_y).square().mean())
 
     before = error()
     optimizer = torch.optim.Adam(params.values(), lr=0.01)
     for step in range(60):
-        for name, value in engine.outer(leo, params, carry, episodes(12, first=12 * step)).gradient.items():
+        for name, value in engine.outer(leo, params, state, episodes(12, first=12 * step)).gradient.items():
             params[name].grad = value.clamp(-0.1, 0.1)
         optimizer.step()
     assert error() < 0.6 * before
@@ -233,7 +233,7 @@ def test_it_learns_sines_and_lines(make_leo: Make, make_mlp: Make):
 
 def test_the_log_says_mean_and_spread_of_the_learned_rates(make_leo: Make):
     leo = make_leo()
-    figures = leo.figures(leo.initial()[0])
+    figures = leo.scalars(leo.init()[0])
     assert (figures["latent_lr_mean"], figures["finetune_lr_mean"]) == pytest.approx((0.3, 0.005))
     assert (figures["latent_lr_stddev"], figures["finetune_lr_stddev"]) == pytest.approx((0, 0), abs=1e-6)
 

@@ -16,7 +16,7 @@ from fewshot.algorithms.maml import Maml
 from fewshot.backbones.norm import BatchStatNorm
 from fewshot.core.errors import FewshotError
 from fewshot.engine.engine import Engine
-from fewshot.engine.reduce import Outer
+from fewshot.engine.reduce import MetaGradient
 from fewshot.episodes import Episodes
 
 Make = Callable[..., Any]
@@ -56,9 +56,9 @@ def unrolled(learner: Maml, params: Tensors, episodes: Episodes, scale: float) -
     return float(torch.stack(losses).mean().detach())
 
 
-def outer_of(learner: Maml, engine: str, episodes: Episodes) -> Outer:
-    params, carry = learner.initial()
-    return Engine(engine).outer(learner, params, carry, episodes)
+def outer_of(learner: Maml, engine: str, episodes: Episodes) -> MetaGradient:
+    params, state = learner.init()
+    return Engine(engine).outer(learner, params, state, episodes)
 
 
 def dot(left: Tensors, right: Tensors) -> float:
@@ -80,8 +80,8 @@ def direction(like: Tensors, seed: int) -> Tensors:
 
 def assert_gradient(learner: Maml, episodes: Episodes, scale: float, engine: str = "vmap") -> None:
     """Finite differences along random directions, and along each tensor's own gradient."""
-    params, carry = learner.initial()
-    outer = Engine(engine).outer(learner, params, carry, episodes)
+    params, state = learner.init()
+    outer = Engine(engine).outer(learner, params, state, episodes)
 
     def objective(at: Tensors) -> float:
         return unrolled(learner, at, episodes, scale)
@@ -171,7 +171,7 @@ def test_fomaml_is_the_plain_query_gradient_at_the_adapted_weights(
     make_conv4: Make, make_learner: Make, make_episodes: Make, inner_loss: str, adapt_norm: bool
 ):
     learner = make_learner("fomaml", make_conv4(adapt_norm=adapt_norm), inner_steps=3, inner_loss=inner_loss)
-    params, carry = learner.initial()
+    params, state = learner.init()
     episodes = make_episodes(3)
     expected = {name: torch.zeros_like(value) for name, value in params.items()}
     for i in range(3):
@@ -181,7 +181,7 @@ def test_fomaml_is_the_plain_query_gradient_at_the_adapted_weights(
         gradients = torch.autograd.grad(loss, list(fast.values()), allow_unused=True)
         for name, gradient in zip(fast, gradients, strict=True):
             expected[name] += 0 if gradient is None else gradient / 3
-    outer = Engine("vmap").outer(learner, params, carry, episodes)
+    outer = Engine("vmap").outer(learner, params, state, episodes)
     for name, gradient in outer.gradient.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-11)
 
@@ -280,12 +280,12 @@ def test_norm_parameters_that_are_not_adapted_stay_in_the_inner_loop_and_get_an_
 ):
     for name in ("maml", "fomaml"):
         learner = make_learner(name, make_conv4(adapt_norm=False), inner_steps=3)
-        params, carry = learner.initial()
+        params, state = learner.init()
         norms = [name for name in params if ".norm." in name]
         assert len(norms) == 8
         episodes = make_episodes(2)
         fast = learner.inner_loop(params, episodes[0], 3)
-        outer = Engine("vmap").outer(learner, params, carry, episodes)
+        outer = Engine("vmap").outer(learner, params, state, episodes)
         for key, value in params.items():
             if key in norms:
                 assert torch.equal(fast[key], value)
@@ -296,15 +296,15 @@ def test_norm_parameters_that_are_not_adapted_stay_in_the_inner_loop_and_get_an_
 
 def test_norm_parameters_that_are_adapted_move(make_conv4: Make, make_learner: Make, make_episodes: Make):
     learner = make_learner("maml", make_conv4(adapt_norm=True))
-    params, _ = learner.initial()
+    params, _ = learner.init()
     fast = learner.inner_loop(params, make_episodes(1)[0], 1)
     assert all(not torch.equal(fast[name], params[name]) for name in params if ".norm." in name)
 
 
 def test_adaptation_takes_the_test_steps(make_learner: Make, make_episodes: Make):
     learner, task = make_learner("maml", inner_steps=1, test_steps=4), make_episodes(1)[0]
-    params, carry = learner.initial()
-    fast, expected = learner.adapt(params, carry, task), learner.inner_loop(params, task, 4)
+    params, state = learner.init()
+    fast, expected = learner.adapt(params, state, task), learner.inner_loop(params, task, 4)
     for name in params:
         torch.testing.assert_close(fast[name], expected[name])
     assert not torch.equal(fast["head.weight"], learner.inner_loop(params, task, 1)["head.weight"])
@@ -313,15 +313,15 @@ def test_adaptation_takes_the_test_steps(make_learner: Make, make_episodes: Make
 @pytest.mark.parametrize("first_order", [False, True])
 def test_adaptation_lowers_the_support_loss(make_learner: Make, make_episodes: Make, first_order: bool):
     learner, task = make_learner("maml", first_order=first_order, test_steps=5), make_episodes(1)[0]
-    params, carry = learner.initial()
+    params, state = learner.init()
     before = learner.support_loss(params, task)
-    assert float(learner.support_loss(learner.adapt(params, carry, task), task)) < 0.9 * float(before)
+    assert float(learner.support_loss(learner.adapt(params, state, task), task)) < 0.9 * float(before)
 
 
 def test_the_meta_parameters_are_a_copy_of_the_backbones(make_learner: Make):
     learner = make_learner("maml")
-    params, carry = learner.initial()
-    assert carry == {}
+    params, state = learner.init()
+    assert state == {}
     for name, value in learner.backbone.named_parameters():
         assert torch.equal(params[name], value)
         assert params[name].data_ptr() != value.data_ptr()

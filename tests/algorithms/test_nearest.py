@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fewshot.algorithms.nearest import Nearest
-from fewshot.backbones.identity import Inputs
+from fewshot.backbones.identity import Identity
 from fewshot.engine.engine import Engine
 from fewshot.engine.evaluate import evaluate, query_outputs
 from fewshot.episodes import Episodes
@@ -29,7 +29,7 @@ def by_numpy(task: Episodes) -> np.ndarray:
 @pytest.mark.parametrize("transductive", [False, True])
 @pytest.mark.parametrize("shot", [1, 3])
 def test_it_predicts_what_numpy_finds_nearest(make_episodes: Make, shot: int, transductive: bool):
-    learner: Any = Nearest(Inputs((1, 8, 8), 3))
+    learner: Any = Nearest(Identity((1, 8, 8), 3))
     episodes = make_episodes(20, shot=shot, query=4, noise=200)
     for i in range(20):
         logits = query_outputs(learner, {}, {}, episodes[i], transductive)
@@ -40,7 +40,7 @@ def test_it_predicts_what_numpy_finds_nearest(make_episodes: Make, shot: int, tr
 @pytest.mark.parametrize("engine", ["vmap", "loop"])
 def test_its_scores_are_numpys(make_bank: Make, engine: str):
     sampler = Sampler(make_bank(noise=200), 3, 2, 4, 0)
-    learner: Any = Nearest(Inputs((1, 8, 8), 3))
+    learner: Any = Nearest(Identity((1, 8, 8), 3))
     scores = evaluate(learner, {}, {}, sampler, 30, transductive=True, engine=Engine(engine))
     episodes = sampler.episodes(0, 30)
     expected = [(by_numpy(episodes[i]) == episodes[i].query_y.numpy()).mean() for i in range(30)]
@@ -53,10 +53,10 @@ def test_logits_are_minus_the_distance_to_the_nearest_of_each_class():
     labels = torch.tensor([0, 0, 1, 1])
     x = torch.tensor([[1.0, 1.0], [0.0, 3.0]])
     task = Episodes(support, labels, x, torch.tensor([0, 1]), torch.tensor(0))
-    learner = Nearest(Inputs((2,), 2))
+    learner = Nearest(Identity((2,), 2))
     logits = learner.predict(learner.adapt({}, {}, task), x)
     assert logits.tolist() == [[-1.0, pytest.approx(-(10**0.5))], [-3.0, -1.0]]
 
 
 def test_it_has_nothing_to_train():
-    assert Nearest(Inputs((2,), 2)).initial() == ({}, {})
+    assert Nearest(Identity((2,), 2)).init() == ({}, {})

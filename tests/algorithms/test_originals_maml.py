@@ -16,8 +16,8 @@ from fewshot.backbones.conv4 import Conv4
 from fewshot.backbones.mlp import MLP
 from fewshot.engine.engine import Engine
 from fewshot.engine.evaluate import query_outputs
-from fewshot.training.loop import TrainSettings
-from fewshot.training.optimizer import apply, clipped, make_optimizer
+from fewshot.training.optimizer import clipped, make_optimizer, optimizer_step
+from fewshot.training.settings import TrainSettings
 
 from .originals import Original, deviations_of, golden_files
 
@@ -116,7 +116,7 @@ def test_every_update_of_maml_is_the_original_programs(path: Path) -> None:
     original = MamlOriginal(path)
     learner, tasks, engine = original.learner, original.tasks, Engine("auto")
     params = original.weights("param")
-    assert params.keys() == learner.initial()[0].keys()
+    assert params.keys() == learner.init()[0].keys()
     at_output, at_weight, *_ = original.tolerances
     with deviations_of(path) as table:
 
@@ -166,4 +166,4 @@ def test_every_meta_step_of_maml_is_the_original_programs(path: Path) -> None:
             outer = Engine("auto").outer(learner, params, {}, tasks)
             what, tolerance = ("meta-losses", at_output) if done < 3 else ("meta-loss after step 3", at_end)
             table.compare(what, outer.loss.mean(), loss, tolerance)
-            apply(optimizer, params, outer.gradient, settings, done)
+            optimizer_step(optimizer, params, outer.gradient, settings, done)

@@ -14,8 +14,8 @@ from fewshot.backbones.conv4 import Conv4
 from fewshot.engine.engine import Engine
 from fewshot.engine.evaluate import query_outputs
 from fewshot.episodes import Episodes
-from fewshot.training.loop import TrainSettings
-from fewshot.training.optimizer import apply, make_optimizer
+from fewshot.training.optimizer import make_optimizer, optimizer_step
+from fewshot.training.settings import TrainSettings
 
 from .originals import Original, deviations_of, golden_files
 
@@ -70,7 +70,7 @@ class ReptileOriginal(Original):
             test_batch=config["eval_batch"],
             inner_optimizer="sgd" if config["optimizer"] == "sgd" else "adam",
             inner_loss="sum",
-            adam_state="chained",
+            adam_state="sequential",
             foml=config["learner"] == "FOML",
             tail_shots=config["tail_shots"],
         )
@@ -79,10 +79,10 @@ class ReptileOriginal(Original):
         self.tolerances = TOLERANCES["float64" if self.dtype == torch.float64 else kind]
 
     def start(self) -> tuple[Tensors, Tensors]:
-        """Weights and carry before the first task."""
-        params, (ours, carry) = self.weights("param"), self.learner.initial()
+        """Weights and state before the first task."""
+        params, (ours, state) = self.weights("param"), self.learner.init()
         assert params.keys() == ours.keys()
-        return params, {name: value.to(self.dtype) for name, value in carry.items()}
+        return params, {name: value.to(self.dtype) for name, value in state.items()}
 
 
 def take_stored_minibatches(monkeypatch: pytest.MonkeyPatch, stored: torch.Tensor) -> None:
@@ -103,23 +103,23 @@ def take_stored_minibatches(monkeypatch: pytest.MonkeyPatch, stored: torch.Tenso
 @pytest.mark.parametrize("path", golden_files("reptile", "foml"))
 def test_every_inner_step_of_reptile_is_the_original_programs(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
     original = ReptileOriginal(path)
-    learner, tasks, (params, carry) = original.learner, original.tasks, original.start()
+    learner, tasks, (params, state) = original.learner, original.tasks, original.start()
     at_weight, at_moment, at_output = original.tolerances
     take_stored_minibatches(monkeypatch, original["data/batches"])
     weights, moments = original.weights("inner"), original.weights("adam_v")
     with deviations_of(path) as table:
         for task in range(len(tasks)):
-            before = carry  # at the end of the task before: weights are put back between tasks, moments are not
+            before = state  # at the end of the task before: weights are put back between tasks, moments are not
             for step in range(learner.inner_steps):
-                end, carry, loss, _ = learner.inner_loop(params, before, tasks[task], step + 1, learner.inner_batch)
+                end, state, loss, _ = learner.inner_loop(params, before, tasks[task], step + 1, learner.inner_batch)
                 stored = {name: value[task, step] for name, value in weights.items()}
                 table.compare("weights after inner steps", end, stored, at_weight)
                 losses = original["inner/minibatch_loss_before_step"]
                 table.compare("losses of minibatches", loss, losses[task, step], at_output)
                 if learner.adam:
                     stored = {name: value[task, step] for name, value in moments.items()}
-                    table.compare("Adam's second moments", carry, stored, at_moment)
-                    power = 0.999 ** (carry["inner_step"].double() + 1)
+                    table.compare("Adam's second moments", state, stored, at_moment)
+                    power = 0.999 ** (state["inner_step"].double() + 1)
                     table.compare("Adam's step count", power, original["adam/beta2_power"][task, step], at_output)
 
 
@@ -128,7 +128,7 @@ def test_a_meta_step_of_reptile_and_the_test_after_it_are_the_original_programs(
     monkeypatch: pytest.MonkeyPatch, path: Path
 ) -> None:
     original = ReptileOriginal(path)
-    learner, tasks, (params, carry) = original.learner, original.tasks, original.start()
+    learner, tasks, (params, state) = original.learner, original.tasks, original.start()
     at_weight, at_moment, at_output = original.tolerances
     settings = TrainSettings(
         steps=1, meta_batch=len(tasks), shot=None, query=None, outer_optimizer="sgd",
@@ -137,19 +137,19 @@ def test_a_meta_step_of_reptile_and_the_test_after_it_are_the_original_programs(
     )  # fmt: skip
     with deviations_of(path) as table:
         take_stored_minibatches(monkeypatch, original["data/batches"])
-        outer = Engine("auto").outer(learner, params, carry, tasks)
-        apply(make_optimizer(settings, params), params, outer.gradient, settings, 0)
+        outer = Engine("auto").outer(learner, params, state, tasks)
+        optimizer_step(make_optimizer(settings, params), params, outer.gradient, settings, 0)
         table.compare("weights after the meta-step", params, original.weights("param_after_meta_step"), at_weight)
         stored = {name: value[-1, -1] for name, value in original.weights("adam_v").items()}
-        table.compare("second moments after the meta-batch", outer.carry, stored, at_moment)
+        table.compare("second moments after the meta-batch", outer.state, stored, at_moment)
         if "eval/train_x" not in original.arrays:
             return
         support, query = ((original.x(f"eval/{part}_x"), original[f"eval/{part}_y"]) for part in ("train", "test"))
         task = Episodes(*support, *query, torch.tensor(0))
         take_stored_minibatches(monkeypatch, original["eval/batches"][None])
-        fast = learner.adapt(params, outer.carry, task)
+        fast = learner.adapt(params, outer.state, task)
         table.compare("weights after adaptation", fast, original.weights("eval/adapted"), at_weight)
         for regime in ("transductive", "inductive"):
-            logits = query_outputs(learner, params, outer.carry, task, transductive=regime == "transductive")
+            logits = query_outputs(learner, params, outer.state, task, transductive=regime == "transductive")
             table.compare(f"{regime} logits", logits, original[f"eval/logits_{regime}"], at_output)
             assert torch.equal(logits.argmax(-1), original[f"eval/predictions_{regime}"])

@@ -73,9 +73,9 @@ def test_with_sgd_the_outer_gradient_is_phi_minus_the_weights_after_torchs_sgd(
     make_learner: Make, make_episodes: Make, inner_loss: str
 ):
     learner = make_learner("reptile-sgd", inner_loss=inner_loss, inner_steps=5)
-    params, carry = learner.initial()
+    params, state = learner.init()
     episodes = make_episodes(3)
-    outer = Engine("vmap").outer(learner, params, carry, episodes)
+    outer = Engine("vmap").outer(learner, params, state, episodes)
     ends = [
         trained(
             learner.backbone,
@@ -89,14 +89,14 @@ def test_with_sgd_the_outer_gradient_is_phi_minus_the_weights_after_torchs_sgd(
     expected = {n: params[n] - torch.stack([end[n] for end in ends]).mean(0) for n in params}
     assert_equal(outer.gradient, expected)
     assert float(outer.gradient["head.weight"].abs().max()) > 1e-3
-    assert outer.carry == {}
+    assert outer.state == {}
 
 
 def test_with_adam_a_chain_passes_second_moments_and_the_step_count_from_task_to_task(
     make_learner: Make, make_episodes: Make
 ):
-    learner = make_learner("reptile-chained", inner_steps=3)
-    params, carry = learner.initial()
+    learner = make_learner("reptile-sequential", inner_steps=3)
+    params, state = learner.init()
     episodes = make_episodes(4)
     adam = TensorFlowAdam(learner.inner_lr)
 
@@ -106,15 +106,15 @@ def test_with_adam_a_chain_passes_second_moments_and_the_step_count_from_task_to
         )
 
     first, second = end(episodes[0]), end(episodes[1])
-    outer = Engine("auto").outer(learner, params, carry, episodes[:2])
+    outer = Engine("auto").outer(learner, params, state, episodes[:2])
     assert_equal(outer.gradient, {name: params[name] - (first[name] + second[name]) / 2 for name in params})
-    assert_equal(outer.carry, adam.moments | {"inner_step": torch.tensor(6.0)})
+    assert_equal(outer.state, adam.moments | {"inner_step": torch.tensor(6.0)})
 
     # The next meta-batch goes on from there.
     third, fourth = end(episodes[2]), end(episodes[3])
-    outer = Engine("auto").outer(learner, params, outer.carry, episodes[2:])
+    outer = Engine("auto").outer(learner, params, outer.state, episodes[2:])
     assert_equal(outer.gradient, {name: params[name] - (third[name] + fourth[name]) / 2 for name in params})
-    assert_equal(outer.carry, adam.moments | {"inner_step": torch.tensor(12.0)})
+    assert_equal(outer.state, adam.moments | {"inner_step": torch.tensor(12.0)})
 
 
 @pytest.mark.parametrize("engine", [Engine("vmap"), Engine("vmap", 2), Engine("loop")], ids=["vmap", "chunks", "loop"])
@@ -122,20 +122,20 @@ def test_shared_moments_are_where_every_task_starts_and_their_mean_is_kept(
     make_learner: Make, make_episodes: Make, engine: Engine
 ):
     learner = make_learner("reptile-shared", inner_steps=3)
-    params, carry = learner.initial()
-    carry = {name: value + 0.5 for name, value in carry.items()} | {"inner_step": torch.tensor(7.0)}
+    params, state = learner.init()
+    state = {name: value + 0.5 for name, value in state.items()} | {"inner_step": torch.tensor(7.0)}
     episodes = make_episodes(3)
     ends, moments = [], []
     for i in range(3):
         adam = TensorFlowAdam(learner.inner_lr)
-        adam.moments, adam.steps = {n: v for n, v in carry.items() if n != "inner_step"}, 7
+        adam.moments, adam.steps = {n: v for n, v in state.items() if n != "inner_step"}, 7
         step = lambda network, adam=adam: lambda: adam.step(network)  # noqa: E731
         ends.append(trained(learner.backbone, episodes[i], minibatches(episodes[i], 3, 4), "sum", step))
         moments.append(adam.moments)
-    outer = engine.outer(learner, params, carry, episodes)
+    outer = engine.outer(learner, params, state, episodes)
     assert_equal(outer.gradient, {n: params[n] - torch.stack([end[n] for end in ends]).mean(0) for n in params})
     mean = {name: torch.stack([moment[name] for moment in moments]).mean(0) for name in params}
-    assert_equal(outer.carry, mean | {"inner_step": torch.tensor(10.0)})
+    assert_equal(outer.state, mean | {"inner_step": torch.tensor(10.0)})
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
@@ -153,36 +153,36 @@ def test_in_float32_a_step_of_adam_along_an_even_slope_is_as_long_as_the_rate(st
         inner_loss="sum",
         adam_state="shared",
     )
-    outer = Engine("vmap").outer(learner, *learner.initial(), Episodes(x, y, x, y, torch.tensor([0])))
+    outer = Engine("vmap").outer(learner, *learner.init(), Episodes(x, y, x, y, torch.tensor([0])))
     assert -float(outer.gradient["t"]) == pytest.approx(steps * 0.001, rel=1e-6)
 
 
 def test_one_task_is_the_same_chained_and_shared(make_learner: Make, make_episodes: Make):
     episodes = make_episodes(1)
     results = []
-    for name in ("reptile-chained", "reptile-shared"):
+    for name in ("reptile-sequential", "reptile-shared"):
         learner = make_learner(name)
-        params, carry = learner.initial()
-        results.append(Engine("vmap").outer(learner, params, carry, episodes))
+        params, state = learner.init()
+        results.append(Engine("vmap").outer(learner, params, state, episodes))
     assert_equal(results[0].gradient, results[1].gradient)
-    assert_equal(results[0].carry, results[1].carry)
+    assert_equal(results[0].state, results[1].state)
 
 
-@pytest.mark.parametrize("name", ["reptile-chained", "reptile-shared"])
+@pytest.mark.parametrize("name", ["reptile-sequential", "reptile-shared"])
 def test_evaluation_starts_from_the_moments_of_training_and_leaves_them(
     make_learner: Make, make_episodes: Make, name: str
 ):
     learner, episodes = make_learner(name), make_episodes(3)
-    params, empty = learner.initial()
-    carry = Engine("vmap").outer(learner, params, empty, episodes[:2]).carry
-    before = {n: value.clone() for n, value in carry.items()}
+    params, empty = learner.init()
+    state = Engine("vmap").outer(learner, params, empty, episodes[:2]).state
+    before = {n: value.clone() for n, value in state.items()}
     task = episodes[2]
-    fast = learner.adapt(params, carry, task)
-    assert all(torch.equal(carry[n], before[n]) for n in before)
-    assert_equal(fast, learner.adapt(params, carry, task))
+    fast = learner.adapt(params, state, task)
+    assert all(torch.equal(state[n], before[n]) for n in before)
+    assert_equal(fast, learner.adapt(params, state, task))
 
     adam = TensorFlowAdam(learner.inner_lr)
-    adam.moments, adam.steps = {n: v for n, v in carry.items() if n != "inner_step"}, int(carry["inner_step"])
+    adam.moments, adam.steps = {n: v for n, v in state.items() if n != "inner_step"}, int(state["inner_step"])
     batches = minibatches(task, learner.test_steps, learner.test_batch)
     assert_equal(fast, trained(learner.backbone, task, batches, "sum", lambda net: lambda: adam.step(net)))
     gap = fast["head.weight"] - learner.adapt(params, empty, task)["head.weight"]
@@ -209,7 +209,7 @@ def test_the_outer_gradient_of_foml_is_the_move_of_the_last_inner_step(
     make_learner: Make, make_episodes: Make, inner_optimizer: str, tail_shots: int | None, engine: Engine
 ):
     learner = make_learner("reptile-shared", inner_optimizer=inner_optimizer, foml=True, tail_shots=tail_shots)
-    params, carry = learner.initial()
+    params, state = learner.init()
     episodes = make_episodes(3, shot=4)
     moves, moments = [], []
     for i in range(3):
@@ -224,17 +224,17 @@ def test_the_outer_gradient_of_foml_is_the_move_of_the_last_inner_step(
             positions.append(trained(learner.backbone, episodes[i], cut, "sum", steps[inner_optimizer]))
         moves.append({name: positions[0][name] - positions[1][name] for name in params})
         moments.append(adam.moments)
-    outer = engine.outer(learner, params, carry, episodes)
+    outer = engine.outer(learner, params, state, episodes)
     assert_equal(outer.gradient, {n: torch.stack([move[n] for move in moves]).mean(0) for n in params})
     if inner_optimizer == "adam":  # every step changes the second moments, as in Reptile
         mean = {name: torch.stack([moment[name] for moment in moments]).mean(0) for name in params}
-        assert_equal(outer.carry, mean | {"inner_step": torch.tensor(3.0)})
+        assert_equal(outer.state, mean | {"inner_step": torch.tensor(3.0)})
 
 
 def test_a_tail_is_the_last_minibatch_and_in_no_other(make_learner: Make, make_episodes: Make):
     learner = make_learner("reptile-sgd", foml=True, tail_shots=2, inner_steps=6)
     task = make_episodes(1, shot=4)[0]
-    *first, tail = learner._training_minibatches(learner.initial()[0], task)
+    *first, tail = learner._training_minibatches(learner.init()[0], task)
     assert task.support_y[tail].bincount().tolist() == [2, 2, 2]
     seen = torch.cat(first)
     assert len(first) == 5 and not set(tail.tolist()) & set(seen.tolist())
@@ -246,17 +246,17 @@ def test_a_tail_is_the_last_minibatch_and_in_no_other(make_learner: Make, make_e
 def test_a_tail_of_a_function_is_of_its_points(make_learner: Make, make_regression: Make):
     network, episodes = make_regression(2, shot=4)
     learner = make_learner("reptile-sgd", network, foml=True, tail_shots=1, inner_batch=3)
-    *first, tail = learner._training_minibatches(learner.initial()[0], episodes[0])
+    *first, tail = learner._training_minibatches(learner.init()[0], episodes[0])
     assert tail.tolist() == [0] and set(torch.cat(first).tolist()) == {1, 2, 3}
 
 
 def test_foml_of_one_step_is_reptile_and_adapts_as_reptile_does(make_learner: Make, make_episodes: Make):
     episodes = make_episodes(2)
-    foml, reptile = (make_learner("reptile-chained", inner_steps=1, foml=foml) for foml in (True, False))
-    params, carry = reptile.initial()
-    outer = Engine("loop").outer(reptile, params, carry, episodes)
-    assert_equal(Engine("loop").outer(foml, params, carry, episodes).gradient, outer.gradient)
-    assert_equal(foml.adapt(params, outer.carry, episodes[0]), reptile.adapt(params, outer.carry, episodes[0]))
+    foml, reptile = (make_learner("reptile-sequential", inner_steps=1, foml=foml) for foml in (True, False))
+    params, state = reptile.init()
+    outer = Engine("loop").outer(reptile, params, state, episodes)
+    assert_equal(Engine("loop").outer(foml, params, state, episodes).gradient, outer.gradient)
+    assert_equal(foml.adapt(params, outer.state, episodes[0]), reptile.adapt(params, outer.state, episodes[0]))
 
 
 def test_a_tail_that_cannot_be_is_refused(make_learner: Make, make_episodes: Make):
@@ -268,9 +268,9 @@ def test_a_tail_that_cannot_be_is_refused(make_learner: Make, make_episodes: Mak
     with pytest.raises(FewshotError, match="foml=1: must be true or false"):
         make_learner("reptile-sgd", foml=1)
     learner = make_learner("reptile-sgd", foml=True, tail_shots=2)
-    params, carry = learner.initial()
+    params, state = learner.init()
     with pytest.raises(FewshotError, match="tail_shots=2: leaves none of 2 shots"):
-        Engine("vmap").outer(learner, params, carry, make_episodes(2))
+        Engine("vmap").outer(learner, params, state, make_episodes(2))
 
 
 # Minibatches
@@ -325,9 +325,9 @@ def test_scalar_tasks_move_phi_by_the_closed_form(monkeypatch: pytest.MonkeyPatc
         test_batch=1,
         inner_optimizer="sgd",
         inner_loss="sum",
-        adam_state="chained",
+        adam_state="sequential",
     )
-    outer = Engine(engine).outer(learner, *learner.initial(), Episodes(x, y, x, y, y[:, 0]))
+    outer = Engine(engine).outer(learner, *learner.init(), Episodes(x, y, x, y, y[:, 0]))
     q = (1 - rate * a) ** steps
     moved = t - meta_step * float(outer.gradient["t"])
     assert moved == pytest.approx(t + meta_step * float(((1 - q) * (c - t)).mean()), rel=1e-12)
@@ -384,4 +384,4 @@ def test_two_steps_agree_with_the_taylor_expansions_to_first_order(make_episodes
 @pytest.mark.parametrize("name", ["inner_optimizer", "inner_loss", "adam_state"])
 def test_unknown_choices_are_refused(make_learner: Make, name: str):
     with pytest.raises(FewshotError, match=rf"algorithm\.learner\.{name}=wrong: choose one of"):
-        make_learner("reptile-chained", **{name: "wrong"})
+        make_learner("reptile-sequential", **{name: "wrong"})

@@ -114,14 +114,14 @@ def test_the_outer_gradient_of_maml_equals_finite_differences_on_every_engine(
 ) -> None:
     learner = make_learner("maml", shaken(name, norm_scale=norm_scale, adapt_norm=adapt_norm), inner_lr=0.05)
     episodes = make_episodes(2, shape=(2, SIDES[name], SIDES[name]))
-    params, carry = learner.initial()
-    gradient, looped = (Engine(how).outer(learner, params, carry, episodes).gradient for how in ("vmap", "loop"))
+    params, state = learner.init()
+    gradient, looped = (Engine(how).outer(learner, params, state, episodes).gradient for how in ("vmap", "loop"))
     for key, value in looped.items():
         torch.testing.assert_close(gradient[key], value, rtol=1e-7, atol=1e-9, msg=key)
 
     def loss(along: dict[str, torch.Tensor], step: float) -> float:
         moved = {key: value + step * along[key] for key, value in params.items()}
-        return float(Engine("vmap").outer(learner, moved, carry, episodes).loss.mean())
+        return float(Engine("vmap").outer(learner, moved, state, episodes).loss.mean())
 
     size = math.sqrt(sum(float(value.square().sum()) for value in gradient.values()))
     assert size > 1e-3

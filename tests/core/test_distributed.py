@@ -22,16 +22,26 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from fewshot.core import distributed
-from fewshot.core.distributed import added, by_main, is_main, joined, main_first, placed, share, world
+from fewshot.core.distributed import (
+    all_reduce_sum,
+    is_main,
+    main_first,
+    on_rank_zero,
+    pad_to_global,
+    process_group,
+    rank_slice,
+    world,
+)
 from fewshot.core.errors import FewshotError
-from fewshot.engine.reduce import Outer, over_processes
+from fewshot.engine.reduce import MetaGradient, over_processes
 from fewshot.episodes import Episodes
 from fewshot.experiment.build import build, training_tasks
 from fewshot.experiment.config import CONF, apply_recipe
 from fewshot.experiment.run import training_run
 from fewshot.training.checkpoint import load_checkpoint
-from fewshot.training.loop import TrainSettings, check_shareable, train
+from fewshot.training.loop import check_shareable, train
 from fewshot.training.optimizer import guarded
+from fewshot.training.settings import TrainSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = str(ROOT / "tools/train.py")
@@ -101,9 +111,9 @@ class Float64:
 def train_in_float64(cfg: Any, folder: Path) -> None:
     """Over the checkpoints of the run in the folder."""
     run = main_first(lambda: build(cfg))
-    params, carry = ({k: v.double() for k, v in group.items()} for group in run.learner.initial())
-    run.learner.initial = lambda: (params, carry)
-    by_main(lambda: shutil.rmtree(folder / "checkpoints"))
+    params, state = ({k: v.double() for k, v in group.items()} for group in run.learner.init())
+    run.learner.initial = lambda: (params, state)
+    on_rank_zero(lambda: shutil.rmtree(folder / "checkpoints"))
     settings = replace(TrainSettings(**run.config["train"]), validate_every=0)
     tasks: Any = Float64(training_tasks(run, cfg))
     torch.set_default_dtype(torch.float64)
@@ -118,14 +128,14 @@ def process(folder: Path, data: Path) -> None:
 
     lone = torch.tensor([1.0] if rank == 0 else [float("nan")])
     params = {"w": torch.ones(2)}
-    whole = over_processes(Outer({"w": torch.ones(2)}, {}, lone, lone), share(2), 2)
+    whole = over_processes(MetaGradient({"w": torch.ones(2)}, {}, lone, lone), rank_slice(2), 2)
     found["nan"] = bool(guarded(whole.gradient, whole.loss, params)[1])
 
     calls = []
-    found["by_main"] = by_main(lambda: calls.append(rank) or "said")
+    found["by_main"] = on_rank_zero(lambda: calls.append(rank) or "said")
     found["main_first"] = main_first(lambda: [*calls, rank, *world()])
     try:
-        by_main(partial(_fail, rank))
+        on_rank_zero(partial(_fail, rank))
     except FewshotError as error:
         found["failure"] = str(error)
     except SystemExit as error:
@@ -160,7 +170,7 @@ def record(folder: Path) -> dict[str, Any]:
 
 def parameters(folder: Path) -> dict[str, torch.Tensor]:
     groups, _ = load_checkpoint(folder / "checkpoints/last.safetensors", "cpu")
-    return groups["params"] | groups.get("carry", {})
+    return groups["params"] | groups.get("state", {})
 
 
 def assert_close(one: Path, two: Path, atol: float) -> None:
@@ -229,26 +239,26 @@ def test_shares_are_consecutive_and_equal_within_one(monkeypatch: pytest.MonkeyP
     shares = []
     for rank in range(size):
         monkeypatch.setattr(distributed, "world", lambda rank=rank: (rank, size))
-        shares.append(share(count))
+        shares.append(rank_slice(count))
     assert [place for part in shares for place in part] == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_one_process_is_all_there_is_without_torchrun() -> None:
-    with joined():
+    with process_group():
         assert world() == (0, 1)
         assert is_main()
-        assert share(5) == range(5)
+        assert rank_slice(5) == range(5)
         values = torch.arange(3.0)
-        assert added([placed(values, range(3), 3)])[0].equal(values)
+        assert all_reduce_sum([pad_to_global(values, range(3), 3)])[0].equal(values)
 
 
 def test_a_chain_and_a_meta_batch_too_small_are_refused(make_learner: Any) -> None:
-    with pytest.raises(FewshotError, match="adam_state=chained: each task waits .* 2 processes"):
-        check_shareable(make_learner("reptile-chained"), 4, 2)
+    with pytest.raises(FewshotError, match="adam_state=sequential: each task waits .* 2 processes"):
+        check_shareable(make_learner("reptile-sequential"), 4, 2)
     with pytest.raises(FewshotError, match=r"train.meta_batch=1: fewer tasks than processes \(2\)"):
         check_shareable(make_learner("maml"), 1, 2)
-    check_shareable(make_learner("reptile-chained"), 1, 1)
+    check_shareable(make_learner("reptile-sequential"), 1, 1)
     check_shareable(make_learner("reptile-shared"), 2, 2)
 
 
@@ -267,7 +277,7 @@ def test_others_that_do_not_come_are_no_riddle(monkeypatch: pytest.MonkeyPatch, 
         monkeypatch.setenv(name, value)
     before = signal.getsignal(signal.SIGTERM)
     try:
-        with pytest.raises(FewshotError, match=said), joined():
+        with pytest.raises(FewshotError, match=said), process_group():
             pass
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -304,10 +314,10 @@ def test_a_run_that_lost_a_process_says_so_and_continues_to_the_same_bits(
     assert "the same command, or resume=<run folder>, continues" in errors
     assert "SIGKILL" in errors
     assert not (tmp_path / "died/record.json").exists()
-    _, state = load_checkpoint(tmp_path / "died/checkpoints/last.safetensors", "cpu")
-    assert 18 <= state["step"] < 80
+    _, header = load_checkpoint(tmp_path / "died/checkpoints/last.safetensors", "cpu")
+    assert 18 <= header["step"] < 80
     out, _ = by_two(tmp_path, data_dir, TRAIN, "resume=died")
-    assert out.count(f"goes on from step {state['step']}\n") == 1
+    assert out.count(f"goes on from step {header['step']}\n") == 1
     assert_close(tmp_path / "whole", tmp_path / "died", atol=0)
     assert record(tmp_path / "whole") == record(tmp_path / "died")
 
@@ -335,7 +345,7 @@ def test_a_test_again_by_torchrun_is_that_of_one_process(call: Any, data_dir: Pa
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("algorithm=reptile", "algorithm.learner.adam_state=chained"), "adam_state=chained: each task waits"),
+        (("algorithm=reptile", "algorithm.learner.adam_state=sequential"), "adam_state=sequential: each task waits"),
         (("train.meta_batch=1",), "train.meta_batch=1: fewer tasks than processes (2)"),
         (("way=2000",), "lower way"),
     ],
@@ -353,5 +363,5 @@ def test_a_mistake_is_said_once_and_leaves_nothing(
 
 
 if __name__ == "__main__":
-    with joined():
+    with process_group():
         process(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -18,7 +18,7 @@ from fewshot import open_banks, read_records
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import absolute_paths, expand_configuration, expand_home, expand_path
 from fewshot.data.datasets import folder, glyphs
-from fewshot.experiment.config import identity
+from fewshot.experiment.config import config_hash
 
 QUICK = ("algorithm=nearest", "test.episodes=2", "way=2", "query=2", "recipe=none")
 OWN = ("dataset=folder", "dataset.reader.size=4", "dataset.reader.fractions=[0.34,0.33,0.33]")
@@ -185,7 +185,7 @@ def test_where_files_lie_is_no_part_of_what_a_run_is() -> None:
         reader = {"root": f"{place}/x", "cache": place, "csv": f"{place}/{name}", "size": 4}
         return {"dataset": {"reader": reader}, "features": {"reader": {"folder": f"{place}/features-1"}}, "runs": place}
 
-    assert identity(config("/a")) == identity(config("b")) != identity(config("/a", "b.csv"))
+    assert config_hash(config("/a")) == config_hash(config("b")) != config_hash(config("/a", "b.csv"))
 
 
 def test_a_list_that_is_relative_to_its_images_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,14 +9,23 @@ import pytest
 import torch
 from scipy import stats
 
-from fewshot.core.random import GOLDEN, below, coins, draw_distinct, fold, normal, permutation, stream
+from fewshot.core.random import (
+    GOLDEN,
+    bernoulli,
+    fold_in,
+    normal,
+    permutation,
+    randint,
+    sample_without_replacement,
+    stream,
+)
 
 # The first outputs of splitmix64 for two seeds: Vigna's splitmix64.c, as Rosetta Code lists them for 1234567.
 PUBLISHED = {
     0: [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F],
     1234567: [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821],
 }
-KEYS = fold(stream("test_random"), torch.arange(20_000))
+KEYS = fold_in(stream("test_random"), torch.arange(20_000))
 
 
 def splitmix64(key: int, counter: int) -> int:
@@ -36,28 +45,28 @@ def p_uniform(cells: torch.Tensor, count: int) -> float:
 
 @pytest.mark.parametrize("seed", PUBLISHED)
 def test_fold_is_splitmix64(seed: int):
-    outputs = fold(seed, torch.arange(len(PUBLISHED[seed])))
+    outputs = fold_in(seed, torch.arange(len(PUBLISHED[seed])))
     assert [value % (1 << 64) for value in outputs.tolist()] == PUBLISHED[seed]
 
 
 @pytest.mark.parametrize("key", [0, 1, -1, (1 << 63) - 1, -(1 << 63), GOLDEN])
 def test_fold_wraps_like_64_bit_arithmetic(key: int):
     counters = [0, 1, 2, 1000, (1 << 31) - 1, 1 << 40, (1 << 63) - 2]
-    outputs = fold(torch.tensor(key), torch.tensor(counters))
+    outputs = fold_in(torch.tensor(key), torch.tensor(counters))
     assert [value % (1 << 64) for value in outputs.tolist()] == [splitmix64(key, counter) for counter in counters]
 
 
 def test_fold_does_not_collide():
-    assert len(fold(7, torch.arange(500_000)).unique()) == 500_000
-    nested = fold(fold(7, torch.arange(700))[:, None], torch.arange(700))
+    assert len(fold_in(7, torch.arange(500_000)).unique()) == 500_000
+    nested = fold_in(fold_in(7, torch.arange(700))[:, None], torch.arange(700))
     assert len(nested.unique()) == 700 * 700
 
 
 def test_fold_broadcasts_key_and_counter():
     keys, counters = torch.tensor([3, 5]), torch.arange(4)
-    table = fold(keys[:, None], counters)
+    table = fold_in(keys[:, None], counters)
     assert table.shape == (2, 4)
-    assert table[1, 2] == fold(5, torch.tensor(2))
+    assert table[1, 2] == fold_in(5, torch.tensor(2))
 
 
 def test_a_stream_is_the_same_in_every_process_and_another_for_other_words():
@@ -69,20 +78,20 @@ def test_a_stream_is_the_same_in_every_process_and_another_for_other_words():
 @pytest.mark.parametrize("bound", [1, 2, 7, 1000, 1 << 40])
 def test_below_stays_below(bound: int):
     bits = torch.cat([KEYS, torch.tensor([-1, 0, 1, (1 << 63) - 1, -(1 << 63)])])
-    drawn = below(bits, bound)
+    drawn = randint(bits, bound)
     assert int(drawn.min()) >= 0
     assert int(drawn.max()) < bound
 
 
 def test_below_is_uniform_and_the_test_of_it_sees_a_biased_draw():
-    assert p_uniform(below(KEYS, 7), 7) > 1e-3
-    assert p_uniform(below(KEYS, 10) % 7, 7) < 1e-6
-    assert p_uniform(torch.minimum(below(KEYS, 7), below(fold(KEYS, torch.tensor(0)), 11)), 7) < 1e-6
+    assert p_uniform(randint(KEYS, 7), 7) > 1e-3
+    assert p_uniform(randint(KEYS, 10) % 7, 7) < 1e-6
+    assert p_uniform(torch.minimum(randint(KEYS, 7), randint(fold_in(KEYS, torch.tensor(0)), 11)), 7) < 1e-6
 
 
 @pytest.mark.parametrize(("count", "bound"), [(1, 1), (3, 3), (5, 20), (20, 4800), (5, 1 << 40)])
 def test_distinct_draws_are_distinct_and_in_range(count: int, bound: int):
-    drawn = draw_distinct(KEYS[:2000], count, bound)
+    drawn = sample_without_replacement(KEYS[:2000], count, bound)
     assert drawn.shape == (2000, count)
     assert int(drawn.min()) >= 0
     assert int(drawn.max()) < bound
@@ -90,7 +99,7 @@ def test_distinct_draws_are_distinct_and_in_range(count: int, bound: int):
 
 
 def test_distinct_draws_are_uniform_in_every_place_and_as_ordered_pairs():
-    drawn = draw_distinct(KEYS, 3, 7)
+    drawn = sample_without_replacement(KEYS, 3, 7)
     for place in range(3):
         assert p_uniform(drawn[:, place], 7) > 1e-3
     pairs = {pair: i for i, pair in enumerate(itertools.permutations(range(7), 2))}
@@ -101,7 +110,7 @@ def test_distinct_draws_are_uniform_in_every_place_and_as_ordered_pairs():
 
 def test_distinct_draws_of_all_are_uniform_over_all_orders():
     orders = {order: i for i, order in enumerate(itertools.permutations(range(4)))}
-    seen = torch.tensor([orders[tuple(order)] for order in draw_distinct(KEYS, 4, 4).tolist()])
+    seen = torch.tensor([orders[tuple(order)] for order in sample_without_replacement(KEYS, 4, 4).tolist()])
     assert p_uniform(seen, 24) > 1e-3
 
 
@@ -131,7 +140,7 @@ def test_normals_are_standard_and_independent_of_one_another():
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 0.5])
 def test_coins_fall_at_their_rate_in_every_lane(rate: float):
-    thrown = coins(KEYS[0], (4, 50_000), rate).double()
+    thrown = bernoulli(KEYS[0], (4, 50_000), rate).double()
     for lane in thrown:
         assert abs(float(lane.mean()) - rate) <= 5 * (rate * (1 - rate) / 50_000) ** 0.5
     if rate:
@@ -139,10 +148,10 @@ def test_coins_fall_at_their_rate_in_every_lane(rate: float):
 
 
 def test_draws_are_the_same_under_vmap():
-    together = torch.func.vmap(lambda key: (normal(key, (5,)), coins(key, (7,), 0.4)))(KEYS[:3])
+    together = torch.func.vmap(lambda key: (normal(key, (5,)), bernoulli(key, (7,), 0.4)))(KEYS[:3])
     for i in range(3):
         assert torch.equal(together[0][i], normal(KEYS[i], (5,)))
-        assert torch.equal(together[1][i], coins(KEYS[i], (7,), 0.4))
+        assert torch.equal(together[1][i], bernoulli(KEYS[i], (7,), 0.4))
 
 
 @pytest.mark.slow
@@ -152,8 +161,8 @@ def test_compiled_draws_are_the_same_to_rounding_whatever_their_number(compiling
     for count in (*range(1, 70), 126, 127, 130, 640, 1000):
 
         def draw(key: torch.Tensor, count: int = count) -> tuple[torch.Tensor, torch.Tensor]:
-            own = fold(key, stream("name"))
-            return normal(own, (count,)), coins(own, (count,), 0.3)
+            own = fold_in(key, stream("name"))
+            return normal(own, (count,)), bernoulli(own, (count,), 0.3)
 
         with compiling():
             torch.compiler.reset()

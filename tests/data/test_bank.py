@@ -295,10 +295,10 @@ def test_banks_that_cannot_get_their_place_leave_the_old_ones_in_it(tmp_path: Pa
 
     monkeypatch.setattr(bank.os, "replace", full)
     with pytest.raises(OSError, match="No space"):
-        bank.install(tmp_path / "new", tmp_path / "old")
+        bank.replace_folder(tmp_path / "new", tmp_path / "old")
     assert (tmp_path / "old/bank.json").read_text() == "old"
     monkeypatch.setattr(bank.os, "replace", true_replace)
-    bank.install(tmp_path / "new", tmp_path / "old")
+    bank.replace_folder(tmp_path / "new", tmp_path / "old")
     assert (tmp_path / "old/bank.json").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
@@ -328,7 +328,7 @@ def test_joined_banks_give_the_examples_of_both_and_copy_neither(tmp_path: Path)
     second = Split(np.arange(100, 106, dtype=np.float32).reshape(3, 2), [3], ["c"])
     write_banks(tmp_path / "bank", {"train": first, "val": second}, {})
     banks = open_banks(tmp_path / "bank")
-    both = bank.joined(banks["train"], banks["val"])
+    both = bank.concat_banks(banks["train"], banks["val"])
     assert (both.names, both.sizes.tolist(), both.split) == (("a", "b", "c"), [2, 4, 3], "train")
     found = both.rows(torch.tensor([8, 0, 6, 5]))
     assert found.tolist() == [[104, 105], [0, 1], [100, 101], [10, 11]]

@@ -19,12 +19,18 @@ from fewshot.algorithms.maml import Maml
 from fewshot.core.errors import FewshotError
 from fewshot.engine import engine as engines
 from fewshot.engine.engine import Engine
-from fewshot.engine.reduce import Outer
+from fewshot.engine.reduce import MetaGradient
 from fewshot.episodes import Episodes
 
 Make = Callable[..., Any]
 
-ON_A_BACKBONE = ("maml", "fomaml", "reptile-chained", "reptile-shared", "reptile-sgd")  # all its parameters are theirs
+ON_A_BACKBONE = (
+    "maml",
+    "fomaml",
+    "reptile-sequential",
+    "reptile-shared",
+    "reptile-sgd",
+)  # all its parameters are theirs
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -44,21 +50,23 @@ def relative_error(mine: Tensors, theirs: Tensors) -> float:
     return gap / size
 
 
-def assert_same(mine: Outer, theirs: Outer) -> None:
+def assert_same(mine: MetaGradient, theirs: MetaGradient) -> None:
     assert relative_error(mine.gradient, theirs.gradient) < 1e-10
     for name, value in theirs.gradient.items():
         assert mine.gradient[name].shape == value.shape
         torch.testing.assert_close(mine.gradient[name], value, rtol=1e-8, atol=1e-11)
     torch.testing.assert_close(mine.loss, theirs.loss, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(mine.score, theirs.score)
-    assert mine.carry.keys() == theirs.carry.keys()
-    for name, value in theirs.carry.items():
-        torch.testing.assert_close(mine.carry[name], value, rtol=1e-9, atol=1e-12)
+    assert mine.state.keys() == theirs.state.keys()
+    for name, value in theirs.state.items():
+        torch.testing.assert_close(mine.state[name], value, rtol=1e-9, atol=1e-12)
 
 
-def outer(learner: Any, episodes: Episodes, name: str, chunk: int | None = None, carry: Tensors | None = None) -> Outer:
-    params, empty = learner.initial()
-    return Engine(name, chunk).outer(learner, params, carry or empty, episodes)
+def outer(
+    learner: Any, episodes: Episodes, name: str, chunk: int | None = None, state: Tensors | None = None
+) -> MetaGradient:
+    params, empty = learner.init()
+    return Engine(name, chunk).outer(learner, params, state or empty, episodes)
 
 
 # Four tasks on 84x84 images: the bytes that they take beside torch itself, the chunk found, the gradient's sums. With a
@@ -78,12 +86,12 @@ network = Conv4((3, 84, 84), 5, filters=4, downsample="max_pool", pool="valid", 
 learner = Maml(network, inner_lr=0.01, inner_steps=10, test_steps=10, first_order=False, inner_loss="mean",
                outer_loss="mean")
 x, y = torch.rand(4, 5, 3, 84, 84), torch.arange(5).expand(4, -1)
-engine, (params, carry) = Engine("vmap"), learner.initial()
+engine, (params, state) = Engine("vmap"), learner.init()
 def status(name): return int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0]) * 1024
 before = status("VmRSS")
 if len(sys.argv) > 1:
     resource.setrlimit(resource.RLIMIT_DATA, 2 * [status("VmData") + int(sys.argv[1])])
-found = engine.outer(learner, params, carry, Episodes(x, y, x, y, torch.arange(4)))
+found = engine.outer(learner, params, state, Episodes(x, y, x, y, torch.arange(4)))
 sums = (float(value.square().sum()) for value in found.gradient.values())
 print(status("VmHWM") - before, engine.found.get("outer", 4), *sums)
 """
@@ -152,7 +160,7 @@ def test_every_engine_gives_the_same_gradient_of_a_regression(
         assert_same(outer(learner, episodes, engine), theirs)
 
 
-@pytest.mark.parametrize("name", ["meta_sgd", "reptile-chained", "reptile-shared", "reptile-sgd"])
+@pytest.mark.parametrize("name", ["meta_sgd", "reptile-sequential", "reptile-shared", "reptile-sgd"])
 def test_vmap_and_loop_give_the_same_gradient_of_a_regression(make_regression: Make, make_learner: Make, name: str):
     backbone, episodes = make_regression()
     learner = make_learner(name, backbone)
@@ -183,13 +191,13 @@ def test_a_mapped_function_gives_its_results_in_the_order_of_the_tasks(
 @pytest.mark.parametrize("engine", ["vmap", "loop"])
 def test_nothing_that_goes_in_is_changed(make_learner: Make, make_episodes: Make, trained_algorithm: str, engine: str):
     learner, episodes = make_learner(trained_algorithm), make_episodes(3)
-    params, carry = learner.initial()
-    inputs = [params, carry, dict(learner.backbone.named_parameters())]
+    params, state = learner.init()
+    inputs = [params, state, dict(learner.backbone.named_parameters())]
     before = [{name: value.detach().clone() for name, value in tensors.items()} for tensors in inputs]
-    first = Engine(engine).outer(learner, params, carry, episodes)
+    first = Engine(engine).outer(learner, params, state, episodes)
     for tensors, kept in zip(inputs, before, strict=True):
         assert all(torch.equal(tensors[name], kept[name]) for name in kept)
-    again = Engine(engine).outer(learner, params, carry, episodes)
+    again = Engine(engine).outer(learner, params, state, episodes)
     for name, value in first.gradient.items():
         assert torch.equal(value, again.gradient[name])
         assert not value.requires_grad
@@ -201,11 +209,11 @@ def test_the_parameters_that_are_given_count_and_not_those_of_the_backbone(
     make_learner: Make, make_episodes: Make, name: str, engine: str
 ):
     learner, episodes = make_learner(name), make_episodes(2)
-    params, carry = learner.initial()
+    params, state = learner.init()
     elsewhere = {name: value + 0.1 * torch.randn_like(value) for name, value in params.items()}
     method = Engine(engine)
-    here = method.outer(learner, params, carry, episodes)
-    there = method.outer(learner, elsewhere, carry, episodes)
+    here = method.outer(learner, params, state, episodes)
+    there = method.outer(learner, elsewhere, state, episodes)
     learner.backbone.load_state_dict(elsewhere)
     assert relative_error(here.gradient, there.gradient) > 1e-3
     assert relative_error(there.gradient, outer(learner, episodes, engine).gradient) < 1e-12
@@ -228,11 +236,11 @@ def test_large_learners_run_task_by_task_on_all_cores(
     make_learner: Make, make_episodes: Make, monkeypatch: pytest.MonkeyPatch
 ):
     learner, episodes = make_learner("maml"), make_episodes(3)
-    params, carry = learner.initial()
+    params, state = learner.init()
     here: set[int] = set()
     run = engines.outer_of
 
-    def noted(*args: Any) -> Outer:
+    def noted(*args: Any) -> MetaGradient:
         here.add(threading.get_ident())
         return run(*args)
 
@@ -242,7 +250,7 @@ def test_large_learners_run_task_by_task_on_all_cores(
     for large in (engines.LARGE, 0):
         monkeypatch.setattr(engines, "LARGE", large)
         here.clear()
-        by_size.append(Engine("loop").outer(learner, params, carry, episodes))
+        by_size.append(Engine("loop").outer(learner, params, state, episodes))
         assert (threading.get_ident() in here) == (large == 0)
     assert_same(*by_size)
 
@@ -257,11 +265,11 @@ def test_auto_is_vmap_for_small_examples_and_loop_for_large_ones_on_cpu(make_epi
 def test_a_compiled_step_gives_the_same_gradient(compiling: Make, make_regression: Make, make_learner: Make, name: str):
     backbone, episodes = make_regression()
     learner = make_learner(name, backbone, inner_steps=2)
-    engine, (params, carry) = Engine("compiled"), learner.initial()
+    engine, (params, state) = Engine("compiled"), learner.init()
     with compiling():
-        first = engine.outer(learner, params, carry, episodes)
+        first = engine.outer(learner, params, state, episodes)
     assert_same(first, outer(learner, episodes, "vmap"))
-    again = engine.outer(learner, params, carry, episodes)
+    again = engine.outer(learner, params, state, episodes)
     assert all(torch.equal(value, again.gradient[name]) for name, value in first.gradient.items())
 
 
@@ -284,9 +292,9 @@ def test_a_compiled_step_that_draws_gives_the_same_gradient_up_to_float32(
     learner, episodes = make_learner("leo"), make_episodes(5)
     with compiling():
         compiled = outer(learner, episodes, "compiled")
-    eager = outer(learner, episodes, "vmap")
-    assert relative_error(compiled.gradient, eager.gradient) < 1e-6
-    torch.testing.assert_close(compiled.loss, eager.loss, rtol=1e-6, atol=0)
+    use_autograd = outer(learner, episodes, "vmap")
+    assert relative_error(compiled.gradient, use_autograd.gradient) < 1e-6
+    torch.testing.assert_close(compiled.loss, use_autograd.loss, rtol=1e-6, atol=0)
 
 
 def test_what_cannot_be_compiled_is_said_in_one_line(compiling: Make, make_regression: Make, make_learner: Make):
@@ -316,7 +324,7 @@ def test_tasks_that_do_not_fit_into_memory_are_halved_until_they_do_and_that_is_
     make_learner: Make, make_episodes: Make, monkeypatch: pytest.MonkeyPatch, error: Exception
 ):
     learner, episodes = make_learner("maml"), make_episodes(5)
-    params, carry = learner.initial()
+    params, state = learner.init()
     whole, tried = outer(learner, episodes, "vmap"), []
     lift = engines.lift_all
 
@@ -328,7 +336,7 @@ def test_tasks_that_do_not_fit_into_memory_are_halved_until_they_do_and_that_is_
 
     monkeypatch.setattr(engines, "lift_all", with_room_for_two)
     engine = Engine("vmap")
-    assert_same(engine.outer(learner, params, carry, episodes), whole)
+    assert_same(engine.outer(learner, params, state, episodes), whole)
     assert tried == [5, 3, 2, 2, 1]
     tried.clear()
     for sizes in ([5, 3, 2, 2, 1], [2, 2, 1]):  # other functions take other memory: found anew for each of the two
@@ -336,7 +344,7 @@ def test_tasks_that_do_not_fit_into_memory_are_halved_until_they_do_and_that_is_
         torch.testing.assert_close(results, episodes.query_x.sum((1, 2, 3, 4)))
         assert tried == sizes
         tried.clear()
-    assert_same(engine.outer(learner, params, carry, episodes), whole)
+    assert_same(engine.outer(learner, params, state, episodes), whole)
     assert (tried, engine.chunk) == ([2, 2, 1], None)
 
 
@@ -365,7 +373,7 @@ def test_second_order_with_ten_inner_steps_stays_within_a_memory_limit():
     torch.testing.assert_close(torch.tensor(chunked), torch.tensor(gradient), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["reptile-chained", "reptile-shared", "reptile-sgd"])
+@pytest.mark.parametrize("name", ["reptile-sequential", "reptile-shared", "reptile-sgd"])
 def test_learn2learn_refuses_reptile_in_one_line(make_learner: Make, make_episodes: Make, name: str):
     with pytest.raises(FewshotError, match="only for maml and fomaml") as caught:
         outer(make_learner(name), make_episodes(1), "learn2learn")

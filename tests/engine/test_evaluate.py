@@ -31,9 +31,9 @@ from fewshot.engine.engine import Engine
 from fewshot.algorithms.maml import Maml
 from fewshot.backbones.conv4 import Conv4
 from fewshot.data.bank import Bank
-from fewshot.core.device import keep_freed_memory, peak_memory_bytes
+from fewshot.core.device import tune_malloc, peak_memory_bytes
 from fewshot.tasks.sampler import Sampler
-keep_freed_memory()
+tune_malloc()
 torch.manual_seed(0)
 evaluation.EXAMPLES_AT_ONCE = int(sys.argv[1])
 network = Conv4((1, 28, 28), 5, filters=8, downsample="max_pool", pool="valid", readout="flatten", norm="batch",
@@ -42,14 +42,14 @@ learner = Maml(network, inner_lr=0.01, inner_steps=1, test_steps=3, first_order=
                outer_loss="mean")
 images = torch.randint(256, (400, 1, 28, 28), dtype=torch.uint8)
 bank = Bank(images, torch.arange(21) * 20, tuple("abcdefghijklmnopqrst"), "test", "random", {})
-sampler, (params, carry) = Sampler(bank, 5, 1, 15, 0), learner.initial()
+sampler, (params, state) = Sampler(bank, 5, 1, 15, 0), learner.init()
 for batches in map(int, sys.argv[2:]):
     episodes = batches * (evaluation.EXAMPLES_AT_ONCE // 80)
-    scores = evaluation.evaluate(learner, params, carry, sampler, episodes, transductive=True, engine=Engine())
+    scores = evaluation.evaluate(learner, params, state, sampler, episodes, transductive=True, engine=Engine())
     print(len(scores), peak_memory_bytes(torch.device("cpu")))
 """
 
-TRAINED = ("maml", "fomaml", "meta_sgd", "reptile-chained", "reptile-shared", "reptile-sgd")
+TRAINED = ("maml", "fomaml", "meta_sgd", "reptile-sequential", "reptile-shared", "reptile-sgd")
 BACKBONES = ("make_conv4", "make_mlp")
 
 
@@ -63,62 +63,62 @@ def learner(request: pytest.FixtureRequest, make_learner: Make) -> Any:
 
 
 def carried(learner: Any, make_episodes: Make) -> tuple[Any, Any]:
-    """Parameters and carry after a meta-batch, so that the carry is not empty."""
-    params, carry = learner.initial()
-    return params, Engine("vmap").outer(learner, params, carry, make_episodes(2)).carry if carry else {}
+    """Parameters and state after a meta-batch, so that the state is not empty."""
+    params, state = learner.init()
+    return params, Engine("vmap").outer(learner, params, state, make_episodes(2)).state if state else {}
 
 
 def test_in_inductive_mode_no_query_reaches_the_prediction_of_another(learner: Any, make_episodes: Make):
-    params, carry = carried(learner, make_episodes)
+    params, state = carried(learner, make_episodes)
     task = make_episodes(1, query=3)[0]
-    before = query_outputs(learner, params, carry, task, transductive=False)
+    before = query_outputs(learner, params, state, task, transductive=False)
     for changed in (0, 4, 8):
         query_x = task.query_x.clone()
         query_x[changed] = 1 - 3 * query_x[changed]
-        after = query_outputs(learner, params, carry, replace(task, query_x=query_x), transductive=False)
+        after = query_outputs(learner, params, state, replace(task, query_x=query_x), transductive=False)
         others = torch.arange(9) != changed
         assert torch.equal(after[others], before[others])
         assert not torch.equal(after[changed], before[changed])
 
 
 def test_in_transductive_mode_queries_share_the_norms(learner: Any, make_episodes: Make):
-    params, carry = carried(learner, make_episodes)
+    params, state = carried(learner, make_episodes)
     task = make_episodes(1, query=3)[0]
-    before = query_outputs(learner, params, carry, task, transductive=True)
+    before = query_outputs(learner, params, state, task, transductive=True)
     query_x = task.query_x.clone()
     query_x[0] = 1 - 3 * query_x[0]
-    after = query_outputs(learner, params, carry, replace(task, query_x=query_x), transductive=True)
+    after = query_outputs(learner, params, state, replace(task, query_x=query_x), transductive=True)
     assert torch.equal(after[1:], before[1:]) == probe(learner, task).queries_independent
 
 
 @pytest.mark.parametrize("transductive", [False, True])
 def test_the_support_set_matters(learner: Any, make_episodes: Make, transductive: bool):
-    params, carry = carried(learner, make_episodes)
+    params, state = carried(learner, make_episodes)
     task, other = make_episodes(2, query=3)
-    before = query_outputs(learner, params, carry, task, transductive)
-    after = query_outputs(learner, params, carry, replace(task, support_x=other.support_x), transductive)
+    before = query_outputs(learner, params, state, task, transductive)
+    after = query_outputs(learner, params, state, replace(task, support_x=other.support_x), transductive)
     assert before.shape == (9, 3)
     assert float((after - before).abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("transductive", [False, True])
 def test_query_labels_do_not_reach_the_predictions(learner: Any, make_episodes: Make, transductive: bool):
-    params, carry = carried(learner, make_episodes)
+    params, state = carried(learner, make_episodes)
     task = make_episodes(1, query=3)[0]
     hidden = replace(task, query_y=torch.zeros_like(task.query_y))
-    mine, theirs = (query_outputs(learner, params, carry, one, transductive) for one in (task, hidden))
+    mine, theirs = (query_outputs(learner, params, state, one, transductive) for one in (task, hidden))
     assert torch.equal(mine, theirs)
 
 
 @pytest.mark.usefixtures("float64")
 def test_queries_are_forwarded_with_the_support_set_or_with_all_queries_alone(learner: Any, make_episodes: Make):
-    params, carry = carried(learner, make_episodes)
+    params, state = carried(learner, make_episodes)
     task = make_episodes(1, query=3)[0]
-    adapted = learner.adapt(params, carry, task)
+    adapted = learner.adapt(params, state, task)
     inductive = torch.stack([learner.predict(adapted, torch.cat([task.support_x, q[None]]))[-1] for q in task.query_x])
     transductive = learner.predict(adapted, task.query_x)
     for expected, mode in ((inductive, False), (transductive, True)):
-        found = query_outputs(learner, params, carry, task, mode)
+        found = query_outputs(learner, params, state, task, mode)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
 
 
@@ -138,11 +138,11 @@ def test_scores_do_not_depend_on_the_batch_or_the_engine(
     sampler: Sampler,
     transductive: bool,
 ):
-    params, carry = carried(learner, make_episodes)
+    params, state = carried(learner, make_episodes)
 
     def scores(examples: int, engine: Engine) -> np.ndarray:
         monkeypatch.setattr(evaluation, "EXAMPLES_AT_ONCE", examples)
-        return evaluate(learner, params, carry, sampler, 12, transductive=transductive, engine=engine)
+        return evaluate(learner, params, state, sampler, 12, transductive=transductive, engine=engine)
 
     reference = scores(2000, Engine("vmap"))
     assert reference.shape == (12,)
@@ -160,11 +160,11 @@ def test_scores_do_not_depend_on_the_batch_or_the_engine(
 def test_scores_are_the_share_of_queries_whose_largest_logit_is_the_labels(
     learner: Any, make_episodes: Make, sampler: Sampler
 ):
-    params, carry = carried(learner, make_episodes)
-    found = evaluate(learner, params, carry, sampler, 6, transductive=False, engine=Engine("loop"))
+    params, state = carried(learner, make_episodes)
+    found = evaluate(learner, params, state, sampler, 6, transductive=False, engine=Engine("loop"))
     episodes = sampler.episodes(0, 6)
     for i in range(6):
-        logits = query_outputs(learner, params, carry, episodes[i], transductive=False)
+        logits = query_outputs(learner, params, state, episodes[i], transductive=False)
         right = int((logits.argmax(1) == episodes[i].query_y).sum())
         assert found[i] == pytest.approx(right / 9, abs=1e-6)
 
@@ -178,8 +178,8 @@ def test_every_learner_is_better_than_chance_on_easy_tasks(
         choices = {"finetune_steps": 20, "finetune_lr": 0.1}
     learner = make_learner(algorithm, make_conv4(), **choices)
     easy = Sampler(make_bank(noise=30), 3, 3, 3, seed=1)
-    params, carry = learner.initial()
-    scores = evaluate(learner, params, carry, easy, 20, transductive=False, engine=Engine("vmap"))
+    params, state = learner.init()
+    scores = evaluate(learner, params, state, easy, 20, transductive=False, engine=Engine("vmap"))
     assert scores.mean() - ci95(scores) > 0.6
 
 
@@ -196,11 +196,11 @@ def test_scoring_whole_classes_is_scoring_each_query(
 ):
     bank = make_bank(counts=counts, noise=200, shape=(64,))  # for features alone it is the faster way
     learner, sampler = make_learner(name), Sampler(bank, 3, 2, 7, seed=1)
-    params, carry = learner.initial()
+    params, state = learner.init()
     monkeypatch.setattr(evaluation, "_on_gathered", None)
-    scores = evaluate(learner, params, carry, sampler, 30, transductive=False, engine=Engine(engine))
+    scores = evaluate(learner, params, state, sampler, 30, transductive=False, engine=Engine(engine))
     tasks = sampler.episodes(0, 30)
-    wanted = [score(query_outputs(learner, params, carry, task, False), task.query_y) for task in tasks]
+    wanted = [score(query_outputs(learner, params, state, task, False), task.query_y) for task in tasks]
     assert len(tasks[0].query_y) == 21
     assert scores.tolist() == pytest.approx([float(score) for score in wanted])
     assert len(set(scores)) > 5

@@ -139,7 +139,7 @@ def test_cfg_job_shows_what_runs_with_the_recipe_in_it(call: Any) -> None:
     cfg = OmegaConf.create(shown.out)
     assert (cfg.recipe, cfg.algorithm.learner.inner_lr, cfg.train.meta_batch) == ("cbfinn", 0.4, 7)
     part = call("train", "algorithm=maml", "dataset=omniglot", "--cfg=job", "--package=algorithm.learner")
-    assert part.out.startswith("# @package algorithm.learner\n_target_: fewshot.algorithms.maml.Maml\n")
+    assert part.out.startswith("# @package algorithm.learner\n_target_: fewshot.Maml\n")
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])

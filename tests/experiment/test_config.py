@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from fewshot.core.errors import FewshotError
 from fewshot.experiment.build import build
-from fewshot.experiment.config import CONF, apply_recipe, identity, near, resolved
-from fewshot.training.loop import TrainSettings
+from fewshot.experiment.config import CONF, apply_recipe, config_hash, did_you_mean, resolved
+from fewshot.training.settings import TrainSettings
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -204,10 +204,8 @@ def test_what_is_of_first_order_is_no_recipe_of_maml() -> None:
 @pytest.mark.parametrize("backbone", ["conv4", "mlp"])
 def test_every_algorithm_builds_on_every_backbone(algorithm: str, backbone: str, data_dir: Path) -> None:
     run = build(composed(f"algorithm={algorithm}", f"backbone={backbone}", f"data_dir={data_dir}"))
-    params, _ = run.learner.initial()
-    again, _ = build(
-        composed(f"algorithm={algorithm}", f"backbone={backbone}", f"data_dir={data_dir}")
-    ).learner.initial()
+    params, _ = run.learner.init()
+    again, _ = build(composed(f"algorithm={algorithm}", f"backbone={backbone}", f"data_dir={data_dir}")).learner.init()
     assert all(params[name].equal(again[name]) for name in params)
 
 
@@ -235,16 +233,16 @@ def test_a_recipe_sets_what_a_named_backbone_has() -> None:
 
 def test_identity_covers_what_a_result_depends_on_and_nothing_else() -> None:
     base = resolved(composed())
-    assert identity(base) == identity(resolved(composed("device=cpu", "runs=elsewhere", "force=true")))
-    assert identity(base) == identity(resolved(composed("data_dir=elsewhere")))
-    assert identity(base) != identity(resolved(composed("seed=1")))
-    assert identity(base) != identity(resolved(composed("train.outer_lr=0.1")))
-    assert identity(base, without=["seed"]) == identity(resolved(composed("seed=1")), without=["seed"])
+    assert config_hash(base) == config_hash(resolved(composed("device=cpu", "runs=elsewhere", "force=true")))
+    assert config_hash(base) == config_hash(resolved(composed("data_dir=elsewhere")))
+    assert config_hash(base) != config_hash(resolved(composed("seed=1")))
+    assert config_hash(base) != config_hash(resolved(composed("train.outer_lr=0.1")))
+    assert config_hash(base, without=["seed"]) == config_hash(resolved(composed("seed=1")), without=["seed"])
 
 
 def test_near_names() -> None:
-    assert near("shoot", ["way", "shot"]) == ", did you mean shot?"
-    assert near("zzz", ["way", "shot"]) == ""
+    assert did_you_mean("shoot", ["way", "shot"]) == ", did you mean shot?"
+    assert did_you_mean("zzz", ["way", "shot"]) == ""
 
 
 @pytest.mark.parametrize("dataset", ["omniglot", "mini", "tiered", "cub", "glyphs", "folder"])

@@ -21,7 +21,7 @@ def test_codes_before_and_after_adaptation_and_a_picture_are_written(
     make_bank: Make, make_learner: Make, tmp_path: Path
 ):
     learner, sampler = make_learner("leo"), Sampler(make_bank(), 3, 2, 2, seed=0)
-    params, _ = learner.initial()
+    params, _ = learner.init()
     write_latents(tmp_path, learner, params, sampler, 7, Engine("vmap"))
     with np.load(tmp_path / "latents.npz", allow_pickle=False) as file:
         found = {name: file[name] for name in file.files}

@@ -53,7 +53,7 @@ def test_an_error_of_the_code_itself_ends_one_run_and_not_the_sweep(call: Any, m
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("of a person's\nown algorithm")
 
-    monkeypatch.setattr(Reptile, "initial", broken)
+    monkeypatch.setattr(Reptile, "init", broken)
     done = call("train", "-m", "algorithm=reptile,maml", "runs=sweep", *QUICK)
     assert done.code == 1
     assert "| maml (conv4), transductive" in done.out

@@ -21,7 +21,7 @@ from scipy import stats
 from fewshot.core.errors import FewshotError
 from fewshot.experiment.config import CONF
 from fewshot.report.formats import FORMATS
-from fewshot.report.gather import measured
+from fewshot.report.gather import read_runs
 from fewshot.report.page import Page
 from fewshot.report.published import published
 from fewshot.report.records import write_record
@@ -45,7 +45,7 @@ def settings(*words: str) -> dict[str, Any]:
 
 
 def table(*words: str, runs: Path = RESULTS) -> Page:
-    found, complaints = measured(runs)
+    found, complaints = read_runs(runs)
     page = table_of(found, settings(*words))
     page.complaints[:0] = complaints
     return page

@@ -16,7 +16,7 @@ from scipy import stats
 from fewshot.core.errors import FewshotError
 from fewshot.experiment.config import CONF
 from fewshot.report.charts import bars, by_steps
-from fewshot.report.gather import measured
+from fewshot.report.gather import read_runs
 from fewshot.report.page import Page
 from fewshot.report.published import VIEWS
 from fewshot.report.records import read_record, summary, write_record
@@ -61,7 +61,7 @@ def table(runs: Path, *words: str) -> Page:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         settings = OmegaConf.to_container(compose("table", list(words)), resolve=True)
     assert isinstance(settings, dict)
-    found, complaints = measured(runs)
+    found, complaints = read_runs(runs)
     page = table_of(found, {str(key): value for key, value in settings.items()})
     page.complaints[:0] = complaints
     return page
@@ -210,14 +210,14 @@ def test_a_test_once_more_with_one_more_number_of_steps_adds_only_that(tmp_path:
     cost = page.cost
     assert cost is not None
     assert list(cost["adaptation steps"]) == ["1, 5, 10", "20", "1, 5, 10"]  # the run's own record is the one shown
-    runs, _ = measured(tmp_path)
+    runs, _ = read_runs(tmp_path)
     for draw in (by_steps, bars):
         draw(runs)
     regression(tmp_path / "z/tests/other", shift=0.01)
     with pytest.raises(FewshotError, match=r"z and .*z/tests/other are both maml .* with seed 0, and their mse is"):
         table(tmp_path, "layout=sinusoid")
     with pytest.raises(FewshotError, match=r"z and .*z/tests/other are both maml .* with seed 0, and their mse is"):
-        by_steps(measured(tmp_path)[0])
+        by_steps(read_runs(tmp_path)[0])
 
 
 def test_a_regression_has_no_way_and_its_footer_no_images(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.experiment import cli
 from fewshot.experiment.config import CONF
 from fewshot.report.configurations import differences
-from fewshot.report.gather import measured
+from fewshot.report.gather import read_runs
 from fewshot.report.html_report import report
 from fewshot.report.records import write_record
 
@@ -54,7 +54,7 @@ def written(runs: Path, *words: str) -> tuple[str, list[str]]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         settings = OmegaConf.to_container(compose("report", list(words)), resolve=True)
     assert isinstance(settings, dict)
-    found, unread = measured(runs)
+    found, unread = read_runs(runs)
     return report(runs, found, {str(key): value for key, value in settings.items()}, unread)
 
 
@@ -84,7 +84,7 @@ def test_only_keys_that_differ_are_shown_and_seeds_are_one_column(tmp_path: Path
     for seed in (0, 1):
         make(tmp_path / f"maml{seed}", seed=seed, config={**same, "seed": seed, "train": {"lr": 0.1, "clip": None}})
     make(tmp_path / "leo", algorithm="leo", config={**same, "seed": 0, "train": {"lr": 0.2, "clip": None, "own": True}})
-    frame, missing, complaints = differences(measured(tmp_path)[0])
+    frame, missing, complaints = differences(read_runs(tmp_path)[0])
     assert frame.to_numpy().tolist() == [["train.lr", "0.2", "0.1"], ["train.own", "true", "–"]]
     assert list(frame.columns) == [
         "key",
@@ -98,7 +98,7 @@ def test_runs_without_configuration_are_said_and_tests_below_a_run_are_not(tmp_p
     make(tmp_path / "run", config={"way": 5})
     make(tmp_path / "run/tests/again", seed=1)
     make(tmp_path / "bare", seed=2)
-    _, missing, _ = differences(measured(tmp_path)[0])
+    _, missing, _ = differences(read_runs(tmp_path)[0])
     assert missing == [str(tmp_path / "bare")]
     assert "no config.yaml beside 1 of 3 records" in written(tmp_path)[0]
 

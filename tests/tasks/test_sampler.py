@@ -141,15 +141,15 @@ def test_rotated_classes_hold_the_stored_images_turned(make_bank: MakeBank, rota
     sampler = Sampler(bank, 3, 2, 3, 0, rotations)
     draw, episodes = sampler.draw(0, 40), sampler.episodes(0, 40)
     items = torch.cat([episodes.support_x.unflatten(1, (3, 2)), episodes.query_x.unflatten(1, (3, 3))], dim=2)
-    assert sorted(draw.turns.unique().tolist()) == [0, 1, 2, 3]
+    assert sorted(draw.quarter_turns.unique().tolist()) == [0, 1, 2, 3]
     for task, label, item in itertools.product(range(40), range(3), range(5)):
         stored = bank.examples[draw.rows[task, label, item]].numpy()
-        turned = np.rot90(stored, int(draw.turns[task, label]), axes=(1, 2)).copy()
+        turned = np.rot90(stored, int(draw.quarter_turns[task, label]), axes=(1, 2)).copy()
         assert torch.equal(items[task, label, item], torch.from_numpy(turned).float() / 255)
 
 
 def test_without_rotations_nothing_is_turned(make_bank: MakeBank):
-    assert not Sampler(make_bank(), 3, 2, 3, 0).draw(0, 50).turns.any()
+    assert not Sampler(make_bank(), 3, 2, 3, 0).draw(0, 50).quarter_turns.any()
 
 
 def test_only_rotations_as_classes_let_two_rotations_of_a_class_meet(make_bank: MakeBank):
@@ -157,13 +157,13 @@ def test_only_rotations_as_classes_let_two_rotations_of_a_class_meet(make_bank: 
     as_classes = Sampler(make_bank(), 3, 2, 3, 0, "as_classes").draw(0, 300)
     assert bool((per_class.classes.sort(dim=1).values.diff(dim=1) > 0).all())
     assert bool((as_classes.classes.sort(dim=1).values.diff(dim=1) == 0).any())
-    turned = as_classes.classes * 4 + as_classes.turns
+    turned = as_classes.classes * 4 + as_classes.quarter_turns
     assert bool((turned.sort(dim=1).values.diff(dim=1) > 0).all())
 
 
 def test_rotations_as_classes_make_four_times_the_classes(make_bank: MakeBank):
     draw = Sampler(make_bank((9, 9, 9)), 12, 1, 1, 0, "as_classes").draw(0, 5)
-    turned = (draw.classes * 4 + draw.turns).sort(dim=1).values
+    turned = (draw.classes * 4 + draw.quarter_turns).sort(dim=1).values
     assert torch.equal(turned, torch.arange(12).expand(5, 12))
 
 
@@ -203,10 +203,10 @@ def test_rows_of_two_classes_of_an_episode_are_independent(make_bank: MakeBank):
 
 def test_rotations_are_uniform_and_independent_of_each_other_and_of_the_class(make_bank: MakeBank):
     draw = Sampler(make_bank(), 2, 1, 1, 4, "per_class").draw(0, 20_000)
-    assert p_uniform(draw.turns[:, 0] * 4 + draw.turns[:, 1], 16) > 1e-3
-    assert p_uniform(draw.classes[:, 0] * 4 + draw.turns[:, 0], 20) > 1e-3
+    assert p_uniform(draw.quarter_turns[:, 0] * 4 + draw.quarter_turns[:, 1], 16) > 1e-3
+    assert p_uniform(draw.classes[:, 0] * 4 + draw.quarter_turns[:, 0], 20) > 1e-3
     draw = Sampler(make_bank(), 2, 1, 1, 4, "as_classes").draw(0, 20_000)
-    assert p_uniform(draw.classes[:, 0] * 4 + draw.turns[:, 0], 20) > 1e-3
+    assert p_uniform(draw.classes[:, 0] * 4 + draw.quarter_turns[:, 0], 20) > 1e-3
 
 
 def test_the_test_of_uniformity_sees_a_biased_draw(make_bank: MakeBank):

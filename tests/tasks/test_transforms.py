@@ -9,12 +9,12 @@ import torch
 from torchvision.transforms import v2
 
 from fewshot.core.errors import FewshotError
-from fewshot.core.random import fold
+from fewshot.core.random import fold_in
 from fewshot.tasks import transforms as views
 from fewshot.tasks.sampler import Sampler
-from fewshot.tasks.transforms import View, natural
+from fewshot.tasks.transforms import ImageTransform, random_augment
 
-KEYS = fold(7, torch.arange(400))
+KEYS = fold_in(7, torch.arange(400))
 
 
 def images(*shape: int) -> torch.Tensor:
@@ -24,30 +24,30 @@ def images(*shape: int) -> torch.Tensor:
 
 def test_without_settings_an_image_is_itself_in_0_to_1():
     x = images(4, 3, 9, 9)
-    assert torch.equal(View()(x), x.to(torch.float32) / 255)
+    assert torch.equal(ImageTransform()(x), x.to(torch.float32) / 255)
 
 
 def test_normalisation_is_torchvisions():
     x, mean, std = images(4, 3, 9, 9), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     expected = v2.Normalize(list(mean), list(std))(x.to(torch.float32) / 255)
-    torch.testing.assert_close(View(mean=mean, std=std)(x), expected)
+    torch.testing.assert_close(ImageTransform(mean=mean, std=std)(x), expected)
 
 
 def test_pixels_of_0_to_255_are_a_deviation_of_1_over_255():
     x = images(2, 3, 5, 5)
-    torch.testing.assert_close(View(std=(1 / 255,) * 3)(x), x.to(torch.float32))
+    torch.testing.assert_close(ImageTransform(std=(1 / 255,) * 3)(x), x.to(torch.float32))
 
 
 def test_a_crop_is_cut_from_the_middle():
     x = images(2, 3, 96, 96)
-    assert torch.equal(View(crop=84)(x), x[:, :, 6:90, 6:90].to(torch.float32) / 255)
+    assert torch.equal(ImageTransform(crop=84)(x), x[:, :, 6:90, 6:90].to(torch.float32) / 255)
 
 
 @pytest.mark.parametrize(
     ("shape", "wanted"), [((1, 28, 28), (3, 84, 84)), ((3, 84, 84), (1, 28, 28)), ((3, 9, 7), (3, 8, 8))]
 )
 def test_images_of_another_dataset_take_the_shape_that_the_learner_knows(shape, wanted):
-    x = View(shape=wanted)(images(2, 5, *shape))
+    x = ImageTransform(shape=wanted)(images(2, 5, *shape))
     assert x.shape == (2, 5, *wanted) and x.dtype == torch.float32
     assert x.min() >= 0 and x.max() <= 1
 
@@ -56,31 +56,33 @@ def test_images_of_another_dataset_take_the_shape_that_the_learner_knows(shape, 
 def test_crop_resize_and_grey_are_torchvisions(side: int):
     x = images(2, 3, 96, 90)
     scaled = x.to(torch.float32) / 255
-    assert torch.equal(View(crop=side)(x), v2.functional.center_crop(scaled, [side, side]))
+    assert torch.equal(ImageTransform(crop=side)(x), v2.functional.center_crop(scaled, [side, side]))
     resized = v2.functional.resize(scaled, [side, side], antialias=True)
-    torch.testing.assert_close(View(shape=(3, side, side))(x), resized.clamp(0, 1))
+    torch.testing.assert_close(ImageTransform(shape=(3, side, side))(x), resized.clamp(0, 1))
     grey = v2.functional.rgb_to_grayscale(resized)
-    torch.testing.assert_close(View(shape=(1, side, side))(x), grey.clamp(0, 1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ImageTransform(shape=(1, side, side))(x), grey.clamp(0, 1), atol=1e-5, rtol=1e-5)
 
 
 def test_a_flat_image_keeps_its_value_through_every_change_of_shape():
     flat = torch.full((1, 1, 28, 28), 51, dtype=torch.uint8)
-    torch.testing.assert_close(View(shape=(3, 84, 84), crop=20)(flat), torch.full((1, 3, 84, 84), 0.2))
+    torch.testing.assert_close(ImageTransform(shape=(3, 84, 84), crop=20)(flat), torch.full((1, 3, 84, 84), 0.2))
 
 
 def test_random_changes_are_a_function_of_the_key_alone():
     x = torch.rand(1, 3, 16, 16).expand(6, -1, -1, -1)
-    together = natural(x, KEYS[:6], (12, 12))
-    one_by_one = torch.cat([natural(x[i : i + 1], KEYS[i : i + 1], (12, 12)) for i in (5, 4, 3, 2, 1, 0)]).flip(0)
+    together = random_augment(x, KEYS[:6], (12, 12))
+    one_by_one = torch.cat([random_augment(x[i : i + 1], KEYS[i : i + 1], (12, 12)) for i in (5, 4, 3, 2, 1, 0)]).flip(
+        0
+    )
     assert together.shape == (6, 3, 12, 12)
     assert torch.equal(together, one_by_one)
     assert all(not torch.equal(together[0], other) for other in together[1:])
 
 
 def test_random_changes_stay_in_0_to_1_and_keep_grey_grey():
-    assert natural(torch.rand(400, 1, 8, 8), KEYS, (8, 8)).min() >= 0
+    assert random_augment(torch.rand(400, 1, 8, 8), KEYS, (8, 8)).min() >= 0
     x = torch.rand(400, 1, 8, 8).expand(-1, 3, -1, -1)
-    changed = natural(x, KEYS, (8, 8))
+    changed = random_augment(x, KEYS, (8, 8))
     assert changed.max() <= 1
     torch.testing.assert_close(changed[:, 0], changed[:, 2])
 
@@ -90,7 +92,7 @@ def test_half_of_the_images_are_mirrored_and_nothing_else_happens_without_crop_a
     monkeypatch.setattr(views, "RATIO", (1.0, 1.0))
     monkeypatch.setattr(views, "JITTER", 0.0)
     x = torch.rand(400, 3, 8, 8)
-    changed = natural(x, KEYS, (8, 8))
+    changed = random_augment(x, KEYS, (8, 8))
     same = (changed - x).abs().amax((1, 2, 3)) < 1e-5
     mirrored = (changed - x.flip(-1)).abs().amax((1, 2, 3)) < 1e-5
     assert torch.equal(same, ~mirrored)
@@ -101,7 +103,7 @@ def test_a_crop_shows_a_part_of_the_image_of_the_wanted_size(monkeypatch):
     monkeypatch.setattr(views, "JITTER", 0.0)
     # A ramp from left to right: what the crop's columns show says where it lies.
     ramp = (torch.arange(64) + 0.5) / 64
-    changed = natural(ramp.expand(400, 1, 64, 64), KEYS, (32, 32))[:, 0, 0]
+    changed = random_augment(ramp.expand(400, 1, 64, 64), KEYS, (32, 32))[:, 0, 0]
     step = (changed[:, 1:] - changed[:, :-1])[:, 10:20].mean(1)
     width = step.abs() * 32  # as a share of the image
     assert 0.22 < width.min() < 0.4 and 0.9 < width.max() <= 1.001
@@ -110,14 +112,14 @@ def test_a_crop_shows_a_part_of_the_image_of_the_wanted_size(monkeypatch):
 
 def test_jitter_changes_brightness_by_up_to_four_tenths(monkeypatch):
     flat = torch.full((400, 3, 4, 4), 0.5)
-    level = natural(flat, KEYS, (4, 4)).mean((1, 2, 3))
+    level = random_augment(flat, KEYS, (4, 4)).mean((1, 2, 3))
     assert 0.3 <= level.min() < 0.32 and 0.68 < level.max() <= 0.7001
 
 
 def test_training_episodes_are_changed_and_test_episodes_are_not(make_bank):
     bank = make_bank(shape=(3, 16, 16))
-    training = Sampler(bank, 3, 2, 4, 11, view=View(crop=12, augment="natural"))
-    testing = replace(training, view=View(crop=12))
+    training = Sampler(bank, 3, 2, 4, 11, view=ImageTransform(crop=12, augment="natural"))
+    testing = replace(training, view=ImageTransform(crop=12))
     one, other = training.episodes(0, 4), testing.episodes(0, 4)
     assert one.support_x.shape == other.support_x.shape == (4, 6, 3, 12, 12)
     assert not torch.equal(one.support_x, other.support_x)
@@ -125,7 +127,7 @@ def test_training_episodes_are_changed_and_test_episodes_are_not(make_bank):
 
 
 def test_a_changed_episode_does_not_depend_on_its_batch(make_bank):
-    sampler = Sampler(make_bank(shape=(3, 16, 16)), 3, 2, 4, 11, view=View(augment="natural"))
+    sampler = Sampler(make_bank(shape=(3, 16, 16)), 3, 2, 4, 11, view=ImageTransform(augment="natural"))
     together, alone = sampler.episodes(0, 8), sampler.episodes(5, 1)
     assert torch.equal(together.query_x[5], alone.query_x[0])
     assert not torch.equal(alone.query_x[0, 0], alone.support_x[0, 0])
@@ -154,4 +156,4 @@ def test_a_changed_episode_does_not_depend_on_its_batch(make_bank):
 )
 def test_a_view_that_does_not_fit_is_refused(settings, shape, message):
     with pytest.raises(FewshotError, match=message):
-        View(**settings).seen(shape)
+        ImageTransform(**settings).output_shape(shape)

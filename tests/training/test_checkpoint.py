@@ -11,14 +11,15 @@ import torch
 from safetensors.torch import save_file
 
 from fewshot.core.errors import FewshotError
-from fewshot.training.checkpoint import load_checkpoint, matching, save_checkpoint, write_atomically
+from fewshot.core.files import write_atomically
+from fewshot.training.checkpoint import check_state, load_checkpoint, save_checkpoint
 
 
 def test_tensors_and_state_come_back_to_the_bit(tmp_path: Path) -> None:
     params = {"a.weight": torch.randn(3, 2, dtype=torch.float64), "b": torch.tensor(7)}
-    save_checkpoint(tmp_path / "c/last.safetensors", {"params": params, "carry": {}}, {"step": 3, "best": None})
-    groups, state = load_checkpoint(tmp_path / "c/last.safetensors", "cpu")
-    assert state == {"step": 3, "best": None}
+    save_checkpoint(tmp_path / "c/last.safetensors", {"params": params, "state": {}}, {"step": 3, "best": None})
+    groups, header = load_checkpoint(tmp_path / "c/last.safetensors", "cpu")
+    assert header == {"step": 3, "best": None}
     assert groups.keys() == {"params"}
     for name, value in params.items():
         assert groups["params"][name].dtype == value.dtype
@@ -52,10 +53,10 @@ def test_a_foreign_file_is_refused_and_never_unpickled(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     here = {"a": torch.ones(2), "b": torch.ones(3)}
-    assert list(matching(tmp_path, {"b": here["b"], "a": here["a"]}, here)) == ["a", "b"]
+    assert list(check_state(tmp_path, {"b": here["b"], "a": here["a"]}, here)) == ["a", "b"]
     for found in ({"a": torch.ones(2)}, here | {"c": torch.ones(1)}, here | {"b": torch.ones(4)}):
         with pytest.raises(FewshotError, match="another algorithm or backbone"):
-            matching(tmp_path, found, here)
+            check_state(tmp_path, found, here)
 
 
 def test_a_failed_write_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

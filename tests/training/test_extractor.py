@@ -12,7 +12,7 @@ import torch
 
 import fewshot.training.extractor as pretraining
 from fewshot.backbones.conv4 import Conv4
-from fewshot.backbones.identity import Inputs
+from fewshot.backbones.identity import Identity
 from fewshot.backbones.mlp import MLP
 from fewshot.backbones.resnet12 import ResNet12
 from fewshot.backbones.wrn import WRN
@@ -85,7 +85,7 @@ def test_tasks_of_features_are_the_tasks_of_their_images(images: dict[str, Bank]
     banks = made(images, tmp_path, epochs=1)
     mine, theirs = (Sampler(split["test"], 3, 1, 2, seed=0).manifest(0, 5) for split in (banks, images))
     assert mine == theirs != Sampler(images["val"], 3, 1, 2, seed=0).manifest(0, 5)
-    assert banks["test"].fingerprint != images["test"].fingerprint == banks["test"].drawn_from
+    assert banks["test"].fingerprint != images["test"].fingerprint == banks["test"].image_fingerprint
 
 
 def test_features_are_made_once(images: dict[str, Bank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -105,7 +105,7 @@ def test_other_settings_make_other_features(images: dict[str, Bank], tmp_path: P
 def test_another_view_of_the_images_makes_other_features(images: dict[str, Bank], tmp_path: Path, view: dict[str, Any]):
     mine, theirs = made(images, tmp_path, epochs=1), made(images, tmp_path, epochs=1, view=view)
     assert mine["test"].fingerprint != theirs["test"].fingerprint
-    assert mine["test"].drawn_from == theirs["test"].drawn_from
+    assert mine["test"].image_fingerprint == theirs["test"].image_fingerprint
 
 
 def test_a_pretraining_that_died_continues_to_the_same_bits(
@@ -205,7 +205,7 @@ def test_mistakes_are_one_line(images: dict[str, Bank], tmp_path: Path, choices:
     assert not list(tmp_path.glob("features-*"))
 
 
-@pytest.mark.parametrize("network", [Inputs, partial(
+@pytest.mark.parametrize("network", [Identity, partial(
     MLP, widths=(4,), norm="none", norm_scale=False, norm_eps=1e-3, adapt_norm=True, head_init="xavier"
 )])  # fmt: skip
 def test_a_network_without_features_is_refused(images: dict[str, Bank], tmp_path: Path, network: Make):

@@ -18,14 +18,15 @@ from fewshot.algorithms.maml import Maml
 from fewshot.algorithms.reptile import Reptile
 from fewshot.backbones.mlp import MLP
 from fewshot.core.errors import FewshotError
-from fewshot.data.bank import Bank, joined
+from fewshot.data.bank import Bank, concat_banks
 from fewshot.engine.engine import Engine
-from fewshot.engine.reduce import Outer
+from fewshot.engine.reduce import MetaGradient
 from fewshot.tasks.functions import read
 from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
 from fewshot.training.checkpoint import load_checkpoint
-from fewshot.training.loop import TrainSettings, selected, train
+from fewshot.training.loop import load_selected, train
+from fewshot.training.settings import TrainSettings
 
 SETTINGS = TrainSettings(
     steps=6, meta_batch=3, shot=None, query=None, outer_optimizer="adam", outer_lr=0.01, outer_lr_end=None, clip=None,
@@ -55,7 +56,7 @@ def maml() -> Maml:
                 outer_loss="mean")  # fmt: skip
 
 
-def reptile(adam_state: str = "chained") -> Reptile:
+def reptile(adam_state: str = "sequential") -> Reptile:
     return Reptile(network(), inner_lr=0.01, inner_steps=2, inner_batch=4, test_steps=3, test_batch=2,
                    inner_optimizer="adam", inner_loss="sum", adam_state=adam_state)  # fmt: skip
 
@@ -77,7 +78,7 @@ GUARDED = replace(SETTINGS, nan_guard=True, outer_lr=1e-3)
 LEARNERS = {
     "guarded": (doubtful, GUARDED),
     "maml": (maml, SETTINGS),
-    "chained": (reptile, REPTILE),
+    "sequential": (reptile, REPTILE),
     "shared": (lambda: reptile("shared"), REPTILE),
 }
 
@@ -87,7 +88,7 @@ def run(
 ) -> list[dict[str, float]]:
     shown = []
 
-    def validate(params: Tensors, carry: Tensors) -> float:
+    def validate(params: Tensors, state: Tensors) -> float:
         return float(sum(value.sum() for value in params.values()).sin())  # any function of the parameters
 
     def show(step: int, values: dict[str, float]) -> None:
@@ -122,8 +123,8 @@ def test_a_run_that_died_and_was_resumed_is_the_same_to_the_bit(name: str, die_a
         assert {k: v for k, v in one.items() if k != "train_seconds"} == {
             k: v for k, v in two.items() if k != "train_seconds"
         }
-    _, state = load_checkpoint(tmp_path / "died/checkpoints/last.safetensors", CPU)
-    assert (0 < state["nan_guarded"] < state["step"]) == settings.nan_guard
+    _, header = load_checkpoint(tmp_path / "died/checkpoints/last.safetensors", CPU)
+    assert (0 < header["nan_guarded"] < header["step"]) == settings.nan_guard
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "died")
     assert [line["step"] for line in metrics(tmp_path / "died")] == [1, 2, 3, 4, 5, 6]
 
@@ -141,21 +142,21 @@ def test_the_outer_rate_falls_linearly(tmp_path: Path) -> None:
 def test_a_meta_step_of_one_is_the_mean_of_the_tasks_weights(tmp_path: Path) -> None:
     learner, sampler = reptile("shared"), Sampler(bank(), 3, 2, 2, 0)
     run(learner, replace(REPTILE, steps=1, outer_lr_end=None, select="last"), tmp_path)
-    params, carry = learner.initial()
+    params, state = learner.init()
     tasks = sampler.episodes(0, 3)
-    ends = [learner.inner_loop(params, carry, tasks[i], 2, 4)[0] for i in range(3)]
-    moved = selected(learner, replace(REPTILE, select="last"), tmp_path, CPU).params
+    ends = [learner.inner_loop(params, state, tasks[i], 2, 4)[0] for i in range(3)]
+    moved = load_selected(learner, replace(REPTILE, select="last"), tmp_path, CPU).params
     for name in params:
         torch.testing.assert_close(moved[name], sum(end[name] for end in ends) / 3)
 
 
 def test_clipping_bounds_each_element_of_the_outer_gradient(tmp_path: Path) -> None:
     sgd = replace(SETTINGS, steps=1, outer_optimizer="sgd", outer_lr=1.0, select="last")
-    start, _ = maml().initial()
+    start, _ = maml().init()
     moves = {}
     for clip in (None, 1e-3):
         run(maml(), replace(sgd, clip=clip), tmp_path / str(clip))
-        end = selected(maml(), sgd, tmp_path / str(clip), CPU).params
+        end = load_selected(maml(), sgd, tmp_path / str(clip), CPU).params
         moves[clip] = torch.cat([(end[name] - start[name]).flatten() for name in start])
     torch.testing.assert_close(moves[1e-3], moves[None].clamp(-1e-3, 1e-3), atol=1e-6, rtol=0)
     assert (moves[None].abs() > 1e-3).any()
@@ -164,9 +165,9 @@ def test_clipping_bounds_each_element_of_the_outer_gradient(tmp_path: Path) -> N
 def test_the_best_on_validation_is_selected_and_the_first_of_equals(tmp_path: Path) -> None:
     scores = iter([0.2, 0.8, 0.8])
     train(maml(), Sampler(bank(), 3, 2, 2, 0), SETTINGS, Engine(), tmp_path, lambda *_: next(scores), lambda *_: None)
-    best = selected(maml(), SETTINGS, tmp_path, CPU)
+    best = load_selected(maml(), SETTINGS, tmp_path, CPU)
     assert best.validation == {"accuracy": 0.8, "step": 4}
-    last = selected(maml(), replace(SETTINGS, select="last"), tmp_path, CPU)
+    last = load_selected(maml(), replace(SETTINGS, select="last"), tmp_path, CPU)
     assert last.validation == {"accuracy": 0.8, "step": 6}
     assert any(not best.params[name].equal(last.params[name]) for name in best.params)
     assert best.steps == last.steps == 6
@@ -180,14 +181,14 @@ def test_the_best_of_a_regression_has_the_least_error(make_regression: Any, tmp_
     found = iter([0.7, 0.2, 0.4])
     shown: list[dict[str, float]] = []
     train(
-        learner, Regression(functions, 3, 3, 0), SETTINGS, Engine(), tmp_path, lambda params, carry: next(found),
+        learner, Regression(functions, 3, 3, 0), SETTINGS, Engine(), tmp_path, lambda params, state: next(found),
         lambda step, values: shown.append(values),
     )  # fmt: skip
-    trained = selected(learner, SETTINGS, tmp_path, CPU)
+    trained = load_selected(learner, SETTINGS, tmp_path, CPU)
     assert (trained.validation, trained.selection) == ({"mse": 0.2, "step": 4}, "best validation mse")
     assert [line["validation_mse"] for line in metrics(tmp_path) if "validation_mse" in line] == [0.7, 0.2, 0.4]
     assert shown[0]["mse"] == shown[0]["loss"] > 0
-    last = selected(learner, SETTINGS, tmp_path, CPU, "last")
+    last = load_selected(learner, SETTINGS, tmp_path, CPU, "last")
     assert (last.validation, last.selection) == ({"mse": 0.4, "step": 6}, "last")
 
 
@@ -200,7 +201,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     class Diverging(Engine):
         calls = 0
 
-        def outer(self, *inputs: Any) -> Outer:
+        def outer(self, *inputs: Any) -> MetaGradient:
             self.calls += 1
             outer = super().outer(*inputs)
             return replace(outer, loss=outer.loss * math.nan) if self.calls == at else outer
@@ -212,8 +213,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     if kept is None:
         assert not list(tmp_path.rglob("*.safetensors"))
         return
-    groups, state = load_checkpoint(tmp_path / "checkpoints/last.safetensors", CPU)
-    assert state["step"] == kept
+    groups, header = load_checkpoint(tmp_path / "checkpoints/last.safetensors", CPU)
+    assert header["step"] == kept
     assert all(value.isfinite().all() for value in groups["params"].values())
 
 
@@ -248,7 +249,7 @@ def test_a_step_that_is_not_logged_asks_nothing_of_the_device(name: str, nan_gua
     make, settings = LEARNERS.get(name, LEARNERS["maml"])
     learner, tasks = make(), Sampler(bank(), 3, 2, 2, 0, "as_classes")
     if name == "both splits":
-        tasks = Sampler(joined(bank(), replace(bank(), names=tuple("ijklmnop"))), 3, 2, 2, 0, "as_classes")
+        tasks = Sampler(concat_banks(bank(), replace(bank(), names=tuple("ijklmnop"))), 3, 2, 2, 0, "as_classes")
     if name == "functions":
         functions = read({"sine": {"amplitude": (1, 2), "phase": (0, 1)}}, (-1, 1), 0.1)["train"]
         learner.backbone = MLP((1,), 1, widths=[8], norm="none", norm_scale=False, norm_eps=1e-3, adapt_norm=True,
@@ -264,7 +265,7 @@ def test_a_step_that_is_not_logged_asks_nothing_of_the_device(name: str, nan_gua
             counts.append(reads.count)
             reads.count = 0
 
-        train(learner, tasks, settings, Engine("vmap"), tmp_path, lambda params, carry: 0.0, show)
+        train(learner, tasks, settings, Engine("vmap"), tmp_path, lambda params, state: 0.0, show)
     assert all((count > 0) == (step % 3 == 0) for step, count in enumerate(counts[1:], 2))
 
 
@@ -302,7 +303,7 @@ def test_what_is_frozen_is_not_trained_and_comes_back_with_the_checkpoint(algori
     run(one, settings, tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in one.backbone.state_dict().items())
     assert not torch.equal(one.backbone.body.weight, other.backbone.body.weight)
-    trained = selected(other, settings, tmp_path, CPU)
+    trained = load_selected(other, settings, tmp_path, CPU)
     assert set(trained.params) == {"head.weight", "head.bias"}
     assert not torch.equal(trained.params["head.weight"], before["head.weight"])
     for name in ("body.weight", "body.bias", "centre"):

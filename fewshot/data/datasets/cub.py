@@ -14,19 +14,19 @@ from fewshot.data.bank import Bank
 from fewshot.data.sources.archives import ARCHIVES, DAMAGED, Files, open_files
 from fewshot.data.sources.download import fetch
 from fewshot.data.sources.faults import raise_faults
-from fewshot.data.sources.images import Look, web_page
+from fewshot.data.sources.images import ImageSpec, web_page
 from fewshot.data.sources.layouts import (
     PARTLY,
     SPLIT_WORDS,
     SPLITS,
     check_official,
     known_folders,
-    official,
     other_ways,
     passed_over,
     published_banks,
+    published_split,
 )
-from fewshot.data.sources.parts import Part, part_of_files
+from fewshot.data.sources.parts import SplitSource, part_of_files
 
 NAME = "CUB_200_2011"
 # As in learn2learn 0.2.0, learn2learn/vision/datasets/cu_birds200.py.
@@ -56,7 +56,7 @@ def read(
         root: folder with CUB_200_2011.tgz (or what else a browser made of it: .tar, .zip), or with the folder that it
             unpacks to, or with folders of images at any depth that are named like the classes; or an archive of them.
         cache: folder in which the banks are kept, in a folder of their own.
-        size, resize, resample: see `Look`.
+        size, resize, resample: see `ImageSpec`.
         complete: demand all 200 classes, 11,788 images in all and, where images.txt lies there, those that it lists;
             otherwise what is there is taken, in a folder of another name.
         download: fetch the archive into `root` where there is nothing.
@@ -68,8 +68,8 @@ def read(
 
     root = expand_path(root)
 
-    def find(command: str) -> tuple[dict[str, Part], dict[str, Any]]:
-        splits = official("cub")
+    def find(command: str) -> tuple[dict[str, SplitSource], dict[str, Any]]:
+        splits = published_split("cub")
         files, found = _source(root, splits, download, command)
         parts = {
             split: part_of_files(files, {name: found[name] for name in splits[split] if name in found})
@@ -90,7 +90,7 @@ def read(
         about["split_source"] = "Chen et al. 2019: classes by index modulo 2 and 4, 100/50/50"
         return parts, about | passed_over(files, splits)
 
-    return published_banks("cub", root, cache, Look(size, 3, resize, resample), complete, again, find)
+    return published_banks("cub", root, cache, ImageSpec(size, 3, resize, resample), complete, again, find)
 
 
 def _source(

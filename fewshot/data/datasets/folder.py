@@ -19,7 +19,7 @@ from fewshot.data.sources import split_csv as tables
 from fewshot.data.sources.archives import ARCHIVES, Files, open_files
 from fewshot.data.sources.convert import convert, remove_attempts
 from fewshot.data.sources.faults import faults_listed, raise_faults
-from fewshot.data.sources.images import Look
+from fewshot.data.sources.images import ImageSpec
 from fewshot.data.sources.layouts import SPLITS, WANTED, Classes, class_folders, describe_passed_over, find_images
 from fewshot.data.sources.parts import part_of_files
 
@@ -54,7 +54,7 @@ def read(
         root: folder or archive.
         cache: folder in which the banks are kept, in a folder of their own.
         name: of the dataset, in tables and of the banks' folder.
-        size, channels, resize, resample: see `Look`.
+        size, channels, resize, resample: see `ImageSpec`.
         split: "folders": train, val (or valid, validation) and test hold the class folders of each.
             "csv": split.csv in `root` says it, in columns class,split (of class folders) or filename,label,split (of
             images wherever they lie); or train.csv, val.csv and test.csv do, in columns filename,label. A filename is
@@ -71,7 +71,7 @@ def read(
         FewshotError: an argument out of range, another layout, a class or image in two places, or a damaged image. Of
             many mistakes the message names a few, and `<cache>/<name>-faults.txt` all, until a later call succeeds.
     """
-    look, name = Look(size, channels, resize, resample), str(name)
+    look, name = ImageSpec(size, channels, resize, resample), str(name)
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise FewshotError(f"dataset.reader.name={name}: letters, digits and ._- are wanted, it names a folder")
     if split not in ("auto", "folders", "csv", "random"):
@@ -190,8 +190,8 @@ def _listed(files: Files, images: Sequence[str], lists: tables.Lists) -> tuple[d
     splits: dict[str, Classes] = {}
     if what == "classes":
         folders = _pooled(class_folders(files, images)[0]) if images else {}
-        names = {tables.composed(name): name for name in folders}
-        found = {item: names[own] for item in rows if (own := tables.composed(item)) in names}
+        names = {tables.to_nfc(name): name for name in folders}
+        found = {item: names[own] for item in rows if (own := tables.to_nfc(item)) in names}
     else:
         folders, found = {}, tables.found_images(files, images, rows)
     kind = "class folder" if what == "classes" else "image"
@@ -219,7 +219,7 @@ def _check(files: Files, splits: Mapping[str, Classes]) -> None:
                 for text in (name, *images)
                 if UNPRINTABLE.search(text)
             ]
-            other, its = seen.setdefault(tables.composed(name).casefold(), (name, split))
+            other, its = seen.setdefault(tables.to_nfc(name).casefold(), (name, split))
             if other != name:
                 alike.append(
                     f"{files.root}: classes {other} ({its}) and {name} ({split}) differ only by case or "
@@ -232,7 +232,7 @@ def _check(files: Files, splits: Mapping[str, Classes]) -> None:
                 empty.append(f"{files.root}: class {name} has no images{_but_has(over)}")
             stems: dict[str, str] = {}
             for image in images:
-                twin = stems.setdefault(tables.composed(posixpath.splitext(image)[0]).casefold(), image)
+                twin = stems.setdefault(tables.to_nfc(posixpath.splitext(image)[0]).casefold(), image)
                 if twin != image:
                     twins.append(f"{files.root}: {twin} and {image} differ only by suffix or case")
     raise_faults("names that cannot be printed", unprintable, "rename it")

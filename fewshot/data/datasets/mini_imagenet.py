@@ -21,20 +21,20 @@ from fewshot.data.sources import split_csv as tables
 from fewshot.data.sources.archives import Files, open_files, opened
 from fewshot.data.sources.download import fetch
 from fewshot.data.sources.faults import FaultsError, raise_faults
-from fewshot.data.sources.images import Look
+from fewshot.data.sources.images import ImageSpec
 from fewshot.data.sources.layouts import (
     SPLIT_WORDS,
     SPLITS,
     check_official,
     is_image,
     known_folders,
-    official,
     open_source,
     other_ways,
     passed_over,
     published_banks,
+    published_split,
 )
-from fewshot.data.sources.parts import Part, part_of_files, part_of_labels
+from fewshot.data.sources.parts import SplitSource, part_of_files, part_of_labels
 
 # As in learn2learn 0.2.0, learn2learn/vision/datasets/mini_imagenet.py. Its class is of no use here: it unpickles them.
 URL = "https://zenodo.org/record/7978538/files"
@@ -80,7 +80,7 @@ def read(
     Args:
         root: folder or archive; or a folder with one archive in it, and neither images nor pickles.
         cache: folder in which the banks are kept, in a folder of their own.
-        size, resize, resample: see `Look`.
+        size, resize, resample: see `ImageSpec`.
         complete: demand the published classes with 600 images each; otherwise what is there is taken, at least a class
             of each split, in a folder of another name.
         download: fetch the first layout into `root` where there is none.
@@ -92,20 +92,20 @@ def read(
 
     root = expand_path(root)
 
-    def find(command: str) -> tuple[dict[str, Part], dict[str, Any]]:
-        splits = official("mini")
+    def find(command: str) -> tuple[dict[str, SplitSource], dict[str, Any]]:
+        splits = published_split("mini")
         layout, parts, over = _source(root, splits, download, command)
         if complete:
             check_official(str(root), parts, splits, IMAGES)
         about = {"source": "miniImageNet (Vinyals et al. 2016), of ILSVRC-2012", "layout": layout}
         return parts, about | {"split_source": "Ravi and Larochelle 2017, by WordNet id"} | over
 
-    return published_banks("mini", root, cache, Look(size, 3, resize, resample), complete, again, find)
+    return published_banks("mini", root, cache, ImageSpec(size, 3, resize, resample), complete, again, find)
 
 
 def _source(
     root: Path, splits: Splits, download: bool, command: str, tried: bool = False
-) -> tuple[str, dict[str, Part], dict[str, Any]]:
+) -> tuple[str, dict[str, SplitSource], dict[str, Any]]:
     """The layout in words, what is there of each split, and what was passed over, for `about`."""
     lacks = "no miniImageNet is there"
     if root.exists():
@@ -164,7 +164,7 @@ def _by_split(files: Files, pattern: re.Pattern[str]) -> dict[str, str]:
     return found
 
 
-def _pickled(files: Files, name: str, split: str, splits: Splits) -> tuple[str, Part]:
+def _pickled(files: Files, name: str, split: str, splits: Splits) -> tuple[str, SplitSource]:
     """The kind of a pickle in words, and its images."""
     where, remedy = files.where(name), f"fetch {_address(split)} in its place"
 
@@ -234,7 +234,7 @@ def _stray(name: Any, split: str, splits: Splits) -> str:
     return f"class {name!r:.40} is {other} of the published splits, not of {split}"
 
 
-def _listed(files: Files, lists: tables.Lists, splits: Splits) -> tuple[str, dict[str, Part], dict[str, Any]]:
+def _listed(files: Files, lists: tables.Lists, splits: Splits) -> tuple[str, dict[str, SplitSource], dict[str, Any]]:
     """The layout in words, the images that the lists name, and nothing else for `about`.
 
     Raises:

@@ -25,7 +25,7 @@ from fewshot.data.sources import pickles
 from fewshot.data.sources.archives import Files, opened
 from fewshot.data.sources.download import fetch
 from fewshot.data.sources.faults import raise_faults
-from fewshot.data.sources.images import Look, web_page
+from fewshot.data.sources.images import ImageSpec, web_page
 from fewshot.data.sources.layouts import (
     PARTLY,
     SPLIT_WORDS,
@@ -33,13 +33,13 @@ from fewshot.data.sources.layouts import (
     check_official,
     is_image,
     known_folders,
-    official,
     open_source,
     other_ways,
     passed_over,
     published_banks,
+    published_split,
 )
-from fewshot.data.sources.parts import Part, part_of_files, part_of_labels
+from fewshot.data.sources.parts import SplitSource, part_of_files, part_of_labels
 
 # As in learn2learn 0.2.0, vision/datasets/tiered_imagenet.py, whose class is of no use here: it runs what it fetched.
 URL = "https://zenodo.org/record/7978538/files"
@@ -85,7 +85,7 @@ def read(
     Args:
         root: folder or archive; or a folder with one archive in it.
         cache: folder in which the banks are kept, in a folder of their own.
-        size, resize, resample: see `Look`.
+        size, resize, resample: see `ImageSpec`.
         complete: demand the published classes (without WordNet ids: as many) and the published numbers of images;
             otherwise take what is there of the three splits, in a folder of another name.
         download: fetch the first layout (12 GB, says learn2learn) into `root` where there is none.
@@ -97,13 +97,13 @@ def read(
 
     root = expand_path(root)
 
-    def find(command: str) -> tuple[dict[str, Part], dict[str, Any]]:
+    def find(command: str) -> tuple[dict[str, SplitSource], dict[str, Any]]:
         parts, layout, classes, over = _parts(root, download, command)
         _check(str(root), parts, classes == IDS, complete)
         about = {"source": "tieredImageNet (Ren et al. 2018), of ILSVRC-2012", "layout": layout, "classes": classes}
         return parts, about | {"split_source": "Ren et al. 2018" if classes == IDS else "the files' own"} | over
 
-    return published_banks("tiered", root, cache, Look(size, 3, resize, resample), complete, again, find)
+    return published_banks("tiered", root, cache, ImageSpec(size, 3, resize, resample), complete, again, find)
 
 
 def _is_wanted(name: str) -> bool:
@@ -112,7 +112,7 @@ def _is_wanted(name: str) -> bool:
 
 def _parts(
     root: Path, download: bool, command: str, tried: bool = False
-) -> tuple[dict[str, Part], str, str, dict[str, Any]]:
+) -> tuple[dict[str, SplitSource], str, str, dict[str, Any]]:
     """What is there of each split, the layout and what its classes are named by in words, what was passed over."""
     files = open_source(root, _is_wanted) if root.exists() else None
     found: dict[str, dict[str, str]] = {kind: {} for kind in (*LAYOUTS, LABELS)}
@@ -127,7 +127,7 @@ def _parts(
         named, classes = _named({split: names for split, (names, _) in labels.items()})
         parts = {split: _part(files, found[layout][split], named[split], labels[split][1]) for split in SPLITS}
         return parts, LAYOUTS[layout], classes, {}
-    published = official("tiered")
+    published = published_split("tiered")
     if files and (folders := known_folders(files, published)):
         of = {split: {name: folders[name] for name in published[split] if name in folders} for split in SPLITS}
         parts = {split: part_of_files(files, of[split]) for split in SPLITS}
@@ -143,9 +143,9 @@ def _parts(
     )
 
 
-def _check(where: str, parts: Mapping[str, Part], ids: bool, complete: bool) -> None:
+def _check(where: str, parts: Mapping[str, SplitSource], ids: bool, complete: bool) -> None:
     """Hold classes and images against what is published of them."""
-    published = official("tiered")
+    published = published_split("tiered")
     for split, part in parts.items():
         stray = sorted(Counter(part.names) - Counter(published[split])) if ids else []
         stray = [f"{where}: {name} is no class of {split} in the published split, or there twice" for name in stray]
@@ -229,7 +229,7 @@ def _named(given: Mapping[str, list[str]]) -> tuple[dict[str, list[str]], str]:
     return named, NUMBERS if all(re.fullmatch(r"(train|val|test) \d+", name) for name in every) else NAMES
 
 
-def _part(files: Files, name: str, names: list[str], labels: np.ndarray) -> Part:
+def _part(files: Files, name: str, names: list[str], labels: np.ndarray) -> SplitSource:
     """The images of one file with their labels."""
 
     def images(first: int) -> Iterator[bytes | np.ndarray]:

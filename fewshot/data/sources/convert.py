@@ -24,11 +24,11 @@ import numpy as np
 
 from fewshot.core.errors import FewshotError, one_line, writing
 from fewshot.core.progress import progress_bar
-from fewshot.data.bank import FORMAT, fingerprint_of_file, install, open_banks, verify
+from fewshot.data.bank import FORMAT, fingerprint_of_file, open_banks, replace_folder, verify
 from fewshot.data.sources.archives import DAMAGED
 from fewshot.data.sources.faults import raise_faults
-from fewshot.data.sources.images import Look, example
-from fewshot.data.sources.parts import Part, check_parts
+from fewshot.data.sources.images import ImageSpec, decode_image
+from fewshot.data.sources.parts import SplitSource, check_parts
 
 AT_ONCE = 256  # images decoded between two writes
 BYTES_AT_ONCE = 1 << 25  # of them as they come, from where on it is fewer images
@@ -37,8 +37,8 @@ SAVE_EVERY = 16  # writes between two notes of how far it is
 
 def convert(
     folder: Path,
-    parts: Mapping[str, Part],
-    look: Look,
+    parts: Mapping[str, SplitSource],
+    look: ImageSpec,
     about: Mapping[str, Any],
     *,
     leaks: str = "refuse",
@@ -69,7 +69,7 @@ def convert(
         if (folder / "bank.json").exists() and not again:
             shutil.rmtree(work, ignore_errors=True)
             return
-        done = _begun(work, key, parts, look)
+        done = _load_progress(work, key, parts, look)
         total = sum(len(part.labels) for part in parts.values())
         damaged: list[str] = []
         with progress_bar(title, total, sum(done.values())) as advance:
@@ -78,7 +78,7 @@ def convert(
         raise_faults("damaged images", damaged, "replace it, or remove it")
         listing: dict[str, Any] = {}
         with progress_bar("checking", total) as advance:
-            shared = Shared(advance)
+            shared = DuplicateFinder(advance)
             for split, part in parts.items():
                 sizes = np.bincount(part.labels).tolist()
                 sha256 = fingerprint_of_file(work / f"{split}.npy", sizes, part.names, partial(shared.add, split))
@@ -94,7 +94,7 @@ def convert(
             indent=1,
         )
         (work / "bank.json").write_text(text + "\n", encoding="utf-8")
-        install(work, folder)
+        replace_folder(work, folder)
         # The lock goes last: who opened it before waits for it, and who comes now makes a folder anew.
         for left in ("progress.json", "lock"):
             (folder / left).unlink(missing_ok=True)
@@ -111,7 +111,7 @@ def remove_attempts(cache: Path, source: str) -> None:
                 shutil.rmtree(work)
 
 
-class Shared:
+class DuplicateFinder:
     """Images that occur in two splits, found while the rows of one split after the other pass by.
 
     Args:
@@ -142,7 +142,7 @@ def check(folder: Path) -> int:
         FewshotError: a byte is not what it was, see `verify`.
     """
     with progress_bar("checking", sum(len(bank.examples) for bank in open_banks(folder).values())) as advance:
-        shared = Shared(advance)
+        shared = DuplicateFinder(advance)
         verify(folder, shared.add)
     return len(shared.found)
 
@@ -166,7 +166,7 @@ def _lock(work: Path, source: str) -> IO[str]:
                 return lock
 
 
-def _begun(work: Path, key: str, parts: Mapping[str, Part], look: Look) -> dict[str, int]:
+def _load_progress(work: Path, key: str, parts: Mapping[str, SplitSource], look: ImageSpec) -> dict[str, int]:
     """How many images of each split are in their places already; the files are made where it begins anew."""
     noted = work / "progress.json"
     shapes = {split: (len(part.labels), *look.shape) for split, part in parts.items()}
@@ -195,8 +195,8 @@ def _write(
     key: str,
     done: dict[str, int],
     split: str,
-    part: Part,
-    look: Look,
+    part: SplitSource,
+    look: ImageSpec,
     advance: Callable[[str, int], None],
 ) -> list[str]:
     """Put the images of a split that are not done yet in their places.
@@ -249,14 +249,14 @@ def _write(
     return faults
 
 
-def _try(data: bytes | np.ndarray, look: Look) -> np.ndarray | ValueError:
+def _try(data: bytes | np.ndarray, look: ImageSpec) -> np.ndarray | ValueError:
     try:
-        return example(data, look)
+        return decode_image(data, look)
     except ValueError as error:
         return error
 
 
-def _key(parts: Mapping[str, Part], look: Look, about: Mapping[str, Any]) -> str:
+def _key(parts: Mapping[str, SplitSource], look: ImageSpec, about: Mapping[str, Any]) -> str:
     """What is being converted, in a hash."""
     digest = hashlib.sha256(json.dumps([str(look), dict(about)], sort_keys=True).encode())
     for split, part in parts.items():

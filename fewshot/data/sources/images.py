@@ -29,7 +29,7 @@ FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bilinear": Image.Resampling.BIL
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageSpec:
     """What an image is made into.
 
     Args:
@@ -64,7 +64,7 @@ class Look:
         return self.channels, self.size, self.size
 
 
-def example(data: bytes | np.ndarray, look: Look) -> np.ndarray:
+def decode_image(data: bytes | np.ndarray, look: ImageSpec) -> np.ndarray:
     """[C, size, size] uint8 of an image file's bytes, or of an array [H, W, 3], [H, W, 1] or [H, W] uint8.
 
     Pixels are taken as they are stored (an EXIF rotation is not applied, as in the originals); of an animation the
@@ -184,7 +184,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
-def _square(image: Image.Image, look: Look) -> np.ndarray:
+def _square(image: Image.Image, look: ImageSpec) -> np.ndarray:
     image = image.convert("L" if look.channels == 1 else "RGB")
     width, height = image.size
     if look.resize == "crop" and width != height:

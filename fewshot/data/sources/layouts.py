@@ -18,8 +18,8 @@ from fewshot.data.bank import Bank, open_banks
 from fewshot.data.sources.archives import ARCHIVES, DAMAGED, Files, open_files
 from fewshot.data.sources.convert import convert, remove_attempts
 from fewshot.data.sources.faults import FaultsError, faults_listed, raise_faults
-from fewshot.data.sources.images import Look, count_suffixes, describe_suffixes, holds_image, is_image, suffix_of
-from fewshot.data.sources.parts import Part
+from fewshot.data.sources.images import ImageSpec, count_suffixes, describe_suffixes, holds_image, is_image, suffix_of
+from fewshot.data.sources.parts import SplitSource
 
 Classes = dict[str, list[str]]  # the image files of each class
 
@@ -34,7 +34,7 @@ WANTED = (
 )
 
 
-def official(dataset: str) -> dict[str, list[str]]:
+def published_split(dataset: str) -> dict[str, list[str]]:
     """The published classes of each split: of "mini" and "tiered" WordNet ids, of "cub" the names of its folders."""
     text = resources.files("fewshot.data").joinpath(f"splits/{dataset}.json").read_text(encoding="utf-8")
     listing = json.loads(text)
@@ -49,10 +49,10 @@ def published_banks(
     dataset: str,
     root: Path,
     cache: str | Path,
-    look: Look,
+    look: ImageSpec,
     complete: bool,
     again: bool,
-    find: Callable[[str], tuple[dict[str, Part], dict[str, Any]]],
+    find: Callable[[str], tuple[dict[str, SplitSource], dict[str, Any]]],
 ) -> dict[str, Bank]:
     """The banks of a published data set; converted where they are not there yet, or where it is to be done `again`.
 
@@ -71,7 +71,7 @@ def published_banks(
     with faults_listed(cache / f"{dataset}-faults.txt"):
         if again or not (folder / "bank.json").exists():
             parts, words = find(_prepare_command(dataset, made_by | {"complete": str(complete).lower()}))
-            splits = official(dataset)
+            splits = published_split(dataset)
             if lack := next((split for split, part in parts.items() if not part.names), None):
                 raise FewshotError(f"{root}: no class of {lack} is there; add images of {splits[lack][0]} or others")
             about = {"dataset": dataset, **words, **made_by, "complete": complete}
@@ -265,7 +265,7 @@ def _classes_of(files: Files, images: Sequence[str], place: str, level: int) -> 
 
 
 def check_official(
-    where: str, parts: Mapping[str, Part], splits: Mapping[str, Sequence[str]], totals: Mapping[str, int] | int
+    where: str, parts: Mapping[str, SplitSource], splits: Mapping[str, Sequence[str]], totals: Mapping[str, int] | int
 ) -> None:
     """Hold the classes of each split against the published ones, and how many images there are.
 

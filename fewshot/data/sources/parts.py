@@ -14,7 +14,7 @@ from fewshot.data.sources.faults import raise_faults
 
 
 @dataclass(frozen=True)
-class Part:
+class SplitSource:
     """One split of a source.
 
     Attributes:
@@ -36,7 +36,9 @@ class Part:
     apart: bool = False
 
 
-def part_of_files(files: Files, classes: Mapping[str, Sequence[str]], key: Callable[[str], str] | None = None) -> Part:
+def part_of_files(
+    files: Files, classes: Mapping[str, Sequence[str]], key: Callable[[str], str] | None = None
+) -> SplitSource:
     """The split whose classes are these files of a source: classes sorted by name, their files by name or by a key.
 
     Raises:
@@ -56,7 +58,7 @@ def part_of_files(files: Files, classes: Mapping[str, Sequence[str]], key: Calla
     missing = [f"{files.where(name)}: listed, but not there" for name in sorted(set(place) - set(order))]
     raise_faults("images that are listed, but not there", missing, "fetch the data again")
     labels, rows = np.array([place[name] for name in order], dtype=np.int64).reshape(-1, 2).T
-    return Part(
+    return SplitSource(
         names,
         labels,
         rows,
@@ -73,7 +75,7 @@ def part_of_labels(
     images: Callable[[int], Iterator[bytes | np.ndarray]],
     where: Callable[[int], str],
     changed: Callable[[int], float] = lambda n: 0.0,
-) -> Part:
+) -> SplitSource:
     """The split of images that come with a label each, an index into `names`; classes sorted by name.
 
     Raises:
@@ -88,10 +90,10 @@ def part_of_labels(
     labels = rank[labels]
     rows = np.empty(len(labels), dtype=np.int64)
     rows[np.argsort(labels, kind="stable")] = np.arange(len(labels))
-    return Part([names[i] for i in order], labels, rows, images, where, changed)
+    return SplitSource([names[i] for i in order], labels, rows, images, where, changed)
 
 
-def check_parts(where: str, parts: Mapping[str, Part]) -> None:
+def check_parts(where: str, parts: Mapping[str, SplitSource]) -> None:
     """Hold what a source says of its splits against what a Bank needs.
 
     Raises:

@@ -112,14 +112,14 @@ def found_images(files: Files, images: Sequence[str], rows: Mapping[str, Row]) -
     """
     by_name: dict[str, list[str]] = {}
     for file in images:
-        by_name.setdefault(composed(posixpath.basename(file)), []).append(file)
+        by_name.setdefault(to_nfc(posixpath.basename(file)), []).append(file)
     found: dict[str, str] = {}
     faults = []
     for name, row in rows.items():
-        wanted = posixpath.normpath(composed(_below(files.root, name.replace("\\", "/"))))
+        wanted = posixpath.normpath(to_nfc(_below(files.root, name.replace("\\", "/"))))
         there = by_name.get(posixpath.basename(wanted), [])
-        there = [file for file in there if f"/{composed(file)}".endswith(f"/{wanted}")]
-        there = [file for file in there if composed(file) == wanted] or there
+        there = [file for file in there if f"/{to_nfc(file)}".endswith(f"/{wanted}")]
+        there = [file for file in there if to_nfc(file) == wanted] or there
         if len(there) > 1:
             faults.append(f"{row.where}: {name!r:.80} may be {there[0]} or {there[1]}")
         elif there:
@@ -149,7 +149,7 @@ def _is_image_elsewhere(path: str) -> bool:
     return is_image(path) or (not suffix_of(path) and holds_image(Path(path).read_bytes()))
 
 
-def composed(text: str) -> str:
+def to_nfc(text: str) -> str:
     """The text with its letters composed, as they are on one system and not on another."""
     return unicodedata.normalize("NFC", text)
 

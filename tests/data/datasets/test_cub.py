@@ -11,11 +11,11 @@ from PIL import Image
 
 from fewshot.core.errors import FewshotError
 from fewshot.data.datasets import cub
-from fewshot.data.sources.layouts import official
+from fewshot.data.sources.layouts import published_split
 
 from ..made_sources import Server, as_archive, as_folder, encoded, noise, refused_by
 
-SPLITS = official("cub")
+SPLITS = published_split("cub")
 CLASSES = sorted(name for names in SPLITS.values() for name in names)
 ARCHIVE = "CUB_200_2011.tgz"
 IMAGES = 203  # one of each class, and three more of the first

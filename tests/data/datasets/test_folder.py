@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from fewshot.algorithms.nearest import Nearest
-from fewshot.backbones.identity import Inputs
+from fewshot.backbones.identity import Identity
 from fewshot.core.errors import FewshotError
 from fewshot.data.bank import Bank, verify
 from fewshot.data.datasets import folder
@@ -496,7 +496,7 @@ def test_a_folder_goes_all_the_way_to_a_score(root: Path, cache: Path):
             Image.fromarray(pixels.astype(np.uint8)).save(path)
     bank = read(root, cache, size=8, name="colours")["train"]
     sampler = Sampler(bank, way=5, shot=1, query=2, seed=0)
-    learner: Any = Nearest(Inputs((3, 8, 8), 5))
+    learner: Any = Nearest(Identity((3, 8, 8), 5))
     scores = evaluate(learner, {}, {}, sampler, 8, transductive=False, engine=Engine("loop"))
     assert scores.mean() > 0.95
 

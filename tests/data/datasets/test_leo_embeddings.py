@@ -402,10 +402,10 @@ def test_what_features_say_of_themselves_does_not_make_them_the_tasks_of_other_i
     written = {
         split: replace(bank, about={"extractor": {"images": {split: "f"}}}) for split, bank in banks(NAMES).items()
     }
-    assert written["test"].drawn_from == "f"
+    assert written["test"].image_fingerprint == "f"
     embeddings.write_originals(root, written, "mini", "center")
     read = embeddings.read(root, cache, width=7)
-    assert all(bank.drawn_from == bank.fingerprint for bank in read.values())
+    assert all(bank.image_fingerprint == bank.fingerprint for bank in read.values())
     (root / "embeddings/miniImageNet/center/about.json").write_text("{")
     with pytest.raises(FewshotError, match="about.json: cannot be read as JSON") as caught:
         embeddings.read(root, cache, width=7)

@@ -20,12 +20,14 @@ import pytest
 
 from fewshot.data.bank import Split, fingerprint
 from fewshot.data.datasets import mini_imagenet as mini
-from fewshot.data.sources.layouts import SPLITS, official
+from fewshot.data.sources.layouts import SPLITS, published_split
 
 from ..made_sources import Server, encoded, noise, refused_by
 
 SIDE, EACH = 5, 3  # pixels, and images of a class
-CLASSES = {split: names[:count] for (split, names), count in zip(official("mini").items(), (4, 3, 3), strict=True)}
+CLASSES = {
+    split: names[:count] for (split, names), count in zip(published_split("mini").items(), (4, 3, 3), strict=True)
+}
 PLACES = (2, 3, 5)  # of the listed images among the originals
 NUMBERS = (7, 2, 10, 113, 11)  # of the originals, in the names of their files; sorted 2, 7, 10, 11, 113
 WORDS = {"train": "train", "val": "validation", "test": "test"}
@@ -649,7 +651,7 @@ def test_what_is_not_complete_is_refused_unless_it_is_asked_for(root: Path, cach
 def whole() -> dict[str, tuple[np.ndarray, dict[str, list[int]]]]:
     """All of miniImageNet in images of one pixel, each a colour of its own: images and rows of every split."""
     found, first = {}, 0
-    for split, names in official("mini").items():
+    for split, names in published_split("mini").items():
         total = len(names) * 600
         numbers = np.arange(first, first := first + total, dtype="<u4")
         rows = {name: list(range(600 * i, 600 * i + 600)) for i, name in enumerate(names)}
@@ -665,7 +667,7 @@ def as_whole(root: Path) -> None:
 def test_the_published_counts_are_complete(root: Path, cache: Path):
     as_whole(root)
     banks = mini.read(root, cache, size=1)
-    for split, names in official("mini").items():
+    for split, names in published_split("mini").items():
         assert banks[split].names == tuple(names) and set(banks[split].sizes.tolist()) == {600}
         assert np.array_equal(banks[split].examples[:, :, 0, 0].numpy(), whole()[split][0][:, 0, 0])
     assert banks["train"].about["complete"] is True and banks["train"].about["shared_images"] == 0
@@ -694,7 +696,7 @@ def test_class_folders_of_the_published_counts_are_complete(root: Path, cache: P
                 body = chunk(b"IDAT", zlib.compress(b"\0" + data[row].tobytes())) + chunk(b"IEND", b"")
                 (folder / f"{name}{number:08d}.png").write_bytes(head + body)
     banks = mini.read(root, cache, size=8)
-    for split, names in official("mini").items():
+    for split, names in published_split("mini").items():
         assert banks[split].names == tuple(names) and set(banks[split].sizes.tolist()) == {600}
         assert np.array_equal(banks[split].examples[:, :, 3, 5].numpy(), whole()[split][0][:, 0, 0])
     assert banks["train"].about["shared_images"] == 0

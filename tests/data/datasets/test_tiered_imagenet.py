@@ -17,12 +17,12 @@ import pytest
 
 from fewshot.core.errors import FewshotError
 from fewshot.data.datasets import tiered_imagenet as tiered
-from fewshot.data.sources.layouts import official
+from fewshot.data.sources.layouts import published_split
 
 from ..made_sources import Server, as_folder, encoded, refused_by
 
 SIDE, IMAGES = 9, 4  # pixels, and images of each class
-CLASSES = {split: names[3:1:-1] for split, names in official("tiered").items()}  # two each, not sorted
+CLASSES = {split: names[3:1:-1] for split, names in published_split("tiered").items()}  # two each, not sorted
 ROWS = {split: [(number, label) for number in range(IMAGES) for label in range(2)] for split in CLASSES}  # mixed
 LABELS = {split: np.array([label for _, label in rows]) for split, rows in ROWS.items()}
 
@@ -215,7 +215,7 @@ def test_images_are_taken_up_again_anywhere(root: Path, layout: str):
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is published are the classes and images that are made here."""
-    monkeypatch.setattr(tiered, "official", lambda _: {split: sorted(names) for split, names in CLASSES.items()})
+    monkeypatch.setattr(tiered, "published_split", lambda _: {split: sorted(names) for split, names in CLASSES.items()})
     monkeypatch.setattr(tiered, "TOTALS", dict.fromkeys(CLASSES, 2 * IMAGES))
 
 
@@ -265,7 +265,7 @@ def test_of_english_names_the_numbers_of_classes_and_images_are_checked(
     refused(root, cache, "2 classes and 8 images of test, not 2 and 7; .*complete=false", complete=True)
     monkeypatch.undo()
     refused(root, cache, "2 classes and 8 images of train, not 351 and 448695; .*complete=false", complete=True)
-    monkeypatch.setattr(tiered, "official", lambda _: CLASSES)
+    monkeypatch.setattr(tiered, "published_split", lambda _: CLASSES)
     monkeypatch.setattr(tiered, "TOTALS", dict.fromkeys(CLASSES, 2 * IMAGES))
     assert read(root, cache, complete=True)["val"].names == ("c", "d")
 
@@ -573,7 +573,7 @@ def test_the_first_images_are_there_before_the_last_are_read(root: Path):
 
 
 def test_the_published_numbers():
-    assert [len(names) for names in official("tiered").values()] == [351, 97, 160]
+    assert [len(names) for names in published_split("tiered").values()] == [351, 97, 160]
     assert sum(tiered.TOTALS.values()) == 779_165
 
 

@@ -23,12 +23,12 @@ from fewshot.data.bank import Split, fingerprint, open_banks, verify, write_bank
 from fewshot.data.sources import convert as module
 from fewshot.data.sources.archives import Files, open_files
 from fewshot.data.sources.convert import convert
-from fewshot.data.sources.images import Look, example
-from fewshot.data.sources.parts import Part, check_parts, part_of_files, part_of_labels
+from fewshot.data.sources.images import ImageSpec, decode_image
+from fewshot.data.sources.parts import SplitSource, check_parts, part_of_files, part_of_labels
 
 from ..made_sources import as_archive, as_folder, encoded, noise
 
-LOOK = Look(8)
+LOOK = ImageSpec(8)
 ABOUT = {"dataset": "made up", "source": "random"}
 Change = Callable[[int], bytes | np.ndarray | None]
 
@@ -43,7 +43,7 @@ def png(number: int) -> bytes:
 
 def labelled(
     start: int, labels: list[int], names: list[str], before: Change = lambda i: None, asked: list[int] | None = None
-) -> Part:
+) -> SplitSource:
     """Random images; `before` is told the place of each that is read, and may give another in its stead."""
 
     def images(first: int) -> Iterator[bytes | np.ndarray]:
@@ -56,7 +56,7 @@ def labelled(
     return part_of_labels(names, np.array(labels), images, lambda i: f"source: row {start + i}")
 
 
-def two(before: Change = lambda i: None, asked: list[int] | None = None) -> dict[str, Part]:
+def two(before: Change = lambda i: None, asked: list[int] | None = None) -> dict[str, SplitSource]:
     """40 images of train, of two classes by turns, and 10 of test."""
     return {
         "train": labelled(0, [1, 0] * 20, ["b", "a"], before, asked),
@@ -70,7 +70,7 @@ def expected() -> dict[str, Split]:
         "train": [*range(0, 40, 2), *range(1, 40, 2)],  # a before b, whose number is 0
         "test": [*range(100, 110, 2), *range(101, 110, 2)],
     }
-    examples = {split: np.stack([example(pixels(i), LOOK) for i in rows]) for split, rows in order.items()}
+    examples = {split: np.stack([decode_image(pixels(i), LOOK) for i in rows]) for split, rows in order.items()}
     return {
         "train": Split(examples["train"], [20, 20], ["a", "b"]),
         "test": Split(examples["test"], [5, 5], ["c", "d"]),
@@ -81,7 +81,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def fails(folder: Path, parts: dict[str, Part], message: str, **choices: Any) -> None:
+def fails(folder: Path, parts: dict[str, SplitSource], message: str, **choices: Any) -> None:
     with pytest.raises(FewshotError, match=message) as caught:
         convert(folder, parts, choices.pop("look", LOOK), choices.pop("about", ABOUT), **choices)
     assert "\n" not in str(caught.value)
@@ -151,8 +151,8 @@ def classes(files: Files, names: str = "abc") -> dict[str, list[str]]:
     return {name: [file for file in files.names if file[0] == name] for name in names}
 
 
-@pytest.mark.parametrize("look", [LOOK, Look(5, channels=1, resize="crop", resample="bilinear")], ids=str)
-def test_every_kind_of_source_gives_the_same_bank_sorted_by_file_name(tmp_path: Path, look: Look):
+@pytest.mark.parametrize("look", [LOOK, ImageSpec(5, channels=1, resize="crop", resample="bilinear")], ids=str)
+def test_every_kind_of_source_gives_the_same_bank_sorted_by_file_name(tmp_path: Path, look: ImageSpec):
     for kind in KINDS:
         files = source(tmp_path, kind)
         parts = {"train": part_of_files(files, classes(files, "ca")), "test": part_of_files(files, classes(files, "b"))}
@@ -163,7 +163,7 @@ def test_every_kind_of_source_gives_the_same_bank_sorted_by_file_name(tmp_path: 
     rows = {"train": [4, 10, 1, 7, 5, 11, 2, 8], "test": [3, 9, 0, 6]}
     names, banks = {"train": ["a", "c"], "test": ["b"]}, open_banks(tmp_path / "folder-banks")
     for split, places in rows.items():
-        examples = np.stack([example(png(place), look) for place in places])
+        examples = np.stack([decode_image(png(place), look) for place in places])
         assert banks[split].fingerprint == fingerprint(Split(examples, [4] * len(names[split]), names[split]))
 
 
@@ -230,7 +230,7 @@ def test_after_a_death_files_are_read_from_the_middle(tmp_path: Path, kind: str,
             kill(10)(i)
             yield data
 
-    dies(lambda: convert(tmp_path / "banks", {"train": Part(**(vars(part) | {"images": images}))}, LOOK, ABOUT))
+    dies(lambda: convert(tmp_path / "banks", {"train": SplitSource(**(vars(part) | {"images": images}))}, LOOK, ABOUT))
     assert json.loads((tmp_path / "banks.part" / "progress.json").read_text())["done"] == {"train": 8}
     convert(tmp_path / "banks", {"train": part}, LOOK, ABOUT)
     assert content(tmp_path / "banks") == content(tmp_path / "at once")
@@ -245,7 +245,7 @@ def test_the_bank_is_named_last_of_all_and_a_death_before_reads_nothing_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "install", dies_at_it)
+        patch.setattr(module, "replace_folder", dies_at_it)
         with pytest.raises(KeyboardInterrupt):
             convert(folder, two(), LOOK, ABOUT)
     assert not folder.exists()
@@ -279,8 +279,8 @@ def test_what_is_whole_is_not_made_again(folder: Path, whole: dict[str, bytes]):
 
 
 OTHERS = {
-    "size": {"look": Look(9)},
-    "resize": {"look": Look(8, resize="crop")},
+    "size": {"look": ImageSpec(9)},
+    "resize": {"look": ImageSpec(8, resize="crop")},
     "words": {"about": ABOUT | {"source": "another"}},
     "labels": {"train": labelled(0, [1, 0] * 19 + [0, 1], ["b", "a"])},
     "class names": {"train": labelled(0, [1, 0] * 20, ["b", "aa"])},
@@ -596,7 +596,7 @@ def test_a_file_damaged_after_it_was_listed_is_named(tmp_path: Path, kind: str):
     fails(tmp_path / "banks", {"train": part}, f"{kind}.*{name}: (cannot be read|damaged|the source ends).*")
 
 
-def sharing() -> dict[str, Part]:
+def sharing() -> dict[str, SplitSource]:
     """Row 2 of train, the second image of b, stands three times in test; and one image twice in train, as it may."""
     return {
         "train": labelled(0, [1, 0, 1, 0, 0], ["a", "b"], lambda i: pixels(1) if i == 3 else None),
@@ -641,7 +641,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path, kind: str, monkeyp
     def measured() -> None:
         before = peak()
         part = part_of_labels(["a"], np.zeros(340, int), images, str)
-        convert(tmp_path / "banks", {"train": part}, Look(84, resample="bilinear"), ABOUT)
+        convert(tmp_path / "banks", {"train": part}, ImageSpec(84, resample="bilinear"), ABOUT)
         (tmp_path / "grown").write_text(str(peak() - before))
 
     if not Path("/proc/self/status").exists():
@@ -660,7 +660,7 @@ def test_images_that_were_replaced_since_they_were_read_are_read_again(tmp_path:
         Image.fromarray(pixels(i)).save(folder / f"a/{i:02d}.png")
     (folder / "a/11.png").write_bytes(b"damaged")
 
-    def part() -> dict[str, Part]:
+    def part() -> dict[str, SplitSource]:
         files = open_files(folder)
         return {"train": part_of_files(files, {"a": files.names})}
 
@@ -671,4 +671,4 @@ def test_images_that_were_replaced_since_they_were_read_are_read_again(tmp_path:
     convert(tmp_path / "banks", part(), LOOK, ABOUT, again=again)
     examples = open_banks(tmp_path / "banks")["train"].examples.numpy()
     for i in range(12):
-        assert (examples[i] == example(pixels(100 + i if i in (1, 11) else i), LOOK)).all()
+        assert (examples[i] == decode_image(pixels(100 + i if i in (1, 11) else i), LOOK)).all()

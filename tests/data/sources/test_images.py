@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from fewshot.core.errors import FewshotError
-from fewshot.data.sources.images import FORMATS, Look, example, holds_image, is_image, web_page
+from fewshot.data.sources.images import FORMATS, ImageSpec, decode_image, holds_image, is_image, web_page
 
 SIDE = 24
 RANDOM = np.random.RandomState(0)
@@ -79,7 +79,7 @@ WHOLE = [
 def test_an_image_of_the_size_keeps_its_pixels_on_white(kind: str, mode: str):
     image, expected = picture(mode)
     choices = {"lossless": True, "exact": True} if kind == "WEBP" else {}
-    made = example(encoded(image, kind, **choices), Look(SIDE))
+    made = decode_image(encoded(image, kind, **choices), ImageSpec(SIDE))
     assert made.shape == (3, SIDE, SIDE) and made.dtype == np.uint8
     blended = mode in ("LA", "RGBA")  # in whole numbers, by Pillow
     assert np.abs(made.transpose(1, 2, 0) - np.asarray(expected, float)).max() <= (1 if blended else 0)
@@ -93,7 +93,7 @@ def test_a_transparent_colour_of_a_palette_lies_on_white(kind: str, transparency
     else:
         alpha[: len(transparency)] = list(transparency)
     data = encoded(paletted(), kind, transparency=transparency)
-    made = example(data, Look(SIDE)).transpose(1, 2, 0)
+    made = decode_image(data, ImageSpec(SIDE)).transpose(1, 2, 0)
     assert np.abs(made - on_white(PALETTE[INDEX], alpha[INDEX])).max() <= 1
 
 
@@ -101,7 +101,7 @@ def test_a_transparent_colour_of_a_palette_lies_on_white(kind: str, transparency
 def test_a_colour_that_a_png_calls_transparent_is_white(mode: str, value):
     image, expected = picture(mode)
     colour = expected == np.asarray(value)
-    made = example(encoded(image, "PNG", transparency=value), Look(SIDE)).transpose(1, 2, 0)
+    made = decode_image(encoded(image, "PNG", transparency=value), ImageSpec(SIDE)).transpose(1, 2, 0)
     assert np.array_equal(made, np.where(colour.all(2, keepdims=True), 255, expected))
 
 
@@ -110,7 +110,7 @@ def test_a_jpeg_is_near_to_what_it_was_made_of(mode: str):
     data = encoded(Image.fromarray(SLOPE).convert(mode), "JPEG", quality=98, subsampling=0)
     assert (b"Adobe" in data) == (mode == "CMYK")  # inverted inks, as Photoshop has them
     expected = np.asarray(Image.fromarray(SLOPE).convert("L").convert("RGB")) if mode == "L" else SLOPE
-    assert np.abs(example(data, Look(SIDE)).transpose(1, 2, 0) - expected.astype(float)).max() < 8
+    assert np.abs(decode_image(data, ImageSpec(SIDE)).transpose(1, 2, 0) - expected.astype(float)).max() < 8
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -129,12 +129,12 @@ def pgm(kind: str, values: np.ndarray, maximum: int = 65535) -> bytes:
 def test_sixteen_bits_become_their_upper_eight():
     wide = COLOUR.astype(np.uint16) * 256 + ALPHA[:, :, None]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in wide)
-    assert np.array_equal(example(png(SIDE, SIDE, 16, 2, rows), Look(SIDE)), COLOUR.transpose(2, 0, 1))
-    made = example(pgm("P6", wide), Look(SIDE))
+    assert np.array_equal(decode_image(png(SIDE, SIDE, 16, 2, rows), ImageSpec(SIDE)), COLOUR.transpose(2, 0, 1))
+    made = decode_image(pgm("P6", wide), ImageSpec(SIDE))
     assert np.abs(made.transpose(1, 2, 0) - COLOUR.astype(float)).max() <= 1  # Pillow rounds these
-    assert np.array_equal(example(pgm("P5", wide[:, :, 0]), Look(SIDE, channels=1))[0], COLOUR[:, :, 0])
+    assert np.array_equal(decode_image(pgm("P5", wide[:, :, 0]), ImageSpec(SIDE, channels=1))[0], COLOUR[:, :, 0])
     big = Image.frombytes("I;16B", (SIDE, SIDE), wide[:, :, 0].astype(">u2").tobytes())
-    assert np.array_equal(example(encoded(big, "TIFF"), Look(SIDE, channels=1))[0], COLOUR[:, :, 0])
+    assert np.array_equal(decode_image(encoded(big, "TIFF"), ImageSpec(SIDE, channels=1))[0], COLOUR[:, :, 0])
 
 
 FLOATS = Image.fromarray(GREY.astype(np.float32))
@@ -148,7 +148,7 @@ TOO_DEEP = {
 @pytest.mark.parametrize("kind", TOO_DEEP)
 def test_pixels_of_32_bits_are_refused(kind: str):
     with pytest.raises(ValueError, match="^pixels of mode [IF]; save it with 8 bits$"):
-        example(TOO_DEEP[kind], Look(SIDE))
+        decode_image(TOO_DEEP[kind], ImageSpec(SIDE))
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
@@ -156,7 +156,7 @@ def test_of_several_images_the_first_is_taken(kind: str):
     first, second = paletted().convert("RGB"), Image.new("RGB", (SIDE, SIDE), "red")
     choices = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(first, kind, save_all=True, append_images=[second], **choices)
-    assert np.array_equal(example(data, Look(SIDE)).transpose(1, 2, 0), PALETTE[INDEX])
+    assert np.array_equal(decode_image(data, ImageSpec(SIDE)).transpose(1, 2, 0), PALETTE[INDEX])
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -165,13 +165,13 @@ def test_an_exif_rotation_is_left_alone(kind: str):
     exif[0x112] = 6  # turned by a quarter
     turned, plain = encoded(Image.fromarray(SLOPE), kind, exif=exif), encoded(Image.fromarray(SLOPE), kind)
     assert turned != plain
-    assert np.array_equal(example(turned, Look(SIDE)), example(plain, Look(SIDE)))
+    assert np.array_equal(decode_image(turned, ImageSpec(SIDE)), decode_image(plain, ImageSpec(SIDE)))
 
 
 def test_grey_becomes_three_equal_channels_and_colour_its_luma():
-    colour = example(encoded(Image.fromarray(GREY), "PNG"), Look(SIDE))
+    colour = decode_image(encoded(Image.fromarray(GREY), "PNG"), ImageSpec(SIDE))
     assert np.array_equal(colour, np.broadcast_to(GREY, (3, SIDE, SIDE)))
-    grey = example(encoded(Image.fromarray(COLOUR), "PNG"), Look(SIDE, channels=1))
+    grey = decode_image(encoded(Image.fromarray(COLOUR), "PNG"), ImageSpec(SIDE, channels=1))
     assert grey.shape == (1, SIDE, SIDE)
     assert np.abs(grey[0] - COLOUR @ np.array([0.299, 0.587, 0.114])).max() <= 1
 
@@ -188,16 +188,16 @@ def test_crop_and_squash_are_what_torchvision_does_to_pillow_images(size: tuple[
         ("crop", v2.Compose([v2.Resize(SIDE, interpolation=how), v2.CenterCrop(SIDE)])),
         ("squash", v2.Resize((SIDE, SIDE), interpolation=how)),
     ):
-        made = example(data, Look(SIDE, resize=resize, resample=resample))
+        made = decode_image(data, ImageSpec(SIDE, resize=resize, resample=resample))
         assert np.array_equal(made.transpose(1, 2, 0), np.asarray(theirs(Image.fromarray(pixels))))
 
 
 def test_a_strip_of_5000_pixels_is_cropped_and_a_longer_one_refused_before_it_fills_memory():
     strip = np.repeat(np.arange(5000) // 20, 3).reshape(1, 5000, 3).astype(np.uint8)
-    assert set(np.unique(example(strip, Look(84, resize="crop")))) <= {124, 125}
+    assert set(np.unique(decode_image(strip, ImageSpec(84, resize="crop")))) <= {124, 125}
     with pytest.raises(ValueError, match="^200000x1 pixels, too narrow to crop$"):
-        example(np.zeros((1, 200_000, 3), np.uint8), Look(84, resize="crop"))
-    assert not example(np.zeros((1, 200_000, 3), np.uint8), Look(84)).any()
+        decode_image(np.zeros((1, 200_000, 3), np.uint8), ImageSpec(84, resize="crop"))
+    assert not decode_image(np.zeros((1, 200_000, 3), np.uint8), ImageSpec(84)).any()
 
 
 @pytest.mark.parametrize("shape", [(SIDE, SIDE), (SIDE, SIDE, 1), (SIDE, SIDE, 3)])
@@ -208,8 +208,8 @@ def test_an_array_is_what_its_png_is(shape: tuple[int, ...], channels: int):
     image = Image.fromarray(pixels.reshape(shape[: 2 if shape[2:] == (1,) else 3]))
     for array in (pixels, np.asfortranarray(pixels), np.repeat(pixels, 2, axis=1)[:, ::2]):
         for size in (SIDE, 11):
-            look = Look(size, channels)
-            assert np.array_equal(example(array, look), example(encoded(image, "PNG"), look))
+            look = ImageSpec(size, channels)
+            assert np.array_equal(decode_image(array, look), decode_image(encoded(image, "PNG"), look))
     assert np.array_equal(pixels, before)
 
 
@@ -234,7 +234,7 @@ def test_an_array_is_what_its_png_is(shape: tuple[int, ...], channels: int):
 )
 def test_an_array_of_another_kind_is_refused(array: np.ndarray, resize: str):
     with pytest.raises(ValueError, match=r"^an array \(.*\) of \w+, not \[height, width, 3\] of uint8$"):
-        example(array, Look(16, resize=resize))
+        decode_image(array, ImageSpec(16, resize=resize))
 
 
 FILES = {
@@ -254,10 +254,10 @@ FILES = {
 }
 
 
-def reason(data: bytes, look: Look) -> str:
+def reason(data: bytes, look: ImageSpec) -> str:
     """Why these bytes are no example; empty where they are one."""
     try:
-        made = example(data, look)
+        made = decode_image(data, look)
     except ValueError as error:
         words = str(error)
         assert words and "\n" not in words and " at 0x" not in words
@@ -268,23 +268,23 @@ def reason(data: bytes, look: Look) -> str:
 
 @pytest.mark.parametrize("kind", sorted(set(FILES) - {"PPM plain"}))  # a number cut short is a number
 def test_a_file_cut_short_is_refused_unless_no_pixel_is_missing(kind: str):
-    data, look = FILES[kind], Look(SIDE)
-    whole = example(data, look)
+    data, look = FILES[kind], ImageSpec(SIDE)
+    whole = decode_image(data, look)
     refused = 0
     for end in {*range(0, len(data), max(1, len(data) // 60)), *range(len(data) - 24, len(data))}:
         if reason(data[:end], look):
             refused += 1
         else:
-            assert np.array_equal(example(data[:end], look), whole)
+            assert np.array_equal(decode_image(data[:end], look), whole)
             assert kind in ("PNG", "PNG palette", "GIF") and end > len(data) - 24  # they say once more that they end
     assert refused > 50
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "JPEG progressive", "JPEG CMYK"])
 def test_a_jpeg_without_its_last_bytes_is_refused(kind: str):
-    assert not reason(FILES[kind], Look(SIDE))
+    assert not reason(FILES[kind], ImageSpec(SIDE))
     for missing in range(1, 40):
-        assert reason(FILES[kind][:-missing], Look(SIDE))
+        assert reason(FILES[kind][:-missing], ImageSpec(SIDE))
 
 
 NO_IMAGES = {
@@ -304,7 +304,7 @@ NO_IMAGES = {
 def test_what_is_no_image_is_refused(kind: str, resize: str):
     data, message = NO_IMAGES[kind]
     with pytest.raises(ValueError, match=message):
-        example(data, Look(SIDE, resize=resize))
+        decode_image(data, ImageSpec(SIDE, resize=resize))
 
 
 BOMBS = {
@@ -324,7 +324,7 @@ BOMBS = {
 def test_more_pixels_than_is_safe_are_refused_without_unpacking_them(kind: str):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError, match="^it has more pixels than is safe to unpack$"):
-        example(BOMBS[kind], Look(SIDE))
+        decode_image(BOMBS[kind], ImageSpec(SIDE))
     unit = 1 << (0 if sys.platform == "darwin" else 10)
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < 100e6
 
@@ -340,13 +340,13 @@ def test_damaged_files_give_an_example_or_a_reason_and_nothing_else(kind: str):
                 data[at] = random.randint(256)
             else:
                 del data[at : at + random.randint(1, 9)]
-        reason(bytes(data), Look(16, (1, 3)[number % 2], ("crop", "squash")[number % 3 == 0]))
+        reason(bytes(data), ImageSpec(16, (1, 3)[number % 2], ("crop", "squash")[number % 3 == 0]))
 
 
 def test_threads_neither_see_warnings_nor_leave_the_filters_changed():
     before = warnings.filters[:]
     with ThreadPoolExecutor(8) as pool:  # Pillow warns of transparency given as bytes
-        made = list(pool.map(lambda _: example(FILES["PNG palette"], Look(40)), range(300)))
+        made = list(pool.map(lambda _: decode_image(FILES["PNG palette"], ImageSpec(40)), range(300)))
     assert len(made) == 300 and warnings.filters[:] == before
     with pytest.warns(UserWarning, match="transparency|Transparency"):
         Image.open(io.BytesIO(FILES["PNG palette"])).convert("RGB")
@@ -366,7 +366,7 @@ def test_threads_neither_see_warnings_nor_leave_the_filters_changed():
 )
 def test_a_look_that_cannot_be_is_refused(choices: dict, message: str):
     with pytest.raises(FewshotError, match=message):
-        Look(**({"size": 84} | choices))
+        ImageSpec(**({"size": 84} | choices))
 
 
 def test_no_image_is_taken_for_a_web_page():
@@ -384,7 +384,7 @@ def test_pages_films_and_containers_are_no_images_by_their_names(name: str):
 def test_every_format_that_pillow_writes_and_opens_becomes_an_example(kind: str):
     mode = {"MSP": "1", "XBM": "1", "BLP": "P"}.get(kind, "RGB")
     data = encoded(Image.fromarray(SLOPE).convert(mode), kind)
-    assert example(data, Look(SIDE)).shape == (3, SIDE, SIDE) and holds_image(data)
+    assert decode_image(data, ImageSpec(SIDE)).shape == (3, SIDE, SIDE) and holds_image(data)
 
 
 def test_a_page_and_a_text_hold_no_image():

@@ -14,8 +14,8 @@ from fewshot.core.errors import FewshotError
 from fewshot.data.sources.archives import Files, open_files
 from fewshot.data.sources.faults import FaultsError
 from fewshot.data.sources.images import is_image
-from fewshot.data.sources.layouts import SPLITS, check_official, known_folders, official, other_ways, passed_over
-from fewshot.data.sources.parts import Part, part_of_labels
+from fewshot.data.sources.layouts import SPLITS, check_official, known_folders, other_ways, passed_over, published_split
+from fewshot.data.sources.parts import SplitSource, part_of_labels
 
 SPLIT = {"train": ["n01", "n02"], "val": ["n03"], "test": ["n04"]}
 
@@ -32,7 +32,7 @@ def refused(match: str, call: Any, *args: Any) -> str:
     [("mini", [64, 16, 20], r"n\d{8}"), ("tiered", [351, 97, 160], r"n\d{8}"), ("cub", [100, 50, 50], r"\d{3}\.\w+")],
 )
 def test_the_published_splits_have_their_sizes_and_share_no_class(dataset: str, sizes: list[int], name: str):
-    splits = official(dataset)
+    splits = published_split(dataset)
     assert list(splits) == list(SPLITS) and [len(names) for names in splits.values()] == sizes
     every = list(itertools.chain(*splits.values()))
     assert len(set(every)) == sum(sizes)
@@ -50,7 +50,7 @@ def test_the_published_splits_have_their_sizes_and_share_no_class(dataset: str, 
     ],
 )
 def test_well_known_classes_are_where_they_belong(dataset: str, split: str, name: str):
-    assert [each for each, names in official(dataset).items() if name in names] == [split]
+    assert [each for each, names in published_split(dataset).items() if name in names] == [split]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_folders_that_split_the_classes_in_another_way_are_refused(tmp_path: Pat
     refused("class n03 lies in train/n03, but belongs to val .*dataset=folder", known_folders, files, SPLIT)
 
 
-def parts(counts: Mapping[str, Mapping[str, int]]) -> dict[str, Part]:
+def parts(counts: Mapping[str, Mapping[str, int]]) -> dict[str, SplitSource]:
     """Of each split the classes, and how many images they have."""
     return {
         split: part_of_labels(

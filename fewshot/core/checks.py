@@ -1,0 +1,29 @@
+"""Checks of single settings."""
+
+from __future__ import annotations
+
+from fewshot.core.errors import FewshotError
+
+
+def check_number(name: str, value: object, kind: type, least: float) -> None:
+    """Raises FewshotError where a setting is no number of this kind, or is below `least`."""
+    kinds = (int,) if kind is int else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
+        raise FewshotError(f"{name}={value}: must be {'a whole number' if kind is int else 'a number'} >= {least}")
+
+
+def check_bool(name: str, value: object) -> None:
+    """Raises FewshotError where a setting is neither true nor false."""
+    if not isinstance(value, bool):
+        raise FewshotError(f"{name}={value}: must be true or false")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """The value, when it is one of the choices.
+
+    Raises:
+        FewshotError: it is not.
+    """
+    if value not in choices:
+        raise FewshotError(f"{name}={value}: choose one of {', '.join(choices)}")
+    return value

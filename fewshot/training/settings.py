@@ -1,0 +1,26 @@
+"""The settings of meta-training: the keys of `train` in a configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class TrainSettings:
+    """How to train, as `train` in conf/train.yaml says it; the values stand there."""
+
+    steps: int  # outer steps
+    meta_batch: int  # tasks per outer step
+    shot: int | None  # K of training tasks; None: that of the test
+    query: int | None  # Q of training tasks; None: K
+    outer_optimizer: str  # adam | adam_tf (epsilon beside the uncorrected root, as TensorFlow has it) | sgd
+    outer_lr: float
+    outer_lr_end: float | None  # the rate falls linearly to this; None: constant
+    clip: float | None  # each element of the outer gradient to [-clip, clip]
+    clip_norm: float | None  # after that, the L2 norm of each tensor of it
+    nan_guard: bool  # see `outer.guarded`; False: a loss or gradient that is not finite ends the run
+    train_on_val: bool  # validation classes join the training classes (train_on_val in deepmind/leo)
+    validate_every: int  # outer steps between validations; 0: none
+    select: str  # best (on validation) | last
+    checkpoint_every: int  # outer steps
+    log_every: int  # outer steps
