@@ -105,7 +105,7 @@ def test_leo_on_functions_leaves_both_its_loops_and_a_drawing(call: Any) -> None
 
 
 def test_records_are_copied_to_a_folder_of_their_own(call: Any) -> None:
-    done = call("train", "runs=runs", "records=kept", *QUICK)
+    done = call("train", "runs=runs", "copy_records_to=kept", *QUICK)
     assert (done.code, done.err) == (0, "")
     (record,) = Path("runs").rglob("record.json")
     copies = sorted(path.relative_to("kept") for path in Path("kept").rglob("*") if path.is_file())
@@ -115,15 +115,15 @@ def test_records_are_copied_to_a_folder_of_their_own(call: Any) -> None:
 
 
 def test_a_run_is_tested_in_both_regimes_where_they_differ(call: Any) -> None:
-    words = ("runs=runs", "records=kept", "inductive_too=true", "shot=1,2", *QUICK)
+    words = ("runs=runs", "copy_records_to=kept", "inductive_too=true", "shot=1,2", *QUICK)
     assert call("train", "-m", *words).code == 0
     folders = sorted(path.parent for path in Path("kept").rglob("record.json"))
     assert len(folders) == 4
-    assert sorted(read(folder)["protocol"]["regime"] for folder in folders) == 2 * ["inductive"] + 2 * ["transductive"]
+    assert sorted(read(folder)["protocol"]["setting"] for folder in folders) == 2 * ["inductive"] + 2 * ["transductive"]
     for folder in folders:
         if folder.parent.name == "tests":
             own = read(folder.parent.parent)
-            assert read(folder)["protocol"] == own["protocol"] | {"regime": "inductive"}
+            assert read(folder)["protocol"] == own["protocol"] | {"setting": "inductive"}
             assert read(folder)["config"] == own["config"]
             assert (folder / "episodes.csv").read_bytes() != (folder.parent.parent / "episodes.csv").read_bytes()
             run = Path("runs") / folder.parent.parent.relative_to("kept")
@@ -157,7 +157,7 @@ def test_an_inductive_test_from_the_midst_of_a_training_is_not_taken_for_its_end
 def test_resuming_does_not_force_what_the_run_was_forced_to(call: Any) -> None:
     assert call("train", "run_dir=run", "force=true", *QUICK).code == 0
     before = Path("run/record.json").stat().st_mtime_ns
-    assert call("train", "resume=run", "records=kept", "inductive_too=true").code == 0
+    assert call("train", "resume=run", "copy_records_to=kept", "inductive_too=true").code == 0
     assert Path("run/record.json").stat().st_mtime_ns == before
     assert len(list(Path("kept").rglob("record.json"))) == 2
 
@@ -319,7 +319,7 @@ def test_a_run_is_tested_again_with_another_protocol(call: Any) -> None:
     first = read(Path("run"))
     changed = records["test-5w1s1q-per_class-inductive-5steps-6e0"]
     assert changed["protocol"]["query"] == 1
-    assert changed["protocol"]["regime"] == "inductive"
+    assert changed["protocol"]["setting"] == "inductive"
     assert changed["protocol"]["adaptation_steps"] == 5
     assert changed["query"] == 2  # what it was trained for
     assert changed["protocol"]["manifest"] != first["protocol"]["manifest"]
@@ -353,7 +353,7 @@ def test_leo_trains_selects_and_tests_on_published_features_as_the_original_does
     assert (done.code, done.err) == (0, "")
     record = read(Path("run"))
     assert (record["recipe"], record["backbone"], record["query"]) == ("deepmind", "published features", 595)
-    assert record["protocol"] | {"regime": "inductive", "train_on_val": False} == record["protocol"]
+    assert record["protocol"] | {"setting": "inductive", "train_on_val": False} == record["protocol"]
     assert record["protocol"]["selection"] == "best validation accuracy"
     assert record["validation"]["step"] in (2, 4)
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
@@ -432,7 +432,7 @@ def test_mistakes_with_features_are_one_line(call: Any, published: None) -> None
 @pytest.mark.slow
 def test_an_extractor_is_trained_once_for_pretraining_and_leo_alike(call: Any, tmp_path: Path) -> None:
     words = ["features.settings.epochs=1", "features.network.filters=4"]
-    done = call("pretrain", "backbone=conv4", *words, f"original={tmp_path / 'original'}")
+    done = call("pretrain", "backbone=conv4", *words, f"export_leo_format={tmp_path / 'original'}")
     assert done.code == 0, done.err
     assert "validation accuracy" in done.out
     assert done.err.startswith("extractor conv4")

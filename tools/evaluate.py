@@ -32,7 +32,7 @@ PROTOCOL = {
     "shot": "shot",
     "query": "query",
     "episodes": "test.episodes",
-    "seed": "test.seed",
+    "episode_seed": "test.seed",
     "transductive": "test.transductive",
     "rotations": "dataset.rotations.test",
     "steps": "test.steps",

@@ -30,7 +30,7 @@ def prepare(cfg: DictConfig) -> None:
     resolved(cfg)
     cache = Path(reader.cache)
     before = {path.name for path in cache.iterdir()} if cache.is_dir() else set()
-    banks = instantiate_node(reader, again=cfg.force)
+    banks = instantiate_node(reader, overwrite=cfg.force)
     folder = next(iter(banks.values())).folder
     about = next(iter(banks.values())).about
     if cfg.source is not None and not cfg.force and folder.name in before:

@@ -30,8 +30,8 @@ def pretrain(cfg: DictConfig) -> None:
         f"{found['epoch']}), fingerprint {found['fingerprint'][:12]}  "
         f"{Path(cfg.features.reader.cache) / banks['test'].about['folder']}"
     )
-    if cfg.original:
-        write_originals(Path(cfg.original), banks, cfg.dataset.name, "center")
+    if cfg.export_leo_format:
+        write_originals(Path(cfg.export_leo_format), banks, cfg.dataset.name, "center")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from fewshot.training.loop import load_selected
 from fewshot.training.settings import TrainSettings
 
 MOVED = ("root", "data_dir")  # what may be said of a run whose files moved
-AGAIN = ("plot", "inductive_too", "records")  # what may be said of a run that is resumed
+AGAIN = ("plot", "inductive_too", "copy_records_to")  # what may be said of a run that is resumed
 
 
 def complete(cfg: DictConfig, overrides: Iterable[str]) -> None:
@@ -72,12 +72,12 @@ def _train(cfg: DictConfig) -> list[Path]:
 
 
 def _show(test: Path, cfg: DictConfig, run: Path) -> None:
-    """Say what a test found, and copy its record and scores where `records` says."""
+    """Say what a test found, and copy its record and scores where `copy_records_to` says."""
     if not is_main():
         return
     print(summary(read_record(test / "record.json"), test))
-    if cfg.records:
-        copy_record(test, Path(cfg.records), Path(cfg.runs) if run.is_relative_to(cfg.runs) else run.parent)
+    if cfg.copy_records_to:
+        copy_record(test, Path(cfg.copy_records_to), Path(cfg.runs) if run.is_relative_to(cfg.runs) else run.parent)
 
 
 if __name__ == "__main__":

@@ -17,20 +17,20 @@ class Nearest:
 
     Args:
         backbone: pixels or features.
-        to: `neighbour`, the nearest support example of a class, or `mean`, the mean of them.
+        reference: `neighbour`, the nearest support example of a class, or `mean`, the mean of them.
     """
 
     sequential = False
     use_autograd = False
     test_steps = 0
 
-    def __init__(self, backbone: Identity, *, to: str = "neighbour") -> None:
+    def __init__(self, backbone: Identity, *, reference: str = "neighbour") -> None:
         if not isinstance(backbone, Identity):
             raise FewshotError(
                 "algorithm=nearest compares inputs as they are; it runs with backbone=pixels or backbone=features only"
             )
         self.backbone: nn.Module = backbone
-        self.mean = check_choice("algorithm.learner.to", to, ("neighbour", "mean")) == "mean"
+        self.mean = check_choice("algorithm.learner.reference", reference, ("neighbour", "mean")) == "mean"
 
     def init(self) -> tuple[Tensors, Tensors]:
         """No parameters, no state."""

@@ -16,7 +16,7 @@ from fewshot.core.errors import FewshotError
 VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
 HOME = re.compile(r"(?<=[=,'\"\[])~[\w.-]*(?=[/,'\"\]]|$)", re.ASCII)  # `~` or `~user` where a value begins
 # Keys of a configuration whose values are paths, at any depth.
-PATH_KEYS = ("data_dir", "runs", "run_dir", "records", "root", "cache", "csv", "folder")
+PATH_KEYS = ("data_dir", "runs", "run_dir", "copy_records_to", "root", "cache", "csv", "folder")
 
 
 def expand_path(path: str | os.PathLike[str]) -> Path:

@@ -31,7 +31,7 @@ def compiled(step: Callable[..., T]) -> Callable[..., T]:
         try:
             return fused(*inputs)
         except FailOnRecompileLimitHit as error:
-            raise FewshotError("engine=compiled: too many shapes; set chunk, or choose engine=vmap") from error
+            raise FewshotError("engine=compiled: too many shapes; set task_chunk, or choose engine=vmap") from error
         except TorchDynamoException as error:
             raise FewshotError(
                 "engine=compiled: torch.compile failed (on a CPU it needs a C++ compiler, such as g++); choose "

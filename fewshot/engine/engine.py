@@ -37,25 +37,25 @@ LARGE = 1_000_000
 
 
 class Engine:
-    """Runs tasks by the method `name`, `chunk` tasks at a time.
+    """Runs tasks by the method `name`, `task_chunk` tasks at a time.
 
     Args:
         name: one of ENGINES.
-        chunk: of `vmap` and `compiled`; None: all at once. Where so many do not fit into memory, half as many are
+        task_chunk: of `vmap` and `compiled`; None: all at once. Where so many do not fit into memory, half as many are
             tried.
 
     Attributes:
-        found: what then fitted, apart for `outer` and for `map`; a resumed run goes on with that of `outer`, since
-            other chunks round otherwise.
+        fitted_chunk: what fitted then, apart for `outer` and for `map`; a resumed run goes on with that of `outer`,
+            since other chunks round otherwise.
         fallback: why `auto` took `loop` where it takes vmap for other learners; empty where it did not.
     """
 
-    def __init__(self, name: str = "auto", chunk: int | None = None) -> None:
-        if chunk is not None and chunk < 1:
-            raise FewshotError(f"chunk={chunk}: must be at least 1, or null for all tasks at once")
+    def __init__(self, name: str = "auto", task_chunk: int | None = None) -> None:
+        if task_chunk is not None and task_chunk < 1:
+            raise FewshotError(f"task_chunk={task_chunk}: must be at least 1, or null for all tasks at once")
         self.name = check_choice("engine", name, ENGINES)
-        self.chunk = chunk
-        self.found: dict[str, int] = {}
+        self.task_chunk = task_chunk
+        self.fitted_chunk: dict[str, int] = {}
         self.fallback = ""
         self._compiled: tuple[Any, Callable[..., Any]] | None = None  # the last learner's
         self._own = threading.local()
@@ -120,7 +120,9 @@ class Engine:
     def _in_chunks(self, what: str, episodes: Episodes, run: Callable[[Iterator[Episodes]], Any]) -> Any:
         """A function of consecutive groups of the tasks, in groups that fit into memory."""
         while True:
-            size = min(limit for limit in (self.chunk, self.found.get(what), len(episodes)) if limit is not None)
+            size = min(
+                limit for limit in (self.task_chunk, self.fitted_chunk.get(what), len(episodes)) if limit is not None
+            )
             try:
                 return run(episodes[i : i + size] for i in range(0, len(episodes), size))
             except (RuntimeError, MemoryError) as error:
@@ -128,7 +130,7 @@ class Engine:
                     raise
             # Outside of `except`, whose traceback holds on to what filled the memory.
             release_memory()
-            self.found[what] = -(-size // 2)
+            self.fitted_chunk[what] = -(-size // 2)
 
     def _fused(self, learner: Learner, params: Tensors, state: Tensors, episodes: Episodes) -> MetaGradient:
         """`outer_of`, compiled when a learner first meets a shape; kept while the learner stays the same."""

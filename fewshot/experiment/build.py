@@ -99,7 +99,7 @@ def build(cfg: DictConfig, known: Path | None = None, made_for: int | None = Non
     }
     if not is_small(prod(shape)):
         tune_malloc(one_arena=True)  # before the engine's threads have heaps of their own
-    run = Experiment(config, device, placed, view, learner, Engine(cfg.engine, cfg.chunk))
+    run = Experiment(config, device, placed, view, learner, Engine(cfg.engine, cfg.task_chunk))
     first = tasks_of(run, cfg, cfg.test.split, cfg.test.seed).episodes(0, 1)
     run.behaviour = probe(learner, first[0])
     notes = list(run.behaviour.notes)

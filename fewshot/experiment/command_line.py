@@ -27,8 +27,8 @@ from fewshot.experiment.sweeps import check_plugin
 
 # Last parts of keys whose values are paths: text, whatever it looks like.
 PATHS = (
-    "root", "cache", "csv", "folder", "source", "sheet", "run", "runs", "run_dir", "resume", "records", "out",
-    "original", "data_dir", "pictures", "refresh", "checkpoint",
+    "root", "cache", "csv", "folder", "source", "sheet", "run", "runs", "run_dir", "resume", "copy_records_to", "out",
+    "export_leo_format", "data_dir", "pictures", "refresh", "checkpoint",
 )  # fmt: skip
 COMMANDS = ("run", "multirun", "cfg", "info", "shell_completion")
 NEEDED = "is always needed; it can be set, and not deleted"

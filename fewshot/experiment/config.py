@@ -48,7 +48,7 @@ class TrainConfig:
     train: TrainSettings = MISSING
     test: TestSettings = MISSING
     engine: str = MISSING
-    chunk: int | None = MISSING
+    task_chunk: int | None = MISSING
     device: str = MISSING
     recipe: str | None = MISSING
     data_dir: str = MISSING
@@ -59,7 +59,7 @@ class TrainConfig:
     force: bool = MISSING
     plot: bool = MISSING
     inductive_too: bool = MISSING
-    records: str | None = MISSING
+    copy_records_to: str | None = MISSING
 
 
 @dataclass
@@ -75,7 +75,7 @@ class EvaluateConfig:
     shot: int | None = MISSING
     query: int | None = MISSING
     episodes: int | None = MISSING
-    seed: int | None = MISSING
+    episode_seed: int | None = MISSING
     transductive: bool | None = MISSING
     rotations: str | None = MISSING
     steps: Any = MISSING
@@ -95,7 +95,7 @@ class PretrainConfig:
     dataset: Any = MISSING
     features: Any = MISSING
     backbone: Any = MISSING
-    original: str | None = MISSING
+    export_leo_format: str | None = MISSING
     data_dir: str = MISSING
     device: str = MISSING
 
@@ -179,7 +179,7 @@ ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 
 # What may differ between two configurations of one and the same run.
-UNHASHED_KEYS = ("device", "data_dir", "runs", "run_dir", "resume", "force", "plot", "inductive_too", "records")
+UNHASHED_KEYS = ("device", "data_dir", "runs", "run_dir", "resume", "force", "plot", "inductive_too", "copy_records_to")
 DEFAULT_RECIPE = "ours"  # the recipe of what no paper says
 NAMED = {"algorithm": "learner", "dataset": "reader", "features": "reader", "backbone": "network"}
 UNHASHED_READER_KEYS = ("root", "cache", "download", "device")
@@ -249,7 +249,7 @@ def _placeless(value: Any) -> Any:
 
 def trained_with(config: Mapping[str, Any]) -> str:
     """Hash of what the training depends on but for its seed: what runs that a table may average have in common."""
-    return config_hash(config, without=("seed", "query", "test", "engine", "chunk"))
+    return config_hash(config, without=("seed", "query", "test", "engine", "task_chunk"))
 
 
 def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> None:

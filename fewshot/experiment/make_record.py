@@ -72,7 +72,7 @@ def make_record(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dic
             "episode_seed": cfg.test.seed,
             "rotations": "none" if isinstance(tasks.source, Functions) else cfg.dataset.rotations.test,
             "view": tasks.source.words if isinstance(tasks.source, Functions) else view_words(cfg),
-            "regime": setting(run, cfg),
+            "setting": setting(run, cfg),
             "adaptation_steps": steps if several else adaptation_steps,
             "train_on_val": settings.train_on_val,
             "selection": trained.selection,

@@ -24,7 +24,7 @@ from fewshot.report.statistics import against_best, scores
 
 # In what runs of one cell may not differ, first what a person would look at first.
 ONE_METHOD = (
-    "algorithm", "backbone", "recipe", "protocol.regime", "protocol.train_on_val",
+    "algorithm", "backbone", "recipe", "protocol.setting", "protocol.train_on_val",
     *COLUMN, "dataset", "way", "shot", *VARIATIONS, *CONFIGURATION, "published.source", "published.label",
 )  # fmt: skip
 # What the tests of a published figure and of runs have to share in one column; of the rest sources tell too little.

@@ -56,11 +56,11 @@ def by_shots(runs: Sequence[Record]) -> Figure:
     for name, run, title in zip(names, chosen, places, strict=True):
         panels[title][name][run["protocol"]["shot"]].append(run)
         if run["shot"] != run["protocol"]["shot"]:
-            away[title, run["config"], run["protocol"]["regime"]].add(name)
+            away[title, run["config"], run["protocol"]["setting"]].add(name)
     for name, run, title in zip(names, chosen, places, strict=True):
         # The test with the shots that it was trained for is a point of the same line, and of its method's own.
         if run["shot"] == run["protocol"]["shot"]:
-            for other in away[title, run["config"], run["protocol"]["regime"]] - {name}:
+            for other in away[title, run["config"], run["protocol"]["setting"]] - {name}:
                 panels[title][other][run["shot"]].append(run)
     return _lines(panels, "shots of the test (K)", "with several shots")
 
@@ -144,7 +144,7 @@ def own_steps(runs: Sequence[Record]) -> list[Record]:
     """
 
     def training(run: Record) -> tuple[Hashable, ...]:
-        return run["config"], run["seed"], run["protocol"]["regime"]
+        return run["config"], run["seed"], run["protocol"]["setting"]
 
     def place(run: Record) -> tuple[int, int]:
         steps = run["protocol"]["adaptation_steps"]

@@ -114,7 +114,7 @@ def _as_record(figure: dict[str, Any]) -> Record:
         "recipe": None,
         "protocol": {
             **task,
-            **{key: known[key] for key in ("query", "episodes", "regime", "adaptation_steps")},
+            **{key: known[key] for key in ("query", "episodes", "setting", "adaptation_steps")},
             **({"view": VIEWS[figure["dataset"]]} if figure["dataset"] in VIEWS else {}),
             "train_on_val": None,
         },
@@ -152,20 +152,20 @@ def named(runs: list[Record], published: list[Record], shown: Sequence[str] = ()
         plain = task_name(run["protocol"])
         own = run["protocol"].get("view")
         measured = [name for name, view in tasks[task].items() if own in (None, view)] if task in tasks else [plain]
-        backbone, regime = run["backbone"], run["protocol"]["regime"]
+        backbone, setting = run["backbone"], run["protocol"]["setting"]
         line = {
             "method": f"{run['algorithm']} ({backbone})" if backbone else run["algorithm"],
             "task": measured[0] if len(measured) == 1 else f"{plain}, as published",
             "source": "{source} ({version})".format(**run["published"]),
             "order": len(names),
         }
-        line["method"] += f", {regime or 'regime unknown'}"
+        line["method"] += f", {setting or 'setting unknown'}"
         if metric_of(run) == "mse" and STEPS not in shown:  # errors are published after several numbers of steps
             line["method"] += f", {format_label(VARIATIONS[STEPS], run['protocol']['adaptation_steps'])}"
         lines.append({**run, **line})
-    if "protocol.regime" in shown:
+    if "protocol.setting" in shown:
         for line in lines:
-            line["method"] = line["method"].replace(f", {line['protocol']['regime'] or 'regime unknown'}", "", 1)
+            line["method"] = line["method"].replace(f", {line['protocol']['setting'] or 'setting unknown'}", "", 1)
     return lines
 
 

@@ -86,7 +86,7 @@ def column_names(records: list[Record]) -> dict[Column, str]:
 
 
 def method_names(records: list[Record], shown: Sequence[str] = ()) -> list[str]:
-    """For each record its row's name: algorithm, backbone, regime, and whatever sets it apart from its neighbours.
+    """For each record its row's name: algorithm, backbone, setting, and whatever sets it apart from its neighbours.
 
     Fields that are `shown` elsewhere in the table set runs apart there.
     """
@@ -117,7 +117,7 @@ def _set_apart(names: list[str], records: list[Record], fields: dict[str, str]) 
 
 def _plain_method(record: Record, several_recipes: bool, shown: Sequence[str]) -> str:
     algorithm, protocol = record["algorithm"], record["protocol"]
-    words = [f"{algorithm} ({record['backbone']})" if record["backbone"] else algorithm, protocol["regime"]]
+    words = [f"{algorithm} ({record['backbone']})" if record["backbone"] else algorithm, protocol["setting"]]
     if several_recipes:
         words.append(f"recipe {record['recipe']}" if record["recipe"] else "no recipe")
     # Said even where no neighbour differs: either one changes what the usual reader of the column takes for granted.

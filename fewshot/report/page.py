@@ -141,7 +141,7 @@ def _raw(cell: Cell, layout: Layout) -> dict[str, Any]:
     halves = {"ci95_over_episodes": cell.over_episodes(), "ci95_over_seeds": cell.over_seeds(layout.metric)}
     if figure is not None:
         halves = {"interval": halves["ci95_over_episodes"]}
-    fields = ("query", "episodes", "regime", "adaptation_steps", "rotations", "selection", "train_on_val", "manifest")
+    fields = ("query", "episodes", "setting", "adaptation_steps", "rotations", "selection", "train_on_val", "manifest")
     costs = ("train_tasks", "train_seconds", "tasks_per_second", "peak_memory_bytes", "gradient_evaluations")
     return {
         **dict(zip(layout.rows, cell.row, strict=True)),

@@ -18,7 +18,7 @@ from fewshot.report.records import METRICS
 PUBLISHED = Path(__file__).resolve().parent.parent.parent / "results" / "published.csv"
 UNKNOWN = "unknown"
 FIELDS = (
-    "method", "label", "dataset", "backbone", "input_size", "way", "shot", "query", "regime", "adaptation_steps",
+    "method", "label", "dataset", "backbone", "input_size", "way", "shot", "query", "setting", "adaptation_steps",
     "metric", "value", "interval", "interval_kind", "episodes", "source", "version", "caveats",
 )  # fmt: skip
 REGIMES = ("inductive", "transductive", UNKNOWN)
@@ -75,7 +75,7 @@ def _figure(row: dict[str, Any], where: str) -> dict[str, Any]:
     if None in row or None in row.values():
         raise FewshotError(f"{where}: it has to have {len(FIELDS)} fields")
     figure: dict[str, Any] = dict(row)
-    for field, allowed in (("metric", METRICS), ("regime", REGIMES), ("interval_kind", INTERVALS)):
+    for field, allowed in (("metric", METRICS), ("setting", REGIMES), ("interval_kind", INTERVALS)):
         if row[field] not in allowed:
             raise FewshotError(f"{where}: {field} {row[field]!r} is none of {', '.join(allowed)}")
     for field in ("method", "label", "dataset", "backbone", "source", "version", "adaptation_steps", "input_size"):

@@ -28,7 +28,7 @@ NEEDED: dict[str, tuple[type, ...]] = {
     "protocol.dataset": (str,), "protocol.split": (str,), "protocol.way": (int,), "protocol.shot": (int,),
     "protocol.query": (int,), "protocol.episodes": (int,), "protocol.episode_seed": (int,),
     "protocol.rotations": (str, bool, type(None)), "protocol.view": MAYBE_TEXT,
-    "protocol.manifest": (str,), "protocol.regime": (str,),
+    "protocol.manifest": (str,), "protocol.setting": (str,),
     "protocol.adaptation_steps": (int, str, list, type(None)), "protocol.train_on_val": (bool,),
     "protocol.selection": MAYBE_TEXT,
     "test.ci95": (*MAYBE_NUMBER, dict), "test.episodes": (int,),
@@ -202,7 +202,7 @@ def summary(record: Record, folder: Path) -> str:
     tested = [f"{test['episodes']} episodes", "1 query" if protocol["query"] == 1 else f"{protocol['query']} queries"]
     if metric == "accuracy":
         tested[1] += " per class"
-        tested.append(protocol["regime"])
+        tested.append(protocol["setting"])
     guarded = record["cost"].get("nan_guarded_steps")
     warning = f" WARNING: {guarded} steps had a NaN and took the parameters as their gradient;" if guarded else ""
     return (

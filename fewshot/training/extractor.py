@@ -237,7 +237,10 @@ def _validation(extractor: nn.Module, bank: Bank, seen: ImageTransform, settings
     """Few-shot accuracy of nearest class means on the features of the validation classes."""
     split = _split(extractor, bank, seen)
     found = Bank(torch.from_numpy(split.examples), bank.offsets, bank.names, bank.split, "", bank.about)
-    sampler, learner = _validation_sampler(found, settings), Nearest(Identity(found.shape, settings["way"]), to="mean")
+    sampler, learner = (
+        _validation_sampler(found, settings),
+        Nearest(Identity(found.shape, settings["way"]), reference="mean"),
+    )
     return float(evaluate(learner, {}, {}, sampler, settings["episodes"], transductive=False, engine=Engine()).mean())
 
 

@@ -234,7 +234,7 @@ def _better(metric: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
 def _chunks(engine: Engine, device: torch.device) -> list[int]:
     """What each process found to fit into memory, 0 where all did."""
     rank, processes = world()
-    own = torch.tensor([engine.found.get("outer", 0)], device=device)
+    own = torch.tensor([engine.fitted_chunk.get("outer", 0)], device=device)
     return all_reduce_sum([pad_to_global(own, range(rank, rank + 1), processes)])[0].tolist()
 
 
@@ -242,7 +242,7 @@ def _take_chunks(engine: Engine, chunks: list[int]) -> None:
     """Go on with the chunks that as many processes found before, for the same bits."""
     rank, processes = world()
     if len(chunks) == processes and chunks[rank]:
-        engine.found["outer"] = chunks[rank]
+        engine.fitted_chunk["outer"] = chunks[rank]
 
 
 def _truncate_log(metrics: Path, step: int) -> None:

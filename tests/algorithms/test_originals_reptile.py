@@ -149,7 +149,7 @@ def test_a_meta_step_of_reptile_and_the_test_after_it_are_the_original_programs(
         take_stored_minibatches(monkeypatch, original["eval/batches"][None])
         fast = learner.adapt(params, outer.state, task)
         table.compare("weights after adaptation", fast, original.weights("eval/adapted"), at_weight)
-        for regime in ("transductive", "inductive"):
-            logits = query_outputs(learner, params, outer.state, task, transductive=regime == "transductive")
-            table.compare(f"{regime} logits", logits, original[f"eval/logits_{regime}"], at_output)
-            assert torch.equal(logits.argmax(-1), original[f"eval/predictions_{regime}"])
+        for setting in ("transductive", "inductive"):
+            logits = query_outputs(learner, params, outer.state, task, transductive=setting == "transductive")
+            table.compare(f"{setting} logits", logits, original[f"eval/logits_{setting}"], at_output)
+            assert torch.equal(logits.argmax(-1), original[f"eval/predictions_{setting}"])

@@ -86,7 +86,7 @@ def test_every_text_of_a_configuration_is_expanded_whatever_its_key(home: Path) 
             "runs": "~/runs",
             "reader": {"root": "${data_dir}/x", "own": ["$PLACE/1", 2, None], "missing": "???", "lost": "${no.where}"},
             "other": "${PLACE}/${runs}",
-            "again": "${reader}",
+            "overwrite": "${reader}",
         }
     )
     expand_configuration(cfg)
@@ -123,11 +123,11 @@ def test_the_tools_take_such_paths_everywhere(call: Any, home: Path, monkeypatch
     rows = [f"class {number},{split}" for number, split in enumerate(("train", "val", "test") * 2)]
     (home / "list.csv").write_text("class,split\n" + "\n".join(rows))
     monkeypatch.setenv("FEWSHOT_DATA", at("data"))
-    own = (*OWN, "dataset.reader.leaks=count")
+    own = (*OWN, "dataset.reader.on_overlap=count")
     calls = (
         ("prepare", *own, f"source={at('birds')}", f"sheet={at('sheet.png')}"),
         ("train", *QUICK, *own, f"dataset.reader.root={at('birds')}", f"dataset.reader.csv={at('list.csv')}",
-         f"run_dir={at('run')}", f"records={at('records')}"),
+         f"run_dir={at('run')}", f"copy_records_to={at('records')}"),
         ("train", "-m", *QUICK, *own, "seed=0", f"dataset.reader.root={at('birds')}", f"runs={at('sweep')}"),
         ("train", f"resume={at('run')}"),
         ("evaluate", f"run={at('run')}", "query=1", f"out={at('test')}", f"root={at('birds')}"),
@@ -254,6 +254,6 @@ def test_the_images_behind_features_are_found_where_they_moved(call: Any, moved:
     words = ("algorithm=nearest_mean", "features=conv4", *quick, *QUICK[1:], OWN[0], OWN[2], *own)
     done = call("train", *words, "run_dir=features")
     assert done.code == 0, done.err
-    moved.rename("again")
+    moved.rename("overwrite")
     done = call("evaluate", "run=features", "query=1", "root=again")
     assert done.code == 0, done.err

@@ -345,7 +345,7 @@ def test_tasks_that_do_not_fit_into_memory_are_halved_until_they_do_and_that_is_
         assert tried == sizes
         tried.clear()
     assert_same(engine.outer(learner, params, state, episodes), whole)
-    assert (tried, engine.chunk) == ([2, 2, 1], None)
+    assert (tried, engine.task_chunk) == ([2, 2, 1], None)
 
 
 def test_what_does_not_fit_one_task_at_a_time_is_no_matter_of_chunks(make_episodes: Make):
@@ -392,5 +392,5 @@ def test_learn2learn_refuses_norms_that_are_not_adapted_in_one_line(
 def test_unknown_engines_and_empty_chunks_are_refused():
     with pytest.raises(FewshotError, match="engine=jax: choose one of auto, vmap, compiled, loop, learn2learn"):
         Engine("jax")
-    with pytest.raises(FewshotError, match="chunk=0"):
+    with pytest.raises(FewshotError, match="task_chunk=0"):
         Engine("vmap", 0)

@@ -94,13 +94,13 @@ def test_the_ablation_has_the_papers_rows_in_its_order() -> None:
 def test_omniglot_has_the_regime_in_a_column_and_published_figures_never_in_a_measured_protocol() -> None:
     page = table("layout=omniglot", runs=QUARTER)
     rows = [row for row in texts(page) if row["method"] == "reptile (conv4)"]
-    assert {row["regime"] for row in rows} == {"inductive", "transductive"}
+    assert {row["setting"] for row in rows} == {"inductive", "transductive"}
     assert not any("inductive" in row["method"] for row in rows)
     for row in rows:
         measured = {heading for heading, text in row.items() if heading.endswith(("none", "per_class")) and text != "–"}
         assert bool(measured) == (row["source"] == "measured here")
         assert not measured or row["omniglot 5-way 1-shot, as published"] == "–"
-    assert sum(row["omniglot 5-way 1-shot, as published"] != "–" for row in rows) == 4  # two versions, two regimes
+    assert sum(row["omniglot 5-way 1-shot, as published"] != "–" for row in rows) == 4  # two versions, two settings
 
 
 def test_mmfewshot_has_mean_and_interval_apart() -> None:
@@ -134,10 +134,10 @@ def test_published_figures_join_the_comparison_on_request() -> None:
 
 
 def test_a_free_layout_takes_any_fields() -> None:
-    rows = "rows=[algorithm,protocol.regime]"
+    rows = "rows=[algorithm,protocol.setting]"
     page = table("layout=free", rows, "cols=[protocol.query,protocol.rotations]", runs=QUARTER)
     first = texts(page)[1]
-    assert (first["algorithm"], first["regime"]) == ("maml", "transductive")
+    assert (first["algorithm"], first["setting"]) == ("maml", "transductive")
     assert first["15 queries, rotations per_class"] == "96.29 ± 0.32"
     assert page.table.iloc[1]["15 queries, rotations per_class"].bold
 
@@ -145,8 +145,8 @@ def test_a_free_layout_takes_any_fields() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["rows=[algorithm,protocol.regime]", "cols=[protocol.query]"], r"rotations \(none and per_class\): add "),
-        (["rows=[algorithm]", "cols=[task]"], r"protocol.regime \(inductive and transductive\): add protocol.regime"),
+        (["rows=[algorithm,protocol.setting]", "cols=[protocol.query]"], r"rotations \(none and per_class\): add "),
+        (["rows=[algorithm]", "cols=[task]"], r"protocol.setting \(inductive and transductive\): add protocol.setting"),
         (["rows=[algorithm,folder]", "cols=[protocol.query]"], "would share a column but their tests differ in"),
         (["rows=[algorithm,protocol.qery]"], "no field protocol.qery"),
         (["rows=[protocol]"], "protocol is a group of fields; name one of them, such as protocol.dataset"),

@@ -29,7 +29,7 @@ def test_methods_datasets_and_backbones_have_the_names_they_have_here() -> None:
 
 
 def test_no_figure_stands_twice() -> None:
-    keys = ("method", "label", "dataset", "backbone", "way", "shot", "regime", "adaptation_steps", "source", "version")
+    keys = ("method", "label", "dataset", "backbone", "way", "shot", "setting", "adaptation_steps", "source", "version")
     named = [tuple(figure[key] for key in keys) for figure in FIGURES]
     assert len(named) == len(set(named)) > 100
 
@@ -43,7 +43,7 @@ def test_accuracies_are_in_per_cent_above_chance() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "dataset", "way", "shot", "source", "regime", "value", "interval"),
+    ("method", "dataset", "way", "shot", "source", "setting", "value", "interval"),
     [
         ("leo", "mini", 5, 1, "LEO paper, Table 2", "inductive", 61.76, 0.08),
         ("leo", "tiered", 5, 5, "LEO paper, Table 2", "inductive", 81.44, 0.09),
@@ -63,9 +63,9 @@ def test_accuracies_are_in_per_cent_above_chance() -> None:
     ],
 )
 def test_figures_are_those_of_their_sources(
-    method: str, dataset: str, way: int, shot: int, source: str, regime: str, value: float, interval: float | None
+    method: str, dataset: str, way: int, shot: int, source: str, setting: str, value: float, interval: float | None
 ) -> None:
-    figures = found(method=method, dataset=dataset, way=way, shot=shot, source=source, regime=regime)
+    figures = found(method=method, dataset=dataset, way=way, shot=shot, source=source, setting=setting)
     assert (value, interval) in [(figure["value"], figure["interval"]) for figure in figures]
 
 
@@ -116,7 +116,7 @@ def test_mmfewshot_trained_its_1_shot_models_with_5_shots() -> None:
     ("field", "value", "message"),
     [
         ("metric", "top5", "metric 'top5' is none of accuracy, mse"),
-        ("regime", "", "regime '' is none of"),
+        ("setting", "", "setting '' is none of"),
         ("source", " ", "source is empty"),
         ("way", "", "way '' is not a whole number"),
         ("shot", "unknown", "shot 'unknown' is not a whole number"),

@@ -20,7 +20,7 @@ TEMPLATE: dict[str, Any] = {
     "seed": 0, "recipe": None,
     "protocol": {
         "dataset": "omniglot", "split": "test", "way": 5, "shot": 1, "query": 15, "episodes": 600, "episode_seed": 0,
-        "rotations": "per_class", "view": "whole images", "regime": "transductive", "adaptation_steps": 3,
+        "rotations": "per_class", "view": "whole images", "setting": "transductive", "adaptation_steps": 3,
         "train_on_val": False, "selection": "best validation accuracy", "manifest": "0123456789abcdef" * 4,
     },
     "validation": None,

@@ -220,13 +220,13 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
 
 def test_the_chunk_that_fitted_into_memory_is_kept_for_the_same_bits(tmp_path: Path) -> None:
     engine, resumed = Engine(), Engine()
-    engine.found["outer"] = 2
+    engine.fitted_chunk["outer"] = 2
     for steps, each in ((2, engine), (4, resumed)):
         settings = replace(SETTINGS, steps=steps, validate_every=0)
         train(
             maml(), Sampler(bank(), 3, 2, 2, 0), settings, each, tmp_path, lambda p, c: 0.0, lambda step, values: None
         )
-    assert resumed.found == {"outer": 2}
+    assert resumed.fitted_chunk == {"outer": 2}
     assert load_checkpoint(tmp_path / "checkpoints/last.safetensors", CPU)[1]["chunks"] == [2]
 
 

@@ -43,7 +43,7 @@ def read(
     resample: str = "lanczos",
     complete: bool = True,
     download: bool = False,
-    again: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, Bank]:
     """The banks "train", "val" and "test" of images [M, 3, size, size] uint8: 100, 50 and 50 species.
 
@@ -60,7 +60,7 @@ def read(
         complete: demand all 200 classes, 11,788 images in all and, where images.txt lies there, those that it lists;
             otherwise what is there is taken, in a folder of another name.
         download: fetch the archive into `root` where there is nothing.
-        again: convert anew, whatever the cache holds.
+        overwrite: convert anew, whatever the cache holds.
 
     Raises:
         FewshotError: an argument out of range, images that are missing, too many or damaged, or a damaged cache.
@@ -90,7 +90,7 @@ def read(
         about["split_source"] = "Chen et al. 2019: classes by index modulo 2 and 4, 100/50/50"
         return parts, about | passed_over(files, splits)
 
-    return published_banks("cub", root, cache, ImageSpec(size, 3, resize, resample), complete, again, find)
+    return published_banks("cub", root, cache, ImageSpec(size, 3, resize, resample), complete, overwrite, find)
 
 
 def _source(

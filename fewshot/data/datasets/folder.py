@@ -40,8 +40,8 @@ def read(
     fractions: Sequence[float] = (0.64, 0.16, 0.20),
     seed: int = 0,
     csv: str | Path | None = None,
-    leaks: str = "refuse",
-    again: bool = False,
+    on_overlap: str = "refuse",
+    overwrite: bool = False,
 ) -> dict[str, Bank]:
     """The banks "train", "val" and "test" of images [M, channels, size, size] uint8.
 
@@ -64,8 +64,8 @@ def read(
             numpy RandomState(seed), whose numbers stay the same in every version of NumPy.
         seed: of that.
         csv: a file to be taken for split.csv.
-        leaks: "refuse" images that two splits share, or "count" them.
-        again: convert anew, whatever the cache holds.
+        on_overlap: "refuse" images that two splits share, or "count" them.
+        overwrite: convert anew, whatever the cache holds.
 
     Raises:
         FewshotError: an argument out of range, another layout, a class or image in two places, or a damaged image. Of
@@ -83,8 +83,8 @@ def read(
         raise FewshotError(f"dataset.reader.fractions={fractions}: three numbers above 0 are wanted, in all 1")
     if type(seed) is not int or not 0 <= seed < 1 << 32:
         raise FewshotError(f"dataset.reader.seed={seed}: choose a whole number from 0 to 2^32 - 1")
-    if leaks not in ("refuse", "count"):
-        raise FewshotError(f"dataset.reader.leaks={leaks}: choose refuse or count")
+    if on_overlap not in ("refuse", "count"):
+        raise FewshotError(f"dataset.reader.on_overlap={on_overlap}: choose refuse or count")
 
     with faults_listed(expand_path(cache) / f"{name}-faults.txt"):
         files = open_files(expand_path(str(root)))
@@ -97,15 +97,15 @@ def read(
         about |= {"dataset": name, "source": "images of one's own", "size": size, "channels": channels}
         about |= {"resize": resize, "resample": resample, "complete": True}
         about["images_left_out"] = len(set(images) - set(taken))
-        words = json.dumps([about, leaks, splits, states], sort_keys=True)
+        words = json.dumps([about, on_overlap, splits, states], sort_keys=True)
         folder = expand_path(cache) / f"{name}-{hashlib.sha256(words.encode()).hexdigest()[:12]}"
-        if again or not (folder / "bank.json").exists():
+        if overwrite or not (folder / "bank.json").exists():
             others = set(files.names) - set(images) - set(tables.LISTS) - {str(csv)}
             over = describe_passed_over(others)
             if notes := [*about.get("notes", []), *over.pop("notes", [])]:
                 about["notes"] = notes
             parts = {each: part_of_files(files, splits[each]) for each in SPLITS}
-            convert(folder, parts, look, about | over, leaks=leaks, again=again, source=source)
+            convert(folder, parts, look, about | over, on_overlap=on_overlap, overwrite=overwrite, source=source)
         remove_attempts(folder.parent, source)
     return open_banks(folder)
 

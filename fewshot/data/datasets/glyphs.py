@@ -90,7 +90,9 @@ POINT_SIZE = 64  # pixels per em of the outlines before the affine change
 OVERSAMPLING = 2  # the affine change draws this many times finer, then averages
 
 
-def read(cache: str | Path, examples: int = 20, size: int = 28, seed: int = 0, again: bool = False) -> dict[str, Bank]:
+def read(
+    cache: str | Path, examples: int = 20, size: int = 28, seed: int = 0, overwrite: bool = False
+) -> dict[str, Bank]:
     """The banks "train", "val" and "test" of images [M, 1, size, size], strokes 255 on 0; drawn on the first call.
 
     The result is the same to the bit for one set of font files and one Pillow; `about` names the versions.
@@ -125,7 +127,7 @@ def read(cache: str | Path, examples: int = 20, size: int = 28, seed: int = 0, a
     }
     key = hashlib.sha256(json.dumps([about, BLOCKS], sort_keys=True).encode()).hexdigest()[:16]
     folder = expand_path(cache) / f"glyphs-{key}"
-    if again or not folder.exists():
+    if overwrite or not folder.exists():
         splits, found = _draw(faces, examples, size, seed)
         write_banks(folder, splits, about | {"characters": found})
     return open_banks(folder)

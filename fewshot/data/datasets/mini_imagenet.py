@@ -60,7 +60,7 @@ def read(
     resample: str = "lanczos",
     complete: bool = True,
     download: bool = False,
-    again: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, Bank]:
     """The banks "train", "val" and "test" of images [M, 3, size, size] uint8: 64, 16 and 20 classes by WordNet id.
 
@@ -84,7 +84,7 @@ def read(
         complete: demand the published classes with 600 images each; otherwise what is there is taken, at least a class
             of each split, in a folder of another name.
         download: fetch the first layout into `root` where there is none.
-        again: convert anew, whatever the cache holds.
+        overwrite: convert anew, whatever the cache holds.
 
     Raises:
         FewshotError: an argument out of range, files that are missing, damaged or not as above, or a damaged cache.
@@ -100,7 +100,7 @@ def read(
         about = {"source": "miniImageNet (Vinyals et al. 2016), of ILSVRC-2012", "layout": layout}
         return parts, about | {"split_source": "Ravi and Larochelle 2017, by WordNet id"} | over
 
-    return published_banks("mini", root, cache, ImageSpec(size, 3, resize, resample), complete, again, find)
+    return published_banks("mini", root, cache, ImageSpec(size, 3, resize, resample), complete, overwrite, find)
 
 
 def _source(

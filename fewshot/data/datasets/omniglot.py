@@ -43,7 +43,7 @@ def read(
     size: int = 28,
     resample: str = "lanczos",
     download: bool = False,
-    again: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, Bank]:
     """The banks "train", "val" and "test" of images [M, 1, size, size] uint8, strokes 255 on 0.
 
@@ -77,7 +77,7 @@ def read(
     root, cache = expand_path(root), expand_path(cache)
     folder = cache / f"omniglot-{split}-{size}-{resample}"
     with faults_listed(cache / "omniglot-faults.txt"):
-        if again or not folder.exists():
+        if overwrite or not folder.exists():
             _convert(folder, root, split, size, resample, download)
     return open_banks(folder)
 

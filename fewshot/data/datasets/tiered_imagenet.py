@@ -66,7 +66,7 @@ def read(
     resample: str = "lanczos",
     complete: bool = True,
     download: bool = False,
-    again: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, Bank]:
     """The banks "train", "val" and "test" of images [M, 3, size, size] uint8, of 351, 97 and 160 classes.
 
@@ -89,7 +89,7 @@ def read(
         complete: demand the published classes (without WordNet ids: as many) and the published numbers of images;
             otherwise take what is there of the three splits, in a folder of another name.
         download: fetch the first layout (12 GB, says learn2learn) into `root` where there is none.
-        again: convert anew whatever the cache holds.
+        overwrite: convert anew whatever the cache holds.
 
     Raises:
         FewshotError: an argument out of range, files that are missing, damaged or not as above, or a damaged cache.
@@ -103,7 +103,7 @@ def read(
         about = {"source": "tieredImageNet (Ren et al. 2018), of ILSVRC-2012", "layout": layout, "classes": classes}
         return parts, about | {"split_source": "Ren et al. 2018" if classes == IDS else "the files' own"} | over
 
-    return published_banks("tiered", root, cache, ImageSpec(size, 3, resize, resample), complete, again, find)
+    return published_banks("tiered", root, cache, ImageSpec(size, 3, resize, resample), complete, overwrite, find)
 
 
 def _is_wanted(name: str) -> bool:

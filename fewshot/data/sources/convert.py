@@ -41,8 +41,8 @@ def convert(
     look: ImageSpec,
     about: Mapping[str, Any],
     *,
-    leaks: str = "refuse",
-    again: bool = False,
+    on_overlap: str = "refuse",
+    overwrite: bool = False,
     source: str = "",
 ) -> None:
     """Write the banks of some splits below `folder`; nothing is there before all is there.
@@ -54,8 +54,8 @@ def convert(
         parts: of each split.
         look: what an image is made into.
         about: the reader's own words; they say what is converted, so that other words begin anew.
-        leaks: of images that two splits share: "refuse" them, or "count" them in about["shared_images"].
-        again: replace banks that are there.
+        on_overlap: of images that two splits share: "refuse" them, or "count" them in about["shared_images"].
+        overwrite: replace banks that are there.
         source: what the images are of, where the name of the folder changes with them, for `remove_attempts`.
 
     Raises:
@@ -66,7 +66,7 @@ def convert(
     work, title = folder.with_name(folder.name + ".part"), f"converting {about.get('dataset', 'images')}"
     key = _key(parts, look, about)
     with writing(work, "another folder for the banks, as by data_dir"), _lock(work, source):
-        if (folder / "bank.json").exists() and not again:
+        if (folder / "bank.json").exists() and not overwrite:
             shutil.rmtree(work, ignore_errors=True)
             return
         done = _load_progress(work, key, parts, look)
@@ -84,11 +84,11 @@ def convert(
                 sha256 = fingerprint_of_file(work / f"{split}.npy", sizes, part.names, partial(shared.add, split))
                 listing[split] = {"sha256": sha256, "dtype": "uint8", "shape": [sum(sizes), *look.shape]}
                 listing[split] |= {"counts": sizes, "names": list(part.names)}
-        if shared.found and leaks == "refuse":
+        if shared.found and on_overlap == "refuse":
             image = {split: np.argsort(part.rows) for split, part in parts.items()}  # of each row
             pairs = [[f"{parts[s].where(int(image[s][row]))} ({s})" for s, row in pair] for pair in shared.found]
             texts = [f"{one} is the same image as {other}: a leak" for one, other in pairs]
-            raise_faults("images that two splits share", texts, "remove one, or set dataset.reader.leaks=count")
+            raise_faults("images that two splits share", texts, "remove one, or set dataset.reader.on_overlap=count")
         text = json.dumps(
             {"format": FORMAT, "about": dict(about) | {"shared_images": len(shared.found)}, "splits": listing},
             indent=1,

@@ -51,7 +51,7 @@ def published_banks(
     cache: str | Path,
     look: ImageSpec,
     complete: bool,
-    again: bool,
+    overwrite: bool,
     find: Callable[[str], tuple[dict[str, SplitSource], dict[str, Any]]],
 ) -> dict[str, Bank]:
     """The banks of a published data set; converted where they are not there yet, or where it is to be done `again`.
@@ -69,13 +69,13 @@ def published_banks(
     folder = cache / f"{'-'.join(map(str, (dataset, *made_by.values())))}{'' if complete else '-part'}"
     source = f"{dataset} {look} {root.absolute()}"
     with faults_listed(cache / f"{dataset}-faults.txt"):
-        if again or not (folder / "bank.json").exists():
+        if overwrite or not (folder / "bank.json").exists():
             parts, words = find(_prepare_command(dataset, made_by | {"complete": str(complete).lower()}))
             splits = published_split(dataset)
             if lack := next((split for split, part in parts.items() if not part.names), None):
                 raise FewshotError(f"{root}: no class of {lack} is there; add images of {splits[lack][0]} or others")
             about = {"dataset": dataset, **words, **made_by, "complete": complete}
-            convert(folder, parts, look, about, leaks="count", again=again, source=source)
+            convert(folder, parts, look, about, on_overlap="count", overwrite=overwrite, source=source)
         remove_attempts(cache, source)
     return open_banks(folder)
 

@@ -102,7 +102,7 @@ def test_the_cache_is_opened_without_the_source_and_every_choice_has_a_bank_of_i
     assert read(root, cache)["train"].fingerprint == first.fingerprint
     assert read(root, cache, resize="crop", resample="bilinear")["train"].about["resize"] == "crop"
     with pytest.raises(FewshotError, match="no CUB-200-2011 is there"):
-        read(root, cache, again=True)
+        read(root, cache, overwrite=True)
     with pytest.raises(FewshotError, match="no CUB-200-2011 is there"):
         read(root, cache, size=5)
 
@@ -217,7 +217,7 @@ def test_a_download_is_checked_and_read(server: Server, root: Path, cache: Path,
     assert len(read(root, cache, download=True)["test"].names) == 50
     assert [path.name for path in root.iterdir()] == [ARCHIVE]
     server.files[ARCHIVE] = b"gone"
-    assert len(read(root, cache, download=True, again=True)["test"].names) == 50  # it is not fetched again
+    assert len(read(root, cache, download=True, overwrite=True)["test"].names) == 50  # it is not fetched again
 
 
 @pytest.mark.parametrize(

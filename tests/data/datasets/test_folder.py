@@ -185,12 +185,12 @@ def test_a_changed_source_gives_other_banks_and_the_same_source_the_same(root: P
 
 def test_an_edit_that_keeps_the_size_is_noticed_by_its_time(root: Path, cache: Path):
     as_folder(root, SPLIT | {"test/testb/9.ppm": b"P6 6 5 255\n" + bytes(90)})
-    first = prints(read(root, cache, leaks="count"))
+    first = prints(read(root, cache, on_overlap="count"))
     image = root / "test/testb/9.ppm"
     before = image.stat().st_mtime_ns
     image.write_bytes(b"P6 6 5 255\n" + bytes([200] * 90))
     os.utime(image, ns=(before, before + 1))
-    second = prints(read(root, cache, leaks="count"))
+    second = prints(read(root, cache, on_overlap="count"))
     assert second[:2] == first[:2] and second[2] != first[2] and len(list(cache.iterdir())) == 2
 
 
@@ -210,7 +210,7 @@ def test_again_converts_anew(root: Path, cache: Path):
     first = read(root, cache)["train"]
     (made,) = cache.iterdir()
     (made / "train.npy").write_bytes((made / "train.npy").read_bytes()[:-1] + b"\0")
-    assert prints(read(root, cache, again=True))[0] == first.fingerprint
+    assert prints(read(root, cache, overwrite=True))[0] == first.fingerprint
     verify(made, lambda split, rows: None)
 
 
@@ -441,7 +441,7 @@ def test_an_image_that_is_a_broken_link_is_named(root: Path, cache: Path):
 
 def test_images_that_two_splits_share_may_be_counted(root: Path, cache: Path):
     as_folder(root, SPLIT | {"test/testb/9.png": SPLIT["val/vala/0.png"]})
-    assert read(root, cache, leaks="count")["test"].about["shared_images"] == 1
+    assert read(root, cache, on_overlap="count")["test"].about["shared_images"] == 1
     refused(root, cache / "b", r"vala/0.png \(val\) is the same image as .*testb/9.png \(test\).*a leak")
     with pytest.raises(FewshotError, match="a leak"):  # that it was counted once does not let it pass now
         read(root, cache)
@@ -466,7 +466,7 @@ def test_images_that_two_splits_share_may_be_counted(root: Path, cache: Path):
         ({"fractions": 0.5}, "three numbers above 0"),
         ({"seed": -1}, "seed=-1: choose a whole number"),
         ({"seed": 1 << 32}, "choose a whole number"),
-        ({"leaks": "ignore"}, "leaks=ignore: choose refuse or count"),
+        ({"leaks": "ignore"}, "on_overlap=ignore: choose refuse or count"),
         ({"name": "../birds"}, "name=../birds: letters, digits"),
         ({"name": ""}, "name=: letters, digits"),
         ({"size": 0}, "size=0: choose 1 to 1024"),
@@ -516,7 +516,7 @@ def test_what_pillow_can_open_is_an_image_in_small_and_capital_letters(root: Pat
     file = io.BytesIO()
     (image.convert("P") if kind == "BLP" else image).save(file, kind)
     as_folder(root, {f"class {c}/{i}{end}": file.getvalue() for c in "abcdef" for i, end in enumerate(ends)})
-    banks = read(root, cache, fractions=(0.34, 0.33, 0.33), leaks="count")
+    banks = read(root, cache, fractions=(0.34, 0.33, 0.33), on_overlap="count")
     assert [bank.sizes.tolist() for bank in banks.values()] == [[len(ends)] * 2] * 3
     assert "passed_over" not in banks["train"].about
 

@@ -341,7 +341,7 @@ def test_the_cache_is_opened_without_the_source_and_again_reads_anew(root: Path,
     name = CLASSES["val"][1]
     write(root / name / f"{name}00000002.jpg", encoded(pixels(name, 77)))
     assert read(root, cache)["val"].fingerprint == before.fingerprint
-    after = read(root, cache, again=True)["val"]
+    after = read(root, cache, overwrite=True)["val"]
     assert (after.examples != before.examples).flatten(1).any(1).nonzero().tolist() == [[EACH]]
     shutil.rmtree(root)
     assert read(root, cache)["val"].fingerprint == after.fingerprint
@@ -714,7 +714,7 @@ def test_a_download_fetches_three_pickles_and_reads_them(server: Server, root: P
     banks = read(root, cache, download=True)
     assert {split: bank.fingerprint for split, bank in banks.items()} == EXPECTED
     assert server.asked == list(server.files) and {path.name for path in root.iterdir()} == set(server.files)
-    read(root, cache, download=True, again=True)
+    read(root, cache, download=True, overwrite=True)
     assert len(server.asked) == 3
 
 

@@ -197,9 +197,9 @@ def test_the_cache_is_opened_without_the_source_and_made_anew_when_asked(root: P
     (root / "val_labels.pkl").unlink()
     assert read(root, cache)["val"].fingerprint == first["val"].fingerprint
     with pytest.raises(FewshotError, match="val_labels.pkl is missing"):
-        read(root, cache, again=True)
+        read(root, cache, overwrite=True)
     as_folder(root, {"val_labels.pkl": pickle.dumps(labels("val", label_specific=1 - LABELS["val"]))})
-    assert read(root, cache, again=True)["val"].fingerprint != first["val"].fingerprint
+    assert read(root, cache, overwrite=True)["val"].fingerprint != first["val"].fingerprint
 
 
 @pytest.mark.parametrize("layout", ["pickles", "pickles of Python 2", "npz, stored", "npz, deflated", "npy"])
@@ -538,7 +538,7 @@ def test_what_is_missing_is_fetched_and_then_read(server: Server, root: Path, ca
     assert {split: bank.fingerprint for split, bank in banks.items()} == {s: b.fingerprint for s, b in there.items()}
     names = [f"tiered-imagenet-{s}_{k}.pkl" for s in CLASSES for k in ("images_png", "labels")]
     assert server.asked == [name for name in names if "val_labels" not in name]
-    read(root, cache, download=True, again=True)
+    read(root, cache, download=True, overwrite=True)
     assert len(server.asked) == 5 and len(list(root.iterdir())) == 6
 
 

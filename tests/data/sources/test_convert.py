@@ -439,7 +439,7 @@ def test_two_that_replace_the_same_bank_do_so_one_after_the_other(folder: Path, 
 
     def run(before: Change = lambda i: None) -> None:
         try:
-            convert(folder, two(before), LOOK, ABOUT, again=True)
+            convert(folder, two(before), LOOK, ABOUT, overwrite=True)
         except BaseException as error:
             failed.append(error)
 
@@ -460,26 +460,26 @@ def test_two_that_replace_the_same_bank_do_so_one_after_the_other(folder: Path, 
 
 def test_again_replaces_a_whole_bank(folder: Path, whole: dict[str, bytes]):
     convert(folder, {"val": labelled(7, [0], ["x"])}, LOOK, ABOUT)
-    convert(folder, two(), LOOK, ABOUT, again=True)
+    convert(folder, two(), LOOK, ABOUT, overwrite=True)
     is_whole(folder, whole)
 
 
 def test_again_leaves_the_old_bank_where_it_fails_and_where_it_dies(folder: Path, whole: dict[str, bytes]):
     convert(folder, two(), LOOK, ABOUT)
     other = {"train": labelled(7, [0] * 30, ["x"], lambda i: b"" if i == 21 else None)}
-    fails(folder, other, "source: row 28: it is empty; replace it", again=True)
+    fails(folder, other, "source: row 28: it is empty; replace it", overwrite=True)
     assert content(folder) == whole
-    dies(lambda: convert(folder, {"train": labelled(7, [0] * 30, ["x"], kill(25))}, LOOK, ABOUT, again=True))
+    dies(lambda: convert(folder, {"train": labelled(7, [0] * 30, ["x"], kill(25))}, LOOK, ABOUT, overwrite=True))
     assert content(folder) == whole
     asked: list[int] = []
-    convert(folder, {"train": labelled(7, [0] * 30, ["x"], asked=asked)}, LOOK, ABOUT, again=True)
+    convert(folder, {"train": labelled(7, [0] * 30, ["x"], asked=asked)}, LOOK, ABOUT, overwrite=True)
     assert asked == [*range(7 + 21, 7 + 30)] and open_banks(folder)["train"].names == ("x",)
     assert list(folder.parent.iterdir()) == [folder]
 
 
 def test_what_an_earlier_try_left_goes_when_the_bank_is_there(folder: Path, whole: dict[str, bytes]):
     convert(folder, two(), LOOK, ABOUT)
-    dies(lambda: convert(folder, two(kill(21)), LOOK, ABOUT, again=True))
+    dies(lambda: convert(folder, two(kill(21)), LOOK, ABOUT, overwrite=True))
     assert folder.with_name("banks.part").exists()
     convert(folder, two(), LOOK, ABOUT)
     is_whole(folder, whole)
@@ -610,13 +610,13 @@ def test_an_image_in_two_splits_is_refused_with_its_places(folder: Path):
         folder,
         sharing(),
         r"^4 images that two splits share: source: row 2 \(train\) is the same image as source: row 53 "
-        r"\(test\): a leak; .*and 1 more; of each: remove one, or set dataset.reader.leaks=count",
+        r"\(test\): a leak; .*and 1 more; of each: remove one, or set dataset.reader.on_overlap=count",
     )
     assert not folder.exists()
 
 
 def test_images_in_two_splits_are_counted_where_this_is_asked(folder: Path):
-    convert(folder, sharing(), LOOK, ABOUT, leaks="count")
+    convert(folder, sharing(), LOOK, ABOUT, on_overlap="count")
     assert open_banks(folder)["val"].about["shared_images"] == 4
 
 
@@ -652,7 +652,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path, kind: str, monkeyp
     shutil.rmtree(tmp_path / "banks")
 
 
-@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("overwrite", [False, True])
 def test_images_that_were_replaced_since_they_were_read_are_read_again(tmp_path: Path, again: bool):
     folder = tmp_path / "source"
     for i in range(12):
