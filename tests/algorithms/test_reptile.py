@@ -234,7 +234,7 @@ def test_the_outer_gradient_of_foml_is_the_move_of_the_last_inner_step(
 def test_a_tail_is_the_last_minibatch_and_in_no_other(make_learner: Make, make_episodes: Make):
     learner = make_learner("reptile-sgd", foml=True, tail_shots=2, inner_steps=6)
     task = make_episodes(1, shot=4)[0]
-    *first, tail = learner._training_minibatches(learner.initial()[0], task)
+    *first, tail = learner._training_minibatches(task)
     assert task.support_y[tail].bincount().tolist() == [2, 2, 2]
     seen = torch.cat(first)
     assert len(first) == 5 and not set(tail.tolist()) & set(seen.tolist())
@@ -246,7 +246,7 @@ def test_a_tail_is_the_last_minibatch_and_in_no_other(make_learner: Make, make_e
 def test_a_tail_of_a_function_is_of_its_points(make_learner: Make, make_regression: Make):
     network, episodes = make_regression(2, shot=4)
     learner = make_learner("reptile-sgd", network, foml=True, tail_shots=1, inner_batch=3)
-    *first, tail = learner._training_minibatches(learner.initial()[0], episodes[0])
+    *first, tail = learner._training_minibatches(episodes[0])
     assert tail.tolist() == [0] and set(torch.cat(first).tolist()) == {1, 2, 3}
 
 
