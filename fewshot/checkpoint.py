@@ -78,7 +78,11 @@ def only_process_in(folder: Path) -> Iterator[None]:
 
 def save_checkpoint(path: Path, groups: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any]) -> None:
     """Write groups of named tensors (such as params, carry, outer) and a JSON-able state."""
-    flat = {f"{group}/{name}": t.detach().cpu().contiguous() for group, ts in groups.items() for name, t in ts.items()}
+    flat = {
+        f"{group}/{name}": t.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for group, ts in groups.items()
+        for name, t in ts.items()
+    }
     write_atomically(path, save(flat, metadata={HEADER: json.dumps(state)}))
 
 

@@ -25,7 +25,7 @@ from fewshot.data.bank import Bank, joined
 from fewshot.data.functions import Functions
 from fewshot.device import compute_alone, has_room, keep_freed_memory, pick_device
 from fewshot.distributed import is_main
-from fewshot.episodes import Tasks
+from fewshot.episodes import Episodes, Tasks
 from fewshot.errors import FewshotError, one_line
 from fewshot.run_folder import began_with
 from fewshot.tasks.regression import Regression
@@ -43,7 +43,12 @@ class Experiment:
     view: View  # of images, at validation and test
     learner: Learner
     engine: Engine
-    behaviour: Behaviour = field(init=False)  # of the learner, on tasks of the test
+    task: Episodes = field(init=False)  # one of the test's
+
+    @property
+    def behaviour(self) -> Behaviour:
+        """Of the learner on tasks of the test, as it is known by now."""
+        return probe(self.learner, self.task)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -100,8 +105,8 @@ def build(cfg: DictConfig, known: Path | None = None, made_for: int | None = Non
     if not is_small(prod(shape)):
         keep_freed_memory(one_arena=True)  # before the engine's threads have heaps of their own
     run = Experiment(config, device, placed, view, learner, Engine(cfg.engine, cfg.chunk))
-    first = tasks_of(run, cfg, cfg.test.split, cfg.test.seed).episodes(0, 1)
-    run.behaviour = probe(learner, first[0])
+    first = tasks_of(run, cfg, cfg.test.split, cfg.test.seed).episodes(0, 2)
+    run.task = first[0]
     notes = list(run.behaviour.notes)
     run.engine.method(first, learner)
     if run.engine.fallback:
@@ -210,7 +215,7 @@ def read_sources(cfg: DictConfig, known: Path | None = None) -> dict[str, Any]:
         if theirs is not None and theirs.get(name) != found.fingerprint:
             raise FewshotError(
                 f"{known}: this run is on other data (its split {name} differs from what the readers find now); "
-                "put that data back, name its place by root=<path>, or train anew in another run_dir"
+                "put that data back, or set dataset.name=<a name for these images> to make a run of its own"
             )
     return sources
 
