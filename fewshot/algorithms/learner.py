@@ -154,14 +154,22 @@ def adapted_names(backbone: nn.Module, adapted: str | Sequence[str] = "all") -> 
                 if isinstance(module, BatchStatNorm):
                     fixed.update(f"{prefix}.{name}" for name, _ in module.named_parameters())
         return [name for name in names if name not in fixed]
-    patterns = [adapted] if isinstance(adapted, str) else list(adapted)
+    patterns = [adapted] if isinstance(adapted, str) else list(adapted) if isinstance(adapted, Sequence) else []
+    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
+        raise FewshotError(f"algorithm.learner.adapted={adapted}: write all, head, or patterns of parameter names")
     if patterns == ["head"]:
-        last = [name for name, _ in backbone.named_parameters()][-1:]
-        patterns = [f"{name.rpartition('.')[0]}.*".removeprefix(".") for name in last]
+        last = [name for name, _ in backbone.named_parameters()][-1]
+        layer = last.partition(".parametrizations.")[0] if ".parametrizations." in last else last.rpartition(".")[0]
+        if not layer:
+            raise FewshotError(
+                f"algorithm.learner.adapted=head: the last parameter, {last}, belongs to no layer of its own; write "
+                f"patterns of parameter names, such as [{last}]"
+            )
+        patterns = [f"{layer}.*"]
     for pattern in patterns:
         if not fnmatch.filter(names, str(pattern)):
             raise FewshotError(
-                f"algorithm.learner.adapted={pattern}: no trained parameter of the backbone has such a name; write "
+                f"algorithm.learner.adapted={pattern}: no parameter that is trained has such a name; write "
                 f"all, head, or patterns such as {names[-1] if names else 'head.*'}"
             )
     return [name for name in names if any(fnmatch.fnmatchcase(name, str(pattern)) for pattern in patterns)]

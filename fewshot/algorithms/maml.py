@@ -88,6 +88,7 @@ class Maml:
         self.inner_reduction = check_choice("algorithm.learner.inner_loss", inner_loss, REDUCTIONS)
         self.outer_reduction = check_choice("algorithm.learner.outer_loss", outer_loss, REDUCTIONS)
         self.adapted = adapted_names(backbone, adapted)
+        self.notes = () if adapted == "all" else (f"the inner loop adapts {', '.join(self.adapted)}",)
         if not first_order:
             prepare_for_second_order(backbone)
 

@@ -62,8 +62,8 @@ def evaluate(
     Raises:
         FewshotError: the learner does not fit the tasks.
     """
-    first = tasks.episodes(0, 1)
-    independent = probe(learner, first[0]).queries_independent
+    first = tasks.episodes(0, 2)
+    independent = probe(learner, first[0], params, state).queries_independent
 
     def of_task(task: Episodes) -> torch.Tensor:
         return score(query_outputs(learner, params, state, task, transductive), task.query_y)

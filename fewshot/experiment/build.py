@@ -24,7 +24,7 @@ from fewshot.core.errors import FewshotError, one_line
 from fewshot.data.bank import Bank, concat_banks
 from fewshot.engine.engine import Engine, is_small
 from fewshot.engine.probe import Behaviour, probe
-from fewshot.episodes import Tasks
+from fewshot.episodes import Episodes, Tasks
 from fewshot.experiment.config import is_regression, resolved
 from fewshot.experiment.run_dir import load_data_info
 from fewshot.tasks.functions import Functions
@@ -43,7 +43,12 @@ class Experiment:
     view: ImageTransform  # of images, at validation and test
     learner: Learner
     engine: Engine
-    behaviour: Behaviour = field(init=False)  # of the learner, on tasks of the test
+    task: Episodes = field(init=False)  # one of the test's
+
+    @property
+    def behaviour(self) -> Behaviour:
+        """Of the learner on tasks of the test, as it is known by now."""
+        return probe(self.learner, self.task)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -100,8 +105,8 @@ def build(cfg: DictConfig, known: Path | None = None, made_for: int | None = Non
     if not is_small(prod(shape)):
         tune_malloc(one_arena=True)  # before the engine's threads have heaps of their own
     run = Experiment(config, device, placed, view, learner, Engine(cfg.engine, cfg.task_chunk))
-    first = tasks_of(run, cfg, cfg.test.split, cfg.test.seed).episodes(0, 1)
-    run.behaviour = probe(learner, first[0])
+    first = tasks_of(run, cfg, cfg.test.split, cfg.test.seed).episodes(0, 2)
+    run.task = first[0]
     notes = list(run.behaviour.notes)
     run.engine.method(first, learner)
     if run.engine.fallback:
@@ -210,7 +215,7 @@ def read_sources(cfg: DictConfig, known: Path | None = None) -> dict[str, Any]:
         if theirs is not None and theirs.get(name) != found.fingerprint:
             raise FewshotError(
                 f"{known}: this run is on other data (its split {name} differs from what the readers find now); "
-                "put that data back, name its place by root=<path>, or train anew in another run_dir"
+                "put that data back, or set dataset.name=<a name for these images> to make a run of its own"
             )
     return sources
 

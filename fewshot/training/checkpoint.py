@@ -19,7 +19,11 @@ HEADER = "fewshot"
 
 def save_checkpoint(path: Path, groups: Mapping[str, Mapping[str, torch.Tensor]], header: Mapping[str, Any]) -> None:
     """Write groups of named tensors (such as params, state, outer) and a JSON-able header."""
-    flat = {f"{group}/{name}": t.detach().cpu().contiguous() for group, ts in groups.items() for name, t in ts.items()}
+    flat = {
+        f"{group}/{name}": t.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for group, ts in groups.items()
+        for name, t in ts.items()
+    }
     write_atomically(path, save(flat, metadata={HEADER: json.dumps(header)}))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+GENERATOR = torch.Generator()
 Forward = Callable[[Any, torch.Tensor], Any]
 
 
@@ -124,6 +126,96 @@ def residual(shape: tuple[int, ...] = (1, 8, 8), way: int = 3, **norm: Any) -> n
     return network
 
 
+class Positions(nn.Module):
+    """The tutorial's encoding of positions, along the axis of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("pe", torch.sin(torch.arange(200.0))[:, None])
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x.flatten(1) + self.get_buffer("pe")[: x.size(0)])
+
+
+class Experts(nn.Module):
+    """Two experts of a limited capacity: what comes too late to one is dropped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.first, self.second = nn.Linear(64, 2), nn.Linear(64, 3), nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)
+        choice = self.gate(x).argmax(-1)
+        outputs = torch.zeros(len(x), 3, dtype=x.dtype)
+        for number, expert in enumerate((self.first, self.second)):
+            rows = (choice == number).nonzero()[: max(1, 3 * len(x) // 4), 0]
+            outputs = outputs.index_add(0, rows, expert(x[rows]))
+        return outputs
+
+
+class Averages(nn.Module):
+    """A norm of one's own with running averages in plain attributes, as textbooks write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.average, self.head = torch.zeros(64), nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)
+        if torch.is_grad_enabled():
+            self.average = 0.9 * self.average + 0.1 * x.mean(0).detach()
+        return self.head(x - self.average)
+
+
+class Keeping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(64, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.features = torch.tanh(self.body(x.flatten(1)))
+        return self.head(self.features)
+
+
+class Table(nn.Module):
+    """Makes its table of positions at the first forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 3)
+        self.register_buffer("table", None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.table is None:
+            self.table = torch.arange(64.0, dtype=x.dtype) / 64
+        return self.head(x.flatten(1) + self.table)
+
+
+class Words(nn.Module):
+    """Pixels as words of a vocabulary of 17."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(17, 2), nn.Linear(128, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.words((x.flatten(1) * 16).long()).flatten(1))
+
+
+def scripted() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.script(flat(nn.Linear(64, 3)))
+
+
+def with_old_weight_norm() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return flat(nn.utils.weight_norm(nn.Linear(64, 3)))
+
+
 INDEPENDENT: dict[str, Callable[[], nn.Module]] = {
     "no norm": lambda: Own(plain),
     "layer norm": lambda: with_layer(nn.LayerNorm((4, 8, 8))),
@@ -141,6 +233,9 @@ INDEPENDENT: dict[str, Callable[[], nn.Module]] = {
     "weight norm": lambda: flat(nn.utils.parametrizations.weight_norm(nn.Linear(64, 3))),
     "a number asked of a tensor": lambda: Own(lambda n, x: plain(n, x) * (1 + n.head.bias.sum().item())),
     "frozen body": Frozen,
+    "gamma": lambda: Own(lambda n, x: plain(n, (x + 0.01) ** 0.45)),
+    "table of the first forward": Table,
+    "words": Words,
 }
 MIXING: dict[str, Callable[[], nn.Module]] = {
     "batch norm": lambda: with_layer(nn.BatchNorm2d(4, track_running_stats=False)),
@@ -152,6 +247,10 @@ MIXING: dict[str, Callable[[], nn.Module]] = {
     "attention over the batch": lambda: Attention(batch_first=False),
     "recurrence over the batch": lambda: Recurrent(nn.LSTM, rows_are_time=True),
     "a branch on the batch": lambda: Own(lambda n, x: plain(n, x) if x.mean() > 0.4 else plain(n, 1 - x)),
+    "positions along the batch": Positions,
+    "a number for each place": lambda: Own(lambda n, x: plain(n, x) + torch.arange(len(x), device=x.device)[:, None]),
+    "batch mean of large batches": lambda: Own(lambda n, x: plain(n, x - x.mean(0) if len(x) > 7 else x)),
+    "experts of a capacity": Experts,
     "torchvision": lambda: residual(track_running_stats=False),
 }
 # With what the refusal must say: the layer or the network by its name, and what to do.
@@ -177,6 +276,15 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: with_layer(nn.RReLU(), Own(lambda n, x: x + torch.randn_like(x))),
         r"layer 2 \(Own\) draws at random",
     ),
+    "averages in attributes": (Averages, r"Averages keeps running .*its tensor average changes"),
+    "kept activations": (Keeping, r"Keeping keeps running .*its tensor features changes"),
+    "old weight norm": (with_old_weight_norm, r"cannot be copied .*parametrizations\.weight_norm"),
+    "scripted": (scripted, r"RecursiveScriptModule.* is scripted"),
+    "own generator": (
+        lambda: Own(lambda n, x: plain(n, x + torch.rand((), generator=GENERATOR))),
+        "^backbone: Own gives",
+    ),
+    "nothing finite": (lambda: Own(lambda n, x: plain(n, x) * torch.nan), "none of its outputs is finite"),
     "counter": (Counting, "Counting gives another output for the same input"),
     "pair": (lambda: Own(lambda n, x: (plain(n, x), x)), "returns a tuple"),
     "dictionary": (lambda: Own(lambda n, x: {"logits": plain(n, x)}), "returns a dict"),
@@ -184,8 +292,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "one value for each example": (lambda: Own(lambda n, x: plain(n, x)[:, 0]), r"give float32 \[6\].*logits \[6, 3\]"),
     "maps": (lambda: nn.Conv2d(1, 3, 3), r"give float32 \[6, 3, 6, 6\].*logits \[6, 3\]"),
     "whole numbers": (lambda: Own(lambda n, x: plain(n, x).long()), r"give int64 \[6, 3\]"),
-    "too few outputs": (lambda: flat(nn.Linear(64, 2)), "has 2 outputs, for tasks of 2 ways, and these tasks have 3"),
-    "too many outputs": (lambda: flat(nn.Linear(64, 1000)), "has 1000 outputs.* these tasks have 3"),
+    "too few outputs": (lambda: flat(nn.Linear(64, 2)), r"made for 2 ways .*the tasks have 3"),
+    "too many outputs": (lambda: flat(nn.Linear(64, 1000)), r"made for 1000 ways .*the tasks have 3"),
     "wrong size": (lambda: flat(nn.Linear(10, 3)), r"layer 1 \(Linear\) fails on examples \[1, 8, 8\]"),
     "wrong channels": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3)), r"layer 0 \(Conv2d\) fails on examples \[1, 8, 8\]"),
     "no size yet": (lambda: flat(nn.LazyLinear(3)), "1.weight has no size"),

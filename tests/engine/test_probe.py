@@ -40,7 +40,9 @@ def test_it_is_found_out_whether_queries_depend_on_each_other_and_inductive_mode
         assert probe(learner, task).queries_independent == (name in INDEPENDENT)
         params, state = learner.init()
         for transductive in (False, True):
-            outputs, leaks = query_outputs(learner, params, state, task, transductive), []
+            outputs, order = query_outputs(learner, params, state, task, transductive), torch.randperm(9)
+            turned = query_outputs(learner, params, state, replace(task, query_x=task.query_x[order]), transductive)
+            leaks = [not torch.allclose(turned, outputs[order], rtol=1e-5, atol=1e-6)]  # a place tells the class
             for query in (0, 8):
                 others = (torch.arange(9) != query).view(-1, 1, 1, 1)
                 blank = replace(task, query_x=task.query_x.masked_fill(others, 0))
@@ -176,10 +178,38 @@ def test_the_inner_loop_moves_what_it_is_told_to_and_the_outer_loop_everything(
     assert all(bool(value.any()) for value in gradient.values())
 
 
+def test_a_mixing_that_training_brings_is_found_with_the_trained_parameters(make_learner: Make, make_bank: Make):
+    def gated(n: Any, x: torch.Tensor) -> torch.Tensor:
+        return plain(n, x) + torch.relu(n.body.bias.sum()) * plain(n, x).mean(0)
+
+    learner, sampler = make_learner("fomaml", Own(gated)), Sampler(make_bank(), 3, 2, 3, seed=0)
+    params, state = learner.init()
+    params["body.bias"] = torch.full((4,), -1.0)
+    evaluate(learner, params, state, sampler, 2, transductive=False, engine=Engine())
+    task = sampler.episodes(0, 1)[0]
+    params["body.bias"] = torch.full((4,), 1.0)
+    evaluate(learner, params, state, sampler, 2, transductive=False, engine=Engine())
+    assert not probe(learner, task).queries_independent
+
+
+@pytest.mark.parametrize("adapted", [[], None, 3, {"head": 1}])
+def test_what_is_no_pattern_is_refused(make_learner: Make, adapted: Any):
+    with pytest.raises(FewshotError, match="write all, head, or patterns"):
+        make_learner("maml", Own(plain), adapted=adapted)
+
+
+def test_the_head_is_a_layer_with_all_its_parameters(make_learner: Make):
+    network = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(64, 3)))
+    assert len(make_learner("maml", network, adapted="head").adapted) == 3
+    bare = nn.Linear(64, 3)
+    with pytest.raises(FewshotError, match="belongs to no layer of its own"):
+        make_learner("maml", bare, adapted="head")
+
+
 def test_a_pattern_that_no_parameter_has_is_refused(make_learner: Make):
-    with pytest.raises(FewshotError, match=r"adapted=tail\.\*: no trained parameter .*head\.bias"):
+    with pytest.raises(FewshotError, match=r"adapted=tail\.\*: no parameter that is trained .*head\.bias"):
         make_learner("maml", Own(plain), adapted="tail.*")
-    with pytest.raises(FewshotError, match=r"adapted=body\.\*: no trained parameter"):
+    with pytest.raises(FewshotError, match=r"adapted=body\.\*: no parameter that is trained"):
         make_learner("maml", Frozen(), adapted="body.*")
 
 
@@ -201,7 +231,7 @@ def test_learners_without_a_head_take_any_number_of_ways(make_learner: Make, mak
 @pytest.mark.parametrize("way", [2, 5])
 def test_a_head_of_other_ways_is_refused(make_learner: Make, make_bank: Make, name: str, way: int):
     learner, sampler = make_learner(name), Sampler(make_bank(), way, 2, 2, seed=0)
-    with pytest.raises(FewshotError, match=f"has 3 outputs, for tasks of 3 ways, and these tasks have {way}"):
+    with pytest.raises(FewshotError, match=rf"made for 3 ways .*the tasks have {way}"):
         evaluate(learner, *learner.init(), sampler, 2, transductive=True, engine=Engine())
 
 
