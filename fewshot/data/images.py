@@ -16,10 +16,26 @@ from PIL import Image, UnidentifiedImageError
 from fewshot.errors import FewshotError, one_line
 
 Image.init()
-# What Pillow registers besides raster images that it decodes itself: pages and drawings, films, containers that it only
-# knows by name, FITS (which may be packed without a limit), and suffixes that other kinds of files have too (Gerber,
-# point clouds).
-NO_IMAGES = {"BUFR", "EPS", "FITS", "FLI", "GBR", "GRIB", "HDF5", "IPTC", "MPEG", "PCD", "PDF", "WMF"}
+# What Pillow registers besides raster images that it decodes itself: pages and drawings, films, icons and pointers (such
+# as a folder's own), containers that it only knows by name, FITS (which may be packed without a limit), and suffixes that
+# other kinds of files have too (Gerber, point clouds).
+NO_IMAGES = {
+    "BUFR",
+    "CUR",
+    "EPS",
+    "FITS",
+    "FLI",
+    "GBR",
+    "GRIB",
+    "HDF5",
+    "ICNS",
+    "ICO",
+    "IPTC",
+    "MPEG",
+    "PCD",
+    "PDF",
+    "WMF",
+}
 FORMATS = tuple(sorted(set(Image.registered_extensions().values()) & set(Image.OPEN) - NO_IMAGES))
 # MPO, of several pictures, is opened as the JPEG that it begins with.
 SUFFIXES = frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO"))

@@ -537,6 +537,12 @@ def test_what_was_passed_over_is_counted_and_named(root: Path, cache: Path, caps
     assert said.removeprefix("folder: ") in about["notes"] and said in capsys.readouterr().err.splitlines()
 
 
+@pytest.mark.parametrize(("suffix", "kind"), [("ico", "ICO"), ("ICO", "ICO"), ("icns", "ICNS"), ("cur", "ICO")])
+def test_a_folders_icon_is_passed_over(root: Path, cache: Path, plain: list[str], suffix: str, kind: str):
+    banks = read(as_folder(root, SPLIT | {f"train/traina/folder.{suffix}": encoded(noise(1, 32, 32), kind)}), cache)
+    assert prints(banks) == plain and banks["train"].about["passed_over"] == {f".{suffix.lower()}": 1}
+
+
 @pytest.mark.parametrize("between", ["images", "img", "train", "JPEG", "whatever"])
 def test_one_folder_of_the_same_name_in_every_class_is_looked_through(root: Path, cache: Path, between: str):
     plain = read(as_folder(root, classes()), cache)

@@ -374,8 +374,11 @@ def test_no_image_is_taken_for_a_web_page():
     assert web_page(b"<HTML>") and not web_page(b"") and not web_page(b"html")
 
 
-@pytest.mark.parametrize("name", ["a.pdf", "a.eps", "a.ps", "a.mpg", "a.fli", "a.wmf", "a.h5", "a.txt", "a", ".png/a"])
-def test_pages_films_and_containers_are_no_images_by_their_names(name: str):
+@pytest.mark.parametrize(
+    "name",
+    ["a.pdf", "a.eps", "a.ps", "a.mpg", "a.fli", "a.wmf", "a.h5", "a.txt", "a", ".png/a", "a.ico", "A.CUR", "a.icns"],
+)
+def test_pages_films_icons_and_containers_are_no_images_by_their_names(name: str):
     assert not is_image(name)
 
 
