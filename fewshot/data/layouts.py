@@ -156,13 +156,13 @@ def known_folders(files: Files, splits: Mapping[str, Sequence[str]]) -> dict[str
 
 
 def find_images(files: Files) -> list[str]:
-    """The images of a source, by their suffix, and files without a suffix by their content."""
+    """The images of a source, by their suffix, and files without a suffix by how they begin."""
     bare = [name for name in files.names if not suffix_of(name)]
     found = set(filter(is_image, files.names))
     for group in [[name] for name in bare] if files.root.is_dir() else [bare]:
         with suppress(*DAMAGED):  # what cannot be read is passed over
-            for name, data in zip(group, files.read(group), strict=True):
-                if holds_image(data):
+            for name, head in zip(group, files.heads(group), strict=True):
+                if holds_image(head):
                     found.add(name)
     return [name for name in files.names if name in found]
 
