@@ -113,7 +113,7 @@ def is_image(name: str) -> bool:
 
 
 def holds_image(head: bytes) -> bool:
-    """Whether a file that begins with these HEAD_BYTES is an image in a format of MAGIC or HEADED, whatever its name."""
+    """Whether a file of these first HEAD_BYTES is an image in a format of MAGIC or HEADED, whatever its name."""
     # HEIC and AVIF files lie in one kind of container, whose first box says which of them it is.
     box = head[: int.from_bytes(head[:4])]
     if any(_begins_like(kind, head[:16]) for kind in MAGIC if kind != "AVIF" or b"avif" in box or b"avis" in box):
