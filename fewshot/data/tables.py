@@ -8,12 +8,13 @@ import os
 import posixpath
 import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from fewshot.data.faults import raise_faults
 from fewshot.data.files import DAMAGED, Files
-from fewshot.data.images import holds_image, is_image, suffix_of, web_page
+from fewshot.data.images import HEAD_BYTES, holds_image, is_image, suffix_of, web_page
 from fewshot.data.layouts import SPLIT_WORDS, SPLITS
 from fewshot.errors import FewshotError, one_line
 from fewshot.paths import expand_path
@@ -146,7 +147,11 @@ def _below(root: Path, name: str) -> str:
 def _is_image_elsewhere(path: str) -> bool:
     if not path.startswith("/") or not Path(path).is_file():
         return False
-    return is_image(path) or (not suffix_of(path) and holds_image(Path(path).read_bytes()))
+    if suffix_of(path):
+        return is_image(path)
+    with suppress(OSError), Path(path).open("rb") as file:
+        return holds_image(file.read(HEAD_BYTES))
+    return False
 
 
 def composed(text: str) -> str:
