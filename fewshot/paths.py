@@ -94,11 +94,11 @@ def expand_configuration(cfg: DictConfig) -> None:
 
 def _change_paths(node: Any, change: Callable[[str, Callable[[], Any]], str]) -> None:
     """Change each text of a path key. `change` gets it as it is written, and a function for what it stands for."""
-    for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
+    listed = isinstance(node, ListConfig)  # of paths: no other list is looked through
+    for key in range(len(node)) if listed else list(node):
         child: Any = node._get_node(key)  # as it is written, not what it refers to
         if child is None or child._is_none() or child._is_missing():
             continue
-        listed = isinstance(node, ListConfig)  # of paths: no other list is looked through
         if isinstance(child, DictConfig | ListConfig) and not child._is_interpolation():
             if isinstance(child, DictConfig) or listed or key in PATH_KEYS:
                 _change_paths(child, change)
