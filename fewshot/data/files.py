@@ -83,7 +83,10 @@ def open_files(root: Path, page: str = "") -> Files:
         if root.is_dir():
             return _folder(root)
         if not root.exists():
-            raise FewshotError(f"{root}: no such file or folder; name another, by dataset.reader.root=<path>, or of a run whose images moved by root=<path>")
+            raise FewshotError(
+                f"{root}: no such file or folder; name another, by dataset.reader.root=<path>, or of a run whose images "
+                "moved by root=<path>"
+            )
         with root.open("rb") as file:
             if web_page(file.read(512)):
                 raise FewshotError(
