@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,20 @@ from omegaconf.errors import OmegaConfBaseException
 from fewshot.core.errors import FewshotError
 
 VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
-HOME = re.compile(r"(?<=[=,'\"\[])~[\w.-]*(?=[/,'\"\]]|$)", re.ASCII)  # `~` or `~user` where a value begins
-# Keys of a configuration whose values are paths, at any depth.
-PATH_KEYS = ("data_dir", "runs", "run_dir", "copy_records_to", "root", "cache", "csv", "folder")
+BRACE = re.compile(r"(\\*)\$\{(?:([A-Za-z_]\w*)\})?", re.ASCII)  # with the backslashes before it
+# `~` or `~user` where a value begins, or a text in quotes, which is to stay.
+HOME = re.compile(r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|(?<=[=,\[])~[\w.-]*(?=[/,\]]|$)""", re.ASCII | re.DOTALL)
+LITERAL = "\0"  # in a value that is being expanded: a `$` that stays; no path has this letter
+# Last parts of keys whose values are paths, in any tool and at any depth: first those of a run's saved configuration.
+SAVED_PATH_KEYS = ("data_dir", "runs", "run_dir", "records", "root", "cache", "csv", "folder")
+PATH_KEYS = (
+    *SAVED_PATH_KEYS, "run", "resume", "checkpoint", "source", "sheet", "original", "out", "pictures", "refresh",
+)  # fmt: skip
+
+
+def is_path_key(key: str) -> bool:
+    """Whether the value of a dotted key is a path."""
+    return key.rsplit(".", 1)[-1] in PATH_KEYS
 
 
 def expand_path(path: str | os.PathLike[str]) -> Path:
@@ -29,14 +40,16 @@ def expand_path(path: str | os.PathLike[str]) -> Path:
 
 
 def _expand(text: str) -> str:
-    if "$" in text and not os.path.lexists(text):
-        text = VARIABLE.sub(lambda match: _variable(match[1] or match[2], text), text)
+    written = text.replace(LITERAL, "$")
+    if os.path.lexists(written):
+        return text if not text.startswith("~") else os.path.expanduser(text)
+    text = VARIABLE.sub(lambda match: _variable(match[1] or match[2], written), text)
     if not text.startswith("~"):
         return text
     expanded = os.path.expanduser(text)
-    if expanded == text and not os.path.lexists(text):
-        user = text.split("/")[0]
-        raise FewshotError(f"{text}: there is no user {user[1:]}; for a file of this name write its whole path")
+    if expanded == text:
+        user = written.split("/")[0]
+        raise FewshotError(f"{written}: there is no user {user[1:]}; for a file of this name write its whole path")
     return expanded
 
 
@@ -47,62 +60,112 @@ def _variable(name: str, text: str) -> str:
 
 
 def expand_home(word: str) -> str:
-    """A word of the command line, `key=~/data` or `key=~/a,~/b`, with the home folders in place of each `~`.
+    """A word of the command line, `runs=~/data` or `runs=~/a,~/b`, with the home folders in place of each `~`.
 
-    Hydra's grammar has no `~` in a value that is not quoted.
+    Hydra's grammar has no `~` in a value that is not quoted. Only paths, settings of Hydra and flags are changed, and
+    nothing in quotes.
     """
-    return HOME.sub(lambda match: os.path.expanduser(match[0]), word)
+    key, equal, value = word.partition("=")
+    if not (key.startswith(("-", "hydra.")) or is_path_key(key.lstrip("+"))):
+        return word
+    return key + HOME.sub(lambda match: os.path.expanduser(match[0]), equal + value)  # a quote begins no home
+
+
+def literal(text: str) -> str:
+    """A text as the value of a configuration that stands for this very text: no `${` of it is an interpolation."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
 def expand_configuration(cfg: DictConfig) -> None:
-    """Replace `~`, `~user`, `$NAME` and `${NAME}` in every text of a composed configuration, whatever its key.
+    r"""Replace `~`, `~user`, `$NAME` and `${NAME}` in the paths of a composed configuration: the values of PATH_KEYS.
 
-    `${name}` stays an interpolation where the configuration has a key of this name.
+    `${name}` stays an interpolation where the configuration has a key of this name. What is escaped, `\${NAME}`, and a
+    path that exists as it is written stay.
 
     Raises:
         FewshotError: there is no such user or variable; the message names the key.
     """
-    _expand_node(cfg, set(map(str, cfg)))
+    names = set(map(str, cfg))
+    # What is done is marked, so that a path that refers to another is not expanded twice.
+    _change_paths(cfg, lambda raw, _: _mark(raw, names))
+    _change_paths(cfg, _expand_reference)
+    _change_paths(cfg, lambda raw, _: re.sub(rf"(\\*){LITERAL}\{{", r"\1\1\\${", raw).replace(LITERAL, "$"))
 
 
-def _expand_node(node: DictConfig | ListConfig, keys: set[str]) -> None:
-    for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
+def _change_paths(node: Any, change: Callable[[str, Callable[[], Any]], str]) -> None:
+    """Change each text of a path key. `change` gets it as it is written, and a function for what it stands for."""
+    listed = isinstance(node, ListConfig)  # of paths: no other list is looked through
+    for key in range(len(node)) if listed else list(node):
         child: Any = node._get_node(key)  # as it is written, not what it refers to
         if child is None or child._is_none() or child._is_missing():
             continue
         if isinstance(child, DictConfig | ListConfig) and not child._is_interpolation():
-            _expand_node(child, keys)
+            if isinstance(child, DictConfig) or listed or key in PATH_KEYS:
+                _change_paths(child, change)
+            continue
+        if not (listed or key in PATH_KEYS) or not isinstance(raw := child._value(), str):
             continue
         try:
-            if isinstance(raw := child._value(), str) and "${" in raw:
-                node[key] = VARIABLE.sub(lambda m: m[0] if not m[2] or m[2] in keys else _variable(m[2], m[0]), raw)
-            if isinstance(text := node[key], str) and (expanded := _expand(text)) != text:
-                node[key] = expanded
+            if (changed := change(raw, lambda key=key: node[key])) != raw:
+                node[key] = changed
         except FewshotError as error:
             raise FewshotError(f"{child._get_full_key(None)}: {error}") from error
         except OmegaConfBaseException:
             continue  # an interpolation that leads nowhere is said where it is used
 
 
+def _mark(raw: str, names: set[str]) -> str:
+    """A value with its variables replaced, and each `$` that stays marked, but for interpolations."""
+    exists = os.path.lexists(raw)
+
+    def replaced(match: re.Match[str]) -> str:
+        slashes, name = match[1], match[2]
+        half = slashes[: len(slashes) // 2]
+        if len(slashes) % 2:  # escaped
+            return half + match[0][len(slashes) :].replace("$", LITERAL)
+        if name is None or name in names:
+            return match[0]
+        if exists:
+            return slashes + match[0][len(slashes) :].replace("$", LITERAL)
+        return half + _variable(name, raw).replace("$", LITERAL)
+
+    marked = BRACE.sub(replaced, raw)
+    # What an interpolation refers to is expanded with it.
+    return marked if "${" in marked else _expand(marked).replace("$", LITERAL)
+
+
+def _expand_reference(raw: str, value: Callable[[], Any]) -> str:
+    """What an interpolation stands for, expanded; the interpolation itself where that changes nothing."""
+    if "${" not in raw or not isinstance(text := value(), str):
+        return raw
+    return raw if (expanded := _expand(text)) == text else expanded.replace("$", LITERAL)
+
+
 def _expand_key(key: str, *, _root_: DictConfig) -> str:
     """What `${expanded:runs}` in a file of conf/ stands for: the path at a key, for Hydra's own folders."""
-    part = OmegaConf.create({key: _root_._get_node(key)})
-    expand_configuration(part)
-    return part[key]
+    copy = OmegaConf.masked_copy(_root_, [str(name) for name in _root_ if name != "hydra"])
+    OmegaConf.set_readonly(copy, False)
+    expand_configuration(copy)
+    return copy[key]
 
 
 OmegaConf.register_new_resolver("expanded", _expand_key, replace=True)
 
 
 def absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A plain configuration that means the same in any working directory: its relative paths made absolute."""
+    """A plain configuration to be saved, that means the same in any working directory and is read back as it is.
 
-    def absolute(key: str, value: Any) -> Any:
+    Its relative paths are made absolute, and a `${` in a text is escaped.
+    """
+
+    def saved(key: str, value: Any) -> Any:
         if isinstance(value, Mapping):
             return absolute_paths(value)
+        if isinstance(value, list):
+            return [saved("", each) for each in value]
         # A list may be relative to the images that it is of.
-        if key in PATH_KEYS and isinstance(value, str) and (key != "csv" or Path(value).exists()):
-            return str(Path(value).absolute())
-        return value
+        if key in SAVED_PATH_KEYS and isinstance(value, str) and (key != "csv" or Path(value).exists()):
+            value = str(Path(value).absolute())
+        return literal(value) if isinstance(value, str) else value
 
-    return {key: absolute(key, value) for key, value in config.items()}
+    return {key: saved(key, value) for key, value in config.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -167,7 +167,7 @@ def _look(learner: Learner, task: Episodes) -> Behaviour:
     x = (x + 0.1 * torch.randn_like(x)).clamp(x.min(), x.max())
     twin = copy_network(learner)
     backbone = getattr(twin, "backbone", None)
-    backbone = backbone if isinstance(backbone, nn.Module) else None
+    backbone = backbone.to(x.dtype) if isinstance(backbone, nn.Module) else None
     notes = () if backbone is None else prepare_backbone(backbone, x)
     params, state = _initial(learner, task)
     if not params and (hasattr(learner, "outer_loss") or hasattr(learner, "outer_gradient")):
@@ -181,7 +181,7 @@ def _look(learner: Learner, task: Episodes) -> Behaviour:
             adapted = twin.adapt(params, state, task)
         check_outputs(twin.predict(adapted, x), len(x), task.support_y, task.way)
         if backbone is not None and params and params.keys() <= dict(backbone.named_parameters()).keys():
-            check_parameters(copy_network(learner.backbone).eval(), params, x)
+            check_parameters(copy_network(learner.backbone).to(x.dtype).eval(), params, x)
         shaken = add_noise(adapted)
         if not twin.predict(shaken, x).isfinite().all():
             shaken = adapted
@@ -192,7 +192,7 @@ def _look(learner: Learner, task: Episodes) -> Behaviour:
         twin.adapt(params, state, task)
     if backbone is not None:
         learner.backbone.eval()
-        with torch.no_grad():
+        with torch.no_grad(), suppress(RuntimeError):  # parameters of another dtype than the tasks
             learner.backbone(x)  # what a first forward makes, such as a table of positions, is made outside torch.func
     return Behaviour(not mixing, batched, (*notes, *getattr(learner, "notes", ())))
 
@@ -297,8 +297,7 @@ def _few_steps(learner: Any, dtype: torch.dtype) -> Any:
 
 def _results(learner: Any, tasks: Episodes, *, at_once: bool) -> tuple[torch.Tensor, ...]:
     """Predictions of some tasks after a step, and their mean outer gradient, flat; at once or task by task."""
-    dtype = tasks.support_x.dtype
-    params, state = ({name: v.to(dtype) for name, v in group.items()} for group in _initial(learner, tasks))
+    params, state = _initial(learner, tasks)
 
     def predicted(task: Episodes) -> torch.Tensor:
         x = task.query_x if len(task.query_x) else task.support_x
@@ -318,5 +317,11 @@ def _results(learner: Any, tasks: Episodes, *, at_once: bool) -> tuple[torch.Ten
 
 
 def _initial(learner: Learner, tasks: Episodes) -> tuple[Tensors, Tensors]:
-    params, state = ({name: v.to(tasks.key.device) for name, v in group.items()} for group in learner.init())
+    """The learner's start, where the tasks are and in their dtype."""
+    x = tasks.support_x
+
+    def like_tasks(value: torch.Tensor) -> torch.Tensor:
+        return value.to(x.device, x.dtype if value.is_floating_point() else value.dtype)
+
+    params, state = ({name: like_tasks(value) for name, value in group.items()} for group in learner.init())
     return params, state

@@ -176,6 +176,7 @@ def _show(
         if shown._get_parent() is not None:
             print(f"# @package {flags.package}")
         if flags.resolve:
+            expand_configuration(cfg)
             OmegaConf.resolve(shown)
         print(OmegaConf.to_yaml(shown), end="")
 

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import re
 import shlex
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString, RangeSweep
+from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType, Quote, QuotedString, RangeSweep
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from fewshot.core.errors import FewshotError, one_line
+from fewshot.core.paths import expand_configuration, is_path_key, literal
 from fewshot.experiment.config import CONF, did_you_mean, is_regression, key_names
 from fewshot.experiment.sweeps import check_plugin
 
-# Last parts of keys whose values are paths: text, whatever it looks like.
-PATHS = (
-    "root", "cache", "csv", "folder", "source", "sheet", "run", "runs", "run_dir", "resume", "copy_records_to", "out",
-    "export_leo_format", "data_dir", "pictures", "refresh", "checkpoint",
-)  # fmt: skip
 COMMANDS = ("run", "multirun", "cfg", "info", "shell_completion")
 NEEDED = "is always needed; it can be set, and not deleted"
 LARGEST = 2**31 - 1  # of counts and sizes
@@ -96,8 +94,7 @@ def typed(key: str, *texts: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # no interpolation
-    return QuotedString(literal, Quote.double).with_quotes()
+    return QuotedString(literal(text), Quote.double).with_quotes()
 
 
 def parse_overrides(words: list[str], hydra: Hydra, sweep: bool) -> list[Override]:
@@ -123,9 +120,6 @@ def parse_overrides(words: list[str], hydra: Hydra, sweep: bool) -> list[Overrid
             raise FewshotError(
                 f"{word}: several values are a sweep; add -m; as one text it is typed {typed(key, value)}"
             )
-        largest = LARGEST_SEED if key.endswith("seed") else LARGEST
-        if any(abs(number) > largest for number in _numbers(override.value())):
-            raise FewshotError(f"{word}: too large a number; whole ones go from -{largest} to {largest}")
         found.append(override)
     return found
 
@@ -163,7 +157,7 @@ def _numbers(value: Any) -> list[int]:
 
 
 def check_overrides(overrides: list[Override], config: str, hydra: Hydra, sweep: bool) -> None:
-    """Compose what Hydra will compose, to answer in one line and with near names.
+    """Compose what Hydra will compose, to answer in one line and with did_you_mean names.
 
     Raises:
         FewshotError: an unknown key, option or type of value, or a plugin that is not installed.
@@ -172,6 +166,7 @@ def check_overrides(overrides: list[Override], config: str, hydra: Hydra, sweep:
         if override.key_or_group in ("hydra/launcher", "hydra/sweeper"):
             for line in _lines(override):
                 check_plugin(override.key_or_group, line.split("=")[-1], sweep)
+    _check_sizes(overrides, config, hydra)
     lines = [_lines(override) for override in overrides]
     first = [options[0] for options in lines]
     cfg = _composed(hydra, config, first, overrides)
@@ -179,14 +174,48 @@ def check_overrides(overrides: list[Override], config: str, hydra: Hydra, sweep:
         key = override.key_or_group
         if override.is_delete() and "." not in key and key not in cfg and not _is_group(override, hydra):
             raise FewshotError(f"{override.input_line}: {NEEDED}")
+    one = copy.deepcopy(cfg)  # for the values of a sweep, one after the other
     for place, options in enumerate(lines):
-        for line in options[1:]:
-            _composed(hydra, config, [*first[:place], line, *first[place + 1 :]], overrides)
+        override = overrides[place]
+        if _is_group(override, hydra):
+            for line in options[1:]:
+                _composed(hydra, config, [*first[:place], line, *first[place + 1 :]], overrides)
+        elif override.is_sweep_override() and override.package is None:
+            for line in options:
+                _check_line(line, override, one, config, hydra)
     if sweep:
         _check_common(overrides, config, hydra)
     for override in overrides:
         if not override.is_delete() and not override.is_sweep_override() and override.package is None:
             _check_value(override, cfg)
+
+
+def _check_sizes(overrides: list[Override], config: str, hydra: Hydra) -> None:
+    """No number is too large where conf/ has its key; a path, a key of Hydra and one that is new take any."""
+    for override in overrides:
+        key = override.key_or_group
+        largest = LARGEST_SEED if key.endswith("seed") else LARGEST
+        if is_path_key(key) or all(abs(number) <= largest for number in _numbers(override.value())):
+            continue
+        groups = [_lines(each)[0] for each in overrides if _is_group(each, hydra)]
+        try:
+            known = key_names(_compose(hydra, config, groups))
+        except Exception:  # what is wrong with the groups is said when all is composed
+            continue
+        if key in known and not key.startswith("hydra"):
+            raise FewshotError(f"{override.input_line}: too large a number; whole ones go from -{largest} to {largest}")
+
+
+def _check_line(line: str, swept: Override, cfg: DictConfig, config: str, hydra: Hydra) -> None:
+    """Set one value of a sweep in a configuration, which is much faster than composing another."""
+    override = OverridesParser.create(config_loader=hydra.config_loader).parse_override(line)
+    if override.is_add():
+        override.type = OverrideType.FORCE_ADD  # the value before this one stands there
+    try:
+        ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
+    except HydraException as error:
+        raise FewshotError(_reason(error, swept, line, cfg, config, hydra)) from error
+    _check_value(override, cfg)
 
 
 def _lines(override: Override) -> list[str]:
@@ -226,13 +255,15 @@ def _check_value(override: Override, cfg: DictConfig) -> None:
     """A path is text, and an interpolation leads somewhere."""
     key, given = override.key_or_group, override.value()
     text = override.get_value_string()
+    if is_path_key(key) and "${" in text:
+        expand_configuration(cfg)
     try:
         found = OmegaConf.select(cfg, key)
     except (InterpolationResolutionError, OmegaConfBaseException) as error:
         name = re.search(r"\$\{(\w+)\}", text)
         hint = f"; an environment variable is ${{oc.env:{name[1]}}}" if name else ""
         raise FewshotError(f"{override.input_line}: {str(error).splitlines()[0]}{hint}") from error
-    if key.rsplit(".")[-1] in PATHS and given is not None and not isinstance(given, str) and found != text:
+    if is_path_key(key) and given is not None and not isinstance(given, str) and found != text:
         raise FewshotError(f"{key}: {text} is no text to Hydra; as a path it is typed {typed(key, text)}")
 
 

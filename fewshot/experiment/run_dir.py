@@ -13,7 +13,7 @@ from yaml import YAMLError
 
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import LOCK
-from fewshot.core.paths import PATH_KEYS
+from fewshot.core.paths import SAVED_PATH_KEYS, literal
 from fewshot.experiment.config import UNHASHED_KEYS, TrainConfig, config_hash, is_regression, resolved
 
 # Keys that runs of earlier versions lack.
@@ -69,7 +69,7 @@ def saved_config(
         raise FewshotError(f"{folder}: not a run folder (no config.yaml); give the folder that a run printed")
     try:
         schema = OmegaConf.structured(TrainConfig)
-        cfg = OmegaConf.merge(schema, LATER, OmegaConf.load(listed), {"run_dir": str(folder), "force": False})
+        cfg = OmegaConf.merge(schema, LATER, OmegaConf.load(listed), {"run_dir": literal(str(folder)), "force": False})
         if not is_regression(cfg.dataset) and not isinstance(OmegaConf.select(cfg, "dataset.augment"), DictConfig):
             raise ValueError("dataset.augment is of an earlier version of this code")
         if device is not None:
@@ -81,7 +81,7 @@ def saved_config(
     if data_dir is not None:
         if not Path(data_dir).is_dir():
             raise FewshotError(f"data_dir={data_dir}: no such folder; name the one that the run's data lie in now")
-        _move_files(cfg, Path(cfg.data_dir), Path(data_dir).absolute(), PATH_KEYS)
+        _move_files(cfg, Path(cfg.data_dir), Path(data_dir).absolute(), SAVED_PATH_KEYS)
         cfg.data_dir = data_dir
     if root is not None:
         published = OmegaConf.select(cfg, "features.name") == "published"

@@ -53,8 +53,14 @@ class Original:
         return value.to(self.dtype) if value.is_floating_point() else value.long()
 
     def weights(self, prefix: str) -> Tensors:
-        """A copy of the weights stored below a prefix, by our names; axes before a parameter's own stay."""
-        stored = {name: ours for name, ours in self.names.items() if f"{prefix}/{name}" in self.arrays}
+        """A copy of the weights stored below a prefix, by our names; axes before a parameter's own stay.
+
+        All must be stored, but for the offsets of norms below "adapted": cbfinn/maml does not adapt them.
+        """
+        fixed = "norm.offset" if prefix == "adapted" else None
+        stored = {name: ours for name, ours in self.names.items() if not (fixed and ours.endswith(fixed))}
+        missing = [name for name in stored if f"{prefix}/{name}" not in self.arrays]
+        assert stored and not missing, f"below {prefix}/ the file has no {', '.join(missing)}"
         return {ours: self._in_our_layout(ours, self[f"{prefix}/{name}"]).clone() for name, ours in stored.items()}
 
     def x(self, key: str) -> torch.Tensor:
@@ -93,17 +99,23 @@ class Deviations:
         """Keep the larger of this deviation and those seen under the same name.
 
         Args:
-            ours, theirs: tensors of one shape, or Tensors, of which all that are in `theirs` are compared.
+            ours, theirs: tensors of one shape, or Tensors of the same names; only the offsets of norms, which not every
+                program adapts, and our count of steps may be missing in `theirs`.
             absolute: do not divide by the largest reference value of each tensor.
         """
         if not isinstance(theirs, torch.Tensor):
             # The bias before a norm changes no output: its gradient is 0, and Adam takes rounding for a gradient.
             norms = [name for name in ours if name.endswith("norm.offset")]
             idle = {name.replace("norm.offset", f"{layer}.bias") for name in norms for layer in ("conv", "linear")}
-            for name in theirs.keys() - idle:
+            absent = {
+                name for name in ours if not name.endswith("norm.offset") and name != "inner_step"
+            } - theirs.keys()
+            compared = theirs.keys() - idle
+            assert compared and not absent and theirs.keys() <= ours.keys(), f"{what}: not compared: {sorted(absent)}"
+            for name in compared:
                 self.compare(what, ours[name], theirs[name], tolerance, absolute=absolute)
             return
-        assert ours.shape == theirs.shape, what
+        assert ours.shape == theirs.shape and theirs.numel(), what
         deviation = (ours.double() - theirs.double()).abs().max()
         largest = theirs.double().abs().max()
         deviation = float(deviation if absolute or largest == 0 else deviation / largest)

@@ -128,7 +128,9 @@ def test_every_update_of_maml_is_the_original_programs(path: Path) -> None:
         compare("support", engine.map(lambda task: learner.predict(params, task.support_x), tasks), tasks.support_y)
         for updates in range(original.config["updates_stored"] + 1):
             learner.test_steps = updates
-            outputs = engine.map(lambda task: query_outputs(learner, params, {}, task, transductive=True), tasks)
+            outputs = engine.map(
+                lambda task: query_outputs(learner, params, {}, task, transductive=True), tasks, learner
+            )
             compare("query", outputs, tasks.query_y, updates)
             if original.config["datasource"] != "sinusoid":
                 shares = torch.stack([score(*pair) for pair in zip(outputs, tasks.query_y, strict=True)])

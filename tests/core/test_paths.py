@@ -79,21 +79,48 @@ def test_what_cannot_be_expanded_is_named_in_one_line(home: Path, path: str, mat
         expand_configuration(OmegaConf.create({"runs": path}))
 
 
-def test_every_text_of_a_configuration_is_expanded_whatever_its_key(home: Path) -> None:
+def test_the_paths_of_a_configuration_are_expanded_and_no_other_text(home: Path) -> None:
     cfg = OmegaConf.create(
         {
             "data_dir": "${oc.env:PLACE}/~",
             "runs": "~/runs",
-            "reader": {"root": "${data_dir}/x", "own": ["$PLACE/1", 2, None], "missing": "???", "lost": "${no.where}"},
-            "other": "${PLACE}/${runs}",
-            "overwrite": "${reader}",
+            "reader": {"root": "${data_dir}/x", "csv": ["$PLACE/1", 2, None], "cache": "???", "folder": "${no.where}"},
+            "out": "${PLACE}/${runs}",
+            "again": "${reader}",
+            "title": "$k$ ~",
+            "own": ["~/a", "$PLACE"],
         }
     )
     expand_configuration(cfg)
-    assert (cfg.data_dir, cfg.runs, cfg.other) == (f"{home}/~", f"{home}/runs", f"{home}/{home}/runs")
-    assert cfg.again.root == f"{home}/~/x" and list(cfg.reader.own) == [f"{home}/1", 2, None]
+    assert (cfg.data_dir, cfg.runs, cfg.out) == (f"{home}/~", f"{home}/runs", f"{home}/{home}/runs")
+    assert cfg.again.root == f"{home}/~/x" and list(cfg.reader.csv) == [f"{home}/1", 2, None]
+    assert (cfg.title, list(cfg.own)) == ("$k$ ~", ["~/a", "$PLACE"])
     cfg.data_dir = "elsewhere"
     assert cfg.reader.root == "elsewhere/x"  # what refers to another key still does
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("a\\${PLACE}", "a${PLACE}"),
+        ("a\\\\${PLACE}", "a\\{home}"),
+        ("a\\\\\\${PLACE}", "a\\${PLACE}"),
+        ("lit${PLACE}q", "lit${PLACE}q"),  # it exists
+        ("$PLACE/\\${PLACE}", "{home}/${PLACE}"),
+    ],
+)
+def test_a_literal_variable_stays_also_where_another_path_refers_to_it(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, meant: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lit${PLACE}q").mkdir()
+    cfg = OmegaConf.create({"data_dir": written, "cache": "${data_dir}/banks"})
+    expand_configuration(cfg)
+    expand_configuration(cfg)
+    meant = meant.replace("{home}", str(home))
+    assert (cfg.data_dir, cfg.cache) == (meant, f"{meant}/banks")
+    saved = absolute_paths({"name": meant, "of": [meant]})
+    assert OmegaConf.to_container(OmegaConf.create(saved), resolve=True) == {"name": meant, "of": [meant]}
 
 
 @pytest.mark.parametrize(
@@ -102,8 +129,13 @@ def test_every_text_of_a_configuration_is_expanded_whatever_its_key(home: Path) 
         ("runs=~/a", "runs={}/a"),
         ("runs=~", "runs={}"),
         ("dataset.reader.root=~/a,~/b", "dataset.reader.root={}/a,{}/b"),
-        ("runs='~/a b'", "runs='{}/a b'"),
-        ("+x=[~/a,b~]", "+x=[{}/a,b~]"),
+        ("runs=[~/a,b~]", "runs=[{}/a,b~]"),
+        ("--config-dir=~/a", "--config-dir={}/a"),
+        ("hydra.sweep.dir=~/a", "hydra.sweep.dir={}/a"),
+        ("runs='~/a b'", "runs='~/a b'"),
+        ('run_dir="x,~/b"', 'run_dir="x,~/b"'),
+        ("runs=~/a,'b,~/c'", "runs={}/a,'b,~/c'"),
+        ("layout.title=~", "layout.title=~"),
         ("~test.steps", "~test.steps"),
         ("x=a~b", "x=a~b"),
     ],
@@ -254,6 +286,6 @@ def test_the_images_behind_features_are_found_where_they_moved(call: Any, moved:
     words = ("algorithm=nearest_mean", "features=conv4", *quick, *QUICK[1:], OWN[0], OWN[2], *own)
     done = call("train", *words, "run_dir=features")
     assert done.code == 0, done.err
-    moved.rename("overwrite")
+    moved.rename("again")
     done = call("evaluate", "run=features", "query=1", "root=again")
     assert done.code == 0, done.err

@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from fewshot.core.errors import FewshotError
+from fewshot.experiment import command_line
 from fewshot.experiment.cli import replace_unprintable
 from fewshot.experiment.command_line import check_overrides, open_hydra, parse_flags, parse_overrides, typed
 
@@ -71,6 +72,58 @@ def test_a_path_that_needs_quotes_is_answered_with_the_line_as_it_is_typed(text:
 @pytest.mark.parametrize("text", ["007", *PLAIN])
 def test_a_path_that_hydra_can_read_is_taken_as_it_is(text: str) -> None:
     assert value_of(checked("dataset=folder", f"dataset.reader.root={text}")[1]) == text
+
+
+@pytest.mark.parametrize("flag", [[], ["-m"]])
+def test_a_path_of_digits_is_no_number_that_is_too_large(flag: list[str]) -> None:
+    assert checked(*flag, "run_dir=20261126123456") == ["run_dir=20261126123456"]
+    for value in ("20261126123456", *(["a,20261126123456"] if flag else [])):
+        with pytest.raises(FewshotError, match="as a path it is typed 'dataset.reader.root=\"20261126123456\"'"):
+            checked(*flag, "dataset=folder", f"dataset.reader.root={value}")
+
+
+def test_a_new_key_and_one_of_hydra_take_any_number() -> None:
+    checked("+backbone.network.limit=3000000000", "hydra.job.num=3000000000")
+    for word in ("++seed=99999999999999999999", "backbone.network.filters=3000000000"):
+        with pytest.raises(FewshotError, match="too large a number"):
+            checked(word)
+
+
+def test_of_a_sweep_the_options_of_groups_alone_are_composed_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    composed: list[list[str]] = []
+    compose = command_line._compose
+
+    def counted(hydra: Any, config: str, lines: list[str], *mode: Any) -> Any:
+        composed.append(lines)
+        return compose(hydra, config, lines, *mode)
+
+    monkeypatch.setattr(command_line, "_compose", counted)
+    checked("-m", "algorithm=maml,nearest", "seed=" + ",".join(map(str, range(50))), "+new.key=1,2")
+    assert len(composed) == 4  # once for each algorithm, and without and with what is swept
+    for word, said in (("seed=0,1,x", "seed=x: Value 'x'"), ("sed=0,1", "sed: no such key, did you mean seed")):
+        with pytest.raises(FewshotError, match=said):
+            checked("-m", word)
+
+
+@pytest.mark.parametrize("text", ["a(${HOME})", "a(b)${HOME}", "a\\${HOME}(", "lit,${HOME}q"])
+def test_a_text_with_a_literal_variable_is_the_folder_that_a_run_is_in(call: Any, text: str) -> None:
+    (remedy,) = shlex.split(typed("run_dir", text))
+    words = ("algorithm=nearest", "way=2", *TINY[1:3], "query=1")
+    done = call("train", *words, remedy)
+    assert (done.code, [str(path) for path in Path().iterdir()]) == (0, [text]), done.err
+    for tool, key in (("train", "resume"), ("evaluate", "run")):
+        (again,) = shlex.split(typed(key, text))
+        done = call(tool, again)
+        assert done.code == 0, done.err
+    assert [str(path) for path in Path().iterdir()] == [text]
+
+
+@pytest.mark.parametrize("title", ["$k$-shot accuracy", "~95 % intervals", "~", "$HOME"])
+def test_a_text_that_is_no_path_stays_as_it_is(call: Any, title: str) -> None:
+    assert call("train", "algorithm=nearest", "way=2", *TINY[1:3], "query=1", "run_dir=run").code == 0
+    done = call("table", f"layout.title={title}", "runs=run")
+    assert (done.code, done.err) == (0, "")
+    assert title in done.out
 
 
 @pytest.mark.parametrize("key", ["runs", "data_dir", "run_dir", "records", "dataset.reader.cache"])
@@ -250,7 +303,7 @@ REFUSED = {
     "a key of digits": (["1=2"], "'1' cannot be a key"),
     "an open quote": (["runs='x"], "as text it is typed 'runs=\"x\"'"),
     "an open bracket": (["test.steps=[1"], "test.steps: Hydra cannot read the value [1"),
-    "an unknown variable": (["runs=${HOME}/x"], "an environment variable is ${oc.env:HOME}"),
+    "an unknown variable": (["recipe=${HOME}/x"], "an environment variable is ${oc.env:HOME}"),
     "no number": (["seed=five"], "seed=five: Value 'five' of type 'str' could not be converted to Integer"),
     "a number that is too large": (["seed=99999999999999999999"], "seed=99999999999999999999: too large a number"),
     "a number that is too small": (["seed=-99999999999999999999"], "too large a number"),

@@ -11,12 +11,12 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from fewshot.core.errors import FewshotError, one_line
-from fewshot.data.sources.images import web_page
+from fewshot.data.sources.images import HEAD_BYTES, web_page
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 DAMAGED = (
@@ -44,12 +44,14 @@ class Files:
         opened: a context manager that opens one of them.
         read: the contents of some, one after the other, given in the order of `names`. It raises one of `DAMAGED` at
             one that cannot be read, or has more than MAX_BYTES.
+        heads: the first HEAD_BYTES of each in the same way, whatever its size.
     """
 
     root: Path
     names: list[str]
     opened: Callable[[str], AbstractContextManager[IO[bytes]]]
     read: Callable[[Sequence[str]], Iterator[bytes]]
+    heads: Callable[[Sequence[str]], Iterator[bytes]]
 
     def changed(self, names: Sequence[str]) -> float:
         """When the last of some files was put there, or the archive, in seconds since 1970; 0 for none."""
@@ -81,7 +83,10 @@ def open_files(root: Path, page: str = "") -> Files:
         if root.is_dir():
             return _folder(root)
         if not root.exists():
-            raise FewshotError(f"{root}: no such file or folder; where the images of a run moved, say root=<path>")
+            raise FewshotError(
+                f"{root}: no such file or folder; name another, by dataset.reader.root=<path>, or of a run whose "
+                "images moved by root=<path>"
+            )
         with root.open("rb") as file:
             if web_page(file.read(512)):
                 raise FewshotError(
@@ -106,12 +111,12 @@ def _folder(root: Path) -> Files:
         inner = Path(path).relative_to(root).as_posix()
         names += [name if inner == "." else f"{inner}/{name}" for name in sorted(files) if name[0] != "."]
 
-    def read(wanted: Sequence[str]) -> Iterator[bytes]:
+    def read(wanted: Sequence[str], part: Callable[[IO[bytes]], bytes] = _content) -> Iterator[bytes]:
         for name in wanted:
             with (root / name).open("rb") as file:
-                yield _content(file)
+                yield part(file)
 
-    return Files(root, names, lambda name: (root / name).open("rb"), read)
+    return Files(root, names, lambda name: (root / name).open("rb"), read, partial(read, part=_head))
 
 
 def _stop(error: OSError) -> None:
@@ -143,13 +148,13 @@ def _zip(root: Path) -> Files:
         with zipfile.ZipFile(root) as archive, archive.open(names[name]) as file:
             yield file
 
-    def read(wanted: Sequence[str]) -> Iterator[bytes]:
+    def read(wanted: Sequence[str], part: Callable[[IO[bytes]], bytes] = _content) -> Iterator[bytes]:
         with zipfile.ZipFile(root) as archive:
             for name in wanted:
                 with archive.open(names[name]) as file:
-                    yield _content(file)
+                    yield part(file)
 
-    return Files(root, list(names), opened, read)
+    return Files(root, list(names), opened, read, partial(read, part=_head))
 
 
 def _tar(root: Path) -> Files:
@@ -179,7 +184,7 @@ def _tar(root: Path) -> Files:
             assert file is not None
             yield file
 
-    def read(wanted: Sequence[str]) -> Iterator[bytes]:
+    def read(wanted: Sequence[str], part: Callable[[IO[bytes]], bytes] = _content) -> Iterator[bytes]:
         rest = iter(wanted)
         name = next(rest, None)
         with tarfile.open(root, "r|*") as archive:  # once through, whatever it is packed with
@@ -189,12 +194,12 @@ def _tar(root: Path) -> Files:
                 if member.name == names[name]:
                     file = archive.extractfile(member)
                     assert file is not None
-                    yield _content(file)
+                    yield part(file)
                     name = next(rest, None)
         if name is not None:
             raise ValueError(f"{name} does not come where it was asked for")
 
-    return Files(root, list(names), opened, read)
+    return Files(root, list(names), opened, read, partial(read, part=_head))
 
 
 def _content(file: IO[bytes]) -> bytes:
@@ -202,6 +207,10 @@ def _content(file: IO[bytes]) -> bytes:
     if len(data) > MAX_BYTES:
         raise ValueError(f"more than {MAX_BYTES:,} bytes, which no image has")
     return data
+
+
+def _head(file: IO[bytes]) -> bytes:
+    return file.read(HEAD_BYTES)
 
 
 def _safe(root: Path, members: list[str]) -> dict[str, str]:

@@ -20,9 +20,13 @@ Image.init()
 # knows by name, FITS (which may be packed without a limit), and suffixes that other kinds of files have too (Gerber,
 # point clouds).
 NO_IMAGES = {"BUFR", "EPS", "FITS", "FLI", "GBR", "GRIB", "HDF5", "IPTC", "MPEG", "PCD", "PDF", "WMF"}
+NO_IMAGES |= {"CUR", "ICNS", "ICO"}  # pointers and icons, such as a folder's own
 FORMATS = tuple(sorted(set(Image.registered_extensions().values()) & set(Image.OPEN) - NO_IMAGES))
 # MPO, of several pictures, is opened as the JPEG that it begins with.
 SUFFIXES = frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO"))
+MAGIC = ("AVIF", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")  # whose files begin as nothing else does
+HEADED = ("BMP", "PPM")  # whose first two letters may begin a text; the rest of the header may not
+HEAD_BYTES = 1 << 12  # of a file, which tell whether it is an image
 SUFFIX = re.compile(r"\.[a-z]\w*$")
 MAX_PIXELS = 89_478_485  # of an image unpacked; from here on Pillow warns of decompression bombs
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bilinear": Image.Resampling.BILINEAR}
@@ -108,13 +112,22 @@ def is_image(name: str) -> bool:
     return suffix_of(name) in SUFFIXES
 
 
-def holds_image(data: bytes) -> bool:
-    """Whether a file of these bytes is an image, whatever its name."""
+def holds_image(head: bytes) -> bool:
+    """Whether a file of these first HEAD_BYTES is an image in a format of MAGIC or HEADED, whatever its name."""
+    # HEIC and AVIF files lie in one kind of container, whose first box says which of them it is.
+    box = head[: int.from_bytes(head[:4])]
+    if any(_begins_like(kind, head[:16]) for kind in MAGIC if kind != "AVIF" or b"avif" in box or b"avis" in box):
+        return True
     try:
-        with SILENCE, Image.open(io.BytesIO(data), formats=FORMATS):
+        with SILENCE, Image.open(io.BytesIO(head), formats=HEADED):
             return True
     except Exception:  # damage can look like anything
         return False
+
+
+def _begins_like(kind: str, start: bytes) -> bool:
+    accept = Image.OPEN[kind][1] if kind in Image.OPEN else None
+    return accept is not None and accept(start) is True  # a text where Pillow was built without the format
 
 
 def count_suffixes(names: Iterable[str]) -> dict[str, int]:

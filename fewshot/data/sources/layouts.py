@@ -27,7 +27,10 @@ SPLITS = ("train", "val", "test")
 PARTLY = "; to convert the part that is there, set dataset.reader.complete=false"
 SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 # Names of folders that are no class: between a class's folder and its images, or with all images of a split.
-BETWEEN = {"data", "image", "images", "img", "imgs", "jpeg", "jpg", "photos", "pictures", "png", *SPLIT_WORDS}
+BETWEEN = {
+    *("data", "image", "images", "img", "imgs", "jpeg", "jpg", "photo", "photos", "picture", "pictures", "png"),
+    *SPLIT_WORDS,
+}
 WANTED = (
     "wanted: <class>/<image>, or train, val and test with <class>/<image> in each, or a split.csv of columns "
     "filename,label,split"
@@ -153,13 +156,13 @@ def known_folders(files: Files, splits: Mapping[str, Sequence[str]]) -> dict[str
 
 
 def find_images(files: Files) -> list[str]:
-    """The images of a source, by their suffix, and files without a suffix by their content."""
+    """The images of a source, by their suffix, and files without a suffix by how they begin."""
     bare = [name for name in files.names if not suffix_of(name)]
     found = set(filter(is_image, files.names))
     for group in [[name] for name in bare] if files.root.is_dir() else [bare]:
         with suppress(*DAMAGED):  # what cannot be read is passed over
-            for name, data in zip(group, files.read(group), strict=True):
-                if holds_image(data):
+            for name, head in zip(group, files.heads(group), strict=True):
+                if holds_image(head):
                     found.add(name)
     return [name for name in files.names if name in found]
 
@@ -182,7 +185,8 @@ def class_folders(files: Files, images: Sequence[str]) -> tuple[dict[str, Classe
     """The class folders in each folder of a split, or under "" where there are no such; a class may have no images.
 
     All class folders may lie in some folders more, and so may their images, if these folders have the same name in
-    every class: `data/train/images/cat/1.png` and `train/cat/images/1.png` are image 1.png of class cat.
+    every class: `data/train/images/cat/1.png` and `train/cat/images/1.png` are image 1.png of class cat. Where splits
+    have other names or depths than others, these folders are known by their names (`BETWEEN`).
 
     Returns:
         The images of each class of each split, and the folders of splits that have images but no class folders, where
@@ -219,33 +223,58 @@ def class_folders(files: Files, images: Sequence[str]) -> tuple[dict[str, Classe
             )
     found: dict[str, Classes] = {}
     loose: list[str] = []
+    start = top + bool(words)
+    folders: dict[str, list[tuple[str, ...]]] = {}  # of each split, from its own folder on
     for word in words or [""]:
-        start = top + bool(words)
         inner = {parent: own[start:] for parent, own in steps.items() if not words or own[top] == word}
-        if len(inner) == 1 and all(name.lower() in BETWEEN for name in next(iter(inner.values()))):
+        if len(inner) == 1 and _all_between(next(iter(inner.values()))):
             loose += inner
-            continue
-        numbers = set(map(len, inner.values()))
-        level = _class_level(list(inner.values())) if len(numbers) == 1 else None
-        if level is None:
-            no_folder, depth = "images in no class folder", "class folders at different depths"
-            raise misplaced(no_folder if 0 in numbers else depth if len(numbers) > 1 else "folders too deep")
+        else:
+            folders[word] = list(inner.values())
+    numbers = [set(map(len, inner)) for inner in folders.values()]
+    if any(len(own) > 1 or 0 in own for own in numbers):
+        no_folder = any(0 in own for own in numbers)
+        raise misplaced("images in no class folder" if no_folder else "class folders at different depths")
+    levels = _class_levels(folders)
+    for word, inner in folders.items():
+        if (level := levels[len(inner[0])]) is None:
+            raise misplaced("folders too deep")
         split = SPLIT_WORDS[word.lower()] if word else ""
         if split in found:
             raise FewshotError(f"{files.root}: two folders of {split}, {posixpath.join(above, word)} is one; join them")
-        parent = next(iter(inner))
-        found[split] = _classes_of(files, images, "/".join(steps[parent][: start + level]), start + level)
+        place = (*every[0][:top], *([word] if words else []), *inner[0][:level])
+        found[split] = _classes_of(files, images, "/".join(place), start + level)
     if not found:
         raise misplaced("images in no class folder")
     return found, loose
 
 
-def _class_level(folders: Sequence[tuple[str, ...]]) -> int | None:
-    """Which of the folders in folders that lead to images is the class: the one that is not always the same."""
-    varying = [level for level, names in enumerate(zip(*folders, strict=True)) if len(set(names)) > 1]
-    if not varying:  # there is one class
-        return max((level for level, name in enumerate(folders[0]) if name.lower() not in BETWEEN), default=None)
-    return varying[0] if len(varying) == 1 else None
+def _class_levels(folders: Mapping[str, Sequence[tuple[str, ...]]]) -> dict[int, int | None]:
+    """Which of the folders that lead to images is the class, one level for all splits of one depth.
+
+    Every other level is a folder in between: no split has two names there, and they are known ones (`BETWEEN`), or all
+    splits have the same name while they differ at the level of the class.
+
+    Args:
+        folders: of each split, all of one depth.
+
+    Returns:
+        By depth the level, or None where several or none may be the class.
+    """
+    depths = {len(inner[0]) for inner in folders.values()}
+    found: dict[int, int | None] = {}
+    for depth in depths:
+        alike = [inner for inner in folders.values() if len(inner[0]) == depth]
+        names = [[{own[level] for own in inner} for inner in alike] for level in range(depth)]
+        fit = [level for level, own in enumerate(names) if any(len(of) > 1 or not _all_between(of) for of in own)]
+        varying = [level for level in fit if len(set().union(*names[level])) > 1]
+        levels = varying if varying and len(depths) == 1 else fit
+        found[depth] = levels[0] if len(levels) == 1 else None
+    return found
+
+
+def _all_between(names: Iterable[str]) -> bool:
+    return all(name.lower() in BETWEEN for name in names)
 
 
 def _classes_of(files: Files, images: Sequence[str], place: str, level: int) -> Classes:

@@ -8,6 +8,7 @@ import os
 import posixpath
 import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.paths import expand_path
 from fewshot.data.sources.archives import DAMAGED, Files
 from fewshot.data.sources.faults import raise_faults
-from fewshot.data.sources.images import holds_image, is_image, suffix_of, web_page
+from fewshot.data.sources.images import HEAD_BYTES, holds_image, is_image, suffix_of, web_page
 from fewshot.data.sources.layouts import SPLIT_WORDS, SPLITS
 
 OF_IMAGES, OF_CLASSES, OF_A_SPLIT = ("filename", "label", "split"), ("class", "split"), ("filename", "label")
@@ -146,11 +147,15 @@ def _below(root: Path, name: str) -> str:
 def _is_image_elsewhere(path: str) -> bool:
     if not path.startswith("/") or not Path(path).is_file():
         return False
-    return is_image(path) or (not suffix_of(path) and holds_image(Path(path).read_bytes()))
+    if suffix_of(path):
+        return is_image(path)
+    with suppress(OSError), Path(path).open("rb") as file:
+        return holds_image(file.read(HEAD_BYTES))
+    return False
 
 
 def to_nfc(text: str) -> str:
-    """The text with its letters composed, as they are on one system and not on another."""
+    """The text with its letters to_nfc, as they are on one system and not on another."""
     return unicodedata.normalize("NFC", text)
 
 

@@ -537,6 +537,12 @@ def test_what_was_passed_over_is_counted_and_named(root: Path, cache: Path, caps
     assert said.removeprefix("folder: ") in about["notes"] and said in capsys.readouterr().err.splitlines()
 
 
+@pytest.mark.parametrize(("suffix", "kind"), [("ico", "ICO"), ("ICO", "ICO"), ("icns", "ICNS"), ("cur", "ICO")])
+def test_a_folders_icon_is_passed_over(root: Path, cache: Path, plain: list[str], suffix: str, kind: str):
+    banks = read(as_folder(root, SPLIT | {f"train/traina/folder.{suffix}": encoded(noise(1, 32, 32), kind)}), cache)
+    assert prints(banks) == plain and banks["train"].about["passed_over"] == {f".{suffix.lower()}": 1}
+
+
 @pytest.mark.parametrize("between", ["images", "img", "train", "JPEG", "whatever"])
 def test_one_folder_of_the_same_name_in_every_class_is_looked_through(root: Path, cache: Path, between: str):
     plain = read(as_folder(root, classes()), cache)
@@ -545,6 +551,52 @@ def test_one_folder_of_the_same_name_in_every_class_is_looked_through(root: Path
     assert prints(read(as_folder(other, inner | {"class a/boxes.txt": b"1"}), cache)) == prints(plain)
     as_folder(other, {"class k/boxes.txt": b"1"})
     refused(other, cache / "b", "class class k has no images, but 1 file that is no image: 1 .txt")
+
+
+ONE_CLASS_EACH = {"train": [f"c{i}" for i in range(6)], "val": ["bird"], "test": ["fish"]}
+
+
+def shaped(**of: str) -> dict[str, bytes]:
+    """Two images of each class in ONE_CLASS_EACH, by the shape of a split's paths, such as "{}/images"."""
+    folders = [f"{split}/{of[split].format(name)}" for split, names in ONE_CLASS_EACH.items() for name in names]
+    return tree(*(f"{folder}/{i}.png" for folder in folders for i in range(2)))
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        {"train": "{}/view", "val": "{}/view", "test": "{}/view"},  # no known name, but the same everywhere
+        {"train": "view/{}", "val": "view/{}", "test": "view/{}"},
+        {"train": "{}/photo", "val": "{}/photo", "test": "{}/photo"},
+        {"train": "{}/images", "val": "{}/img", "test": "{}/JPEG"},
+        {"train": "images/{}", "val": "img/{}", "test": "JPEG/{}"},
+        {"train": "{}/images", "val": "{}", "test": "{}"},
+        {"train": "images/{}", "val": "{}", "test": "data/{}/jpg"},
+    ],
+)
+def test_splits_of_one_class_keep_it_whatever_folder_is_in_between(root: Path, cache: Path, of: dict[str, str]):
+    as_folder(root, shaped(**of))
+    assert named(read(root, cache)) == ONE_CLASS_EACH
+    pooled = read(root, cache, split="random", fractions=(0.34, 0.33, 0.33))
+    every = sorted(name for names in ONE_CLASS_EACH.values() for name in names)
+    assert sorted(name for bank in pooled.values() for name in bank.names) == every
+    assert all(bank.sizes.tolist() == [2] * len(bank.names) for bank in pooled.values())
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        {"train": "{}/view", "val": "{}/side", "test": "{}/view"},
+        {"train": "{}", "val": "{}/view", "test": "{}/view"},
+        {"train": "view/{}", "val": "{}", "test": "{}"},
+        {"train": "{}/images", "val": "images/{}", "test": "{}/images"},
+    ],
+)
+@pytest.mark.parametrize("split", ["auto", "random"])
+def test_where_more_than_one_folder_may_be_the_class_it_is_refused(
+    root: Path, cache: Path, of: dict[str, str], split: str
+):
+    refused(as_folder(root, shaped(**of)), cache, "folders too deep: found", split=split)
 
 
 def test_a_class_may_have_the_name_of_a_split(root: Path, cache: Path):

@@ -148,7 +148,7 @@ def test_a_link_or_device_in_a_tar_is_refused(tmp_path: Path, kind: str):
     refused(path, "set/c.png: a link or device, which no data set has: refused")
 
 
-@pytest.mark.parametrize("overwrite", ["set/a.png", "./set/a.png", "set\\a.png"])
+@pytest.mark.parametrize("again", ["set/a.png", "./set/a.png", "set\\a.png"])
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_a_name_twice_is_refused(tmp_path: Path, kind: str, again: str):
     path = packed(tmp_path, kind, {"set/a.png": b"1"})

@@ -652,7 +652,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path, kind: str, monkeyp
     shutil.rmtree(tmp_path / "banks")
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("again", [False, True])
 def test_images_that_were_replaced_since_they_were_read_are_read_again(tmp_path: Path, again: bool):
     folder = tmp_path / "source"
     for i in range(12):

@@ -1,4 +1,4 @@
-"""Images: what each kind of file becomes; a damaged one gives an example or a reason, and nothing else."""
+"""Images: what each kind of file becomes; a damaged one gives an decode_image or a reason, and nothing else."""
 
 import io
 import resource
@@ -14,7 +14,17 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from fewshot.core.errors import FewshotError
-from fewshot.data.sources.images import FORMATS, ImageSpec, decode_image, holds_image, is_image, web_page
+from fewshot.data.sources.images import (
+    FORMATS,
+    HEAD_BYTES,
+    HEADED,
+    MAGIC,
+    ImageSpec,
+    decode_image,
+    holds_image,
+    is_image,
+    web_page,
+)
 
 SIDE = 24
 RANDOM = np.random.RandomState(0)
@@ -255,7 +265,7 @@ FILES = {
 
 
 def reason(data: bytes, look: ImageSpec) -> str:
-    """Why these bytes are no example; empty where they are one."""
+    """Why these bytes are no decode_image; empty where they are one."""
     try:
         made = decode_image(data, look)
     except ValueError as error:
@@ -374,8 +384,11 @@ def test_no_image_is_taken_for_a_web_page():
     assert web_page(b"<HTML>") and not web_page(b"") and not web_page(b"html")
 
 
-@pytest.mark.parametrize("name", ["a.pdf", "a.eps", "a.ps", "a.mpg", "a.fli", "a.wmf", "a.h5", "a.txt", "a", ".png/a"])
-def test_pages_films_and_containers_are_no_images_by_their_names(name: str):
+@pytest.mark.parametrize(
+    "name",
+    ["a.pdf", "a.eps", "a.ps", "a.mpg", "a.fli", "a.wmf", "a.h5", "a.txt", "a", ".png/a", "a.ico", "A.CUR", "a.icns"],
+)
+def test_pages_films_icons_and_containers_are_no_images_by_their_names(name: str):
     assert not is_image(name)
 
 
@@ -384,8 +397,32 @@ def test_pages_films_and_containers_are_no_images_by_their_names(name: str):
 def test_every_format_that_pillow_writes_and_opens_becomes_an_example(kind: str):
     mode = {"MSP": "1", "XBM": "1", "BLP": "P"}.get(kind, "RGB")
     data = encoded(Image.fromarray(SLOPE).convert(mode), kind)
-    assert decode_image(data, ImageSpec(SIDE)).shape == (3, SIDE, SIDE) and holds_image(data)
+    assert decode_image(data, ImageSpec(SIDE)).shape == (3, SIDE, SIDE)
+    assert holds_image(data[:HEAD_BYTES]) is (kind in (*MAGIC, *HEADED, "MPO"))
 
 
-def test_a_page_and_a_text_hold_no_image():
-    assert not any(map(holds_image, (encoded(Image.fromarray(SLOPE), "PDF"), b"", b"read me", bytes(100))))
+def test_an_image_is_known_by_its_head_alone():
+    noise = Image.fromarray(np.random.RandomState(1).randint(0, 256, (64, 64, 3)).astype(np.uint8))
+    long = {kind: encoded(noise, kind) for kind in (*MAGIC, *HEADED)}
+    assert min(map(len, long.values())) > 1000 and all(holds_image(data[:1000]) for data in long.values())
+    assert all(holds_image(encoded(Image.fromarray(SLOPE).convert(mode), "PPM")) for mode in ("1", "L"))
+
+
+NOT_BY_CONTENT = {
+    "nothing": b"",
+    "text": b"read me",
+    "text that begins like a BMP": b"BMW, Audi and other cars, " * 9,
+    "text that begins like a PPM": b"Python 3.11\nP6 is not here",
+    "text of a letter and a digit": b"P3 and P6 are projects",
+    "zeros": bytes(100),
+    "a page": encoded(Image.fromarray(SLOPE), "PDF"),
+    "a TGA header of 18 bytes": struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, 8, 8, 24, 0),
+    "a whole TGA": encoded(Image.fromarray(SLOPE), "TGA"),
+    "an icon": encoded(Image.fromarray(SLOPE), "ICO"),
+    "HEIC": b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(40),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_BY_CONTENT)
+def test_what_begins_like_no_image_holds_none(kind: str):
+    assert not holds_image(NOT_BY_CONTENT[kind])

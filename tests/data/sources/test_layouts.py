@@ -13,9 +13,19 @@ import pytest
 from fewshot.core.errors import FewshotError
 from fewshot.data.sources.archives import Files, open_files
 from fewshot.data.sources.faults import FaultsError
-from fewshot.data.sources.images import is_image
-from fewshot.data.sources.layouts import SPLITS, check_official, known_folders, other_ways, passed_over, published_split
+from fewshot.data.sources.images import HEAD_BYTES, is_image
+from fewshot.data.sources.layouts import (
+    SPLITS,
+    check_official,
+    find_images,
+    known_folders,
+    other_ways,
+    passed_over,
+    published_split,
+)
 from fewshot.data.sources.parts import SplitSource, part_of_labels
+
+from ..made_sources import as_archive, as_folder, encoded, noise
 
 SPLIT = {"train": ["n01", "n02"], "val": ["n03"], "test": ["n04"]}
 
@@ -181,3 +191,14 @@ def test_all_missing_classes_are_known():
     with pytest.raises(FaultsError, match="2 of 2 classes of train are missing, such as n01") as caught:
         check_official("here", parts(WHOLE | {"train": {}}), SPLIT, 2)
     assert len(caught.value.faults) == 2
+
+
+@pytest.mark.parametrize("packed", ["", "zip", "tar"])
+def test_files_without_a_suffix_are_known_by_their_first_bytes_alone(
+    tmp_path: Path, packed: str, monkeypatch: pytest.MonkeyPatch
+):
+    image = encoded(noise(1, 64, 64))  # longer than what is read of it
+    data = {"cat/1": image, "cat/2": image[:HEAD_BYTES] + b"damage", "cat/README": b"BMW and others", "cat/3": bytes(9)}
+    path = as_archive(tmp_path / f"a.{packed}", data) if packed else as_folder(tmp_path / "a", data)
+    monkeypatch.setattr("fewshot.data.sources.archives.MAX_BYTES", HEAD_BYTES)  # how long a file is does not matter
+    assert len(image) > HEAD_BYTES and find_images(open_files(path)) == ["cat/1", "cat/2"]

@@ -10,8 +10,10 @@ import pytest
 from fewshot.core.errors import FewshotError
 from fewshot.data.sources import split_csv as tables
 from fewshot.data.sources.archives import Files, open_files
-from fewshot.data.sources.images import is_image
+from fewshot.data.sources.images import HEAD_BYTES, is_image
 from fewshot.data.sources.split_csv import Row
+
+from ..made_sources import as_folder, encoded, noise
 
 HEAD = "filename,label,split"
 
@@ -142,6 +144,16 @@ def test_a_list_that_cannot_be_read_is_named(tmp_path: Path, missing: str | Path
 def test_an_image_is_found_by_its_path_or_its_end(tmp_path: Path, name: str, file: str | None):
     files = source(tmp_path, "a/1.png", "b/1.png", "b/2.png", "3.png", "a/c/3.png", "b/caf\u00e9.png", "notes.txt")
     assert found(files, name) == file
+
+
+def test_an_image_elsewhere_without_a_suffix_is_found_by_its_first_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    files, place = source(tmp_path / "root"), tmp_path / "elsewhere"
+    as_folder(place, {"long": encoded(noise(1, 64, 64))[:HEAD_BYTES], "text": b"-", "a.txt": b"-", "a.png": b"-"})
+    monkeypatch.setattr(Path, "read_bytes", None)  # which would read the whole of it
+    names = [str(place / name) for name in ("long", "text", "a.txt", "a.png", "none")]
+    assert [found(files, name) is not None for name in names] == [True, False, False, True, False]
 
 
 def test_a_name_that_two_images_end_with_is_refused(tmp_path: Path):
