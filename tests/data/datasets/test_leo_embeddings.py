@@ -260,7 +260,7 @@ def test_the_original_program_s_bytes_are_harmless(root: Path, cache: Path):
 
     as_zip(root, contents(val=content("val") | {"labels": Asks()}))
     text = refused(root, cache, r"embeddings.zip: embeddings/miniImageNet/center/val_embeddings.pkl: .*mkdir")
-    assert "overwrite" in text and not (root / "made").exists()
+    assert "again" in text and not (root / "made").exists()
 
 
 def test_a_class_in_two_splits_is_refused(root: Path, cache: Path):
@@ -307,7 +307,7 @@ def test_a_damaged_zip_is_refused(root: Path, cache: Path, damage: str):
     path = as_zip(root, contents())
     path.write_bytes(change(path.read_bytes()))
     text = refused(root, cache, match)
-    assert str(path) in text and "overwrite" in text
+    assert str(path) in text and "again" in text
 
 
 def test_a_change_that_only_the_checksum_sees_is_refused(root: Path, cache: Path):
@@ -393,8 +393,8 @@ def test_what_is_written_in_the_originals_layout_is_read_as_the_same_banks(root:
         assert read[split].names == bank.names and torch.equal(read[split].examples, bank.examples)
         assert read[split].fingerprint == bank.fingerprint and torch.equal(read[split].offsets, bank.offsets)
     assert read["val"].about["said"] == written["train"].about
-    embeddings.write_originals(root / "overwrite", read, "mini", "multiview")
-    again = embeddings.read(root / "overwrite", cache, "mini", "multiview", width=None)
+    embeddings.write_originals(root / "again", read, "mini", "multiview")
+    again = embeddings.read(root / "again", cache, "mini", "multiview", width=None)
     assert {bank.fingerprint for bank in again.values()} == {bank.fingerprint for bank in written.values()}
 
 

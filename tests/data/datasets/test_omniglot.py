@@ -132,7 +132,7 @@ def test_damage_is_named_in_one_line_with_what_to_do(tmp_path: Path, make, damag
     source = make(tmp_path, pngs)
     with pytest.raises(FewshotError, match=message) as caught:
         characters(source)
-    assert "\n" not in str(caught.value) and str(source) in str(caught.value) and "overwrite" in str(caught.value)
+    assert "\n" not in str(caught.value) and str(source) in str(caught.value) and "again" in str(caught.value)
 
 
 def cut(source: Path) -> None:
