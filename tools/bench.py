@@ -34,15 +34,15 @@ from fewshot.backbones.identity import Identity
 from fewshot.core.device import peak_memory_bytes, pick_device, reset_peak_memory, set_single_threaded, tune_malloc
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
+from fewshot.core.paths import CONF
 from fewshot.data.bank import Bank, open_banks
 from fewshot.engine.engine import Engine, is_small
 from fewshot.engine.evaluate import evaluate, query_outputs
 from fewshot.episodes import Episodes
 from fewshot.experiment.build import instantiate_node
 from fewshot.experiment.cli import format_error, main
-from fewshot.experiment.config import CONF
 from fewshot.report.records import code, device_name, environment
-from fewshot.speed import Candidate, flops_of_task, outer_step, peaks
+from fewshot.engine.speed import Candidate, flops_of_task, outer_step, peaks
 from fewshot.tasks.sampler import Sampler
 from fewshot.training.optimizer import clipped
 

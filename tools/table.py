@@ -6,11 +6,10 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from fewshot.core.checks import check_bool
+from fewshot.core.checks import check_bool, did_you_mean
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
 from fewshot.experiment.cli import main
-from fewshot.experiment.config import did_you_mean
 from fewshot.report.formats import FORMATS
 from fewshot.report.gather import read_runs
 from fewshot.report.table import refreshed, table_of

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 from fewshot.core.errors import FewshotError
 
 
@@ -27,3 +30,9 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise FewshotError(f"{name}={value}: choose one of {', '.join(choices)}")
     return value
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """`, did you mean a or b?` for names close to `word`; empty where none is."""
+    close = difflib.get_close_matches(word, list(words), n=3, cutoff=0.5)
+    return f", did you mean {' or '.join(close)}?" if close else ""

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fewshot.core.errors import FewshotError
 
+CONF = Path(__file__).resolve().parents[2] / "conf"  # the configuration of the tools
 VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
 BRACE = re.compile(r"(\\*)\$\{(?:([A-Za-z_]\w*)\})?", re.ASCII)  # with the backslashes before it
 # `~` or `~user` where a value begins, or a text in quotes, which is to stay.

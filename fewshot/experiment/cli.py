@@ -29,11 +29,12 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from fewshot.core.checks import did_you_mean
 from fewshot.core.device import out_of_memory, tune_malloc
 from fewshot.core.errors import FewshotError, one_line
-from fewshot.core.paths import expand_configuration, expand_home
+from fewshot.core.paths import CONF, expand_configuration, expand_home
 from fewshot.experiment.command_line import check_overrides, open_hydra, parse_flags, parse_overrides
-from fewshot.experiment.config import CONF, check_groups, did_you_mean, fill_view, key_names
+from fewshot.experiment.config import check_groups, fill_view, key_names
 from fewshot.experiment.sweeps import exit_with_parent, objective, print_sweep_summary, sweep_status_dir, write_note
 
 MISTAKES = (FewshotError, OmegaConfBaseException, OSError)  # of a person or a machine

@@ -23,9 +23,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
+from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError, one_line
-from fewshot.core.paths import expand_configuration, is_path_key, literal
-from fewshot.experiment.config import CONF, did_you_mean, is_regression, key_names
+from fewshot.core.paths import CONF, expand_configuration, is_path_key, literal
+from fewshot.experiment.config import is_regression, key_names
 from fewshot.experiment.sweeps import check_plugin
 
 COMMANDS = ("run", "multirun", "cfg", "info", "shell_completion")

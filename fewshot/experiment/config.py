@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -15,10 +14,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError
+from fewshot.core.paths import CONF
 from fewshot.training.settings import TrainSettings
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 @dataclass
@@ -317,12 +316,6 @@ def given_overrides() -> list[str]:
     """The overrides that the running tool was given, as they were written."""
     words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     return list(words)
-
-
-def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """`, did you mean a or b?` for names close to `word`; empty where none is."""
-    close = difflib.get_close_matches(word, list(words), n=3, cutoff=0.5)
-    return f", did you mean {' or '.join(close)}?" if close else ""
 
 
 def key_names(cfg: DictConfig, prefix: str = "") -> list[str]:

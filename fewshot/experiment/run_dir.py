@@ -16,8 +16,6 @@ from fewshot.core.files import LOCK
 from fewshot.core.paths import SAVED_PATH_KEYS, literal
 from fewshot.experiment.config import UNHASHED_KEYS, TrainConfig, config_hash, is_regression, resolved
 
-# Keys that runs of earlier versions lack.
-LATER = {"plot": False, "inductive_too": False, "records": None, "root": None, "test": {"steps": None}}
 DATA = "data.json"  # what a run began with
 STARTUP_FILES = (LOCK, "config.yaml.part", DATA, f"{DATA}.part")  # what a run that died in its first moments leaves
 
@@ -69,9 +67,7 @@ def saved_config(
         raise FewshotError(f"{folder}: not a run folder (no config.yaml); give the folder that a run printed")
     try:
         schema = OmegaConf.structured(TrainConfig)
-        cfg = OmegaConf.merge(schema, LATER, OmegaConf.load(listed), {"run_dir": literal(str(folder)), "force": False})
-        if not is_regression(cfg.dataset) and not isinstance(OmegaConf.select(cfg, "dataset.augment"), DictConfig):
-            raise ValueError("dataset.augment is of an earlier version of this code")
+        cfg = OmegaConf.merge(schema, OmegaConf.load(listed), {"run_dir": literal(str(folder)), "force": False})
         if device is not None:
             cfg.device = device
     except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
@@ -116,7 +112,7 @@ def load_data_info(folder: Path) -> dict[str, Any] | None:
         {"train": ..., "val": ..., "test": ..., "shape": [C, H, W], "classes": [...]}, or None where it has not begun.
 
     Raises:
-        FewshotError: the file is damaged, or of an earlier version of this code.
+        FewshotError: the file is damaged.
     """
     listed = folder / DATA
     if not listed.exists():
@@ -124,7 +120,7 @@ def load_data_info(folder: Path) -> dict[str, Any] | None:
     try:
         found = dict(json.loads(listed.read_text(encoding="utf-8")))
         if missing := {"shape", "classes"} - found.keys():
-            raise ValueError(f"no {min(missing)}, as an earlier version of this code wrote it")
+            raise ValueError(f"no {min(missing)}")
         return found
     except (OSError, ValueError, TypeError) as error:
         raise FewshotError(f"{listed}: damaged ({error}); choose another run_dir, or force=true") from error

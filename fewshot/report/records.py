@@ -17,7 +17,7 @@ from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.files import write_atomically
 from fewshot.core.paths import expand_path
 
-FORMAT = 1
+FORMAT = 2
 Record = dict[str, Any]
 METRICS = ("accuracy", "mse")
 
@@ -35,12 +35,9 @@ NEEDED: dict[str, tuple[type, ...]] = {
     "cost.train_seconds": MAYBE_NUMBER, "cost.train_tasks": (int,), "cost.tasks_per_second": MAYBE_NUMBER,
     "cost.peak_memory_bytes": MAYBE_NUMBER, "cost.device": MAYBE_TEXT,
     "config": (str,), "code.version": (str,), "code.commit": MAYBE_TEXT, "code.dirty": (bool, type(None)),
-    "data.fingerprint": (str,),
+    "data.fingerprint": (str,), "cost.gradient_evaluations": (int, type(None)),
+    "train.shot": (int,), "train.query": (int,),
 }  # fmt: skip
-OPTIONAL: dict[str, tuple[type, ...]] = {
-    "cost.gradient_evaluations": (int, type(None)), "train.shot": (int,), "train.query": (int,),
-}  # fmt: skip
-
 _HOUSE = Path(__file__).resolve().parent
 
 
@@ -139,19 +136,18 @@ def read_record(path: str | Path) -> Record:
         raise FewshotError(f'{path} is not a record: it lacks `"format": {FORMAT}`')
     if form > FORMAT:
         raise FewshotError(f"{path} is of a newer version of records ({form}, known here is {FORMAT}): update the code")
-    if isinstance(record.get("protocol"), dict):
-        record["protocol"].setdefault("view", "whole images")  # all that there was before records said it
-    for field, types in (NEEDED | OPTIONAL).items():
+    if form < FORMAT:
+        raise FewshotError(
+            f"{path} is of an older version of records ({form}, known here is {FORMAT}): test the run again"
+        )
+    for field, types in NEEDED.items():
         try:
             value = field_of(record, field)
         except (KeyError, TypeError):
-            if field in OPTIONAL:
-                continue
             raise FewshotError(f"{path} is not a complete record: it lacks {field}") from None
         if type(value) not in types:  # not isinstance: JSON's true is no way, shot or seed
             expected = " or ".join(kind.__name__ for kind in types)
             raise FewshotError(f"{path} is not a record: {field} is {value!r} in place of {expected}")
-    record.setdefault("train", {"shot": record["shot"], "query": record["query"]})  # before records told them apart
     scored, planned = field_of(record, "test.episodes"), field_of(record, "protocol.episodes")
     if scored != planned:
         raise FewshotError(f"{path} scored {scored} of the {planned} episodes of its protocol: run the test again")

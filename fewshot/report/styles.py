@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
+from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError
-from fewshot.experiment.config import did_you_mean
 from fewshot.report.labels import method_place
 from fewshot.report.records import Record
 

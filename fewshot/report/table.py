@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fewshot.core.errors import FewshotError
-from fewshot.experiment.config import CONF
+from fewshot.core.paths import CONF
 from fewshot.report.cells import Layout
 from fewshot.report.formats import FORMATS
 from fewshot.report.gather import by_steps, published_records, read_runs

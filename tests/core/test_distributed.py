@@ -33,10 +33,11 @@ from fewshot.core.distributed import (
     world,
 )
 from fewshot.core.errors import FewshotError
+from fewshot.core.paths import CONF
 from fewshot.engine.reduce import MetaGradient, over_processes
 from fewshot.episodes import Episodes
 from fewshot.experiment.build import build, training_tasks
-from fewshot.experiment.config import CONF, apply_recipe
+from fewshot.experiment.config import apply_recipe
 from fewshot.experiment.run import training_run
 from fewshot.training.checkpoint import load_checkpoint
 from fewshot.training.loop import check_shareable, train

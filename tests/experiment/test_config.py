@@ -10,9 +10,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError
+from fewshot.core.paths import CONF
 from fewshot.experiment.build import build
-from fewshot.experiment.config import CONF, apply_recipe, config_hash, did_you_mean, resolved
+from fewshot.experiment.config import apply_recipe, config_hash, resolved
 from fewshot.training.settings import TrainSettings
 
 

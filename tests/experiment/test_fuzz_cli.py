@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from fewshot.experiment.config import CONF, key_names
+from fewshot.core.paths import CONF
+from fewshot.experiment.config import key_names
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 20  # of one command; what takes longer was accepted

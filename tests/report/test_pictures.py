@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import stats
 
 from fewshot.core.errors import FewshotError
-from fewshot.experiment.config import CONF
+from fewshot.core.paths import CONF
 from fewshot.report.charts import bars, by_shots, by_steps
 from fewshot.report.curves import curves
 from fewshot.report.labels import ALGORITHMS

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from scipy import stats
 
 from fewshot.core.errors import FewshotError
-from fewshot.experiment.config import CONF
+from fewshot.core.paths import CONF
 from fewshot.report.charts import bars, by_steps
 from fewshot.report.gather import read_runs
 from fewshot.report.page import Page

@@ -14,8 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from fewshot.core.errors import FewshotError
+from fewshot.core.paths import CONF
 from fewshot.experiment import cli
-from fewshot.experiment.config import CONF
 from fewshot.report.configurations import differences
 from fewshot.report.gather import read_runs
 from fewshot.report.html_report import report
