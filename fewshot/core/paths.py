@@ -14,6 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from fewshot.core.errors import FewshotError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"  # the configuration of the tools
+# What may differ between two configurations of one and the same run.
+UNHASHED_KEYS = ("device", "data_dir", "runs", "run_dir", "resume", "force", "plot", "inductive_too", "copy_records_to")
 VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
 BRACE = re.compile(r"(\\*)\$\{(?:([A-Za-z_]\w*)\})?", re.ASCII)  # with the backslashes before it
 # `~` or `~user` where a value begins, or a text in quotes, which is to stay.

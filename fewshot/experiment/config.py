@@ -16,7 +16,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError
-from fewshot.core.paths import CONF
+from fewshot.core.paths import CONF, UNHASHED_KEYS
 from fewshot.training.settings import TrainSettings
 
 
@@ -177,8 +177,6 @@ ConfigStore.instance().store(name="pretrain_schema", node=PretrainConfig)
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 
-# What may differ between two configurations of one and the same run.
-UNHASHED_KEYS = ("device", "data_dir", "runs", "run_dir", "resume", "force", "plot", "inductive_too", "copy_records_to")
 DEFAULT_RECIPE = "ours"  # the recipe of what no paper says
 NAMED = {"algorithm": "learner", "dataset": "reader", "features": "reader", "backbone": "network"}
 UNHASHED_READER_KEYS = ("root", "cache", "download", "device")

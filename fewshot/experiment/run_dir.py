@@ -13,8 +13,8 @@ from yaml import YAMLError
 
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import LOCK
-from fewshot.core.paths import SAVED_PATH_KEYS, literal
-from fewshot.experiment.config import UNHASHED_KEYS, TrainConfig, config_hash, is_regression, resolved
+from fewshot.core.paths import SAVED_PATH_KEYS, UNHASHED_KEYS, literal
+from fewshot.experiment.config import TrainConfig, config_hash, is_regression, resolved
 
 DATA = "data.json"  # what a run began with
 STARTUP_FILES = (LOCK, "config.yaml.part", DATA, f"{DATA}.part")  # what a run that died in its first moments leaves

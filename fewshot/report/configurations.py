@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fewshot.core.errors import one_line
-from fewshot.experiment.config import UNHASHED_KEYS
+from fewshot.core.paths import UNHASHED_KEYS
 from fewshot.report.gather import STEPS
 from fewshot.report.labels import column_names, column_of, method_names
 from fewshot.report.page import NOTHING
