@@ -11,13 +11,17 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import fewshot
+from fewshot.algorithms.maml import Maml
 from fewshot.data.bank import Bank
 from fewshot.data.datasets.leo_embeddings import write_originals
 from fewshot.engine.engine import Engine
@@ -213,16 +217,29 @@ def test_functions_of_ones_own_are_named_by_their_families(call: Any) -> None:
     assert view == "line: slope -1 to 1, intercept 0 to 0; x -5 to 5; noise 0"
 
 
-def test_a_run_of_an_earlier_version_is_tested_and_resumed(call: Any) -> None:
-    assert call("train", "run_dir=run", *QUICK).code == 0
-    lines = Path("run/config.yaml").read_text().splitlines(keepends=True)
-    later = ("plot:", "records:", "  steps: null")
-    kept = [line for line in lines if not line.startswith(later)]
-    assert len(kept) < len(lines)
-    Path("run/config.yaml").write_text("".join(kept))
-    assert call("evaluate", "run=run", "query=1").code == 0
-    assert call("train", "resume=run", "plot=true").code == 0
-    assert call("train", "run_dir=run", *QUICK).code == 0
+def test_a_run_goes_on_to_the_same_bits_where_a_class_has_moved(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call("train", "run_dir=whole", *QUICK).code == 0
+    outer, calls = Engine.outer, []
+
+    def dies(*inputs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return outer(*inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "outer", dies)
+        assert call("train", "run_dir=died", *QUICK).code == 130
+    moved = types.ModuleType("fewshot.elsewhere")
+    moved.Maml = type("Maml", (Maml,), {})  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "fewshot.elsewhere", moved)
+    monkeypatch.setitem(fewshot._PLACES, "Maml", "elsewhere")
+    done = call("train", "resume=died")
+    assert (done.code, done.err) == (0, "")
+    whole, died = (load_file(f"{run}/checkpoints/last.safetensors") for run in ("whole", "died"))
+    assert whole.keys() == died.keys()
+    assert all(torch.equal(value, died[name]) for name, value in whole.items())
+    assert read(Path("whole"))["test"] == read(Path("died"))["test"]
 
 
 @pytest.mark.parametrize(

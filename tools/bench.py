@@ -38,11 +38,11 @@ from fewshot.core.paths import CONF
 from fewshot.data.bank import Bank, open_banks
 from fewshot.engine.engine import Engine, is_small
 from fewshot.engine.evaluate import evaluate, query_outputs
+from fewshot.engine.speed import Candidate, flops_of_task, outer_step, peaks
 from fewshot.episodes import Episodes
 from fewshot.experiment.build import instantiate_node
 from fewshot.experiment.cli import format_error, main
 from fewshot.report.records import code, device_name, environment
-from fewshot.engine.speed import Candidate, flops_of_task, outer_step, peaks
 from fewshot.tasks.sampler import Sampler
 from fewshot.training.optimizer import clipped
 

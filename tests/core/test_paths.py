@@ -247,7 +247,7 @@ def moved(call: Any, tmp_path: Path) -> Path:
 
 def test_a_run_whose_images_moved_is_told_where_they_lie(call: Any, moved: Path) -> None:
     lost = call("evaluate", "run=run", "query=1")
-    assert lost.code == 1 and "birds: no such file or folder; where the images of a run moved, say root=" in lost.err
+    assert lost.code == 1 and "birds: no such file or folder; name another, by dataset.reader.root=" in lost.err
     for words in (("evaluate", "run=run", "query=1"), ("train", "resume=run")):
         done = call(*words, f"root={moved.name}")
         assert done.code == 0, done.err

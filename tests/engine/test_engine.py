@@ -93,7 +93,7 @@ if len(sys.argv) > 1:
     resource.setrlimit(resource.RLIMIT_DATA, 2 * [status("VmData") + int(sys.argv[1])])
 found = engine.outer(learner, params, state, Episodes(x, y, x, y, torch.arange(4)))
 sums = (float(value.square().sum()) for value in found.gradient.values())
-print(status("VmHWM") - before, engine.found.get("outer", 4), *sums)
+print(status("VmHWM") - before, engine.fitted_chunk.get("outer", 4), *sums)
 """
 
 NETWORKS: dict[str, dict[str, Any]] = {

@@ -126,7 +126,7 @@ def test_a_text_that_is_no_path_stays_as_it_is(call: Any, title: str) -> None:
     assert title in done.out
 
 
-@pytest.mark.parametrize("key", ["runs", "data_dir", "run_dir", "records", "dataset.reader.cache"])
+@pytest.mark.parametrize("key", ["runs", "data_dir", "run_dir", "copy_records_to", "dataset.reader.cache"])
 def test_every_path_is_text(key: str) -> None:
     with pytest.raises(FewshotError, match="typed") as refused:
         checked("dataset=folder", f"{key}=1e3")

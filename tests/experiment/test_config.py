@@ -267,7 +267,7 @@ def test_every_experiment_is_a_block_of_the_papers_table_by_their_settings(name:
     dataset, algorithm = name.split("_")
     assert (cfg.dataset.name, cfg.algorithm.name) == (dataset, algorithm)
     assert cfg.dataset.reader.split == "random1200"  # one split for all rows
-    assert cfg.records == "results/omniglot"
+    assert cfg.copy_records_to == "results/omniglot"
     assert cfg.recipe == {"maml": "cbfinn", "fomaml": "cbfinn", "reptile": "openai", "leo": None}[algorithm]
     assert (cfg.dataset.rotations.test == "none") == (algorithm in ("reptile", "leo"))
     resolved(cfg)

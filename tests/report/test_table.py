@@ -102,7 +102,7 @@ def test_what_was_not_measured_is_a_dash() -> None:
 
 
 def test_regime_and_backbone_make_a_row() -> None:
-    table = cells(record(), record(protocol__regime="inductive"), record(backbone="resnet12"))
+    table = cells(record(), record(protocol__setting="inductive"), record(backbone="resnet12"))
     assert list(table) == [
         "maml (conv4), inductive",
         "maml (conv4), transductive",

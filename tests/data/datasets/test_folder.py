@@ -466,7 +466,7 @@ def test_images_that_two_splits_share_may_be_counted(root: Path, cache: Path):
         ({"fractions": 0.5}, "three numbers above 0"),
         ({"seed": -1}, "seed=-1: choose a whole number"),
         ({"seed": 1 << 32}, "choose a whole number"),
-        ({"leaks": "ignore"}, "on_overlap=ignore: choose refuse or count"),
+        ({"on_overlap": "ignore"}, "on_overlap=ignore: choose refuse or count"),
         ({"name": "../birds"}, "name=../birds: letters, digits"),
         ({"name": ""}, "name=: letters, digits"),
         ({"size": 0}, "size=0: choose 1 to 1024"),

@@ -668,7 +668,7 @@ def test_images_that_were_replaced_since_they_were_read_are_read_again(tmp_path:
     assert json.loads((tmp_path / "banks.part/progress.json").read_text())["done"]["train"] > 2
     for i in (1, 11):
         Image.fromarray(pixels(100 + i)).save(folder / f"a/{i:02d}.png")
-    convert(tmp_path / "banks", part(), LOOK, ABOUT, again=again)
+    convert(tmp_path / "banks", part(), LOOK, ABOUT, overwrite=again)
     examples = open_banks(tmp_path / "banks")["train"].examples.numpy()
     for i in range(12):
         assert (examples[i] == decode_image(pixels(100 + i if i in (1, 11) else i), LOOK)).all()
