@@ -22,7 +22,7 @@ BRACE = re.compile(r"(\\*)\$\{(?:([A-Za-z_]\w*)\})?", re.ASCII)  # with the back
 HOME = re.compile(r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|(?<=[=,\[])~[\w.-]*(?=[/,\]]|$)""", re.ASCII | re.DOTALL)
 LITERAL = "\0"  # in a value that is being expanded: a `$` that stays; no path has this letter
 # Last parts of keys whose values are paths, in any tool and at any depth: first those of a run's saved configuration.
-SAVED_PATH_KEYS = ("data_dir", "runs", "run_dir", "records", "root", "cache", "csv", "folder")
+SAVED_PATH_KEYS = ("data_dir", "runs", "run_dir", "copy_records_to", "root", "cache", "csv", "folder")
 PATH_KEYS = (
     *SAVED_PATH_KEYS, "run", "resume", "checkpoint", "source", "sheet", "original", "out", "pictures", "refresh",
 )  # fmt: skip

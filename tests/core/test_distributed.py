@@ -113,7 +113,7 @@ def train_in_float64(cfg: Any, folder: Path) -> None:
     """Over the checkpoints of the run in the folder."""
     run = main_first(lambda: build(cfg))
     params, state = ({k: v.double() for k, v in group.items()} for group in run.learner.init())
-    run.learner.initial = lambda: (params, state)
+    run.learner.init = lambda: (params, state)
     on_rank_zero(lambda: shutil.rmtree(folder / "checkpoints"))
     settings = replace(TrainSettings(**run.config["train"]), validate_every=0)
     tasks: Any = Float64(training_tasks(run, cfg))

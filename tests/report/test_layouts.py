@@ -347,7 +347,7 @@ def test_what_cannot_be_read_is_one_line_each_and_the_rest_is_tabulated(call: An
     folders = sorted(path.parent for path in (tmp_path / "runs").rglob("record.json"))
     whole = len(table(runs=tmp_path / "runs").raw)
     break_(folders[0], seed="gone")
-    break_(folders[1], format=2)
+    break_(folders[1], format=3)
     break_(folders[2], test={"accuracy": float("nan"), "ci95": None, "episodes": 600})
     (folders[3] / "episodes.csv").write_text("episode,accuracy\n0,0.5\n")
     (folders[4] / "episodes.csv").unlink()
@@ -359,7 +359,7 @@ def test_what_cannot_be_read_is_one_line_each_and_the_rest_is_tabulated(call: An
     for line, folder, words in zip(
         lines,
         folders,
-        ["it lacks seed", "newer version of records (2,", "nan, not a fraction", "has 1 lines", "cannot be read"],
+        ["it lacks seed", "newer version of records (3,", "nan, not a fraction", "has 1 lines", "cannot be read"],
         strict=False,
     ):
         assert line.startswith("warning: ") and folder.name in line and words in line

@@ -16,8 +16,8 @@ from fewshot.report.records import read_records
 from fewshot.report.table import markdown
 
 TEMPLATE: dict[str, Any] = {
-    "format": 1, "algorithm": "maml", "backbone": "conv4", "dataset": "omniglot", "way": 5, "shot": 1, "query": 15,
-    "seed": 0, "recipe": None,
+    "format": 2, "algorithm": "maml", "backbone": "conv4", "dataset": "omniglot", "way": 5, "shot": 1, "query": 15,
+    "train": {"shot": 1, "query": 1}, "seed": 0, "recipe": None,
     "protocol": {
         "dataset": "omniglot", "split": "test", "way": 5, "shot": 1, "query": 15, "episodes": 600, "episode_seed": 0,
         "rotations": "per_class", "view": "whole images", "setting": "transductive", "adaptation_steps": 3,
@@ -27,7 +27,7 @@ TEMPLATE: dict[str, Any] = {
     "test": {"accuracy": 0.9543, "ci95": 0.0041, "episodes": 600},
     "cost": {
         "train_seconds": 882.0, "train_tasks": 120000, "tasks_per_second": 136.0, "peak_memory_bytes": 2**30,
-        "device": "cpu",
+        "gradient_evaluations": None, "device": "cpu",
     },
     "code": {"version": "0.1.0", "commit": "abc1234", "dirty": False},
     "config": "c0ffee00" * 8, "environment": {},
@@ -331,9 +331,10 @@ def test_an_empty_folder_says_how_to_make_a_record(tmp_path: Path, folder: str) 
     [
         ("{", "cannot be read as JSON"),
         ("[" * 100_000, "cannot be read as JSON"),
-        ([], 'lacks `"format": 1`'),
-        ({**TEMPLATE, "format": None}, 'lacks `"format": 1`'),
-        ({**TEMPLATE, "format": 2}, "is of a newer version of records (2, known here is 1): update the code"),
+        ([], 'lacks `"format": 2`'),
+        ({**TEMPLATE, "format": None}, 'lacks `"format": 2`'),
+        ({**TEMPLATE, "format": 1}, "is of an older version of records (1, not 2): test the run again"),
+        ({**TEMPLATE, "format": 3}, "is of a newer version of records (3, known here is 2): update the code"),
         ({key: TEMPLATE[key] for key in TEMPLATE if key != "seed"}, "lacks seed"),
         ({**TEMPLATE, "test": None}, "lacks test.ci95"),
         ({**TEMPLATE, "test": {"ci95": 0.1, "episodes": 600}}, "lacks test.accuracy or test.mse, or has both"),

@@ -173,7 +173,7 @@ def _source(root: Path, inner: str, download: bool) -> Path:
             f"{root}: neither embeddings.zip nor the folder {inner} is there: put {URL} there or unpack it there, "
             "or set features.reader.download=true to fetch it, or features=conv4 to train an extractor on the images "
             "that are there, or put features of your own there in that layout (tools/pretrain.py writes it with "
-            "original=<folder>)"
+            "export_leo_format=<folder>)"
         )
 
     def check(path: Path) -> None:
