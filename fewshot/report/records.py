@@ -137,9 +137,7 @@ def read_record(path: str | Path) -> Record:
     if form > FORMAT:
         raise FewshotError(f"{path} is of a newer version of records ({form}, known here is {FORMAT}): update the code")
     if form < FORMAT:
-        raise FewshotError(
-            f"{path} is of an older version of records ({form}, not {FORMAT}): test the run again"
-        )
+        raise FewshotError(f"{path} is of an older version of records ({form}, not {FORMAT}): test the run again")
     for field, types in NEEDED.items():
         try:
             value = field_of(record, field)
