@@ -90,6 +90,6 @@ def test_a_lock_that_the_system_does_not_know_is_no_other_process(
         raise OSError(errno.ENOLCK, "No locks available")
 
     flags = {name: getattr(fcntl, name) for name in ("LOCK_EX", "LOCK_NB")}
-    monkeypatch.setattr("fewshot.training.checkpoint.fcntl", SimpleNamespace(flock=refuse, **flags))
+    monkeypatch.setattr("fewshot.core.files.fcntl", SimpleNamespace(flock=refuse, **flags))
     with pytest.raises(FewshotError, match="cannot be written .No locks available.; choose another run_dir"):
         hold(tmp_path / "run")
