@@ -84,8 +84,8 @@ def open_files(root: Path, page: str = "") -> Files:
             return _folder(root)
         if not root.exists():
             raise FewshotError(
-                f"{root}: no such file or folder; name another, by dataset.reader.root=<path>, or of a run whose images "
-                "moved by root=<path>"
+                f"{root}: no such file or folder; name another, by dataset.reader.root=<path>, or of a run whose "
+                "images moved by root=<path>"
             )
         with root.open("rb") as file:
             if web_page(file.read(512)):
