@@ -118,7 +118,7 @@ def _check_state(backbone: nn.Module, x: torch.Tensor) -> None:
         FewshotError: a tensor of a module, or the input, is not what it was.
     """
     for graph in (True, False):
-        for forwarded in (x, x.flip(0), x - x.mean()):
+        for forwarded in (x, x.flip(0), x - x.mean()):  # the last has values below 0, which an in-place ReLU changes
             before, given = _kept_tensors(backbone), forwarded.clone()
             with torch.set_grad_enabled(graph), suppress(Exception):  # failures are named elsewhere
                 backbone(given)
@@ -127,10 +127,10 @@ def _check_state(backbone: nn.Module, x: torch.Tensor) -> None:
                     f"backbone: {type(backbone).__name__} changes its input in place; leave inplace=True out of its "
                     "first layer"
                 )
-        after = _kept_tensors(backbone)
-        for (owner, name), value in before.items():
-            if (owner, name) not in after or not is_same(after[owner, name], value, tolerance=0):
-                raise FewshotError(_state_fault(backbone, owner, name))
+            after = _kept_tensors(backbone)
+            for (owner, name), value in before.items():
+                if (owner, name) not in after or not is_same(after[owner, name], value, tolerance=0):
+                    raise FewshotError(_state_fault(backbone, owner, name))
 
 
 def _state_fault(backbone: nn.Module, owner: str, name: str) -> str:
