@@ -625,7 +625,7 @@ def test_tiny_imagenets_own_layout_is_split_by_the_classes_of_train(root: Path, 
 
 PLACES = {
     "absolute": "{root}/{path}",
-    "absolute by way of another folder": "{root}/../root/{path}",
+    "absolute by way of another folder": "{root}/../{root.name}/{path}",
     "absolute elsewhere": "{elsewhere}/{path}",
     "from home": "~/elsewhere/{path}",
     "with a dot": " ./{path} ",
