@@ -1,4 +1,7 @@
-"""The device that a process computes on, and its memory: how the C library holds on to it, how much there was."""
+"""The device that a process computes on, and its memory.
+
+Torch is imported where it is used: the command line is answered before torch is there.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,27 @@ import gc
 import os
 import resource
 import sys
+from functools import cache
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from fewshot.core.errors import FewshotError
 
-_THREADS = torch.get_num_threads()  # that torch, or the person, chose
+if TYPE_CHECKING:
+    import torch
+
 _STATUS = Path("/proc/self/status")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # glibc, malloc.h
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is a GPU where there is one.
+    """The device of this name; `auto` is a GPU where there is one, else the CPU.
 
     Raises:
-        FewshotError: no such device here.
+        FewshotError: there is no such device here.
     """
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -35,14 +42,16 @@ def pick_device(name: str) -> torch.device:
 
 
 def fits_on_device(size: int, device: torch.device) -> bool:
-    """Whether data of so many bytes may lie on the device: on a GPU, where they leave half of its free memory."""
+    """Whether data of `size` bytes may lie on the device: on a GPU only if half of its free memory remains."""
+    import torch
+
     return device.type != "cuda" or 2 * size <= torch.cuda.mem_get_info(device)[0]
 
 
 def out_of_memory(error: BaseException | None) -> BaseException | None:
-    """The error, or that from which it was raised, if it says that memory is full.
+    """The error, or the cause in its chain, that says that memory is full; None if none does.
 
-    Memory of a GPU, or what a process may have (`ulimit -d`).
+    That is the memory of a GPU, or what this process may have (`ulimit -d`).
     """
     while error is not None and not _says_full(error):
         error = error.__cause__
@@ -52,13 +61,17 @@ def out_of_memory(error: BaseException | None) -> BaseException | None:
 def _says_full(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    # Of torch's allocator, of oneDNN's and of C++'s own.
-    said = ("DefaultCPUAllocator: ", "could not create a primitive", "std::bad_alloc")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in said)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which may not be loaded
+        return True
+    # Messages of torch's allocator, of oneDNN and of C++ itself.
+    messages = ("DefaultCPUAllocator: ", "could not create a primitive", "std::bad_alloc")
+    return any(message in str(error) for message in messages)
 
 
 def release_memory() -> None:
     """Free what nothing refers to any more, on the GPU and in the C library's heap."""
+    import torch
+
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -66,13 +79,24 @@ def release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def set_single_threaded(alone: bool) -> None:
+def set_single_threaded(single: bool) -> None:
     """Let torch compute on one thread, or on as many as it was started with.
 
-    Matrices of some thousand numbers gain nothing from a second thread, and where another process holds its core each
-    of them waits for it: a step of sinusoids then takes twenty times as long.
+    Matrices of some thousand numbers gain nothing from a second thread. Where another process uses that core, every
+    operation waits for it: a step of sinusoids then takes twenty times as long.
     """
-    torch.set_num_threads(1 if alone else _THREADS)
+    import torch
+
+    threads = _default_threads()
+    torch.set_num_threads(1 if single else threads)
+
+
+@cache
+def _default_threads() -> int:
+    """The number of threads that torch or the person chose, asked before this process changes it."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def tune_malloc(*, one_arena: bool = False, as_glibc_does: bool = False) -> None:
@@ -97,7 +121,9 @@ def tune_malloc(*, one_arena: bool = False, as_glibc_does: bool = False) -> None
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory so far, or since `reset_peak_memory`: of the GPU where one is used, of this process otherwise."""
+    """Peak memory since the start or the last `reset_peak_memory`: of the GPU if one is used, else of this process."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if _STATUS.exists():
@@ -108,7 +134,9 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Count peak memory anew, where the system can: on a GPU and on Linux."""
+    """Start a new count of peak memory, where the system can: on a GPU and on Linux."""
+    import torch
+
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _STATUS.exists():

@@ -1,7 +1,8 @@
-"""Several processes on one run, as torchrun starts them: who does what, and what all know afterwards.
+"""Several processes on one run, as torchrun starts them.
 
-Each works on a share of the tasks of every meta-batch and of every test, by the same global numbers of episodes as one
-process alone, and holds the same parameters. Process 0 alone writes. Without torchrun all of this does nothing.
+Each process (rank) runs a slice of the tasks of every meta-batch and of every test, and holds the same parameters.
+Episodes keep the global numbers that they have in a single process. Only rank 0 writes files. Without torchrun there
+is one process, and nothing here does anything; torch is then not even imported.
 """
 
 from __future__ import annotations
@@ -12,39 +13,49 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
-
-import torch
-import torch.distributed as dist
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from fewshot.core.errors import FewshotError, one_line
 
-PATIENCE = timedelta(days=30)  # with what process 0 does alone, such as training an extractor
+if TYPE_CHECKING:
+    import torch
 
-_alone = False  # while this process does what the others have no part in
+RANK_ZERO_TIMEOUT = timedelta(days=30)  # for what rank 0 does alone, such as training an extractor
 
+_alone = False  # True while this process does what the other processes have no part in
+
+P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def _launched() -> int:
+    """The number of processes that torchrun started; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Meet the other processes that torchrun started, and leave them at the end.
+    """Join the other processes that torchrun started, and leave them at the end.
 
-    They talk by NCCL where each has a GPU of its own, which becomes its current one, else by gloo. A process that
-    waits longer for the others than `$FEWSHOT_TIMEOUT` seconds, 600 where it is not set, gives up.
+    The backend is NCCL if each process has a GPU of its own, which becomes its current one; else gloo. A process that
+    waits longer than `$FEWSHOT_TIMEOUT` seconds (600 by default) for the others gives up.
 
     Raises:
-        FewshotError: the others do not come, or one of them is lost; in another process than the main
-            one an error says its number.
+        FewshotError: the other processes do not come, or one of them is lost. On ranks other than 0 every message
+            begins with the rank.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = _launched()
     if size == 1:
         yield
         return
+    import torch
+    import torch.distributed as dist
+
     seconds = os.environ.get("FEWSHOT_TIMEOUT", "600")
     if not seconds.isdecimal() or int(seconds) < 1:
         raise FewshotError(f"FEWSHOT_TIMEOUT={seconds}: must be a whole number of seconds, at least 1")
-    # torchrun ends what is left after a death by this signal: like Ctrl-C, it is to say how to continue.
+    # When a process dies, torchrun ends the others with this signal. Treat it like Ctrl-C, which says how to go on.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     own_gpu = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", size))
     if own_gpu:
@@ -61,88 +72,111 @@ def process_group() -> Iterator[None]:
 
 
 def world() -> tuple[int, int]:
-    """The number of this process, and how many work on the run: (0, 1) without torchrun."""
-    if _alone or not dist.is_available() or not dist.is_initialized():
+    """(rank of this process, number of processes); (0, 1) without torchrun."""
+    if _alone or _launched() == 1:
+        return 0, 1
+    import torch.distributed as dist
+
+    if not dist.is_available() or not dist.is_initialized():
         return 0, 1
     return dist.get_rank(), dist.get_world_size()
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes."""
+    """Whether this is rank 0, the process that writes files."""
     return world()[0] == 0
 
 
 def rank_slice(count: int) -> range:
-    """The places of 0..count-1 that are this process's: consecutive, in the order of the processes, equal within 1."""
+    """The indices of 0..count-1 that this rank works on: consecutive, and as many as on other ranks, or one more."""
     rank, size = world()
     return range(count * rank // size, count * (rank + 1) // size)
 
 
 def all_reduce_sum(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Each tensor summed over the processes, in one message; all of them get the same bits.
+    """Each tensor summed over the processes, in one message; every process gets the same bits.
 
     Args:
-        tensors: of the same shapes, on the devices of the processes.
+        tensors: of the same shapes in every process, on the device of the process.
 
     Raises:
         FewshotError: a process is lost.
     """
-    own = list(tensors)
+    values = list(tensors)
     if world()[1] == 1:
-        return own
-    message = torch.cat([value.flatten() for value in own])
+        return values
+    import torch
+    import torch.distributed as dist
+
+    message = torch.cat([value.flatten() for value in values])
     with _translate_dist_errors():
         dist.all_reduce(message)
-    parts = message.split([value.numel() for value in own])
-    return [part.view_as(value).to(value.dtype, copy=True) for part, value in zip(parts, own, strict=True)]
+    parts = message.split([value.numel() for value in values])
+    return [part.view_as(value).to(value.dtype, copy=True) for part, value in zip(parts, values, strict=True)]
 
 
-def pad_to_global(own: torch.Tensor, places: range, count: int) -> torch.Tensor:
-    """Values [count] of which this process knows those at `places`; added up over the processes, all of them."""
-    whole = own.new_zeros(count)
-    whole[places.start : places.stop] = own
+def pad_to_global(values: torch.Tensor, indices: range, count: int) -> torch.Tensor:
+    """Zero-filled [count] with this rank's values at its indices; an all-reduce gives the whole."""
+    whole = values.new_zeros(count)
+    whole[indices.start : indices.stop] = values
     return whole
 
 
-def on_rank_zero(function: Callable[[], T]) -> T:
-    """What the function returns in process 0, which calls it alone while the others wait, for days if need be.
+def on_rank_zero(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorator: rank 0 alone calls the function; every rank returns its result.
 
-    Where it fails, process 0 raises its error, and the others leave without a word.
+    The other ranks wait, for days if need be. If the function fails, rank 0 raises the error and the others exit
+    without a message.
     """
-    rank, size = world()
-    if size == 1:
-        return function()
-    found: list[Any] = [False, None]
-    with _translate_dist_errors():
-        group = dist.new_group(backend="gloo", timeout=PATIENCE)
-        assert isinstance(group, dist.ProcessGroup)  # of all processes, so this one is of it
-    try:
-        if rank == 0:
-            with _by_itself():
-                found = [True, function()]
-    finally:
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        rank, size = world()
+        if size == 1:
+            return function(*args, **kwargs)
+        import torch.distributed as dist
+
+        outcome: list[Any] = [False, None]  # whether it succeeded, and the result
         with _translate_dist_errors():
-            dist.broadcast_object_list(found, 0, group)
-            dist.destroy_process_group(group)
-    succeeded, result = found
-    if not succeeded:
-        sys.exit(1)
-    return result
+            group = dist.new_group(backend="gloo", timeout=RANK_ZERO_TIMEOUT)
+            assert isinstance(group, dist.ProcessGroup)  # of all processes, so this one is in it
+        try:
+            if rank == 0:
+                with _as_single_process():
+                    outcome = [True, function(*args, **kwargs)]
+        finally:
+            with _translate_dist_errors():
+                dist.broadcast_object_list(outcome, 0, group)
+                dist.destroy_process_group(group)
+        succeeded, result = outcome
+        if not succeeded:
+            sys.exit(1)
+        return result
+
+    return call
 
 
-def main_first(function: Callable[[], T]) -> T:
-    """Call the function in process 0, then in the others, who find on disk what the first call left there."""
-    done: list[T] = []
-    on_rank_zero(lambda: done.append(function()))
-    if done:
-        return done[0]
-    with _by_itself():
-        return function()
+def main_first(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorator: rank 0 calls the function, then the other ranks do, and find on disk what the first call left there.
+
+    Results need not be sent between processes. Of a mistake in the input only rank 0 speaks.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        results: list[T] = []
+        on_rank_zero(lambda: results.append(function(*args, **kwargs)))()
+        if results:
+            return results[0]
+        with _as_single_process():
+            return function(*args, **kwargs)
+
+    return call
 
 
 @contextmanager
-def _by_itself() -> Iterator[None]:
-    """What happens here is no common work: an extractor's validation, say, in which no other process takes part."""
+def _as_single_process() -> Iterator[None]:
+    """Run the block as if there were one process: in the validation of an extractor, say, no other takes part."""
     global _alone
     before, _alone = _alone, True
     try:

@@ -145,7 +145,9 @@ def _expand_reference(raw: str, value: Callable[[], Any]) -> str:
 
 
 def _expand_key(key: str, *, _root_: DictConfig) -> str:
-    """What `${expanded:runs}` in a file of conf/ stands for: the path at a key, for Hydra's own folders."""
+    """The value of `${expanded:runs}` in conf/hydra.yaml: the expanded path at a key, "." if there is no such key."""
+    if key not in _root_:
+        return "."
     copy = OmegaConf.masked_copy(_root_, [str(name) for name in _root_ if name != "hydra"])
     OmegaConf.set_readonly(copy, False)
     expand_configuration(copy)

@@ -1,78 +1,114 @@
-"""How training shows itself: a progress bar on a terminal, TensorBoard files, nothing else."""
+"""Signs of life of long work: a progress bar on a terminal, else a line every 15 seconds; TensorBoard files."""
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
+SECONDS = 15.0  # between two lines where stdout is no terminal
 
 
 @contextmanager
 def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
-    """A bar on a terminal, one line of words elsewhere; yields what shows some words and advances it, by 1 or `by`."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        print(title, file=sys.stderr, flush=True)
-    with _bar(console) as bar:
-        task = bar.add_task(title, total=total, completed=done, words="")
-        yield lambda words, by=1: bar.update(task, advance=by, words=words)
+    """Show how much of `total` is done: a bar on a terminal, else a line at the start and every 15 seconds.
+
+    Yields:
+        advance(text, by=1): `by` more are done; `text` says more about it, such as a score.
+    """
+    if sys.stdout.isatty() and os.environ.get("TTY_COMPATIBLE") != "0":
+        with _bar(title, total, done) as advance:
+            yield advance
+        return
+    start, first, text, stop = time.perf_counter(), done, "", threading.Event()
+
+    def advance(new_text: str = "", by: int = 1) -> None:
+        nonlocal done, text
+        done, text = done + by, new_text
+
+    def report() -> None:
+        while not stop.wait(SECONDS):
+            seconds = time.perf_counter() - start
+            left = f"{_duration(seconds / (done - first) * (total - done))} left" if done > first else ""
+            parts = [f"{done:,} of {total:,}", text, left or f"{_duration(seconds)} so far"]
+            print(f"{title}: {', '.join(part for part in parts if part)}", flush=True)
+
+    print(f"{title}: starts, {done:,} of {total:,}", flush=True)
+    reporter = threading.Thread(target=report, daemon=True)
+    reporter.start()
+    try:
+        yield advance
+    finally:
+        stop.set()
+        reporter.join()
 
 
-def _bar(console: Console) -> Progress:
-    return Progress(
+@contextmanager
+def _bar(title: str, total: int, done: int) -> Iterator[Callable[..., None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[words]}"),
+        TextColumn("{task.fields[text]}"),
         TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
     )
+    with Progress(*columns, transient=True) as bar:
+        task = bar.add_task(title, total=total, completed=done, text="")
+        yield lambda text="", by=1: bar.update(task, advance=by, text=text)
 
 
-class TrainingDisplay:
-    """A context that shows outer steps as they are done: a bar with the score, tasks per second and remaining time.
+def _duration(seconds: float) -> str:
+    """Whole seconds as [hours:]minutes:seconds."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
-    Quiet when stdout is no terminal. TensorBoard files go to `folder`, at the steps that metrics.jsonl has too.
+
+@contextmanager
+def show_training(
+    folder: Path, title: str, steps: int, done: int, meta_batch: int, log_every: int
+) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """Show outer steps as they are done: score, tasks per second and time left; and write TensorBoard files.
+
+    Args:
+        folder: gets the TensorBoard files, with the steps that metrics.jsonl has too.
+        done: outer steps that were done before, in an earlier process.
+
+    Yields:
+        callback(step, metrics), to be called after every outer step with the names of metrics.jsonl.
     """
+    if done >= steps:
+        yield lambda step, metrics: None
+        return
+    from torch.utils.tensorboard import SummaryWriter  # here, since its import takes a second
 
-    def __init__(self, folder: Path, title: str, steps: int, start: int, meta_batch: int, log_every: int) -> None:
-        self._board = SummaryWriter(str(folder), purge_step=start + 1)
-        self._meta_batch, self._log_every = meta_batch, log_every
-        self._bar = _bar(Console())
-        self._task = self._bar.add_task(title, total=steps, completed=start, words="")
-        self._start, self._clock = start, time.perf_counter()
-        self._score = self._validation = ""
+    start, texts = time.perf_counter(), {"score": "", "validation": ""}
+    board = SummaryWriter(str(folder), purge_step=done + 1)
+    with progress_bar(title, steps, done) as advance:
 
-    def __enter__(self) -> TrainingDisplay:
-        self._bar.start()
-        return self
+        def show(step: int, metrics: Mapping[str, float]) -> None:
+            for name, value in metrics.items():
+                if name in ("accuracy", "mse"):
+                    texts["score"] = _format_score(name, value)
+                elif name.startswith("validation_"):
+                    texts["validation"] = _format_score(name, value)
+            rate = (step - done) * meta_batch / max(1e-9, time.perf_counter() - start)
+            advance(", ".join(text for text in (*texts.values(), f"{rate:.0f} tasks/s") if text))
+            if step % log_every == 0 or any(name.startswith("validation_") for name in metrics):
+                for name, value in metrics.items():
+                    board.add_scalar(name, value, step)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._bar.stop()
-        self._board.close()
-
-    def update(self, step: int, values: dict[str, float]) -> None:
-        """Outer step `step` is done; `values`, as far as they are known, are named as in metrics.jsonl."""
-        validated = [name for name in values if name.startswith("validation_")]
-        self._score = next((_said(name, values[name]) for name in ("accuracy", "mse") if name in values), self._score)
-        if validated:
-            self._validation = f", {_said(validated[0], values[validated[0]])}"
-        rate = (step - self._start) * self._meta_batch / max(1e-9, time.perf_counter() - self._clock)
-        words = f"{self._score}{self._validation}, {rate:.0f} tasks/s"
-        self._bar.update(self._task, completed=step, words=words)
-        if step % self._log_every == 0 or validated:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        try:
+            yield show
+        finally:
+            board.close()
 
 
-def _said(name: str, value: float) -> str:
+def _format_score(name: str, value: float) -> str:
     return f"{name.replace('_', ' ')} {value:.4g}" if name.endswith("mse") else f"{name.replace('_', ' ')} {value:.1%}"

@@ -1,4 +1,7 @@
-"""The way from a command line to a function, shared by the tools: one line for a person's mistake, no traceback."""
+"""From a command line to a function, for every tool. A person's mistake is one line on stderr, without a traceback.
+
+Nothing here imports torch, so that `--help`, `--cfg` and mistakes are answered at once.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,32 +37,27 @@ from fewshot.core.device import out_of_memory, tune_malloc
 from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.paths import CONF, expand_configuration, expand_home
 from fewshot.experiment.command_line import check_overrides, open_hydra, parse_flags, parse_overrides
-from fewshot.experiment.config import check_groups, fill_view, key_names
-from fewshot.experiment.sweeps import exit_with_parent, objective, print_sweep_summary, sweep_status_dir, write_note
+from fewshot.experiment.config import check_groups, complete, given_overrides, key_names
+from fewshot.experiment.sweeps import exit_with_parent, objective, print_sweep_summary, sweep_status_dir, write_status
 
-MISTAKES = (FewshotError, OmegaConfBaseException, OSError)  # of a person or a machine
+MISTAKES = (FewshotError, OmegaConfBaseException, OSError)  # of a person or a machine, not of this code
 T = TypeVar("T")
-SPELT = {"±": "+-", "×": "x", "…": "...", "–": "-", "—": "-"}  # where a terminal has ASCII alone
+ASCII = {"±": "+-", "×": "x", "…": "...", "–": "-", "—": "-"}  # for a terminal that shows only ASCII
 
 
-def main(
-    function: Callable[[DictConfig], list[Path] | None],
-    config: str,
-    complete: Callable[[DictConfig, Iterable[str]], None] | None = None,
-) -> None:
+def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> None:
     """Run a tool under Hydra: compose `conf/<config>.yaml` with the command line, then call `function`.
 
     A mistake in the command line or the input is one line on stderr and exit code 1. In a sweep a failed run does
-    not end the others, in whatever process or machine a launcher puts it; the sweep ends with the table of the
+    not end the others, in whatever process or machine a launcher puts it. The sweep ends with the table of the
     records that its runs left, and with what failed.
 
     Args:
-        function: returns the records that it wrote, the one that a search goes by first, where it wrote any.
-        complete: what `function` fills into the configuration by itself, given the overrides; `--cfg` shows it too.
+        function: returns the records that it wrote, if any; a search goes by the first.
     """
     sys.argv[1:] = map(expand_home, sys.argv[1:])
     argv, process = sys.argv, os.getpid()
-    notes: Path | None = None
+    status: Path | None = None  # the folder in which the runs of a sweep leave what became of them
 
     def guarded(cfg: DictConfig) -> float | None:
         if os.getpid() != process:
@@ -69,7 +67,8 @@ def main(
         try:
             expand_configuration(cfg)
             check_groups(cfg)
-            fill_view(cfg)
+            if (recipe := complete(cfg, given_overrides())) and _is_rank_zero():
+                print(recipe, flush=True)
             records = function(cfg) or []
         except Exception as error:
             failure = format_error(error)
@@ -77,11 +76,11 @@ def main(
                 print_error(failure)
             else:
                 traceback.print_exc()
-        if notes:
-            write_note(notes, records, failure)
+        if status:
+            write_status(status, records, failure)
         elif failure:
             sys.exit(1)
-        return objective(records[0]) if notes and records else None
+        return objective(records[0]) if status and records else None
 
     replace_unprintable()
     try:
@@ -89,16 +88,16 @@ def main(
             raise FewshotError(f"{CONF}: not there; run the tools from a clone, installed with `pip install -e .`")
         flags = parse_flags(argv[1:])
         if flags.experimental_rerun is not None:
-            with warnings.catch_warnings(action="ignore"):  # that the other words are ignored
-                cfg = _opened(lambda: _get_rerun_conf(flags.experimental_rerun, flags.overrides))
+            with warnings.catch_warnings(action="ignore"):  # Hydra's, that the overrides are ignored
+                cfg = _one_line(lambda: _get_rerun_conf(flags.experimental_rerun, flags.overrides))
             guarded(cfg)
             return
         version.setbase("1.3")
         GlobalHydra.instance().clear()
-        hydra = _opened(lambda: open_hydra(flags, config))
+        hydra = _one_line(lambda: open_hydra(flags, config))
         config = flags.config_name or config
         if flags.shell_completion:
-            _opened(lambda: hydra.shell_completion(config, flags.overrides))
+            _one_line(lambda: hydra.shell_completion(config, flags.overrides))
             return
         runs = not (flags.cfg or flags.info or flags.help or flags.hydra_help)
         sweep = runs and (flags.multirun or hydra.get_mode(config, flags.overrides) == RunMode.MULTIRUN)
@@ -107,34 +106,39 @@ def main(
                 "-m: torchrun shares one run among processes; start a sweep without it, or run by run with it"
             )
         overrides = parse_overrides(flags.overrides, hydra, sweep)
-        words = [override.input_line or "" for override in overrides]
+        lines = [override.input_line or "" for override in overrides]
         if not flags.hydra_help:
             check_overrides(overrides, config, hydra, sweep)
         if not runs:
-            flags.overrides = words
-            _opened(lambda: _show(hydra, config, flags, complete))
+            flags.overrides = lines
+            _one_line(lambda: _show(hydra, config, flags))
         elif not sweep:
-            _opened(lambda: hydra.run(config, guarded, [*words, "hydra.mode=RUN"]))
+            _one_line(lambda: hydra.run(config, guarded, [*lines, "hydra.mode=RUN"]))
         else:
-            words.append("hydra.mode=MULTIRUN")
-            place = _opened(lambda: hydra.compose_config(config, words, RunMode.MULTIRUN).hydra.sweep.dir)
-            with sweep_status_dir(Path(place), words) as notes:
-                launched = _run_sweep(lambda: hydra.multirun(config, guarded, words))
-                if not (print_sweep_summary(notes) and launched):
+            lines.append("hydra.mode=MULTIRUN")
+            folder = _one_line(lambda: hydra.compose_config(config, lines, RunMode.MULTIRUN).hydra.sweep.dir)
+            with sweep_status_dir(Path(folder), lines) as status:
+                completed = _run_sweep(lambda: hydra.multirun(config, guarded, lines))
+                if not (print_sweep_summary(status) and completed):
                     sys.exit(1)
     except FewshotError as error:
-        if os.environ.get("RANK", "0") == "0":  # all processes of torchrun find the same mistake
+        if _is_rank_zero():  # every process of torchrun finds the same mistake
             print_error(str(error))
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted: the same command, or resume=<run folder>, continues the run", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"\ninterrupted: {str(error) or 'the same command goes on with what is missing'}", file=sys.stderr)
         sys.exit(130)
     finally:
         GlobalHydra.instance().clear()
 
 
-def _opened(step: Callable[[], T]) -> T:
-    """What a step of Hydra returns; what it raises, in one line."""
+def _is_rank_zero() -> bool:
+    """Whether this is torchrun's first process, or the only one; asked before the processes meet."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _one_line(step: Callable[[], T]) -> T:
+    """The result of a step of Hydra. What it raises becomes a FewshotError of one line."""
     try:
         return step()
     except FewshotError:
@@ -145,61 +149,58 @@ def _opened(step: Callable[[], T]) -> T:
         raise FewshotError(format_error(error)) from error
 
 
-def _show(
-    hydra: Hydra,
-    config: str,
-    flags: argparse.Namespace,
-    complete: Callable[[DictConfig, Iterable[str]], None] | None,
-) -> None:
-    """What `--help`, `--hydra-help`, `--info` and `--cfg` print."""
-    words = flags.overrides
-    if flags.help:
-        hydra.app_help(config, get_args_parser(), flags)
-    elif flags.hydra_help:
+def _show(hydra: Hydra, config: str, flags: argparse.Namespace) -> None:
+    """Print what `--help`, `--hydra-help`, `--info` or `--cfg` asks for."""
+    lines = flags.overrides
+    if flags.hydra_help:
         hydra.hydra_help(config, get_args_parser(), flags)
-    elif flags.info:
-        hydra.show_info(flags.info, config, words)
-    else:
-        cfg = hydra.compose_config(config, words, RunMode.RUN)
-        HydraConfig.instance().set_config(cfg)
-        OmegaConf.set_readonly(cfg.hydra, None)
-        fill_view(cfg)
-        if complete is not None:
-            complete(cfg, words)
-        shown: Any = hydra.get_sanitized_cfg(cfg, flags.cfg)
-        if flags.package not in (None, "_global_"):
-            if flags.package not in (names := key_names(shown)):
-                raise FewshotError(f"--package={flags.package}: no such part{did_you_mean(flags.package, names)}")
-            shown = OmegaConf.select(shown, flags.package)
-        if not isinstance(shown, Container):
-            print(shown)
-            return
-        if shown._get_parent() is not None:
-            print(f"# @package {flags.package}")
-        if flags.resolve:
-            expand_configuration(cfg)
-            OmegaConf.resolve(shown)
-        print(OmegaConf.to_yaml(shown), end="")
+        return
+    if flags.info:
+        hydra.show_info(flags.info, config, lines)
+        return
+    cfg = hydra.compose_config(config, lines, RunMode.RUN)
+    HydraConfig.instance().set_config(cfg)
+    OmegaConf.set_readonly(cfg.hydra, None)
+    complete(cfg, lines)
+    if flags.help:
+        cfg.hydra.help.header = sys.modules["__main__"].__doc__ or config
+        settings = hydra.get_sanitized_cfg(cfg.copy(), "job")
+        print(hydra.get_help(cfg.hydra.help, settings, get_args_parser(), flags.resolve))
+        return
+    shown: Any = hydra.get_sanitized_cfg(cfg, flags.cfg)
+    if flags.package not in (None, "_global_"):
+        if flags.package not in (names := key_names(shown)):
+            raise FewshotError(f"--package={flags.package}: no such part{did_you_mean(flags.package, names)}")
+        shown = OmegaConf.select(shown, flags.package)
+    if not isinstance(shown, Container):
+        print(shown)
+        return
+    if shown._get_parent() is not None:
+        print(f"# @package {flags.package}")
+    if flags.resolve:
+        expand_configuration(cfg)
+        OmegaConf.resolve(shown)
+    print(OmegaConf.to_yaml(shown), end="")
 
 
 def replace_unprintable() -> None:
-    """Let stdout and stderr spell out what their encoding lacks, rather than fail."""
-    codecs.register_error("spelt", _spelt)
+    """Let stdout and stderr replace characters that their encoding lacks, instead of failing."""
+    codecs.register_error("replace_unprintable", _replaced)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="spelt")
+            stream.reconfigure(errors="replace_unprintable")
 
 
-def _spelt(error: UnicodeError) -> tuple[str, int]:
+def _replaced(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    letters = error.object[error.start : error.end]
-    return "".join(SPELT.get(each, ascii(each)[1:-1]) for each in letters), error.end
+    characters = error.object[error.start : error.end]
+    return "".join(ASCII.get(each, ascii(each)[1:-1]) for each in characters), error.end
 
 
 def _init_worker(argv: list[str], process: int) -> None:
-    """Make a process of a launcher one of the sweep that `process` started with `argv`."""
-    sys.argv = argv  # for the record
+    """Set up a launcher's worker: restore argv, disable progress bars, exit with the parent `process`."""
+    sys.argv = argv  # records name the command
     replace_unprintable()
     os.environ["TTY_COMPATIBLE"] = "0"  # no progress bars: those of several processes would overwrite each other
     if os.getppid() == process:
@@ -207,7 +208,7 @@ def _init_worker(argv: list[str], process: int) -> None:
 
 
 def _run_sweep(sweep: Callable[[], Any]) -> bool:
-    """Let Hydra launch a sweep; False, and a line, where the launcher or the search broke down."""
+    """Let Hydra run a sweep. Returns False, after a line on stderr, if the launcher or the search failed."""
     try:
         sweep()
     except Exception as error:
@@ -219,7 +220,7 @@ def _run_sweep(sweep: Callable[[], Any]) -> bool:
 
 
 def print_error(text: str) -> None:
-    """One line on stderr, whatever a person typed."""
+    """Print an error on one line of stderr, with line breaks escaped."""
     print("error:", "\\n".join(text.splitlines()), file=sys.stderr)
 
 
@@ -229,15 +230,15 @@ def format_error(error: Exception) -> str:
         reason = next((line for line in str(full).splitlines() if line), type(full).__name__)
         return f"out of memory: take a smaller network, fewer shots or queries, or a larger machine ({reason})"
     if isinstance(error, OmegaConfBaseException):
-        return _said_of_key(error)
+        return _format_key_error(error)
     if isinstance(error, (*MISTAKES, HydraException)):
         reason = (error.__cause__ or error) if isinstance(error, HydraException) else error
         return next(iter(str(reason).strip().splitlines()), type(error).__name__)
     return f"{type(error).__name__}: {one_line(error)}"
 
 
-def _said_of_key(error: OmegaConfBaseException) -> str:
-    """What is wrong with a value of the configuration, by its key."""
+def _format_key_error(error: OmegaConfBaseException) -> str:
+    """An error of OmegaConf in one line that begins with the key."""
     key, text = error.full_key, next(iter(str(error).strip().splitlines()), type(error).__name__)
     if isinstance(error, MissingMandatoryValue) and key:
         return f"{key}: has no value; set {key}=<value>"

@@ -1,4 +1,4 @@
-"""The command line before Hydra has it: its flags, its overrides, and one line for what is wrong with them."""
+"""The command line before Hydra takes it: its flags, its overrides, and one line for what is wrong with them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType, Quote, QuotedString, RangeSweep
@@ -26,7 +27,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.paths import CONF, expand_configuration, is_path_key, literal
-from fewshot.experiment.config import is_regression, key_names
+from fewshot.experiment.config import NULLABLE, TOOLS, is_regression, key_names, typed_settings
 from fewshot.experiment.sweeps import check_plugin
 
 COMMANDS = ("run", "multirun", "cfg", "info", "shell_completion")
@@ -67,13 +68,26 @@ def parse_flags(words: list[str]) -> argparse.Namespace:
     return flags
 
 
+class ToolHydra(Hydra):
+    """Hydra whose `--help` lists only the groups that the tool's defaults list lets a person choose from."""
+
+    def get_help(self, *args: Any, **kwargs: Any) -> str:
+        choices = HydraConfig.get().runtime.choices
+        self._groups = {str(group) for group in choices if "@" not in str(group)}
+        return super().get_help(*args, **kwargs)
+
+    def list_all_config_groups(self, parent: str = "") -> list[str]:
+        groups = super().list_all_config_groups(parent)
+        return [group for group in groups if group in getattr(self, "_groups", groups)]
+
+
 def open_hydra(flags: argparse.Namespace, name: str) -> Hydra:
-    """Hydra on conf/, on the folder of `--config-path` in its place, and on that of `--config-dir` besides.
+    """Hydra that reads conf/, or the folder of `--config-path` in its place, and the folder of `--config-dir` too.
 
     Raises:
         FewshotError: a folder is not there.
     """
-    # As Hydra has it, relative to the tool.
+    # As in Hydra, `--config-path` is relative to the tool.
     main = CONF if flags.config_path is None else CONF.parent / "tools" / flags.config_path
     if "://" in (flags.config_path or ""):
         main = flags.config_path
@@ -86,7 +100,7 @@ def open_hydra(flags: argparse.Namespace, name: str) -> Hydra:
         if not folder.is_dir():
             raise FewshotError(f"--config-dir={flags.config_dir}: no such folder")
         search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
-    return Hydra.create_main_hydra2(task_name=name, config_search_path=search_path)
+    return ToolHydra.create_main_hydra2(task_name=name, config_search_path=search_path)
 
 
 def typed(key: str, *texts: str) -> str:
@@ -171,9 +185,10 @@ def check_overrides(overrides: list[Override], config: str, hydra: Hydra, sweep:
     lines = [_lines(override) for override in overrides]
     first = [options[0] for options in lines]
     cfg = _composed(hydra, config, first, overrides)
+    always = key_names(typed_settings(config)) if config in TOOLS else []
     for override in overrides:
         key = override.key_or_group
-        if override.is_delete() and "." not in key and key not in cfg and not _is_group(override, hydra):
+        if override.is_delete() and key in always:
             raise FewshotError(f"{override.input_line}: {NEEDED}")
     one = copy.deepcopy(cfg)  # for the values of a sweep, one after the other
     for place, options in enumerate(lines):
@@ -253,9 +268,11 @@ def _check_common(overrides: list[Override], config: str, hydra: Hydra) -> None:
 
 
 def _check_value(override: Override, cfg: DictConfig) -> None:
-    """A path is text, and an interpolation leads somewhere."""
+    """Check that a path is text, a list is a list, and an interpolation leads somewhere."""
     key, given = override.key_or_group, override.value()
     text = override.get_value_string()
+    if key.rsplit(".", 1)[-1] in NULLABLE["list"] and given is not None and not isinstance(given, list):
+        raise FewshotError(f"{override.input_line}: must be a list, such as {key}=[{text}]")
     if is_path_key(key) and "${" in text:
         expand_configuration(cfg)
     try:

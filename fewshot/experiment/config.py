@@ -1,186 +1,83 @@
-"""The configuration: its typed top level, the recipes of published settings, and near names for a wrong one."""
+"""The configuration: the types of its settings, what it is filled with, its hash, and the recipes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import (
+    BooleanNode,
+    DictConfig,
+    FloatNode,
+    IntegerNode,
+    ListConfig,
+    OmegaConf,
+    StringNode,
+    ValueNode,
+)
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF, UNHASHED_KEYS
-from fewshot.training.settings import TrainSettings
+
+# Types of the settings that are null in conf/<tool>.yaml; all others have the type of their value there.
+NULLABLE: dict[str, tuple[str, ...]] = {
+    "int": ("task_chunk", "way", "shot", "query", "episodes", "episode_seed", "latents"),
+    "float": ("outer_lr_end", "clip", "clip_norm"),
+    "bool": ("transductive",),
+    "str": (
+        "recipe", "root", "run_dir", "resume", "copy_records_to", "split", "rotations", "checkpoint", "engine", "out",
+        "export_leo_format", "source", "sheet", "refresh", "pictures",
+    ),
+    "list": ("engines", "algorithms", "datasets", "sources"),
+}  # fmt: skip
+NODES: dict[str, type[ValueNode]] = {
+    "int": IntegerNode,
+    "float": FloatNode,
+    "bool": BooleanNode,
+    "str": StringNode,
+}
+TOOLS = ("train", "evaluate", "pretrain", "prepare", "table", "report", "bench")
 
 
-@dataclass
-class TestSettings:
-    """The test protocol: which episodes, how many, and who is forwarded with whom."""
-
-    split: str = MISSING
-    episodes: int = MISSING
-    seed: int = MISSING  # of the episodes
-    steps: Any = MISSING  # adaptation steps: a number, several, or None: the learner's own
-    transductive: bool = MISSING
-    validation_episodes: int = MISSING
+def typed_settings(tool: str) -> DictConfig:
+    """The settings of conf/<tool>.yaml, which from then on take only values of their types."""
+    settings: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{tool}.yaml"))
+    if any(isinstance(choice, dict) and "layout" in choice for choice in settings.pop("defaults")):
+        settings["layout"] = {"rows": {}, **OmegaConf.load(CONF / "layout/base/all.yaml")}  # what every layout has
+    return _typed(settings)
 
 
-@dataclass
-class TrainConfig:
-    """Types of conf/train.yaml, where the values stand."""
-
-    algorithm: Any = MISSING
-    dataset: Any = MISSING
-    features: Any = MISSING
-    backbone: Any = MISSING
-    way: int = MISSING
-    shot: int = MISSING
-    query: int = MISSING
-    seed: int = MISSING
-    train: TrainSettings = MISSING
-    test: TestSettings = MISSING
-    engine: str = MISSING
-    task_chunk: int | None = MISSING
-    device: str = MISSING
-    recipe: str | None = MISSING
-    data_dir: str = MISSING
-    root: str | None = MISSING
-    runs: str = MISSING
-    run_dir: str | None = MISSING
-    resume: str | None = MISSING
-    force: bool = MISSING
-    plot: bool = MISSING
-    inductive_too: bool = MISSING
-    copy_records_to: str | None = MISSING
+def _typed(settings: Mapping[str, Any]) -> DictConfig:
+    nodes: dict[str, Any] = {}
+    for key, value in settings.items():
+        kind = next((kind for kind, names in NULLABLE.items() if key in names), None) if value is None else None
+        kind = kind or type(value).__name__
+        optional = value is None or key in NULLABLE["str"]
+        if isinstance(value, Mapping):
+            nodes[key] = _typed(value)
+        elif kind == "list" and value is not None:
+            nodes[key] = ListConfig(value, ref_type=list[Any])
+        elif kind in NODES and not (isinstance(value, str) and "${" in value):
+            nodes[key] = NODES[kind](value, is_optional=optional)
+        else:
+            nodes[key] = value
+    return DictConfig(nodes, ref_type=dict[str, Any])
 
 
-@dataclass
-class EvaluateConfig:
-    """Types of conf/evaluate.yaml."""
+for tool in TOOLS:
+    ConfigStore.instance().store(name=f"{tool}_schema", node=typed_settings(tool))
 
-    run: str = MISSING
-    dataset: Any = None
-    root: str | None = MISSING
-    data_dir: str = MISSING
-    split: str | None = MISSING
-    way: int | None = MISSING
-    shot: int | None = MISSING
-    query: int | None = MISSING
-    episodes: int | None = MISSING
-    episode_seed: int | None = MISSING
-    transductive: bool | None = MISSING
-    rotations: str | None = MISSING
-    steps: Any = MISSING
-    checkpoint: str | None = MISSING
-    engine: str | None = MISSING
-    latents: int | None = MISSING
-    plot: bool = MISSING
-    device: str = MISSING
-    out: str | None = MISSING
-    force: bool = MISSING
-
-
-@dataclass
-class PretrainConfig:
-    """Types of conf/pretrain.yaml."""
-
-    dataset: Any = MISSING
-    features: Any = MISSING
-    backbone: Any = MISSING
-    export_leo_format: str | None = MISSING
-    data_dir: str = MISSING
-    device: str = MISSING
-
-
-@dataclass
-class PrepareConfig:
-    """Types of conf/prepare.yaml."""
-
-    dataset: Any = MISSING
-    source: str | None = MISSING
-    check: bool = MISSING
-    force: bool = MISSING
-    sheet: str | None = MISSING
-    data_dir: str = MISSING
-
-
-@dataclass
-class Layout:
-    """Types of conf/layout."""
-
-    title: str | None = MISSING
-    rows: dict[str, str] = MISSING
-    cols: list[str] = MISSING
-    algorithms: list[str] | None = MISSING
-    datasets: list[str] | None = MISSING
-    sources: list[str] | None = MISSING
-    metric: str | None = MISSING
-    published: Any = MISSING
-
-
-@dataclass
-class TableConfig:
-    """Types of conf/table.yaml."""
-
-    layout: Layout = MISSING
-    runs: str = MISSING
-    format: str = MISSING
-    out: str | None = MISSING
-    published: Any = MISSING
-    cost: Any = MISSING
-    rows: Any = MISSING
-    cols: Any = MISSING
-    refresh: str | None = MISSING
-
-
-@dataclass
-class ReportConfig:
-    """Types of conf/report.yaml."""
-
-    layout: Layout = MISSING
-    runs: str = MISSING
-    out: str | None = MISSING
-    pictures: str | None = MISSING
-    format: str = MISSING
-    published: Any = MISSING
-    cost: Any = MISSING
-    rows: Any = MISSING
-    cols: Any = MISSING
-
-
-@dataclass
-class BenchConfig:
-    """Types of conf/bench.yaml."""
-
-    seconds: float = MISSING
-    rounds: int = MISSING
-    engines: list[str] | None = MISSING
-    first_order: list[bool] = MISSING
-    device: str = MISSING
-    out: str | None = MISSING
-    network: str = MISSING
-    networks: dict[str, dict[str, Any]] = MISSING
-
-
-ConfigStore.instance().store(name="prepare_schema", node=PrepareConfig)
-ConfigStore.instance().store(name="table_schema", node=TableConfig)
-ConfigStore.instance().store(name="report_schema", node=ReportConfig)
-ConfigStore.instance().store(name="bench_schema", node=BenchConfig)
-ConfigStore.instance().store(name="pretrain_schema", node=PretrainConfig)
-ConfigStore.instance().store(name="train_schema", node=TrainConfig)
-ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
-
-DEFAULT_RECIPE = "ours"  # the recipe of what no paper says
+DEFAULT_RECIPE = "ours"  # for combinations that are in no paper
 NAMED = {"algorithm": "learner", "dataset": "reader", "features": "reader", "backbone": "network"}
 UNHASHED_READER_KEYS = ("root", "cache", "download", "device")
-READER_FILES = ("csv", "folder")  # of which the name says what they are, wherever they lie
+READER_FILES = ("csv", "folder")  # files that their name identifies, in whatever folder
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -200,15 +97,15 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def is_regression(dataset: Mapping[str, Any] | DictConfig) -> bool:
-    """Whether a dataset, `dataset` of a configuration, is a distribution over functions and not of images."""
+    """Whether a dataset, `dataset` of a configuration, is a distribution over functions, and not images."""
     return "families" in dataset["reader"]
 
 
 def check_groups(cfg: DictConfig) -> None:
-    """Hold the groups' names and the classes that they name against what they must be.
+    """Check that each group has a name that is text, and a node with a `_target_`.
 
     Raises:
-        FewshotError: a name is no text, or a number or a text stands where a class and its values belong.
+        FewshotError: one of them is a number or a text instead.
     """
     for group, part in NAMED.items():
         node = cfg.get(group)
@@ -223,87 +120,101 @@ def check_groups(cfg: DictConfig) -> None:
             raise FewshotError(f"{group}.{part}={named}: has parts, such as {group}.{part}._target_; set one of them")
 
 
-def fill_view(cfg: DictConfig) -> None:
-    """Give a dataset of images what its file does not say of their view: conf/dataset/base/view.yaml."""
+def complete(cfg: DictConfig, overrides: Iterable[str]) -> str:
+    """Fill in the values that Hydra does not compose: those of the images' view, and those of the recipe.
+
+    Returns:
+        A line that names the recipe and says how many settings it made; empty if there is no recipe.
+
+    Raises:
+        FewshotError: as `apply_recipe`.
+    """
     dataset = cfg.get("dataset")
     if dataset is not None and "reader" in dataset and not is_regression(dataset):
         cfg.dataset = OmegaConf.merge(OmegaConf.load(CONF / "dataset/base/view.yaml"), dataset)
+    if "recipe" not in cfg or cfg.resume:  # a resumed run has all in its own configuration
+        return ""
+    count = apply_recipe(cfg, overrides)
+    return f"recipe {cfg.recipe}: {count} settings; see --cfg job" if count else ""
 
 
 def config_hash(config: Mapping[str, Any], *, without: Iterable[str] = ()) -> str:
-    """Hash of everything that a run's result depends on; `without` leaves further keys out."""
-    kept = _placeless({key: value for key, value in config.items() if key not in (*UNHASHED_KEYS, *without)})
+    """Hash of everything that the result of a run depends on; `without` leaves further keys out."""
+    kept = _without_paths({key: value for key, value in config.items() if key not in (*UNHASHED_KEYS, *without)})
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
-def _placeless(value: Any) -> Any:
-    """Without what says where a reader finds and keeps its files, and without what is null, at any depth."""
+def _without_paths(value: Any) -> Any:
+    """A value without the places of a reader's files and without nulls, at any depth."""
     if not isinstance(value, Mapping):
         return value
-    kept = {k: _placeless(inner) for k, inner in value.items() if k not in UNHASHED_READER_KEYS and inner is not None}
+    kept = {
+        k: _without_paths(inner) for k, inner in value.items() if k not in UNHASHED_READER_KEYS and inner is not None
+    }
     return kept | {k: Path(kept[k]).name for k in READER_FILES if isinstance(kept.get(k), str)}
 
 
 def trained_with(config: Mapping[str, Any]) -> str:
-    """Hash of what the training depends on but for its seed: what runs that a table may average have in common."""
+    """Hash of everything that the training depends on, except its seed. A table may average runs that share it."""
     return config_hash(config, without=("seed", "query", "test", "engine", "task_chunk"))
 
 
-def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> None:
-    """Fill in the published settings for this algorithm, dataset, way and shot; what `overrides` names stays.
+def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> int:
+    """Fill in the published settings for this algorithm, dataset, way and shot; what `overrides` sets stays.
 
-    `cfg.recipe` becomes the name of the recipe, or None where none has settings for this combination; `auto` takes the
-    algorithm's own, and where that has none, `ours`. Recipes are
-    files in conf/recipes: their `inputs` (images or features), and `rows` of conditions (`when`) and values (`set`),
-    each row over the ones before it.
+    Recipes are files in conf/recipes: their `inputs` (images or features), and `rows` of conditions (`when`) and
+    values (`set`), each row over the ones before it. `auto` takes the recipe of the algorithm's paper or, if that has
+    none for this combination, `ours`. `cfg.recipe` becomes the name of the recipe, or None if there is none.
+
+    Returns:
+        How many settings it made.
 
     Raises:
-        FewshotError: the recipe named does not exist or has nothing for this combination.
+        FewshotError: the recipe that is named does not exist, or has nothing for this combination.
     """
     if cfg.recipe in (None, "none"):
         cfg.recipe = None
-        return
+        return 0
     auto = cfg.recipe == "auto"
     files = sorted(path.stem for path in (CONF / "recipes").glob("*.yaml"))
     if not auto and cfg.recipe not in files:
         raise FewshotError(
             f"recipe={cfg.recipe}: no such recipe{did_you_mean(cfg.recipe, files)}; there are {', '.join(files)}"
         )
-    setting = {"algorithm": cfg.algorithm.name, "dataset": cfg.dataset.name, "way": cfg.way, "shot": cfg.shot}
-    setting["backbone"] = cfg.backbone.name
+    task = {"algorithm": cfg.algorithm.name, "dataset": cfg.dataset.name, "way": cfg.way, "shot": cfg.shot}
+    task["backbone"] = cfg.backbone.name
     names = [name for name in (cfg.algorithm.get("recipe"), DEFAULT_RECIPE) if name in files] if auto else [cfg.recipe]
-    found = {name: _rows(name, setting, cfg.features.name is not None) for name in names}
-    name = next((name for name in names if found[name]), None)
+    rows_by_name = {name: _rows(name, task, cfg.features.name is not None) for name in names}
+    name = next((name for name, rows in rows_by_name.items() if rows), None)
     if name is None:
         if auto:
             cfg.recipe = None
-            return
-        wanted = ", ".join(f"{key}={value}" for key, value in (setting | {"features": cfg.features.name}).items())
-        raise FewshotError(f"recipe={cfg.recipe}: has no settings for {wanted}; leave recipe out or set recipe=none")
-    # Naming one of these chooses among the configurations; it sets no single value.
-    kept = {override.lstrip("+~").split("=")[0] for override in overrides} - {
-        "algorithm",
-        "dataset",
-        "features",
-        "backbone",
-    }
-    for row in found[name]:
-        for key, value in row["set"].items():
-            # A backbone has only some of the settings: an MLP no filters.
-            known = not key.startswith("backbone.") or key.rsplit(".", 1)[1] in cfg.backbone.network
-            if known and not any(key == k or key.startswith(f"{k}.") for k in kept):
-                OmegaConf.update(cfg, key, value, merge=True)
+            return 0
+        combination = ", ".join(f"{key}={value}" for key, value in (task | {"features": cfg.features.name}).items())
+        raise FewshotError(
+            f"recipe={cfg.recipe}: has no settings for {combination}; leave recipe out or set recipe=none"
+        )
+    # An override such as algorithm=maml chooses a file; it sets no single value.
+    overridden = {override.lstrip("+~").split("=")[0] for override in overrides} - set(NAMED)
+    count = 0
+    for key, value in {key: value for row in rows_by_name[name] for key, value in row["set"].items()}.items():
+        # A backbone has only some of the settings: an MLP has no filters.
+        exists = not key.startswith("backbone.") or key.rsplit(".", 1)[1] in cfg.backbone.network
+        if exists and not any(key == k or key.startswith(f"{k}.") for k in overridden):
+            OmegaConf.update(cfg, key, value, merge=True)
+            count += 1
     cfg.recipe = name
+    return count
 
 
-def _rows(name: str, setting: Mapping[str, Any], on_features: bool) -> list[dict[str, Any]]:
-    """The rows of a recipe that are for this setting."""
-    # Plain values: an interpolation such as ${shot} is to be resolved in the configuration that it lands in.
+def _rows(name: str, task: Mapping[str, Any], on_features: bool) -> list[dict[str, Any]]:
+    """The rows of a recipe that apply to this task."""
+    # Not resolved: an interpolation such as ${shot} refers to the configuration that takes the value.
     recipe: Any = OmegaConf.to_container(OmegaConf.load(CONF / "recipes" / f"{name}.yaml"), resolve=False)
-    # Settings for images mean nothing for features of them, and the other way round.
+    # Settings for images are meaningless for features, and the other way round.
     if (recipe["inputs"] == "features") != on_features:
         return []
-    return [row for row in recipe["rows"] if all(setting[k] in _listed(wanted) for k, wanted in row["when"].items())]
+    return [row for row in recipe["rows"] if all(task[k] in _listed(wanted) for k, wanted in row["when"].items())]
 
 
 def _listed(wanted: Any) -> list[Any]:
@@ -311,9 +222,9 @@ def _listed(wanted: Any) -> list[Any]:
 
 
 def given_overrides() -> list[str]:
-    """The overrides that the running tool was given, as they were written."""
-    words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
-    return list(words)
+    """The overrides on the command line of the running tool, as they were written."""
+    overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return list(overrides)
 
 
 def key_names(cfg: DictConfig, prefix: str = "") -> list[str]:

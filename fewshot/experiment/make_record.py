@@ -4,56 +4,42 @@ from __future__ import annotations
 
 import shlex
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, ListConfig
 
-from fewshot.algorithms.learner import Learner, override_test_steps
-from fewshot.core.checks import check_number
+from fewshot.algorithms.learner import override_test_steps
 from fewshot.core.device import peak_memory_bytes
 from fewshot.core.distributed import is_main, world
 from fewshot.core.errors import FewshotError
+from fewshot.core.progress import progress_bar
 from fewshot.engine.evaluate import ci95, evaluate
-from fewshot.episodes import Tasks
-from fewshot.experiment.build import Experiment, tasks_of
+from fewshot.experiment.build import Experiment, training_shots
 from fewshot.experiment.config import trained_with
 from fewshot.report import records
 from fewshot.tasks.functions import Functions
 from fewshot.training.loop import Trained
 
-Scores = dict[str, np.ndarray]  # heading in episodes.csv to [episodes]
+Scores = dict[str, np.ndarray]  # by the heading of a column of episodes.csv: [episodes]
 
 
-def make_record(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dict[str, Any], Scores]:
-    """Test on fixed episodes; (record, score of each episode).
+def make_record(run: Experiment, trained: Trained) -> tuple[dict[str, Any], Scores]:
+    """Test on the run's fixed test episodes.
+
+    Returns:
+        (record, score of each episode by number of steps)
 
     Raises:
-        FewshotError: `test.steps` is neither a number of adaptation steps nor several, or a score is not finite.
+        FewshotError: `test.steps` is wrong, or a score is not finite.
     """
-    tasks, settings = tasks_of(run, cfg, cfg.test.split, cfg.test.seed), cfg.train
-    adaptation_steps: int | str = 0
-    steps, several = steps_of(cfg, run.learner), isinstance(cfg.test.steps, ListConfig)
-    scores: Scores = {}
-    for count in steps:
-        with override_test_steps(run.learner, count):
-            adaptation_steps = getattr(run.learner, "adaptation_steps", count)
-            scores[f"{tasks.metric}_{count}" if several else tasks.metric] = evaluate(
-                run.learner, trained.params, trained.state, tasks, cfg.test.episodes,
-                transductive=cfg.test.transductive, engine=run.engine,
-            )  # fmt: skip
-    for count, heading in zip(list(steps), list(scores), strict=True):
-        if diverged := int((~np.isfinite(scores[heading])).sum()):
-            said = f"{heading} is not finite in {diverged} of {cfg.test.episodes} test episodes: adaptation diverges"
-            if len(steps) == 1:
-                raise FewshotError(f"{said}; lower algorithm.learner.inner_lr, or test fewer steps")
-            if is_main():
-                print(f"warning: {said}; left out of the record", file=sys.stderr)
-            steps.remove(count)
-            del scores[heading]
-    train_tasks = trained.steps * settings.meta_batch
-    trained_on = ("train", "val") if settings.train_on_val else ("train",)
+    cfg, tasks = run.cfg, run.test
+    scores, adaptation_steps = _scores(run, trained)
+    source, functions = tasks.source, isinstance(tasks.source, Functions)
+    train_tasks = trained.steps * cfg.train.meta_batch
+    splits = ("train", "val") if cfg.train.train_on_val else ("train",)
     validation = trained.validation
     return {
         "format": records.FORMAT,
@@ -70,21 +56,20 @@ def make_record(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dic
             "query": cfg.query,
             "episodes": cfg.test.episodes,
             "episode_seed": cfg.test.seed,
-            "rotations": "none" if isinstance(tasks.source, Functions) else cfg.dataset.rotations.test,
-            "view": tasks.source.words if isinstance(tasks.source, Functions) else view_words(cfg),
-            "setting": setting(run, cfg),
-            "adaptation_steps": steps if several else adaptation_steps,
-            "train_on_val": settings.train_on_val,
+            "rotations": "none" if functions else cfg.dataset.rotations.test,
+            "view": source.words if isinstance(source, Functions) else view_words(cfg),
+            "setting": run.setting,
+            "adaptation_steps": adaptation_steps,
+            "train_on_val": cfg.train.train_on_val,
             "selection": trained.selection,
             "manifest": tasks.manifest(0, cfg.test.episodes),
         },
-        "validation": None
-        if validation is None
-        else validation | {"episodes": cfg.test.validation_episodes, "adaptation_steps": run.learner.test_steps},
-        "test": _summed_up(tasks.metric, scores, steps if several else []) | {"episodes": cfg.test.episodes},
+        "validation": validation
+        and {**validation, "episodes": cfg.test.validation_episodes, "adaptation_steps": run.learner.test_steps},
+        "test": _summary(tasks.metric, scores, adaptation_steps) | {"episodes": cfg.test.episodes},
         "cost": {
             "train_seconds": round(trained.train_seconds, 2),
-            "extractor_seconds": tasks.source.about.get("extractor", {}).get("train_seconds"),
+            "extractor_seconds": source.about.get("extractor", {}).get("train_seconds"),
             "nan_guarded_steps": trained.nan_guarded,
             "train_tasks": train_tasks,
             "gradient_evaluations": train_tasks * getattr(run.learner, "gradient_evaluations", 0),
@@ -96,95 +81,107 @@ def make_record(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dic
         "code": records.code(),
         "environment": records.environment(),
         "data": {
-            "fingerprint": tasks.source.image_fingerprint,
-            "features_fingerprint": None if cfg.features.name is None else tasks.source.fingerprint,
-            "train_fingerprint": "+".join(run.sources[split].fingerprint for split in trained_on),
-            "about": dict(tasks.source.about),
-            "view": None if isinstance(tasks.source, Functions) else _view(run, cfg, tasks),
+            "fingerprint": source.image_fingerprint,
+            "features_fingerprint": None if cfg.features.name is None else source.fingerprint,
+            "train_fingerprint": "+".join(run.sources[split].fingerprint for split in splits),
+            "about": dict(source.about),
+            "view": None if functions else _view(run),
         },
         "config": trained_with(run.config),
         "command": shlex.join(["python", *sys.argv]),
     }, scores
 
 
-def steps_of(cfg: DictConfig, learner: Learner) -> list[int]:
-    """The numbers of adaptation steps of a test: several where `test.steps` is a list.
+def _scores(run: Experiment, trained: Trained) -> tuple[Scores, Any]:
+    """The scores of each tested number of steps, and what the record calls these: a number, a list, or words."""
+    cfg, tasks, listed = run.cfg, run.test, isinstance(run.cfg.test.steps, ListConfig)
+    scores: Scores = {}
+    adaptation_steps: Any = []
+    total = cfg.test.episodes * len(run.test_steps)
+    with progress_bar(f"{title(cfg)}: test episodes", total) if is_main() else nullcontext():
+        for count in run.test_steps:
+            name = f"{tasks.metric}_{count}" if listed else tasks.metric
+            with override_test_steps(run.learner, count):
+                if not listed:
+                    adaptation_steps = getattr(run.learner, "adaptation_steps", count)
+                each = evaluate(
+                    run.learner, trained.params, trained.state, tasks, cfg.test.episodes,
+                    transductive=cfg.test.transductive, engine=run.engine,
+                )  # fmt: skip
+            if diverged := int((~np.isfinite(each)).sum()):
+                problem = (
+                    f"{name} is not finite in {diverged} of {cfg.test.episodes} test episodes: adaptation diverges"
+                )
+                if len(run.test_steps) == 1:
+                    raise FewshotError(f"{problem}; lower algorithm.learner.inner_lr, or test fewer steps")
+                if is_main():
+                    print(f"warning: {problem}; left out of the record", file=sys.stderr)
+                continue
+            scores[name] = each
+            if listed:
+                adaptation_steps.append(count)
+    return scores, adaptation_steps
 
-    Raises:
-        FewshotError: `test.steps` is neither a number of steps nor several, or the learner knows no such number.
-    """
-    given = cfg.test.steps
-    several = list(given) if isinstance(given, ListConfig) else [learner.test_steps if given is None else given]
-    for count in several:
-        check_number("test.steps", count, int, 0)
-    if not several or len(set(several)) < len(several):
-        raise FewshotError(f"test.steps={given}: name numbers of adaptation steps, each once, such as [1,5,10]")
-    if isinstance(given, ListConfig) and (hasattr(learner, "adaptation_steps") or not learner.init()[0]):
-        raise FewshotError(
-            f"test.steps={given}: {cfg.algorithm.name} has no one inner loop to count the steps of; null"
-        )
-    return sorted(several)
+
+def title(cfg: DictConfig) -> str:
+    """A run in a few words, for progress lines."""
+    task = {"dataset": cfg.dataset.name, "way": cfg.way, "shot": cfg.shot}
+    return f"{cfg.algorithm.name} {records.task_name(task)}"
 
 
-def protocol_slug(cfg: DictConfig, run: Experiment) -> str:
-    """The protocol of a test, to name its folder by."""
-    test, data = cfg.test, cfg.dataset
+def protocol_slug(run: Experiment) -> str:
+    """The protocol of a test, as the name of its folder."""
+    cfg, rotations = run.cfg, run.cfg.dataset.get("rotations")
     words = [
-        test.split,
+        cfg.test.split,
         f"{cfg.way}w{cfg.shot}s{cfg.query}q",
-        *([data.rotations.test] if "rotations" in data else []),
-        setting(run, cfg),
-        f"{'-'.join(map(str, steps_of(cfg, run.learner)))}steps",
-        f"{test.episodes}e{test.seed}",
+        *([] if rotations is None else [rotations.test]),
+        run.setting,
+        f"{'-'.join(map(str, run.test_steps))}steps",
+        f"{cfg.test.episodes}e{cfg.test.seed}",
     ]
     return "-".join(words)
 
 
 def task_fields(cfg: DictConfig) -> dict[str, Any]:
-    """What a run's learner is for, and the shots and queries of the tasks that it trains on."""
-    shot = cfg.shot if cfg.train.shot is None else cfg.train.shot
-    train = {"shot": shot, "query": shot if cfg.train.query is None else cfg.train.query}
+    """Record fields of the task that a run was trained for, and the shots and queries of its training tasks."""
+    shot, query = training_shots(cfg)
     test = {"dataset": dataset_name(cfg), "way": cfg.way, "shot": cfg.shot, "query": cfg.query}
-    return test | {"train": train}
+    return test | {"train": {"shot": shot, "query": query}}
 
 
-def _summed_up(metric: str, scores: Scores, steps: list[int]) -> dict[str, Any]:
-    """Mean and interval of each test, by its number of adaptation steps where there are several."""
+def _summary(metric: str, scores: Scores, adaptation_steps: Any) -> dict[str, Any]:
+    """Mean and interval of the test; by number of adaptation steps if there are several."""
     means = [float(each.mean()) for each in scores.values()]
-    halves = [None if len(each) < 2 else ci95(each) for each in scores.values()]
-    if not steps:
-        return {metric: means[0], "ci95": halves[0]}
-    names = [str(count) for count in steps]
-    return {metric: dict(zip(names, means, strict=True)), "ci95": dict(zip(names, halves, strict=True))}
+    intervals = [None if len(each) < 2 else ci95(each) for each in scores.values()]
+    if not isinstance(adaptation_steps, list):
+        return {metric: means[0], "ci95": intervals[0]}
+    counts = [str(count) for count in adaptation_steps]
+    return {metric: dict(zip(counts, means, strict=True)), "ci95": dict(zip(counts, intervals, strict=True))}
 
 
-def _view(run: Experiment, cfg: DictConfig, tasks: Tasks) -> dict[str, Any]:
-    """What was seen of the images, `augment` in training."""
-    shapes = {"from": tasks.source.shape, "to": run.view.output_shape(tasks.source.shape)}
-    return asdict(run.view) | {"augment": cfg.dataset.augment.episodes} | shapes
-
-
-def setting(run: Experiment, cfg: DictConfig) -> str:
-    """Whether queries can see each other at test."""
-    alone = run.behaviour.queries_independent
-    return "transductive" if cfg.test.transductive and not alone else "inductive"
+def _view(run: Experiment) -> dict[str, Any]:
+    """How the learner sees the images: the transform, `augment` in training, and the shapes before and after."""
+    shape = run.test.source.shape
+    shapes = {"from": shape, "to": run.view.output_shape(shape)}
+    return asdict(run.view) | {"augment": run.cfg.dataset.augment.episodes} | shapes
 
 
 def dataset_name(cfg: DictConfig) -> str:
-    """The dataset's name; a part of a published one is not that one."""
+    """The dataset's name; marked where it is only a part of a published dataset."""
     part = cfg.features.name != "published" and cfg.dataset.reader.get("complete", True) is False
     return f"{cfg.dataset.name} (part)" if part else cfg.dataset.name
 
 
 def view_words(cfg: DictConfig) -> str:
-    """What of the images is seen at test."""
+    """How the images are changed at test, in words."""
     crop, shape = cfg.dataset.crop, cfg.dataset.shape
     words = [f"crop {crop}"] * (crop is not None) + [f"seen as {'x'.join(map(str, shape or ()))}"] * (shape is not None)
     return ", ".join(words) or "whole images"
 
 
 def network_name(cfg: DictConfig) -> str:
-    """The backbone, and the extractor whose features it stands on."""
+    """The name of the backbone, and of the extractor whose features it takes, if any."""
     plain = cfg.backbone.name in ("features", "pixels")
     if cfg.features.name is None:
         return "pixels" if plain else cfg.backbone.name

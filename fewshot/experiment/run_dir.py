@@ -14,7 +14,7 @@ from yaml import YAMLError
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import LOCK
 from fewshot.core.paths import SAVED_PATH_KEYS, UNHASHED_KEYS, literal
-from fewshot.experiment.config import TrainConfig, config_hash, is_regression, resolved
+from fewshot.experiment.config import config_hash, is_regression, resolved, typed_settings
 
 DATA = "data.json"  # what a run began with
 STARTUP_FILES = (LOCK, "config.yaml.part", DATA, f"{DATA}.part")  # what a run that died in its first moments leaves
@@ -66,7 +66,7 @@ def saved_config(
     if not listed.is_file():
         raise FewshotError(f"{folder}: not a run folder (no config.yaml); give the folder that a run printed")
     try:
-        schema = OmegaConf.structured(TrainConfig)
+        schema = typed_settings("train")
         cfg = OmegaConf.merge(schema, OmegaConf.load(listed), {"run_dir": literal(str(folder)), "force": False})
         if device is not None:
             cfg.device = device

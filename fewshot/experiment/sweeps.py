@@ -1,7 +1,7 @@
-"""Sweeps: what their runs, in whatever process, leave word of, and the table and the failures at their end.
+"""Sweeps: the status file of each job, and the table and the failures that are printed at the end.
 
-Hydra's launchers run each run in this process, in others or on other machines, and tell none what became of it. So
-every run leaves a note in a folder that all of them see.
+Hydra's launchers run each job in this process, in others or on other machines, and do not say what became of it. So
+every job writes a status file to a folder that all of them see.
 """
 
 from __future__ import annotations
@@ -25,23 +25,22 @@ from hydra.core.hydra_config import HydraConfig
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
 from fewshot.experiment.config import given_overrides
-from fewshot.report.records import metric_of, read_record
 
 EXTRAS = ("joblib", "submitit", "ray", "optuna")  # of pyproject.toml
 
 
 def check_plugin(group: str, choice: str, sweep: bool) -> None:
-    """Hold `hydra/launcher=joblib_here` and the like, which begin with the extra they need, against what is installed.
+    """Check that the plugin of `hydra/launcher=joblib_here` and the like is installed, by the extra in its name.
 
     Raises:
-        FewshotError: the plugin is not there, or no sweep is wanted.
+        FewshotError: the plugin is not installed, or this is no sweep.
     """
     if not sweep:
         raise FewshotError(f"{group}={choice}: is for sweeps; add -m")
     if "RANK" in os.environ:
         raise FewshotError(f"{group}={choice}: not under torchrun, which shares out single runs")
     extra = choice.split("_")[0]
-    if extra not in EXTRAS:  # Hydra's own, or one that a person added
+    if extra not in EXTRAS:  # a launcher of Hydra itself, or one that a person added
         return
     try:
         version(f"hydra-{extra}-{group.split('/')[1]}")
@@ -52,14 +51,13 @@ def check_plugin(group: str, choice: str, sweep: bool) -> None:
 
 
 @contextmanager
-def sweep_status_dir(place: Path, command: list[str]) -> Iterator[Path]:
-    """A folder for the notes of a sweep's runs, below the one where they lie; it goes when the sweep is over.
+def sweep_status_dir(sweep_dir: Path, command: list[str]) -> Iterator[Path]:
+    """A folder for the status files of a sweep's jobs, below `sweep_dir`; it is deleted when the sweep is over.
 
-    It is named by the command, so that the same command takes over what a sweep that was killed left, and by the
-    process, of those that torchrun started.
+    Its name is a hash of the command, so that the same command clears what a killed sweep left.
     """
-    name = hashlib.sha256(json.dumps([os.environ.get("RANK"), *command]).encode()).hexdigest()[:8]
-    folder = place.resolve() / f".sweep-{name}"
+    name = hashlib.sha256(json.dumps(command).encode()).hexdigest()[:8]
+    folder = sweep_dir.resolve() / f".sweep-{name}"
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield folder
@@ -69,10 +67,9 @@ def sweep_status_dir(place: Path, command: list[str]) -> Iterator[Path]:
 
 @functools.cache  # once in a process
 def exit_with_parent(parent: int) -> None:
-    """Let this process end as soon as `parent`, whose child it is, is gone.
+    """Let this process end as soon as its parent process is gone.
 
-    joblib's processes otherwise go on with what they were given, and hold run folders that the same sweep, started
-    again, wants.
+    Otherwise joblib's workers continue, and hold run folders that the same sweep, started again, needs.
     """
 
     def watch() -> None:
@@ -83,46 +80,48 @@ def exit_with_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def write_note(notes: Path, records: list[Path], failure: str | None) -> None:
-    """Say what became of the run that this process is in: the records it left, or what it failed of."""
-    hydra = HydraConfig.get()
-    note = {
+def write_status(folder: Path, records: list[Path], failure: str | None) -> None:
+    """Write what became of the job that this process runs: the records it wrote, or why it failed."""
+    status = {
         "overrides": given_overrides(),
         "records": [str(record.resolve()) for record in records],
         "failure": failure,
     }
-    write_atomically(notes / f"{hydra.job.num:06d}.json", json.dumps(note).encode())
+    write_atomically(folder / f"{HydraConfig.get().job.num:06d}.json", json.dumps(status).encode())
 
 
 def objective(record: Path) -> float | None:
-    """What a search over hyperparameters goes by: the validation score of a run, None where none was validated."""
-    found = read_record(record)
-    validation = found.get("validation")
-    return None if validation is None else float(validation[metric_of(found)])
+    """The number that a search over hyperparameters goes by: the validation score, or None if there was none."""
+    from fewshot.report.records import metric_of, read_record
+
+    content = read_record(record)
+    validation = content.get("validation")
+    return None if validation is None else float(validation[metric_of(content)])
 
 
-def print_sweep_summary(notes: Path) -> bool:
-    """Print the table of the runs that left a record, and say which failed; whether none did."""
+def print_sweep_summary(folder: Path) -> bool:
+    """Print the table of all records of a sweep, and its failures. Returns whether no job failed."""
+    from fewshot.report.records import read_record
     from fewshot.report.table import markdown
 
-    found: list[dict[str, Any]] = [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted(notes.glob("*.json"))
+    jobs: list[dict[str, Any]] = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))
     ]
-    failed = [f"{_own(note, found)}{note['failure']}" for note in found if note["failure"]]
-    # A search may come by the same run twice.
-    paths = dict.fromkeys(record for note in found for record in note["records"])
+    failures = [f"{_distinct_overrides(job, jobs)}{job['failure']}" for job in jobs if job["failure"]]
+    # A search may run the same configuration twice.
+    paths = dict.fromkeys(record for job in jobs for record in job["records"])
     try:
         if paths:
             print(f"\n{markdown([read_record(Path(path)) for path in paths])}")
     except FewshotError as error:
-        failed.append(str(error))
-    for line in failed:
-        print(f"failed: {line}", file=sys.stderr)
-    return not failed
+        failures.append(str(error))
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    return not failures
 
 
-def _own(note: dict[str, Any], notes: list[dict[str, Any]]) -> str:
-    """The overrides that not all runs of the sweep have."""
-    common = set(note["overrides"]).intersection(*(other["overrides"] for other in notes))
-    own = " ".join(override for override in note["overrides"] if override not in common)
-    return own and f"{own}: "
+def _distinct_overrides(job: dict[str, Any], jobs: list[dict[str, Any]]) -> str:
+    """The overrides that not all jobs have in common, as the start of a message."""
+    common = set(job["overrides"]).intersection(*(other["overrides"] for other in jobs))
+    distinct = " ".join(override for override in job["overrides"] if override not in common)
+    return distinct and f"{distinct}: "

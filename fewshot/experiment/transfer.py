@@ -14,8 +14,8 @@ from fewshot.experiment.config import is_regression
 from fewshot.experiment.run_dir import load_data_info
 
 
-def on_another_dataset(cfg: DictConfig, run: Path, dataset: DictConfig) -> DictConfig:
-    """The configuration of a run with the images of another dataset, adapted to the shape that its learner knows.
+def with_dataset(cfg: DictConfig, run: Path, dataset: DictConfig) -> DictConfig:
+    """The configuration of a run, to test it on another dataset, whose images are resized to what the learner knows.
 
     They are normalised as the run's own were; crop and rotations are those of the other dataset.
 

@@ -1,0 +1,65 @@
+"""What tools/train.py does: start or resume a run, say what its test found, and draw it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from fewshot.core.distributed import is_main, process_group
+from fewshot.core.errors import FewshotError
+from fewshot.experiment.build import build
+from fewshot.experiment.config import given_overrides
+from fewshot.experiment.figures import check_plot, draw_test
+from fewshot.experiment.run import test_inductive, training_run
+from fewshot.experiment.run_dir import saved_config
+from fewshot.report.records import copy_record, read_record, summary
+from fewshot.training.loop import load_selected
+
+FILES_MOVED = ("root", "data_dir")  # may be given with resume=, of a run whose files moved
+AFTER_TRAINING = ("plot", "inductive_too", "copy_records_to")  # may be given with resume=, in place of the run's own
+
+
+@process_group()
+def train(cfg: DictConfig) -> list[Path]:
+    """Train and test, or resume a run.
+
+    Returns:
+        The records, that of the run first.
+
+    Raises:
+        FewshotError: as `training_run`; or a setting is given that a resumed run has already.
+    """
+    if cfg.resume:
+        cfg = _resumed(cfg)
+    elif cfg.root is not None:
+        raise FewshotError(f"root={cfg.root}: is for resume=<run folder>; of a new run set dataset.reader.root")
+    if cfg.plot:
+        check_plot(cfg)
+    folder, _ = training_run(cfg)
+    tests = [folder]
+    if cfg.inductive_too and (inductive := test_inductive(cfg, folder)) is not None:
+        tests.append(inductive)
+    if not is_main():
+        return []
+    for test in tests:
+        print(summary(read_record(test / "record.json"), test))
+        if cfg.copy_records_to:
+            runs = Path(cfg.runs) if folder.is_relative_to(cfg.runs) else folder.parent
+            copy_record(test, Path(cfg.copy_records_to), runs)
+    if cfg.plot:
+        run = build(cfg, folder)
+        print(f"drawn: {draw_test(folder, run, load_selected(run.learner, run.settings, folder, run.device))}")
+    return [test / "record.json" for test in tests]
+
+
+def _resumed(cfg: DictConfig) -> DictConfig:
+    """The configuration of the run in the folder `cfg.resume`, with what may be given anew."""
+    given = {override.split("=")[0]: override for override in given_overrides()}
+    allowed = ("resume", "device", *FILES_MOVED, *AFTER_TRAINING)
+    if others := [override for key, override in given.items() if key not in allowed]:
+        raise FewshotError(f"resume={cfg.resume}: the run keeps its own settings; leave out {' '.join(others)}")
+    moved = {key: cfg[key] for key in FILES_MOVED if key in given}
+    saved = saved_config(Path(cfg.resume), device=None if cfg.device == "auto" else cfg.device, **moved)
+    saved.update({"plot": False} | {key: cfg[key] for key in AFTER_TRAINING if key in given})
+    return saved
