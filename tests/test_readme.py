@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 import fewshot.experiment.config  # noqa: F401 has the schemas that conf/ begins with
 from fewshot.core.paths import CONF
@@ -46,7 +46,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 def write_files(text: str) -> list[str]:
     """Write each block of a section below the name that stands before it; the names."""
-    files = re.findall(r"`(mine/[^`]+)`[^`]*(?:`[^`/]+`[^`]*)*```\w+\n(.*?)```", text, re.DOTALL)
+    files = re.findall(r"`(mine/[^`]+)`[^`]*```\w+\n(.*?)```", text, re.DOTALL)
     for name, content in files:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(content)
@@ -61,7 +61,7 @@ def own_commands(text: str) -> list[tuple[str, list[str]]]:
 
 def documented_commands() -> list[tuple[str, str]]:
     """(tool, words) of every command of the tools in README.md, conf/ and fewshot/."""
-    pages = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.parts[len(ROOT.parts)] != "results")
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if "results" not in page.parts)
     # Within a paragraph a command may go on in the next line.
     found = re.findall(r"`(?:\w+=\w+ )?python\s+tools/(\w+)\.py\s+([^`]+)`", pages)
     found += re.findall(r"^[^`|\n]*tools/(\w+)\.py (.*)$", "\n".join(blocks(pages, "(?:sh)?")), re.MULTILINE)
@@ -98,15 +98,17 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(page: Path) -> None:
             assert anchor in [re.sub(r"[^\w\- ]", "", each).lower().replace(" ", "-") for each in headings], link
 
 
-def leaves(node: DictConfig, prefix: str = "") -> dict[str, Any]:
-    """Every dotted key of a plain YAML file with its value."""
-    found: dict[str, Any] = {}
-    for key, value in (OmegaConf.to_container(node) if isinstance(node, DictConfig) else node).items():  # pyright: ignore
-        if isinstance(value, dict) and key != "networks":
-            found |= leaves(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
+def load_yaml(path: Path) -> Any:
+    return OmegaConf.to_container(OmegaConf.load(path))
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values by their dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, dict) and key != "networks"
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
 
 
 @pytest.mark.parametrize(
@@ -118,31 +120,32 @@ def leaves(node: DictConfig, prefix: str = "") -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_every_key_of_a_tool_is_described_with_its_default(tool: str, title: str) -> None:
-    keys = leaves(OmegaConf.load(CONF / f"{tool}.yaml"))  # pyright: ignore[reportArgumentType]
-    rows = {}
-    for names, default in re.findall(r"^\| (`[^|]+`) \| ([^|]*?) ?\| ", section(KEYS, title), re.MULTILINE):
-        rows |= dict.fromkeys(re.findall(r"`([^`]+)`", names), default)
-    for key, value in keys.items():
+    defaults: dict[str, str] = {}  # in the page
+    for keys, default in re.findall(r"^\| (`[^|]+`) \| ([^|]*?) ?\| ", section(KEYS, title), re.MULTILINE):
+        defaults |= dict.fromkeys(re.findall(r"`([^`]+)`", keys), default)
+    for key, value in flatten(load_yaml(CONF / f"{tool}.yaml")).items():
         if key.split(".")[0] in ("defaults", "hydra"):
             continue
-        assert key in rows, f"{key} of conf/{tool}.yaml has no row in conf/README.md"
+        assert key in defaults, f"{key} of conf/{tool}.yaml has no row in conf/README.md"
         if tool in ("train", "evaluate") and not str(value).startswith(("$", "?")):
-            assert rows[key] == f"`{value if isinstance(value, str) else json.dumps(value)}`", key
+            assert defaults[key] == f"`{value if isinstance(value, str) else json.dumps(value)}`", key
 
 
-def test_every_key_of_a_group_is_described() -> None:
-    names = set(re.findall(r"`([\w.]+)`", KEYS))
-    names |= {name.rsplit(".", 1)[-1] for name in names}
-    for group, part in (
-        ("algorithm", "algorithm.learner"), ("backbone", "network"), ("dataset", "reader"), ("dataset/base", None),
-        ("features/base", "features.settings"),
-    ):  # fmt: skip
-        for path in (CONF / group).glob("*.yaml"):
-            cfg = OmegaConf.load(path)
-            node = cfg if part is None else OmegaConf.select(cfg, part)
-            for key in [] if node is None else leaves(node):
-                last = key.rsplit(".", 1)[-1]
-                assert last in names or last == "_target_" or "defaults" in key, f"{path.name}: {key}"
+@pytest.mark.parametrize(
+    ("group", "part"),
+    [
+        ("algorithm", "algorithm.learner"), ("backbone", "network"), ("dataset", "reader"),
+        ("dataset/base", "augment"), ("dataset/base", "rotations"), ("features/base", "features.settings"),
+    ],
+)  # fmt: skip
+def test_every_key_of_a_group_is_described(group: str, part: str) -> None:
+    described = {key.rsplit(".", 1)[-1] for key in re.findall(r"`([\w.]+)`", KEYS)} | {"_target_"}
+    for path in (CONF / group).glob("*.yaml"):
+        values = load_yaml(path)
+        for name in part.split("."):
+            values = values.get(name, {})
+        for key in flatten(values):
+            assert key.rsplit(".", 1)[-1] in described, f"{path.name}: {key}"
 
 
 def test_every_documented_command_composes(own_modules: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
