@@ -1,4 +1,4 @@
-"""Damaged variants of the commands in the README and in conf: none ends in a traceback or leaves half of something."""
+"""Damaged variants of the documented commands: none ends in a traceback or leaves half of something."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ WORDS = (
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """(tool, words) of every command in the README and in the comments of conf."""
-    texts = [(ROOT / "README.md").read_text(encoding="utf-8")]
-    texts += [path.read_text(encoding="utf-8") for path in sorted((ROOT / "conf").rglob("*.yaml"))]
+    """(tool, words) of every command in the Markdown files of the toolkit and in the comments of conf."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "fewshot").rglob("README.md")), *sorted((ROOT / "conf").rglob("*.*"))]
+    texts = [page.read_text(encoding="utf-8") for page in pages]
     found = []
     for line in re.findall(r"python tools/[^`\n]*", "\n".join(texts)):
         line = re.sub(r"<[^>]*>|runs/glyphs\S*", "run", line.split("  #")[0]).split(": ")[0]
