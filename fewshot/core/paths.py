@@ -24,7 +24,8 @@ LITERAL = "\0"  # in a value that is being expanded: a `$` that stays; no path h
 # Last parts of keys whose values are paths, in any tool and at any depth: first those of a run's saved configuration.
 SAVED_PATH_KEYS = ("data_dir", "runs", "run_dir", "copy_records_to", "root", "cache", "csv", "folder")
 PATH_KEYS = (
-    *SAVED_PATH_KEYS, "run", "resume", "checkpoint", "source", "sheet", "original", "out", "pictures", "refresh",
+    *SAVED_PATH_KEYS, "run", "resume", "checkpoint", "source", "sheet", "export_leo_format", "out", "pictures",
+    "refresh",
 )  # fmt: skip
 
 

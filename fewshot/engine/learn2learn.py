@@ -34,7 +34,7 @@ def outer_by_learn2learn(learner: Learner, params: Tensors, episodes: Episodes) 
             from learn2learn.algorithms import MAML
         except ImportError as error:
             raise FewshotError(
-                "engine=learn2learn: learn2learn is not installed; `uv sync` builds it, `pip install` cannot"
+                "engine=learn2learn: not installed; `uv sync --group test` builds it, `pip install` cannot"
             ) from error
     backbone = copy.deepcopy(learner.backbone)
     backbone.load_state_dict(params, strict=False)  # what is frozen stays

@@ -36,7 +36,7 @@ from fewshot.core.checks import did_you_mean
 from fewshot.core.device import out_of_memory, tune_malloc
 from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.paths import CONF, expand_configuration, expand_home
-from fewshot.experiment.command_line import check_overrides, open_hydra, parse_flags, parse_overrides
+from fewshot.experiment.command_line import check_overrides, has_sweep_mode, open_hydra, parse_flags, parse_overrides
 from fewshot.experiment.config import check_groups, complete, given_overrides, key_names
 from fewshot.experiment.sweeps import exit_with_parent, objective, print_sweep_summary, sweep_status_dir, write_status
 
@@ -100,7 +100,7 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
             _one_line(lambda: hydra.shell_completion(config, flags.overrides))
             return
         runs = not (flags.cfg or flags.info or flags.help or flags.hydra_help)
-        sweep = runs and (flags.multirun or hydra.get_mode(config, flags.overrides) == RunMode.MULTIRUN)
+        sweep = runs and (flags.multirun or has_sweep_mode(flags, hydra, config))
         if sweep and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise FewshotError(
                 "-m: torchrun shares one run among processes; start a sweep without it, or run by run with it"

@@ -7,6 +7,7 @@ import copy
 import re
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -101,6 +102,14 @@ def open_hydra(flags: argparse.Namespace, name: str) -> Hydra:
             raise FewshotError(f"--config-dir={flags.config_dir}: no such folder")
         search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
     return ToolHydra.create_main_hydra2(task_name=name, config_search_path=search_path)
+
+
+def has_sweep_mode(flags: argparse.Namespace, hydra: Hydra, config: str) -> bool:
+    """Whether the configuration asks for a sweep by `hydra.mode`, as the files of conf/experiment do."""
+    chosen = any(word.lstrip("+").startswith(("hydra.mode", "experiment")) for word in flags.overrides)
+    own_files = flags.config_dir or flags.config_path or flags.config_name  # which may set it anywhere
+    # Asked only then, since it composes the whole configuration.
+    return bool(chosen or own_files) and hydra.get_mode(config, flags.overrides) == RunMode.MULTIRUN
 
 
 def typed(key: str, *texts: str) -> str:
@@ -310,7 +319,11 @@ def _composed(hydra: Hydra, config: str, lines: list[str], overrides: list[Overr
 
 
 def _is_group(override: Override, hydra: Hydra) -> bool:
-    name = override.key_or_group
+    return _has_options(override.key_or_group, hydra)
+
+
+@cache
+def _has_options(name: str, hydra: Hydra) -> bool:
     return bool("." not in name and hydra.config_loader.get_group_options(name, ObjectType.CONFIG))
 
 

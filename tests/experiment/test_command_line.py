@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import runpy
 import shlex
 import subprocess
 import sys
@@ -195,6 +196,45 @@ def test_cfg_job_shows_what_runs_with_the_recipe_in_it(call: Any) -> None:
     assert part.out.startswith("# @package algorithm.learner\n_target_: fewshot.Maml\n")
 
 
+def test_a_run_says_how_many_settings_its_recipe_made(call: Any) -> None:
+    words = ("algorithm=maml", "dataset=sinusoid", "train.steps=0", "test.episodes=2", "run_dir=run")
+    recipe = call("train", *words).out.splitlines()[0]
+    shown = OmegaConf.create(call("train", *words, "--cfg", "job").out)
+    rows = OmegaConf.load(ROOT / "conf/recipes/cbfinn.yaml").rows
+    made = {key for row in rows if row.when.get("dataset") == "sinusoid" for key in row.set} - {words[2], words[3]}
+    made = {key for key in made if key not in ("train.steps", "test.episodes")}
+    assert recipe == f"recipe {shown.recipe}: {len(made)} settings; see --cfg job"
+    assert not call("train", *words[1:-1], "recipe=none", "run_dir=other").out.startswith("recipe")
+
+
+def test_help_lists_the_groups_that_can_be_chosen_and_no_others(call: Any) -> None:
+    groups = {"train": {"algorithm", "backbone", "dataset", "experiment", "features"}, "table": {"layout"}}
+    for tool, wanted in groups.items():
+        text = call(tool, "--help").out
+        listed = text.split("group=option:\n")[1].split("\n\n")[0].splitlines()
+        assert {line.split(":")[0] for line in listed} == wanted
+        assert text.startswith(runpy.run_path(str(ROOT / f"tools/{tool}.py"))["__doc__"])
+
+
+def test_the_block_of_hydra_stands_once() -> None:
+    texts = [path.read_text() for path in (ROOT / "conf").glob("*.yaml")]
+    assert sum("output_subdir" in text for text in texts) == 1
+
+
+@pytest.mark.parametrize("words", [["shoot=5"], ["--help"], ["--cfg", "job"], ["algorithm=leo", "dataset=sinusoid"]])
+def test_the_command_line_is_answered_before_torch_is_imported(words: list[str]) -> None:
+    heavy = ("torch", "pandas", "scipy", "matplotlib", "tensorboard", "torchvision", "numpy")
+    program = (
+        "import atexit, runpy, sys\n"
+        f"sys.argv = ['train', *{words!r}]\n"
+        f"atexit.register(lambda: print('loaded:', [name for name in {heavy!r} if name in sys.modules]))\n"
+        f"runpy.run_path({str(ROOT / 'tools/train.py')!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("loaded: []\n")
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("place", [0, 1, 2])
 @pytest.mark.parametrize("flag", [["-m"], ["--multirun"], ["--multi"]])
 def test_flags_stand_anywhere(call: Any, place: int, flag: list[str]) -> None:
@@ -208,6 +248,13 @@ def test_a_sweep_by_hydras_mode_ends_with_its_table(call: Any) -> None:
     done = call("train", "hydra.mode=MULTIRUN", "algorithm=nearest", "seed=0,1", "test.episodes=2", "runs=runs")
     assert (done.code, done.err) == (0, "")
     assert "| nearest (pixels), inductive" in done.out
+
+
+def test_an_experiment_sweeps_its_cells_with_or_without_m(call: Any) -> None:
+    cells = ("way=2", "shot=1,2", "algorithm=nearest", "dataset=glyphs", "test.episodes=2", "runs=runs")
+    done = call("train", "experiment=omniglot_maml", *cells, "copy_records_to=kept", "inductive_too=false")
+    assert (done.code, done.err) == (0, "")
+    assert len(list(Path("kept").rglob("record.json"))) == 2
 
 
 def test_a_folder_of_ones_own_has_options_in_every_group(call: Any) -> None:

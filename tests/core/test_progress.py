@@ -1,0 +1,61 @@
+"""Signs of life of long work."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fewshot.core import progress
+from fewshot.core.progress import progress_bar, show_training
+
+
+def test_without_a_terminal_there_is_a_line_at_the_start_and_then_one_at_each_interval(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(progress, "SECONDS", 0.05)
+    with progress_bar("work", 10, done=2) as advance:
+        time.sleep(0.15)  # nothing is done, and there is a line all the same
+        for _ in range(4):
+            advance("half way")
+        time.sleep(0.15)
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == "work: starts, 2 of 10"
+    assert lines[0] == "work: 2 of 10, 0:00 so far"
+    assert lines[-1].startswith("work: 6 of 10, half way, 0:0")
+    assert lines[-1].endswith(" left")
+
+
+def test_short_work_is_one_line(capsys: pytest.CaptureFixture[str]):
+    with progress_bar("work", 1) as advance:
+        advance()
+    assert capsys.readouterr().out == "work: starts, 0 of 1\n"
+
+
+def test_a_terminal_shows_a_bar_and_no_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    with progress_bar("work", 3) as advance:
+        advance("score 1")
+    assert "starts" not in capsys.readouterr().out
+
+
+def test_training_lines_have_step_score_rate_and_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(progress, "SECONDS", 0.05)
+    with show_training(tmp_path, "maml", 100, 0, 4, 10) as show:
+        show(1, {"outer_lr": 0.1, "accuracy": 0.25})
+        show(2, {"outer_lr": 0.1, "accuracy": 0.5, "validation_accuracy": 0.375})
+        time.sleep(0.15)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("maml: 2 of 100, accuracy 50.0%, validation accuracy 37.5%, ")
+    assert " tasks/s, 0:" in line
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (59.7, "1:00"), (754, "12:34"), (7384, "2:03:04")])
+def test_a_duration_is_in_minutes_and_seconds(seconds: float, text: str):
+    assert progress._duration(seconds) == text
