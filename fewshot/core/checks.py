@@ -9,30 +9,26 @@ from fewshot.core.errors import FewshotError
 
 
 def check_number(name: str, value: object, kind: type, least: float) -> None:
-    """Raises FewshotError where a setting is no number of this kind, or is below `least`."""
+    """Raises FewshotError if a setting is no number of this kind, or below `least`."""
     kinds = (int,) if kind is int else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
         raise FewshotError(f"{name}={value}: must be {'a whole number' if kind is int else 'a number'} >= {least}")
 
 
 def check_bool(name: str, value: object) -> None:
-    """Raises FewshotError where a setting is neither true nor false."""
+    """Raises FewshotError if a setting is neither true nor false."""
     if not isinstance(value, bool):
         raise FewshotError(f"{name}={value}: must be true or false")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
-    """The value, when it is one of the choices.
-
-    Raises:
-        FewshotError: it is not.
-    """
+    """Returns the value. Raises FewshotError if it is none of the choices."""
     if value not in choices:
         raise FewshotError(f"{name}={value}: choose one of {', '.join(choices)}")
     return value
 
 
-def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """`, did you mean a or b?` for names close to `word`; empty where none is."""
-    close = difflib.get_close_matches(word, list(words), n=3, cutoff=0.5)
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`, did you mean a or b?` for known names close to `name`; empty if there are none."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f", did you mean {' or '.join(close)}?" if close else ""

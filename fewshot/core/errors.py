@@ -1,4 +1,4 @@
-"""The one exception that a person is meant to read."""
+"""The exception for a person's mistakes."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class FewshotError(Exception):
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, on one line; its name where it says nothing."""
+    """The message of an error on one line, or its class name if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager
-def writing(place: str | Path, elsewhere: str) -> Iterator[None]:
-    """Say in one line why files cannot be written, and what to do about this very reason.
+def writing(path: str | Path, alternative: str) -> Iterator[None]:
+    """Turn an OSError of the block, which writes files, into one line that says why and what to do.
 
     Args:
-        place: the file or folder that the block writes.
-        elsewhere: another place, as a person names it: "another run_dir".
+        path: the file or folder that the block writes.
+        alternative: where else to write, for the message, such as "another run_dir".
 
     Raises:
         FewshotError: the block raised an OSError.
@@ -38,11 +38,11 @@ def writing(place: str | Path, elsewhere: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = f"choose {elsewhere}"
+        remedy = f"choose {alternative}"
         if error.errno in NO_ROOM:
             remedy = "make room, then the same command goes on"
         elif error.errno in NOT_ALLOWED:
             remedy = f"change its permissions, or {remedy}"
         elif error.errno in IN_THE_WAY:
             remedy = f"a file is in the way: remove it, or {remedy}"
-        raise FewshotError(f"{place}: cannot be written ({error.strerror or one_line(error)}); {remedy}") from error
+        raise FewshotError(f"{path}: cannot be written ({error.strerror or one_line(error)}); {remedy}") from error

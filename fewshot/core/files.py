@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and folders that one process holds."""
+"""Files that are written whole or not at all, and locks on folders."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ LOCK = ".lock"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace the file in one move: after any kind of death it holds the old content or the new, never a part.
+    """Replace a file in one move: after any interruption it holds the old content or the new, never a part.
 
-    Of several processes on one run the main one alone writes; in the others this does nothing.
+    Only rank 0 writes; on other ranks this does nothing.
 
     Raises:
-        FewshotError: the file cannot be written; it holds what it held.
+        FewshotError: the file cannot be written; it keeps its old content.
     """
     if not is_main():
         return
@@ -41,12 +41,12 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def lock_dir(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process; the system lets go of it after any kind of death.
+    """Lock a run folder for this process. The system releases the lock when the process ends, however it ends.
 
     Raises:
-        FewshotError: another process has it, or it cannot be written to.
+        FewshotError: another process holds it, or it cannot be written to.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     with writing(folder, "another run_dir"):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("w")
@@ -64,6 +64,6 @@ def lock_dir(folder: Path) -> Iterator[None]:
     finally:
         (folder / LOCK).unlink(missing_ok=True)
         file.close()
-        with contextlib.suppress(OSError):  # not empty: only where nothing was written do the folders go again
-            for path in made:
+        with contextlib.suppress(OSError):  # not empty; if nothing was written, the new folders are removed again
+            for path in new_folders:
                 path.rmdir()

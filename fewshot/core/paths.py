@@ -14,14 +14,14 @@ from omegaconf.errors import OmegaConfBaseException
 from fewshot.core.errors import FewshotError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"  # the configuration of the tools
-# What may differ between two configurations of one and the same run.
+# Keys that may differ between two configurations of one and the same run.
 UNHASHED_KEYS = ("device", "data_dir", "runs", "run_dir", "resume", "force", "plot", "inductive_too", "copy_records_to")
 VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
 BRACE = re.compile(r"(\\*)\$\{(?:([A-Za-z_]\w*)\})?", re.ASCII)  # with the backslashes before it
-# `~` or `~user` where a value begins, or a text in quotes, which is to stay.
+# A quoted text, which stays as it is; or `~` or `~user` at the start of a value.
 HOME = re.compile(r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|(?<=[=,\[])~[\w.-]*(?=[/,\]]|$)""", re.ASCII | re.DOTALL)
-LITERAL = "\0"  # in a value that is being expanded: a `$` that stays; no path has this letter
-# Last parts of keys whose values are paths, in any tool and at any depth: first those of a run's saved configuration.
+LITERAL = "\0"  # marks, in a value that is being expanded, a `$` that stays; no path has this character
+# Last parts of the keys whose values are paths, in any tool and at any depth. First those that a run saves.
 SAVED_PATH_KEYS = ("data_dir", "runs", "run_dir", "copy_records_to", "root", "cache", "csv", "folder")
 PATH_KEYS = (
     *SAVED_PATH_KEYS, "run", "resume", "checkpoint", "source", "sheet", "export_leo_format", "out", "pictures",
@@ -64,9 +64,9 @@ def _variable(name: str, text: str) -> str:
 
 
 def expand_home(word: str) -> str:
-    """A word of the command line, `runs=~/data` or `runs=~/a,~/b`, with the home folders in place of each `~`.
+    """Replace each `~` in an argument of the command line, such as `runs=~/data` or `runs=~/a,~/b`.
 
-    Hydra's grammar has no `~` in a value that is not quoted. Only paths, settings of Hydra and flags are changed, and
+    Hydra does not accept a `~` in a value without quotes. Only paths, settings of Hydra and flags are changed, and
     nothing in quotes.
     """
     key, equal, value = word.partition("=")
@@ -76,31 +76,31 @@ def expand_home(word: str) -> str:
 
 
 def literal(text: str) -> str:
-    """A text as the value of a configuration that stands for this very text: no `${` of it is an interpolation."""
+    """Escape a text so that a configuration takes it as it is, and no `${` in it as an interpolation."""
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
 def expand_configuration(cfg: DictConfig) -> None:
-    r"""Replace `~`, `~user`, `$NAME` and `${NAME}` in the paths of a composed configuration: the values of PATH_KEYS.
+    r"""Replace `~`, `~user`, `$NAME` and `${NAME}` in the paths of a composed configuration, the values of PATH_KEYS.
 
-    `${name}` stays an interpolation where the configuration has a key of this name. What is escaped, `\${NAME}`, and a
-    path that exists as it is written stay.
+    `${name}` stays an interpolation if the configuration has a key of this name. An escaped `\${NAME}`, and a path
+    that exists as it is written, stay.
 
     Raises:
         FewshotError: there is no such user or variable; the message names the key.
     """
     names = set(map(str, cfg))
-    # What is done is marked, so that a path that refers to another is not expanded twice.
+    # Expanded parts are marked, so that a path that refers to another path is not expanded twice.
     _change_paths(cfg, lambda raw, _: _mark(raw, names))
     _change_paths(cfg, _expand_reference)
     _change_paths(cfg, lambda raw, _: re.sub(rf"(\\*){LITERAL}\{{", r"\1\1\\${", raw).replace(LITERAL, "$"))
 
 
 def _change_paths(node: Any, change: Callable[[str, Callable[[], Any]], str]) -> None:
-    """Change each text of a path key. `change` gets it as it is written, and a function for what it stands for."""
-    listed = isinstance(node, ListConfig)  # of paths: no other list is looked through
+    """Apply change(text, resolve) to each text of a path key; `resolve()` gives the value of an interpolation."""
+    listed = isinstance(node, ListConfig)  # a list of paths, the only lists that are searched
     for key in range(len(node)) if listed else list(node):
-        child: Any = node._get_node(key)  # as it is written, not what it refers to
+        child: Any = node._get_node(key)  # the text as it is written, not what it refers to
         if child is None or child._is_none() or child._is_missing():
             continue
         if isinstance(child, DictConfig | ListConfig) and not child._is_interpolation():
@@ -115,11 +115,11 @@ def _change_paths(node: Any, change: Callable[[str, Callable[[], Any]], str]) ->
         except FewshotError as error:
             raise FewshotError(f"{child._get_full_key(None)}: {error}") from error
         except OmegaConfBaseException:
-            continue  # an interpolation that leads nowhere is said where it is used
+            continue  # an interpolation that leads nowhere is reported where it is used
 
 
 def _mark(raw: str, names: set[str]) -> str:
-    """A value with its variables replaced, and each `$` that stays marked, but for interpolations."""
+    """Replace the variables in a value, and mark each `$` that stays, except those of interpolations."""
     exists = os.path.lexists(raw)
 
     def replaced(match: re.Match[str]) -> str:
@@ -134,12 +134,12 @@ def _mark(raw: str, names: set[str]) -> str:
         return half + _variable(name, raw).replace("$", LITERAL)
 
     marked = BRACE.sub(replaced, raw)
-    # What an interpolation refers to is expanded with it.
+    # A value with an interpolation is expanded later, together with what it refers to.
     return marked if "${" in marked else _expand(marked).replace("$", LITERAL)
 
 
 def _expand_reference(raw: str, value: Callable[[], Any]) -> str:
-    """What an interpolation stands for, expanded; the interpolation itself where that changes nothing."""
+    """The expanded value of an interpolation; the interpolation itself if expanding changes nothing."""
     if "${" not in raw or not isinstance(text := value(), str):
         return raw
     return raw if (expanded := _expand(text)) == text else expanded.replace("$", LITERAL)
@@ -159,9 +159,9 @@ OmegaConf.register_new_resolver("expanded", _expand_key, replace=True)
 
 
 def absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A plain configuration to be saved, that means the same in any working directory and is read back as it is.
+    """A plain configuration to save: its paths are absolute, and each `${` in a text is escaped.
 
-    Its relative paths are made absolute, and a `${` in a text is escaped.
+    So it means the same in any working directory, and is read back as it is.
     """
 
     def saved(key: str, value: Any) -> Any:
@@ -169,7 +169,7 @@ def absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
             return absolute_paths(value)
         if isinstance(value, list):
             return [saved("", each) for each in value]
-        # A list may be relative to the images that it is of.
+        # A CSV file may be relative to the images that it lists.
         if key in SAVED_PATH_KEYS and isinstance(value, str) and (key != "csv" or Path(value).exists()):
             value = str(Path(value).absolute())
         return literal(value) if isinstance(value, str) else value

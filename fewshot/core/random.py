@@ -1,6 +1,6 @@
 """Random numbers as pure functions of a key: the same on every device, in any order, in any batch.
 
-Integers are so to the bit; normals are as the device rounds logarithm and cosine.
+Integers are the same bit for bit. Normal numbers may differ in the rounding of logarithm and cosine.
 
 A counter-based generator: the finaliser of splitmix64 (Steele, Lea and Flood, 2014, "Fast splittable
 pseudorandom number generators") on int64 tensors, whose products wrap as two's complement.
@@ -26,7 +26,7 @@ MIX_2 = _signed(0x94D049BB133111EB)
 
 
 def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
-    # `>>` on int64 copies the sign bit; a hash wants zeros.
+    # `>>` on int64 copies the sign bit; the hash needs zeros there.
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 

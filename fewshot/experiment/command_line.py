@@ -38,7 +38,7 @@ LARGEST_SEED = 2**63 - 1
 
 
 def parse_flags(words: list[str]) -> argparse.Namespace:
-    """Hydra's flags and, as `overrides`, the other words, in whatever order they stand.
+    """Hydra's flags and, as `overrides`, the other arguments, in any order.
 
     Raises:
         FewshotError: an unknown flag, a flag without its value, or flags that exclude each other.
@@ -113,7 +113,7 @@ def has_sweep_mode(flags: argparse.Namespace, hydra: Hydra, config: str) -> bool
 
 
 def typed(key: str, *texts: str) -> str:
-    """The word that gives a key this very text, or each of several, quoted for Hydra and for a POSIX shell."""
+    """What to type to give a key this very text, or a sweep of several, quoted for Hydra and for a POSIX shell."""
     return shlex.quote(f"{key}={','.join(map(_quoted, texts))}")
 
 
@@ -122,7 +122,7 @@ def _quoted(text: str) -> str:
 
 
 def parse_overrides(words: list[str], hydra: Hydra, sweep: bool) -> list[Override]:
-    """Overrides as Hydra reads them. A value that begins with `~` is a path, which Hydra wants in quotes.
+    """Parse overrides as Hydra does. A value that begins with `~` is a path, which Hydra needs in quotes.
 
     Raises:
         FewshotError: a word that is no override, or several values without a sweep.
@@ -149,7 +149,7 @@ def parse_overrides(words: list[str], hydra: Hydra, sweep: bool) -> list[Overrid
 
 
 def _no_override(parser: OverridesParser, before: str, word: str, sweep: bool, error: HydraException) -> str:
-    """What is wrong with a word that Hydra cannot read."""
+    """The message for an argument that Hydra cannot parse."""
     key, equal, value = word.partition("=")
     if not equal:
         if "=" in before:
@@ -181,7 +181,7 @@ def _numbers(value: Any) -> list[int]:
 
 
 def check_overrides(overrides: list[Override], config: str, hydra: Hydra, sweep: bool) -> None:
-    """Compose what Hydra will compose, to answer in one line and with did_you_mean names.
+    """Compose the configuration that Hydra will compose, to report a mistake in one line, with similar names.
 
     Raises:
         FewshotError: an unknown key, option or type of value, or a plugin that is not installed.
@@ -216,7 +216,7 @@ def check_overrides(overrides: list[Override], config: str, hydra: Hydra, sweep:
 
 
 def _check_sizes(overrides: list[Override], config: str, hydra: Hydra) -> None:
-    """No number is too large where conf/ has its key; a path, a key of Hydra and one that is new take any."""
+    """Refuse too large a number for a key of conf/. A path, a key of Hydra and a new key take any number."""
     for override in overrides:
         key = override.key_or_group
         largest = LARGEST_SEED if key.endswith("seed") else LARGEST
@@ -225,14 +225,14 @@ def _check_sizes(overrides: list[Override], config: str, hydra: Hydra) -> None:
         groups = [_lines(each)[0] for each in overrides if _is_group(each, hydra)]
         try:
             known = key_names(_compose(hydra, config, groups))
-        except Exception:  # what is wrong with the groups is said when all is composed
+        except Exception:  # a mistake in the groups is reported when everything is composed
             continue
         if key in known and not key.startswith("hydra"):
             raise FewshotError(f"{override.input_line}: too large a number; whole ones go from -{largest} to {largest}")
 
 
 def _check_line(line: str, swept: Override, cfg: DictConfig, config: str, hydra: Hydra) -> None:
-    """Set one value of a sweep in a configuration, which is much faster than composing another."""
+    """Check one value of a sweep by setting it in a configuration, much faster than composing another one."""
     override = OverridesParser.create(config_loader=hydra.config_loader).parse_override(line)
     if override.is_add():
         override.type = OverrideType.FORCE_ADD  # the value before this one stands there
@@ -244,7 +244,7 @@ def _check_line(line: str, swept: Override, cfg: DictConfig, config: str, hydra:
 
 
 def _lines(override: Override) -> list[str]:
-    """The single values of an override, each as an override; of a range or an interval the ends."""
+    """The values of an override, each as an override of one value; of a range or an interval both ends."""
     if not override.is_sweep_override():
         return [override.input_line or ""]
     value = override.value()
@@ -261,7 +261,7 @@ def _lines(override: Override) -> list[str]:
 
 
 def _check_common(overrides: list[Override], config: str, hydra: Hydra) -> None:
-    """Hydra composes a sweep once without the swept values; where that fails it says a thing no one can act on."""
+    """Check what Hydra composes once for a sweep, without the swept values; its own message would be no help."""
     lines = [override.input_line or "" for override in overrides]
     try:
         _compose(hydra, config, [line for line in lines if not line.startswith("hydra")], RunMode.MULTIRUN)
@@ -299,7 +299,7 @@ def _compose(hydra: Hydra, config: str, lines: list[str], mode: RunMode = RunMod
 
 
 def _composed(hydra: Hydra, config: str, lines: list[str], overrides: list[Override]) -> DictConfig:
-    """The configuration, or the first override that cannot be composed with those before it, in one line."""
+    """Compose the configuration. If that fails, report the first override that fails with those before it."""
     try:
         return _compose(hydra, config, lines)
     except Exception as whole:
@@ -308,7 +308,7 @@ def _composed(hydra: Hydra, config: str, lines: list[str], overrides: list[Overr
         except (HydraException, OmegaConfBaseException) as error:
             raise FewshotError(f"configuration: {one_line(error.__cause__ or error)}") from error
         pairs = list(zip(overrides, lines, strict=True))
-        pairs.sort(key=lambda pair: not _is_group(pair[0], hydra))  # what brings keys before the keys
+        pairs.sort(key=lambda pair: not _is_group(pair[0], hydra))  # first the groups, which bring keys
         for place, (override, _) in enumerate(pairs):
             tried = [line for _, line in pairs[: place + 1]]
             try:
@@ -328,7 +328,7 @@ def _has_options(name: str, hydra: Hydra) -> bool:
 
 
 def _reason(error: Exception, override: Override, line: str, before: DictConfig, config: str, hydra: Hydra) -> str:
-    """Why an override cannot be composed onto the configuration `before` it."""
+    """The message for an override that cannot be composed onto the configuration `before`."""
     key, value = override.key_or_group, line.partition("=")[2]
     if isinstance(error, MissingConfigException):
         missing, options = str(error.missing_cfg_file or ""), list(error.options or [])
@@ -364,5 +364,5 @@ def _reason(error: Exception, override: Override, line: str, before: DictConfig,
 def _is_of_functions(dataset: str, hydra: Hydra) -> bool:
     try:
         return is_regression(_compose(hydra, "train", [f"dataset={dataset}"]).dataset)
-    except Exception:  # whatever it is, it is none that is known
+    except Exception:  # not a known dataset
         return False

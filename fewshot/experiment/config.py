@@ -162,9 +162,9 @@ def trained_with(config: Mapping[str, Any]) -> str:
 def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> int:
     """Fill in the published settings for this algorithm, dataset, way and shot; what `overrides` sets stays.
 
-    Recipes are files in conf/recipes: their `inputs` (images or features), and `rows` of conditions (`when`) and
-    values (`set`), each row over the ones before it. `auto` takes the recipe of the algorithm's paper or, if that has
-    none for this combination, `ours`. `cfg.recipe` becomes the name of the recipe, or None if there is none.
+    Recipes are files in conf/recipes: `rows` of conditions (`when`) and values (`set`), each row over the ones before
+    it, and `inputs` (images or features), a condition of all rows. `auto` takes the recipe of the algorithm's paper or,
+    if that has none for this combination, `ours`. `cfg.recipe` becomes the name of the recipe, or None.
 
     Returns:
         How many settings it made.
@@ -182,15 +182,17 @@ def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> int:
             f"recipe={cfg.recipe}: no such recipe{did_you_mean(cfg.recipe, files)}; there are {', '.join(files)}"
         )
     task = {"algorithm": cfg.algorithm.name, "dataset": cfg.dataset.name, "way": cfg.way, "shot": cfg.shot}
-    task["backbone"] = cfg.backbone.name
+    # Settings for images are meaningless for features, and the other way round.
+    task |= {"backbone": cfg.backbone.name, "inputs": "images" if cfg.features.name is None else "features"}
     names = [name for name in (cfg.algorithm.get("recipe"), DEFAULT_RECIPE) if name in files] if auto else [cfg.recipe]
-    rows_by_name = {name: _rows(name, task, cfg.features.name is not None) for name in names}
+    rows_by_name = {name: _rows(name, task) for name in names}
     name = next((name for name, rows in rows_by_name.items() if rows), None)
     if name is None:
         if auto:
             cfg.recipe = None
             return 0
-        combination = ", ".join(f"{key}={value}" for key, value in (task | {"features": cfg.features.name}).items())
+        task["features"] = cfg.features.name
+        combination = ", ".join(f"{key}={value}" for key, value in task.items() if key != "inputs")
         raise FewshotError(
             f"recipe={cfg.recipe}: has no settings for {combination}; leave recipe out or set recipe=none"
         )
@@ -207,18 +209,16 @@ def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> int:
     return count
 
 
-def _rows(name: str, task: Mapping[str, Any], on_features: bool) -> list[dict[str, Any]]:
+def _rows(name: str, task: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of a recipe that apply to this task."""
     # Not resolved: an interpolation such as ${shot} refers to the configuration that takes the value.
     recipe: Any = OmegaConf.to_container(OmegaConf.load(CONF / "recipes" / f"{name}.yaml"), resolve=False)
-    # Settings for images are meaningless for features, and the other way round.
-    if (recipe["inputs"] == "features") != on_features:
-        return []
-    return [row for row in recipe["rows"] if all(task[k] in _listed(wanted) for k, wanted in row["when"].items())]
+    common = {"inputs": recipe["inputs"]} if "inputs" in recipe else {}
 
+    def applies(conditions: Mapping[str, Any]) -> bool:
+        return all(task[key] in (value if isinstance(value, list) else [value]) for key, value in conditions.items())
 
-def _listed(wanted: Any) -> list[Any]:
-    return wanted if isinstance(wanted, list) else [wanted]
+    return [row for row in recipe["rows"] if applies(common | row["when"])]
 
 
 def given_overrides() -> list[str]:

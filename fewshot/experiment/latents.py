@@ -1,4 +1,4 @@
-"""Looking inside LEO: the latent codes of test tasks before and after adaptation, as numbers and as a picture."""
+"""LEO's latent codes of test tasks, before and after adaptation, as numbers and as a picture."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from fewshot.algorithms.learner import Tensors
 from fewshot.algorithms.leo import Leo
@@ -16,23 +15,23 @@ from fewshot.engine.engine import Engine
 from fewshot.episodes import Episodes
 from fewshot.tasks.sampler import Sampler
 
-COLOURED = 10  # classes with a colour of their own: those that occur most often
+COLOURED = 10  # classes that get a colour of their own: the most frequent ones
 
 
 def write_latents(folder: Path, leo: Leo, params: Tensors, sampler: Sampler, tasks: int, engine: Engine) -> None:
     """Write `latents.npz` and `latents.png` of the sampler's first tasks.
 
-    The arrays are `before` and `after` [tasks, N, K, L], codes z before the first latent step and after the last,
-    and `classes` [tasks, N], places in `names`. The picture shows their two principal components, fitted on both.
+    The arrays are `before` and `after` [tasks, N, K, L], the codes z before the first latent step and after the last,
+    and `classes` [tasks, N], indices into `names`. The picture shows the two principal components of all codes.
     """
 
     def codes(task: Episodes) -> torch.Tensor:
         latents = leo.solve(params, task, None).latents
         return torch.stack([latents[0], latents[-1]])
 
-    found = engine.map(codes, sampler.episodes(0, tasks), leo).cpu()  # [tasks, 2, N, K, L]
+    all_codes = engine.map(codes, sampler.episodes(0, tasks), leo).cpu()  # [tasks, 2, N, K, L]
     classes = sampler.draw(0, tasks).classes.cpu().numpy()
-    before, after = found[:, 0].numpy(), found[:, 1].numpy()
+    before, after = all_codes[:, 0].numpy(), all_codes[:, 1].numpy()
     file = io.BytesIO()
     np.savez_compressed(file, before=before, after=after, classes=classes, names=np.array(sampler.bank.names))
     write_atomically(folder / "latents.npz", file.getvalue())
@@ -40,6 +39,8 @@ def write_latents(folder: Path, leo: Leo, params: Tensors, sampler: Sampler, tas
 
 
 def _picture(before: np.ndarray, after: np.ndarray, classes: np.ndarray, names: tuple[str, ...]) -> bytes:
+    from matplotlib.figure import Figure
+
     points = torch.from_numpy(
         np.concatenate([before.reshape(-1, before.shape[-1]), after.reshape(-1, after.shape[-1])])
     )
@@ -54,8 +55,8 @@ def _picture(before: np.ndarray, after: np.ndarray, classes: np.ndarray, names: 
     for panel, part, title in zip(panels, np.split(planar, 2), ("before adaptation", "after adaptation"), strict=True):
         other = ~np.isin(label, often)
         panel.scatter(*part[other].T, s=4, color="0.85", label="other classes" if other.any() else None)
-        for place, name in enumerate(often):
-            panel.scatter(*part[label == name].T, s=10, color=f"C{place}", label=names[name])
+        for colour, name in enumerate(often):
+            panel.scatter(*part[label == name].T, s=10, color=f"C{colour}", label=names[name])
         panel.set_title(f"latent codes {title}")
     panels[1].legend(fontsize=7, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.supxlabel(f"first two principal components: {share:.0%} of the variance", fontsize=9)

@@ -1,4 +1,4 @@
-"""A run's folder: where it lies, whether it holds this very run, and what the run began with."""
+"""Run folders: their names, whether a folder holds this very run, its saved configuration and data."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fewshot.core.files import LOCK
 from fewshot.core.paths import SAVED_PATH_KEYS, UNHASHED_KEYS, literal
 from fewshot.experiment.config import config_hash, is_regression, resolved, typed_settings
 
-DATA = "data.json"  # what a run began with
-STARTUP_FILES = (LOCK, "config.yaml.part", DATA, f"{DATA}.part")  # what a run that died in its first moments leaves
+DATA = "data.json"  # the data that a run began with
+STARTUP_FILES = (LOCK, "config.yaml.part", DATA, f"{DATA}.part")  # left by a run that died in its first moments
 
 
 def run_folder(config: dict[str, Any]) -> Path:
-    """`run_dir`, or a name that says the run and ends in a hash of its whole configuration."""
+    """The folder of a run: `run_dir`, or a readable name that ends in a hash of the whole configuration."""
     if config["run_dir"]:
         return Path(config["run_dir"])
     way = "" if is_regression(config["dataset"]) else f"{config['way']}w"
@@ -31,17 +31,17 @@ def run_folder(config: dict[str, Any]) -> Path:
 
 
 def is_finished(folder: Path, cfg: DictConfig) -> bool:
-    """Whether the folder holds this very run with its record; False where it is new or unfinished.
+    """Whether the folder holds this very run, and its record; False if it is new or unfinished.
 
     Raises:
         FewshotError: the folder holds something else.
     """
     listed = folder / "config.yaml"
     if listed.exists():
-        config, theirs = resolved(cfg), resolved(saved_config(folder))
-        if config_hash(theirs) != config_hash(config):
+        config, saved = resolved(cfg), resolved(saved_config(folder))
+        if config_hash(saved) != config_hash(config):
             keys = sorted(
-                k for k in config.keys() | theirs.keys() if k not in UNHASHED_KEYS and config.get(k) != theirs.get(k)
+                k for k in config.keys() | saved.keys() if k not in UNHASHED_KEYS and config.get(k) != saved.get(k)
             )
             raise FewshotError(f"{folder}: holds another run (other {', '.join(keys)}); choose another run_dir")
     elif folder.exists() and (not folder.is_dir() or any(p.name not in STARTUP_FILES for p in folder.iterdir())):
@@ -52,15 +52,15 @@ def is_finished(folder: Path, cfg: DictConfig) -> bool:
 def saved_config(
     folder: Path, *, device: str | None = None, root: str | None = None, data_dir: str | None = None
 ) -> DictConfig:
-    """The configuration of a run, to be continued or tested where it lies.
+    """The saved configuration of a run, to continue or test it.
 
     Args:
-        device: in place of the run's own.
-        root: where the run's images lie now, or, of published features, those.
-        data_dir: what the run's folder of data is now.
+        device: replaces the run's own.
+        root: where the images of the run, or its published features, are now.
+        data_dir: where the prepared data of the run are now.
 
     Raises:
-        FewshotError: the folder holds no run, or one without such files.
+        FewshotError: the folder holds no run, or the files are not there.
     """
     listed = folder / "config.yaml"
     if not listed.is_file():
@@ -91,7 +91,7 @@ def saved_config(
 
 
 def _move_files(cfg: DictConfig, old: Path, new: Path, keys: Collection[str]) -> None:
-    """Let the readers of a run's configuration look below `new` for what they had at `old` or below it."""
+    """Replace the folder `old` by `new` in the paths of the readers of a configuration."""
 
     def move(node: DictConfig) -> None:
         for key, value in node.items_ex(resolve=False):
@@ -106,10 +106,11 @@ def _move_files(cfg: DictConfig, old: Path, new: Path, keys: Collection[str]) ->
 
 
 def load_data_info(folder: Path) -> dict[str, Any] | None:
-    """What a run began with: the fingerprint of each split, what its learner sees, and which classes it learns from.
+    """The data that a run began with.
 
     Returns:
-        {"train": ..., "val": ..., "test": ..., "shape": [C, H, W], "classes": [...]}, or None where it has not begun.
+        {"train": fingerprint, "val": ..., "test": ..., "shape": [C, H, W] as the learner sees an example,
+        "classes": names of the training classes}; None if the run has not begun.
 
     Raises:
         FewshotError: the file is damaged.
@@ -118,9 +119,9 @@ def load_data_info(folder: Path) -> dict[str, Any] | None:
     if not listed.exists():
         return None
     try:
-        found = dict(json.loads(listed.read_text(encoding="utf-8")))
-        if missing := {"shape", "classes"} - found.keys():
+        info = dict(json.loads(listed.read_text(encoding="utf-8")))
+        if missing := {"shape", "classes"} - info.keys():
             raise ValueError(f"no {min(missing)}")
-        return found
+        return info
     except (OSError, ValueError, TypeError) as error:
         raise FewshotError(f"{listed}: damaged ({error}); choose another run_dir, or force=true") from error

@@ -1,4 +1,4 @@
-"""Tests of a run on the classes of another dataset than the one that it was trained on."""
+"""Tests of a run on the classes of another dataset."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from fewshot.experiment.run_dir import load_data_info
 def with_dataset(cfg: DictConfig, run: Path, dataset: DictConfig) -> DictConfig:
     """The configuration of a run, to test it on another dataset, whose images are resized to what the learner knows.
 
-    They are normalised as the run's own were; crop and rotations are those of the other dataset.
+    The images are normalised as in the run's training. Crop and rotations are those of the other dataset.
 
     Args:
-        cfg: of the run in the folder `run`.
-        dataset: the other one, without interpolations that lead out of it.
+        cfg: the configuration of the run in the folder `run`.
+        dataset: `dataset` of the other dataset, without interpolations that lead out of it.
 
     Raises:
-        FewshotError: the run learns on features, or what only the run can say is given.
+        FewshotError: the run learns on features or functions, or a setting is given that the run has already.
     """
     if is_regression(cfg.dataset):
         raise FewshotError(f"dataset={dataset.name}: the run in {run} learns functions; leave dataset out")
@@ -38,21 +38,21 @@ def with_dataset(cfg: DictConfig, run: Path, dataset: DictConfig) -> DictConfig:
             raise FewshotError(f"dataset.{key}: is as in the run's training; leave it out")
     changed = cfg.copy()
     OmegaConf.update(changed, "dataset", dataset, merge=False)
-    for key, value in (("shape", _known(run)["shape"]), ("mean", cfg.dataset.mean), ("std", cfg.dataset.std)):
+    for key, value in (("shape", _data_info(run)["shape"]), ("mean", cfg.dataset.mean), ("std", cfg.dataset.std)):
         OmegaConf.update(changed, f"dataset.{key}", value)
     return changed
 
 
 def check_disjoint_classes(run: Path, name: str, bank: Source) -> None:
-    """Hold the test classes against those that the run was trained on.
+    """Check that the run was not trained on classes of this test.
 
     Raises:
-        FewshotError: they have a class in common.
+        FewshotError: it was, or the data are the run's own.
     """
-    known = _known(run)
-    if bank.image_fingerprint == known.get(bank.split):
+    info = _data_info(run)
+    if bank.image_fingerprint == info.get(bank.split):
         raise FewshotError(f"dataset={name}: the data that the run began with; leave dataset out")
-    if shared := sorted(set(bank.names) & set(known["classes"])):
+    if shared := sorted(set(bank.names) & set(info["classes"])):
         raise FewshotError(
             f"dataset={name}: {len(shared)} of its {len(bank.names)} classes of {bank.split} are classes that the run "
             f"was trained on, such as {shared[0]}, so that this would be no test; choose another dataset or split"
@@ -60,13 +60,13 @@ def check_disjoint_classes(run: Path, name: str, bank: Source) -> None:
 
 
 def train_fingerprint(run: Path, train_on_val: bool) -> str:
-    """Of what the run was trained on."""
-    known = _known(run)
-    return "+".join(known[split] for split in (("train", "val") if train_on_val else ("train",)))
+    """The fingerprint of the data that the run was trained on."""
+    info = _data_info(run)
+    return "+".join(info[split] for split in (("train", "val") if train_on_val else ("train",)))
 
 
-def _known(run: Path) -> Mapping[str, Any]:
-    known = load_data_info(run)
-    if known is None:
+def _data_info(run: Path) -> Mapping[str, Any]:
+    info = load_data_info(run)
+    if info is None:
         raise FewshotError(f"{run}: the run has not begun; train it first")
-    return known
+    return info

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file each, with every tensor and, in its header, the rest as JSON. No pickles."""
+"""Checkpoints: one safetensors file each, with every tensor, and the rest as JSON in its header. No pickles."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ def load_checkpoint(
 
 
 def check_state(
-    path: Path, found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]
+    path: Path, tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """`found` in the order of `wanted`.
+    """The tensors of a checkpoint in the order of `expected`.
 
     Raises:
-        FewshotError: names or shapes differ: the checkpoint belongs to another algorithm or backbone.
+        FewshotError: names or shapes differ, so the checkpoint belongs to another algorithm or backbone.
     """
-    for name in wanted.keys() | found.keys():
-        if name not in found or name not in wanted or found[name].shape != wanted[name].shape:
-            shapes = [tuple(g[name].shape) if name in g else "absent" for g in (found, wanted)]
+    for name in expected.keys() | tensors.keys():
+        if name not in tensors or name not in expected or tensors[name].shape != expected[name].shape:
+            shapes = [tuple(group[name].shape) if name in group else "absent" for group in (tensors, expected)]
             raise FewshotError(
                 f"{path}: from another algorithm or backbone: {name} is {shapes[0]} there, {shapes[1]} here"
             )
-    return {name: found[name] for name in wanted}
+    return {name: tensors[name] for name in expected}

@@ -1,6 +1,6 @@
 """Feature extractors: a classifier of the meta-train classes, trained once, whose features become a Bank.
 
-The original LEO never released its own (see `fewshot.data.datasets.leo_embeddings` for what it did release).
+LEO learns on such features. Its authors released features (`fewshot.data.datasets.leo_embeddings`), but no extractor.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from fewshot.tasks.sampler import Sampler
 from fewshot.tasks.transforms import ImageTransform, view_of
 from fewshot.training.checkpoint import check_state, load_checkpoint, save_checkpoint
 
-AT_ONCE = 500  # images per forward pass when features are taken
+AT_ONCE = 500  # images per forward pass when features are extracted
 
 
 def features(
@@ -50,25 +50,27 @@ def features(
     device: str = "auto",
     may_train: bool = True,
 ) -> dict[str, Bank]:
-    """The features of every split, from an extractor trained on the classes of "train" alone; made once, then opened.
+    """The features of every split, by an extractor that is trained on the classes of "train" alone.
+
+    They are made once and then opened. An interrupted training continues from its last epoch.
 
     Args:
         images: the banks "train", "val" and "test".
-        network: makes the classifier from `shape` and `way`; a module with `features(x) -> [B, D]`.
-        name: of the network, for people.
+        network: makes the classifier from `shape` and `way`: a module with `features(x) -> [B, D]`.
+        name: of the network, for messages and folders.
         settings: epochs, batch, lr, schedule (cosine | step), momentum, weight_decay, augment (none | natural), seed,
             and way, shot, query and episodes of the validation by nearest class means that selects the epoch.
         view: crop, mean, std and shape of the dataset's configuration, see `ImageTransform`.
-        may_train: False where features that are gone would have to be made anew for a run that was on the old ones.
-        cache: folder in which the features are kept, and the extractor below `extractors`.
+        may_train: False for a run that began on such features: if they are gone, they must not be made anew.
+        cache: folder in which the features are kept; the extractor is kept below `extractors`.
 
     Raises:
         FewshotError: a setting out of range, a network that has no features, a loss that is not finite, or a damaged
             checkpoint.
     """
     _check(settings)
-    seen = view_of(view)
-    shape, classes = seen.output_shape(images["train"].shape), len(images["train"].names)
+    transform = view_of(view)
+    shape, classes = transform.output_shape(images["train"].shape), len(images["train"].names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings["seed"])
         extractor = network(shape=shape, way=classes)
@@ -77,11 +79,11 @@ def features(
     if any(isinstance(module, BatchStatNorm) for module in extractor.modules()):
         raise FewshotError("features.network.norm=batch: an image's features would depend on others; set norm=running")
     _validation_sampler(images["val"], settings)
-    made_of = {split: bank.fingerprint for split, bank in images.items()}
+    fingerprints = {split: bank.fingerprint for split, bank in images.items()}
     choices = [str(getattr(network, "func", network)), str(getattr(network, "keywords", {}))]
     initial = _digest(extractor.state_dict())
-    words = json.dumps([made_of, initial, choices, dict(settings), str(seen)], sort_keys=True)
-    key = hashlib.sha256(words.encode()).hexdigest()[:12]
+    inputs = json.dumps([fingerprints, initial, choices, dict(settings), str(transform)], sort_keys=True)
+    key = hashlib.sha256(inputs.encode()).hexdigest()[:12]
     title = f"{images['train'].about.get('dataset', 'images')}-{name}-{key}"
     cache = expand_path(cache)
     folder, work = cache / f"features-{title}", cache / "extractors" / title
@@ -93,41 +95,41 @@ def features(
             )
         extractor.to(pick_device(device))
         with lock_dir(work):
-            found = _train(extractor, images, seen, settings, work, f"extractor {name}, {classes} classes")
+            best = _train(extractor, images, transform, settings, work, f"extractor {name}, {classes} classes")
             about = {
                 "dataset": images["train"].about.get("dataset", "images"),
                 "folder": folder.name,
                 "extractor": {
                     "name": name,
-                    "validation_accuracy": found["accuracy"],
+                    "validation_accuracy": best["accuracy"],
                     "validation": f"{settings['way']}-way {settings['shot']}-shot, nearest class mean",
-                    "epoch": found["epoch"],
-                    "train_seconds": found["train_seconds"],
+                    "epoch": best["epoch"],
+                    "train_seconds": best["train_seconds"],
                     "fingerprint": _digest(extractor.state_dict()),
-                    "images": made_of,
+                    "images": fingerprints,
                     "settings": dict(settings),
                 },
                 "images": {split: dict(bank.about) for split, bank in images.items()}["train"],
             }
-            splits = {split: _split(extractor, bank, seen) for split, bank in images.items()}
+            splits = {split: _split(extractor, bank, transform) for split, bank in images.items()}
             write_banks(folder, splits, about)
     return open_banks(folder)
 
 
 def open_features(images: Mapping[str, Bank], folder: str | Path) -> dict[str, Bank]:
-    """Features that lie in a folder as a Bank, such as `tools/pretrain.py` wrote, for the classes of `images`.
+    """Open features that `tools/pretrain.py` wrote for these images.
 
     Raises:
-        FewshotError: the extractor was trained on other images than the meta-train classes at hand, or the features
-            are of other images.
+        FewshotError: the folder has no features, or their extractor was trained on other images than the meta-train
+            classes at hand, or they are features of other images.
     """
     folder = expand_path(folder)
     if not (folder / "bank.json").is_file():
         raise FewshotError(f"{folder}: no features there; give the folder that tools/pretrain.py printed")
     banks = open_banks(folder)
-    made_of = next(iter(banks.values())).about.get("extractor", {}).get("images", {})
+    fingerprints = next(iter(banks.values())).about.get("extractor", {}).get("images", {})
     for split in ("train", "val", "test"):
-        if made_of.get(split) != images[split].fingerprint:
+        if fingerprints.get(split) != images[split].fingerprint:
             raise FewshotError(
                 f"{folder}: its extractor was trained on another split or on other images ({split} differs), so that "
                 "it may know the test classes; run tools/pretrain.py with the dataset as it is set here"
@@ -147,18 +149,18 @@ def _check(settings: Mapping[str, Any]) -> None:
 def _train(
     extractor: nn.Module,
     images: Mapping[str, Bank],
-    seen: ImageTransform,
+    transform: ImageTransform,
     settings: Mapping[str, Any],
     work: Path,
     title: str,
 ) -> dict[str, Any]:
-    """Train to the last epoch, from the last one on disk; leaves the best one's weights in `extractor`.
+    """Train to the last epoch, from the last one on disk. `extractor` ends with the weights of the best epoch.
 
     Returns:
-        {accuracy, epoch} of the best epoch, and train_seconds of all.
+        {accuracy, epoch} of the best epoch, and train_seconds of all epochs.
     """
     bank, device = images["train"], next(extractor.parameters()).device
-    changed = replace(seen, augment=settings["augment"])
+    augmented = replace(transform, augment=settings["augment"])
     labels = torch.arange(len(bank.names)).repeat_interleave(bank.sizes)
     optimizer = torch.optim.SGD(
         extractor.parameters(), lr=settings["lr"], momentum=settings["momentum"], weight_decay=settings["weight_decay"]
@@ -179,8 +181,8 @@ def _train(
             order = permutation(torch.tensor(stream(settings["seed"], "epoch", epoch)), len(labels))
             for index, rows in enumerate(order.split(settings["batch"])):
                 step = epoch * batches + index
-                changes = fold_in(stream(settings["seed"], "augment", epoch), rows)
-                x = changed(bank.examples[rows].to(device), changes.to(device))
+                keys = fold_in(stream(settings["seed"], "augment", epoch), rows)
+                x = augmented(bank.examples[rows].to(device), keys.to(device))
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(stream(settings["seed"], "dropout", step))
                     loss = F.cross_entropy(extractor(x), labels[rows].to(device))
@@ -195,7 +197,7 @@ def _train(
             if not bool(torch.isfinite(loss)):
                 raise FewshotError(f"extractor: epoch {epoch + 1}: the loss is not finite; lower features.settings.lr")
             state["epoch"], state["seconds"] = epoch + 1, state["seconds"] + time.perf_counter() - start
-            accuracy = _validation(extractor, images["val"], seen, settings)
+            accuracy = _validation(extractor, images["val"], transform, settings)
             if state["best"] is None or accuracy > state["best"]["accuracy"]:
                 state["best"] = {"accuracy": accuracy, "epoch": epoch + 1}
                 save_checkpoint(best, {"weights": extractor.state_dict()}, state)
@@ -214,33 +216,31 @@ def _load(extractor: nn.Module, path: Path, groups: Mapping[str, Mapping[str, to
 
 
 def _schedule(kind: str, done: float) -> float:
-    """What the rate is multiplied with: half a cosine, or tenfold falls at a half and at three quarters."""
+    """The factor of the learning rate: half a cosine; or 0.1 from half of the training on, 0.01 from three quarters."""
     return 0.5 * (1 + cos(pi * done)) if kind == "cosine" else 0.1 ** ((done >= 0.5) + (done >= 0.75))
 
 
-def _split(extractor: nn.Module, bank: Bank, seen: ImageTransform) -> Split:
-    """Features [M, D] float32 of a split, each from its own image alone."""
+def _split(extractor: nn.Module, bank: Bank, transform: ImageTransform) -> Split:
+    """Features [M, D] float32 of a split, each of one image alone."""
     extractor.eval()
     device = next(extractor.parameters()).device
     assert callable(extractor.features)
-    found = np.empty((0, 0), np.float32)
+    features = np.empty((0, 0), np.float32)
     with torch.no_grad():
         for first in range(0, len(bank.examples), AT_ONCE):
-            part = extractor.features(seen(bank.examples[first : first + AT_ONCE].to(device))).cpu().numpy()
+            part = extractor.features(transform(bank.examples[first : first + AT_ONCE].to(device))).cpu().numpy()
             if not first:
-                found = np.empty((len(bank.examples), part.shape[1]), np.float32)
-            found[first : first + AT_ONCE] = part
-    return Split(found, bank.sizes.tolist(), list(bank.names))
+                features = np.empty((len(bank.examples), part.shape[1]), np.float32)
+            features[first : first + AT_ONCE] = part
+    return Split(features, bank.sizes.tolist(), list(bank.names))
 
 
-def _validation(extractor: nn.Module, bank: Bank, seen: ImageTransform, settings: Mapping[str, Any]) -> float:
+def _validation(extractor: nn.Module, bank: Bank, transform: ImageTransform, settings: Mapping[str, Any]) -> float:
     """Few-shot accuracy of nearest class means on the features of the validation classes."""
-    split = _split(extractor, bank, seen)
-    found = Bank(torch.from_numpy(split.examples), bank.offsets, bank.names, bank.split, "", bank.about)
-    sampler, learner = (
-        _validation_sampler(found, settings),
-        Nearest(Identity(found.shape, settings["way"]), reference="mean"),
-    )
+    split = _split(extractor, bank, transform)
+    features = Bank(torch.from_numpy(split.examples), bank.offsets, bank.names, bank.split, "", bank.about)
+    sampler = _validation_sampler(features, settings)
+    learner = Nearest(Identity(features.shape, settings["way"]), reference="mean")
     return float(evaluate(learner, {}, {}, sampler, settings["episodes"], transductive=False, engine=Engine()).mean())
 
 
@@ -248,8 +248,8 @@ def _validation_sampler(bank: Bank, settings: Mapping[str, Any]) -> Sampler:
     try:
         return Sampler(bank, settings["way"], settings["shot"], settings["query"], settings["seed"])
     except FewshotError as error:
-        said = "features.settings.way, features.settings.shot and features.settings.query"
-        raise FewshotError(f"validation of the extractor: {error}; here these are {said}") from error
+        keys = "features.settings.way, features.settings.shot and features.settings.query"
+        raise FewshotError(f"validation of the extractor: {error}; here these are {keys}") from error
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -42,7 +42,7 @@ class Trained:
     validation: dict[str, Any] | None  # {accuracy or mse, step} of these parameters, where they were validated
     selection: str  # "best validation accuracy" (or mse) or "last", whichever these parameters are
     steps: int  # outer steps of the whole training
-    nan_guarded: int  # steps whose gradient `outer.guarded` replaced
+    nan_guarded: int  # steps whose gradient held a NaN and was replaced, see `replace_nan`
     train_seconds: float  # of these steps: sampling, adaptation and update, without validation
 
 
@@ -55,17 +55,17 @@ def train(
     validate: Callable[[Tensors, Tensors], float],
     show: Callable[[int, dict[str, float]], None],
 ) -> None:
-    """Train to `settings.steps`, from the last checkpoint in `folder` where there is one. `selected` has the result.
+    """Train to `settings.steps`, from the last checkpoint in `folder` if there is one. `load_selected` has the result.
 
     Args:
-        tasks: of the training; outer step s takes episodes s*meta_batch to (s+1)*meta_batch - 1, of which each process
-            runs a share.
-        validate: mean score of (params, state) on the validation episodes, by the metric of the tasks.
-        show: told each outer step that is done, and what is known of it by its names in metrics.jsonl: the rate, and
-            where it is logged the rest.
+        tasks: of the training. Outer step s takes episodes s*meta_batch to (s+1)*meta_batch - 1; each process runs
+            its slice of them.
+        validate: gives the mean score of (params, state) on the validation episodes.
+        show: callback(step, metrics), called after every outer step. The metrics have the names of metrics.jsonl:
+            always the learning rate, the others at the steps that are logged.
 
     Raises:
-        FewshotError: a loss or gradient that is not finite; the checkpoints stay as they were.
+        FewshotError: a loss or gradient is not finite; the checkpoints stay as they were.
     """
     folder = expand_path(folder)
     check_choice("train.select", settings.select, ("best", "last"))
@@ -89,48 +89,48 @@ def train(
         load_optimizer_state(optimizer, params, groups.get("outer", {}))
         _take_chunks(engine, progress.get("chunks", []))
     constants = backbone_constants(learner.backbone)
-    metrics = folder / "metrics.jsonl"
-    _truncate_log(metrics, progress["step"])
+    log = folder / "metrics.jsonl"
+    _truncate_log(log, progress["step"])
     steps = settings.steps if trained else 0
-    batch, own = settings.meta_batch, rank_slice(settings.meta_batch)
+    batch, indices = settings.meta_batch, rank_slice(settings.meta_batch)
 
     def checkpoint() -> None:
         groups = {"params": params, "state": state, "constants": constants, "outer": optimizer_state(optimizer, params)}
         save_checkpoint(last, groups, progress)
 
-    # What a step finds stays on the device until it is logged: to ask for it earlier is to wait for a GPU.
-    faults = NonFiniteGuard(settings.nan_guard, progress["nan_guarded"], tasks.device)
+    # The scores of a step stay on the device until they are logged: reading them earlier would wait for the GPU.
+    guard = NonFiniteGuard(settings.nan_guard, progress["nan_guarded"], tasks.device)
     for step in range(progress["step"], steps):
         start = time.perf_counter()
         done = step + 1
-        episodes = tasks.episodes(step * batch + own.start, len(own))
-        outer = over_processes(engine.outer(learner, params, state, episodes), own, batch)
-        gradient, state = faults.filter(outer, params, step), outer.state
-        values = {"outer_lr": optimizer_step(optimizer, params, gradient, settings, step)}
-        validated = bool(settings.validate_every) and (done % settings.validate_every == 0 or done == steps)
-        kept = done % settings.checkpoint_every == 0 or done == steps
-        logged = done % settings.log_every == 0 or done == steps or validated
-        if logged or kept:
-            progress["nan_guarded"] = faults.check(last)
-            values |= {"loss": float(outer.loss.mean()), tasks.metric: float(outer.score.mean())}
+        episodes = tasks.episodes(step * batch + indices.start, len(indices))
+        outer = over_processes(engine.outer(learner, params, state, episodes), indices, batch)
+        gradient, state = guard.filter(outer, params, step), outer.state
+        metrics = {"outer_lr": optimizer_step(optimizer, params, gradient, settings, step)}
+        validates = bool(settings.validate_every) and (done % settings.validate_every == 0 or done == steps)
+        saves = done % settings.checkpoint_every == 0 or done == steps
+        logs = done % settings.log_every == 0 or done == steps or validates
+        if logs or saves:
+            progress["nan_guarded"] = guard.check(last)
+            metrics |= {"loss": float(outer.loss.mean()), tasks.metric: float(outer.score.mean())}
         progress["train_seconds"] += time.perf_counter() - start
         progress["step"] = done
-        if validated:
-            found = values[f"validation_{tasks.metric}"] = validate(params, state)
-            progress["validation"] = {tasks.metric: found, "step": done}
+        if validates:
+            score = metrics[f"validation_{tasks.metric}"] = validate(params, state)
+            progress["validation"] = {tasks.metric: score, "step": done}
             if progress["best"] is None or _better(tasks.metric, progress["validation"], progress["best"]):
                 progress["best"] = progress["validation"]
                 save_checkpoint(best, {"params": params, "state": state, "constants": constants}, progress)
-        if logged and is_main():
+        if logs and is_main():
             if hasattr(learner, "scalars"):
-                values |= learner.scalars(params)  # pyright: ignore[reportAttributeAccessIssue]
-            with metrics.open("a", encoding="utf-8") as file:
-                line = {"step": done, **values, "train_seconds": round(progress["train_seconds"], 3)}
-                # JSON knows no NaN, which `nan_guard` lets pass.
-                known = {name: value if isfinite(value) else None for name, value in line.items()}
-                file.write(json.dumps(known) + "\n")
-        show(done, values)
-        if kept:
+                metrics |= learner.scalars(params)  # pyright: ignore[reportAttributeAccessIssue]
+            line = {"step": done, **metrics, "train_seconds": round(progress["train_seconds"], 3)}
+            # JSON has no NaN, which `nan_guard` lets pass.
+            line = {name: value if isfinite(value) else None for name, value in line.items()}
+            with log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        show(done, metrics)
+        if saves:
             progress["chunks"] = _chunks(engine, tasks.device)
             checkpoint()
     if not last.exists():
@@ -138,10 +138,10 @@ def train(
 
 
 def is_trained(learner: Learner, tasks: Tasks) -> bool:
-    """Whether there is anything to train.
+    """Whether the learner is trained at all: whether it has `outer_loss` or `outer_gradient`.
 
     Raises:
-        FewshotError: there should be, but the tasks have no queries to learn from.
+        FewshotError: it is, but the tasks have no queries to learn from.
     """
     by_loss = hasattr(learner, "outer_loss")
     if not by_loss and not hasattr(learner, "outer_gradient"):
@@ -152,7 +152,7 @@ def is_trained(learner: Learner, tasks: Tasks) -> bool:
 
 
 def check_shareable(learner: Learner, meta_batch: int, processes: int) -> None:
-    """Raises FewshotError where so many processes cannot share the tasks of a meta-batch."""
+    """Raises FewshotError if this number of processes cannot share the tasks of a meta-batch."""
     if processes > 1 and learner.sequential:
         raise FewshotError(
             f"algorithm.learner.adam_state=sequential: each task waits for the one before, which {processes} processes "
@@ -167,7 +167,7 @@ def check_shareable(learner: Learner, meta_batch: int, processes: int) -> None:
 def load_selected(
     learner: Learner, settings: TrainSettings, folder: str | Path, device: torch.device, checkpoint: str | None = None
 ) -> Trained:
-    """The parameters that the test is about: the best on validation, or the last, as `settings.select` says.
+    """The parameters to test: the best in validation, or the last, as `settings.select` says.
 
     Args:
         folder: of the run.
@@ -185,21 +185,21 @@ def load_selected(
             raise FewshotError(f"checkpoint={checkpoint}: no checkpoint of the run; name a file in {last.parent}")
         if not path.exists():
             raise FewshotError(f"checkpoint={checkpoint}: {path} is not there; was the run ever validated?")
-    groups, own = load_checkpoint(path, device)
+    groups, header = load_checkpoint(path, device)
     selection = "last"
     if path.resolve() == best.resolve():
-        selection = f"best validation {_metric(own['validation'])}"
+        selection = f"best validation {_metric(header['validation'])}"
     elif path.resolve() != last.resolve():
-        progress, selection = own, f"checkpoint of step {own['step']}"
+        progress, selection = header, f"checkpoint of step {header['step']}"
     params, state = (
-        check_state(path, groups.get(name, {}), wanted)
-        for name, wanted in zip(("params", "state"), learner.init(), strict=True)
+        check_state(path, groups.get(name, {}), expected)
+        for name, expected in zip(("params", "state"), learner.init(), strict=True)
     )
     _load_constants(learner, path, groups)
     return Trained(
         params,
         state,
-        validation=own["validation"],
+        validation=header["validation"],
         selection=selection,
         steps=progress["step"],
         nan_guarded=progress["nan_guarded"],
@@ -209,15 +209,15 @@ def load_selected(
 
 def _load_constants(learner: Learner, path: Path, groups: dict[str, Tensors]) -> None:
     """Give the backbone the frozen parameters and buffers that it was trained with."""
-    own = backbone_constants(learner.backbone)
+    constants = backbone_constants(learner.backbone)
     with torch.no_grad():
-        for name, value in check_state(path, groups.get("constants", {}), own).items():
-            if not torch.equal(own[name], value):  # an expanded buffer cannot be written to
-                own[name].copy_(value)
+        for name, value in check_state(path, groups.get("constants", {}), constants).items():
+            if not torch.equal(constants[name], value):  # an expanded buffer cannot be written to
+                constants[name].copy_(value)
 
 
 def checkpoints(folder: Path) -> tuple[Path, Path]:
-    """Where a run keeps its last checkpoint and its best."""
+    """The paths of a run's last and of its best checkpoint."""
     return folder / "checkpoints/last.safetensors", folder / "checkpoints/best.safetensors"
 
 
@@ -232,26 +232,26 @@ def _better(metric: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def _chunks(engine: Engine, device: torch.device) -> list[int]:
-    """What each process found to fit into memory, 0 where all did."""
+    """For each process the number of tasks at once that fitted into its memory; 0 if all did."""
     rank, processes = world()
-    own = torch.tensor([engine.fitted_chunk.get("outer", 0)], device=device)
-    return all_reduce_sum([pad_to_global(own, range(rank, rank + 1), processes)])[0].tolist()
+    chunk = torch.tensor([engine.fitted_chunk.get("outer", 0)], device=device)
+    return all_reduce_sum([pad_to_global(chunk, range(rank, rank + 1), processes)])[0].tolist()
 
 
 def _take_chunks(engine: Engine, chunks: list[int]) -> None:
-    """Go on with the chunks that as many processes found before, for the same bits."""
+    """Continue with the same numbers of tasks at once, which give the same bits, if there are as many processes."""
     rank, processes = world()
     if len(chunks) == processes and chunks[rank]:
         engine.fitted_chunk["outer"] = chunks[rank]
 
 
-def _truncate_log(metrics: Path, step: int) -> None:
-    """Drop the lines after the step to resume from, and one that the death of the run cut short."""
-    kept = []
-    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []:
+def _truncate_log(log: Path, step: int) -> None:
+    """Drop the lines after the step to resume from, and a last line that an interruption cut short."""
+    lines = []
+    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else []:
         try:
             if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+                lines.append(line + "\n")
         except json.JSONDecodeError:
             continue
-    write_atomically(metrics, "".join(kept).encode())
+    write_atomically(log, "".join(lines).encode())

@@ -1,4 +1,4 @@
-"""The outer update: what becomes of a meta-batch's gradient, and the optimiser that takes it."""
+"""The outer update: guards and clips the gradient of a meta-batch, and takes an optimiser step."""
 
 from __future__ import annotations
 
@@ -16,18 +16,24 @@ if TYPE_CHECKING:
     from fewshot.training.settings import TrainSettings
 
 
-def guarded(gradient: Tensors, loss: torch.Tensor, params: Tensors) -> tuple[Tensors, torch.Tensor]:
-    """The gradient; where the loss or any part of it holds a NaN, each parameter's own value in its place.
+def replace_nan(gradient: Tensors, loss: torch.Tensor, params: Tensors) -> tuple[Tensors, torch.Tensor]:
+    """If the loss or the gradient holds a NaN, replace the whole gradient by the parameters themselves.
 
-    What deepmind/leo does, whose comment promises the gradient of a small L2 penalty: two names are exchanged there.
-    Also whether that is what happened: bool [].
+    deepmind/leo does this (`runner.py`): its comment promises the gradient of a small L2 penalty, but two names are
+    exchanged there.
+
+    Returns:
+        (gradient, whether it was replaced: bool [])
     """
     broken = torch.stack([value.isnan().any() for value in (loss, *gradient.values())]).any()
     return {name: torch.where(broken, params[name].detach(), value) for name, value in gradient.items()}, broken
 
 
 class NonFiniteGuard:
-    """What is not finite in training: replaced and counted with `nan_guard`, else the end of the run; on the device."""
+    """Handles losses and gradients that are not finite: with `nan_guard` it replaces and counts them, else it raises.
+
+    It counts on the device, so that no step waits for it.
+    """
 
     def __init__(self, nan_guard: bool, guarded: int, device: torch.device) -> None:
         self._guard = nan_guard
@@ -35,9 +41,9 @@ class NonFiniteGuard:
         self._first = torch.full((), -1, device=device)  # the first step that was not finite
 
     def filter(self, outer: MetaGradient, params: Tensors, step: int) -> Tensors:
-        """The gradient to take."""
+        """The gradient for the optimiser."""
         if self._guard:
-            gradient, replaced = guarded(outer.gradient, outer.loss, params)
+            gradient, replaced = replace_nan(outer.gradient, outer.loss, params)
             self._guarded += replaced
             return gradient
         finite = torch.stack([value.isfinite().all() for value in (outer.loss, *outer.gradient.values())]).all()
@@ -45,7 +51,11 @@ class NonFiniteGuard:
         return outer.gradient
 
     def check(self, last: Path) -> int:
-        """How many steps were guarded. Raises FewshotError if another was not finite."""
+        """The number of steps that were replaced so far.
+
+        Raises:
+            FewshotError: a step was not finite, and not replaced.
+        """
         if (first := int(self._first)) >= 0:
             kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
             raise FewshotError(
@@ -56,7 +66,7 @@ class NonFiniteGuard:
 
 
 def clipped(gradient: Tensors, element: float | None, norm: float | None) -> Tensors:
-    """Each element to [-element, element], then each tensor to an L2 norm of at most `norm`; None leaves as it is."""
+    """Clip each element to [-element, element], then each tensor to an L2 norm of `norm` at most; None: no clipping."""
     if element is not None:
         gradient = {name: value.clamp(-element, element) for name, value in gradient.items()}
     if norm is not None:
@@ -65,10 +75,10 @@ def clipped(gradient: Tensors, element: float | None, norm: float | None) -> Ten
 
 
 def make_optimizer(settings: TrainSettings, params: Tensors) -> torch.optim.Optimizer | None:
-    """The one that `train.outer_optimizer` names, for these parameters; None where there are none.
+    """The optimiser that `train.outer_optimizer` names; None if there are no parameters.
 
     Raises:
-        FewshotError: no such optimiser.
+        FewshotError: there is no such optimiser.
     """
     check_choice("train.outer_optimizer", settings.outer_optimizer, ("adam", "adam_tf", "sgd"))
     if not params:
@@ -81,7 +91,7 @@ def make_optimizer(settings: TrainSettings, params: Tensors) -> torch.optim.Opti
 def optimizer_step(
     optimizer: torch.optim.Optimizer | None, params: Tensors, gradient: Tensors, settings: TrainSettings, step: int
 ) -> float:
-    """One step of the outer optimiser, in place; returns the rate it took."""
+    """Take one step of the outer optimiser, in place. Returns its learning rate."""
     rate = settings.outer_lr
     if settings.outer_lr_end is not None:  # supervised-reptile: linear, from the first step to just before the last
         done = step / settings.steps
@@ -101,14 +111,14 @@ def optimizer_step(
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer | None, params: Tensors) -> Tensors:
-    """The optimiser's tensors by parameter name and slot."""
+    """The tensors that the optimiser keeps, by "<parameter>/<slot>", such as "w/exp_avg"."""
     if optimizer is None:
         return {}
     return {f"{n}/{slot}": v for n, p in params.items() for slot, v in optimizer.state[p].items()}
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer | None, params: Tensors, slots: Tensors) -> None:
-    """Give the optimiser back what `slots` had of it, in place."""
+    """Load what `optimizer_state` returned, in place."""
     for key, value in slots.items():
         name, slot = key.rsplit("/", 1)
         if optimizer is not None:

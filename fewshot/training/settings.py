@@ -11,14 +11,14 @@ class TrainSettings:
 
     steps: int  # outer steps
     meta_batch: int  # tasks per outer step
-    shot: int | None  # K of training tasks; None: that of the test
+    shot: int | None  # K of training tasks; None: as in the test
     query: int | None  # Q of training tasks; None: K
     outer_optimizer: str  # adam | adam_tf (epsilon beside the uncorrected root, as TensorFlow has it) | sgd
     outer_lr: float
     outer_lr_end: float | None  # the rate falls linearly to this; None: constant
     clip: float | None  # each element of the outer gradient to [-clip, clip]
     clip_norm: float | None  # after that, the L2 norm of each tensor of it
-    nan_guard: bool  # see `outer.guarded`; False: a loss or gradient that is not finite ends the run
+    nan_guard: bool  # see `replace_nan`; False: a loss or gradient that is not finite ends the run
     train_on_val: bool  # validation classes join the training classes (train_on_val in deepmind/leo)
     validate_every: int  # outer steps between validations; 0: none
     select: str  # best (on validation) | last

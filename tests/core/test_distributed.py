@@ -40,7 +40,7 @@ from fewshot.experiment.config import apply_recipe
 from fewshot.experiment.run import training_run
 from fewshot.training.checkpoint import load_checkpoint
 from fewshot.training.loop import check_shareable, train
-from fewshot.training.optimizer import guarded
+from fewshot.training.optimizer import replace_nan
 from fewshot.training.settings import TrainSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,7 +129,7 @@ def process(folder: Path, data: Path) -> None:
     lone = torch.tensor([1.0] if rank == 0 else [float("nan")])
     params = {"w": torch.ones(2)}
     whole = over_processes(MetaGradient({"w": torch.ones(2)}, {}, lone, lone), rank_slice(2), 2)
-    found["nan"] = bool(guarded(whole.gradient, whole.loss, params)[1])
+    found["nan"] = bool(replace_nan(whole.gradient, whole.loss, params)[1])
 
     calls = []
     found["by_main"] = on_rank_zero(lambda: calls.append(rank) or "said")()
