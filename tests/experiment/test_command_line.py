@@ -106,7 +106,7 @@ def test_of_a_sweep_the_options_of_groups_alone_are_composed_each(monkeypatch: p
             checked("-m", word)
 
 
-@pytest.mark.parametrize("text", ["a(${HOME})", "a(b)${HOME}", "a\\${HOME}(", "lit,${HOME}q"])
+@pytest.mark.parametrize("text", ["a(b)${HOME}", "a\\${HOME}("])
 def test_a_text_with_a_literal_variable_is_the_folder_that_a_run_is_in(call: Any, text: str) -> None:
     (remedy,) = shlex.split(typed("run_dir", text))
     words = ("algorithm=nearest", "way=2", *TINY[1:3], "query=1")
@@ -236,12 +236,11 @@ def test_the_command_line_is_answered_before_torch_is_imported(words: list[str])
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-@pytest.mark.parametrize("flag", [["-m"], ["--multirun"], ["--multi"]])
-def test_flags_stand_anywhere(call: Any, place: int, flag: list[str]) -> None:
+@pytest.mark.parametrize("flag", ["-m", "--multirun", "--multi"])
+def test_flags_stand_anywhere(place: int, flag: str) -> None:
     words = ["algorithm=nearest", "seed=0,1"]
-    done = call("train", *words[:place], *flag, *words[place:], "test.episodes=2", "runs=runs")
-    assert (done.code, done.err) == (0, "")
-    assert len(list(Path("runs").rglob("record.json"))) == 2
+    flags = parse_flags([*words[:place], flag, *words[place:]])
+    assert (flags.multirun, flags.overrides) == (True, words)
 
 
 def test_a_sweep_by_hydras_mode_ends_with_its_table(call: Any) -> None:
@@ -282,10 +281,10 @@ def test_a_folder_of_ones_own_has_options_in_every_group(call: Any) -> None:
     assert call("table", "--config-dir", "own", "layout=mine", "rows=[algorithm]", "runs=run").code == 0
 
 
-@pytest.mark.parametrize("swept", ["seed=range(0,2)", "algorithm=glob(nearest*,exclude=[*_mean])", "seed=choice(3,4)"])
-def test_a_sweep_in_words_of_hydra_runs_each(call: Any, swept: str) -> None:
-    done = call("train", "algorithm=nearest", swept, "-m", "test.episodes=2", "runs=runs")
-    assert (done.code, len(list(Path("runs").rglob("record.json")))) == (0, 1 if "glob" in swept else 2)
+def test_a_sweep_in_words_of_hydra_runs_each(call: Any) -> None:
+    algorithms = "algorithm=glob(nearest*,exclude=[*_mean])"
+    done = call("train", algorithms, "seed=range(0,2)", "query=choice(1,2)", "-m", "test.episodes=2", "runs=runs")
+    assert (done.code, len(list(Path("runs").rglob("record.json")))) == (0, 4)
 
 
 ACCEPTED = {  # words, and what they make of a key
