@@ -6,31 +6,29 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from fewshot.core.checks import check_bool, did_you_mean
+from fewshot.core.checks import check_bool, check_choice
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
 from fewshot.experiment.cli import main
-from fewshot.report.formats import FORMATS
-from fewshot.report.gather import read_runs
-from fewshot.report.table import refreshed, table_of
 
 
 def table(cfg: DictConfig) -> None:
+    """Print or write the table, or refresh the tables of Markdown files."""
+    from fewshot.report.formats import FORMATS
+    from fewshot.report.gather import read_runs
+    from fewshot.report.table import make_table
+
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
-    if cfg.format not in FORMATS:
-        known = list(FORMATS)
-        raise FewshotError(
-            f"format={cfg.format}: no such format{did_you_mean(str(cfg.format), known)}; {', '.join(known)}"
-        )
+    check_choice("format", cfg.format, tuple(FORMATS))
     for switch in ("published", "cost"):
         check_bool(switch, settings[switch])
     if cfg.refresh is not None:
         refresh(Path(cfg.refresh), settings)
         return
     runs, unread = read_runs(Path(str(cfg.runs)))
-    made = table_of(runs, settings)
-    complain([*unread, *made.complaints])
-    text = FORMATS[cfg.format](made)
+    page = make_table(runs, settings)
+    warn([*unread, *page.complaints])
+    text = FORMATS[cfg.format](page)
     if cfg.out is None:
         print(text)
     else:
@@ -39,13 +37,15 @@ def table(cfg: DictConfig) -> None:
 
 
 def refresh(folder: Path, settings: dict[str, Any]) -> None:
-    """Write the tables of every Markdown file below a folder anew; a file that is current is left as it is."""
+    """Write the tables of every Markdown file below a folder anew; a file whose table is current stays untouched."""
+    from fewshot.report.table import refresh_table
+
     count = 0
     for path in sorted(folder.rglob("*.md")):
-        found = refreshed(path, settings)
-        if found is not None:
-            text, made = found
-            complain(made.complaints)
+        refreshed = refresh_table(path, settings)
+        if refreshed is not None:
+            text, page = refreshed
+            warn(page.complaints)
             current = text == path.read_text(encoding="utf-8")
             if not current:
                 write_atomically(path, text.encode())
@@ -55,7 +55,8 @@ def refresh(folder: Path, settings: dict[str, Any]) -> None:
         raise FewshotError(f"no Markdown file below {folder} has a place for a table: <!-- table --> <!-- /table -->")
 
 
-def complain(lines: list[str]) -> None:
+def warn(lines: list[str]) -> None:
+    """Print each line as a warning on stderr."""
     for line in lines:
         print(f"warning: {line}", file=sys.stderr)
 

@@ -1,112 +1,111 @@
-"""Runs to the cells of a table: which row and column each falls into, and which cells are best.
+"""The cells of a table: which runs share a row and a column, and which cells are best.
 
-Two rules keep a table honest. Scores share a column only where every test episode was the same, or where rows or
-columns say what differs; and they are averaged only over training seeds of runs that differ in nothing else the record
-knows. A published figure joins a column whose task, and view where its source tells it, is its own.
+Two rules keep a table honest. A column holds scores on the same test episodes, unless rows or columns name the
+difference. A cell averages runs that differ in nothing but the seed. A published figure joins the column of its task,
+and of its functions where it is an error of a regression.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from fewshot.core.errors import FewshotError
-from fewshot.report.gather import HERE, named, one_per_seed
-from fewshot.report.labels import COLUMN, CONFIGURATION, VARIATIONS, column_of, method_place, natural_sort_key
+from fewshot.report.gather import HERE, label_rows, one_per_seed
+from fewshot.report.labels import COLUMN, CONFIGURATION, VARIATIONS, column_of, method_sort_key, natural_sort_key
 from fewshot.report.records import Record, field_of
-from fewshot.report.statistics import against_best, scores
+from fewshot.report.statistics import compare_with_best, read_scores
 
-# In what runs of one cell may not differ, first what a person would look at first.
+# The fields in which runs of one cell must agree; the ones that a person would look at first come first.
 ONE_METHOD = (
     "algorithm", "backbone", "recipe", "protocol.setting", "protocol.train_on_val",
-    *COLUMN, "dataset", "way", "shot", *VARIATIONS, *CONFIGURATION, "published.source", "published.label",
+    *COLUMN, "dataset", "way", "shot", *VARIATIONS, *CONFIGURATION, "published",
 )  # fmt: skip
-# What the tests of a published figure and of runs have to share in one column; of the rest sources tell too little.
+# The fields in which a published figure and the runs of its column must agree; sources do not state the others.
 ONE_TASK = ("protocol.dataset", "protocol.way", "protocol.shot", "protocol.view")
+
+Key = tuple[Hashable, ...]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Rows and columns by field; besides a record's own: `method` and `task`, which are names that tell all runs apart,
-    `source` and `input_size`. Without columns a cell is spread over two: its mean and its interval."""
+    """Which fields make rows and columns.
+
+    Besides a record's own fields there are `method` and `task`, names that tell all runs apart, `source` and
+    `input_size`. Without columns, a cell takes two columns: its mean and its interval.
+    """
 
     rows: dict[str, str] = field(default_factory=lambda: {"method": "method"})  # heading: field
     cols: Sequence[str] = ("task",)
     metric: str = "accuracy"
     title: str = ""
 
-    @property
-    def lower(self) -> bool:
-        """Whether the lower score is the better one."""
-        return self.metric == "mse"
-
 
 @dataclass
 class Cell:
-    """One method's runs on one task, differing in seed only, or one published figure."""
+    """One method's runs on one task, which differ in the seed only, or one published figure."""
 
-    row: tuple[Hashable, ...]
-    column: tuple[Hashable, ...]
+    row: Key
+    column: Key
     runs: list[Record]
-    p: float | None = None  # corrected, of its comparison with the best of its column, 1 for that; None: not compared
+    p: float | None = None  # corrected p value against the best of its column, 1 for the best; None: not compared
 
     @property
     def figure(self) -> dict[str, Any] | None:
-        """The published figure that this is, if it is one."""
+        """The published figure, if the cell is one."""
         return self.runs[0].get("published")
 
     def mean(self, metric: str) -> float:
+        """The mean over the runs."""
         return sum(run["test"][metric] for run in self.runs) / len(self.runs)
 
     def over_seeds(self, metric: str) -> float | None:
-        """Half width of the 95 % Student t interval over training runs."""
+        """Half width of the 95 % Student t interval over several runs."""
+        from scipy import stats
+
         if len(self.runs) < 2:
             return None
         return float(stats.t.ppf(0.975, len(self.runs) - 1) * stats.sem([run["test"][metric] for run in self.runs]))
 
     def over_episodes(self) -> float | None:
-        """Half width of the 95 % interval over the test episodes of a single run: the runs' mean."""
+        """Half width of the 95 % interval over the test episodes of one run: the mean of the runs' half widths."""
         halves = [run["test"]["ci95"] for run in self.runs]
-        known = [half for half in halves if half is not None and not math.isnan(half)]
-        return sum(known) / len(known) if len(known) == len(halves) else None
+        if any(half is None or math.isnan(half) for half in halves):
+            return None
+        return sum(halves) / len(halves)
 
 
-def cells(
-    runs: list[Record], published: list[Record], layout: Layout
-) -> tuple[list[Cell], list[tuple[Hashable, ...]], list[str]]:
+def build_cells(runs: list[Record], published: list[Record], layout: Layout) -> tuple[list[Cell], list[Key], list[str]]:
     """The cells in the order of rows, then columns; the columns; and a line for each run that cannot be compared.
 
     Raises:
-        FewshotError: a cell would average, or a column would compare, what was not measured alike.
+        FewshotError: runs that were not measured alike would share a cell or a column.
     """
     fields = list(layout.rows.values())
-    lines = named(runs, published, [*fields, *layout.cols])
-    groups: dict[tuple[tuple[Hashable, ...], tuple[Hashable, ...]], list[Record]] = defaultdict(list)
-    for line in lines:
+    groups: dict[tuple[Key, Key], list[Record]] = defaultdict(list)
+    for line in label_rows(runs, published, [*fields, *layout.cols]):
         groups[_values(line, fields), _values(line, layout.cols)].append(line)
-    made = [Cell(row, column, group) for (row, column), group in groups.items()]
-    for cell in made:
-        _refuse_mixture(cell)
-        cell.runs = one_per_seed(cell.runs, "{method} on {task}".format(**cell.runs[0]))
-    _refuse_mixed_columns(made, layout)
-    rows: dict[Hashable, Any] = {}
-    places: dict[Hashable, Any] = {}
-    for cell in made:
-        for found, key, names in ((rows, cell.row, fields), (places, cell.column, layout.cols)):
-            place = [_place(name, cell.runs[0]) for name in names]
-            found[key] = min(place, found.get(key, place))
-    made.sort(key=lambda cell: (rows[cell.row], places[cell.column]))
-    columns = sorted({cell.column for cell in made}, key=places.__getitem__)
-    return made, columns, _compare(made, layout)
+    cells = []
+    for (row, column), group in groups.items():
+        for other in group[1:]:
+            _check_alike(group[0], other, ONE_METHOD, "fall into one cell but differ in")
+        cells.append(Cell(row, column, one_per_seed(group, "{method} on {task}".format(**group[0]))))
+    _check_columns(cells, layout)
+    rows, columns = {}, {}
+    for cell in cells:
+        for sort_keys, key, names in ((rows, cell.row, fields), (columns, cell.column, layout.cols)):
+            sort_key = [_sort_key(name, cell.runs[0]) for name in names]
+            sort_keys[key] = min(sort_key, sort_keys.get(key, sort_key))
+    cells.sort(key=lambda cell: (rows[cell.row], columns[cell.column]))
+    return cells, sorted(columns, key=columns.__getitem__), _compare(cells, lower_is_better=layout.metric == "mse")
 
 
-def _values(line: Record, fields: Sequence[str]) -> tuple[Hashable, ...]:
+def _values(line: Record, fields: Sequence[str]) -> Key:
     values = []
     for name in fields:
         try:
@@ -117,17 +116,15 @@ def _values(line: Record, fields: Sequence[str]) -> tuple[Hashable, ...]:
             value = None
         if isinstance(value, dict):
             raise FewshotError(f"{name} is a group of fields; name one of them, such as {name}.{next(iter(value), '')}")
-        if isinstance(value, list):
-            value = ", ".join(map(str, value))
-        values.append(value)
+        values.append(", ".join(map(str, value)) if isinstance(value, list) else value)
     return tuple(values)
 
 
-def _place(name: str, line: Record) -> Any:
-    """A sort key of one field: algorithms from simple to elaborate, tasks as numbers, what others report first."""
+def _sort_key(name: str, line: Record) -> Any:
+    """A sort key of one field: simple algorithms first, tasks by their numbers, published figures before runs."""
     value = _values(line, [name])[0]
     if name in ("method", "algorithm"):
-        return method_place(str(value), line["algorithm"])
+        return method_sort_key(str(value), line["algorithm"])
     if name == "task":
         return natural_sort_key([*(line["protocol"][key] for key in ("dataset", "way", "shot")), line["order"]])
     if name == "source":
@@ -135,66 +132,50 @@ def _place(name: str, line: Record) -> Any:
     return natural_sort_key([value])
 
 
-def _refuse_mixture(cell: Cell) -> None:
-    """Raise where runs of one cell differ in more than the seed."""
-    first = cell.runs[0]
-    for other in cell.runs[1:]:
-        difference = _difference(first, other, ONE_METHOD)
-        if difference or "published" in first:
-            name, text = difference or ("source", "nothing")
-            raise FewshotError(
-                f"{first['folder']} and {other['folder']} fall into one cell but differ in {text}: "
-                f"add {name} to rows or cols"
-            )
+def _check_columns(cells: list[Cell], layout: Layout) -> None:
+    """Raise FewshotError for a column of different test episodes where neither rows nor columns name the difference."""
+    named = [i for i, name in enumerate(layout.rows.values()) if name in COLUMN or name == "task"]
+    firsts: dict[Hashable, Record] = {}
+    for cell in sorted(cells, key=lambda cell: cell.figure is not None):  # published figures after the runs
+        run, key = cell.runs[0], (cell.column, *(cell.row[i] for i in named))
+        if cell.figure is None:
+            _check_alike(firsts.setdefault(key, run), run, COLUMN, "would share a column but their tests differ in")
+        elif key in firsts:
+            _check_alike(firsts[key], run, ONE_TASK, "would share a column but their tests differ in", "task")
 
 
-def _refuse_mixed_columns(made: list[Cell], layout: Layout) -> None:
-    """Raise where a column holds different test episodes and neither rows nor columns say so."""
-    told = [place for place, name in enumerate(layout.rows.values()) if name in COLUMN or name == "task"]
-    seen: dict[Hashable, Record] = {}
-    for cell in sorted(made, key=lambda cell: cell.figure is not None):  # figures last: they are held against runs
-        run, key = cell.runs[0], (cell.column, *(cell.row[place] for place in told))
-        if cell.figure is not None and key not in seen:
-            continue
-        first = seen.setdefault(key, run)
-        if difference := _difference(first, run, tuple(COLUMN) if cell.figure is None else ONE_TASK):
-            name, text = difference
-            raise FewshotError(
-                f"{first['folder']} and {run['folder']} would share a column but their tests differ in {text}: "
-                f"add {name if cell.figure is None else 'task'} to rows or cols"
-            )
-
-
-def _difference(one: Record, other: Record, fields: Sequence[str]) -> tuple[str, str] | None:
-    """The first field in which two lines differ, and words that say how."""
+def _check_alike(one: Record, other: Record, fields: Iterable[str], problem: str, remedy: str = "") -> None:
+    """Raise FewshotError with the first field in which two records differ, and the field that would set them apart."""
     for name in fields:
         try:
             values = field_of(one, name), field_of(other, name)
-        except (KeyError, TypeError):
+        except (KeyError, TypeError):  # a source does not state all fields
             continue
         if values[0] != values[1]:
-            return name, "{} ({:.40} and {:.40})".format(name, *map(str, values))
-    return None
+            difference = "{} ({:.40} and {:.40})".format(name, *map(str, values))
+            raise FewshotError(
+                f"{one['folder']} and {other['folder']} {problem} {difference}: add {remedy or name} to rows or cols"
+            )
 
 
-def _compare(made: list[Cell], layout: Layout) -> list[str]:
-    """Set the p of every cell that can be compared with the best of its column; say which runs cannot be, and why."""
-    complaints: set[str] = set()  # scores after several numbers of steps stand in one file, which is said once
+def _compare(cells: list[Cell], lower_is_better: bool) -> list[str]:
+    """Set the p value of each cell that can be compared with the best of its column; why others cannot be."""
+    complaints: set[str] = set()
     columns: dict[Hashable, list[tuple[Cell, np.ndarray]]] = defaultdict(list)
-    for cell in made:
+    for cell in cells:
         if cell.figure is not None:
             continue
-        found: list[np.ndarray] = []
+        scores = []
         for run in cell.runs:
             try:
-                found.append(scores(run))
+                scores.append(read_scores(run))
             except FewshotError as error:
                 complaints.add(f"{error} (its mean stands in the table, compared with no other)")
-        if len(found) == len(cell.runs) and len(found[0]) > 1:
-            columns[cell.column, column_of(cell.runs[0])].append((cell, np.mean(found, axis=0)))
-    several = [column for column in columns.values() if len(column) > 1]
-    found_p = against_best([[each for _, each in column] for column in several], layout.lower)
-    for column, p_values in zip(several, found_p, strict=True):
-        for (cell, _), p in zip(column, p_values, strict=True):
+        if len(scores) == len(cell.runs) and len(scores[0]) > 1:
+            columns[cell.column, column_of(cell.runs[0])].append((cell, np.mean(scores, axis=0)))
+    compared = [column for column in columns.values() if len(column) > 1]
+    p_values = compare_with_best([[scores for _, scores in column] for column in compared], lower_is_better)
+    for column, p_column in zip(compared, p_values, strict=True):
+        for (cell, _), p in zip(column, p_column, strict=True):
             cell.p = p
     return sorted(complaints)

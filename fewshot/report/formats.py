@@ -1,89 +1,115 @@
-"""A page in the format of the place where it will stand: Markdown, LaTeX with booktabs, CSV, or an HTML page."""
+"""A page in the format of the place where it will stand: Markdown, LaTeX with booktabs, CSV or HTML."""
 
 from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Iterable
-
-import pandas as pd
+from collections.abc import Callable
+from html import escape
+from typing import TYPE_CHECKING
 
 from fewshot.report.page import Entry, Page
-from fewshot.report.web import html
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# LaTeX
+PREAMBLE = r"""% \usepackage{booktabs,graphicx}
+\providecommand{\resizebox}[3]{#3}% without graphicx a table is as large as it is"""
+NUMBER = re.compile(r"[\d,.]+|–")
+WRAP = 28  # letters of a cell's line
+LONG = 24  # rows of a table whose height matters more than its width
+WIDE = 6  # columns above which the width of a short table matters most
+# [ and * after the end of a row would be taken for its options.
+ESCAPES = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': "''", "[": "{[}", "*": "{*}", "±": r"$\pm$", "–": "--", "\n": " ",
+}  # fmt: skip
+
+# HTML
+HEADING = 14  # letters of a heading's line
+# A table larger than the screen scrolls by itself; its headings and its first column stay.
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5rem auto; max-width: 80rem; padding: 0 1rem; color: #1b1b1b }
+h1 { font-size: 1.5rem } h2 { font-size: 1.2rem }
+.scroll { overflow: auto; max-height: 90vh; margin: 1rem 0; border-bottom: 2px solid; border-top: 2px solid }
+table { border-collapse: separate; border-spacing: 0; font-variant-numeric: tabular-nums }
+th, td { padding: .25rem .6rem; text-align: left; vertical-align: top; min-width: 4rem; max-width: 16rem }
+th { position: sticky; top: 0; z-index: 1; background: #fff; border-bottom: 1px solid }
+th { vertical-align: bottom; white-space: nowrap }
+td { border-bottom: 1px solid #e4e4e4 }
+tr > :first-child { position: sticky; left: 0; background: #fff; min-width: 8rem } th:first-child { z-index: 2 }
+sup { line-height: 0; margin-left: .15em; white-space: nowrap }
+li, p { overflow-wrap: anywhere }
+@media (max-width: 40rem) { tr > :first-child { overflow-wrap: anywhere; max-width: 8rem } }
+"""
 
 
-def markdown(page: Page) -> str:
-    """As GitHub reads it."""
+def render_markdown(page: Page) -> str:
+    """Markdown as GitHub reads it."""
 
     def cell(entry: Entry) -> str:
-        text = f"**{_markdown(entry.text)}**" if entry.bold else _markdown(entry.text)
+        text = f"**{escape_markdown(entry.text)}**" if entry.bold else escape_markdown(entry.text)
         return text + (f" <sup>{', '.join(map(str, entry.notes))}</sup>" if entry.notes else "")
 
-    parts = [_grid(page.table, cell, _markdown), f"{_markdown(page.title)}."]
-    if page.notes:
-        parts.append("\n".join(f"{number}. {_markdown(note)}" for number, note in enumerate(page.notes, start=1)))
-    if page.footer:
-        parts.append("\n".join(f"- **{_markdown(what)}**: {_markdown(text)}" for what, text in page.footer))
+    parts = [_markdown_table(page.table.map(cell)), f"{escape_markdown(page.title)}."]
+    parts.append("\n".join(f"{number}. {escape_markdown(note)}" for number, note in enumerate(page.notes, start=1)))
+    parts.append("\n".join(f"- **{escape_markdown(what)}**: {escape_markdown(text)}" for what, text in page.footer))
     if page.cost is not None:
-        parts.append(_grid(page.cost, _markdown, _markdown))
-    return "\n\n".join(parts)
+        parts.append(_markdown_table(page.cost.map(escape_markdown)))
+    return "\n\n".join(filter(None, parts))
 
 
-def _grid(table: pd.DataFrame, cell: Callable[..., str], heading: Callable[[str], str]) -> str:
+def _markdown_table(texts: pd.DataFrame) -> str:
     # Cells are finished text: left to itself, tabulate reads "95.40" as a number and prints 95.4.
-    return table.map(cell).rename(columns=heading).to_markdown(index=False, disable_numparse=True)
+    return texts.rename(columns=escape_markdown).to_markdown(index=False, disable_numparse=True)
 
 
-def _markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
+    """The text on one line, without Markdown's own signs."""
     text = re.sub(r"([\\`*|\[\]])", r"\\\1", " ".join(text.split())).replace("<", "&lt;")
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)  # inside a word an underscore is one
 
 
-NEEDS = r"""% \usepackage{booktabs,graphicx}
-\providecommand{\resizebox}[3]{#3}% without graphicx a table is as large as it is"""
-NUMBER = re.compile(r"[\d,.]+|–")
-WRAP, LONG = 28, 24  # letters of a cell's line, rows of a table whose height matters more than its width
-WIDE = 6  # columns above which the width of a short table matters most
-
-
-def latex(page: Page) -> str:
-    """Table environments to paste, in need of the package booktabs, and of graphicx to shrink what is too large."""
-    notes = (rf"\textsuperscript{{{number}}}~{_latex(note)}." for number, note in enumerate(page.notes, start=1))
-    footer = (rf"\textbf{{{_latex(what)}}}: {_latex(text)}." for what, text in page.footer)
-    parts = [NEEDS, _float(page.table, page.title, [" ".join(notes), " ".join(footer)])]
+def render_latex(page: Page) -> str:
+    """Table environments to paste. They need the package booktabs, and graphicx to shrink what is too large."""
+    notes = (rf"\textsuperscript{{{number}}}~{escape_latex(note)}." for number, note in enumerate(page.notes, start=1))
+    footer = (rf"\textbf{{{escape_latex(what)}}}: {escape_latex(text)}." for what, text in page.footer)
+    width = 2 * WRAP if len(page.table) >= LONG else WRAP
+    if page.table.shape[1] > WIDE and len(page.table) < LONG // 2:
+        width = 2 * WRAP // 3
+    parts = [PREAMBLE, _latex_table(page.table, page.title, width, [" ".join(notes), " ".join(footer)])]
     if page.cost is not None:
-        parts.append(_float(page.cost.map(Entry), "What it took", []))
+        width = 2 * WRAP if len(page.cost) >= LONG else WRAP
+        parts.append(_latex_table(page.cost.map(Entry), "What it took", width, []))
     return "\n".join(parts)
 
 
-def _float(table: pd.DataFrame, caption: str, below: list[str]) -> str:
-    width = 2 * WRAP if len(table) >= LONG else WRAP
-    if below and table.shape[1] > WIDE and len(table) < LONG // 2:  # the costs' own columns are narrow
-        width = 2 * WRAP // 3
-
+def _latex_table(table: pd.DataFrame, caption: str, width: int, below: list[str]) -> str:
     def cell(entry: Entry) -> str:
-        text = rf"\textbf{{{_stacked(entry.text, width)}}}" if entry.bold else _stacked(entry.text, width)
+        text = _stack_lines(entry.text, width)
+        text = rf"\textbf{{{text}}}" if entry.bold else text
         return text + (rf"\textsuperscript{{{','.join(map(str, entry.notes))}}}" if entry.notes else "")
 
-    def place(entries: Iterable[Entry]) -> str:
-        return "r" if all(NUMBER.fullmatch(entry.text) and not entry.notes for entry in entries) else "l"
-
-    places = [place(table[name].tolist()) for name in table]
+    numbers = table.map(lambda entry: bool(NUMBER.fullmatch(entry.text)) and not entry.notes).all()
+    alignment = "".join(numbers.map({True: "r", False: "l"}))
     rows = [" & ".join(map(cell, row)) for row in table.itertuples(index=False, name=None)]
-    apart = r" \\ \addlinespace[2pt]" if any("tabular" in row for row in rows) else r" \\"
-    notes = "\n\\par\\smallskip\n".join(text for text in below if text)
+    row_end = r" \\ \addlinespace[2pt]" if any("tabular" in row for row in rows) else r" \\"
+    heading_width = WRAP // 2 if table.shape[1] > 4 else WRAP
+    notes = "\n\\par\\smallskip\n".join(filter(None, below))
     lines = [
         r"\begin{table}",
         r"\centering",
         r"\resizebox{!}{\ifdim\height>.98\textheight.98\textheight\else\height\fi}{%",
         r"\begin{minipage}[b]{\linewidth}\centering\small\setlength{\tabcolsep}{4pt}",
-        rf"\caption{{{_latex(caption)}.}}",
+        rf"\caption{{{escape_latex(caption)}.}}",
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        rf"\begin{{tabular}}{{@{{}}{''.join(places)}@{{}}}}",
+        rf"\begin{{tabular}}{{@{{}}{alignment}@{{}}}}",
         r"\toprule",
-        " & ".join(_stacked(name, WRAP // 2 if len(places) > 4 else WRAP, "b") for name in table) + r" \\",
+        " & ".join(_stack_lines(name, heading_width, "b") for name in table) + r" \\",
         r"\midrule",
-        f"{apart}\n".join(rows) + r" \\",
+        f"{row_end}\n".join(rows) + r" \\",
         r"\bottomrule",
         r"\end{tabular}}",
     ]
@@ -92,34 +118,69 @@ def _float(table: pd.DataFrame, caption: str, below: list[str]) -> str:
     return "\n".join([*lines, r"\end{minipage}}", r"\end{table}"])
 
 
-def _stacked(text: str, width: int, place: str = "t") -> str:
+def _stack_lines(text: str, width: int, position: str = "t") -> str:
     """Long text on several lines, the first (t) or the last (b) of them on the line of the row."""
-    lines = [_latex(line) for line in _lines(text, width)]
+    lines = [escape_latex(line) for line in _wrap(text, width)]
     if len(lines) < 2:
         return "".join(lines)
     stack = r" \\ ".join(lines)
-    return rf"\begin{{tabular}}[{place}]{{@{{}}l@{{}}}}{stack}\end{{tabular}}"
+    return rf"\begin{{tabular}}[{position}]{{@{{}}l@{{}}}}{stack}\end{{tabular}}"
 
 
-def _lines(text: str, width: int) -> list[str]:
+def escape_latex(text: str) -> str:
+    """The text without LaTeX's own signs."""
+    return "".join(ESCAPES.get(letter, letter) for letter in text)
+
+
+def _wrap(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
-# [ and * after the end of a row would be taken for its options.
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': "''", "[": "{[}", "*": "{*}", "±": r"$\pm$", "–": "--", "\n": " ",
-}  # fmt: skip
-
-
-def _latex(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in text)
-
-
-def csv(page: Page) -> str:
-    """One line per cell, numbers as they were measured."""
+def render_csv(page: Page) -> str:
+    """One line per cell with its numbers as measured."""
     return page.raw.to_csv(index=False, lineterminator="\n").rstrip("\n")
 
 
-FORMATS: dict[str, Callable[[Page], str]] = {"markdown": markdown, "latex": latex, "csv": csv, "html": html}
+def render_html(page: Page) -> str:
+    """A complete HTML document that needs no other file."""
+    cost = "" if page.cost is None else f"<h2>What it took</h2>{html_table(page.cost)}"
+    return html_document(page.title, f"<h1>{escape(page.title)}</h1>{html_section(page)}{cost}")
+
+
+def html_document(title: str, body: str, style: str = "") -> str:
+    """The body with a head."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head>\n<body>\n{body}\n</body></html>"
+    )
+
+
+def html_section(page: Page) -> str:
+    """The table with its footnotes and its protocol."""
+    parts = [html_table(page.table)]
+    if page.notes:
+        parts.append("<ol>" + "".join(f"<li>{escape(note)}</li>" for note in page.notes) + "</ol>")
+    if page.footer:
+        items = (f"<li><b>{escape(what)}</b>: {escape(text)}</li>" for what, text in page.footer)
+        parts.append("<ul>" + "".join(items) + "</ul>")
+    return "\n".join(parts)
+
+
+def html_table(table: pd.DataFrame) -> str:
+    """A table of entries or texts."""
+
+    def cell(entry: Entry | str) -> str:
+        if isinstance(entry, str):
+            return escape(entry)
+        text = escape(entry.text).replace(" ± ", "&nbsp;±&nbsp;")
+        text = f"<b>{text}</b>" if entry.bold else text
+        return text + (f"<sup>{', '.join(map(str, entry.notes))}</sup>" if entry.notes else "")
+
+    texts = table.map(cell).rename(columns=lambda name: "<br>".join(map(escape, _wrap(name, HEADING))))
+    return f'<div class="scroll" tabindex="0">{texts.to_html(index=False, escape=False, border=0)}</div>'
+
+
+FORMATS: dict[str, Callable[[Page], str]] = {
+    "markdown": render_markdown, "latex": render_latex, "csv": render_csv, "html": render_html,
+}  # fmt: skip

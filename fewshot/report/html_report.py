@@ -1,24 +1,33 @@
-"""One HTML file of a folder of runs: tables, pictures, how configurations differ, what it took, which commands.
+"""One HTML file about a folder of runs: tables, plots, differing settings, costs and commands.
 
-The file needs nothing else: the pictures are inside it, and there is no script in it.
+The file needs no other file: the plots are inside it, and there is no script in it.
 """
 
 from __future__ import annotations
 
 import base64
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from fewshot.core.errors import FewshotError
-from fewshot.report.charts import CHARTS
-from fewshot.report.configurations import differences
+from fewshot.core.paths import UNHASHED_KEYS
+from fewshot.report.formats import html_document, html_section, html_table
+from fewshot.report.gather import STEPS
+from fewshot.report.labels import column_names, column_of, method_names
+from fewshot.report.page import NOTHING
 from fewshot.report.records import Record
-from fewshot.report.styles import saved
-from fewshot.report.table import metrics_of, table_of
-from fewshot.report.web import document, grid, section
+from fewshot.report.table import make_table, metrics_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 OWN_STYLE = """
 section { margin: 2.5rem 0 } nav { line-height: 2 } nav a { margin-right: 1.2rem; white-space: nowrap }
@@ -36,110 +45,112 @@ CAPTIONS = {
 }
 
 
-def report(
+def render_report(
     folder: Path, runs: Sequence[Record], settings: Mapping[str, Any], unread: Sequence[str] = ()
 ) -> tuple[str, list[str]]:
     """The report of a folder's runs, and a line for each thing that could not be read or compared.
 
-    The layout chooses the runs of the tables; pictures, configurations and commands are those of all.
+    The layout chooses the runs of the tables. Plots, configurations and commands are of all runs.
 
     Args:
-        runs: every run below the folder, and `unread` a line for each that could not be read, as `measured` has them.
-        settings: how to tabulate, of the form of conf/table.yaml.
+        runs: every run below the folder, and `unread` a line for each unreadable one, as `read_runs` returns them.
+        settings: the layout and its changes, in the form of conf/table.yaml.
 
     Raises:
         FewshotError: no run is of the layout, or a table would mix what was not measured alike.
     """
+    import pandas as pd
+
     complaints = list(unread)
     tables = costs = ""
-    layout = settings["layout"]
-    for metric in metrics_of(runs, layout):
-        page = table_of(runs, {**settings, "layout": {**layout, "metric": metric}})
+    for metric in metrics_of(runs, settings["layout"]):
+        page = make_table(runs, {**settings, "layout": {**settings["layout"], "metric": metric}})
         complaints += page.complaints
-        tables += f"<h2>{escape(page.title)}</h2>{section(page)}"
-        costs += "" if page.cost is None else grid(page.cost)
-    images, left_out = charts(runs, "svg")
-    configurations, damaged = _configurations(runs, folder)
+        tables += f"<h2>{escape(page.title)}</h2>{html_section(page)}"
+        costs += "" if page.cost is None else html_table(page.cost)
+    images, left_out = draw_plots(runs, "svg")
+    records = {str(Path(run["folder"]).relative_to(folder)): run for run in runs}
+    configurations, missing = compare_configurations(runs)
+    commands = [str(run.get("command") or "unknown") for run in records.values()]
     sections = {
         "Tables": tables,
         "Pictures": "<h2>Pictures</h2>" + "".join(map(_figure, images, images.values())) + _list(left_out),
-        "Configurations": "<h2>How the configurations differ</h2>" + configurations,
+        "Configurations": "<h2>How the configurations differ</h2>"
+        + (html_table(configurations) if len(configurations) else "<p>In nothing but the seed and paths.</p>")
+        + (f"<p>{missing} of {len(records)} records have no readable config.yaml.</p>" if missing else ""),
         "Costs": "<h2>What it took</h2>" + costs,
-        "Commands": "<h2>Commands</h2>" + _commands(runs, folder),
+        "Commands": "<h2>Commands</h2>" + html_table(pd.DataFrame({"record": list(records), "command": commands})),
     }
-    complaints = list(dict.fromkeys([*complaints, *damaged]))
     if complaints:
         sections["Complaints"] = "<h2>What could not be read or compared</h2>" + _list(complaints)
-    return _document(f"Report of {folder.resolve().name}", runs, sections), complaints
+    title = f"Report of {folder.resolve().name}"
+    algorithms = ", ".join(dict.fromkeys(run["algorithm"] for run in runs))
+    links = "\n".join(f'<a href="#{name.lower()}">{name}</a>' for name in sections)
+    parts = "\n".join(f'<section id="{name.lower()}">{text}</section>' for name, text in sections.items())
+    head = f"<header><h1>{escape(title)}</h1><p>{len(records)} records of {escape(algorithms)}</p></header>"
+    return html_document(title, f"{head}\n<nav>{links}</nav>\n<main>\n{parts}\n</main>", OWN_STYLE), complaints
 
 
-def charts(runs: Sequence[Record], format: str) -> tuple[dict[str, bytes], list[str]]:
-    """Every chart that the runs have something for, by its name, and a line for each that is left out.
+def draw_plots(runs: Sequence[Record], format: str) -> tuple[dict[str, bytes], list[str]]:
+    """Every plot that the runs have data for, by its name, and a line for each that is left out.
 
     Raises:
         FewshotError: a format other than png, pdf and svg.
     """
+    from fewshot.report.pictures import save_figure
+    from fewshot.report.plots import PLOTS
+
     images, left_out = {}, []
-    for name, draw in CHARTS.items():
+    for name, plot in PLOTS.items():
         try:
-            figure = draw(runs)
+            figure = plot(runs)
         except FewshotError as error:
             left_out.append(f"{name} left out: {error}")
         else:
-            images[name] = saved(figure, format)
+            images[name] = save_figure(figure, format)
     return images, left_out
 
 
 def _figure(name: str, image: bytes) -> str:
-    inside = base64.b64encode(image).decode()
-    caption = CAPTIONS[name]
+    caption, data = CAPTIONS[name], base64.b64encode(image).decode()
     return (
         f'<figure id="{name}"><div class="picture" tabindex="0"><img alt="{caption}" '
-        f'src="data:image/svg+xml;base64,{inside}"></div><figcaption>{caption}</figcaption></figure>\n'
+        f'src="data:image/svg+xml;base64,{data}"></div><figcaption>{caption}</figcaption></figure>\n'
     )
 
 
-def _configurations(runs: Sequence[Record], folder: Path) -> tuple[str, list[str]]:
-    frame, missing, complaints = differences(runs)
-    text = ""
-    if len(frame):
-        text += grid(frame)
-    elif len(frame.columns) > 1:
-        text += "<p>In nothing but the seed and places of files.</p>"
-    if missing:
-        records = len({run["folder"] for run in runs})
-        text += _folded(f"no config.yaml beside {len(missing)} of {records} records", _below(missing, folder))
-    return text, complaints
+def compare_configurations(runs: Sequence[Record]) -> tuple[pd.DataFrame, int]:
+    """A line per key of `config.yaml` in which runs differ, a column per configuration; and how many records have none.
 
+    Runs that differ in the seed and in paths alone share a column. A test that lies below the folder of its run needs
+    no configuration of its own.
+    """
+    import pandas as pd
 
-def _commands(runs: Sequence[Record], folder: Path) -> str:
-    """Each command once, with the runs that it made."""
-    made: dict[str, list[str]] = defaultdict(list)
-    for place, run in {run["folder"]: run for run in runs}.items():
-        made[str(run.get("command") or "command unknown")].append(place)
-    parts = [
-        f"<li><code>{escape(command)}</code>{_folded(f'{len(places)} records', _below(places, folder))}</li>"
-        for command, places in made.items()
+    groups: dict[tuple[tuple[str, str], ...], list[Record]] = defaultdict(list)
+    missing = 0
+    for folder, run in {Path(run["folder"]): run for run in runs}.items():
+        try:
+            config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+            chosen = {key: value for key, value in config.items() if key not in (*UNHASHED_KEYS, "seed")}
+        except (OSError, AttributeError, OmegaConfBaseException, YAMLError):
+            missing += not (folder.parents[1] / "config.yaml").exists()
+            continue
+        flat = pd.json_normalize(chosen).to_dict("records")[0]  # nested keys as `train.steps`
+        texts = {
+            key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in flat.items()
+        }
+        groups[tuple(texts.items())].append(run)
+    first = [group[0] for group in groups.values()]
+    tasks = column_names(first)
+    headings = [
+        f"{name}; {tasks[column_of(group[0])]}; seed {', '.join(str(run['seed']) for run in group)}"
+        for name, group in zip(method_names(first, [STEPS]), groups.values(), strict=True)
     ]
-    return f"<ul>{''.join(parts)}</ul>"
-
-
-def _below(places: Sequence[str], folder: Path) -> list[str]:
-    return [str(Path(place).relative_to(folder)) for place in places]
-
-
-def _folded(summary: str, lines: Sequence[str]) -> str:
-    return f"<details><summary>{escape(summary)}</summary>{_list(lines)}</details>"
+    settings = pd.DataFrame([dict(flat) for flat in groups], index=headings).fillna(NOTHING)
+    settings = settings[[key for key in settings if not str(key).endswith("_")]]  # classes have names beside them
+    return settings.loc[:, settings.nunique() > 1].T.reset_index(names="key"), missing
 
 
 def _list(lines: Sequence[str]) -> str:
     return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
-
-
-def _document(title: str, runs: Sequence[Record], sections: Mapping[str, str]) -> str:
-    algorithms = ", ".join(dict.fromkeys(run["algorithm"] for run in runs))
-    records = len({run["folder"] for run in runs})
-    links = "\n".join(f'<a href="#{name.lower()}">{name}</a>' for name in sections)
-    parts = "\n".join(f'<section id="{name.lower()}">{text}</section>' for name, text in sections.items())
-    head = f"<header><h1>{escape(title)}</h1><p>{records} records of {escape(algorithms)}</p></header>"
-    return document(title, f"{head}\n<nav>{links}</nav>\n<main>\n{parts}\n</main>", OWN_STYLE)

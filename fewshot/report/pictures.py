@@ -1,151 +1,179 @@
-"""Pictures of single tasks: an episode as images with what was predicted, and fits of a regression."""
+"""Pictures of single tasks: an episode with its predictions, and fits of a regression; and how figures are saved."""
 
 from __future__ import annotations
 
+import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from textwrap import fill
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
+from fewshot.core.checks import check_choice
 from fewshot.core.errors import FewshotError
-from fewshot.report.styles import LINES, panels_of, plain, saved
 
-RIGHT, WRONG = ("#1B7837", "✓"), ("#C51B2B", "✗")
-GAP, BELOW = 0.12, 0.26  # between images, and below one for a name, in widths of an image
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PICTURE_FORMATS = ("png", "pdf", "svg")
+LINES = ("-", "--", ":", "-.")
 CURVES = ("#E69F00", "#56B4E9", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
+
+# Of an episode, in inches (WIDTH, NAMES) and in widths of an image.
+WIDTH, NAMES = 9.0, 1.3
+GAP, APART, BELOW, ABOVE = 0.12, 0.4, 0.36, 0.5  # between images, before the queries, for predictions, for headings
+RIGHT, WRONG = ("#1B7837", "✓"), ("#C51B2B", "✗")
+
+
+def save_figure(figure: Figure, format: str = "png") -> bytes:
+    """The figure as a file of a format: png, pdf or svg.
+
+    Raises:
+        FewshotError: another format.
+    """
+    check_choice("format", format, PICTURE_FORMATS)
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about characters that matplotlib's font lacks
+        figure.savefig(file, format=format, dpi=150)
+    return file.getvalue()
+
+
+def make_panels(titles: Sequence[str], height: float, extra: float = 0) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel per title, two in a row, each `height` inches high, and `extra` inches below."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    columns = min(2, len(titles))
+    rows = -(-len(titles) // columns)
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1)  # inches around each panel
+    figure = Figure(figsize=(9 if columns > 1 else 6.5, rows * height + extra), layout=layout)
+    panels = [figure.add_subplot(rows, columns, place + 1) for place in range(len(titles))]
+    for panel, title in zip(panels, titles, strict=True):
+        panel.set_title(escape_math(title, 44), fontsize=10)
+    return figure, panels
+
+
+def escape_math(text: str, width: int = 0) -> str:
+    """The text with matplotlib's signs of mathematics escaped, in lines of `width` letters; 0: in one line."""
+    return (fill(text, width, break_on_hyphens=False) if width else text).replace("$", r"\$")
 
 
 def episode(
-    support: np.ndarray,
-    query: np.ndarray,
-    true: np.ndarray,
-    predicted: np.ndarray,
-    names: Sequence[str],
-    format: str = "png",
+    support: np.ndarray, query: np.ndarray, true: np.ndarray, predicted: np.ndarray, names: Sequence[str]
 ) -> bytes:
-    """One episode as a picture: a row per way, its support images, then its queries with what they were taken for.
+    """An episode as a PNG: a row per class, its support images on the left, its queries and predictions on the right.
 
     Args:
-        support: images [N, K, C, H, W] of 1 or 3 channels; the episode's own range of values is shown.
+        support: images [N, K, C, H, W] of 1 or 3 channels; their values are scaled to the range of the episode.
         query: images [N, Q, C, H, W].
-        true: their ways [N, Q], places in `names`.
-        predicted: the ways that they were taken for [N, Q].
-        names: of the N classes; long ones are cut.
-        format: png, pdf or svg.
+        true: the classes of the queries [N, Q], as places in `names`.
+        predicted: the predicted classes of the queries [N, Q].
+        names: of the N classes, such as `Greek/character03`. Long names are cut, and predictions are numbers then.
 
     Raises:
-        FewshotError: images of another number of channels, or another format.
+        FewshotError: the images have another number of channels.
     """
-    return saved(draw_episode(support, query, true, predicted, names), format)
+    png = save_figure(draw_episode(support, query, true, predicted, names))
+    if support.shape[2] == 3:
+        return png
+    from PIL import Image
+
+    file = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as image:  # a palette is enough for greys, and makes a third of the bytes
+        image.convert("RGB").quantize(64).save(file, "png", optimize=True)
+    return file.getvalue()
 
 
 def draw_episode(
     support: np.ndarray, query: np.ndarray, true: np.ndarray, predicted: np.ndarray, names: Sequence[str]
 ) -> Figure:
     """The figure of `episode`."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
     ways, shots, channels, height, width = support.shape
     if channels not in (1, 3):
         raise FewshotError(f"images of {channels} channels cannot be drawn: 1 or 3")
-    values = np.concatenate([support.ravel(), query.ravel()])
-    low, high = values.min(), values.max()
-    queries, tall = query.shape[1], height / width
-    pitch = tall + GAP + BELOW
-    start = shots * (1 + GAP) + 0.5  # of the queries, right of the support set
-    across, down = start + queries * (1 + GAP), ways * pitch + 0.4
-    image = float(np.clip(13 / (across + 2), 0.35, 0.85))  # inches
-    figure = Figure(figsize=((across + 2.2) * image, (down + 0.2) * image))
+    images = np.concatenate([support, query], axis=1)
+    images = (images - images.min()) / (np.ptp(images) or 1)
+    x = np.arange(images.shape[1]) * (1 + GAP) + APART * (np.arange(images.shape[1]) >= shots)
+    y = np.arange(ways) * (height / width + BELOW + GAP)
+    across, down = x[-1] + 1 + GAP, y[-1] + height / width + BELOW
+    inch = min((WIDTH - NAMES) / across, 0.85)  # the width of an image
+    figure = Figure(figsize=(NAMES + across * inch, (down + ABOVE) * inch))
     panel = figure.add_axes((0, 0, 1, 1))
-    panel.axis("off")
-    size = 11 * image
-
-    def show(pixels: np.ndarray, x: float, y: float) -> None:
-        scaled = (pixels - low) / (high - low) if high > low else np.zeros_like(pixels)
-        shown = scaled.transpose(1, 2, 0)
-        shown = shown.squeeze(-1) if channels == 1 else shown
-        panel.imshow(shown, cmap="gray", vmin=0, vmax=1, extent=(x, x + 1, y + tall, y), interpolation="nearest")
-
+    size = max(6.0, min(9.0, 12 * inch))
+    labels = [name.rpartition("/")[2] for name in names]
+    if len(set(labels)) < ways or max(map(len, labels)) > 115 * inch / size - 2:  # they do not fit below an image
+        labels = [str(way + 1) for way in range(ways)]
+        names = [f"{label}: {name}" for label, name in zip(labels, names, strict=True)]
+    for way, image in np.ndindex(images.shape[:2]):
+        left, top = x[image], y[way]
+        pixels = images[way, image].transpose(1, 2, 0)
+        panel.imshow(
+            pixels.squeeze(-1) if channels == 1 else pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest",
+            extent=(left, left + 1, top + height / width, top),
+        )  # fmt: skip
+        colour, line = "0.6", 0.6
+        if image >= shots:
+            taken, line = int(predicted[way, image - shots]), 2.0
+            colour, sign = RIGHT if taken == true[way, image - shots] else WRONG
+            label, below = f"{sign} {escape_math(labels[taken])}", top + height / width + 0.07
+            panel.text(left + 0.5, below, label, color=colour, ha="center", va="top", fontsize=size)
+        panel.add_patch(Rectangle((left, top), 1, height / width, fill=False, edgecolor=colour, linewidth=line))
     for way in range(ways):
-        y = way * pitch
-        panel.text(-0.15, y + tall / 2, _cut(names[way], 18), ha="right", va="center", fontsize=size)
-        for shot in range(shots):
-            show(support[way, shot], shot * (1 + GAP), y)
-        for place in range(queries):
-            x, taken = start + place * (1 + GAP), int(predicted[way, place])
-            right = taken == true[way, place]
-            colour, sign = RIGHT if right else WRONG
-            show(query[way, place], x, y)
-            panel.add_patch(Rectangle((x, y), 1, tall, fill=False, edgecolor=colour, linewidth=3.5 * image))
-            panel.text(
-                x + 0.86, y + tall - 0.14, sign, color="white", ha="center", va="center", fontsize=0.75 * size,
-                bbox={"facecolor": colour, "edgecolor": "none", "boxstyle": "square,pad=0.15"},
-            )  # fmt: skip
-            if not right:
-                where = (x + 0.5, y + tall + 0.05)
-                panel.text(*where, _cut(names[taken], 11), color=colour, ha="center", va="top", fontsize=0.7 * size)
+        name = "\n".join(shorten(part, int(135 / size)) for part in names[way].split("/"))
+        panel.text(-GAP, y[way] + height / width / 2, name, ha="right", va="center", fontsize=size)
     hits = int((predicted == true).sum())
-    panel.text(0, -0.12, "support", va="bottom", fontsize=size, weight="bold")
-    panel.text(start, -0.12, f"queries: {hits} of {true.size} right", va="bottom", fontsize=size, weight="bold")
-    panel.set(xlim=(-2.1, across + 0.1), ylim=(ways * pitch, -0.6), aspect="equal")
+    for left, heading in ((0, "support set"), (x[shots], f"queries: {hits} of {true.size} right")):
+        panel.text(left, -GAP, heading, va="bottom", fontsize=size + 1, weight="bold")
+    panel.axis("off")
+    panel.set(xlim=(-NAMES / inch, across), ylim=(down, -ABOVE), aspect="equal")
     return figure
 
 
-def _cut(name: str, letters: int) -> str:
+def shorten(name: str, letters: int) -> str:
     """The name without its middle, where it is long: classes of one group begin alike."""
     if len(name) > letters:
         tail = (letters - 1) * 2 // 3
         name = f"{name[: letters - 1 - tail]}…{name[-tail:]}"
-    return plain(name)
+    return escape_math(name)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """One regression task: the true function and what was fitted to it, over a grid of G inputs."""
+    """One regression task: the true function and its fits, over a grid of G inputs."""
 
     x: np.ndarray  # [G]
     truth: np.ndarray  # [G]
     support_x: np.ndarray  # [K]
     support_y: np.ndarray  # [K]
-    curves: Mapping[str, np.ndarray] = field(default_factory=dict)  # {label: [G]}, such as before, after 1
+    curves: Mapping[str, np.ndarray] = field(default_factory=dict)  # {label, such as before or after 1: [G]}
     samples: np.ndarray | None = None  # [S, G]: fits drawn at random
 
 
-def fits(tasks: Sequence[Fit], format: str = "png") -> bytes:
-    """A picture with a panel per task: the truth, its support points, and the fits before and after adaptation.
-
-    Raises:
-        FewshotError: no task, or a format other than png, pdf and svg.
-    """
-    return saved(draw_fits(tasks), format)
+def fits(tasks: Sequence[Fit]) -> bytes:
+    """A PNG with a panel per task: the true function, its support points, and the fits before and after adaptation."""
+    return save_figure(draw_fits(tasks))
 
 
 def draw_fits(tasks: Sequence[Fit]) -> Figure:
     """The figure of `fits`."""
-    if not tasks:
-        raise FewshotError("no fits to draw: give at least one task")
-    labels = list(dict.fromkeys(label for task in tasks for label in task.curves))
-    titles = [f"task {number}" for number in range(1, len(tasks) + 1)]
-    figure, panels = panels_of(titles, 2.9, 0.3)
+    figure, panels = make_panels([f"task {number}" for number in range(1, len(tasks) + 1)], 2.9, 0.3)
     for task, panel in zip(tasks, panels, strict=True):
-        _draw_fit(task, panel, labels)
+        panel.plot(task.x, task.truth, color="0.75", linewidth=4.5, label="truth")
+        for number, sample in enumerate(() if task.samples is None else task.samples):
+            label = None if number else "samples"
+            panel.plot(task.x, sample, color="#AA4499", alpha=0.3, linewidth=0.8, label=label)
+        for number, (label, curve) in enumerate(task.curves.items()):
+            colour, line = CURVES[number % len(CURVES)], LINES[(number + 1) % len(LINES)]  # the first one dashed
+            panel.plot(task.x, curve, color=colour, linestyle=line, linewidth=1.6, label=escape_math(label))
+        panel.plot(task.support_x, task.support_y, "^", color="black", markersize=6, label="support", zorder=5)
         panel.set(xlabel="x", ylabel="y")
-    handles = {}
-    for panel in panels:
-        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     return figure
-
-
-def _draw_fit(task: Fit, panel: Axes, labels: list[str]) -> None:
-    panel.plot(task.x, task.truth, color="0.75", linewidth=4.5, label="truth")
-    if task.samples is not None:
-        for number, sample in enumerate(task.samples):
-            panel.plot(task.x, sample, color="#AA4499", alpha=0.3, linewidth=0.8, label=None if number else "samples")
-    for label, curve in task.curves.items():
-        place = labels.index(label)
-        colour, line = CURVES[place % len(CURVES)], LINES[(place + 1) % len(LINES)]  # the first one dashed
-        panel.plot(task.x, curve, color=colour, linestyle=line, linewidth=1.6, label=plain(label))
-    panel.plot(task.support_x, task.support_y, "^", color="black", markersize=6, label="support", zorder=5)

@@ -1,28 +1,27 @@
-"""Published figures, `results/published.csv`: what others report, each with its source and with what to know of it.
+"""Published figures, `results/published.csv`: what others report, each with its source and caveats.
 
 A row holds one figure as printed: `method`, `dataset` and `backbone` by their names here, `label` what the source calls
-the method, `value` and `interval` in per cent (accuracy) or plain (mse), `interval_kind` what the interval is. What
-the source does not say is `unknown`; a caveat that changes how the figure is to be read is a word of CAVEATS.
+the method, `value` and `interval` in per cent (accuracy) or plain (mse), `interval_kind` what the interval is. What the
+source does not say is `unknown`. A caveat that changes how the figure is to be read is a key of CAVEATS.
 """
 
 from __future__ import annotations
 
 import csv
-import math
 from pathlib import Path
 from typing import Any
 
-from fewshot.core.errors import FewshotError
+from fewshot.core.errors import FewshotError, one_line
 from fewshot.report.records import METRICS
 
-PUBLISHED = Path(__file__).resolve().parent.parent.parent / "results" / "published.csv"
+PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "published.csv"
 UNKNOWN = "unknown"
-FIELDS = (
-    "method", "label", "dataset", "backbone", "input_size", "way", "shot", "query", "setting", "adaptation_steps",
-    "metric", "value", "interval", "interval_kind", "episodes", "source", "version", "caveats",
-)  # fmt: skip
-REGIMES = ("inductive", "transductive", UNKNOWN)
-INTERVALS = ("95 % over tasks", UNKNOWN, "none")
+CHOICES = {
+    "metric": METRICS,
+    "setting": ("inductive", "transductive", UNKNOWN),
+    "interval_kind": ("95 % over tasks", UNKNOWN, "none"),
+}
+COUNTS = ("shot", "way", "query", "episodes", "input_size", "adaptation_steps")  # whole numbers where they are known
 
 CAVEATS = {
     "copies_disagree": "two second-hand copies of this figure disagree: both stand here",
@@ -50,63 +49,43 @@ CAVEATS = {
 }
 
 TRAINING_SHOT = {"trained_5_shot": 5, "trained_10_shot": 10}  # by caveat
-# Of what functions the figures of a dataset are, as records of runs say it: errors on others are no comparison.
+# The functions that published errors are for, as the records of runs describe them; other functions do not compare.
 VIEWS = {"sinusoid": "sine: amplitude 0.1 to 5, phase 0 to 3.142; x -5 to 5; noise 0"}
 
 
-def published(path: Path = PUBLISHED) -> list[dict[str, Any]]:
-    """Every published figure, numbers as numbers and once more as `printed`, `caveats` as a list of words.
+def read_published(path: Path = PUBLISHED) -> list[dict[str, Any]]:
+    """Every published figure: numbers as numbers, the value also as `printed`, `caveats` as a list of keys.
 
     Raises:
-        FewshotError: a row is not of the form that the module's text describes.
+        FewshotError: a row does not have the form that this module's docstring describes.
     """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            fields, rows = tuple(reader.fieldnames or ()), list(reader)
-    except (OSError, ValueError, csv.Error) as error:
-        raise FewshotError(f"{path} cannot be read as CSV: {error}") from error
-    if fields != FIELDS:
-        raise FewshotError(f"{path}: the first line has to be {','.join(FIELDS)}")
-    return [_figure(row, f"{path} line {line}") for line, row in enumerate(rows, start=2)]
+    figures = []
+    with path.open(encoding="utf-8", newline="") as file:
+        for line, row in enumerate(csv.DictReader(file), start=2):
+            try:
+                figures.append(_parse(row))
+            except (KeyError, ValueError) as error:
+                raise FewshotError(f"{path} line {line}: {one_line(error)}") from error
+    return figures
 
 
-def _figure(row: dict[str, Any], where: str) -> dict[str, Any]:
+def _parse(row: dict[str, str]) -> dict[str, Any]:
     if None in row or None in row.values():
-        raise FewshotError(f"{where}: it has to have {len(FIELDS)} fields")
-    figure: dict[str, Any] = dict(row)
-    for field, allowed in (("metric", METRICS), ("setting", REGIMES), ("interval_kind", INTERVALS)):
-        if row[field] not in allowed:
-            raise FewshotError(f"{where}: {field} {row[field]!r} is none of {', '.join(allowed)}")
-    for field in ("method", "label", "dataset", "backbone", "source", "version", "adaptation_steps", "input_size"):
-        if not row[field].strip():
-            raise FewshotError(f"{where}: {field} is empty; what is not known is {UNKNOWN}")
-    for field in ("shot", "query", "episodes", "way", "adaptation_steps", "input_size"):
-        if row[field].isdecimal() and int(row[field]) > 0:
-            figure[field] = int(row[field])
-        elif field == "shot" or (field == "way" and row["metric"] == "accuracy"):
-            raise FewshotError(f"{where}: {field} {row[field]!r} is not a whole number above 0")
-        elif field in ("query", "episodes", "input_size") and row[field] != UNKNOWN:
-            raise FewshotError(f"{where}: {field} {row[field]!r} is neither a whole number above 0 nor {UNKNOWN}")
-    if row["metric"] == "mse" and row["way"]:
-        raise FewshotError(f"{where}: a regression has no way; leave it empty")
-    figure["printed"] = f"{row['value']} ± {row['interval']}" if row["interval"] else row["value"]
-    figure["value"] = _number(row["value"], 100 if row["metric"] == "accuracy" else math.inf, f"{where}: value")
-    figure["interval"] = None if row["interval"] == "" else _number(row["interval"], 100, f"{where}: interval")
-    if (figure["interval"] is None) != (row["interval_kind"] == "none"):
-        raise FewshotError(f"{where}: interval_kind is none where there is no interval, and only there")
-    figure["caveats"] = row["caveats"].split(";") if row["caveats"] else []
-    for caveat in figure["caveats"]:
-        if caveat not in CAVEATS:
-            raise FewshotError(f"{where}: no footnote for the caveat {caveat!r}; there are {', '.join(CAVEATS)}")
-    return figure
-
-
-def _number(text: str, most: float, where: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= most:
-        raise FewshotError(f"{where} {text!r} is not a number above 0 and up to {most}")
-    return value
+        raise ValueError("it has more or fewer fields than the first line")
+    counts = {field: int(row[field]) for field in COUNTS if row[field].isdecimal()}
+    caveats = row["caveats"].split(";") if row["caveats"] else []
+    for field, choices in CHOICES.items():
+        if row[field] not in choices:
+            raise ValueError(f"{field} {row[field]!r} is none of {', '.join(choices)}")
+    if unknown := [caveat for caveat in caveats if caveat not in CAVEATS]:
+        raise ValueError(f"no footnote for the caveat {unknown[0]!r}; there are {', '.join(CAVEATS)}")
+    if (row["interval"] == "") != (row["interval_kind"] == "none"):
+        raise ValueError("interval_kind is none where there is no interval, and only there")
+    return {
+        **row,
+        **counts,
+        "printed": f"{row['value']} ± {row['interval']}" if row["interval"] else row["value"],
+        "value": float(row["value"]),
+        "interval": float(row["interval"]) if row["interval"] else None,
+        "caveats": caveats,
+    }

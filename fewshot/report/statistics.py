@@ -1,10 +1,9 @@
-"""Which of several methods on the same test episodes is best, and which cannot be told from it.
+"""Which method is best on the same test episodes, and which others cannot be told apart from it.
 
-Any two methods of a column are compared episode by episode (paired t test), and the comparisons of all pairs of all
-columns are corrected together (Holm 1979); a table then shows those with the best of each column. All pairs count,
-because which method is best is read off the same scores: so at most 5 % of tables call any two methods different that
-are not, as far as the t test holds. Corrected for the comparisons with the best alone, 10 % of the tables of seven
-equal methods did, and 15 % of those of twelve.
+Any two methods of a column are compared episode by episode with a paired t test. All pairs of all columns are one
+family of comparisons, corrected with Holm's method (1979), because the best method is chosen by the same scores. So at
+most 5 % of tables call two equal methods different, as far as the t test holds. A correction for the comparisons with
+the best alone is too weak: it did so in 10 % of the tables of seven equal methods, and in 15 % of those of twelve.
 """
 
 from __future__ import annotations
@@ -15,82 +14,76 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from fewshot.core.errors import FewshotError, one_line
 from fewshot.report.records import Record, metric_of
 
 LEVEL = 0.05
-ROUNDING, NOTHING = 1e-5, 1e-9  # episodes.csv has six digits; the last of a float64 are noise
+ROUNDING = 1e-5  # episodes.csv has six digits
+NOISE = 1e-9  # differences of scores that only the last digits of float64 make
 
 
-def scores(record: Record) -> np.ndarray:
+def read_scores(record: Record) -> np.ndarray:
     """The score of each test episode [episodes], from `episodes.csv` beside a record of one number of steps.
 
     Raises:
-        FewshotError: there is none, or it is not of this record.
+        FewshotError: the file is missing, or its scores are not those of the record.
     """
     path, test, metric = Path(record["folder"]) / "episodes.csv", record["test"], metric_of(record)
-    heading, mean, episodes = record.get("scores", metric), test[metric], test["episodes"]
+    column, mean, episodes = record.get("scores", metric), test[metric], test["episodes"]
     try:
         with path.open(encoding="utf-8") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of an empty file, whose shape says as much below
-            headings = file.readline().strip().split(",")
+            warnings.simplefilter("ignore", UserWarning)  # about an empty file, which the shape below tells
+            columns = file.readline().strip().split(",")
             table = np.loadtxt(file, delimiter=",", ndmin=2, comments=None)
     except (OSError, ValueError) as error:
         raise FewshotError(f"{path} cannot be read as scores of episodes: {one_line(error)}") from error
-    if headings[0] != "episode" or headings.count(heading) != 1:
-        found = ",".join(headings)
-        raise FewshotError(f"{path} has columns {found!r}, not episode and {heading}: test the run again")
-    if table.shape != (episodes, len(headings)):
-        lines = f"{len(table)} lines of {table.shape[1]} values"
-        raise FewshotError(f"{path} has {lines} in place of {episodes} of {len(headings)}: test the run again")
-    if not np.array_equal(table[:, 0], np.arange(episodes)):
-        raise FewshotError(f"{path} does not count its episodes from 0 to {episodes - 1}: test the run again")
-    own = table[:, headings.index(heading)]
-    if not np.isfinite(own).all():
-        raise FewshotError(f"{path} has a score that is not a number: test the run again")
-    if abs(own.mean() - mean) > ROUNDING * max(1, mean):
-        raise FewshotError(f"{path} has mean {own.mean():.6f}, its record {mean:.6f}: test the run again")
-    return own
+    if columns[0] != "episode" or columns.count(column) != 1:
+        raise FewshotError(f"{path} has columns {','.join(columns)!r}, not episode and {column}: test the run again")
+    if table.shape != (episodes, len(columns)) or not np.array_equal(table[:, 0], np.arange(episodes)):
+        raise FewshotError(f"{path} does not have a line for each episode from 0 to {episodes - 1}: test the run again")
+    scores = table[:, columns.index(column)]
+    if not abs(scores.mean() - mean) <= ROUNDING * max(1, mean):  # a score that is not finite makes the mean NaN or inf
+        raise FewshotError(f"{path} has mean {scores.mean():.6f}, its record {mean:.6f}: test the run again")
+    return scores
 
 
 def paired_p(one: np.ndarray, other: np.ndarray) -> float:
-    """Two-sided p value of the paired t test; NaN where a single episode allows none."""
+    """The two-sided p value of the paired t test on scores [episodes]; NaN for a single episode."""
+    from scipy import stats
+
     difference = one - other
     if len(difference) < 2:
         return float("nan")
-    if np.ptp(difference) < NOTHING:  # no spread: the statistic is 0/0 for equal scores, else infinite
-        return float(abs(difference[0]) < NOTHING)
+    if np.ptp(difference) < NOISE:  # without spread the statistic is 0/0 for equal scores, else infinite
+        return float(abs(difference[0]) < NOISE)
     return float(stats.ttest_rel(one, other).pvalue)  # type: ignore[attr-defined]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p values: the i-th smallest of m times m - i + 1, never below a smaller one's.
+    """Holm's step-down adjusted p values: of m, the i-th smallest times m - i + 1, at least that of a smaller one.
 
     Source: Holm 1979, A Simple Sequentially Rejective Multiple Test Procedure.
     """
-    adjusted, floor = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[place]))
-        adjusted[place] = floor
-    return adjusted
+    values = np.asarray(p_values, dtype=float)
+    order, adjusted = np.argsort(values), np.empty(len(values))
+    factors = np.arange(len(values), 0, -1)
+    adjusted[order] = np.maximum.accumulate(np.minimum(1.0, factors * values[order]))
+    return adjusted.tolist()
 
 
-def against_best(columns: Sequence[Sequence[np.ndarray]], lower_is_better: bool = False) -> list[list[float]]:
-    """The p of every method's comparison with the best of its column by mean; 1 for the best itself.
-
-    They are corrected for the comparisons of all pairs of methods of all columns.
+def compare_with_best(columns: Sequence[Sequence[np.ndarray]], lower_is_better: bool = False) -> list[list[float]]:
+    """The corrected p value of each method against the best mean of its column; 1 for the best itself.
 
     Args:
-        columns: for each column of a table the scores of its methods [episodes], on the same episodes in one order.
+        columns: for each column of a table the scores [episodes] of its methods, on the same episodes in one order.
     """
-    pairs = [(place, *pair) for place, methods in enumerate(columns) for pair in combinations(range(len(methods)), 2)]
-    raw = [paired_p(columns[place][one], columns[place][other]) for place, one, other in pairs]
+    pairs = [(i, *pair) for i, methods in enumerate(columns) for pair in combinations(range(len(methods)), 2)]
+    raw = [paired_p(columns[i][one], columns[i][other]) for i, one, other in pairs]
     corrected = dict(zip(pairs, holm(raw), strict=True))
-    found = []
-    for place, methods in enumerate(columns):
-        means = [float(each.mean()) for each in methods]
+    p_values = []
+    for i, methods in enumerate(columns):
+        means = [float(scores.mean()) for scores in methods]
         best = int(np.argmin(means) if lower_is_better else np.argmax(means))
-        found.append([corrected.get((place, min(each, best), max(each, best)), 1.0) for each in range(len(methods))])
-    return found
+        p_values.append([corrected.get((i, min(j, best), max(j, best)), 1.0) for j in range(len(methods))])
+    return p_values

@@ -8,27 +8,28 @@ import pytest
 from scipy import stats
 
 from fewshot.core.errors import FewshotError
-from fewshot.report.statistics import LEVEL, against_best, holm, paired_p, scores
+from fewshot.report.statistics import LEVEL, compare_with_best, holm, paired_p, read_scores
 
 
-def test_holm_as_worked_out_by_hand() -> None:
-    # Sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1 is 0.02, 0.03, 0.06, 0.04; the last may not fall below 0.06.
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+@pytest.mark.parametrize(
+    ("raw", "adjusted"),
+    [
+        # Sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1 is 0.02, 0.03, 0.06, 0.04; the last may not fall below 0.06.
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+        ([0.04], [0.04]),
+        ([0.7, 0.6], [1.0, 1.0]),
+        ([], []),
+    ],
+)
+def test_holm_as_worked_out_by_hand(raw: list[float], adjusted: list[float]) -> None:
+    assert holm(raw) == pytest.approx(adjusted)
 
 
-def test_holm_of_one_comparison_is_no_correction_and_nothing_exceeds_1() -> None:
-    assert holm([0.04]) == [0.04]
-    assert holm([0.7, 0.6]) == [1.0, 1.0]
-    assert holm([]) == []
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_paired_test_is_scipys(seed: int) -> None:
-    random = np.random.default_rng(seed)
+def test_the_paired_test_is_scipys_and_that_of_its_definition() -> None:
+    random = np.random.default_rng(0)
     one = random.normal(0.6, 0.1, 50)
     other = one + random.normal(0.01, 0.05, 50)
-    # By its definition too: t of the mean difference with 49 degrees of freedom.
-    t = (one - other).mean() / stats.sem(one - other)
+    t = (one - other).mean() / stats.sem(one - other)  # with 49 degrees of freedom
     assert paired_p(one, other) == pytest.approx(stats.ttest_rel(one, other).pvalue, rel=1e-12)
     assert paired_p(one, other) == pytest.approx(2 * stats.t.sf(abs(t), 49), rel=1e-9)
 
@@ -50,62 +51,64 @@ def test_one_episode_allows_no_test() -> None:
     assert np.isnan(paired_p(np.array([1.0]), np.array([0.5])))
 
 
-@pytest.mark.parametrize(("lower", "best"), [(False, 2), (True, 0)])
-def test_all_are_compared_with_the_best_and_corrected_for_all_pairs_of_all_columns(lower: bool, best: int) -> None:
+@pytest.mark.parametrize("lower", [False, True])
+def test_all_are_compared_with_the_best_and_corrected_for_all_pairs_of_all_columns(lower: bool) -> None:
     random = np.random.default_rng(0)
     one, two, three = (random.normal(mean, 0.1, 200) for mean in (0.5, 0.52, 0.54))
     other = [random.normal(0.5, 0.1, 200), random.normal(0.53, 0.1, 200)]
     pairs = [(one, two), (one, three), (two, three), (other[0], other[1])]
     first, second, third, fourth = holm([float(stats.ttest_rel(*pair).pvalue) for pair in pairs])
-    found = against_best([[one, two, three], other], lower_is_better=lower)
-    assert found[0] == pytest.approx([1, first, second] if best == 0 else [second, third, 1])
+    found = compare_with_best([[one, two, three], other], lower_is_better=lower)
+    assert found[0] == pytest.approx([1, first, second] if lower else [second, third, 1])
     assert found[1] == pytest.approx([1, fourth] if lower else [fourth, 1])
 
 
 def test_of_equal_methods_at_most_5_percent_of_tables_tell_any_from_the_best() -> None:
-    random, told, told_of_the_best_alone = np.random.default_rng(0), 0, 0
-    for _ in range(300):
-        methods = list(random.normal(size=(7, 200)))
-        [found] = against_best([methods])
-        told += min(found) <= LEVEL
-        best = max(methods, key=np.mean)
-        told_of_the_best_alone += min(holm([paired_p(best, each) for each in methods if each is not best])) <= LEVEL
-    most = 300 * LEVEL + 3 * (300 * LEVEL * (1 - LEVEL)) ** 0.5
-    assert told <= most < told_of_the_best_alone
+    random = np.random.default_rng(0)
+    told = sum(min(compare_with_best([list(random.normal(size=(6, 100)))])[0]) <= LEVEL for _ in range(100))
+    assert told <= 100 * LEVEL + 3 * (100 * LEVEL * (1 - LEVEL)) ** 0.5  # uncorrected, it is about a third
 
 
-def run(folder: Path, text: str) -> dict[str, Any]:
-    (folder / "episodes.csv").write_text(text)
-    return {"folder": str(folder), "test": {"accuracy": 0.5, "episodes": 2}}
+@pytest.fixture
+def record(tmp_path: Path) -> dict[str, Any]:
+    """A record of two episodes with mean 0.5."""
+    return {"folder": str(tmp_path), "test": {"accuracy": 0.5, "episodes": 2}}
 
 
-def test_scores_are_read_in_the_order_of_the_episodes(tmp_path: Path) -> None:
-    assert scores(run(tmp_path, "episode,accuracy\n0,0.400000\n1,0.600000\n")).tolist() == [0.4, 0.6]
+def test_scores_are_read_in_the_order_of_the_episodes(tmp_path: Path, record: dict[str, Any]) -> None:
+    (tmp_path / "episodes.csv").write_text("episode,accuracy\n0,0.400000\n1,0.600000\n")
+    assert read_scores(record).tolist() == [0.4, 0.6]
+
+
+def test_scores_are_those_of_the_steps_that_a_record_was_split_to(tmp_path: Path) -> None:
+    (tmp_path / "episodes.csv").write_text("episode,mse_1,mse_5\n0,100.0,0.1\n1,300.0,0.3\n")
+    record = {"folder": str(tmp_path), "test": {"mse": 0.2, "episodes": 2}, "scores": "mse_5"}
+    assert read_scores(record).tolist() == [0.1, 0.3]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("episode,accuracy\n0,0.5\n", "has 1 lines of 2 values in place of 2 of 2"),
-        ("episode,accuracy\n0\n1\n", "has 2 lines of 1 values"),
+        (None, "cannot be read as scores of episodes"),
         ("", "has columns '', not episode and accuracy"),
-        ("episode,accuracy\n", "has 0 lines"),
         ("0,0.4\n1,0.6\n", "has columns '0,0.4', not episode and accuracy"),
         ("episode,mse\n0,0.4\n1,0.6\n", "has columns 'episode,mse', not episode and accuracy"),
-        ("episode,accuracy\n1,0.5\n0,0.5\n", "does not count its episodes from 0 to 1"),
-        ("episode,accuracy\n0,0.5\n1,nan\n", "has a score that is not a number"),
+        ("episode,accuracy\n", "does not have a line for each episode from 0 to 1"),
+        ("episode,accuracy\n0,0.5\n", "does not have a line for each"),
+        ("episode,accuracy\n0\n1\n", "does not have a line for each"),
+        ("episode,accuracy\n1,0.5\n0,0.5\n", "does not have a line for each"),
+        ("episode,accuracy\n0,0.5\n1,nan\n", "has mean nan, its record 0.500000"),
         ("episode,accuracy\n0,0.5\n1,0.9\n", "has mean 0.700000, its record 0.500000"),
         ("episode,accuracy\n0,0.5\n1,high\n", "cannot be read as scores of episodes"),
         ("episode,accuracy\n0,0.5\n1\n", "cannot be read as scores of episodes"),
     ],
 )
-def test_scores_of_something_else_are_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+def test_scores_of_something_else_are_refused_in_one_line(
+    tmp_path: Path, record: dict[str, Any], text: str | None, message: str
+) -> None:
+    if text is not None:
+        (tmp_path / "episodes.csv").write_text(text)
     with pytest.raises(FewshotError) as error:
-        scores(run(tmp_path, text))
+        read_scores(record)
     assert str(tmp_path / "episodes.csv") in str(error.value) and message in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_a_missing_file_is_said(tmp_path: Path) -> None:
-    with pytest.raises(FewshotError, match=r"episodes.csv cannot be read"):
-        scores({"folder": str(tmp_path), "test": {"accuracy": 0.5, "episodes": 2}})

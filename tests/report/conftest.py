@@ -1,0 +1,155 @@
+"""What the tests of tables, plots and reports share: records, run folders, and pages of them."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from scipy import stats
+
+import fewshot.experiment.config  # noqa: F401  (the types of the configurations)
+from fewshot.core.paths import CONF
+from fewshot.report.gather import read_runs
+from fewshot.report.page import Page
+from fewshot.report.published import VIEWS
+from fewshot.report.records import write_record
+from fewshot.report.table import make_table
+
+TEMPLATE: dict[str, Any] = {
+    "format": 2, "algorithm": "maml", "backbone": "conv4", "dataset": "omniglot", "way": 5, "shot": 1, "query": 15,
+    "train": {"shot": 1, "query": 1}, "seed": 0, "recipe": None,
+    "protocol": {
+        "dataset": "omniglot", "split": "test", "way": 5, "shot": 1, "query": 15, "episodes": 600, "episode_seed": 0,
+        "rotations": "per_class", "view": "whole images", "setting": "transductive", "adaptation_steps": 3,
+        "train_on_val": False, "selection": "best validation accuracy", "manifest": "0123456789abcdef" * 4,
+    },
+    "validation": None,
+    "test": {"accuracy": 0.9543, "ci95": 0.0041, "episodes": 600},
+    "cost": {
+        "train_seconds": 882.0, "train_tasks": 120000, "tasks_per_second": 136.0, "peak_memory_bytes": 2**30,
+        "gradient_evaluations": None, "device": "cpu",
+    },
+    "code": {"version": "0.1.0", "commit": "abc1234", "dirty": False},
+    "config": "c0ffee00" * 8, "environment": {},
+    "data": {"fingerprint": "feedc0de" * 8}, "command": "python tools/train.py",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tables need no data: `call` gets an empty folder."""
+    return tmp_path_factory.mktemp("no-data")
+
+
+@pytest.fixture(scope="session")
+def make_record() -> Callable[..., dict[str, Any]]:
+    """A record that differs from the template in `changes`; `protocol__way=20` reaches into a part of it."""
+
+    def make(folder: str = "run", **changes: Any) -> dict[str, Any]:
+        record = {**copy.deepcopy(TEMPLATE), "folder": folder}
+        for path, value in changes.items():
+            *parents, key = path.split("__")
+            functools.reduce(dict.__getitem__, parents, record)[key] = value
+        return record
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def write_run(make_record: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Write a record of scores [episodes], by their columns in episodes.csv, and return it."""
+
+    def write(folder: Path, scores: dict[str, np.ndarray] | None = None, **changes: Any) -> dict[str, Any]:
+        scores = scores or {"accuracy": np.random.default_rng(len(folder.name)).uniform(0.4, 0.6, 20).round(6)}
+        means = {column: float(values.mean()) for column, values in scores.items()}
+        halves = {
+            column: float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)) for column, values in scores.items()
+        }
+        metric, _, steps = next(iter(scores)).partition("_")
+        episodes = len(next(iter(scores.values())))
+        test: dict[str, Any] = {metric: means[metric], "ci95": halves[metric]} if not steps else {
+            name: {column.partition("_")[2]: value for column, value in part.items()}
+            for name, part in ((metric, means), ("ci95", halves))
+        }  # fmt: skip
+        record = make_record(**{"test": {**test, "episodes": episodes}, "protocol__episodes": episodes, **changes})
+        del record["folder"]
+        write_record(folder, record, scores)
+        return record
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_regression(write_run: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Write a run on sinusoids that trained with 10 shots and was tested after 1, 5 and 10 steps, on 40 tasks."""
+
+    def write(
+        folder: Path, algorithm: str = "maml", shot: int = 10, shift: float = 0.0,
+        steps: tuple[int, ...] = (1, 5, 10), **changes: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        errors = np.random.default_rng(shot).gamma(2, 0.1, 40)
+        noise = {count: np.random.default_rng(count).uniform(0, 0.01, 40) for count in steps}
+        protocol = {
+            "dataset": "sinusoid", "way": 1, "shot": shot, "query": shot, "rotations": None, "view": VIEWS["sinusoid"],
+            "setting": "inductive", "adaptation_steps": list(steps), "manifest": f"{shot:02d}" * 32,
+        }  # fmt: skip
+        run = {
+            "algorithm": algorithm, "backbone": "mlp", "dataset": "sinusoid", "way": 1, "shot": 10, "query": 10,
+            "train": {"shot": 10, "query": 10}, **{f"protocol__{key}": value for key, value in protocol.items()},
+        }  # fmt: skip
+        scores = {f"mse_{count}": errors / count + shift + noise[count] for count in steps}
+        return write_run(folder, scores, **(run | changes))
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def settings() -> Callable[..., dict[str, Any]]:
+    """The configuration of a tool with overrides: settings("layout=leo") of tools/table.py."""
+
+    @functools.cache
+    def composed(words: tuple[str, ...], config: str) -> dict[str, Any]:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            container: Any = OmegaConf.to_container(compose(config, list(words)), resolve=True)
+        return container
+
+    return lambda *words, config="table": copy.deepcopy(composed(words, config))
+
+
+@pytest.fixture(scope="session")
+def tabulate(settings: Callable[..., dict[str, Any]]) -> Callable[..., Page]:
+    """The page of the runs below a folder: tabulate(folder, "layout=leo")."""
+
+    def tabulate(folder: Path, *words: str) -> Page:
+        runs, complaints = read_runs(folder)
+        page = make_table(runs, settings(*words))
+        page.complaints[:0] = complaints
+        return page
+
+    return tabulate
+
+
+@pytest.fixture(scope="session")
+def results(tabulate: Callable[..., Page]) -> Callable[..., Page]:
+    """The page of a folder of the committed results, made once: results("layout=leo", below="omniglot_leo")."""
+
+    @functools.cache
+    def page(*words: str, below: str = "") -> Page:
+        return tabulate(CONF.parent / "results" / below, *words)
+
+    return page
+
+
+@pytest.fixture(scope="session")
+def texts() -> Callable[[Page], list[dict[str, str]]]:
+    """The texts of a page's table, a mapping from heading to text for each row."""
+    return lambda page: page.table.map(lambda entry: entry.text).to_dict("records")
