@@ -48,12 +48,8 @@ li, p { overflow-wrap: anywhere }
 
 def render_markdown(page: Page) -> str:
     """Markdown as GitHub reads it."""
-
-    def cell(entry: Entry) -> str:
-        text = f"**{escape_markdown(entry.text)}**" if entry.bold else escape_markdown(entry.text)
-        return text + (f" <sup>{', '.join(map(str, entry.notes))}</sup>" if entry.notes else "")
-
-    parts = [_markdown_table(page.table.map(cell)), f"{escape_markdown(page.title)}."]
+    table = page.table.map(lambda entry: entry.render(escape_markdown, "**%s**", " <sup>%s</sup>"))
+    parts = [_markdown_table(table), f"{escape_markdown(page.title)}."]
     parts.append("\n".join(f"{number}. {escape_markdown(note)}" for number, note in enumerate(page.notes, start=1)))
     parts.append("\n".join(f"- **{escape_markdown(what)}**: {escape_markdown(text)}" for what, text in page.footer))
     if page.cost is not None:
@@ -87,13 +83,12 @@ def render_latex(page: Page) -> str:
 
 
 def _latex_table(table: pd.DataFrame, caption: str, width: int, below: list[str]) -> str:
-    def cell(entry: Entry) -> str:
-        text = _stack_lines(entry.text, width)
-        text = rf"\textbf{{{text}}}" if entry.bold else text
-        return text + (rf"\textsuperscript{{{','.join(map(str, entry.notes))}}}" if entry.notes else "")
-
     numbers = table.map(lambda entry: bool(NUMBER.fullmatch(entry.text)) and not entry.notes).all()
     alignment = "".join(numbers.map({True: "r", False: "l"}))
+
+    def cell(entry: Entry) -> str:
+        return entry.render(lambda text: _stack_lines(text, width), r"\textbf{%s}", r"\textsuperscript{%s}", ",")
+
     rows = [" & ".join(map(cell, row)) for row in table.itertuples(index=False, name=None)]
     row_end = r" \\ \addlinespace[2pt]" if any("tabular" in row for row in rows) else r" \\"
     heading_width = WRAP // 2 if table.shape[1] > 4 else WRAP
@@ -173,9 +168,7 @@ def html_table(table: pd.DataFrame) -> str:
     def cell(entry: Entry | str) -> str:
         if isinstance(entry, str):
             return escape(entry)
-        text = escape(entry.text).replace(" ± ", "&nbsp;±&nbsp;")
-        text = f"<b>{text}</b>" if entry.bold else text
-        return text + (f"<sup>{', '.join(map(str, entry.notes))}</sup>" if entry.notes else "")
+        return entry.render(lambda text: escape(text).replace(" ± ", "&nbsp;±&nbsp;"), "<b>%s</b>", "<sup>%s</sup>")
 
     texts = table.map(cell).rename(columns=lambda name: "<br>".join(map(escape, _wrap(name, HEADING))))
     return f'<div class="scroll" tabindex="0">{texts.to_html(index=False, escape=False, border=0)}</div>'

@@ -10,7 +10,7 @@ from typing import Any
 from fewshot.core.errors import FewshotError
 from fewshot.report.labels import VARIATIONS, column_names, column_of, format_label, method_names
 from fewshot.report.published import TRAINING_SHOT, UNKNOWN, VIEWS, read_published
-from fewshot.report.records import Record, metric_of, read_record, task_name
+from fewshot.report.records import Record, find_records, metric_of, read_record, task_name
 from fewshot.report.statistics import ROUNDING
 
 HERE, STEPS = "measured here", "protocol.adaptation_steps"
@@ -24,15 +24,11 @@ def read_runs(folder: Path) -> tuple[list[Record], list[str]]:
     """
     records: list[Record] = []
     complaints: list[str] = []
-    for path in sorted(folder.rglob("record.json")):
+    for path in find_records(folder):
         try:
             records += split_by_steps(read_record(path))
         except FewshotError as error:
             complaints.append(str(error))
-    if not records and not complaints:
-        raise FewshotError(
-            f"no record.json below {folder}: make one with `python tools/train.py`, or say runs=<folder>"
-        )
     if not records:
         more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
         raise FewshotError(f"no record below {folder} can be read: {complaints[0]}{more}")
@@ -70,7 +66,7 @@ def one_per_seed(runs: Sequence[Record], name: str) -> list[Record]:
         FewshotError: two runs of one seed have different scores.
     """
     kept: dict[int, Record] = {}
-    for run in sorted(runs, key=depth):
+    for run in sorted(runs, key=lambda run: len(Path(run["folder"]).parts)):
         first, metric = kept.setdefault(run["seed"], run), metric_of(run)
         one, other = first["test"][metric], run["test"][metric]
         if not math.isclose(one, other, rel_tol=ROUNDING):
@@ -79,11 +75,6 @@ def one_per_seed(runs: Sequence[Record], name: str) -> list[Record]:
                 f"is {one:.6g} and {other:.6g}: take one of them out of the folder"
             )
     return list(kept.values())
-
-
-def depth(run: Record) -> int:
-    """The number of folders that the record lies in: a later test lies below the run's own record."""
-    return len(Path(run["folder"]).parts)
 
 
 def published_records() -> list[Record]:

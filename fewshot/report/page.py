@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,11 @@ class Entry:
     text: str
     bold: bool = False
     notes: tuple[int, ...] = ()
+
+    def render(self, escape: Callable[[str], str], bold: str, mark: str, comma: str = ", ") -> str:
+        """The entry in a format, whose forms of bold text and of footnotes hold a %s."""
+        text = bold % escape(self.text) if self.bold else escape(self.text)
+        return text + (mark % comma.join(map(str, self.notes)) if self.notes else "")
 
 
 @dataclass(frozen=True)

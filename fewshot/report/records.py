@@ -110,6 +110,29 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
+def find_records(folder: str | Path) -> list[Path]:
+    """The path of every `record.json` below a folder, sorted.
+
+    Raises:
+        FewshotError: there is none.
+    """
+    paths = sorted(expand_path(folder).rglob("record.json"))
+    if not paths:
+        raise FewshotError(
+            f"no record.json below {folder}: make one with `python tools/train.py`, or say runs=<folder>"
+        )
+    return paths
+
+
+def read_records(folder: str | Path) -> list[Record]:
+    """Every record below a folder, in the order of their paths.
+
+    Raises:
+        FewshotError: there is none, or one cannot be read.
+    """
+    return [read_record(path) for path in find_records(folder)]
+
+
 def read_record(path: str | Path) -> Record:
     """Read and check one `record.json`; the record gets a field `folder`, the folder of the file.
 
