@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fewshot.core.errors import FewshotError
 from fewshot.report.labels import VARIATIONS, column_names, column_of, format_label, method_names
-from fewshot.report.published import TRAINING_SHOT, UNKNOWN, VIEWS, read_published
 from fewshot.report.records import Record, find_records, metric_of, read_record, task_name
 from fewshot.report.statistics import ROUNDING
 
@@ -77,39 +75,6 @@ def one_per_seed(runs: Sequence[Record], name: str) -> list[Record]:
     return list(kept.values())
 
 
-def published_records() -> list[Record]:
-    """The published figures in the form of records; the field `published` holds the figure itself."""
-    return [_to_record(figure) for figure in read_published()]
-
-
-def _to_record(figure: dict[str, Any]) -> Record:
-    known = {key: None if value == UNKNOWN else value for key, value in figure.items()}
-    task = {"dataset": figure["dataset"], "way": figure["way"] or 1, "shot": figure["shot"]}  # a regression has way 1
-    unit = 100 if figure["metric"] == "accuracy" else 1
-    training_shots = [TRAINING_SHOT[caveat] for caveat in figure["caveats"] if caveat in TRAINING_SHOT]
-    return {
-        **task,
-        "shot": None,
-        "train": {"shot": training_shots[0] if training_shots else None},
-        "algorithm": figure["method"],
-        "backbone": known["backbone"],
-        "seed": None,
-        "protocol": {
-            **task,
-            **{key: known[key] for key in ("query", "episodes", "setting", "adaptation_steps")},
-            **({"view": VIEWS[figure["dataset"]]} if figure["dataset"] in VIEWS else {}),
-        },
-        "test": {
-            figure["metric"]: figure["value"] / unit,
-            "ci95": None if figure["interval"] is None else figure["interval"] / unit,
-            "episodes": known["episodes"],
-        },
-        "input_size": known["input_size"],
-        "folder": figure["source"],
-        "published": figure,
-    }
-
-
 def label_rows(runs: list[Record], published: list[Record], shown: Sequence[str] = ()) -> list[Record]:
     """The runs and published figures with the fields `method`, `task`, `source` and `order`.
 
@@ -120,12 +85,12 @@ def label_rows(runs: list[Record], published: list[Record], shown: Sequence[str]
         shown: fields that the table shows; the names of methods leave them out.
     """
     names = column_names(runs)
-    order = {column: place for place, column in enumerate(names)}
-    rows = []
+    order, rows = list(names), []
     for method, run in zip(method_names(runs, shown), runs, strict=True):
-        column = column_of(run)
-        labels = {"method": method, "task": names[column], "source": HERE, "order": order[column]}
-        rows.append({**run, **labels, "input_size": _input_size(run)})
+        column, about = column_of(run), run["data"].get("about", {})
+        labels = {"method": method, "task": names[column], "source": HERE, "order": order.index(column)}
+        # The side of the images, or of the images behind features, where the data's reader reports it.
+        rows.append({**run, **labels, "input_size": about.get("images", about).get("size")})
     rows += [{**figure, **_labels(figure, rows, shown), "order": len(names)} for figure in published]
     if "protocol.setting" in shown:
         for row in rows:
@@ -149,9 +114,3 @@ def _labels(figure: Record, runs: list[Record], shown: Sequence[str]) -> dict[st
         "task": columns.pop() if len(columns) == 1 else f"{task}, as published",
         "source": "{source} ({version})".format(**figure["published"]),
     }
-
-
-def _input_size(run: Record) -> int | None:
-    """The side of the images, or of the images behind features, where the data's reader reports it."""
-    about = run["data"].get("about", {})
-    return about.get("images", about).get("size")

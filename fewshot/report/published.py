@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
 
 from fewshot.core.errors import FewshotError, one_line
-from fewshot.report.records import METRICS
+from fewshot.report.records import METRICS, Record
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "published.csv"
 UNKNOWN = "unknown"
@@ -48,36 +47,63 @@ TRAINING_SHOT = {"trained_5_shot": 5, "trained_10_shot": 10}  # by caveat
 VIEWS = {"sinusoid": "sine: amplitude 0.1 to 5, phase 0 to 3.142; x -5 to 5; noise 0"}
 
 
-def read_published(path: Path = PUBLISHED) -> list[dict[str, Any]]:
-    """Every published figure: numbers as numbers, the value also as `printed`, `caveats` as a list of keys.
+def read_published(path: Path = PUBLISHED) -> list[Record]:
+    """The published figures in the form of records.
+
+    The field `published` holds the row of the file: numbers as numbers, the value also as `printed`, and `caveats` as a
+    list of keys.
 
     Raises:
         FewshotError: a row does not have the form that this module's docstring describes.
     """
-    figures = []
+    records = []
     with path.open(encoding="utf-8", newline="") as file:
         for line, row in enumerate(csv.DictReader(file), start=2):
             try:
-                figures.append(_parse(row))
+                records.append(_parse(row))
             except (KeyError, ValueError) as error:
                 raise FewshotError(f"{path} line {line}: {one_line(error)}") from error
-    return figures
+    return records
 
 
-def _parse(row: dict[str, str]) -> dict[str, Any]:
+def _parse(row: dict[str, str]) -> Record:
     if None in row or None in row.values():
         raise ValueError("it has more or fewer fields than the first line")
-    counts = {field: int(row[field]) for field in COUNTS if row[field].isdecimal()}
-    caveats = row["caveats"].split(";") if row["caveats"] else []
     if row["metric"] not in METRICS:
         raise ValueError(f"metric {row['metric']!r} is none of {', '.join(METRICS)}")
+    caveats = row["caveats"].split(";") if row["caveats"] else []
     if unknown := [caveat for caveat in caveats if caveat not in CAVEATS]:
         raise ValueError(f"no footnote for the caveat {unknown[0]!r}; there are {', '.join(CAVEATS)}")
-    return {
+    figure = {
         **row,
-        **counts,
+        **{field: int(row[field]) for field in COUNTS if row[field].isdecimal()},
         "printed": f"{row['value']} ± {row['interval']}" if row["interval"] else row["value"],
         "value": float(row["value"]),
         "interval": float(row["interval"]) if row["interval"] else None,
         "caveats": caveats,
+    }
+    known = {key: None if value == UNKNOWN else value for key, value in figure.items()}
+    task = {"dataset": row["dataset"], "way": figure["way"] or 1, "shot": figure["shot"]}  # a regression has way 1
+    unit = 100 if row["metric"] == "accuracy" else 1
+    interval = figure["interval"]
+    return {
+        **task,
+        "shot": None,
+        "train": {"shot": next((TRAINING_SHOT[caveat] for caveat in caveats if caveat in TRAINING_SHOT), None)},
+        "algorithm": row["method"],
+        "backbone": known["backbone"],
+        "seed": None,
+        "protocol": {
+            **task,
+            **{key: known[key] for key in ("query", "episodes", "setting", "adaptation_steps")},
+            **({"view": VIEWS[row["dataset"]]} if row["dataset"] in VIEWS else {}),
+        },
+        "test": {
+            row["metric"]: figure["value"] / unit,
+            "ci95": None if interval is None else interval / unit,
+            "episodes": known["episodes"],
+        },
+        "input_size": known["input_size"],
+        "folder": row["source"],
+        "published": figure,
     }

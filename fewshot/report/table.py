@@ -14,8 +14,9 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
 from fewshot.report.cells import Layout
 from fewshot.report.formats import render_markdown
-from fewshot.report.gather import published_records, read_runs, split_by_steps
+from fewshot.report.gather import read_runs, split_by_steps
 from fewshot.report.page import Page, make_page
+from fewshot.report.published import read_published
 from fewshot.report.records import METRICS, Record, task_name
 
 START, END = re.compile(r"<!-- table(?: layout=(\w+))? -->"), re.compile("<!-- /table -->")
@@ -95,7 +96,7 @@ def _is_of(run: Record, layout: Mapping[str, Any]) -> bool:
 
 def _published(runs: list[Record], metric: str, layout: Mapping[str, Any]) -> list[Record]:
     """Published figures of the layout's sources, or else of its datasets, or else of the runs' methods and tasks."""
-    figures = [figure for figure in published_records() if _is_of(figure, layout) and metric in figure["test"]]
+    figures = [figure for figure in read_published() if _is_of(figure, layout) and metric in figure["test"]]
     if layout["sources"] is not None:
         return [figure for figure in figures if figure["published"]["source"] in layout["sources"]]
     if layout["datasets"] is not None:

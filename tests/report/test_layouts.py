@@ -47,7 +47,7 @@ def test_every_layout_renders_from_the_committed_records_in_every_format(layout:
 
 def test_every_source_that_a_layout_names_has_figures(settings: Any) -> None:
     named = {source for layout in DOCUMENTS for source in settings(f"layout={layout}")["layout"]["sources"] or []}
-    assert named and named <= {figure["source"] for figure in read_published()}
+    assert named and named <= {record["published"]["source"] for record in read_published()}
 
 
 def test_leo_stands_as_paper_as_released_and_as_measured(results: Results, texts: Any) -> None:

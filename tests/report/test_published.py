@@ -12,7 +12,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.report.published import CAVEATS, COUNTS, PUBLISHED, UNKNOWN, VIEWS, read_published
 
 CONF = PUBLISHED.parents[1] / "conf"
-FIGURES = read_published()
+FIGURES = [record["published"] for record in read_published()]
 LEO, LEO_CODE, MAML = "LEO paper, Table 2", "deepmind/leo README, released code", "MAML paper, Table 1"
 FINAL, DRAGEN = "Reptile paper, final version", "dragen1860/Reptile-Pytorch README"
 MMFEWSHOT = "open-mmlab/mmfewshot, MAML README"
