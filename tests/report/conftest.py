@@ -18,7 +18,7 @@ from scipy import stats
 import fewshot.experiment.config  # noqa: F401  (the types of the configurations)
 from fewshot.core.paths import CONF
 from fewshot.report.gather import read_runs
-from fewshot.report.page import Page
+from fewshot.report.page import Page, make_page
 from fewshot.report.published import VIEWS
 from fewshot.report.records import write_record
 from fewshot.report.table import make_table
@@ -49,52 +49,51 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("no-data")
 
 
-@pytest.fixture(scope="session")
-def make_record() -> Callable[..., dict[str, Any]]:
-    """A record that differs from the template in `changes`; `protocol__way=20` reaches into a part of it."""
+@functools.cache
+def composed(words: tuple[str, ...], config: str) -> Any:
+    """The configuration of a tool with overrides."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(compose(config, list(words)), resolve=True)
 
-    def make(folder: str = "run", **changes: Any) -> dict[str, Any]:
+
+class Lab:
+    """Records and run folders of a test, and pages of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def record(self, folder: str = "run", **changes: Any) -> dict[str, Any]:
+        """A record that differs from the template in `changes`; `protocol__way=20` reaches into a part of it."""
         record = {**copy.deepcopy(TEMPLATE), "folder": folder}
         for path, value in changes.items():
             *parents, key = path.split("__")
             functools.reduce(dict.__getitem__, parents, record)[key] = value
         return record
 
-    return make
+    def shots(self, count: int, **changes: Any) -> dict[str, Any]:
+        """A record of a training and a test with this number of shots."""
+        return self.record(shot=count, protocol__shot=count, **changes)
 
-
-@pytest.fixture(scope="session")
-def write_run(make_record: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """Write a record of scores [episodes], by their columns in episodes.csv, and return it."""
-
-    def write(folder: Path, scores: dict[str, np.ndarray] | None = None, **changes: Any) -> dict[str, Any]:
-        scores = scores or {"accuracy": np.random.default_rng(len(folder.name)).uniform(0.4, 0.6, 20).round(6)}
-        means = {column: float(values.mean()) for column, values in scores.items()}
-        halves = {
-            column: float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)) for column, values in scores.items()
-        }
+    def write(self, name: str, scores: dict[str, np.ndarray] | None = None, **changes: Any) -> dict[str, Any]:
+        """Write a record of scores [episodes], by their columns in episodes.csv, and return it."""
+        scores = scores or {"accuracy": np.random.default_rng(len(name)).uniform(0.4, 0.6, 20).round(6)}
         metric, _, steps = next(iter(scores)).partition("_")
-        episodes = len(next(iter(scores.values())))
-        test: dict[str, Any] = {metric: means[metric], "ci95": halves[metric]} if not steps else {
-            name: {column.partition("_")[2]: value for column, value in part.items()}
-            for name, part in ((metric, means), ("ci95", halves))
-        }  # fmt: skip
-        record = make_record(**{"test": {**test, "episodes": episodes}, "protocol__episodes": episodes, **changes})
+        episodes = len(scores[next(iter(scores))])
+        t = stats.t.ppf(0.975, episodes - 1)
+        means = {column.partition("_")[2]: float(values.mean()) for column, values in scores.items()}
+        halves = {column.partition("_")[2]: float(t * stats.sem(values)) for column, values in scores.items()}
+        test = {metric: means, "ci95": halves} if steps else {metric: means[""], "ci95": halves[""]}
+        record = self.record(**({"test": test | {"episodes": episodes}, "protocol__episodes": episodes} | changes))
         del record["folder"]
-        write_record(folder, record, scores)
+        write_record(self.folder / name, record, scores)
         return record
 
-    return write
-
-
-@pytest.fixture(scope="session")
-def write_regression(write_run: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """Write a run on sinusoids that trained with 10 shots and was tested after 1, 5 and 10 steps, on 40 tasks."""
-
-    def write(
-        folder: Path, algorithm: str = "maml", shot: int = 10, shift: float = 0.0,
+    def write_regression(
+        self, name: str, algorithm: str = "maml", shot: int = 10, shift: float = 0.0,
         steps: tuple[int, ...] = (1, 5, 10), **changes: Any,
     ) -> dict[str, Any]:  # fmt: skip
+        """Write a run on sinusoids that trained with 10 shots and was tested on 40 tasks."""
         errors = np.random.default_rng(shot).gamma(2, 0.1, 40)
         noise = {count: np.random.default_rng(count).uniform(0, 0.01, 40) for count in steps}
         protocol = {
@@ -106,50 +105,40 @@ def write_regression(write_run: Callable[..., dict[str, Any]]) -> Callable[..., 
             "train": {"shot": 10, "query": 10}, **{f"protocol__{key}": value for key, value in protocol.items()},
         }  # fmt: skip
         scores = {f"mse_{count}": errors / count + shift + noise[count] for count in steps}
-        return write_run(folder, scores, **(run | changes))
+        return self.write(name, scores, **(run | changes))
 
-    return write
+    def settings(self, *words: str, config: str = "table") -> dict[str, Any]:
+        """The configuration of tools/table.py with overrides."""
+        return copy.deepcopy(composed(words, config))
 
-
-@pytest.fixture(scope="session")
-def settings() -> Callable[..., dict[str, Any]]:
-    """The configuration of a tool with overrides: settings("layout=leo") of tools/table.py."""
-
-    @functools.cache
-    def composed(words: tuple[str, ...], config: str) -> dict[str, Any]:
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            container: Any = OmegaConf.to_container(compose(config, list(words)), resolve=True)
-        return container
-
-    return lambda *words, config="table": copy.deepcopy(composed(words, config))
-
-
-@pytest.fixture(scope="session")
-def tabulate(settings: Callable[..., dict[str, Any]]) -> Callable[..., Page]:
-    """The page of the runs below a folder: tabulate(folder, "layout=leo")."""
-
-    def tabulate(folder: Path, *words: str) -> Page:
-        runs, complaints = read_runs(folder)
-        page = make_table(runs, settings(*words))
+    def page(self, *words: str) -> Page:
+        """The page of the runs below the folder."""
+        runs, complaints = read_runs(self.folder)
+        page = make_table(runs, self.settings(*words))
         page.complaints[:0] = complaints
         return page
 
-    return tabulate
+    def texts(self, page: Page) -> list[dict[str, str]]:
+        """The texts of the page's table, a mapping from heading to text for each row."""
+        return page.table.map(lambda entry: entry.text).to_dict("records")
+
+    def cells(self, *records: dict[str, Any]) -> dict[str, dict[str, str]]:
+        """{row: {column: cell}} of the comparison, both in its order."""
+        return {row.pop("method"): row for row in self.texts(make_page(list(records)))}
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    """Records and run folders in tmp_path."""
+    return Lab(tmp_path)
 
 
 @pytest.fixture(scope="session")
-def results(tabulate: Callable[..., Page]) -> Callable[..., Page]:
+def results() -> Callable[..., Page]:
     """The page of a folder of the committed results, made once: results("layout=leo", below="omniglot_leo")."""
 
     @functools.cache
     def page(*words: str, below: str = "") -> Page:
-        return tabulate(CONF.parent / "results" / below, *words)
+        return Lab(CONF.parent / "results" / below).page(*words)
 
     return page
-
-
-@pytest.fixture(scope="session")
-def texts() -> Callable[[Page], list[dict[str, str]]]:
-    """The texts of a page's table, a mapping from heading to text for each row."""
-    return lambda page: page.table.map(lambda entry: entry.text).to_dict("records")

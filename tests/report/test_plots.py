@@ -21,13 +21,13 @@ MAML = "maml (conv4), inductive"
 Make = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture(scope="session")
-def run(make_record: Make) -> Make:
+@pytest.fixture
+def run(lab: Any) -> Make:
     """A record of algorithm maml and seed 0, but for `changes`, of its training and its protocol alike."""
 
     def make(folder: str, accuracy: float = 0.5, ci95: float | None = 0.01, **changes: Any) -> dict[str, Any]:
         tested_shot = changes.pop("tested_shot", changes.get("shot", 1))
-        record = make_record(folder, test={"accuracy": accuracy, "ci95": ci95, "episodes": 600})
+        record = lab.record(folder, test={"accuracy": accuracy, "ci95": ci95, "episodes": 600})
         record["protocol"] |= {"setting": "inductive"} | {k: v for k, v in changes.items() if k in record["protocol"]}
         record["protocol"] |= {"shot": tested_shot, "manifest": f"{tested_shot:064d}"}
         record |= {key: value for key, value in changes.items() if key in record}

@@ -13,41 +13,31 @@ from fewshot.report.gather import read_runs
 from fewshot.report.html_report import compare_configurations, render_report
 
 HOSTILE = "<script>alert('x')</script>"
-Make = Callable[..., Any]
 
 
 @pytest.fixture
-def make_run(write_run: Make) -> Make:
-    """A run folder with record, episodes, a log, and a configuration where one is given."""
+def make_run(lab: Any) -> Callable[..., None]:
+    """Write a run folder with record, episodes, a log, and a configuration where one is given."""
 
-    def make(folder: Path, config: dict[str, Any] | str | None = None, **changes: Any) -> Path:
-        write_run(folder, command=f"train {folder.name}", **changes)
-        (folder / "metrics.jsonl").write_text('{"step": 1, "accuracy": 0.5, "validation_accuracy": 0.6}\n')
+    def make(name: str, config: dict[str, Any] | str | None = None, **changes: Any) -> None:
+        lab.write(name, command=f"train {name}", **changes)
+        (lab.folder / name / "metrics.jsonl").write_text('{"step": 1, "accuracy": 0.5, "validation_accuracy": 0.6}\n')
         if config is not None:
             text = config if isinstance(config, str) else OmegaConf.to_yaml(OmegaConf.create(config))
-            (folder / "config.yaml").write_text(text)
-        return folder
+            (lab.folder / name / "config.yaml").write_text(text)
 
     return make
 
 
-@pytest.fixture
-def render(settings: Make) -> Make:
-    """The report of a folder and its complaints: render(folder, "layout=leo")."""
-
-    def render(runs: Path, *words: str) -> tuple[str, list[str]]:
-        found, unread = read_runs(runs)
-        return render_report(runs, found, settings(*words, config="report"), unread)
-
-    return render
+def render(lab: Any, *words: str) -> tuple[str, list[str]]:
+    runs, unread = read_runs(lab.folder)
+    return render_report(lab.folder, runs, lab.settings(*words, config="report"), unread)
 
 
-def test_the_report_is_one_file_without_scripts_and_references_to_others(
-    tmp_path: Path, make_run: Make, render: Make
-) -> None:
-    make_run(tmp_path / "<b>", config={"train": {"steps": 1}, HOSTILE: HOSTILE}, algorithm=HOSTILE, recipe=HOSTILE)
-    make_run(tmp_path / "x", algorithm="leo", config={"train": {"steps": 2}})
-    text, complaints = render(tmp_path)
+def test_the_report_is_one_file_without_scripts_and_references_to_others(lab: Any, make_run: Any) -> None:
+    make_run("<b>", config={"train": {"steps": 1}, HOSTILE: HOSTILE}, algorithm=HOSTILE, recipe=HOSTILE)
+    make_run("x", algorithm="leo", config={"train": {"steps": 2}})
+    text, complaints = render(lab)
     assert complaints == []
     assert not re.search(r"https?:|<script|<link|@import|url\(|<b>x", text)
     assert set(re.findall(r'src="(.{0,26})', text)) == {"data:image/svg+xml;base64,"}
@@ -58,15 +48,15 @@ def test_the_report_is_one_file_without_scripts_and_references_to_others(
     assert text.count("&lt;script&gt;") >= 4  # method, cost, heading, key and value
 
 
-def test_only_keys_that_differ_are_shown_and_seeds_are_one_column(tmp_path: Path, make_run: Make) -> None:
+def test_only_keys_that_differ_are_shown_and_seeds_are_one_column(lab: Any, make_run: Any) -> None:
     same = {"way": 5, "run_dir": "somewhere"}
     for seed in (0, 1):
         config = {**same, "seed": seed, "train": {"lr": 0.1, "clip": None, "_target_": "a"}}
-        make_run(tmp_path / f"maml{seed}", config, seed=seed)
-        make_run(tmp_path / f"maml{seed}" / "tests" / "again", seed=seed)  # needs no configuration of its own
-    make_run(tmp_path / "leo", {**same, "seed": 0, "train": {"lr": 2, "clip": None, "own": True}}, algorithm="leo")
-    make_run(tmp_path / "bare", seed=2)
-    frame, missing = compare_configurations(read_runs(tmp_path)[0])
+        make_run(f"maml{seed}", config, seed=seed)
+        make_run(f"maml{seed}/tests/again", seed=seed)  # needs no configuration of its own
+    make_run("leo", {**same, "seed": 0, "train": {"lr": 2, "clip": None, "own": True}}, algorithm="leo")
+    make_run("bare", seed=2)
+    frame, missing = compare_configurations(read_runs(lab.folder)[0])
     assert frame.to_numpy().tolist() == [["train.lr", "2", "0.1"], ["train.own", "true", "–"]]
     assert list(frame.columns) == [
         "key",
@@ -77,41 +67,41 @@ def test_only_keys_that_differ_are_shown_and_seeds_are_one_column(tmp_path: Path
 
 
 @pytest.mark.parametrize("damage", ["[1, 2", "- a\n- b", "\x00"])
-def test_a_damaged_configuration_counts_as_missing(tmp_path: Path, make_run: Make, damage: str) -> None:
-    make_run(tmp_path / "good", config={"way": 5})
-    make_run(tmp_path / "bad", config=damage, algorithm="leo")
-    frame, missing = compare_configurations(read_runs(tmp_path)[0])
+def test_a_damaged_configuration_counts_as_missing(lab: Any, make_run: Any, damage: str) -> None:
+    make_run("good", config={"way": 5})
+    make_run("bad", config=damage, algorithm="leo")
+    frame, missing = compare_configurations(read_runs(lab.folder)[0])
     assert (len(frame), missing) == (0, 1)
 
 
 def test_what_cannot_be_read_is_a_complaint_once_and_accuracies_and_errors_have_a_table_each(
-    tmp_path: Path, make_run: Make, write_regression: Make, render: Make
+    lab: Any, make_run: Any
 ) -> None:
-    make_run(tmp_path / "a")
-    write_regression(tmp_path / "s")
-    (tmp_path / "bad").mkdir()
-    (tmp_path / "bad/record.json").write_text("{")
-    text, complaints = render(tmp_path)
+    make_run("a")
+    lab.write_regression("s")
+    lab.write("bad")
+    (lab.folder / "bad/record.json").write_text("{")
+    text, complaints = render(lab)
     assert len(complaints) == 1 and text.count("bad/record.json cannot be read") == 1
     assert "2 of 2 records have no readable config.yaml" in text
     assert re.findall(r"<h2>(Accuracy|Mean squared)", text) == ["Accuracy", "Mean squared"]
     assert '<figure id="by_steps"' in text
     # A layout has tables of its own runs only; the rest of the report is about all.
-    text, _ = render(tmp_path, "layout=sinusoid", "published=false")
+    text, _ = render(lab, "layout=sinusoid", "published=false")
     [tables] = re.findall(r'<section id="tables">(.*?)</section>', text, re.DOTALL)
     assert re.findall(r"<h2>(.*?)</h2>", tables) == ["Sinusoids, mean squared error"]
     assert "2 records of maml" in text and '<figure id="by_steps"' in text
     with pytest.raises(FewshotError, match="is of this layout: take layout=comparison"):
-        render(tmp_path, "layout=leo", "published=false")
+        render(lab, "layout=leo", "published=false")
 
 
 # The tool
 
 
 def test_the_tool_writes_the_report_below_the_runs_and_pictures_where_asked(
-    call: Make, tmp_path: Path, make_run: Make
+    call: Any, tmp_path: Path, make_run: Any
 ) -> None:
-    make_run(tmp_path / "runs/a")
+    make_run("runs/a")
     done = call("report", "runs=runs", "pictures=drawn", "format=pdf")
     assert (done.code, done.out.splitlines()[0]) == (0, "wrote runs/report.html")
     assert (tmp_path / "runs/report.html").read_text().startswith("<!doctype html>")
@@ -129,8 +119,8 @@ def test_the_tool_writes_the_report_below_the_runs_and_pictures_where_asked(
         ("runs=runs/empty", "no record.json below"),
     ],
 )
-def test_nothing_is_written_where_it_fails(call: Make, tmp_path: Path, make_run: Make, word: str, message: str) -> None:
-    make_run(tmp_path / "runs/a")
+def test_nothing_is_written_where_it_fails(call: Any, tmp_path: Path, make_run: Any, word: str, message: str) -> None:
+    make_run("runs/a")
     before = sorted(tmp_path.rglob("*"))
     done = call("report", *([] if word.startswith("runs=") else ["runs=runs"]), "pictures=drawn", word)
     assert done.code == 1 and message in done.err and len(done.err.splitlines()) == 1

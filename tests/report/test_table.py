@@ -1,6 +1,5 @@
 """The table never lets two numbers stand together that were not measured alike."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,57 +11,44 @@ from fewshot.report.page import make_page
 from fewshot.report.table import markdown
 
 MAML, SHORT = "maml (conv4), transductive", "omniglot 5-way 1-shot"
-Make = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def cells(texts: Any) -> Callable[..., dict[str, dict[str, str]]]:
-    """{row: {column: cell}}, both in the order of the table."""
-    return lambda *records: {row.pop("method"): row for row in texts(make_page(list(records)))}
-
-
-@pytest.fixture
-def shots(make_record: Make) -> Make:
-    """A record of a training and a test with this number of shots."""
-    return lambda count, **changes: make_record(shot=count, protocol__shot=count, **changes)
 
 
 # Rows, columns, cells
 
 
-def test_a_cell_is_accuracy_and_the_interval_over_episodes_in_per_cent(make_record: Make, cells: Any) -> None:
-    assert cells(make_record()) == {MAML: {SHORT: "95.43 ± 0.41"}}
+def test_a_cell_is_accuracy_and_the_interval_over_episodes_in_per_cent(lab: Any) -> None:
+    assert lab.cells(lab.record()) == {MAML: {SHORT: "95.43 ± 0.41"}}
 
 
-def test_rows_go_from_simple_to_elaborate_then_by_alphabet(make_record: Make, cells: Any) -> None:
+def test_rows_go_from_simple_to_elaborate_then_by_alphabet(lab: Any) -> None:
     names = ["zeta", "leo", "alpha", "reptile", "maml", "nearest", "fomaml"]
-    table = cells(*(make_record(algorithm=name, backbone=None) for name in names))
+    table = lab.cells(*(lab.record(algorithm=name, backbone=None) for name in names))
     in_order = ["nearest", "maml", "fomaml", "reptile", "leo", "alpha", "zeta"]
     assert list(table) == [f"{name}, transductive" for name in in_order]
 
 
-def test_columns_go_by_dataset_way_and_shot_as_numbers(make_record: Make, shots: Make, cells: Any) -> None:
-    wide = make_record(way=20, protocol__way=20, algorithm="nearest")
-    other = make_record(dataset="cifar_fs", protocol__dataset="cifar_fs")
-    table = cells(wide, shots(10), shots(5), make_record(), other)
+def test_columns_go_by_dataset_way_and_shot_as_numbers(lab: Any) -> None:
+    wide = lab.record(way=20, protocol__way=20, algorithm="nearest")
+    other = lab.record(dataset="cifar_fs", protocol__dataset="cifar_fs")
+    table = lab.cells(wide, lab.shots(10), lab.shots(5), lab.record(), other)
     tasks = ["cifar_fs 5-way 1", "omniglot 5-way 1", "omniglot 5-way 5", "omniglot 5-way 10", "omniglot 20-way 1"]
     assert list(table[MAML]) == [f"{task}-shot" for task in tasks]
 
 
-def test_what_was_not_measured_is_a_dash(make_record: Make, shots: Make, cells: Any) -> None:
-    table = cells(make_record(), shots(5, algorithm="leo"))
+def test_what_was_not_measured_is_a_dash(lab: Any) -> None:
+    table = lab.cells(lab.record(), lab.shots(5, algorithm="leo"))
     assert table["leo (conv4), transductive"] == {SHORT: "–", "omniglot 5-way 5-shot": "95.43 ± 0.41"}
 
 
-def test_setting_and_backbone_make_a_row(make_record: Make, cells: Any) -> None:
-    table = cells(make_record(), make_record(protocol__setting="inductive"), make_record(backbone="resnet12"))
+def test_setting_and_backbone_make_a_row(lab: Any) -> None:
+    table = lab.cells(lab.record(), lab.record(protocol__setting="inductive"), lab.record(backbone="resnet12"))
     assert list(table) == ["maml (conv4), inductive", MAML, "maml (resnet12), transductive"]
 
 
 @pytest.mark.parametrize("interval", [None, float("nan")])
-def test_a_single_episode_has_no_interval(make_record: Make, cells: Any, interval: float | None) -> None:
-    single = make_record(protocol__episodes=1, test={"accuracy": 0.5, "ci95": interval, "episodes": 1})
-    assert cells(single)[MAML][SHORT] == "50.00 ± n/a"
+def test_a_single_episode_has_no_interval(lab: Any, interval: float | None) -> None:
+    single = lab.record(protocol__episodes=1, test={"accuracy": 0.5, "ci95": interval, "episodes": 1})
+    assert lab.cells(single)[MAML][SHORT] == "50.00 ± n/a"
 
 
 # Seeds
@@ -78,17 +64,17 @@ def test_a_single_episode_has_no_interval(make_record: Make, cells: Any, interva
     ],
 )
 def test_seeds_become_their_mean_with_the_t_interval_over_seeds(
-    make_record: Make, cells: Any, accuracies: list[float], halves: list[float], cell: str
+    lab: Any, accuracies: list[float], halves: list[float], cell: str
 ) -> None:
     pairs = enumerate(zip(accuracies, halves, strict=True))
-    runs = [make_record(seed=seed, test__accuracy=mean, test__ci95=half) for seed, (mean, half) in pairs]
-    assert cells(*runs)[MAML][SHORT] == cell
+    runs = [lab.record(seed=seed, test__accuracy=mean, test__ci95=half) for seed, (mean, half) in pairs]
+    assert lab.cells(*runs)[MAML][SHORT] == cell
     assert "over the means of those seeds, and apart from it one run's over episodes" in markdown(runs)
 
 
-def test_two_runs_that_differ_in_nothing_are_refused_by_name(make_record: Make) -> None:
+def test_two_runs_that_differ_in_nothing_are_refused_by_name(lab: Any) -> None:
     with pytest.raises(FewshotError, match=r"runs/a and runs/b are both maml .* on omniglot 5-way 1-shot with seed 0"):
-        make_page([make_record("runs/a"), make_record("runs/b", test__accuracy=0.5)])
+        make_page([lab.record("runs/a"), lab.record("runs/b", test__accuracy=0.5)])
 
 
 # What tells rows apart
@@ -107,30 +93,30 @@ def test_two_runs_that_differ_in_nothing_are_refused_by_name(make_record: Make) 
 )
 @pytest.mark.parametrize("seed", [0, 1])
 def test_runs_that_differ_in_more_than_the_seed_are_never_averaged(
-    make_record: Make, cells: Any, changes: dict[str, Any], first: str, second: str, seed: int
+    lab: Any, changes: dict[str, Any], first: str, second: str, seed: int
 ) -> None:
-    table = cells(make_record(), make_record(seed=2), make_record(seed=seed, **changes))
+    table = lab.cells(lab.record(), lab.record(seed=2), lab.record(seed=seed, **changes))
     assert list(table) == [f"{MAML}, {first}", f"{MAML}, {second}"]
     assert [SHORT in row for row in table.values()] == [True, True]
     assert sum("(2 seeds;" in row[SHORT] for row in table.values()) == 1
 
 
-def test_steps_that_differ_only_between_columns_leave_one_row(make_record: Make, shots: Make, cells: Any) -> None:
-    assert list(cells(make_record(), shots(5, protocol__adaptation_steps=10))) == [MAML]
+def test_steps_that_differ_only_between_columns_leave_one_row(lab: Any) -> None:
+    assert list(lab.cells(lab.record(), lab.shots(5, protocol__adaptation_steps=10))) == [MAML]
 
 
-def test_a_row_split_in_one_column_lines_up_in_the_others(make_record: Make, shots: Make, cells: Any) -> None:
+def test_a_row_split_in_one_column_lines_up_in_the_others(lab: Any) -> None:
     steps = {"protocol__adaptation_steps": 10}
-    assert cells(make_record(), make_record(**steps), shots(5, **steps)) == {
+    assert lab.cells(lab.record(), lab.record(**steps), lab.shots(5, **steps)) == {
         f"{MAML}, 3 adaptation steps": {SHORT: "95.43 ± 0.41", "omniglot 5-way 5-shot": "–"},
         f"{MAML}, 10 adaptation steps": {SHORT: "95.43 ± 0.41", "omniglot 5-way 5-shot": "95.43 ± 0.41"},
     }
 
 
-def test_training_on_other_classes_or_another_task_than_usual_is_always_named(make_record: Make, cells: Any) -> None:
-    runs = [make_record(protocol__train_on_val=True), make_record(algorithm="leo"), make_record(shot=5)]
+def test_training_on_other_classes_or_another_task_than_usual_is_always_named(lab: Any) -> None:
+    runs = [lab.record(protocol__train_on_val=True), lab.record(algorithm="leo"), lab.record(shot=5)]
     on_val, on_task = f"{MAML}, trained on train+val", f"{MAML}, trained on omniglot 5-way 5-shot"
-    assert set(cells(*runs)) == {on_val, on_task, "leo (conv4), transductive"}
+    assert set(lab.cells(*runs)) == {on_val, on_task, "leo (conv4), transductive"}
     assert f"validation classes trained on by {on_val}\n" in markdown(runs)
 
 
@@ -150,17 +136,15 @@ def test_training_on_other_classes_or_another_task_than_usual_is_always_named(ma
         ({"data": {"fingerprint": "abad1dea" * 8}}, "data abad1dea", "data feedc0de"),
     ],
 )
-def test_different_protocols_never_share_a_column(
-    make_record: Make, cells: Any, changes: dict[str, Any], first: str, second: str
-) -> None:
-    [row] = cells(make_record(), make_record(seed=1, **changes)).values()
+def test_different_protocols_never_share_a_column(lab: Any, changes: dict[str, Any], first: str, second: str) -> None:
+    [row] = lab.cells(lab.record(), lab.record(seed=1, **changes)).values()
     assert row == {f"{SHORT}, {first}": "95.43 ± 0.41", f"{SHORT}, {second}": "95.43 ± 0.41"}
 
 
-def test_the_manifest_is_added_only_where_labels_leave_a_doubt(make_record: Make, shots: Make) -> None:
-    same_labels = make_record(protocol__manifest="a" * 64)
-    other_labels = make_record(protocol__query=20, protocol__rotations="none", protocol__manifest="f" * 64)
-    assert list(column_names([make_record(), same_labels, other_labels, shots(5)]).values()) == [
+def test_the_manifest_is_added_only_where_labels_leave_a_doubt(lab: Any) -> None:
+    same_labels = lab.record(protocol__manifest="a" * 64)
+    other_labels = lab.record(protocol__query=20, protocol__rotations="none", protocol__manifest="f" * 64)
+    assert list(column_names([lab.record(), same_labels, other_labels, lab.shots(5)]).values()) == [
         f"{SHORT}, 15 queries, rotations per_class, manifest 01234567",
         f"{SHORT}, 15 queries, rotations per_class, manifest aaaaaaaa",
         f"{SHORT}, 20 queries, rotations none",
@@ -168,16 +152,16 @@ def test_the_manifest_is_added_only_where_labels_leave_a_doubt(make_record: Make
     ]
 
 
-def test_protocols_whose_names_cannot_differ_are_refused(make_record: Make) -> None:
+def test_protocols_whose_names_cannot_differ_are_refused(lab: Any) -> None:
     with pytest.raises(FewshotError, match="first 8 digits"):
-        make_page([make_record(), make_record(protocol__manifest="01234567" * 8)])
+        make_page([lab.record(), lab.record(protocol__manifest="01234567" * 8)])
 
 
 # The printed page
 
 
-def test_the_page_is_the_table_its_footer_and_the_costs(make_record: Make) -> None:
-    assert markdown([make_record(), make_record(algorithm="leo", code__commit=None, code__dirty=True)]) == (
+def test_the_page_is_the_table_its_footer_and_the_costs(lab: Any) -> None:
+    assert markdown([lab.record(), lab.record(algorithm="leo", code__commit=None, code__dirty=True)]) == (
         "| method                     | omniglot 5-way 1-shot   |\n"
         "|:---------------------------|:------------------------|\n"
         "| maml (conv4), transductive | 95.43 ± 0.41            |\n"
@@ -202,26 +186,26 @@ def test_the_page_is_the_table_its_footer_and_the_costs(make_record: Make) -> No
     )
 
 
-def test_trailing_zeros_survive_printing(make_record: Make) -> None:
-    assert "95.40 ± 0.40" in markdown([make_record(test__accuracy=0.954, test__ci95=0.004)])
+def test_trailing_zeros_survive_printing(lab: Any) -> None:
+    assert "95.40 ± 0.40" in markdown([lab.record(test__accuracy=0.954, test__ci95=0.004)])
 
 
-def test_costs_are_means_over_seeds_and_unknown_ones_are_dashes(make_record: Make) -> None:
-    other = make_record(seed=1, cost__train_seconds=120.0, cost__peak_memory_bytes=None)
-    costs = make_page([make_record(cost__train_seconds=60.0), other]).cost
+def test_costs_are_means_over_seeds_and_unknown_ones_are_dashes(lab: Any) -> None:
+    other = lab.record(seed=1, cost__train_seconds=120.0, cost__peak_memory_bytes=None)
+    costs = make_page([lab.record(cost__train_seconds=60.0), other]).cost
     assert costs is not None
     line = costs.iloc[0]
     assert (line["seeds"], line["minutes"], line["peak MiB"]) == ("2", "1.5", "–")
     assert "gradients" not in line
 
 
-def test_gradients_are_a_column_where_records_count_them(make_record: Make) -> None:
-    costs = make_page([make_record(cost__gradient_evaluations=1200)]).cost
+def test_gradients_are_a_column_where_records_count_them(lab: Any) -> None:
+    costs = make_page([lab.record(cost__gradient_evaluations=1200)]).cost
     assert costs is not None
     assert costs.iloc[0]["gradients"] == "1,200"
 
 
 @pytest.mark.parametrize(("about", "size"), [({"size": 28}, "28"), ({"images": {"size": 84}}, "84"), ({}, "–")])
-def test_the_input_size_is_what_the_reader_reports(make_record: Make, texts: Any, about: object, size: str) -> None:
-    record = make_record(data={"fingerprint": "feedc0de" * 8, "about": about})
-    assert texts(make_page([record], layout=Layout(rows={"input": "input_size"})))[0]["input"] == size
+def test_the_input_size_is_what_the_reader_reports(lab: Any, about: object, size: str) -> None:
+    record = lab.record(data={"fingerprint": "feedc0de" * 8, "about": about})
+    assert lab.texts(make_page([record], layout=Layout(rows={"input": "input_size"})))[0]["input"] == size
