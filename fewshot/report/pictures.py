@@ -120,9 +120,9 @@ def draw_episode(
         )  # fmt: skip
         colour, line = "0.6", 0.6
         if image >= shots:
-            taken, line = int(predicted[way, image - shots]), 2.0
-            colour, sign = RIGHT if taken == true[way, image - shots] else WRONG
-            label, below = f"{sign} {escape_math(labels[taken])}", top + height / width + 0.07
+            guess, line = int(predicted[way, image - shots]), 2.0
+            colour, sign = RIGHT if guess == true[way, image - shots] else WRONG
+            label, below = f"{sign} {escape_math(labels[guess])}", top + height / width + 0.07
             panel.text(left + 0.5, below, label, color=colour, ha="center", va="top", fontsize=size)
         panel.add_patch(Rectangle((left, top), 1, height / width, fill=False, edgecolor=colour, linewidth=line))
     for way in range(ways):

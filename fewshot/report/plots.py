@@ -78,7 +78,7 @@ def _plot_lines(cells: list[Cell], x_label: str, what: str) -> Figure:
     titles = list(dict.fromkeys(title for title, _ in lines))
     figure, axes = make_panels(titles, 3.4, 0.2 * len(styles))
     for panel, title in zip(axes, titles, strict=True):
-        shown = {name: line for (of, name), line in lines.items() if of == title}
+        shown = {name: line for (panel_title, name), line in lines.items() if panel_title == title}
         for name, line in shown.items():
             means, halves = zip(*map(_mean_and_half, line.values()), strict=True)
             panel.errorbar(list(line), means, yerr=halves, capsize=3, elinewidth=1, **styles[name])
@@ -105,11 +105,11 @@ def plot_bars(runs: Sequence[Record]) -> Figure:
         metric, end = metric_of(group[0].runs[0]), 0.0
         for place, cell in enumerate(group):
             mean, half = _mean_and_half(cell)
-            known, decimals = not math.isnan(half), SCORES[metric][1]
+            decimals = SCORES[metric][1]
             colour, _ = _look(cell.runs[0]["algorithm"])
-            panel.barh(place, mean, 0.7, xerr=half if known else None, capsize=2, color=colour)
-            text = f"{mean:.{decimals}f}" + (f" ± {half:.{decimals}f}" if known else "")
-            tip = mean + (half if known else 0)
+            panel.barh(place, mean, 0.7, xerr=half, capsize=2, color=colour)
+            text = f"{mean:.{decimals}f}" + ("" if math.isnan(half) else f" ± {half:.{decimals}f}")
+            tip = mean + (0 if math.isnan(half) else half)
             panel.annotate(text, (tip, place), (5, 0), textcoords="offset points", va="center", fontsize=8)
             end = max(end, tip)
         panel.set_title(escape_math(str(column[0]), 70), fontsize=10)

@@ -30,8 +30,8 @@ def protocol_lines(runs: list[Record], cells: list[Cell]) -> list[tuple[str, str
         _, way, _, split, query, episodes, seed, rotations, view, _, _ = column_labels(column)
         parts = [f"{episodes} of the {split}", seed, f"{query} per class" if way else query, rotations, view]
         *_, manifest, data = column
-        known = [part for part in parts if not part.endswith("None")]  # a regression has no rotations
-        lines.append((name, f"{', '.join(known)}; manifest {manifest!s:.12}, data {data!s:.12}"))
+        stated = [part for part in parts if not part.endswith("None")]  # a regression has no rotations
+        lines.append((name, f"{', '.join(stated)}; manifest {manifest!s:.12}, data {data!s:.12}"))
     seeds = sorted({run["seed"] for run in runs})
     selection = ", ".join(sorted({str(run["protocol"]["selection"]) for run in runs}))
     on_val = {cell.runs[0]["method"] for cell in cells if cell.runs[0]["protocol"].get("train_on_val")}

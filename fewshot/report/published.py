@@ -82,7 +82,7 @@ def _parse(row: dict[str, str]) -> Record:
         "interval": float(row["interval"]) if row["interval"] else None,
         "caveats": caveats,
     }
-    known = {key: None if value == UNKNOWN else value for key, value in figure.items()}
+    stated = {key: None if value == UNKNOWN else value for key, value in figure.items()}
     task = {"dataset": row["dataset"], "way": figure["way"] or 1, "shot": figure["shot"]}  # a regression has way 1
     unit = 100 if row["metric"] == "accuracy" else 1
     interval = figure["interval"]
@@ -91,19 +91,19 @@ def _parse(row: dict[str, str]) -> Record:
         "shot": None,
         "train": {"shot": next((TRAINING_SHOT[caveat] for caveat in caveats if caveat in TRAINING_SHOT), None)},
         "algorithm": row["method"],
-        "backbone": known["backbone"],
+        "backbone": stated["backbone"],
         "seed": None,
         "protocol": {
             **task,
-            **{key: known[key] for key in ("query", "episodes", "setting", "adaptation_steps")},
+            **{key: stated[key] for key in ("query", "episodes", "setting", "adaptation_steps")},
             **({"view": VIEWS[row["dataset"]]} if row["dataset"] in VIEWS else {}),
         },
         "test": {
             row["metric"]: figure["value"] / unit,
             "ci95": None if interval is None else interval / unit,
-            "episodes": known["episodes"],
+            "episodes": stated["episodes"],
         },
-        "input_size": known["input_size"],
+        "input_size": stated["input_size"],
         "folder": row["source"],
         "published": figure,
     }

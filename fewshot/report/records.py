@@ -75,13 +75,13 @@ def code() -> dict[str, Any]:
         except (OSError, subprocess.CalledProcessError):
             return None
 
-    found = {"version": _version("fewshot"), "commit": None, "dirty": None}
+    state = {"version": _version("fewshot"), "commit": None, "dirty": None}
     top = git("rev-parse", "--show-toplevel")
     if top is not None and Path(top).resolve() == root:  # not installed somewhere inside another project's checkout
         # A file that git does not know yet, such as a new algorithm, is a change too.
         changes = git("status", "--porcelain", "--", "fewshot", "conf", "tools")
-        found |= {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
-    return found
+        state |= {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
+    return state
 
 
 def _version(package: str) -> str:
@@ -119,7 +119,7 @@ def find_records(folder: str | Path) -> list[Path]:
     paths = sorted(expand_path(folder).rglob("record.json"))
     if not paths:
         raise FewshotError(
-            f"no record.json below {folder}: make one with `python tools/train.py`, or say runs=<folder>"
+            f"no record.json below {folder}: make one with `python tools/train.py`, or set runs=<folder>"
         )
     return paths
 
@@ -147,12 +147,12 @@ def read_record(path: str | Path) -> Record:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise FewshotError(f"{path} cannot be read as JSON: {one_line(error)}") from error
-    found = record.get("format") if isinstance(record, dict) else None
-    if type(found) is not int or found < 1:
+    form = record.get("format") if isinstance(record, dict) else None
+    if type(form) is not int or form < 1:
         raise FewshotError(f'{path} is not a record: it lacks `"format": {FORMAT}`')
-    if found != FORMAT:
-        remedy = "update the code" if found > FORMAT else "test the run again"
-        raise FewshotError(f"{path} is a record of format {found}, and this code reads format {FORMAT}: {remedy}")
+    if form != FORMAT:
+        remedy = "update the code" if form > FORMAT else "test the run again"
+        raise FewshotError(f"{path} is a record of format {form}, and this code reads format {FORMAT}: {remedy}")
     for types, fields in NEEDED.items():
         for field in fields.split():
             try:

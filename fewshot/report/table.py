@@ -41,23 +41,22 @@ def make_table(runs: Sequence[Record], settings: Mapping[str, Any]) -> Page:
         FewshotError: nothing is left to tabulate, the layout is invalid, or runs that were not measured alike would
             share a cell or a column.
     """
-    given = settings["layout"]
-    rows = given["rows"] if settings["rows"] is None else settings["rows"]
-    cols = given["cols"] if settings["cols"] is None else settings["cols"]
+    options = settings["layout"]
+    rows = options["rows"] if settings["rows"] is None else settings["rows"]
+    cols = options["cols"] if settings["cols"] is None else settings["cols"]
     if not isinstance(rows, Mapping):
         rows = _headings(_check_fields("rows", rows))
     if not rows:
-        raise FewshotError("a free layout needs its rows, and cols where you want some: rows=[algorithm] cols=[task]")
-    metric, *others = metrics_of(runs, given)
-    layout = Layout(rows=dict(rows), cols=_check_fields("cols", cols), metric=metric, title=given["title"] or "")
-    chosen = [run for run in runs if _is_of(run, given) and metric in run["test"]]
-    published = _published(chosen, metric, given) if settings["published"] else []
-    notices = [f"the table shows {metric}; for the runs scored by {name} say layout.metric={name}" for name in others]
+        raise FewshotError("a free layout needs rows, such as rows=[algorithm] cols=[task]")
+    metric, *others = metrics_of(runs, options)
+    layout = Layout(rows=dict(rows), cols=_check_fields("cols", cols), metric=metric, title=options["title"] or "")
+    chosen = [run for run in runs if _belongs_to(run, options) and metric in run["test"]]
+    published = _published(chosen, metric, options) if settings["published"] else []
+    notices = [f"the table shows {metric}; for the runs scored by {name} set layout.metric={name}" for name in others]
     if not chosen:
-        none = f"no run of {len(runs)} is of this layout"
         if not published:
-            raise FewshotError(f"{none}: take layout=comparison")
-        notices.append(f"{none}: it shows published figures only")
+            raise FewshotError(f"none of {len(runs)} runs belongs to this layout: choose layout=comparison")
+        notices.append(f"none of {len(runs)} runs belongs to this layout: the table shows published figures only")
     page = make_page(chosen, published, layout, settings["cost"])
     page.complaints[:0] = notices
     return page
@@ -83,11 +82,11 @@ def metrics_of(runs: Sequence[Record], layout: Mapping[str, Any]) -> list[str]:
     """
     if layout["metric"] is not None:
         return [check_choice("layout.metric", layout["metric"], METRICS)]
-    found = [metric for metric in METRICS if any(metric in run["test"] for run in runs if _is_of(run, layout))]
-    return found or [METRICS[0]]
+    metrics = [metric for metric in METRICS if any(metric in run["test"] for run in runs if _belongs_to(run, layout))]
+    return metrics or [METRICS[0]]
 
 
-def _is_of(run: Record, layout: Mapping[str, Any]) -> bool:
+def _belongs_to(run: Record, layout: Mapping[str, Any]) -> bool:
     algorithms, datasets = layout["algorithms"], layout["datasets"]
     return (algorithms is None or run["algorithm"] in algorithms) and (
         datasets is None or run["protocol"]["dataset"] in datasets
@@ -96,7 +95,7 @@ def _is_of(run: Record, layout: Mapping[str, Any]) -> bool:
 
 def _published(runs: list[Record], metric: str, layout: Mapping[str, Any]) -> list[Record]:
     """Published figures of the layout's sources, or else of its datasets, or else of the runs' methods and tasks."""
-    figures = [figure for figure in read_published() if _is_of(figure, layout) and metric in figure["test"]]
+    figures = [figure for figure in read_published() if _belongs_to(figure, layout) and metric in figure["test"]]
     if layout["sources"] is not None:
         return [figure for figure in figures if figure["published"]["source"] in layout["sources"]]
     if layout["datasets"] is not None:

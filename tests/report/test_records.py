@@ -208,7 +208,7 @@ def test_errors_and_accuracies_are_two_tables(lab: Any, tmp_path: Path) -> None:
     lab.write_regression("a")
     lab.write("b")
     page = lab.page()
-    assert page.complaints == ["the table shows accuracy; for the runs scored by mse say layout.metric=mse"]
+    assert page.complaints == ["the table shows accuracy; for the runs scored by mse set layout.metric=mse"]
     assert page.title == "Accuracy in per cent" and "sinusoid 10-shot" not in page.table
     page = lab.page("layout.metric=mse", "published=true")
     assert (page.title, page.complaints) == ("Mean squared error", [])

@@ -160,34 +160,10 @@ def test_protocols_whose_names_cannot_differ_are_refused(lab: Any) -> None:
 # The printed page
 
 
-def test_the_page_is_the_table_its_footer_and_the_costs(lab: Any) -> None:
-    assert markdown([lab.record(), lab.record(algorithm="leo", code__commit=None, code__dirty=True)]) == (
-        "| method                     | omniglot 5-way 1-shot   |\n"
-        "|:---------------------------|:------------------------|\n"
-        "| maml (conv4), transductive | 95.43 ± 0.41            |\n"
-        "| leo (conv4), transductive  | 95.43 ± 0.41            |\n"
-        "\n"
-        "Accuracy in per cent.\n"
-        "\n"
-        "- **omniglot 5-way 1-shot**: 600 episodes of the test split, episode seed 0, 15 queries per class, "
-        "rotations per_class, whole images; manifest 0123456789ab, data feedc0defeed\n"
-        "- **training**: seed 0; checkpoint: best validation accuracy; none on validation classes\n"
-        "- **±**: half width of the 95 % Student t interval over the test episodes of one run\n"
-        "- **code**: 0.1.0 (abc1234), 0.1.0 (unknown commit with uncommitted changes)\n"
-        "\n"
-        "| method                     | task                  | seeds   | training tasks   | minutes   | tasks/s   "
-        "| peak MiB   | device   | adaptation steps   | selection                |\n"
-        "|:---------------------------|:----------------------|:--------|:-----------------|:----------|:----------"
-        "|:-----------|:---------|:-------------------|:-------------------------|\n"
-        "| maml (conv4), transductive | omniglot 5-way 1-shot | 1       | 120,000          | 14.7      | 136       "
-        "| 1,024      | cpu      | 3                  | best validation accuracy |\n"
-        "| leo (conv4), transductive  | omniglot 5-way 1-shot | 1       | 120,000          | 14.7      | 136       "
-        "| 1,024      | cpu      | 3                  | best validation accuracy |"
-    )
-
-
-def test_trailing_zeros_survive_printing(lab: Any) -> None:
-    assert "95.40 ± 0.40" in markdown([lab.record(test__accuracy=0.954, test__ci95=0.004)])
+def test_trailing_zeros_survive_printing_and_the_code_is_named(lab: Any) -> None:
+    # Whole pages: tests/report/test_layouts.py, test_the_tables_in_results_are_current.
+    text = markdown([lab.record(test__accuracy=0.954, test__ci95=0.004, code__commit=None, code__dirty=True)])
+    assert "95.40 ± 0.40" in text and "- **code**: 0.1.0 (unknown commit with uncommitted changes)\n" in text
 
 
 def test_costs_are_means_over_seeds_and_unknown_ones_are_dashes(lab: Any) -> None:
