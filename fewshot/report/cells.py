@@ -24,7 +24,8 @@ from fewshot.report.statistics import compare_with_best, read_scores
 # The fields in which runs of one cell must agree; the ones that a person would look at first come first.
 ONE_METHOD = (
     "algorithm", "backbone", "recipe", "protocol.setting", "protocol.train_on_val",
-    *COLUMN, "dataset", "way", "shot", *VARIATIONS, *CONFIGURATION, "published",
+    *COLUMN, "dataset", "way", "shot", *VARIATIONS, *CONFIGURATION,
+    "published.source", "published.label", "published.value",
 )  # fmt: skip
 # The fields in which a published figure and the runs of its column must agree; sources do not state the others.
 ONE_TASK = ("protocol.dataset", "protocol.way", "protocol.shot", "protocol.view")

@@ -79,19 +79,9 @@ def test_figures_are_those_of_their_sources(
     assert (value, interval) in [(figure["value"], figure["interval"]) for figure in figures]
 
 
-@pytest.mark.parametrize(
-    ("source", "shot", "values"),
-    [
-        ("MAML paper, Table 2", 5, [0.67, 0.38, 0.35]),
-        ("gaoyuankidult/MAML-tf README", 5, [0.6609, 0.3024, 0.2714]),
-        ("gaoyuankidult/MAML-tf README", 10, [0.4506, 0.2024, 0.1903]),
-    ],
-)
-def test_sinusoids_have_an_error_after_1_5_and_10_updates(source: str, shot: int, values: list[float]) -> None:
-    figures = found(dataset="sinusoid", source=source, shot=shot)
-    assert {figure["adaptation_steps"]: figure["value"] for figure in figures} == dict(
-        zip((1, 5, 10), values, strict=True)
-    )
+def test_sinusoids_have_an_error_after_1_5_and_10_updates() -> None:
+    figures = found(dataset="sinusoid", source="MAML paper, Table 2", shot=5)  # the others: test_records.py
+    assert {figure["adaptation_steps"]: figure["value"] for figure in figures} == {1: 0.67, 5: 0.38, 10: 0.35}
 
 
 def test_errors_are_of_the_functions_that_the_dataset_of_that_name_draws() -> None:

@@ -16,10 +16,6 @@ MAML, SHORT = "maml (conv4), transductive", "omniglot 5-way 1-shot"
 # Rows, columns, cells
 
 
-def test_a_cell_is_accuracy_and_the_interval_over_episodes_in_per_cent(lab: Any) -> None:
-    assert lab.cells(lab.record()) == {MAML: {SHORT: "95.43 ± 0.41"}}
-
-
 def test_rows_go_from_simple_to_elaborate_then_by_alphabet(lab: Any) -> None:
     names = ["zeta", "leo", "alpha", "reptile", "maml", "nearest", "fomaml"]
     table = lab.cells(*(lab.record(algorithm=name, backbone=None) for name in names))
@@ -33,11 +29,6 @@ def test_columns_go_by_dataset_way_and_shot_as_numbers(lab: Any) -> None:
     table = lab.cells(wide, lab.shots(10), lab.shots(5), lab.record(), other)
     tasks = ["cifar_fs 5-way 1", "omniglot 5-way 1", "omniglot 5-way 5", "omniglot 5-way 10", "omniglot 20-way 1"]
     assert list(table[MAML]) == [f"{task}-shot" for task in tasks]
-
-
-def test_what_was_not_measured_is_a_dash(lab: Any) -> None:
-    table = lab.cells(lab.record(), lab.shots(5, algorithm="leo"))
-    assert table["leo (conv4), transductive"] == {SHORT: "–", "omniglot 5-way 5-shot": "95.43 ± 0.41"}
 
 
 def test_setting_and_backbone_make_a_row(lab: Any) -> None:
