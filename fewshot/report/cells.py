@@ -18,7 +18,7 @@ import numpy as np
 from fewshot.core.errors import FewshotError
 from fewshot.report.gather import HERE, label_rows, one_per_seed
 from fewshot.report.labels import COLUMN, CONFIGURATION, VARIATIONS, column_of, method_sort_key, natural_sort_key
-from fewshot.report.records import Record, field_of
+from fewshot.report.records import Record, field_of, metric_of
 from fewshot.report.statistics import compare_with_best, read_scores
 
 # The fields in which runs of one cell must agree; the ones that a person would look at first come first.
@@ -61,17 +61,23 @@ class Cell:
         """The published figure, if the cell is one."""
         return self.runs[0].get("published")
 
-    def mean(self, metric: str) -> float:
-        """The mean over the runs."""
-        return sum(run["test"][metric] for run in self.runs) / len(self.runs)
+    @property
+    def metric(self) -> str:
+        """The metric of the scores: accuracy or mse."""
+        return metric_of(self.runs[0])
 
-    def over_seeds(self, metric: str) -> float | None:
+    def mean(self) -> float:
+        """The mean over the runs."""
+        return sum(run["test"][self.metric] for run in self.runs) / len(self.runs)
+
+    def over_seeds(self) -> float | None:
         """Half width of the 95 % Student t interval over several runs."""
         from scipy import stats
 
         if len(self.runs) < 2:
             return None
-        return float(stats.t.ppf(0.975, len(self.runs) - 1) * stats.sem([run["test"][metric] for run in self.runs]))
+        scores = [run["test"][self.metric] for run in self.runs]
+        return float(stats.t.ppf(0.975, len(scores) - 1) * stats.sem(scores))
 
     def over_episodes(self) -> float | None:
         """Half width of the 95 % interval over the test episodes of one run: the mean of the runs' half widths."""

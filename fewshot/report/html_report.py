@@ -76,7 +76,7 @@ def render_report(
         "Tables": tables,
         "Pictures": "<h2>Pictures</h2>" + "".join(map(_figure, images, images.values())) + _list(left_out),
         "Configurations": "<h2>How the configurations differ</h2>"
-        + (html_table(configurations) if len(configurations) else "<p>In nothing but the seed and paths.</p>")
+        + (html_table(configurations) if len(configurations) else "<p>No two of them differ in a setting.</p>")
         + (f"<p>{missing} of {len(records)} records have no readable config.yaml.</p>" if missing else ""),
         "Costs": "<h2>What it took</h2>" + costs,
         "Commands": "<h2>Commands</h2>" + html_table(pd.DataFrame({"record": list(records), "command": commands})),

@@ -105,9 +105,9 @@ def _entries(cell: Cell, layout: Layout, notes: dict[str, int]) -> list[Entry]:
         mean, _, half = cell.figure["printed"].partition(" ± ")
         interval = f"± {half}" if half else ""
     else:
-        unit, decimals = SCORES[layout.metric]
-        mean = f"{cell.mean(layout.metric) * unit:.{decimals}f}"
-        seeds, episodes = cell.over_seeds(layout.metric), cell.over_episodes()
+        unit, decimals = SCORES[cell.metric]
+        mean = f"{cell.mean() * unit:.{decimals}f}"
+        seeds, episodes = cell.over_seeds(), cell.over_episodes()
         half = episodes if seeds is None else seeds
         interval = "± n/a" if half is None else f"± {half * unit:.{decimals}f}"  # one episode has no interval
         if seeds is not None:
@@ -146,10 +146,10 @@ def _costs(cells: list[Cell], layout: Layout) -> list[dict[str, str]]:
 
 def _raw(cell: Cell, layout: Layout) -> dict[str, Any]:
     run, figure = cell.runs[0], cell.figure
-    unit, _ = SCORES[layout.metric]
+    unit, _ = SCORES[cell.metric]
     fields = ("query", "episodes", "setting", "adaptation_steps", "rotations", "selection", "train_on_val", "manifest")
     costs = [field for field, _, _ in COSTS.values() if field != "extractor_seconds"]
-    halves = {"ci95_over_episodes": cell.over_episodes(), "ci95_over_seeds": cell.over_seeds(layout.metric)}
+    halves = {"ci95_over_episodes": cell.over_episodes(), "ci95_over_seeds": cell.over_seeds()}
     if figure is not None:
         halves = {"interval": halves["ci95_over_episodes"]}
     return {
@@ -157,8 +157,8 @@ def _raw(cell: Cell, layout: Layout) -> dict[str, Any]:
         "column": _headings(cell.column, layout)[0] if layout.cols else None,
         **{name: run[name] for name in ("algorithm", "backbone")},
         **{name: run["protocol"][name] for name in ("dataset", "way", "shot")},
-        "metric": "accuracy in per cent" if layout.metric == "accuracy" else layout.metric,
-        "value": cell.mean(layout.metric) * unit,
+        "metric": "accuracy in per cent" if cell.metric == "accuracy" else cell.metric,
+        "value": cell.mean() * unit,
         **{name: None if half is None else half * unit for name, half in halves.items()},
         "interval_kind": figure["interval_kind"] if figure else None,
         "seeds": None if figure else len(cell.runs),

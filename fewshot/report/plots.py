@@ -82,8 +82,7 @@ def _plot_lines(cells: list[Cell], x_label: str, what: str) -> Figure:
         for name, line in shown.items():
             means, halves = zip(*map(_mean_and_half, line.values()), strict=True)
             panel.errorbar(list(line), means, yerr=halves, capsize=3, elinewidth=1, **styles[name])
-            metric = metric_of(next(iter(line.values())).runs[0])
-            panel.set(xlabel=x_label, ylabel=f"test {METRIC_LABELS[metric]}")
+            panel.set(xlabel=x_label, ylabel=f"test {METRIC_LABELS[next(iter(line.values())).metric]}")
         xs = sorted({x for line in shown.values() for x in line})
         panel.xaxis.set_major_locator(FixedLocator(xs) if len(xs) < 6 else MaxNLocator(integer=True))
     _add_legend(figure, styles)
@@ -102,7 +101,7 @@ def plot_bars(runs: Sequence[Record]) -> Figure:
     figure = Figure(figsize=(9, 0.3 * sum(counts) + 0.9 * len(counts)), layout="constrained")
     axes = figure.subplots(len(counts), 1, squeeze=False, height_ratios=counts).flat
     for panel, column, group in zip(axes, columns, groups, strict=True):
-        metric, end = metric_of(group[0].runs[0]), 0.0
+        metric, end = group[0].metric, 0.0
         for place, cell in enumerate(group):
             mean, half = _mean_and_half(cell)
             decimals = SCORES[metric][1]
@@ -123,10 +122,9 @@ def plot_bars(runs: Sequence[Record]) -> Figure:
 
 def _mean_and_half(cell: Cell) -> tuple[float, float]:
     """Mean and half width of the interval, NaN where it is unknown, in the unit of the plot."""
-    metric = metric_of(cell.runs[0])
-    unit, _ = SCORES[metric]
-    half = cell.over_episodes() if len(cell.runs) == 1 else cell.over_seeds(metric)
-    return cell.mean(metric) * unit, math.nan if half is None else half * unit
+    unit, _ = SCORES[cell.metric]
+    half = cell.over_episodes() if len(cell.runs) == 1 else cell.over_seeds()
+    return cell.mean() * unit, math.nan if half is None else half * unit
 
 
 def plot_curves(runs: Sequence[Record]) -> Figure:
