@@ -55,8 +55,8 @@ def make_table(runs: Sequence[Record], settings: Mapping[str, Any]) -> Page:
     notices = [f"the table shows {metric}; for the runs scored by {name} set layout.metric={name}" for name in others]
     if not chosen:
         if not published:
-            raise FewshotError(f"none of {len(runs)} runs belongs to this layout: choose layout=comparison")
-        notices.append(f"none of {len(runs)} runs belongs to this layout: the table shows published figures only")
+            raise FewshotError("no run belongs to this layout: choose layout=comparison")
+        notices.append("no run belongs to this layout: the table shows published figures only")
     page = make_page(chosen, published, layout, settings["cost"])
     page.complaints[:0] = notices
     return page

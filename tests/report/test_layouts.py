@@ -47,12 +47,31 @@ def test_every_source_that_a_layout_names_has_figures(lab: Any) -> None:
     assert named and named <= {record["published"]["source"] for record in read_published()}
 
 
-def test_leo_stands_as_paper_as_released_and_as_measured(lab: Any, results: Any) -> None:
-    page = results("layout=leo", below=ABLATION)
+@pytest.mark.parametrize(
+    ("layout", "source", "heading", "text"),
+    [
+        ("leo", "LEO paper, Table 2 (arXiv:1807.05960v3)", "mini 5-way 1-shot", "61.76 ± 0.08"),
+        ("leo", "deepmind/leo README, released code (de9a0c2)", "tiered 5-way 5-shot", "81.77 ± 0.09"),
+        ("leo", "measured here", "omniglot 5-way 1-shot", "92.67 ± 0.45"),
+        ("sinusoid", "gaoyuankidult/MAML-tf README (5da411e)", "sinusoid 10-shot, 5 adaptation steps", "0.2024"),
+        ("sinusoid", "MAML paper, Table 2 (arXiv:1703.03400v3)", "sinusoid 5-shot, 1 adaptation step", "0.67"),
+    ],
+)
+def test_figures_stand_where_the_document_of_a_layout_has_them(
+    lab: Any, results: Any, layout: str, source: str, heading: str, text: str
+) -> None:
+    page = results(f"layout={layout}", below=ABLATION)
     rows = {row["source"]: row for row in lab.texts(page) if "multi" not in row["method"]}
-    assert rows["LEO paper, Table 2 (arXiv:1807.05960v3)"]["mini 5-way 1-shot"] == "61.76 ± 0.08"
-    assert rows["deepmind/leo README, released code (de9a0c2)"]["tiered 5-way 5-shot"] == "81.77 ± 0.09"
-    assert rows["measured here"]["omniglot 5-way 1-shot"] == "92.67 ± 0.45"
+    assert rows[source][heading] == text
+    nothing_measured = ["no run belongs to this layout: the table shows published figures only"]
+    assert page.complaints == (nothing_measured if layout == "sinusoid" else [])
+
+
+def test_mmfewshot_has_mean_and_interval_apart(lab: Any, results: Any) -> None:
+    rows = lab.texts(results("layout=mmfewshot", below=QUARTER))
+    wanted = {"test": "cub 5-way 1-shot", "arch": "resnet12", "input size": "84", "way": "5", "shot": "1"}
+    [row] = [row for row in rows if wanted.items() <= row.items()]
+    assert (row["mean"], row["interval"]) == ("70.44", "± 0.55")
 
 
 def test_the_ablation_has_the_papers_rows_in_its_order(lab: Any, results: Any) -> None:
@@ -78,22 +97,6 @@ def test_omniglot_has_the_setting_in_a_column_and_published_figures_never_in_a_m
     [row] = [row for row in page.table.to_dict("records") if "dragen1860" in row["source"].text]
     notes = " ".join(page.notes[number - 1] for number in row["omniglot 20-way 1-shot"].notes)
     assert "trains on the test split" in notes and "so it stands here as FOMAML" in notes
-
-
-def test_mmfewshot_has_mean_and_interval_apart(lab: Any, results: Any) -> None:
-    rows = lab.texts(results("layout=mmfewshot", below=QUARTER))
-    wanted = {"test": "cub 5-way 1-shot", "arch": "resnet12", "input size": "84", "way": "5", "shot": "1"}
-    [row] = [row for row in rows if wanted.items() <= row.items()]
-    assert (row["mean"], row["interval"]) == ("70.44", "± 0.55")
-
-
-def test_a_layout_without_runs_shows_published_figures_by_shots_and_updates(lab: Any, results: Any) -> None:
-    page = results("layout=sinusoid", below=ABLATION)
-    rows = {row["source"]: row for row in lab.texts(page)}
-    assert rows["gaoyuankidult/MAML-tf README (5da411e)"]["sinusoid 10-shot, 5 adaptation steps"] == "0.2024"
-    assert rows["MAML paper, Table 2 (arXiv:1703.03400v3)"]["sinusoid 5-shot, 1 adaptation step"] == "0.67"
-    assert {row["training shots"] for row in rows.values()} == {"10"}
-    assert page.complaints == ["none of 16 runs belongs to this layout: the table shows published figures only"]
 
 
 def test_published_figures_join_the_comparison_on_request(lab: Any, results: Any) -> None:
