@@ -7,7 +7,6 @@ and of its functions where it is an error of a regression.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -82,9 +81,7 @@ class Cell:
     def over_episodes(self) -> float | None:
         """Half width of the 95 % interval over the test episodes of one run: the mean of the runs' half widths."""
         halves = [run["test"]["ci95"] for run in self.runs]
-        if any(half is None or math.isnan(half) for half in halves):
-            return None
-        return sum(halves) / len(halves)
+        return None if None in halves else sum(halves) / len(halves)
 
 
 def build_cells(runs: list[Record], published: list[Record], layout: Layout) -> tuple[list[Cell], list[Key], list[str]]:

@@ -69,12 +69,18 @@ def render_report(
         tables += f"<h2>{escape(page.title)}</h2>{html_section(page)}"
         costs += "" if page.cost is None else html_table(page.cost)
     images, left_out = draw_plots(runs, "svg")
+    figures = [
+        f'<figure id="{name}"><div class="picture" tabindex="0"><img alt="{CAPTIONS[name]}" '
+        f'src="data:image/svg+xml;base64,{base64.b64encode(image).decode()}"></div>'
+        f"<figcaption>{CAPTIONS[name]}</figcaption></figure>\n"
+        for name, image in images.items()
+    ]
     records = {str(Path(run["folder"]).relative_to(folder)): run for run in runs}
     configurations, missing = compare_configurations(runs)
     commands = [str(run.get("command") or "unknown") for run in records.values()]
     sections = {
         "Tables": tables,
-        "Pictures": "<h2>Pictures</h2>" + "".join(map(_figure, images, images.values())) + _list(left_out),
+        "Pictures": "<h2>Pictures</h2>" + "".join(figures) + _list(left_out),
         "Configurations": "<h2>How the configurations differ</h2>"
         + (html_table(configurations) if len(configurations) else "<p>No two of them differ in a setting.</p>")
         + (f"<p>{missing} of {len(records)} records have no readable config.yaml.</p>" if missing else ""),
@@ -109,14 +115,6 @@ def draw_plots(runs: Sequence[Record], format: str) -> tuple[dict[str, bytes], l
         else:
             images[name] = save_figure(figure, format)
     return images, left_out
-
-
-def _figure(name: str, image: bytes) -> str:
-    caption, data = CAPTIONS[name], base64.b64encode(image).decode()
-    return (
-        f'<figure id="{name}"><div class="picture" tabindex="0"><img alt="{caption}" '
-        f'src="data:image/svg+xml;base64,{data}"></div><figcaption>{caption}</figcaption></figure>\n'
-    )
 
 
 def compare_configurations(runs: Sequence[Record]) -> tuple[pd.DataFrame, int]:

@@ -188,7 +188,7 @@ def _check_scores(record: Record, path: Path) -> None:
         if type(score) not in NUMBER or not 0 <= score <= highest:  # NaN is refused too
             raise FewshotError(f"{path} has test.{metric} {score}, not {allowed}")
     for half in halves.values():
-        if half is not None and (type(half) not in NUMBER or half < 0):
+        if half is not None and (type(half) not in NUMBER or not half >= 0):
             raise FewshotError(f"{path} has test.ci95 {half}, not null or a number of 0 or more")
 
 

@@ -90,6 +90,7 @@ def test_what_is_not_a_record_is_named_in_one_line(lab: Any, tmp_path: Path, con
         ({"test__mse__5": float("nan")}, "has test.mse nan, not a number"),
         ({"test__mse__5": float("inf")}, "has test.mse inf, not a number"),
         ({"test__mse__5": "0.1"}, "has test.mse 0.1, not a number"),
+        ({"test__ci95__5": float("nan")}, "has test.ci95 nan, not null or a number"),
         ({"test__ci95__5": "wide"}, "has test.ci95 wide, not null or a number"),
         ({"test__ci95__5": -0.1}, "has test.ci95 -0.1, not null or a number of 0 or more"),
         ({"protocol__adaptation_steps": [1, 5]}, "protocol.adaptation_steps [1, 5] do not match"),

@@ -47,10 +47,6 @@ def test_differences_without_spread_have_an_answer_too(shift: float, p: float) -
     assert paired_p(episodes + shift, episodes) == p
 
 
-def test_one_episode_allows_no_test() -> None:
-    assert np.isnan(paired_p(np.array([1.0]), np.array([0.5])))
-
-
 @pytest.mark.parametrize("lower", [False, True])
 def test_all_are_compared_with_the_best_and_corrected_for_all_pairs_of_all_columns(lower: bool) -> None:
     random = np.random.default_rng(0)

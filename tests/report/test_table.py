@@ -36,9 +36,8 @@ def test_setting_and_backbone_make_a_row(lab: Any) -> None:
     assert list(table) == ["maml (conv4), inductive", MAML, "maml (resnet12), transductive"]
 
 
-@pytest.mark.parametrize("interval", [None, float("nan")])
-def test_a_single_episode_has_no_interval(lab: Any, interval: float | None) -> None:
-    single = lab.record(protocol__episodes=1, test={"accuracy": 0.5, "ci95": interval, "episodes": 1})
+def test_a_single_episode_has_no_interval(lab: Any) -> None:
+    single = lab.record(protocol__episodes=1, test={"accuracy": 0.5, "ci95": None, "episodes": 1})
     assert lab.cells(single)[MAML][SHORT] == "50.00 ± n/a"
 
 
