@@ -71,10 +71,10 @@ class Cell:
 
     def over_seeds(self) -> float | None:
         """Half width of the 95 % Student t interval over several runs."""
-        from scipy import stats
-
         if len(self.runs) < 2:
             return None
+        from scipy import stats
+
         scores = [run["test"][self.metric] for run in self.runs]
         return float(stats.t.ppf(0.975, len(scores) - 1) * stats.sem(scores))
 

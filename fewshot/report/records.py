@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 FORMAT = 2
 Record = dict[str, Any]
 METRICS = ("accuracy", "mse")
-PACKAGES = ("torch", "torchvision", "learn2learn", "hydra-core", "numpy", "pillow")
 
 NUMBER = (int, float)
 TEXT, COUNT, NONE = (str,), (int,), type(None)
@@ -95,9 +94,10 @@ def environment() -> dict[str, Any]:
     """Versions of the packages and properties of the machine that results can depend on."""
     import torch
 
+    packages = ("torch", "torchvision", "learn2learn", "hydra-core", "numpy", "pillow")
     return {
         "python": platform.python_version(),
-        **{name: _version(name) for name in PACKAGES},
+        **{name: _version(name) for name in packages},
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
     }

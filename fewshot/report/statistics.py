@@ -50,11 +50,11 @@ def read_scores(record: Record) -> np.ndarray:
 
 def paired_p(one: np.ndarray, other: np.ndarray) -> float:
     """The two-sided p value of the paired t test on scores [episodes] of at least two episodes."""
-    from scipy import stats
-
     difference = one - other
     if np.ptp(difference) < NOISE:  # without spread the statistic is 0/0 for equal scores, else infinite
         return float(abs(difference[0]) < NOISE)
+    from scipy import stats
+
     return float(stats.ttest_rel(one, other).pvalue)  # type: ignore[attr-defined]
 
 

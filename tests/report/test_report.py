@@ -114,9 +114,8 @@ def test_the_tool_writes_the_report_below_the_runs_and_pictures_where_asked(
     [
         ("format=jpeg", "format=jpeg: choose one of png, pdf, svg"),
         ("published=maybe", "published=maybe: must be true or false"),
-        ("cost=1", "cost=1: must be true or false"),
         ("out=runs", "out=runs: is a folder; name a file in it"),
-        ("runs=runs/empty", "no record.json below"),
+        ("runs=runs/empty", "no record.json below runs/empty: make one with `python tools/train.py`"),
     ],
 )
 def test_nothing_is_written_where_it_fails(call: Any, tmp_path: Path, make_run: Any, word: str, message: str) -> None:

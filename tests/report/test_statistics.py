@@ -61,8 +61,8 @@ def test_all_are_compared_with_the_best_and_corrected_for_all_pairs_of_all_colum
 
 def test_of_equal_methods_at_most_5_percent_of_tables_tell_any_from_the_best() -> None:
     random = np.random.default_rng(0)
-    told = sum(min(compare_with_best([list(random.normal(size=(6, 100)))])[0]) <= LEVEL for _ in range(100))
-    assert told <= 100 * LEVEL + 3 * (100 * LEVEL * (1 - LEVEL)) ** 0.5  # uncorrected, it is about a third
+    told = sum(min(compare_with_best([list(random.normal(size=(5, 100)))])[0]) <= LEVEL for _ in range(60))
+    assert told <= 60 * LEVEL + 3 * (60 * LEVEL * (1 - LEVEL)) ** 0.5  # uncorrected, it is about a quarter
 
 
 @pytest.fixture
