@@ -21,7 +21,7 @@ def write_report(cfg: DictConfig) -> None:
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     folder = Path(str(cfg.runs))
     out = folder / "report.html" if cfg.out is None else Path(cfg.out)
-    check_choice("format", cfg.format, PICTURE_FORMATS)
+    check_choice("format", cfg.format, tuple(PICTURE_FORMATS))
     for switch in ("published", "cost"):
         check_bool(switch, settings[switch])
     if out.is_dir():
