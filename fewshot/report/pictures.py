@@ -23,9 +23,10 @@ PICTURE_FORMATS: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate":
 LINES = ("-", "--", ":", "-.")
 CURVES = ("#E69F00", "#56B4E9", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
-# Of an episode, in inches (WIDTH, NAMES) and in widths of an image.
-WIDTH, NAMES = 9.0, 1.3
-GAP, APART, BELOW, ABOVE = 0.12, 0.4, 0.36, 0.5  # between images, before the queries, for predictions, for headings
+# Of an episode: widths of the picture, of the names and at most of an image in inches; then, in widths of an image, the
+# gaps between images and before the queries.
+WIDTH, NAMES, IMAGE = 9.0, 1.3, 0.85
+GAP, APART = 0.12, 0.4
 RIGHT, WRONG = ("#1B7837", "✓"), ("#C51B2B", "✗")
 
 
@@ -104,12 +105,14 @@ def draw_episode(
     images = np.concatenate([support, query], axis=1)
     images = (images - images.min()) / (np.ptp(images) or 1)
     x = np.arange(images.shape[1]) * (1 + GAP) + APART * (np.arange(images.shape[1]) >= shots)
-    y = np.arange(ways) * (height / width + BELOW + GAP)
-    across, down = x[-1] + 1 + GAP, y[-1] + height / width + BELOW
-    inch = min((WIDTH - NAMES) / across, 0.85)  # the width of an image
-    figure = Figure(figsize=(NAMES + across * inch, (down + ABOVE) * inch))
+    across = x[-1] + 1 + GAP
+    inch = min((WIDTH - NAMES) / across, IMAGE)  # the width of an image
+    size = max(6.0, min(9.0, 12 * inch))  # of letters, in points
+    line_height = 1.7 * size / 72 / inch
+    y = np.arange(ways) * (height / width + line_height + GAP)
+    down = y[-1] + height / width + line_height
+    figure = Figure(figsize=(NAMES + across * inch, (down + 2 * line_height) * inch))
     panel = figure.add_axes((0, 0, 1, 1))
-    size = max(6.0, min(9.0, 12 * inch))
     labels = [name.rpartition("/")[2] for name in names]
     if len(set(labels)) < ways or max(map(len, labels)) > 115 * inch / size - 2:  # they do not fit below an image
         labels = [str(way + 1) for way in range(ways)]
@@ -125,7 +128,7 @@ def draw_episode(
         if image >= shots:
             guess, line = int(predicted[way, image - shots]), 2.0
             colour, sign = RIGHT if guess == true[way, image - shots] else WRONG
-            label, below = f"{sign} {escape_math(labels[guess])}", top + height / width + 0.07
+            label, below = f"{sign} {escape_math(labels[guess])}", top + height / width + 0.06
             panel.text(left + 0.5, below, label, color=colour, ha="center", va="top", fontsize=size)
         panel.add_patch(Rectangle((left, top), 1, height / width, fill=False, edgecolor=colour, linewidth=line))
     for way in range(ways):
@@ -135,7 +138,7 @@ def draw_episode(
     for left, heading in ((0, "support set"), (x[shots], f"queries: {hits} of {true.size} right")):
         panel.text(left, -GAP, heading, va="bottom", fontsize=size + 1, weight="bold")
     panel.axis("off")
-    panel.set(xlim=(-NAMES / inch, across), ylim=(down, -ABOVE), aspect="equal")
+    panel.set(xlim=(-NAMES / inch, across), ylim=(down, -2 * line_height), aspect="equal")
     return figure
 
 
