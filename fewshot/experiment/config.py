@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ NULLABLE: dict[str, tuple[str, ...]] = {
     ),
     "list": ("engines", "algorithms", "datasets", "sources"),
 }  # fmt: skip
-NODES: dict[str, type[ValueNode]] = {
+NODES: dict[str, Callable[..., ValueNode]] = {
     "int": IntegerNode,
     "float": FloatNode,
     "bool": BooleanNode,
@@ -50,7 +50,8 @@ def typed_settings(tool: str) -> DictConfig:
     """The settings of conf/<tool>.yaml, which from then on take only values of their types."""
     settings: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{tool}.yaml"))
     if any(isinstance(choice, dict) and "layout" in choice for choice in settings.pop("defaults")):
-        settings["layout"] = {"rows": {}, **OmegaConf.load(CONF / "layout/base/all.yaml")}  # what every layout has
+        every_layout: Any = OmegaConf.to_container(OmegaConf.load(CONF / "layout/base/all.yaml"))
+        settings["layout"] = {"rows": {}} | every_layout
     return _typed(settings)
 
 
