@@ -71,7 +71,7 @@ def make_record(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dic
             "episodes": cfg.test.episodes,
             "episode_seed": cfg.test.seed,
             "rotations": "none" if isinstance(tasks.source, Functions) else cfg.dataset.rotations.test,
-            "view": tasks.source.words if isinstance(tasks.source, Functions) else view_words(cfg),
+            "view": tasks.source.description if isinstance(tasks.source, Functions) else view_words(cfg),
             "setting": setting(run, cfg),
             "adaptation_steps": steps if several else adaptation_steps,
             "train_on_val": settings.train_on_val,
@@ -185,7 +185,7 @@ def view_words(cfg: DictConfig) -> str:
 
 def network_name(cfg: DictConfig) -> str:
     """The backbone, and the extractor whose features it stands on."""
-    plain = cfg.backbone.name in ("features", "pixels")
+    plain = cfg.backbone.name == "identity"
     if cfg.features.name is None:
         return "pixels" if plain else cfg.backbone.name
     on = f"{cfg.features.name} features"

@@ -29,7 +29,7 @@ SMALL: dict[str, tuple[dict[str, Any], int]] = {
     "resnet12": ({"widths": [4, 5, 6, 7]}, 16),
     "wrn28_10": ({"depth": 10, "widen": 1}, 1),
 }
-NO_IMAGES = {"mlp", "mlp_40", "linear", "features", "pixels"}
+NO_IMAGES = {"mlp", "mlp_40", "linear", "identity"}
 SIDES = {name: max(side, 16) for name, (_, side) in SMALL.items()}
 
 every = pytest.mark.parametrize("name", SMALL)
