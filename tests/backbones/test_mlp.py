@@ -53,7 +53,5 @@ def test_start_values_are_those_of_init_and_head_init():
 
 @pytest.mark.parametrize(("name", "value"), [("norm", "layer"), ("head_init", "ones"), ("init", "ones")])
 def test_unknown_choices_are_refused(make_mlp: MakeMLP, name: str, value: str):
-    with pytest.raises(
-        FewshotError, match=f"init={value}: choose one of" if "init" in name else "norm=layer: choose one of"
-    ):
+    with pytest.raises(FewshotError, match=f"{name.removeprefix('head_')}={value}: choose one of"):
         make_mlp(**{name: value})
