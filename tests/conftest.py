@@ -217,10 +217,9 @@ def make_learner(make_conv4: Callable[..., Conv4]) -> Callable[..., Any]:
     """A learner by the name of `algorithm`, on a small Conv-4 unless a backbone is given."""
 
     def make(name: str, backbone: nn.Module | None = None, **choices: Any) -> Any:
-        if name == "nearest":
-            return Nearest(Identity((1, 8, 8), 3))
-        if name == "leo":
-            return _seeded(lambda: Leo(Identity((1, 8, 8), 3), **(LEO | choices)))
+        if name in ("nearest", "leo"):
+            inputs: Any = backbone or Identity((1, 8, 8), 3)
+            return Nearest(inputs) if name == "nearest" else _seeded(lambda: Leo(inputs, **(LEO | choices)))
         backbone = backbone or make_conv4()
         if "maml" in name or name == "meta_sgd":
             return Maml(backbone, **(MAML | VARIANTS[name] | choices))

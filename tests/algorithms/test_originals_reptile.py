@@ -111,7 +111,8 @@ def test_every_inner_step_of_reptile_is_the_original_programs(monkeypatch: pytes
         for task in range(len(tasks)):
             before = state  # at the end of the task before: weights are put back between tasks, moments are not
             for step in range(learner.inner_steps):
-                end, state, loss, _ = learner.inner_loop(params, before, tasks[task], step + 1, learner.inner_batch)
+                batches = reptile.minibatches(tasks[task], step + 1, learner.inner_batch)
+                end, state, loss, _ = learner.inner_loop(params, before, tasks[task], batches)
                 stored = {name: value[task, step] for name, value in weights.items()}
                 table.compare("weights after inner steps", end, stored, at_weight)
                 losses = original["inner/minibatch_loss_before_step"]
