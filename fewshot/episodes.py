@@ -63,19 +63,13 @@ class Source(Protocol):
     def split(self) -> str: ...
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the classes; empty for functions."""
-        ...
+    def names(self) -> tuple[str, ...]: ...  # of the classes; empty for functions
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one example."""
-        ...
+    def shape(self) -> tuple[int, ...]: ...  # of one example
 
     @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the whole content."""
-        ...
+    def fingerprint(self) -> str: ...  # SHA-256 of the whole content
 
     @property
     def image_fingerprint(self) -> str:
@@ -83,9 +77,7 @@ class Source(Protocol):
         ...
 
     @property
-    def about(self) -> Mapping[str, Any]:
-        """Description for the record."""
-        ...
+    def about(self) -> Mapping[str, Any]: ...  # description for the record
 
 
 class Tasks(Protocol):
@@ -104,9 +96,7 @@ class Tasks(Protocol):
     def query(self) -> int: ...
 
     @property
-    def metric(self) -> str:
-        """`accuracy`; or `mse`, where less is better."""
-        ...
+    def metric(self) -> str: ...  # `accuracy`; or `mse`, where less is better
 
     @property
     def device(self) -> torch.device: ...

@@ -1,17 +1,14 @@
-"""Speed of the engines, side by side: `python tools/bench.py network=omniglot`, or `network=all`.
+"""Speed of the engines, side by side: `python tools/bench.py network=omniglot`.
 
 Tasks per second of a full meta-training step (adaptation, outer gradient, Adam) on random examples. The engines of a
-network take turns, several rounds in one process, and the median counts. `times` compares with the network's first
+network take turns, several rounds, and the median counts. `times` compares with the network's first
 engine: learn2learn, which gains here from the large pages and the large heap that this project asks for, or, for LEO,
 one task at a time.
 """
 
 import json
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from math import prod
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -24,13 +21,12 @@ from fewshot.algorithms.learner import Learner
 from fewshot.algorithms.maml import Maml
 from fewshot.core.checks import check_choice
 from fewshot.core.device import pick_device, set_single_threaded, tune_malloc
-from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
 from fewshot.core.paths import CONF
 from fewshot.engine.engine import Engine, is_small
 from fewshot.episodes import Episodes
 from fewshot.experiment.build import instantiate_node
-from fewshot.experiment.cli import format_error, main
+from fewshot.experiment.cli import main
 from fewshot.report.records import code, device_name, environment
 
 Row = dict[str, Any]
@@ -119,35 +115,16 @@ def bench_network(cfg: DictConfig, name: str) -> list[Row]:
     return rows
 
 
-def bench_all(cfg: DictConfig) -> tuple[list[Row], list[str]]:
-    """The rows of all networks, and a line for each that failed."""
-    rows, failed = [], []
-    for name in cfg.networks:
-        # A process of its own: what one network asks of the C library's heap cannot be undone for the next.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            try:
-                rows += process.submit(bench_network, cfg, name).result()
-            except BrokenProcessPool:
-                failed.append(f"network={name}: its process was killed, most often for want of memory")
-            except Exception as error:  # the rows of the other networks are kept
-                failed.append(f"network={name}: {format_error(error)}")
-    return rows, failed
-
-
 def bench(cfg: DictConfig) -> None:
     import pandas as pd
 
-    check_choice("network", cfg.network, (*cfg.networks, "all"))
-    rows, failed = bench_all(cfg) if cfg.network == "all" else (bench_network(cfg, cfg.network), [])
-    device = device_name(pick_device(cfg.device))
-    if rows:
-        print(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
-        print(f"\n{device}, torch {torch.__version__}")
-    if cfg.out and rows:
+    check_choice("network", cfg.network, tuple(cfg.networks))
+    rows, device = bench_network(cfg, cfg.network), device_name(pick_device(cfg.device))
+    print(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
+    print(f"\n{device}, torch {torch.__version__}")
+    if cfg.out:
         record = {"format": 3, "bench": rows, "device": device, "code": code(), "environment": environment()}
         write_atomically(Path(cfg.out), (json.dumps(record, indent=1) + "\n").encode())
-    if failed:
-        raise FewshotError("; ".join(failed))
 
 
 if __name__ == "__main__":

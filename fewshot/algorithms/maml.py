@@ -7,17 +7,8 @@ Differences from the original:
 3. Meta-SGD (Li et al., 2017) is MAML with learned step sizes, one for each weight, all starting at `inner_lr`.
 
 tests/algorithms/test_originals_maml.py compares our numbers with the original program's: losses and outputs after each
-update, adapted weights, meta-gradients of both orders, and steps of its Adam (`outer_optimizer=adam_tf`).
-
-The program's second-order meta-gradient depends on the version of TensorFlow. Its first derivatives, and so FOMAML, are
-right in all of them.
-- TensorFlow 1.15 gets it wrong, without a warning and at equal losses, by 17 to 100 % of the largest element.
-  `tf.nn.moments` puts a stop_gradient on the mean (1.4 does so too), and the fused batch norm, which is the default in
-  1.15, loses its second derivative inside `tf.map_fn`.
-- TensorFlow 1.2.1 is right. The reference numbers are of 1.15.5 with differentiable moments and without the fused norm,
-  because 1.2.1 has no convolution in float64. The unchanged program under 1.2.1 in float32 agrees with them to 2e-5.
-- Before TensorFlow 1.2 the program's own special_grads.py supplies the second derivative of max pooling. It is wrong:
-  in a small network for miniImageNet the largest meta-gradient becomes 1.5e6 in place of 10.4, at equal losses.
+update, adapted weights, meta-gradients of both orders, and steps of its Adam (`outer_optimizer=adam_tf`). The program's
+second-order meta-gradient depends on the version of TensorFlow: see tests/algorithms/goldens/README.md.
 """
 
 from __future__ import annotations

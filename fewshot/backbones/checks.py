@@ -37,12 +37,12 @@ def copy_network(network: T) -> T:
         FewshotError: it cannot be copied, or holds a scripted module, which takes no parameters from outside.
     """
     backbone = getattr(network, "backbone", network)
-    for name, module in backbone.named_modules() if isinstance(backbone, nn.Module) else ():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise FewshotError(
-                f"backbone: {_layer(name, module)} is scripted, and takes no parameters from outside; give the "
-                "nn.Module that it was made of"
-            )
+    parts = backbone.modules() if isinstance(backbone, nn.Module) else ()
+    if any(isinstance(part, torch.jit.ScriptModule) for part in parts):
+        raise FewshotError(
+            f"backbone: {type(backbone).__name__} is scripted, and takes no parameters from outside; give the "
+            "nn.Module that it was made of"
+        )
     try:
         return copy.deepcopy(network)
     except Exception as error:
@@ -190,25 +190,22 @@ def check_outputs(outputs: Any, count: int, targets: torch.Tensor, way: int) -> 
     """
     regression = targets.is_floating_point()
     width = targets[0].numel() if regression else way
-    wanted = f"{'outputs' if regression else 'logits'} [{count}, {width}]"
     if not isinstance(outputs, torch.Tensor):
-        raise FewshotError(
-            f"backbone: its forward returns a {type(outputs).__name__}, and {wanted} of {count} examples are wanted; "
-            "return that tensor alone"
-        )
-    shape, floats = list(outputs.shape), outputs.is_floating_point()
-    if shape == [count, width] and floats:
-        if not outputs.isfinite().any():
-            raise FewshotError("backbone: none of its outputs is finite; look at how it is initialised")
-        return
-    if len(shape) == 2 and shape[0] == count and floats and not regression:
-        raise FewshotError(
-            f"backbone: made for {shape[1]} ways ({shape[1]} outputs), and the tasks have {width}; take tasks of "
-            f"{shape[1]} ways, or a network of {width} outputs"
-        )
-    remedy = "keep the last axis, without squeeze" if regression and shape == [count] else "change its last layer"
-    kind = str(outputs.dtype).removeprefix("torch.")
-    raise FewshotError(f"backbone: {count} examples give {kind} {shape}, and {wanted} of floats are wanted; {remedy}")
+        given, remedy = f"a {type(outputs).__name__}", "return that tensor alone"
+    else:
+        shape, floats = list(outputs.shape), outputs.is_floating_point()
+        if shape == [count, width] and floats:
+            if not outputs.isfinite().any():
+                raise FewshotError("backbone: none of its outputs is finite; look at how it is initialised")
+            return
+        given = f"{str(outputs.dtype).removeprefix('torch.')} {shape}"
+        remedy = "change its last layer"
+        if regression and shape == [count]:
+            remedy = "keep the last axis, without squeeze"
+        elif len(shape) == 2 and shape[0] == count and floats and not regression:
+            remedy = f"it is made for {shape[1]} ways, the tasks have {way}: change one of them"
+    wanted = f"{'outputs' if regression else 'logits'} [{count}, {width}]"
+    raise FewshotError(f"backbone: {count} examples give {given}, and {wanted} of floats are wanted; {remedy}")
 
 
 def check_parameters(backbone: nn.Module, params: Mapping[str, torch.Tensor], x: torch.Tensor) -> None:

@@ -72,7 +72,8 @@ class Engine:
         """
         name = self.name
         if name == "auto":
-            fast = _small(episodes) and (learner is None or parameter_count(learner) <= LARGE)
+            small = is_small(episodes.support_x[0, 0].numel())
+            fast = small and (learner is None or parameter_count(learner) <= LARGE)
             name = "vmap" if fast or episodes.support_x.device.type != "cpu" else "loop"
         if learner is None or name not in ("vmap", "compiled") or not (reason := why_not_batched(learner, episodes)):
             return name
@@ -155,7 +156,7 @@ class Engine:
             return weighted_mean(parts, len(group), sequential=False)
 
         on_cpu = episodes.key.device.type == "cpu"
-        if on_cpu and not _small(episodes):
+        if on_cpu and not is_small(episodes.support_x[0, 0].numel()):
             episodes = _channels_last(episodes)
             tune_malloc(one_arena=True)
         threads = torch.get_num_threads()
@@ -190,10 +191,6 @@ def _groups(episodes: Episodes, size: int) -> Iterator[Episodes]:
 def is_small(values: int) -> bool:
     """Whether examples of so many values each run faster on CPU by `vmap` than by `loop`."""
     return values <= SMALL
-
-
-def _small(episodes: Episodes) -> bool:
-    return is_small(episodes.support_x[0, 0].numel())
 
 
 def _channels_last(episodes: Episodes) -> Episodes:

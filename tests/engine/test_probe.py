@@ -220,7 +220,7 @@ def test_learners_without_a_head_take_any_number_of_ways(make_learner: Make, mak
 @pytest.mark.parametrize(("name", "way"), [("maml", 2), ("reptile-shared", 5)])
 def test_a_head_of_other_ways_is_refused(make_learner: Make, make_bank: Make, name: str, way: int):
     learner, sampler = make_learner(name), Sampler(make_bank(), way, 2, 2, seed=0)
-    with pytest.raises(FewshotError, match=rf"made for 3 ways .*the tasks have {way}"):
+    with pytest.raises(FewshotError, match=rf"made for 3 ways, the tasks have {way}"):
         evaluate(learner, *learner.init(), sampler, 2, transductive=True, engine=Engine())
 
 
@@ -234,7 +234,8 @@ def regression(width: int) -> Episodes:
 @pytest.mark.parametrize("name", ["maml", "fomaml", "reptile-sgd", "nearest"])
 def test_regression_counts_every_output(make_learner: Make, make_mlp: Make, name: str):
     tasks = regression(3)
-    learner = make_learner(name, make_mlp((2,), 3, norm="none"), **({} if name == "nearest" else {"test_steps": 5}))
+    network = None if name == "nearest" else make_mlp((2,), 3, norm="none")
+    learner = make_learner(name, network, test_steps=5)
     params, state = learner.init()
     outputs = query_outputs(learner, params, state, tasks[0], True)
     assert outputs.shape == (6, 3)
