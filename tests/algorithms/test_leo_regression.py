@@ -23,21 +23,10 @@ FAMILIES = {
     "line": {"slope": [-3.0, 3.0], "intercept": [-3.0, 3.0]},
 }
 SETTINGS: dict[str, Any] = {
-    "latent": 4,
-    "encoder_width": 7,
-    "relation_width": 8,
-    "decoder_width": 9,
-    "weight_stddev": 0.05,
-    "latent_steps": 3,
-    "finetune_steps": 2,
-    "latent_lr": 0.3,
-    "finetune_lr": 0.005,
-    "inner_clip": 2.0,
-    "kl_weight": 0.1,
-    "encoder_penalty_weight": 0.1,
-    "l2_weight": 0.01,
-    "orthogonality_weight": 0.05,
-}
+    "latent": 4, "encoder_width": 7, "relation_width": 8, "decoder_width": 9, "weight_stddev": 0.05,
+    "latent_steps": 3, "finetune_steps": 2, "latent_lr": 0.3, "finetune_lr": 0.005, "inner_clip": 2.0,
+    "kl_weight": 0.1, "encoder_penalty_weight": 0.1, "l2_weight": 0.01, "orthogonality_weight": 0.05,
+}  # fmt: skip
 
 Make = Callable[..., Any]
 
