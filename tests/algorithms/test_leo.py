@@ -18,9 +18,8 @@ from fewshot.core.errors import FewshotError
 from fewshot.engine.engine import Engine
 from fewshot.episodes import Episodes
 from fewshot.training.optimizer import clipped, guarded, make_optimizer, optimizer_step
-from fewshot.training.settings import TrainSettings
 
-from .originals import FULL, SMALL, Original
+from .originals import FULL, SMALL, Original, outer_settings
 
 ONE_TASK = ("small_n3k2_f64", "small_n3k2_f32", "small_n3k2_smooth_f64", "small_n3k2_dropout_f64")
 FULL_SIZE = ("n5k1_f64", "n5k1_f32", "n5k5_f64")
@@ -54,21 +53,15 @@ class Golden(Original):
             if key.split("/")[0] in ("param", "data", "noise", "mask")
         }
         self.learner = Leo(
-            Identity((config["embedding_dim"],), config["num_classes"]),
-            latent=config["num_latents"],
-            latent_steps=config["inner_unroll_length"],
-            finetune_steps=config["finetuning_unroll_length"],
-            latent_lr=config["inner_lr_init"],
-            finetune_lr=config["finetuning_lr_init"],
-            dropout=config["dropout_rate"],
-            kl_weight=config["kl_weight"],
-            encoder_penalty_weight=config["encoder_penalty_weight"],
-            l2_weight=config["l2_penalty_weight"],
+            Identity((config["embedding_dim"],), config["num_classes"]), latent=config["num_latents"],
+            latent_steps=config["inner_unroll_length"], finetune_steps=config["finetuning_unroll_length"],
+            latent_lr=config["inner_lr_init"], finetune_lr=config["finetuning_lr_init"],
+            dropout=config["dropout_rate"], kl_weight=config["kl_weight"],
+            encoder_penalty_weight=config["encoder_penalty_weight"], l2_weight=config["l2_penalty_weight"],
             # The original rounds this one to float32 whatever it computes in.
             orthogonality_weight=float(np.float32(config["orthogonality_penalty_weight"])),
-            prior="encoder",
-            deterministic=False,
-        )
+            prior="encoder", deterministic=False,
+        )  # fmt: skip
 
     @property
     def params(self) -> dict[str, torch.Tensor]:
@@ -186,11 +179,8 @@ def test_a_meta_batch_is_guarded_clipped_and_stepped_as_in_the_original(name: st
     golden = Golden(name)
     learner, config = golden.learner, golden.config
     params = golden.params
-    settings = TrainSettings(
-        steps=3, meta_batch=4, shot=None, query=None, outer_optimizer="adam_tf", outer_lr=config["outer_lr"],
-        outer_lr_end=None, clip=config["gradient_threshold"], clip_norm=config["gradient_norm_threshold"],
-        nan_guard=True, train_on_val=False, validate_every=0, select="last", checkpoint_every=1, log_every=1,
-    )  # fmt: skip
+    limits = {"clip": config["gradient_threshold"], "clip_norm": config["gradient_norm_threshold"]}
+    settings = outer_settings("adam_tf", config["outer_lr"], nan_guard=True, **limits)
     optimizer = make_optimizer(settings, params)
     for step in range(config["adam_steps"]):
         losses, accuracies = zip(
@@ -199,7 +189,7 @@ def test_a_meta_batch_is_guarded_clipped_and_stepped_as_in_the_original(name: st
         )
         loss = torch.stack(losses).mean()
         gradient, _ = guarded(_gradient(loss, params), loss.detach(), {k: v.detach() for k, v in params.items()})
-        small = clipped(gradient, config["gradient_threshold"], config["gradient_norm_threshold"])
+        small = clipped(gradient, settings.clip, settings.clip_norm)
         if step == 0:
             for parameter, value in gradient.items():
                 golden.close(value, f"train/grad_guarded/{parameter}", 1e-4 if "nan" not in name else 0)
