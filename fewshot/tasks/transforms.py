@@ -110,8 +110,12 @@ class ImageTransform:
 
 def view_of(settings: Mapping[str, Any]) -> ImageTransform:
     """The view of a dataset's configuration, from its `shape`, `crop`, `mean` and `std`."""
-    values: dict[str, Any] = {name: settings.get(name) for name in ("shape", "crop", "mean", "std")}
-    return ImageTransform(**{name: tuple(v) if isinstance(v, Sequence) else v for name, v in values.items()})
+
+    def setting(name: str) -> Any:
+        value = settings.get(name)
+        return tuple(value) if isinstance(value, Sequence) else value
+
+    return ImageTransform(setting("shape"), setting("crop"), mean=setting("mean"), std=setting("std"))
 
 
 def _adapt(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
