@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fewshot.algorithms.leo import Leo, support_gradient
+from fewshot.algorithms.leo import Leo
 from fewshot.algorithms.leo_common import KeyedNoise, kl_estimate, orthogonality
 from fewshot.backbones.identity import Identity
 from fewshot.core.errors import FewshotError
@@ -239,16 +239,6 @@ def test_the_outer_gradient_is_that_of_finite_differences(make_learner: Make, ma
         way = torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
         ends = [learner.outer_loss(params | {name: value + step * way}, episodes[0])[0] for step in (1e-6, -1e-6)]
         torch.testing.assert_close((gradient[name] * way).sum(), (ends[0] - ends[1]) / 2e-6, rtol=1e-5, atol=1e-8)
-
-
-def test_copies_of_a_class_share_n_times_the_gradient_of_the_mean_loss(make_episodes: Make):
-    task = make_episodes(1)[0]
-    x = task.support_x.view(3, 2, -1)
-    shared = torch.randn(3, x.shape[-1], requires_grad=True)
-    loss = F.cross_entropy(x.flatten(0, 1) @ shared.T, task.support_y)
-    (gradient,) = torch.autograd.grad(loss, shared)
-    copies = support_gradient(shared.detach()[:, None].expand(3, 2, -1), x)
-    torch.testing.assert_close(copies[:, 0], 3 * gradient)
 
 
 def test_fine_tuning_lowers_the_support_loss(make_learner: Make, make_episodes: Make):
