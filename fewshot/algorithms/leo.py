@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fewshot.algorithms.learner import Tensors, check_settings, score
-from fewshot.algorithms.leo_common import Draws, KeyedNoise, LeoSteps, kl_estimate, orthogonality, rate_scalars
+from fewshot.algorithms.leo_common import KeyedNoise, LeoSteps, kl_estimate, orthogonality, rate_scalars
 from fewshot.backbones.identity import Identity
 from fewshot.core.checks import check_bool, check_choice
 from fewshot.core.errors import FewshotError
@@ -102,7 +102,7 @@ class Leo(LeoSteps):
         self.random_prior = check_choice("algorithm.learner.prior", prior, ("encoder", "random")) == "random"
         check_bool("algorithm.learner.deterministic", deterministic)
         self.deterministic = deterministic
-        self._initial = {
+        self.initial = {
             "encoder": _glorot(self.dim, latent),
             **{f"relation_{i}": _glorot(2 * latent, 2 * latent) for i in range(3)},
             "decoder": _glorot(latent, 2 * self.dim),
@@ -110,26 +110,22 @@ class Leo(LeoSteps):
             "finetune_lr": torch.full((self.dim,), float(finetune_lr)),
         }
 
-    def init(self) -> tuple[Tensors, Tensors]:
-        """Encoder, relation network, decoder and both learning rates; no state."""
-        return {name: value.clone() for name, value in self._initial.items()}, {}
-
     def outer_loss(self, params: Tensors, task: Episodes) -> tuple[torch.Tensor, torch.Tensor]:
         """Equation 4 and the regularisers of one task in meta-training, []; and the query score []."""
         return self.objective(params, task, KeyedNoise(task.key, task.query_x.dtype))
 
-    def objective(self, params: Tensors, task: Episodes, draws: Draws | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def objective(self, params: Tensors, task: Episodes, draws: KeyedNoise | None) -> tuple[torch.Tensor, torch.Tensor]:
         """The outer loss with given draws; with None the loss of evaluation, where nothing is drawn."""
         solution = self.solve(params, task, draws)
         logits = self.query_logits(solution, task, draws)
         loss = F.cross_entropy(logits, task.query_y) + sum(self.penalties(params, solution, draws).values())
         return loss, score(logits.detach(), task.query_y)
 
-    def query_logits(self, solution: Solution, task: Episodes, draws: Draws | None) -> torch.Tensor:
+    def query_logits(self, solution: Solution, task: Episodes, draws: KeyedNoise | None) -> torch.Tensor:
         """Logits [N*Q, N] from the final weights."""
         return self._drop(self.backbone(task.query_x), "query", draws) @ solution.tuned[-1][:, 0].T
 
-    def solve(self, params: Tensors, task: Episodes, draws: Draws | None) -> Solution:
+    def solve(self, params: Tensors, task: Episodes, draws: KeyedNoise | None) -> Solution:
         """Algorithm 1, lines 5 to 12: encode, sample, decode, adapt z, fine-tune w; with None nothing is drawn."""
         x = self.backbone(task.support_x).view(task.way, -1, self.dim)
         mean, stddev = self.encode(params, x, draws)
@@ -157,7 +153,7 @@ class Leo(LeoSteps):
                 grad_w = support_gradient(w, self._drop(x, f"finetune_{step}", draws))
         return Solution((mean, stddev), latents, weights, tuned)
 
-    def encode(self, params: Tensors, x: torch.Tensor, draws: Draws | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(self, params: Tensors, x: torch.Tensor, draws: KeyedNoise | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Equations 1 and 2: mean and standard deviation [N, 1, L] of each class's code from x [N, K, D]."""
         h = self._drop(x, "encoder", draws) @ params["encoder"]  # [N, K, L]
         first, partner = h @ params["relation_0"][: self.latent], h @ params["relation_0"][self.latent :]
@@ -169,7 +165,7 @@ class Leo(LeoSteps):
         return mean, (u.exp() - 1).clamp_min(SMALLEST_STDDEV)
 
     def decode(
-        self, params: Tensors, z: torch.Tensor, name: str, draws: Draws | None
+        self, params: Tensors, z: torch.Tensor, name: str, draws: KeyedNoise | None
     ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
         """Equation 3: weights w [N, K, D] of codes z [N, K, L], and the map from d/dw to d/dz."""
         centre, spread = params["decoder"].split(self.dim, dim=-1)
@@ -183,7 +179,7 @@ class Leo(LeoSteps):
         w = w + stddev.clamp_min(SMALLEST_STDDEV) * noise
         return w, lambda grad_w: grad_w @ centre.T + (grad_w * free) @ spread.T
 
-    def penalties(self, params: Tensors, solution: Solution, draws: Draws | None) -> Tensors:
+    def penalties(self, params: Tensors, solution: Solution, draws: KeyedNoise | None) -> Tensors:
         """The weighted terms beside the query loss, each []."""
         squares = sum(value.square().sum() for name, value in params.items() if not name.endswith("_lr"))
         terms = {
@@ -210,7 +206,7 @@ class Leo(LeoSteps):
         """Mean and spread of the meta-learned rates, for the log."""
         return rate_scalars(params["latent_lr"], params["finetune_lr"])
 
-    def _drop(self, x: torch.Tensor, name: str, draws: Draws | None) -> torch.Tensor:
+    def _drop(self, x: torch.Tensor, name: str, draws: KeyedNoise | None) -> torch.Tensor:
         """Dropout with inverted scaling, in meta-training."""
         if draws is None or not self.dropout:
             return x

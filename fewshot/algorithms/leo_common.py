@@ -4,44 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
-from fewshot.algorithms.learner import Learner
+from fewshot.algorithms.learner import Learner, Tensors
 from fewshot.core.random import bernoulli, fold_in, normal, stream
-
-
-class Draws(Protocol):
-    """The source of one task's random numbers, each draw by its name."""
-
-    def normal(self, name: str, shape: Sequence[int]) -> torch.Tensor:
-        """Standard normals of a shape."""
-        ...
-
-    def keep(self, name: str, shape: Sequence[int], rate: float) -> torch.Tensor:
-        """A dropout mask: False with probability `rate`."""
-        ...
 
 
 @dataclass(frozen=True)
 class KeyedNoise:
-    """Random numbers that are functions of the episode's key and the name of the draw."""
+    """Random numbers that are functions of the episode's key and of a name for each draw."""
 
     key: torch.Tensor  # [] int64
     dtype: torch.dtype
 
     def normal(self, name: str, shape: Sequence[int]) -> torch.Tensor:
+        """Standard normals of a shape."""
         return normal(fold_in(self.key, stream(name)), shape).to(self.dtype)
 
     def keep(self, name: str, shape: Sequence[int], rate: float) -> torch.Tensor:
+        """A dropout mask: False with probability `rate`."""
         return ~bernoulli(fold_in(self.key, stream(name)), shape, rate)
 
 
 class LeoSteps(Learner):
-    """Step counts reported by the two LEO learners."""
+    """Start values and step counts of the two LEO learners."""
 
     latent_steps: int  # on the code z; `test_steps` counts the fine-tuning steps on the weights w
+    initial: Tensors  # meta-parameters before training
+
+    def init(self) -> tuple[Tensors, Tensors]:
+        """Encoder, relation network, decoder and both learning rates; no state."""
+        return {name: value.clone() for name, value in self.initial.items()}, {}
 
     @property
     def gradient_evaluations(self) -> int:

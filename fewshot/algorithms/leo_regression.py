@@ -34,7 +34,7 @@ from fewshot.algorithms.learner import (
     score,
     task_loss,
 )
-from fewshot.algorithms.leo_common import Draws, KeyedNoise, LeoSteps, kl_estimate, orthogonality, rate_scalars
+from fewshot.algorithms.leo_common import KeyedNoise, LeoSteps, kl_estimate, orthogonality, rate_scalars
 from fewshot.backbones.mlp import MLP
 from fewshot.core.errors import FewshotError
 from fewshot.episodes import Episodes
@@ -118,15 +118,11 @@ class LeoRegression(LeoSteps):
                 "decoder": _three_layers(latent, decoder_width, 2 * len(flat)),
             }
         )
-        self._initial = backbone_parameters(self._networks) | {
+        self.initial = backbone_parameters(self._networks) | {
             "decoder.head.bias": torch.cat([flat, torch.full_like(flat, log(weight_stddev))]),
             "log_latent_lr": torch.full((latent,), log(latent_lr)),  # alpha
             "log_finetune_lr": torch.full_like(flat, log(finetune_lr)),
         }
-
-    def init(self) -> tuple[Tensors, Tensors]:
-        """Encoder, relation network, decoder and both learning rates; no state."""
-        return {name: value.clone() for name, value in self._initial.items()}, {}
 
     def outer_loss(self, params: Tensors, task: Episodes) -> tuple[torch.Tensor, torch.Tensor]:
         """Equation 4 and the regularisers of one task in meta-training, []; and the query score []."""
@@ -135,7 +131,7 @@ class LeoRegression(LeoSteps):
         loss = task_loss(outputs, task.query_y, "mean", len(task.support_y)) + sum(self.penalties(params, fit).values())
         return loss, score(outputs.detach(), task.query_y)
 
-    def solve(self, params: Tensors, task: Episodes, draws: Draws | None) -> Fit:
+    def solve(self, params: Tensors, task: Episodes, draws: KeyedNoise | None) -> Fit:
         """Algorithm 1, lines 5 to 12: encode, sample, decode, adapt z, fine-tune w; with None nothing is drawn."""
         mean, stddev = self.encode(params, task)
         first = z = mean if draws is None else mean + stddev * draws.normal("encoder", mean.shape)
@@ -159,7 +155,7 @@ class LeoRegression(LeoSteps):
         mean, u = self._run("relation", params, pairs).mean(0).chunk(2)
         return mean, u.exp()
 
-    def decode(self, params: Tensors, z: torch.Tensor, name: str, draws: Draws | None) -> torch.Tensor:
+    def decode(self, params: Tensors, z: torch.Tensor, name: str, draws: KeyedNoise | None) -> torch.Tensor:
         """Equation 3: weights w [D] of a code z [L]."""
         mean, u = self._run("decoder", params, z[None])[0].chunk(2)
         return mean if draws is None else mean + u.exp() * draws.normal(name, mean.shape)

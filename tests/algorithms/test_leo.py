@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,11 +28,11 @@ BATCHES = ("small_batch4_f32", "small_batch4_nan_f32")
 Make = Callable[..., Any]
 
 
-@dataclass(frozen=True)
-class Given:
+class Given(KeyedNoise):
     """The stored draws of one task, by their names in the files."""
 
-    arrays: Mapping[str, torch.Tensor]
+    def __init__(self, arrays: Mapping[str, torch.Tensor]) -> None:
+        object.__setattr__(self, "arrays", arrays)
 
     def normal(self, name: str, shape: Sequence[int]) -> torch.Tensor:
         return self.arrays[f"noise/{name}"].view(*shape)
