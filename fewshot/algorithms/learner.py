@@ -25,41 +25,44 @@ _TIED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 class Learner(Protocol):
-    """An algorithm on a backbone. To add one, write a class with the three methods below.
+    """An algorithm on a backbone, written for one task. To add one, write a class with the three methods below.
 
     A task is an `Episodes` without its leading axis: support_x [N*K, ...], support_y [N*K], query_x [N*Q, ...],
-    query_y [N*Q] and key []. The methods are pure functions, since the engine runs them on many tasks at once: they
-    change neither their arguments nor the learner, and draw random numbers from `task.key` alone (see `core.random`).
-    Write them with torch operations that `torch.func.vmap` can batch; a learner that it cannot batch runs task by task.
+    query_y [N*Q] and key []. The engine runs the methods on many tasks at once, so each is a pure function: it changes
+    neither its arguments nor the learner, and draws random numbers from `task.key` alone (`fewshot.core.random`). Use
+    operations that `torch.func.vmap` can batch; with `engine=auto`, a learner that it cannot batch runs task by task.
 
-    A learner that is meta-trained has one of these two methods as well:
+    A learner that is meta-trained also has one of these two methods:
 
-    - `outer_loss(params, task) -> (loss [], score [])`: the engine differentiates the loss with respect to `params`;
-    - `outer_gradient(params, state, task) -> (gradient, state, loss [], score [])`: the learner computes the outer
-      gradient by itself, with the names and shapes of `params`, and may hand on a new state.
+    - `outer_loss(params, task) -> (loss [], score [])`. The engine differentiates the loss with respect to `params`.
+    - `outer_gradient(params, state, task) -> (gradient, state, loss [], score [])`. The learner computes the outer
+      gradient itself, with the names and shapes of `params`, and returns the state for the next task.
 
-    `score` is that of this module. Optional members, which appear in the log, in the record or at the start of a run:
+    `score` comes from the function `score` of this module. A learner may have these members as well:
 
     - `scalars(params) -> dict[str, float]`: values for the log, such as the mean of a learned rate;
     - `gradient_evaluations: int`: gradients through the network that one training task costs, the outer one included;
     - `adaptation_steps: str`: the text that the record shows in place of `test_steps`;
-    - `notes: tuple[str, ...]`: lines for the user.
+    - `notes: tuple[str, ...]`: lines that are printed at the start of a run.
+
+    The class need not inherit from this one: attributes that it lacks have the values below.
     """
 
     backbone: nn.Module
     test_steps: int = 0  # adaptation steps at evaluation
-    sequential: bool = False  # each task starts from the state that the task before it left: none run at once
+    sequential: bool = False  # each task starts from the state that the task before it left, so none run at once
     use_autograd: bool = False  # set by the engine on copies that run single tasks; pass it on to `differentiate`
 
     def init(self) -> tuple[Tensors, Tensors]:
-        """(params, state): the meta-parameters, which the outer optimiser trains, and tensors that tasks hand on.
+        """The start of meta-training: (params, state).
 
-        Both are given back to the other methods. Most algorithms have no state: {}.
+        `params` are the meta-parameters, which the outer optimiser trains. `state` holds tensors that one task hands on
+        to the next, such as the moments of an inner optimiser; most algorithms have none: {}.
         """
         ...
 
     def adapt(self, params: Tensors, state: Tensors, task: Episodes) -> Tensors:
-        """Learn from the support set, as at evaluation. The result is the first argument of `predict`.
+        """Learn the support set as at evaluation; the result is the first argument of `predict`.
 
         It must not read the queries of the task.
         """
@@ -80,7 +83,8 @@ def with_defaults(learner: Any) -> Learner:
         FewshotError: it lacks one of the methods.
     """
     for name in ("init", "adapt", "predict"):
-        if not callable(getattr(learner, name, None)):
+        method = getattr(learner, name, None)
+        if not callable(method) or getattr(method, "__func__", None) is getattr(Learner, name):
             raise FewshotError(f"algorithm.learner: {type(learner).__name__} has no method {name}; see `Learner`")
     defaults = {"backbone": nn.Identity(), "test_steps": 0, "sequential": False, "use_autograd": False}
     for name, value in defaults.items():
