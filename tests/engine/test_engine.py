@@ -365,7 +365,7 @@ x, y = torch.rand(4, 5, 3, 84, 84), torch.arange(5).expand(4, -1)
 tasks, (params, state) = Episodes(x, y, x, y, torch.arange(4)), learner.init()
 single = Engine("vmap", 1).outer(learner, params, state, tasks).gradient
 data = int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) * 1024
-for room in (320, 256, 192, 128):
+for room in (256, 192, 128):
     resource.setrlimit(resource.RLIMIT_DATA, (data + room * 2**20, resource.RLIM_INFINITY))
     engine = Engine("vmap")
     chunked = engine.outer(learner, params, state, tasks).gradient

@@ -28,7 +28,7 @@ TRAINED = ("maml", "fomaml", "meta_sgd", "reptile-sequential", "reptile-shared",
 both_settings = pytest.mark.parametrize("transductive", [False, True])
 
 
-@pytest.fixture(params=["nearest", "leo", "maml mlp", "reptile-shared mlp", *TRAINED])
+@pytest.fixture(params=["nearest", "leo", "maml mlp", *TRAINED])
 def learner(request: pytest.FixtureRequest, make_learner: Make, make_mlp: Make) -> Any:
     """Each algorithm, on Conv-4 or an MLP with norms (nearest neighbour and LEO take inputs as they are)."""
     name, *network = request.param.split()
