@@ -17,7 +17,6 @@ import torch
 
 from fewshot.core.checks import check_number
 from fewshot.core.errors import FewshotError
-from fewshot.data.sources.layouts import SPLITS
 
 # The parameters of each family, and its function of x [T, M] and of each parameter [T, 1].
 FAMILIES: Mapping[str, tuple[tuple[str, ...], Callable[..., torch.Tensor]]] = {
@@ -102,7 +101,7 @@ def read(
         checked[family] = {name: _range(f"{key}.families.{family}.{name}", ranges[name]) for name in parameters}
     check_number(f"{key}.noise", noise, float, 0)
     limits = _range(f"{key}.x", x)
-    return {split: Functions(checked, limits, float(noise), split) for split in SPLITS}
+    return {split: Functions(checked, limits, float(noise), split) for split in ("train", "val", "test")}
 
 
 def _range(key: str, value: Any) -> Range:
