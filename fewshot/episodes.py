@@ -1,4 +1,4 @@
-"""`Episodes`: the one data type that flows from where tasks are drawn through a learner to a score."""
+"""`Episodes`: the data type that flows from a sampler through a learner to a score."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 class Episodes:
     """T few-shot tasks of N ways, K shots and Q queries per class, as five tensors.
 
-    Classification labels are int64 in 0..N-1. Regression targets are float, and N is 1: one value for each item, or D
+    Classification labels are int64 in 0..N-1. In regression targets are float and N is 1: one value for each item, or D
     values in a further axis. The items of a class are contiguous: support item `n * K + k` is shot k of class n.
-    Indexed with an integer, the one task without its leading axis: the form in which an algorithm sees it.
+    An integer index gives one task without the leading axis, which is the form that an algorithm sees.
     """
 
     support_x: torch.Tensor  # [T, N*K, ...]
@@ -23,7 +23,7 @@ class Episodes:
     query_x: torch.Tensor  # [T, N*Q, ...]
     query_y: torch.Tensor  # [T, N*Q], or in regression also [T, Q, D]
     key: torch.Tensor  # [T] int64, a hash of (seed, split, episode): the source of a task's own random draws
-    way: int = 0  # N; where it is not given, it is counted from the labels
+    way: int = 0  # N; if not given, it is counted from the labels
 
     def __post_init__(self) -> None:
         if not self.way:
@@ -46,50 +46,42 @@ class Episodes:
         return Episodes(*tensors, way=self.way)
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The fields in order: what `torch.func.vmap` maps over."""
+        """The five tensors in order, which `torch.func.vmap` maps over."""
         return self.support_x, self.support_y, self.query_x, self.query_y, self.key
 
     def to(self, target: torch.device | torch.dtype | str) -> Episodes:
-        """Moved to a device, or with its floating-point tensors cast to a dtype."""
+        """Moved to a device, or with the floating-point tensors cast to a dtype."""
         if isinstance(target, torch.dtype):
             return self.with_tensors(*(v.to(target) if v.is_floating_point() else v for v in self.tensors()))
         return self.with_tensors(*(v.to(target) for v in self.tensors()))
 
 
 class Source(Protocol):
-    """What tasks of one split are made of: a Bank of examples, or Functions."""
+    """The data of one split, from which tasks are drawn: a Bank of examples, or Functions."""
 
     @property
     def split(self) -> str: ...
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Of its classes; functions have none."""
-        ...
+    def names(self) -> tuple[str, ...]: ...  # of the classes; empty for functions
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one example."""
-        ...
+    def shape(self) -> tuple[int, ...]: ...  # of one example
 
     @property
-    def fingerprint(self) -> str:
-        """SHA-256 of all that it is."""
-        ...
+    def fingerprint(self) -> str: ...  # SHA-256 of the whole content
 
     @property
     def image_fingerprint(self) -> str:
-        """SHA-256 of what its examples stand for: of features that of their images."""
+        """Fingerprint of the underlying images (of the source itself if it does not hold features)."""
         ...
 
     @property
-    def about(self) -> Mapping[str, Any]:
-        """What it is, for the record."""
-        ...
+    def about(self) -> Mapping[str, Any]: ...  # description for the record
 
 
 class Tasks(Protocol):
-    """Where episodes come from, each a function of (seed, split, its number): a Sampler, or Regression."""
+    """Episodes of N ways, K shots and Q queries, each a function of (seed, split, number): Sampler or Regression."""
 
     @property
     def source(self) -> Source: ...
@@ -104,9 +96,7 @@ class Tasks(Protocol):
     def query(self) -> int: ...
 
     @property
-    def metric(self) -> str:
-        """`accuracy`, or `mse`, of which less is better."""
-        ...
+    def metric(self) -> str: ...  # `accuracy`; or `mse`, where less is better
 
     @property
     def device(self) -> torch.device: ...
@@ -116,5 +106,5 @@ class Tasks(Protocol):
         ...
 
     def manifest(self, first: int, count: int) -> str:
-        """SHA-256 of what these episodes are: two scores may stand in one column only when theirs agree."""
+        """SHA-256 of these episodes: two scores may stand in one column of a table only when it is equal."""
         ...

@@ -1,4 +1,4 @@
-"""What the tests share: a small bank in which learning is possible, backbones and learners in small."""
+"""Fixtures that several tests share: a small bank in which learning is possible, small backbones and learners."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pytest
@@ -40,57 +40,25 @@ M = TypeVar("M", bound=nn.Module)
 TRAINED = ("maml", "fomaml", "meta_sgd", "reptile-sequential", "reptile-shared", "reptile-sgd", "leo")
 
 CONV4: dict[str, Any] = {
-    "filters": 4,
-    "downsample": "stride",
-    "pool": "valid",
-    "readout": "flatten",
-    "norm": "batch",
-    "norm_scale": True,
-    "norm_eps": 1e-3,
-    "adapt_norm": True,
-    "conv_init": "xavier",
-    "head_init": "xavier",
-}
+    "filters": 4, "downsample": "stride", "pool": "valid", "readout": "flatten", "norm": "batch", "norm_scale": True,
+    "norm_eps": 1e-3, "adapt_norm": True, "conv_init": "xavier", "head_init": "xavier",
+}  # fmt: skip
 MLP_: dict[str, Any] = {
-    "widths": (7, 6),
-    "norm": "batch",
-    "norm_scale": True,
-    "norm_eps": 1e-3,
-    "adapt_norm": True,
-    "head_init": "xavier",
-}
+    "widths": (7, 6), "norm": "batch", "norm_scale": True, "norm_eps": 1e-3, "adapt_norm": True, "head_init": "xavier",
+}  # fmt: skip
 MAML: dict[str, Any] = {
-    "inner_lr": 0.1,
-    "inner_steps": 2,
-    "test_steps": 3,
-    "first_order": False,
-    "inner_loss": "mean",
+    "inner_lr": 0.1, "inner_steps": 2, "test_steps": 3, "first_order": False, "inner_loss": "mean",
     "outer_loss": "mean",
-}
+}  # fmt: skip
 REPTILE: dict[str, Any] = {
-    "inner_lr": 0.01,
-    "inner_steps": 3,
-    "inner_batch": 4,
-    "test_steps": 4,
-    "test_batch": 3,
-    "inner_optimizer": "adam",
-    "inner_loss": "sum",
-    "adam_state": "sequential",
-}
+    "inner_lr": 0.01, "inner_steps": 3, "inner_batch": 4, "test_steps": 4, "test_batch": 3, "inner_optimizer": "adam",
+    "inner_loss": "sum", "adam_state": "sequential",
+}  # fmt: skip
 LEO: dict[str, Any] = {
-    "latent": 6,
-    "latent_steps": 3,
-    "finetune_steps": 2,
-    "latent_lr": 1.0,
-    "finetune_lr": 0.01,
-    "dropout": 0.3,
-    "kl_weight": 0.1,
-    "encoder_penalty_weight": 0.1,
-    "l2_weight": 0.01,
-    "orthogonality_weight": 0.05,
-    "prior": "encoder",
-    "deterministic": False,
-}
+    "latent": 6, "latent_steps": 3, "finetune_steps": 2, "latent_lr": 1.0, "finetune_lr": 0.01, "dropout": 0.3,
+    "kl_weight": 0.1, "encoder_penalty_weight": 0.1, "l2_weight": 0.01, "orthogonality_weight": 0.05,
+    "prior": "encoder", "deterministic": False,
+}  # fmt: skip
 VARIANTS: dict[str, dict[str, Any]] = {
     "maml": {},
     "fomaml": {"first_order": True},
@@ -117,17 +85,17 @@ def float64() -> Iterator[None]:
 
 @pytest.fixture
 def compiling() -> Callable[[], AbstractContextManager[None]]:
-    """Makes a context to call torch.compile in, whose own warnings are torch's; skips where there is no compiler."""
+    """Makes a context without torch.compile's warnings; skips where there is no compiler."""
     if not shutil.which("g++") and not shutil.which("clang++"):
         pytest.skip("torch.compile needs a C++ compiler")
 
     @contextmanager
-    def quiet() -> Iterator[None]:
+    def without_warnings() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
 
-    return quiet
+    return without_warnings
 
 
 @pytest.fixture(params=("nearest", *TRAINED))
@@ -144,7 +112,7 @@ def trained_algorithm(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def make_bank() -> Callable[..., Bank]:
-    """Classes are a bright blob each, at a place of their own, under noise."""
+    """A function that makes a bank; each class is a random pattern under noise."""
 
     def make(
         counts: tuple[int, ...] = (9, 7, 8, 10, 7),
@@ -158,15 +126,15 @@ def make_bank() -> Callable[..., Bank]:
         items = np.repeat(patterns, counts, axis=0) + random.randint(0, noise, size=(sum(counts), *shape))
         data = Split(items.astype(np.uint8), list(counts), [f"class {i}" for i in range(len(counts))])
         offsets = torch.tensor([0, *counts]).cumsum(0)
-        about = {"dataset": "blobs"}
-        return Bank(torch.from_numpy(data.examples), offsets, tuple(data.names), split, fingerprint(data), about)
+        examples, about = torch.from_numpy(data.examples), {"dataset": "patterns"}
+        return Bank(examples, offsets, tuple(data.names), split, fingerprint(data), about)
 
     return make
 
 
 @pytest.fixture
 def make_episodes(make_bank: Callable[..., Bank]) -> Callable[..., Episodes]:
-    """`count` episodes in the default dtype."""
+    """A function that makes `count` episodes in the default dtype."""
 
     def make(
         count: int = 5, way: int = 3, shot: int = 2, query: int = 2, shape: tuple[int, ...] = (1, 8, 8), **bank: Any
@@ -217,10 +185,9 @@ def make_learner(make_conv4: Callable[..., Conv4]) -> Callable[..., Any]:
     """A learner by the name of `algorithm`, on a small Conv-4 unless a backbone is given."""
 
     def make(name: str, backbone: nn.Module | None = None, **choices: Any) -> Any:
-        if name == "nearest":
-            return Nearest(Identity((1, 8, 8), 3))
-        if name == "leo":
-            return _seeded(lambda: Leo(Identity((1, 8, 8), 3), **(LEO | choices)))
+        if name in ("nearest", "leo"):
+            inputs: Any = backbone or Identity((1, 8, 8), 3)
+            return Nearest(inputs) if name == "nearest" else _seeded(lambda: Leo(inputs, **(LEO | choices)))
         backbone = backbone or make_conv4()
         if "maml" in name or name == "meta_sgd":
             return Maml(backbone, **(MAML | VARIANTS[name] | choices))
@@ -252,11 +219,12 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Outcome:
+class Outcome(NamedTuple):
     """Exit code, stdout and stderr of a tool that was called in this process."""
 
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
+    code: int
+    out: str
+    err: str
 
 
 @pytest.fixture

@@ -249,7 +249,7 @@ def test_a_run_goes_on_to_the_same_bits_where_a_class_has_moved(call: Any, monke
         (("train.train_on_val=true",), "train.train_on_val: not for functions"),
         (("dataset.reader.families.sine.phase=3",), "dataset.reader.families.sine.phase=3: a range has two numbers"),
         (("algorithm=leo",), "functions are learned by maml, fomaml, reptile and leo_regression"),
-        (("features=none", "backbone=pixels", "algorithm=leo"), "on functions choose algorithm=leo_regression"),
+        (("features=none", "backbone=identity", "algorithm=leo"), "on functions choose algorithm=leo_regression"),
     ],
 )
 def test_mistakes_about_regressions_are_one_line(call: Any, words: tuple[str, ...], said: str) -> None:
@@ -464,7 +464,7 @@ MISTAKES = {
         ["algorithm=leo", "dataset=mini", "shot=5", "data_dir=nowhere"],
         ["embeddings.zip", "features.reader.download=true", "features of your own"],
     ),
-    "a backbone that LEO cannot use": (["algorithm=leo", "backbone=conv4", "features=none"], ["backbone=features"]),
+    "a backbone that LEO cannot use": (["algorithm=leo", "backbone=conv4", "features=none"], ["backbone=identity"]),
     "norms with running averages": (
         ["backbone.network.norm=running"],
         ["layer blocks.0.norm (RunningNorm)", "set backbone.network.norm=batch"],
@@ -480,8 +480,8 @@ MISTAKES = {
     "several values without -m": (["shot=1,5"], ["shot=1,5", "add -m"]),
     "no number": (["algorithm.learner.inner_lr=fast"], ["algorithm.learner.inner_lr=fast", "a number"]),
     "no queries to learn from": (["train.query=0"], ["train.query=0"]),
-    "nothing to train": (["backbone=pixels"], ["no parameters"]),
-    "a backbone that the algorithm cannot use": (["algorithm=nearest", "backbone=conv4"], ["backbone=pixels or"]),
+    "nothing to train": (["backbone=identity"], ["no parameters"]),
+    "a backbone that the algorithm cannot use": (["algorithm=nearest", "backbone=conv4"], ["backbone=identity"]),
     "a file in place of a folder": (["run_dir=/dev/null"], ["/dev/null"]),
     "no override": (["algorithm"], ["command line"]),
     "unknown choice in the backbone": (["backbone.network.readout=max"], ["readout=max", "flatten, mean"]),

@@ -1,4 +1,4 @@
-"""What an algorithm is: pure functions of its parameters for one task, and the pieces that several share."""
+"""The interface of an algorithm, written for one task, and the functions that several algorithms share."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, grad
-from torch.nn.parameter import is_lazy
 
 from fewshot.backbones.norm import BatchStatNorm
+from fewshot.core.checks import check_number
 from fewshot.core.errors import FewshotError
 from fewshot.episodes import Episodes
 
@@ -25,56 +25,83 @@ _TIED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 class Learner(Protocol):
-    """An algorithm on a backbone. Tasks come without their leading axis: support_x [N*K, ...], key [].
+    """An algorithm on a backbone, written for one task. To add one, write a class with the three methods below.
 
-    A learner that is trained also has one of
-    `outer_loss(params, task) -> (loss [], score [])`, which the engine differentiates, or
-    `outer_gradient(params, state, task) -> (gradient, state, loss [], score [])`, with the `score` of this module, and
-    `gradient_evaluations: int`, the gradients through its network that one training task costs, the outer one counted.
-    It may have `scalars(params) -> dict[str, float]`, what the log should say of its parameters, and
-    `adaptation_steps: str`, what the record should say in place of `test_steps`.
-    The values below are those of a learner that says nothing of them.
+    A task is an `Episodes` without its leading axis: support_x [N*K, ...], support_y [N*K], query_x [N*Q, ...],
+    query_y [N*Q] and key []. The engine runs the methods on many tasks at once, so each is a pure function: it changes
+    neither its arguments nor the learner, and draws random numbers from `task.key` alone (`fewshot.core.random`). Use
+    operations that `torch.func.vmap` can batch; with `engine=auto`, a learner that it cannot batch runs task by task.
+
+    A learner that is meta-trained also has one of these two methods:
+
+    - `outer_loss(params, task) -> (loss [], score [])`. The engine differentiates the loss with respect to `params`.
+    - `outer_gradient(params, state, task) -> (gradient, state, loss [], score [])`. The learner computes the outer
+      gradient itself, with the names and shapes of `params`, and returns the state for the next task.
+
+    `score` comes from the function `score` of this module. A learner may have these members as well:
+
+    - `scalars(params) -> dict[str, float]`: values for the log, such as the mean of a learned rate;
+    - `gradient_evaluations: int`: gradients through the network that one training task costs, the outer one included;
+    - `adaptation_steps: str`: the text that the record shows in place of `test_steps`;
+    - `notes: tuple[str, ...]`: lines that are printed at the start of a run.
+
+    The class need not inherit from this one: attributes that it lacks have the values below.
     """
 
     backbone: nn.Module
     test_steps: int = 0  # adaptation steps at evaluation
-    sequential: bool = False  # each task needs the state of the one before: tasks cannot run at once
-    use_autograd: bool = False  # set by the engine on its copies that run single tasks; see `differentiate`
+    sequential: bool = False  # each task starts from the state that the task before it left, so none run at once
+    use_autograd: bool = False  # set by the engine on copies that run single tasks; pass it on to `differentiate`
 
     def init(self) -> tuple[Tensors, Tensors]:
-        """The meta-parameters, trained by the outer optimiser, and the state: tensors that tasks pass on."""
+        """The start of meta-training: (params, state).
+
+        `params` are the meta-parameters, which the outer optimiser trains. `state` holds tensors that one task hands on
+        to the next, such as the moments of an inner optimiser; most algorithms have none: {}.
+        """
         ...
 
     def adapt(self, params: Tensors, state: Tensors, task: Episodes) -> Tensors:
-        """Learn the support set by the test procedure; what it returns is what `predict` takes."""
+        """Learn the support set as at evaluation; the result is the first argument of `predict`.
+
+        It must not read the queries of the task.
+        """
         ...
 
     def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
-        """Logits [B, N] of examples [B, ...] forwarded as one batch; in regression outputs [B, D]."""
+        """Logits [B, N] of examples x [B, ...], in one forward; in regression outputs [B, D].
+
+        The caller decides which examples share a batch, and with it the statistics of norms.
+        """
         ...
 
 
 def with_defaults(learner: Any) -> Learner:
-    """The learner, with the values of `Learner` where it has none of its own.
+    """The learner itself, with the defaults of `Learner` for the attributes that it lacks.
 
     Raises:
         FewshotError: it lacks one of the methods.
     """
     for name in ("init", "adapt", "predict"):
-        if not callable(getattr(learner, name, None)):
+        method = getattr(learner, name, None)
+        if not callable(method) or getattr(method, "__func__", None) is getattr(Learner, name):
             raise FewshotError(f"algorithm.learner: {type(learner).__name__} has no method {name}; see `Learner`")
-    defaults = {name: getattr(Learner, name) for name in ("test_steps", "sequential", "use_autograd")} | {
-        "backbone": nn.Identity()
-    }
+    defaults = {"backbone": nn.Identity(), "test_steps": 0, "sequential": False, "use_autograd": False}
     for name, value in defaults.items():
         if not hasattr(learner, name):
             setattr(learner, name, value)
     return learner
 
 
+def check_settings(kind: type, least: float, **settings: float) -> None:
+    """Raises FewshotError where a setting of a learner is no number of this kind, int or float, or is below `least`."""
+    for name, value in settings.items():
+        check_number(f"algorithm.learner.{name}", value, kind, least)
+
+
 @contextmanager
 def override_test_steps(learner: Learner, steps: int) -> Iterator[None]:
-    """The learner takes so many adaptation steps at evaluation."""
+    """Within the block, the learner takes `steps` adaptation steps at evaluation."""
     before, learner.test_steps = learner.test_steps, steps
     try:
         yield
@@ -83,32 +110,24 @@ def override_test_steps(learner: Learner, steps: int) -> Iterator[None]:
 
 
 def backbone_parameters(backbone: nn.Module) -> Tensors:
-    """A copy of the parameters that are trained, by name, outside any graph; frozen ones stay in the module.
-
-    Raises:
-        FewshotError: a layer that has no size yet.
-    """
-    for name, value in backbone.named_parameters():
-        if is_lazy(value):
-            raise FewshotError(
-                f"backbone: parameter {name} has no size before the first forward; give the layer its input size"
-            )
+    """A copy of the parameters that are trained, by name, outside any graph; frozen ones stay in the module."""
     return {name: value.detach().clone() for name, value in backbone.named_parameters() if value.requires_grad}
 
 
 def backbone_constants(backbone: nn.Module) -> Tensors:
-    """What of the backbone is not trained, by name: frozen parameters and buffers, the module's own tensors."""
+    """The tensors of the backbone that are not trained, by name: frozen parameters and buffers, not copied."""
     frozen = {name: value for name, value in backbone.named_parameters() if not value.requires_grad}
     return {name: value.detach() for name, value in (*frozen.items(), *backbone.named_buffers())}
 
 
 def functional_forward(backbone: nn.Module, params: Tensors, x: torch.Tensor) -> torch.Tensor:
-    """The backbone as a pure function: logits [B, N] of x [B, ...]."""
-    # To look for parameters of two names at each call takes a tenth of a small step, but not of a compiled one.
-    return functional_call(backbone, params, (x,), tie_weights=torch.compiler.is_compiling() or _tied(backbone))
+    """The backbone as a pure function of its parameters: logits [B, N] of x [B, ...]."""
+    # To look for tied weights in every call takes a tenth of a small step. A compiled step does it once.
+    tied = torch.compiler.is_compiling() or _has_tied_weights(backbone)
+    return functional_call(backbone, params, (x,), tie_weights=tied)
 
 
-def _tied(backbone: nn.Module) -> bool:
+def _has_tied_weights(backbone: nn.Module) -> bool:
     """Whether a parameter of the backbone has two names, looked up once for each backbone."""
     if backbone not in _TIED:
         names = [name for name, _ in backbone.named_parameters(remove_duplicate=False)]
@@ -119,11 +138,13 @@ def _tied(backbone: nn.Module) -> bool:
 def differentiate(
     function: Callable[[Tensors], tuple[torch.Tensor, Any]], at: Tensors, *, use_autograd: bool, create_graph: bool
 ) -> tuple[Tensors, Any]:
-    """Gradient of a scalar function that also returns something else: (gradient, the something).
+    """(gradient, auxiliary) of a function with a scalar and an auxiliary result.
 
     Args:
         function: params to (loss [], auxiliary).
-        use_autograd: by torch.autograd, which costs least for a single task; else by torch.func, which vmap can batch.
+        at: the params at which the gradient is taken.
+        use_autograd: True takes torch.autograd, which is faster for a single task; False takes torch.func, which vmap
+            can batch. A learner passes on its own `use_autograd`, which the engine sets.
         create_graph: whether the gradient will be differentiated itself (torch.func always allows it).
     """
     if not use_autograd:
@@ -139,21 +160,18 @@ def adapted_names(backbone: nn.Module, adapted: str | Sequence[str] = "all") -> 
     """Names of the parameters that the inner loop changes; frozen ones are never among them.
 
     Args:
-        adapted: `all`; `head`, the module that holds the last parameter (ANIL, Raghu et al. 2020); or patterns of
-            parameter names, such as `blocks.3.*`. Of `all`, norms are left out where the backbone has
-            `adapt_norm` false.
+        adapted: `all`, but for the norms where the backbone has `adapt_norm` false; `head`, the layer that holds the
+            last parameter (ANIL, Raghu et al. 2020); or patterns of parameter names, such as `blocks.3.*`.
 
     Raises:
-        FewshotError: a pattern that no parameter matches, or nothing left to adapt.
+        FewshotError: a pattern that no parameter matches, or no pattern at all.
     """
     names = [name for name, value in backbone.named_parameters() if value.requires_grad]
     if adapted == "all":
-        fixed: set[str] = set()
-        if not getattr(backbone, "adapt_norm", True):
-            for prefix, module in backbone.named_modules():
-                if isinstance(module, BatchStatNorm):
-                    fixed.update(f"{prefix}.{name}" for name, _ in module.named_parameters())
-        return [name for name in names if name not in fixed]
+        if getattr(backbone, "adapt_norm", True):
+            return names
+        norms = [prefix for prefix, module in backbone.named_modules() if isinstance(module, BatchStatNorm)]
+        return [name for name in names if name.rpartition(".")[0] not in norms]
     patterns = [adapted] if isinstance(adapted, str) else list(adapted) if isinstance(adapted, Sequence) else []
     if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
         raise FewshotError(f"algorithm.learner.adapted={adapted}: write all, head, or patterns of parameter names")
@@ -167,33 +185,36 @@ def adapted_names(backbone: nn.Module, adapted: str | Sequence[str] = "all") -> 
             )
         patterns = [f"{layer}.*"]
     for pattern in patterns:
-        if not fnmatch.filter(names, str(pattern)):
+        if not fnmatch.filter(names, pattern):
             raise FewshotError(
                 f"algorithm.learner.adapted={pattern}: no parameter that is trained has such a name; write "
                 f"all, head, or patterns such as {names[-1] if names else 'head.*'}"
             )
-    return [name for name in names if any(fnmatch.fnmatchcase(name, str(pattern)) for pattern in patterns)]
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def task_loss(outputs: torch.Tensor, targets: torch.Tensor, reduction: str, shot: int) -> torch.Tensor:
-    """Cross-entropy of logits [B, N] and labels [B], or squared error of outputs [B, D] and float targets: [].
+    """The loss [] of a batch: cross-entropy of logits [B, N] and labels [B], or squared error of outputs [B, D].
 
-    Float targets are [B, D], or [B] where D is 1. The squared error of an item is the mean over its D values.
-    The originals differ in the scale: `mean` over items; `sum` over items (supervised-reptile, LEO); `per_shot`, the
-    sum divided by K (cbfinn/maml, which divides each item's cross-entropy by K and differentiates the vector: N times
-    the mean).
+    Args:
+        targets: labels [B] int64, or floats [B, D], or floats [B] where D is 1. The squared error of an item is the
+            mean over its D values.
+        reduction: the scale, in which the originals differ: `mean` over items; `sum` over items (supervised-reptile,
+            LEO); `per_shot`, the sum divided by K (cbfinn/maml, which divides each item's cross-entropy by K and
+            differentiates the vector: N times the mean).
+        shot: K.
     """
-    over = "mean" if reduction == "mean" else "sum"
+    torch_reduction = "mean" if reduction == "mean" else "sum"
     if targets.is_floating_point():
-        loss = F.mse_loss(outputs, targets.view(outputs.shape), reduction=over)
+        loss = F.mse_loss(outputs, targets.view(outputs.shape), reduction=torch_reduction)
         loss = loss if reduction == "mean" else loss / outputs.shape[-1]
     else:
-        loss = F.cross_entropy(outputs, targets, reduction=over)
+        loss = F.cross_entropy(outputs, targets, reduction=torch_reduction)
     return loss / shot if reduction == "per_shot" else loss
 
 
 def score(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """What a test reports of the items, []: the share whose largest logit is the label's, or the mean squared error."""
+    """The figure that a test reports of a batch, []: accuracy of logits, or mean squared error of outputs."""
     if targets.is_floating_point():
         return F.mse_loss(outputs, targets.view(outputs.shape))
     return (outputs.argmax(-1) == targets).to(outputs.dtype).mean()

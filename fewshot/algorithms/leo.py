@@ -13,8 +13,8 @@ Differences from the original program:
 6. The relation network is rewritten by linearity: its first layer acts on each half of a pair, its last on the mean
    over partners and shots. Inner gradients are written out. Both give the same numbers.
 7. Validation takes the same episodes each time; the original draws new ones.
-8. `deterministic=true` leaves out the KL term with the samples that it is an estimate from.
-9. `prior=random` draws z at evaluation too: the paper does not say, and the prior's mean is one code for all classes.
+8. `deterministic=true` leaves out the KL term too, since it is estimated from the samples.
+9. `prior=random` draws z at evaluation too. The paper does not say; the prior's mean would be one code for all classes.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fewshot.algorithms.learner import Tensors, score
-from fewshot.algorithms.leo_common import Draws, KeyedNoise, LeoSteps, kl_estimate, orthogonality, rate_figures
+from fewshot.algorithms.learner import Tensors, check_settings, score
+from fewshot.algorithms.leo_common import KeyedNoise, LeoSteps, kl_estimate, orthogonality, rate_scalars
 from fewshot.backbones.identity import Identity
-from fewshot.core.checks import check_bool, check_choice, check_number
+from fewshot.core.checks import check_bool, check_choice
 from fewshot.core.errors import FewshotError
 from fewshot.episodes import Episodes
 
@@ -39,7 +39,7 @@ SMALLEST_STDDEV = 1e-10
 
 @dataclass(frozen=True)
 class Solution:
-    """What Algorithm 1 leaves of one task: S latent and F fine-tuning steps, N classes, K shots, L and D values."""
+    """The steps of Algorithm 1 on one task: S latent and F fine-tuning steps, N classes, K shots, L and D values."""
 
     encoding: tuple[torch.Tensor, torch.Tensor]  # mean and standard deviation of the encoder's distribution, [N, 1, L]
     latents: list[torch.Tensor]  # z before each latent step and after the last, S+1 of [N, K, L]
@@ -48,22 +48,22 @@ class Solution:
 
 
 class Leo(LeoSteps):
-    """Adapt a low-dimensional code of the classifier's weights, which the support set itself proposes.
+    """Adapt a low-dimensional code of the classifier's weights, which starts from an encoding of the support set.
 
     Args:
-        backbone: examples as they are, [B, D].
+        backbone: the identity: LEO learns on pixels or features as they are, [B, D].
         latent: size L of a code.
         latent_steps: steps S on z, each with a decode after it.
         finetune_steps: steps F on the decoded weights.
         latent_lr, finetune_lr: start values of the meta-learned rates, one for each dimension of z and of w.
-        dropout: rate at which features are dropped in meta-training.
+        dropout: rate of dropout on the features, in meta-training.
         kl_weight, encoder_penalty_weight, l2_weight, orthogonality_weight: beta, gamma, lambda_1, lambda_2.
-        prior: `encoder`, or `random`: codes are drawn from N(0, I) (an ablation of the paper's Table 2).
-        deterministic: means in place of samples in meta-training (another).
-    """
+        prior: `encoder`, or `random`: codes are drawn from N(0, I) (an ablation in the paper's Table 2).
+        deterministic: means in place of samples in meta-training (another ablation).
 
-    sequential = False
-    use_autograd = False
+    Raises:
+        FewshotError: another backbone, one class only, or a setting out of range.
+    """
 
     def __init__(
         self,
@@ -82,28 +82,18 @@ class Leo(LeoSteps):
         prior: str,
         deterministic: bool,
     ) -> None:
-        if not isinstance(backbone, Identity):
+        if not isinstance(backbone, Identity) or backbone.way < 2:
             raise FewshotError(
-                "algorithm=leo learns on inputs as they are: choose backbone=features, or backbone=pixels; "
-                "on functions choose algorithm=leo_regression"
+                "algorithm=leo classifies inputs as they are: choose backbone=identity; on functions choose "
+                "algorithm=leo_regression"
             )
-        if backbone.way < 2:
-            raise FewshotError("algorithm=leo tells classes apart; on functions choose algorithm=leo_regression")
-        check_number("algorithm.learner.latent", latent, int, 1)
-        for name, value in (("latent_steps", latent_steps), ("finetune_steps", finetune_steps)):
-            check_number(f"algorithm.learner.{name}", value, int, 0)
-        weights = {
-            "dropout": dropout,
-            "kl_weight": kl_weight,
-            "encoder_penalty_weight": encoder_penalty_weight,
-            "l2_weight": l2_weight,
-            "orthogonality_weight": orthogonality_weight,
-        }
-        for name, value in weights.items():
-            check_number(f"algorithm.learner.{name}", value, float, 0)
+        check_settings(int, 1, latent=latent)
+        check_settings(int, 0, latent_steps=latent_steps, finetune_steps=finetune_steps)
+        check_settings(float, 0, dropout=dropout, kl_weight=kl_weight, encoder_penalty_weight=encoder_penalty_weight)
+        check_settings(float, 0, l2_weight=l2_weight, orthogonality_weight=orthogonality_weight)
         if dropout >= 1:
             raise FewshotError(f"algorithm.learner.dropout={dropout}: must be below 1")
-        self.backbone: nn.Module = backbone
+        self.backbone = backbone
         self.dim, self.latent = prod(backbone.shape), latent
         self.latent_steps, self.test_steps = latent_steps, finetune_steps
         self.dropout = dropout
@@ -112,7 +102,7 @@ class Leo(LeoSteps):
         self.random_prior = check_choice("algorithm.learner.prior", prior, ("encoder", "random")) == "random"
         check_bool("algorithm.learner.deterministic", deterministic)
         self.deterministic = deterministic
-        self._initial = {
+        self.initial = {
             "encoder": _glorot(self.dim, latent),
             **{f"relation_{i}": _glorot(2 * latent, 2 * latent) for i in range(3)},
             "decoder": _glorot(latent, 2 * self.dim),
@@ -120,27 +110,23 @@ class Leo(LeoSteps):
             "finetune_lr": torch.full((self.dim,), float(finetune_lr)),
         }
 
-    def init(self) -> tuple[Tensors, Tensors]:
-        """Encoder, relation network, decoder and both learning rates; no state."""
-        return {name: value.clone() for name, value in self._initial.items()}, {}
-
     def outer_loss(self, params: Tensors, task: Episodes) -> tuple[torch.Tensor, torch.Tensor]:
         """Equation 4 and the regularisers of one task in meta-training, []; and the query score []."""
         return self.objective(params, task, KeyedNoise(task.key, task.query_x.dtype))
 
-    def objective(self, params: Tensors, task: Episodes, draws: Draws | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The outer loss with given draws; with None that of evaluation, where nothing is drawn."""
+    def objective(self, params: Tensors, task: Episodes, draws: KeyedNoise | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The outer loss with given draws; with None the loss of evaluation, where nothing is drawn."""
         solution = self.solve(params, task, draws)
         logits = self.query_logits(solution, task, draws)
         loss = F.cross_entropy(logits, task.query_y) + sum(self.penalties(params, solution, draws).values())
         return loss, score(logits.detach(), task.query_y)
 
-    def query_logits(self, solution: Solution, task: Episodes, draws: Draws | None) -> torch.Tensor:
+    def query_logits(self, solution: Solution, task: Episodes, draws: KeyedNoise | None) -> torch.Tensor:
         """Logits [N*Q, N] from the final weights."""
         return self._drop(self.backbone(task.query_x), "query", draws) @ solution.tuned[-1][:, 0].T
 
-    def solve(self, params: Tensors, task: Episodes, draws: Draws | None) -> Solution:
-        """Algorithm 1, lines 5 to 12: encode, sample, decode, adapt z, fine-tune w."""
+    def solve(self, params: Tensors, task: Episodes, draws: KeyedNoise | None) -> Solution:
+        """Algorithm 1, lines 5 to 12: encode, sample, decode, adapt z, fine-tune w; with None nothing is drawn."""
         x = self.backbone(task.support_x).view(task.way, -1, self.dim)
         mean, stddev = self.encode(params, x, draws)
         z = mean.expand(*x.shape[:2], self.latent)
@@ -149,25 +135,25 @@ class Leo(LeoSteps):
         elif draws is not None and not self.deterministic:
             z = z + stddev * draws.normal("encoder", z.shape)
         w, vjp = self.decode(params, z, "decoder_0", draws)
-        slope = support_gradient(w, self._drop(x, "support_0", draws))
+        grad_w = support_gradient(w, self._drop(x, "support_0", draws))
         latents, weights = [z], [w]
         for step in range(1, self.latent_steps + 1):
-            z = z - params["latent_lr"] * vjp(slope)
+            z = z - params["latent_lr"] * vjp(grad_w)
             w, vjp = self.decode(params, z, f"decoder_{step}", draws)
-            slope = support_gradient(w, self._drop(x, f"support_{step}", draws))
+            grad_w = support_gradient(w, self._drop(x, f"support_{step}", draws))
             latents.append(z)
             weights.append(w)
         # The K copies of a class now move together, and only their mean is ever used.
         w = w.mean(1, keepdim=True)
         tuned = [w]
         for step in range(1, self.test_steps + 1):
-            w = w - params["finetune_lr"] * slope
+            w = w - params["finetune_lr"] * grad_w
             tuned.append(w)
             if step < self.test_steps:
-                slope = support_gradient(w, self._drop(x, f"finetune_{step}", draws))
+                grad_w = support_gradient(w, self._drop(x, f"finetune_{step}", draws))
         return Solution((mean, stddev), latents, weights, tuned)
 
-    def encode(self, params: Tensors, x: torch.Tensor, draws: Draws | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(self, params: Tensors, x: torch.Tensor, draws: KeyedNoise | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Equations 1 and 2: mean and standard deviation [N, 1, L] of each class's code from x [N, K, D]."""
         h = self._drop(x, "encoder", draws) @ params["encoder"]  # [N, K, L]
         first, partner = h @ params["relation_0"][: self.latent], h @ params["relation_0"][self.latent :]
@@ -179,26 +165,25 @@ class Leo(LeoSteps):
         return mean, (u.exp() - 1).clamp_min(SMALLEST_STDDEV)
 
     def decode(
-        self, params: Tensors, z: torch.Tensor, name: str, draws: Draws | None
+        self, params: Tensors, z: torch.Tensor, name: str, draws: KeyedNoise | None
     ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
         """Equation 3: weights w [N, K, D] of codes z [N, K, L], and the map from d/dw to d/dz."""
         centre, spread = params["decoder"].split(self.dim, dim=-1)
         w = z @ centre
         if draws is None or self.deterministic:
-            return w, lambda slope: slope @ centre.T
+            return w, lambda grad_w: grad_w @ centre.T
         exp = (z @ spread).exp()
         stddev = exp - (1 - sqrt(2 / (len(z) + self.dim)))
         noise = draws.normal(name, w.shape)
         free = (stddev > SMALLEST_STDDEV) * noise * exp  # dw / d(z @ spread)
         w = w + stddev.clamp_min(SMALLEST_STDDEV) * noise
-        return w, lambda slope: slope @ centre.T + (slope * free) @ spread.T
+        return w, lambda grad_w: grad_w @ centre.T + (grad_w * free) @ spread.T
 
-    def penalties(self, params: Tensors, solution: Solution, draws: Draws | None) -> Tensors:
+    def penalties(self, params: Tensors, solution: Solution, draws: KeyedNoise | None) -> Tensors:
         """The weighted terms beside the query loss, each []."""
+        squares = sum(value.square().sum() for name, value in params.items() if not name.endswith("_lr"))
         terms = {
-            "l2": 0.5
-            * self.l2_weight
-            * sum(p.square().sum() for name, p in params.items() if not name.endswith("_lr")),
+            "l2": 0.5 * self.l2_weight * squares,
             "orthogonality": self.orthogonality_weight * orthogonality(params["decoder"]),
         }
         if draws is not None:
@@ -209,7 +194,7 @@ class Leo(LeoSteps):
         return terms
 
     def adapt(self, params: Tensors, state: Tensors, task: Episodes) -> Tensors:
-        """The classifier's weights, mean over the K copies of each class: [N, D]."""
+        """The classifier's weights, the mean over the K copies of each class: [N, D]."""
         return {"weights": self.solve(params, task, None).tuned[-1][:, 0]}
 
     def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
@@ -219,9 +204,9 @@ class Leo(LeoSteps):
 
     def scalars(self, params: Tensors) -> dict[str, float]:
         """Mean and spread of the meta-learned rates, for the log."""
-        return rate_figures(params["latent_lr"], params["finetune_lr"])
+        return rate_scalars(params["latent_lr"], params["finetune_lr"])
 
-    def _drop(self, x: torch.Tensor, name: str, draws: Draws | None) -> torch.Tensor:
+    def _drop(self, x: torch.Tensor, name: str, draws: KeyedNoise | None) -> torch.Tensor:
         """Dropout with inverted scaling, in meta-training."""
         if draws is None or not self.dropout:
             return x
@@ -231,13 +216,12 @@ class Leo(LeoSteps):
 def support_gradient(w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """d/dw of the sum of the support items' cross-entropy, for weights w and items x, both [N, K, D].
 
-    The K copies of a class share its logit equally, so they share one gradient: [N, 1, D].
+    The K copies of a class have equal shares in its logit, so they have one gradient: [N, 1, D].
     """
     way, shot, _ = x.shape
     items = x.flatten(0, 1)
-    error = (items @ w.mean(1).T).softmax(-1) - torch.eye(way, dtype=x.dtype, device=x.device).repeat_interleave(
-        shot, 0
-    )
+    labels = torch.eye(way, dtype=x.dtype, device=x.device).repeat_interleave(shot, 0)
+    error = (items @ w.mean(1).T).softmax(-1) - labels
     return (error.T @ items)[:, None] / shot
 
 

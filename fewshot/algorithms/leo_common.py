@@ -1,51 +1,45 @@
-"""What both forms of LEO share, for classes and for functions: draws, penalties, and words for log and record."""
+"""What both forms of LEO share, for classes and for functions: random draws, penalties, fields of log and record."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
+from fewshot.algorithms.learner import Learner, Tensors
 from fewshot.core.random import bernoulli, fold_in, normal, stream
-
-
-class Draws(Protocol):
-    """Where the random numbers of one task come from, each draw by its name."""
-
-    def normal(self, name: str, shape: Sequence[int]) -> torch.Tensor:
-        """Standard normals of a shape."""
-        ...
-
-    def keep(self, name: str, shape: Sequence[int], rate: float) -> torch.Tensor:
-        """A dropout mask: False with probability `rate`."""
-        ...
 
 
 @dataclass(frozen=True)
 class KeyedNoise:
-    """Draws that are functions of the episode's key."""
+    """Random numbers that are functions of the episode's key and of a name for each draw."""
 
     key: torch.Tensor  # [] int64
     dtype: torch.dtype
 
     def normal(self, name: str, shape: Sequence[int]) -> torch.Tensor:
+        """Standard normals of a shape."""
         return normal(fold_in(self.key, stream(name)), shape).to(self.dtype)
 
     def keep(self, name: str, shape: Sequence[int], rate: float) -> torch.Tensor:
+        """A dropout mask: False with probability `rate`."""
         return ~bernoulli(fold_in(self.key, stream(name)), shape, rate)
 
 
-class LeoSteps:
-    """What is said of a learner that first moves a code and then the weights that it decodes to."""
+class LeoSteps(Learner):
+    """Start values and step counts of the two LEO learners."""
 
-    latent_steps: int
-    test_steps: int  # of fine-tuning
+    latent_steps: int  # on the code z; `test_steps` counts the fine-tuning steps on the weights w
+    initial: Tensors  # meta-parameters before training
+
+    def init(self) -> tuple[Tensors, Tensors]:
+        """Encoder, relation network, decoder and both learning rates; no state."""
+        return {name: value.clone() for name, value in self.initial.items()}, {}
 
     @property
     def gradient_evaluations(self) -> int:
-        """Gradients that one training task costs: those of both inner loops and the outer one."""
+        """Gradients that one training task costs: both inner loops and the outer one."""
         return self.latent_steps + self.test_steps + 1
 
     @property
@@ -56,8 +50,8 @@ class LeoSteps:
 
 def kl_estimate(z: torch.Tensor, mean: torch.Tensor, stddev: torch.Tensor) -> torch.Tensor:
     """One-sample estimate of KL(N(mean, stddev) || N(0, I)) from the sample z, mean over its elements: []."""
-    # From z, not from its noise: in float32 a clipped deviation of 1e-10 vanishes in z, and so it does in the original.
-    # This is the noise that z was made with, a constant: left to differentiation, terms of 1e10 would have to cancel.
+    # The noise is computed from z, as in the original: in float32 a clipped deviation of 1e-10 vanishes in z. It is a
+    # constant: if it were differentiated, terms of 1e10 would have to cancel.
     noise = ((z - mean) / stddev).detach()
     return (0.5 * (z.square() - noise.square()) - stddev.log()).mean()
 
@@ -69,8 +63,8 @@ def orthogonality(decoder: torch.Tensor) -> torch.Tensor:
     return (correlations - torch.eye(len(decoder), dtype=decoder.dtype, device=decoder.device)).square().mean()
 
 
-def rate_figures(latent_lr: torch.Tensor, finetune_lr: torch.Tensor) -> dict[str, float]:
-    """Mean and spread of meta-learned rates, of a code [L] and of weights [D], for the log."""
+def rate_scalars(latent_lr: torch.Tensor, finetune_lr: torch.Tensor) -> dict[str, float]:
+    """Mean and spread of the meta-learned rates, [L] of a code and [D] of weights, for the log."""
     rates = {"latent_lr": latent_lr, "finetune_lr": finetune_lr}
     means = {f"{name}_mean": float(rate.mean()) for name, rate in rates.items()}
     return means | {f"{name}_stddev": float(rate.std()) for name, rate in rates.items()}

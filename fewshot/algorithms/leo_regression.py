@@ -1,18 +1,18 @@
 """LEO for regression: Rusu et al., 2019, "Meta-learning with latent embedding optimization", section 4.1, appendix.
 
-Of this experiment no program was released. From the paper: a code of 16 values decodes to all weights of a 1-40-40-1
-network; encoder, relation network and decoder have three layers, their hidden ones 16, 32 and 32 wide. Ours:
-1. Layers have biases. Those of the decoder's last layer start at the backbone's initial weights: the first network that
-   is decoded is an ordinary one, moved a little by its code.
+No program was released for this experiment. From the paper: a code of 16 values decodes to all weights of a 1-40-40-1
+network; encoder, relation network and decoder have three layers, with 16, 32 and 32 hidden units. Our choices:
+1. Layers have biases. Those of the decoder's last layer start at the backbone's initial weights, so that a code of zero
+   decodes to an ordinary network.
 2. Standard deviations are exp(u). That of a code starts near 1, its prior's; that of weights at `weight_stddev`.
 3. Losses of both loops are mean squared errors. Their rates are meta-learned as logarithms, and no inner gradient is
-   longer than `inner_clip`: lines reach 18, and what diverges on them is beyond repair within five steps.
+   longer than `inner_clip`: lines reach values of 18, where a step that diverges is not mended by the next four.
 4. Numbers of steps, rates and weights, as conf/algorithm has them.
 
 As in `fewshot.algorithms.leo`, which follows the program of the classification experiments:
 5. The decoder samples anew at every decode, and its KL is left out; the encoder's is a one-sample estimate. KL, encoder
-   penalty and orthogonality are means over elements; orthogonal are to be the rows of the decoder's last layer, one for
-   each hidden unit.
+   penalty and orthogonality are means over elements. The orthogonality penalty is on the rows of the decoder's last
+   layer, one for each hidden unit.
 6. Random draws come from the episode's key. At evaluation, means take the place of samples.
 """
 
@@ -25,19 +25,26 @@ from math import log
 import torch
 from torch import nn
 
-from fewshot.algorithms.learner import Tensors, backbone_parameters, differentiate, functional_forward, score, task_loss
-from fewshot.algorithms.leo_common import Draws, KeyedNoise, LeoSteps, kl_estimate, orthogonality, rate_figures
+from fewshot.algorithms.learner import (
+    Tensors,
+    backbone_parameters,
+    check_settings,
+    differentiate,
+    functional_forward,
+    score,
+    task_loss,
+)
+from fewshot.algorithms.leo_common import KeyedNoise, LeoSteps, kl_estimate, orthogonality, rate_scalars
 from fewshot.backbones.mlp import MLP
-from fewshot.core.checks import check_number
 from fewshot.core.errors import FewshotError
 from fewshot.episodes import Episodes
 
-SMALLEST = 1e-10  # of what is above 0
+SMALLEST = 1e-10  # value of a setting that must be above 0
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What Algorithm 1 leaves of one task: L values of a code, D weights of a network."""
+    """The result of Algorithm 1 on one task: L values of a code, D weights of a network."""
 
     mean: torch.Tensor  # of the encoder's distribution, [L]
     stddev: torch.Tensor  # [L]
@@ -47,7 +54,7 @@ class Fit:
 
 
 class LeoRegression(LeoSteps):
-    """Adapt a low-dimensional code of all the weights of a small network, which the support set itself proposes.
+    """Adapt a low-dimensional code of all weights of a small network, which starts from an encoding of the support set.
 
     Args:
         backbone: the network whose weights are decoded: x [B, inputs] to outputs [B, 1], without norms.
@@ -57,15 +64,12 @@ class LeoRegression(LeoSteps):
         latent_steps: steps S on z, each with a decode after it.
         finetune_steps: steps F on the decoded weights.
         latent_lr, finetune_lr: start values of the meta-learned rates, one for each dimension of z and of the weights.
-        inner_clip: length that no gradient of the inner loops exceeds.
+        inner_clip: largest norm of a gradient in the inner loops.
         kl_weight, encoder_penalty_weight, l2_weight, orthogonality_weight: beta, gamma, lambda_1, lambda_2.
 
     Raises:
         FewshotError: a backbone of another kind, or a setting out of its range.
     """
-
-    sequential = False
-    use_autograd = False
 
     def __init__(
         self,
@@ -91,20 +95,15 @@ class LeoRegression(LeoSteps):
                 "algorithm=leo_regression decodes an MLP without norms: choose backbone=mlp_40 and a dataset of "
                 "functions, such as sines_and_lines; on classes choose algorithm=leo"
             )
-        numbers: tuple[tuple[type, float, dict[str, float]], ...] = (
-            (int, 1, {"latent": latent, "encoder_width": encoder_width}),
-            (int, 1, {"relation_width": relation_width, "decoder_width": decoder_width}),
-            (int, 0, {"latent_steps": latent_steps, "finetune_steps": finetune_steps}),
-            (float, SMALLEST, {"latent_lr": latent_lr, "finetune_lr": finetune_lr}),
-            (float, SMALLEST, {"weight_stddev": weight_stddev, "inner_clip": inner_clip}),
-            (float, 0, {"kl_weight": kl_weight, "encoder_penalty_weight": encoder_penalty_weight}),
-            (float, 0, {"l2_weight": l2_weight, "orthogonality_weight": orthogonality_weight}),
-        )
-        for kind, least, settings in numbers:
-            for name, value in settings.items():
-                check_number(f"algorithm.learner.{name}", value, kind, least)
+        check_settings(int, 1, latent=latent, encoder_width=encoder_width)
+        check_settings(int, 1, relation_width=relation_width, decoder_width=decoder_width)
+        check_settings(int, 0, latent_steps=latent_steps, finetune_steps=finetune_steps)
+        check_settings(float, SMALLEST, latent_lr=latent_lr, finetune_lr=finetune_lr)
+        check_settings(float, SMALLEST, weight_stddev=weight_stddev, inner_clip=inner_clip)
+        check_settings(float, 0, kl_weight=kl_weight, encoder_penalty_weight=encoder_penalty_weight)
+        check_settings(float, 0, l2_weight=l2_weight, orthogonality_weight=orthogonality_weight)
         self.inner_clip = inner_clip
-        self.backbone: nn.Module = backbone
+        self.backbone = backbone
         self.latent_steps, self.test_steps = latent_steps, finetune_steps
         self.kl_weight, self.encoder_penalty_weight = kl_weight, encoder_penalty_weight
         self.l2_weight, self.orthogonality_weight = l2_weight, orthogonality_weight
@@ -119,15 +118,11 @@ class LeoRegression(LeoSteps):
                 "decoder": _three_layers(latent, decoder_width, 2 * len(flat)),
             }
         )
-        self._initial = backbone_parameters(self._networks) | {
+        self.initial = backbone_parameters(self._networks) | {
             "decoder.head.bias": torch.cat([flat, torch.full_like(flat, log(weight_stddev))]),
             "log_latent_lr": torch.full((latent,), log(latent_lr)),  # alpha
             "log_finetune_lr": torch.full_like(flat, log(finetune_lr)),
         }
-
-    def init(self) -> tuple[Tensors, Tensors]:
-        """Encoder, relation network, decoder and both learning rates; no state."""
-        return {name: value.clone() for name, value in self._initial.items()}, {}
 
     def outer_loss(self, params: Tensors, task: Episodes) -> tuple[torch.Tensor, torch.Tensor]:
         """Equation 4 and the regularisers of one task in meta-training, []; and the query score []."""
@@ -136,18 +131,19 @@ class LeoRegression(LeoSteps):
         loss = task_loss(outputs, task.query_y, "mean", len(task.support_y)) + sum(self.penalties(params, fit).values())
         return loss, score(outputs.detach(), task.query_y)
 
-    def solve(self, params: Tensors, task: Episodes, draws: Draws | None) -> Fit:
+    def solve(self, params: Tensors, task: Episodes, draws: KeyedNoise | None) -> Fit:
         """Algorithm 1, lines 5 to 12: encode, sample, decode, adapt z, fine-tune w; with None nothing is drawn."""
         mean, stddev = self.encode(params, task)
         first = z = mean if draws is None else mean + stddev * draws.normal("encoder", mean.shape)
         for step in range(self.latent_steps):
-            slope = self._slope(
+            grad_z = self._gradient(
                 lambda z, step=step: self.support_loss(self.decode(params, z, f"decoder_{step}", draws), task), z
             )
-            z = z - params["log_latent_lr"].exp() * slope
+            z = z - params["log_latent_lr"].exp() * grad_z
         w = self.decode(params, z, f"decoder_{self.latent_steps}", draws)
         for _ in range(self.test_steps):
-            w = w - params["log_finetune_lr"].exp() * self._slope(lambda w: self.support_loss(w, task), w)
+            grad_w = self._gradient(lambda w: self.support_loss(w, task), w)
+            w = w - params["log_finetune_lr"].exp() * grad_w
         return Fit(mean, stddev, first, z, w)
 
     def encode(self, params: Tensors, task: Episodes) -> tuple[torch.Tensor, torch.Tensor]:
@@ -159,7 +155,7 @@ class LeoRegression(LeoSteps):
         mean, u = self._run("relation", params, pairs).mean(0).chunk(2)
         return mean, u.exp()
 
-    def decode(self, params: Tensors, z: torch.Tensor, name: str, draws: Draws | None) -> torch.Tensor:
+    def decode(self, params: Tensors, z: torch.Tensor, name: str, draws: KeyedNoise | None) -> torch.Tensor:
         """Equation 3: weights w [D] of a code z [L]."""
         mean, u = self._run("decoder", params, z[None])[0].chunk(2)
         return mean if draws is None else mean + u.exp() * draws.normal(name, mean.shape)
@@ -185,11 +181,11 @@ class LeoRegression(LeoSteps):
         }
 
     def adapt(self, params: Tensors, state: Tensors, task: Episodes) -> Tensors:
-        """The backbone's parameters, by means."""
+        """The backbone's parameters, with means in place of samples."""
         return self.network(self.solve(params, task, None).weights)
 
     def sampled(self, params: Tensors, task: Episodes, key: torch.Tensor) -> Tensors:
-        """The backbone's parameters by samples, as in meta-training: one of the fits that the support set allows.
+        """The backbone's parameters from samples, as in meta-training: one of the fits that the support set allows.
 
         Args:
             key: [] int64, the source of the draws; each key gives a fit of its own.
@@ -202,19 +198,20 @@ class LeoRegression(LeoSteps):
 
     def scalars(self, params: Tensors) -> dict[str, float]:
         """Mean and spread of the meta-learned rates, for the log."""
-        return rate_figures(params["log_latent_lr"].exp(), params["log_finetune_lr"].exp())
+        return rate_scalars(params["log_latent_lr"].exp(), params["log_finetune_lr"].exp())
 
-    def _slope(self, loss: Callable[[torch.Tensor], torch.Tensor], at: torch.Tensor) -> torch.Tensor:
-        """Gradient of a loss of one vector, shortened to `inner_clip`; differentiable."""
-        named, _ = differentiate(
+    def _gradient(self, loss: Callable[[torch.Tensor], torch.Tensor], at: torch.Tensor) -> torch.Tensor:
+        """Gradient of a loss of one vector, of a norm of at most `inner_clip`; differentiable."""
+        gradient, _ = differentiate(
             lambda p: (loss(p["at"]), ()), {"at": at}, use_autograd=self.use_autograd, create_graph=True
         )
-        return named["at"] * (self.inner_clip / named["at"].norm().clamp_min(self.inner_clip))
+        return gradient["at"] * (self.inner_clip / gradient["at"].norm().clamp_min(self.inner_clip))
 
     def _run(self, part: str, params: Tensors, x: torch.Tensor) -> torch.Tensor:
-        """The encoder, relation network or decoder with its own of the parameters."""
-        own = {name.removeprefix(f"{part}."): value for name, value in params.items() if name.startswith(f"{part}.")}
-        return functional_forward(self._networks[part], own, x)
+        """Forward x through the part `encoder`, `relation` or `decoder`."""
+        prefix = f"{part}."
+        weights = {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
+        return functional_forward(self._networks[part], weights, x)
 
 
 def _three_layers(inputs: int, width: int, outputs: int) -> MLP:

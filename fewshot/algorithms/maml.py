@@ -2,22 +2,13 @@
 
 Differences from the original:
 1. Evaluation reports the score after the numbers of steps that the protocol names; the original after each step.
-2. Norm statistics come from the batch at hand, as there; whether test queries share that batch is the protocol's
-   choice (`transductive`), where the original knows only the one way.
+2. Norm statistics come from the batch at hand, as in the original; whether test queries share that batch is chosen by
+   the protocol (`transductive`), where the original always does so.
 3. Meta-SGD (Li et al., 2017) is MAML with learned step sizes, one for each weight, all starting at `inner_lr`.
 
 tests/algorithms/test_originals_maml.py compares our numbers with the original program's: losses and outputs after each
-update, adapted weights, meta-gradients of both orders, and steps of its Adam (`outer_optimizer=adam_tf`).
-
-The program's second-order meta-gradient depends on the version of TensorFlow. Its first derivatives, and so FOMAML, are
-right in all of them.
-- TensorFlow 1.15 gets it wrong, without a warning and at equal losses, by 17 to 100 % of the largest element.
-  `tf.nn.moments` puts a stop_gradient on the mean (1.4 does so too), and the fused batch norm, which is the default in
-  1.15, loses its second derivative inside `tf.map_fn`.
-- TensorFlow 1.2.1 is right. The reference numbers are of 1.15.5 with differentiable moments and without the fused norm,
-  because 1.2.1 has no convolution in float64. The unchanged program under 1.2.1 in float32 agrees with them to 2e-5.
-- Before TensorFlow 1.2 the program's own special_grads.py supplies the second derivative of max pooling. It is wrong:
-  in a small network for miniImageNet the largest meta-gradient becomes 1.5e6 in place of 10.4, at equal losses.
+update, adapted weights, meta-gradients of both orders, and steps of its Adam (`outer_optimizer=adam_tf`). The program's
+second-order meta-gradient depends on the version of TensorFlow: see tests/algorithms/goldens/README.md.
 """
 
 from __future__ import annotations
@@ -29,22 +20,24 @@ from torch import nn
 
 from fewshot.algorithms.learner import (
     REDUCTIONS,
+    Learner,
     Tensors,
     adapted_names,
     backbone_parameters,
+    check_settings,
     differentiate,
     functional_forward,
     score,
     task_loss,
 )
 from fewshot.backbones.norm import prepare_for_second_order
-from fewshot.core.checks import check_bool, check_choice, check_number
+from fewshot.core.checks import check_bool, check_choice
 from fewshot.episodes import Episodes
 
-ALPHA = "inner_lr/"  # what the names of meta-learned step sizes start with
+ALPHA = "inner_lr/"  # prefix of the names of meta-learned step sizes
 
 
-class Maml:
+class Maml(Learner):
     """Learn an initialisation from which a few gradient steps solve a task (Algorithm 2 of the paper).
 
     Args:
@@ -56,11 +49,11 @@ class Maml:
         first_order: take the inner gradients as constants (FOMAML; stop_grad in the original).
         inner_loss: scale of the support loss, see `task_loss`; it multiplies into inner_lr.
         outer_loss: scale of the query loss.
-        adapted: what the inner loop changes, see `adapted_names`: `all`, `head` (ANIL) or patterns of names.
-    """
+        adapted: the parameters that the inner loop changes: `all`, `head` (ANIL) or patterns, see `adapted_names`.
 
-    sequential = False
-    use_autograd = False
+    Raises:
+        FewshotError: a setting out of range, an unknown choice, or a pattern that no parameter matches.
+    """
 
     def __init__(
         self,
@@ -77,14 +70,12 @@ class Maml:
     ) -> None:
         self.backbone = backbone
         self.inner_lr, self.learn_inner_lr = inner_lr, learn_inner_lr
-        self.inner_steps = inner_steps
-        self.test_steps = test_steps
+        self.inner_steps, self.test_steps = inner_steps, test_steps
         self.first_order = first_order
-        check_number("algorithm.learner.inner_lr", inner_lr, float, 0)
-        check_number("algorithm.learner.inner_steps", inner_steps, int, 0)
-        check_number("algorithm.learner.test_steps", test_steps, int, 0)
-        for name, value in (("first_order", first_order), ("learn_inner_lr", learn_inner_lr)):
-            check_bool(f"algorithm.learner.{name}", value)
+        check_settings(float, 0, inner_lr=inner_lr)
+        check_settings(int, 0, inner_steps=inner_steps, test_steps=test_steps)
+        check_bool("algorithm.learner.first_order", first_order)
+        check_bool("algorithm.learner.learn_inner_lr", learn_inner_lr)
         self.inner_reduction = check_choice("algorithm.learner.inner_loss", inner_loss, REDUCTIONS)
         self.outer_reduction = check_choice("algorithm.learner.outer_loss", outer_loss, REDUCTIONS)
         self.adapted = adapted_names(backbone, adapted)
@@ -111,15 +102,15 @@ class Maml:
     def inner_loop(self, params: Tensors, task: Episodes, steps: int) -> Tensors:
         """theta' after `steps` gradient steps on the support set, differentiable in theta unless first_order."""
         theta = {name: value for name, value in params.items() if not name.startswith(ALPHA)}
-        seen = _constant(theta) if self.first_order else theta
+        start = _detached(theta) if self.first_order else theta
         fast = dict(theta)
 
         def loss(moving: Tensors) -> tuple[torch.Tensor, tuple[()]]:
-            return self.support_loss(seen | moving, task), ()
+            return self.support_loss(start | moving, task), ()
 
         for _ in range(steps):
             moving = {name: fast[name] for name in self.adapted}
-            at = _constant(moving) if self.first_order else moving
+            at = _detached(moving) if self.first_order else moving
             gradient, _ = differentiate(loss, at, use_autograd=self.use_autograd, create_graph=not self.first_order)
             fast |= {n: value - params.get(ALPHA + n, self.inner_lr) * gradient[n] for n, value in moving.items()}
         return fast
@@ -139,5 +130,5 @@ class Maml:
         return functional_forward(self.backbone, adapted, x)
 
 
-def _constant(params: Tensors) -> Tensors:
+def _detached(params: Tensors) -> Tensors:
     return {name: value.detach() for name, value in params.items()}

@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
-from fewshot.algorithms.learner import Tensors
+from fewshot.algorithms.learner import Learner, Tensors
 from fewshot.backbones.identity import Identity
 from fewshot.core.checks import check_choice
 from fewshot.core.errors import FewshotError
 from fewshot.episodes import Episodes
 
 
-class Nearest:
+class Nearest(Learner):
     """Each query gets the class, or in regression the value, at the smallest Euclidean distance. Nothing is trained.
 
     Args:
-        backbone: pixels or features.
+        backbone: pixels or features as they are.
         reference: `neighbour`, the nearest support example of a class, or `mean`, the mean of them.
     """
 
-    sequential = False
-    use_autograd = False
-    test_steps = 0
-
     def __init__(self, backbone: Identity, *, reference: str = "neighbour") -> None:
         if not isinstance(backbone, Identity):
-            raise FewshotError(
-                "algorithm=nearest compares inputs as they are; it runs with backbone=pixels or backbone=features only"
-            )
-        self.backbone: nn.Module = backbone
+            raise FewshotError("algorithm=nearest compares inputs as they are; choose backbone=identity")
+        self.backbone = backbone
         self.mean = check_choice("algorithm.learner.reference", reference, ("neighbour", "mean")) == "mean"
 
     def init(self) -> tuple[Tensors, Tensors]:
@@ -38,10 +31,10 @@ class Nearest:
 
     def adapt(self, params: Tensors, state: Tensors, task: Episodes) -> Tensors:
         """The support examples of each class, or their mean: [N, K or 1, D]; in regression also their values."""
-        found = {"support": self.backbone(task.support_x).unflatten(0, (task.way, -1))}
+        adapted = {"support": self.backbone(task.support_x).unflatten(0, (task.way, -1))}
         if task.support_y.is_floating_point():
-            found["values"] = task.support_y.view(1, len(task.support_y), -1)
-        return {name: value.mean(1, keepdim=True) for name, value in found.items()} if self.mean else found
+            adapted["values"] = task.support_y.view(1, len(task.support_y), -1)
+        return {name: value.mean(1, keepdim=True) for name, value in adapted.items()} if self.mean else adapted
 
     def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
         """Logits [B, N], minus the distance to the nearest of each class; or the value of the nearest, [B, D]."""

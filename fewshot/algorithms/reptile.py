@@ -8,7 +8,7 @@ Differences from the original:
 4. The recipe trains on 1100 Omniglot characters, the original on 1200: it holds none out for validation.
 5. The original's options for weight decay and for minibatches with replacement are not here.
 
-Its class FOML is here the option `foml`, with its `tail_shots`. tests/algorithms/test_originals_reptile.py compares our
+Its class FOML is the option `foml` here, with its `tail_shots`. tests/algorithms/test_originals_reptile.py compares our
 numbers with the original program's: weights and second moments after each inner step, meta-steps and predictions.
 """
 
@@ -22,14 +22,16 @@ from torch import nn
 
 from fewshot.algorithms.learner import (
     REDUCTIONS,
+    Learner,
     Tensors,
     backbone_parameters,
+    check_settings,
     differentiate,
     functional_forward,
     score,
     task_loss,
 )
-from fewshot.core.checks import check_bool, check_choice, check_number
+from fewshot.core.checks import check_bool, check_choice
 from fewshot.core.errors import FewshotError
 from fewshot.core.random import permutation, split
 from fewshot.episodes import Episodes
@@ -37,7 +39,7 @@ from fewshot.episodes import Episodes
 BETA2, EPSILON = 0.999, 1e-8  # of the inner Adam, whose beta1 is 0
 
 
-class Reptile:
+class Reptile(Learner):
     """Move the initialisation towards the weights that each task's own training ends at (Algorithm 2 of the paper).
 
     The outer gradient of a task is phi - phi_task: the meta-step is plain SGD with the step size as learning rate.
@@ -50,13 +52,14 @@ class Reptile:
         inner_optimizer: `adam` (beta1 = 0, the original) or `sgd`.
         inner_loss: scale of the minibatch loss, see `task_loss`; the original sums, Adam hides it.
         adam_state: `sequential` or `shared`, see difference 2.
-        foml: the outer gradient is the move of the last inner step alone, not of all steps: first-order MAML as
-            supervised-reptile has it, through the inner optimiser.
-        tail_shots: with foml, examples of each class that only the last inner step sees, all of them as its minibatch
-            (the paper's "separate tail"); None: the last minibatch is drawn as the others are ("shared tail").
-    """
+        foml: the outer gradient is the move of the last inner step alone: first-order MAML as supervised-reptile has
+            it, through the inner optimiser.
+        tail_shots: with foml, examples of each class that make up the minibatch of the last inner step and are in no
+            other (the paper's "separate tail"); None: the last minibatch is drawn like the others ("shared tail").
 
-    use_autograd = False
+    Raises:
+        FewshotError: a setting out of range, an unknown choice, or a tail without `foml`.
+    """
 
     def __init__(
         self,
@@ -77,14 +80,13 @@ class Reptile:
         self.inner_lr = inner_lr
         self.inner_steps, self.inner_batch = inner_steps, inner_batch
         self.test_steps, self.test_batch = test_steps, test_batch
-        check_number("algorithm.learner.inner_lr", inner_lr, float, 0)
-        for name, value in (("inner_steps", inner_steps), ("inner_batch", inner_batch), ("test_batch", test_batch)):
-            check_number(f"algorithm.learner.{name}", value, int, 1)
-        check_number("algorithm.learner.test_steps", test_steps, int, 0)
+        check_settings(float, 0, inner_lr=inner_lr)
+        check_settings(int, 1, inner_steps=inner_steps, inner_batch=inner_batch, test_batch=test_batch)
+        check_settings(int, 0, test_steps=test_steps)
         check_bool("algorithm.learner.foml", foml)
         self.foml, self.tail_shots = foml, tail_shots
         if tail_shots is not None:
-            check_number("algorithm.learner.tail_shots", tail_shots, int, 1)
+            check_settings(int, 1, tail_shots=tail_shots)
             if not foml or inner_steps < 2:
                 raise FewshotError(
                     f"algorithm.learner.tail_shots={tail_shots}: needs algorithm=foml and at least 2 inner steps; "
@@ -92,10 +94,8 @@ class Reptile:
                 )
         self.adam = check_choice("algorithm.learner.inner_optimizer", inner_optimizer, ("adam", "sgd")) == "adam"
         self.reduction = check_choice("algorithm.learner.inner_loss", inner_loss, REDUCTIONS)
-        self.sequential = (
-            check_choice("algorithm.learner.adam_state", adam_state, ("sequential", "shared")) == "sequential"
-            and self.adam
-        )
+        check_choice("algorithm.learner.adam_state", adam_state, ("sequential", "shared"))
+        self.sequential = self.adam and adam_state == "sequential"
 
     @property
     def gradient_evaluations(self) -> int:
@@ -111,16 +111,14 @@ class Reptile:
         return params, moments | {"inner_step": torch.zeros(())}
 
     def inner_loop(
-        self, params: Tensors, state: Tensors, task: Episodes, steps: int, batch: int
-    ) -> tuple[Tensors, Tensors, torch.Tensor, torch.Tensor]:
-        """(phi_task, state, loss [], score []) after `steps` minibatches; loss and score are the last one's."""
-        return self._train(params, state, task, minibatches(task, steps, batch))
-
-    def _train(
         self, params: Tensors, state: Tensors, task: Episodes, batches: Iterable[torch.Tensor]
     ) -> tuple[Tensors, Tensors, torch.Tensor, torch.Tensor]:
-        """`inner_loop` on these minibatches, each the places of its items in the support set."""
-        loss = share = torch.zeros(())
+        """(phi_task, state, loss [], score []) after these minibatches; loss and score are those of the last one.
+
+        Args:
+            batches: indices of support items, [B] each, see `minibatches`.
+        """
+        loss = accuracy = torch.zeros(())
         for items in batches:
             x, y = task.support_x[items], task.support_y[items]
 
@@ -131,11 +129,11 @@ class Reptile:
                 loss = task_loss(logits, y, self.reduction, max(1, len(y) // task.way))
                 return loss, (loss.detach(), score(logits.detach(), y))
 
-            gradient, (loss, share) = differentiate(
+            gradient, (loss, accuracy) = differentiate(
                 objective, params, use_autograd=self.use_autograd, create_graph=False
             )
             params, state = self._step(params, state, gradient)
-        return params, state, loss, share
+        return params, state, loss, accuracy
 
     def _step(self, params: Tensors, state: Tensors, gradient: Tensors) -> tuple[Tensors, Tensors]:
         """One step of the inner optimiser, in TensorFlow's form of Adam (epsilon beside the uncorrected root)."""
@@ -154,13 +152,13 @@ class Reptile:
         """(phi - phi_task, state, loss [], score []) of one training task; with `foml` phi is before the last step."""
         start, batches = params, self._training_minibatches(task)
         if self.foml:
-            start, state, *_ = self._train(params, state, task, batches[:-1])
+            start, state, *_ = self.inner_loop(params, state, task, batches[:-1])
             batches = batches[-1:]
-        end, state, loss, share = self._train(start, state, task, batches)
-        return {name: start[name] - end[name] for name in params}, state, loss, share
+        end, state, loss, accuracy = self.inner_loop(start, state, task, batches)
+        return {name: start[name] - end[name] for name in params}, state, loss, accuracy
 
     def _training_minibatches(self, task: Episodes) -> list[torch.Tensor]:
-        """Support items of each inner step at training. A tail is the first `tail_shots` examples of each class.
+        """Indices of the support items of each inner step. A tail is the first `tail_shots` examples of each class.
 
         Raises:
             FewshotError: the tail leaves no examples for the other steps.
@@ -178,8 +176,8 @@ class Reptile:
         return [*rest[first], items[:, : self.tail_shots].T.flatten()]
 
     def adapt(self, params: Tensors, state: Tensors, task: Episodes) -> Tensors:
-        """phi_task after `test_steps` minibatches, from the second moments of training, which stay as they are."""
-        return self.inner_loop(params, state, task, self.test_steps, self.test_batch)[0]
+        """phi_task after `test_steps` minibatches, from the second moments of training, which are not changed."""
+        return self.inner_loop(params, state, task, minibatches(task, self.test_steps, self.test_batch))[0]
 
     def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
         """Logits [B, N] of x [B, ...], or in regression outputs [B, D]."""
@@ -187,14 +185,13 @@ class Reptile:
 
 
 def minibatches(task: Episodes, steps: int, batch: int, pool: int | None = None) -> torch.Tensor:
-    """[steps, batch] support items: passes without replacement, cut into consecutive batches.
+    """[steps, batch] indices of support items: passes without replacement, cut into consecutive batches.
 
     A batch that a pass cannot fill takes the rest from the next pass, which has its own order.
 
     Args:
         pool: how many items there are; None: the whole support set.
     """
-    pool = task.support_x.shape[0] if pool is None else pool
-    passes = -(-steps * batch // pool)
-    keys = split(task.key, passes)
+    pool = len(task.support_x) if pool is None else pool
+    keys = split(task.key, -(-steps * batch // pool))  # one for each pass
     return permutation(keys, pool).flatten()[: steps * batch].view(steps, batch)

@@ -1,24 +1,24 @@
-"""Checks of a network before anything is learned with it: it is judged by what it does, not by its class.
+"""Checks of a network before training. They run the network, whatever its class.
 
-A learner needs a function of parameters and examples: no state that a forward changes, nothing drawn at random, one
-tensor of the right shape. What does not fit is named by its layer, with what to do.
+Meta-learning needs a pure function of parameters and examples: a forward changes no state, draws nothing at random, and
+returns one tensor of the right shape. An error names the layer that is at fault and says what to do.
 """
 
 from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
-from torch.overrides import TorchFunctionMode
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fewshot.backbones.norm import RunningNorm
@@ -27,22 +27,22 @@ from fewshot.core.errors import FewshotError, one_line
 
 T = TypeVar("T")
 
-SAME = 1e-5  # two results of one computation differ by less, relative to the largest value
+SAME = 1e-5  # results of one computation differ by less than this, relative to the largest value
 
 
 def copy_network(network: T) -> T:
-    """A deep copy of a network, or of a learner with its network, which a forward of the copy leaves as it is.
+    """A deep copy of a network, or of a learner with its network; running the copy does not change the original.
 
     Raises:
-        FewshotError: it cannot be copied, or is a scripted module, whose parameters cannot be given to it.
+        FewshotError: it cannot be copied, or holds a scripted module, which takes no parameters from outside.
     """
     backbone = getattr(network, "backbone", network)
-    for name, module in backbone.named_modules() if isinstance(backbone, nn.Module) else ():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise FewshotError(
-                f"backbone: {_layer(name, module)} is scripted, and takes no parameters from outside; give the "
-                "nn.Module that it was made of"
-            )
+    parts = backbone.modules() if isinstance(backbone, nn.Module) else ()
+    if any(isinstance(part, torch.jit.ScriptModule) for part in parts):
+        raise FewshotError(
+            f"backbone: {type(backbone).__name__} is scripted, and takes no parameters from outside; give the "
+            "nn.Module that it was made of"
+        )
     try:
         return copy.deepcopy(network)
     except Exception as error:
@@ -55,52 +55,47 @@ def copy_network(network: T) -> T:
 
 
 def prepare_backbone(backbone: nn.Module, x: torch.Tensor) -> tuple[str, ...]:
-    """Put a copy of the network into eval(), where random layers are off, and look whether it is a pure function.
+    """Check that the network is a pure function, and put it into eval(), where random layers are off.
 
     Args:
+        backbone: a copy of the network, whose state may change.
         x: examples [B, ...], at least two of them different.
 
     Returns:
-        What a person should know of it, a line each.
+        Notes for the user, one line each.
 
     Raises:
-        FewshotError: a forward changes a tensor of the network or its input, or draws at random in eval() too.
+        FewshotError: a layer has no size yet; or a forward changes a tensor of the network or its input, or draws at
+            random even in eval().
     """
-    if any(nn.parameter.is_lazy(value) for value in backbone.parameters()):
-        return ()  # which `backbone_parameters` refuses
-    with suppress(Exception), _AttentionWatch(backbone) as watch:  # failures are named elsewhere
-        backbone(x.clone())
-    if watch.found:
-        _write_attention_out()
+    for name, value in backbone.named_parameters():
+        if is_lazy(value):
+            raise FewshotError(
+                f"backbone: parameter {name} has no size before the first forward; give the layer its input size"
+            )
+    _use_plain_attention()
     _check_state(backbone, x)
-    training = any(module.training for module in backbone.modules())
-    fickle = _fickle_layer(backbone, x, passes=1) if training else None
+    note = ()
+    if any(module.training for module in backbone.modules()) and (layer := _random_layer(backbone, x)):
+        note = (f"backbone: {layer} draws at random; in meta-training and at test it is in eval(), where it does not",)
     backbone.eval()
     _check_state(backbone, x)
-    if layer := _fickle_layer(backbone, x):
+    fault = f"{layer} draws at random" if (layer := _random_layer(backbone, x)) else ""
+    with torch.no_grad(), suppress(Exception):  # `named_failures` reports what fails
+        if not fault and not is_same(backbone(x), backbone(x)):
+            fault = f"{type(backbone).__name__} gives another output for the same input"
+    if fault:
         raise FewshotError(
-            f"backbone: {layer}, in eval() too, so that adaptation would not repeat; let it do so only where "
+            f"backbone: {fault}, in eval() too, so that adaptation would not repeat; let it do so only where "
             "self.training is true, or leave it out"
         )
-    return (f"backbone: {fickle}; in meta-training and at test it is in eval(), where it does not",) if fickle else ()
+    return note
 
 
-class _AttentionWatch(TorchFunctionMode):
-    """Notes whether attention is computed, by a module or by a function."""
+def _use_plain_attention() -> None:
+    """Let torch compute attention by its formula: its fused kernels have no second derivative and no rule for vmap.
 
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        self.found = any(isinstance(module, nn.MultiheadAttention) for module in backbone.modules())
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.found |= func is F.scaled_dot_product_attention
-        return func(*args, **(kwargs or {}))
-
-
-def _write_attention_out() -> None:
-    """Have torch compute attention by its formula: its fused kernels have no second derivative and no rule for vmap.
-
-    Set for the whole process, since training goes on in many places.
+    Set for the whole process, since training runs the network in many places.
     """
     torch.backends.mha.set_fastpath_enabled(False)
     torch.backends.cuda.enable_flash_sdp(False)
@@ -109,32 +104,31 @@ def _write_attention_out() -> None:
 
 
 def _check_state(backbone: nn.Module, x: torch.Tensor) -> None:
-    """Hold the tensors that the modules keep against what they were one forward before, with gradients and without.
+    """Compare the tensors that the modules keep before and after a forward, with gradients and without.
 
-    Modules that a person has put into eval() stay so here: their averages are constants. What a first forward makes,
-    such as a table of positions, may stay.
+    Modules that the user has put into eval() stay in it: their averages are constants. A tensor that the first forward
+    makes, such as a table of positions, is allowed.
 
     Raises:
-        FewshotError: a tensor of a module, or the input, is not what it was.
+        FewshotError: a tensor of a module, or the input, has changed.
     """
-    for graph in (True, False):
-        for forwarded in (x, x.flip(0), x - x.mean()):  # the last has values below 0, which an in-place ReLU changes
-            before, given = _kept_tensors(backbone), forwarded.clone()
-            with torch.set_grad_enabled(graph), suppress(Exception):  # failures are named elsewhere
+    for create_graph in (True, False):
+        for examples in (x, x.flip(0), x - x.mean()):  # the last has values below 0, which an in-place ReLU changes
+            before, given = _kept_tensors(backbone), examples.clone()
+            with torch.set_grad_enabled(create_graph), suppress(Exception):  # `named_failures` reports what fails
                 backbone(given)
-            if not is_same(given, forwarded, tolerance=0):
+            if not is_same(given, examples, tolerance=0):
                 raise FewshotError(
                     f"backbone: {type(backbone).__name__} changes its input in place; leave inplace=True out of its "
                     "first layer"
                 )
             after = _kept_tensors(backbone)
-            for (owner, name), value in before.items():
-                if (owner, name) not in after or not is_same(after[owner, name], value, tolerance=0):
-                    raise FewshotError(_state_fault(backbone, owner, name))
+            for (layer, name), value in before.items():
+                if (layer, name) not in after or not is_same(after[layer, name], value, tolerance=0):
+                    raise FewshotError(_state_fault(layer, backbone.get_submodule(layer), name))
 
 
-def _state_fault(backbone: nn.Module, owner: str, name: str) -> str:
-    module = backbone.get_submodule(owner)
+def _state_fault(layer: str, module: nn.Module, name: str) -> str:
     remedy = "make it a function of its input that keeps nothing, or put it into eval() if its state is constant there"
     if isinstance(module, RunningNorm):
         remedy = "set backbone.network.norm=batch"
@@ -143,114 +137,88 @@ def _state_fault(backbone: nn.Module, owner: str, name: str) -> str:
     elif isinstance(module, _NormBase):
         remedy = "build it with track_running_stats=False"
     return (
-        f"backbone: {_layer(owner, module)} keeps running averages or other state (its tensor {name} changes with "
+        f"backbone: {_layer(layer, module)} keeps running averages or other state (its tensor {name} changes with "
         f"every forward), which belongs to no one task; {remedy}"
     )
 
 
 def _kept_tensors(backbone: nn.Module) -> dict[tuple[str, str], torch.Tensor]:
-    """A copy of every tensor that a module keeps beside its parameters, in buffers or in attributes."""
+    """A copy of every tensor that a module keeps beside its parameters, in buffers or attributes, by (layer, name)."""
     kept = {}
-    for owner, module in backbone.named_modules():
-        own = {k: v for k, v in vars(module).items() if k not in ("_parameters", "_modules")}
-        for name, values in (own.pop("_buffers", {}) | own).items():
-            for place, value in enumerate(tree_leaves(values)):
+    for layer, module in backbone.named_modules():
+        attributes = {k: v for k, v in vars(module).items() if k not in ("_parameters", "_modules", "_buffers")}
+        for name, values in (dict(module.named_buffers(recurse=False)) | attributes).items():
+            for index, value in enumerate(tree_leaves(values)):
                 if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
-                    kept[owner, f"{name}[{place}]" if place else name] = value.detach().clone()
+                    kept[layer, f"{name}[{index}]" if index else name] = value.detach().clone()
     return kept
 
 
-def _fickle_layer(backbone: nn.Module, x: torch.Tensor, passes: int = 2) -> str | None:
-    """The innermost layer that draws random numbers in a forward, or whose output changes from one to the next.
+def _random_layer(backbone: nn.Module, x: torch.Tensor) -> str:
+    """The innermost layer that draws random numbers in a forward; empty where none does."""
+    states: list[Any] = []  # of the generators, when each running module began
+    drew: list[nn.Module] = []
 
-    Returns:
-        The layer and what it does; None where there is none.
-    """
-    names = {module: name for name, module in backbone.named_modules()}
-    drew: list[str] = []
-    passed: list[dict[str, tuple[list[torch.Tensor], list[torch.Tensor]]]] = []  # inputs and outputs, by layer
-    entered: list[Any] = []  # states of the generators, of the modules that are running
+    def enter(*_: Any) -> None:
+        states.append(_generator_states(x.device))
 
-    def tensors(values: Any) -> list[torch.Tensor]:
-        return [value.clone() for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
+    def leave(module: nn.Module, *_: Any) -> None:
+        if states.pop() != _generator_states(x.device):
+            drew.append(module)
 
-    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-        if entered.pop() != _generators(x.device):
-            drew.append(_layer(names[module], module))
-        passed[-1][names[module]] = tensors(inputs), tensors(output)
-
-    hooks = [m.register_forward_pre_hook(lambda *_: entered.append(_generators(x.device))) for m in names]
-    hooks += [module.register_forward_hook(leave) for module in names]
-    try:
-        with torch.no_grad(), suppress(Exception):  # failures are named elsewhere
-            for _ in range(passes):
-                passed.append({})
-                backbone(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if drew:
-        return f"{drew[0]} draws at random"
-    for name, (inputs, output) in passed[0].items():
-        inputs_again, output_again = passed[-1].get(name, (inputs, output))
-        if _all_same(inputs, inputs_again) and not _all_same(output, output_again):
-            return f"{_layer(name, backbone.get_submodule(name))} gives another output for the same input"
-    return None
+    with _hooks(enter, leave), torch.no_grad(), suppress(Exception):  # `named_failures` reports what fails
+        backbone(x)
+    return _layer_names(backbone)[drew[0]] if drew else ""
 
 
-def _all_same(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
-    return len(some) == len(others) and all(map(is_same, some, others))
-
-
-def _generators(device: torch.device) -> tuple[Any, ...]:
+def _generator_states(device: torch.device) -> tuple[Any, ...]:
     """The state of every generator of random numbers that a network may draw from."""
-    _, numbers, place, *_ = np.random.get_state()
+    _, numbers, position, *_ = np.random.get_state()
     states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-    return *(state.numpy().tobytes() for state in states), np.asarray(numbers).tobytes(), place, random.getstate()
+    return *(state.numpy().tobytes() for state in states), np.asarray(numbers).tobytes(), position, random.getstate()
 
 
 def check_outputs(outputs: Any, count: int, targets: torch.Tensor, way: int) -> None:
-    """Hold predictions of `count` examples against the targets of a task.
+    """Check the shape and type of the predictions of `count` examples.
 
     Args:
         targets: labels [B], or in regression floats [B] or [B, D].
+        way: classes N of the task.
 
     Raises:
-        FewshotError: something else than floats of the right shape.
+        FewshotError: they are not floats [count, N], or in regression [count, D], or none is finite.
     """
     regression = targets.is_floating_point()
     width = targets[0].numel() if regression else way
-    wanted = f"{'outputs' if regression else 'logits'} [{count}, {width}]"
     if not isinstance(outputs, torch.Tensor):
-        raise FewshotError(
-            f"backbone: its forward returns a {type(outputs).__name__}, and {wanted} of {count} examples are wanted; "
-            "return that tensor alone"
-        )
-    shape, kind = list(outputs.shape), str(outputs.dtype).removeprefix("torch.")
-    if shape == [count, width] and outputs.is_floating_point():
-        if not outputs.isfinite().any():
-            raise FewshotError("backbone: none of its outputs is finite; look at how it is initialised")
-        return
-    if len(shape) == 2 and shape[0] == count and outputs.is_floating_point() and not regression:
-        raise FewshotError(
-            f"backbone: made for {shape[1]} ways ({shape[1]} outputs), and the tasks have {width}; take tasks of "
-            f"{shape[1]} ways, or a network of {width} outputs"
-        )
-    remedy = "keep the last axis, without squeeze" if regression and shape == [count] else "change its last layer"
-    raise FewshotError(f"backbone: {count} examples give {kind} {shape}, and {wanted} of floats are wanted; {remedy}")
+        given, remedy = f"a {type(outputs).__name__}", "return that tensor alone"
+    else:
+        shape, floats = list(outputs.shape), outputs.is_floating_point()
+        if shape == [count, width] and floats:
+            if not outputs.isfinite().any():
+                raise FewshotError("backbone: none of its outputs is finite; look at how it is initialised")
+            return
+        given = f"{str(outputs.dtype).removeprefix('torch.')} {shape}"
+        remedy = "change its last layer"
+        if regression and shape == [count]:
+            remedy = "keep the last axis, without squeeze"
+        elif len(shape) == 2 and shape[0] == count and floats and not regression:
+            remedy = f"it is made for {shape[1]} ways, the tasks have {way}: change one of them"
+    wanted = f"{'outputs' if regression else 'logits'} [{count}, {width}]"
+    raise FewshotError(f"backbone: {count} examples give {given}, and {wanted} of floats are wanted; {remedy}")
 
 
 def check_parameters(backbone: nn.Module, params: Mapping[str, torch.Tensor], x: torch.Tensor) -> None:
-    """Whether the network computes with the parameters that it is called with, and not with copies that it keeps.
+    """Check that the network computes with the parameters of each call, not with tensors made of them before.
 
     Raises:
         FewshotError: it does not.
     """
-    shaken, twin = add_noise(params), copy_network(backbone)
-    for name, value in twin.named_parameters():
-        if name in shaken:
-            value.data.copy_(shaken[name])
-    if not is_same(functional_call(backbone, shaken, (x,)), twin(x)):
+    noisy, network = add_noise(params), copy_network(backbone)
+    for name, value in network.named_parameters():
+        if name in noisy:
+            value.data.copy_(noisy[name])
+    if not is_same(functional_call(backbone, noisy, (x,)), network(x)):
         raise FewshotError(
             f"backbone: {type(backbone).__name__} computes with tensors that it made of its parameters before; read "
             "the parameters anew in every forward"
@@ -259,27 +227,45 @@ def check_parameters(backbone: nn.Module, params: Mapping[str, torch.Tensor], x:
 
 @contextmanager
 def named_failures(backbone: nn.Module | None, x: torch.Tensor) -> Iterator[None]:
-    """A failure of the network on examples like `x` in one line, which names the layer that was running."""
-    running: list[str] = []
-    hooks: list[Any] = []
-    for name, module in [] if backbone is None else backbone.named_modules():
-        hooks.append(module.register_forward_pre_hook(lambda m, _, name=name: running.append(_layer(name, m))))
-        hooks.append(module.register_forward_hook(lambda *_: running.pop() and None))
+    """Report a failure of the network on examples like `x` in one line, with the layer that was running."""
+    running: list[nn.Module] = []
+
+    def leave(*_: Any) -> None:
+        running.pop()
+
     try:
-        yield
+        with _hooks(lambda module, _: running.append(module), leave):
+            yield
     except FewshotError:
         raise
     except Exception as error:
         if out_of_memory(error):
             raise
-        where = f"{running[-1]} fails" if running else "learning fails"
+        names = _layer_names(backbone) if backbone is not None else {}
+        failed = [f"{names[module]} fails" for module in running if module in names]
         raise FewshotError(
-            f"backbone: {where} on examples {list(x.shape[1:])} ({error_reason(error)}); its forward must run on such "
-            "examples, under torch.func too"
+            f"backbone: {failed[-1] if failed else 'learning fails'} on examples {list(x.shape[1:])} "
+            f"({error_reason(error)}); its forward must run on such examples, under torch.func too"
         ) from error
+
+
+@contextmanager
+def _hooks(enter: Callable[..., None], leave: Callable[..., None]) -> Iterator[None]:
+    """Call `enter(module, inputs)` before the forward of every module, and `leave(module, inputs, output)` after it."""
+    handles = register_module_forward_pre_hook(enter), register_module_forward_hook(leave)
+    try:
+        yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()
+
+
+def _layer_names(backbone: nn.Module) -> dict[nn.Module, str]:
+    return {module: _layer(name, module) for name, module in backbone.named_modules()}
+
+
+def _layer(name: str, module: nn.Module) -> str:
+    return f"layer {name} ({type(module).__name__})" if name else type(module).__name__
 
 
 def add_noise(values: Any) -> Any:
@@ -298,7 +284,7 @@ def is_same(one: torch.Tensor, other: torch.Tensor, scale: torch.Tensor | None =
     """Whether two results are equal up to rounding.
 
     Args:
-        scale: the tensor to whose largest value the tolerance is relative; None: `other`.
+        scale: the tolerance is relative to the largest value of this tensor; None: of `other`.
     """
     one, other = (v if v.layout == torch.strided else v.to_dense() for v in (one, other))
     if one.shape != other.shape or not other.is_floating_point():
@@ -309,9 +295,5 @@ def is_same(one: torch.Tensor, other: torch.Tensor, scale: torch.Tensor | None =
 
 
 def error_reason(error: BaseException) -> str:
-    """What an error of torch says, short enough for one line with more."""
+    """The message of an error of torch, short enough to stand in one line with more."""
     return one_line(error)[:160]
-
-
-def _layer(name: str, module: nn.Module) -> str:
-    return f"layer {name} ({type(module).__name__})" if name else type(module).__name__

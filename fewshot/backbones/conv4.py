@@ -6,67 +6,60 @@ openai/supervised-reptile: flatten, norm scale; Omniglot by stride (113,221), mi
 mmfewshot: 64 filters, max_pool valid, flatten, eps 1e-5.
 
 Differences from the originals:
-1. A strided convolution pads one pixel on every side, and so takes an even size from its start. TensorFlow's SAME pads
-   an even size at its end only. Both are the same network when images and kernels are turned by 180 degrees, and before
-   a flatten the head's weights with them; no shift of the image does it. See `load` in tests/algorithms/originals.py.
+1. A strided convolution pads one pixel on every side. TensorFlow's SAME pads an even size at its end only. Both are the
+   same network when images and kernels are turned by 180 degrees, and before a flatten the head's weights with them; no
+   shift of the image does it. See `weights` in tests/algorithms/originals.py.
 2. Where a norm follows, the convolution's bias is a parameter that is not added: the norm would subtract it again.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from fewshot.backbones.norm import BatchStatNorm, make_norm
+from fewshot.core.checks import check_choice
 from fewshot.core.errors import FewshotError
 
 
-def one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
-    """The value of `backbone.network.<name>`, when it is one of the choices.
-
-    Raises:
-        FewshotError: it is not.
-    """
-    if value not in choices:
-        raise FewshotError(f"backbone.network.{name}={value}: choose one of {', '.join(choices)}")
-    return value
-
-
 def check_image(name: str, shape: tuple[int, ...], least: int) -> None:
-    """Whether the backbone `name` takes examples of a shape.
-
-    Raises:
-        FewshotError: they are no images (C, H, W), or a side is below `least`.
-    """
+    """Raises FewshotError where examples of this shape are no images (C, H, W), or have a side below `least`."""
     if len(shape) != 3:
         raise FewshotError(
             f"backbone {name} takes images (channels, height, width), not shape {tuple(shape)}; choose mlp or linear"
         )
     if min(shape[1:]) < least:
         raise FewshotError(
-            f"backbone {name} takes images from {least}x{least} on; {shape[1]}x{shape[2]} is too small; "
+            f"backbone {name} takes images of at least {least}x{least} pixels; {shape[1]}x{shape[2]} is too small; "
             "choose another, such as mlp"
         )
 
 
 class Block(nn.Module):
-    """3x3 convolution, norm, down-sampling by 2 and ReLU: [B, C, H, W] to [B, filters, about H/2, about W/2]."""
+    """3x3 convolution, norm, down-sampling by 2 and ReLU: [B, C, H, W] to [B, filters, about H/2, about W/2].
+
+    Args:
+        norm: makes the norm of so many channels.
+        downsample, pool: see Conv4.
+    """
 
     def __init__(
-        self, channels: int, filters: int, *, downsample: str, pool: str, norm: str, norm_scale: bool, norm_eps: float
+        self, channels: int, filters: int, norm: Callable[[int], nn.Module], *, downsample: str, pool: str
     ) -> None:
         super().__init__()
         self.stride = 2 if downsample == "stride" else 1
         self.conv = nn.Conv2d(channels, filters, 3, stride=self.stride, padding=1)
-        self.norm = make_norm(norm, filters, scale=norm_scale, eps=norm_eps)
-        self.biased = norm == "none"
+        self.norm = norm(filters)
         self.ceil = pool == "same"  # TensorFlow's SAME keeps the last odd row and column
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.stride == 1 and isinstance(self.norm, BatchStatNorm) and not self.norm.fused:
             return self._pooled_before_norm(x, self.norm)
-        bias = self.conv.bias if self.biased else None
+        bias = self.conv.bias if isinstance(self.norm, nn.Identity) else None
         x = self.norm(F.conv2d(x, self.conv.weight, bias, stride=self.stride, padding=1))
         if self.stride == 1:
             # Pooling before ReLU gives the same values as after it, on a quarter of the elements.
@@ -74,9 +67,10 @@ class Block(nn.Module):
         return torch.relu(x)
 
     def _pooled_before_norm(self, x: torch.Tensor, norm: BatchStatNorm) -> torch.Tensor:
-        """The same function, for double differentiation: a norm that keeps the order of values commutes with pooling.
+        """The same function in a form that is faster to differentiate twice.
 
-        Where the scale is negative, the sign moves into the convolution's weights.
+        A norm that keeps the order of values commutes with pooling. Where the scale is negative, its sign moves into
+        the convolution's weights.
         """
         weight, scale = self.conv.weight, norm.scale
         if scale is not None:
@@ -96,12 +90,11 @@ class Conv4(nn.Module):
         way: classes N of the head.
         filters: channels of every block.
         downsample: `stride` (strided convolution) or `max_pool`.
-        pool: of max_pool, `valid` drops an odd last row and column, `same` keeps them.
+        pool: of max_pool: `valid` drops an odd last row and column, `same` keeps them.
         readout: `flatten`, or `mean` over space.
-        norm: `batch` (statistics of the batch at hand), `running` (averages, once in eval()) or `none`.
-        norm_scale, norm_eps: see BatchStatNorm.
-        adapt_norm: whether the inner loop changes the norm's parameters (cbfinn/maml: it does not).
-        conv_init: `xavier` uniform (the TensorFlow originals), `kaiming` normal fan-out (mmfewshot).
+        norm, norm_scale, norm_eps: see `make_norm`.
+        adapt_norm: whether the inner loop changes the norm's parameters (cbfinn/maml does not).
+        conv_init: see `initialise_convolutions`.
         head_init: see `initialise_head`.
 
     Raises:
@@ -125,30 +118,21 @@ class Conv4(nn.Module):
         head_init: str,
     ) -> None:
         super().__init__()
-        one_of("downsample", downsample, ("stride", "max_pool"))
-        one_of("pool", pool, ("valid", "same"))
-        one_of("readout", readout, ("flatten", "mean"))
-        check_image("conv4", shape, least=16 if downsample == "max_pool" and pool == "valid" else 1)
+        check_choice("backbone.network.downsample", downsample, ("stride", "max_pool"))
+        check_choice("backbone.network.pool", pool, ("valid", "same"))
+        check_choice("backbone.network.readout", readout, ("flatten", "mean"))
+        drops_odd = downsample == "max_pool" and pool == "valid"
+        check_image("conv4", shape, least=16 if drops_odd else 1)
         self.readout, self.adapt_norm = readout, adapt_norm
+        new_norm = partial(make_norm, norm, scale=norm_scale, eps=norm_eps)
+        channels, height, width = shape
         blocks = []
-        for channels in (shape[0], *[filters] * 3):
-            blocks.append(
-                Block(
-                    channels,
-                    filters,
-                    downsample=downsample,
-                    pool=pool,
-                    norm=norm,
-                    norm_scale=norm_scale,
-                    norm_eps=norm_eps,
-                )
-            )
+        for _ in range(4):
+            blocks.append(Block(channels, filters, new_norm, downsample=downsample, pool=pool))
+            channels = filters
+            height, width = (side // 2 if drops_odd else (side + 1) // 2 for side in (height, width))
         self.blocks = nn.Sequential(*blocks)
-        self.eval()  # or the zeros would go into running averages
-        with torch.no_grad():
-            features = self.features(torch.zeros(2, *shape)).shape[1]
-        self.train()
-        self.head = nn.Linear(features, way)
+        self.head = nn.Linear(filters if readout == "mean" else filters * height * width, way)
         initialise_convolutions(self, conv_init)
         initialise_head(self.head, head_init)
 
@@ -162,27 +146,31 @@ class Conv4(nn.Module):
 
 
 def initialise_convolutions(network: nn.Module, how: str) -> None:
-    """Fill every convolution in place: `xavier` uniform or `kaiming` normal by fan-out (mmfewshot); bias 0."""
-    one_of("conv_init", how, ("xavier", "kaiming"))
+    """Fill the weights of every convolution in place; biases become 0.
+
+    Args:
+        how: `xavier` uniform (the TensorFlow originals), or `kaiming` normal by fan-out (mmfewshot).
+    """
+    check_choice("backbone.network.conv_init", how, ("xavier", "kaiming"))
     for part in network.modules():
         if isinstance(part, nn.Conv2d):
             if how == "xavier":
                 nn.init.xavier_uniform_(part.weight)
             else:
-                # torch's "leaky_relu" of slope 0, as there: a deviation of sqrt(2 / fan-out)
+                # torch's "leaky_relu" of slope 0, as in mmfewshot: a deviation of sqrt(2 / fan-out)
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="leaky_relu")
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
 
 
 def initialise_head(head: nn.Linear, how: str) -> None:
-    """Fill a linear head in place.
+    """Fill the weights of a linear layer in place; its bias becomes 0, except with `uniform`.
 
     Args:
-        how: `xavier` uniform (cbfinn/maml on miniImageNet, supervised-reptile), `normal` with deviation 1 (cbfinn/maml
-            on Omniglot), `truncated_normal` with deviation 0.01 (cbfinn/maml without convolutions), `kaiming` normal by
-            fan-in (dragen1860/MAML-Pytorch) or `zeros`, all with bias 0; `uniform`,
-            weight and bias within 1 / sqrt(inputs), torch's own default (mmfewshot).
+        how: `xavier` uniform (cbfinn/maml on miniImageNet, supervised-reptile); `normal` with deviation 1 (cbfinn/maml
+            on Omniglot); `truncated_normal` with deviation 0.01 (cbfinn/maml without convolutions); `kaiming` normal by
+            fan-in (dragen1860/MAML-Pytorch); `zeros`; or `uniform`, weight and bias within 1 / sqrt(inputs), torch's
+            default (mmfewshot).
 
     Raises:
         FewshotError: an unknown choice.
@@ -194,7 +182,7 @@ def initialise_head(head: nn.Linear, how: str) -> None:
         "truncated_normal": lambda weight: nn.init.trunc_normal_(weight, std=0.01, a=-0.02, b=0.02),
         "zeros": nn.init.zeros_,
     }
-    if one_of("head_init", how, (*fill, "uniform")) == "uniform":
+    if check_choice("backbone.network.head_init", how, (*fill, "uniform")) == "uniform":
         head.reset_parameters()
         return
     fill[how](head.weight)

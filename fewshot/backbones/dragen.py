@@ -1,12 +1,15 @@
 """The miniImageNet network of dragen1860/MAML-Pytorch 98a00d4: 32,901 parameters for 5 ways, as many as cbfinn/maml's.
 
-Unlike Conv-4's, its convolutions have no padding and ReLU stands before the norm, and the last pooling moves by one
-pixel: sides of 84 become 82/41, 39/19, 17/8 and 6/5. Start values are those of its learner.py as of 01ad898.
+Unlike in Conv-4, convolutions have no padding, ReLU stands before the norm, and the last pooling has stride 1: sides of
+84 become 82/41, 39/19, 17/8 and 6/5. Start values are those of its learner.py as of 01ad898.
 
 Difference from the original: it keeps running averages beside the statistics of the batch, and never reads them.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,20 +19,18 @@ from fewshot.backbones.conv4 import check_image, initialise_head
 from fewshot.backbones.norm import make_norm
 
 STRIDES = (2, 2, 2, 1)  # of the pooling behind each convolution
-LEAST = 46  # the side that the four blocks make 1 of
+SMALLEST_SIDE = 46  # which the four blocks reduce to 1
 
 
 class Block(nn.Module):
     """3x3 convolution, ReLU, norm and 2x2 pooling: [B, C, H, W] to [B, filters, (H - 4) // stride + 1, same of W]."""
 
-    def __init__(
-        self, channels: int, filters: int, stride: int, *, norm: str, norm_scale: bool, norm_eps: float
-    ) -> None:
+    def __init__(self, channels: int, filters: int, stride: int, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, filters, 3)
         nn.init.kaiming_normal_(self.conv.weight)  # by fan-in
         nn.init.zeros_(self.conv.get_parameter("bias"))
-        self.norm = make_norm(norm, filters, scale=norm_scale, eps=norm_eps)
+        self.norm = norm(filters)
         self.stride = stride
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -43,8 +44,7 @@ class Dragen(nn.Module):
         shape: (C, H, W) of one image; both sides at least 46.
         way: classes N of the head.
         filters: channels of every block.
-        norm: `batch` (statistics of the batch at hand), `running` (averages, once in eval()) or `none`.
-        norm_scale, norm_eps: see BatchStatNorm.
+        norm, norm_scale, norm_eps: see `make_norm`.
         adapt_norm: whether the inner loop changes the norm's parameters.
         head_init: see `initialise_head`.
 
@@ -65,12 +65,13 @@ class Dragen(nn.Module):
         head_init: str,
     ) -> None:
         super().__init__()
-        check_image("conv4_dragen", shape, LEAST)
+        check_image("conv4_dragen", shape, SMALLEST_SIDE)
         self.adapt_norm = adapt_norm
+        new_norm = partial(make_norm, norm, scale=norm_scale, eps=norm_eps)
         channels, height, width = shape
         blocks = []
         for stride in STRIDES:
-            blocks.append(Block(channels, filters, stride, norm=norm, norm_scale=norm_scale, norm_eps=norm_eps))
+            blocks.append(Block(channels, filters, stride, new_norm))
             channels, height, width = filters, (height - 4) // stride + 1, (width - 4) // stride + 1
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(filters * height * width, way)

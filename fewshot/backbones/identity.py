@@ -1,4 +1,4 @@
-"""The backbone that is none: inputs as they are, be they pixels or features."""
+"""The backbone without a network: the learner gets pixels or features as they are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 class Identity(nn.Module):
-    """Flatten examples [B, ...] of a shape to [B, D]; no parameters."""
+    """Flatten examples [B, *shape] to [B, D]; no parameters."""
 
     def __init__(self, shape: tuple[int, ...], way: int) -> None:
         super().__init__()

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fewshot.backbones.conv4 import initialise_head, one_of
-from fewshot.backbones.norm import BatchStatNorm
+from fewshot.backbones.conv4 import initialise_head
+from fewshot.backbones.norm import make_norm
 
 
 class Layer(nn.Module):
     """Linear, norm and ReLU: [B, inputs] to [B, units]. As in Conv-4, a bias before a norm is not added."""
 
-    def __init__(self, inputs: int, units: int, *, norm: str, norm_scale: bool, norm_eps: float, init: str) -> None:
+    def __init__(self, inputs: int, units: int, norm: Callable[[int], nn.Module], init: str) -> None:
         super().__init__()
         self.linear = nn.Linear(inputs, units)
         initialise_head(self.linear, init)
-        self.norm = BatchStatNorm(units, scale=norm_scale, eps=norm_eps) if norm == "batch" else None
+        self.norm = norm(units)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.norm is None:
-            return torch.relu(self.linear(x))
-        return torch.relu(self.norm(F.linear(x, self.linear.weight)))
+        bias = self.linear.bias if isinstance(self.norm, nn.Identity) else None
+        return torch.relu(self.norm(F.linear(x, self.linear.weight, bias)))
 
 
 class MLP(nn.Module):
@@ -36,10 +36,12 @@ class MLP(nn.Module):
         shape: shape of one example; it is flattened.
         way: outputs of the head.
         widths: units of the hidden layers.
-        norm: `batch` (statistics of the batch at hand) or `none`.
-        norm_scale, norm_eps: see BatchStatNorm.
+        norm, norm_scale, norm_eps: see `make_norm`.
         adapt_norm: whether the inner loop changes the norm's parameters.
         init, head_init: of the hidden layers and of the head, see `initialise_head`.
+
+    Raises:
+        FewshotError: an unknown choice.
     """
 
     def __init__(
@@ -56,13 +58,10 @@ class MLP(nn.Module):
         init: str = "xavier",
     ) -> None:
         super().__init__()
-        self.adapt_norm, self.has_norms = adapt_norm, norm == "batch"
-        one_of("norm", norm, ("batch", "none"))
+        self.adapt_norm, self.has_norms = adapt_norm, norm != "none"
+        new_norm = partial(make_norm, norm, scale=norm_scale, eps=norm_eps)
         sizes = [prod(shape), *widths]
-        layers = [
-            Layer(inputs, units, norm=norm, norm_scale=norm_scale, norm_eps=norm_eps, init=init)
-            for inputs, units in itertools.pairwise(sizes)
-        ]
+        layers = [Layer(inputs, units, new_norm, init) for inputs, units in itertools.pairwise(sizes)]
         self.body = nn.Sequential(nn.Flatten(), *layers)
         self.head = nn.Linear(sizes[-1], way)
         initialise_head(self.head, head_init)

@@ -1,8 +1,9 @@
 """Batch normalisation: by the statistics of the batch at hand, or with running averages.
 
-`batch`, as every MAML code base has it, keeps no averages: what a query is normalised with depends on the batch it is
-forwarded in, so transduction is decided by who forwards what together (see `engine.evaluate`), never by train() or
-eval(). `running` is for networks trained as ordinary classifiers: after eval() an image's features are its own.
+`batch`, as every MAML code base has it, keeps no averages: the output for a query depends on the batch that it is
+forwarded in, so transduction is decided by which examples are forwarded together (see `engine.evaluate`), never by
+train() or eval(). `running` is for networks trained as ordinary classifiers: after eval() an image's features depend on
+that image alone.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fewshot.core.errors import FewshotError
+from fewshot.core.checks import check_choice
 
 
 class BatchStatNorm(nn.Module):
@@ -29,8 +30,8 @@ class BatchStatNorm(nn.Module):
         self.eps = eps
         self.scale = nn.Parameter(torch.ones(channels)) if scale else None
         self.offset = nn.Parameter(torch.zeros(channels))
-        # The fused kernel is the faster one in first order. Its double backward is slow, and wrong inside
-        # torch.func.vmap (torch 2.15), so a learner of second order asks for the written-out form of the same function.
+        # The fused kernel is faster in first order. Its double backward is slow, and wrong inside torch.func.vmap
+        # (torch 2.15), so a learner of second order asks for the written-out form of the same function.
         self.fused = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -57,7 +58,7 @@ class BatchStatNorm(nn.Module):
 class RunningNorm(nn.BatchNorm2d):
     """torch's BatchNorm (momentum 0.1) for [B, C] and [B, C, ...] alike: the batch in train(), averages in eval().
 
-    train() changes the averages in place, which torch.func refuses: meta-learning on one needs `batch`, or eval().
+    train() changes the averages in place, which torch.func refuses: meta-learning needs `batch`, or eval().
 
     Args:
         channels: C.
@@ -71,31 +72,29 @@ class RunningNorm(nn.BatchNorm2d):
             self.register_parameter("weight", None)
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
-        """Any number of axes after the channels will do: this check is all that sets torch's 1d, 2d and 3d apart."""
+        """Accept any number of axes: this check is the only difference between torch's 1d, 2d and 3d."""
 
 
 def make_norm(kind: str, channels: int, *, scale: bool, eps: float) -> nn.Module:
     """The norm of a backbone, [B, C, ...] to [B, C, ...].
 
     Args:
-        kind: `batch` (BatchStatNorm), `running` (RunningNorm) or `none` (the identity).
+        kind: `batch` (BatchStatNorm), `running` (RunningNorm) or `none` (nn.Identity).
         channels: C.
-        scale, eps: see BatchStatNorm.
+        scale: whether there is a learned scale beside the learned offset.
+        eps: added to the variance.
 
     Raises:
         FewshotError: an unknown kind.
     """
-    if kind == "batch":
-        return BatchStatNorm(channels, scale=scale, eps=eps)
-    if kind == "running":
-        return RunningNorm(channels, scale=scale, eps=eps)
+    check_choice("backbone.network.norm", kind, ("batch", "running", "none"))
     if kind == "none":
         return nn.Identity()
-    raise FewshotError(f"backbone.network.norm={kind}: choose one of batch, running, none")
+    return (BatchStatNorm if kind == "batch" else RunningNorm)(channels, scale=scale, eps=eps)
 
 
 def prepare_for_second_order(module: nn.Module) -> None:
-    """Choose the form of every BatchStatNorm that double differentiation is fastest with."""
+    """Choose the written-out form of every BatchStatNorm, which is the faster one to differentiate twice."""
     for part in module.modules():
         if isinstance(part, BatchStatNorm):
             part.fused = False

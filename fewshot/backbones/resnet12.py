@@ -2,19 +2,19 @@
 
 Differences from mmfewshot:
 1. DropBlock is torchvision's (Ghiasi, Lin and Le, 2018): it drops at the full rate from the first step, where
-   mmfewshot's rate grows over 40,000, and stages 1 and 2 drop nothing, where there single values are dropped.
+   mmfewshot's rate grows over 40,000 steps; and stages 1 and 2 drop nothing, where mmfewshot drops single values.
 2. Without norms the convolutions have biases.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.ops import drop_block2d
 
 from fewshot.backbones.conv4 import check_image, initialise_convolutions, initialise_head
 from fewshot.backbones.norm import make_norm
@@ -24,41 +24,41 @@ SLOPE = 0.1  # of every LeakyReLU, below zero
 
 
 class Block(nn.Module):
-    """Three 3x3 convolutions beside a 1x1 shortcut, then pooling: [B, C, H, W] to [B, filters, H // 2, W // 2]."""
+    """Three 3x3 convolutions beside a 1x1 shortcut, then pooling: [B, C, H, W] to [B, filters, H // 2, W // 2].
+
+    Args:
+        norm: makes the norm of so many channels.
+        drop_rate, drop_block: see ResNet12.
+    """
 
     def __init__(
-        self,
-        channels: int,
-        filters: int,
-        *,
-        norm: str,
-        norm_scale: bool,
-        norm_eps: float,
-        drop_rate: float,
-        drop_block: int,
+        self, channels: int, filters: int, norm: Callable[[int], nn.Module], drop_rate: float, drop_block: int
     ) -> None:
         super().__init__()
         self.drop_rate, self.drop_block = drop_rate, drop_block
 
-        def convolution(channels: int, side: int) -> list[nn.Module]:
-            conv = nn.Conv2d(channels, filters, side, padding=side // 2, bias=norm == "none")
-            return [conv, make_norm(norm, filters, scale=norm_scale, eps=norm_eps)]
+        def normed_conv(channels: int, side: int) -> list[nn.Module]:
+            last = norm(filters)
+            return [nn.Conv2d(channels, filters, side, padding=side // 2, bias=isinstance(last, nn.Identity)), last]
 
         self.body = nn.Sequential(
-            *convolution(channels, 3),
+            *normed_conv(channels, 3),
             nn.LeakyReLU(SLOPE),
-            *convolution(filters, 3),
+            *normed_conv(filters, 3),
             nn.LeakyReLU(SLOPE),
-            *convolution(filters, 3),
+            *normed_conv(filters, 3),
         )
-        self.shortcut = nn.Sequential(*convolution(channels, 1))
+        self.shortcut = nn.Sequential(*normed_conv(channels, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # Pooling before LeakyReLU gives the same values as after it, on a quarter of the elements.
         x = F.leaky_relu(F.max_pool2d(self.body(x) + self.shortcut(x), 2), SLOPE)
+        if not self.training or not self.drop_rate:
+            return x
+        from torchvision.ops import drop_block2d
+
         side = min(self.drop_block, *x.shape[2:])
-        # torchvision shrinks a block to a small map, and then refuses an even side.
-        return drop_block2d(x, self.drop_rate, side - 1 + side % 2, training=self.training)
+        return drop_block2d(x, self.drop_rate, side - 1 + side % 2)  # which takes odd sides only
 
 
 class ResNet12(nn.Module):
@@ -68,15 +68,14 @@ class ResNet12(nn.Module):
         shape: (C, H, W) of one image; both sides at least 16.
         way: classes N of the head.
         widths: channels of the four blocks; the last is the number of features.
-        norm: `batch` (statistics of the batch at hand), `running` (averages, once in eval()) or `none`.
-        norm_scale, norm_eps: see BatchStatNorm.
-        drop_rate: of DropBlock behind the last two blocks, in train() only; its random draws are not for vmap.
-        drop_block: side of what DropBlock drops, odd.
+        norm, norm_scale, norm_eps: see `make_norm`.
+        drop_rate: of DropBlock behind the last two blocks, in train() only; vmap refuses its random draws.
+        drop_block: side of the squares that DropBlock drops, odd.
         adapt_norm: whether the inner loop changes the norm's parameters.
         head_init: see `initialise_head`.
 
     Raises:
-        FewshotError: an unknown choice, an impossible number, or examples that are no images or too small for four
+        FewshotError: an unknown choice, a number out of range, or examples that are no images or too small for four
             halvings.
     """
 
@@ -103,20 +102,13 @@ class ResNet12(nn.Module):
         if drop_block < 1 or drop_block % 2 == 0:
             raise FewshotError(f"backbone.network.drop_block={drop_block}: must be odd and at least 1")
         self.adapt_norm = adapt_norm
-        self.blocks = nn.Sequential(
-            *(
-                Block(
-                    channels,
-                    filters,
-                    norm=norm,
-                    norm_scale=norm_scale,
-                    norm_eps=norm_eps,
-                    drop_rate=drop_rate if stage >= 2 else 0.0,
-                    drop_block=drop_block,
-                )
-                for stage, (channels, filters) in enumerate(itertools.pairwise((shape[0], *widths)))
-            )
-        )
+        new_norm = partial(make_norm, norm, scale=norm_scale, eps=norm_eps)
+        rates = (0.0, 0.0, drop_rate, drop_rate)
+        blocks = [
+            Block(channels, filters, new_norm, rate, drop_block)
+            for (channels, filters), rate in zip(itertools.pairwise((shape[0], *widths)), rates, strict=True)
+        ]
+        self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(widths[-1], way)
         initialise_convolutions(self, "kaiming")
         initialise_head(self.head, head_init)

@@ -1,59 +1,58 @@
-"""A check of torch itself: MAML needs second derivatives, and not all that torch offers are right."""
+"""A check of torch itself: MAML needs second derivatives, and some operations of torch have wrong ones."""
 
 from __future__ import annotations
-
-import copy
-from collections.abc import Mapping
 
 import torch
 from torch import nn
 from torch.func import functional_call
 
-from fewshot.backbones.checks import add_noise
+from fewshot.backbones.checks import add_noise, copy_network
 from fewshot.core.device import out_of_memory
+
+STEP = 1e-8  # of the finite differences
 
 
 def check_second_derivatives(backbone: nn.Module, x: torch.Tensor) -> str:
-    """Hold torch's second derivatives of the network against differences of first ones, in float64.
+    """Compare torch's second derivatives of the network with finite differences of first ones, in float64.
 
-    Some of torch's fused operations have wrong ones (weight_norm in torch 2.15), at right values and gradients.
+    Some of torch's fused operations have wrong ones (weight_norm in torch 2.15), with right values and gradients.
 
     Returns:
-        By how much they differ, in a line for a person; empty where they agree, or the network knows no float64.
+        One line with the size of the error; empty where both agree, or where the network does not run in float64.
     """
-    twin, examples = copy.deepcopy(backbone).double(), x.double()
-    params = add_noise({name: value.detach() for name, value in twin.named_parameters() if value.requires_grad})
+    network, x = copy_network(backbone).double(), x.double()
+    params = add_noise({name: value.detach() for name, value in network.named_parameters() if value.requires_grad})
 
-    def slopes(params: Mapping[str, torch.Tensor], graph: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        leaves = [value.requires_grad_() for value in params.values()]
-        outputs = functional_call(twin, dict(zip(params, leaves, strict=True)), (examples,))
-        gradient = torch.autograd.grad(outputs.square().mean(), leaves, create_graph=graph, materialize_grads=True)
-        return leaves, list(gradient)
+    def gradient(at: list[torch.Tensor], create_graph: bool) -> list[torch.Tensor]:
+        outputs = functional_call(network, dict(zip(params, at, strict=True)), (x,))
+        loss = outputs.square().mean()
+        return list(torch.autograd.grad(loss, at, create_graph=create_graph, materialize_grads=True))
 
-    worst = 0.0
-    for _ in range(3):  # another direction where the first crossed a kink
-        along = [torch.randn_like(value) for value in params.values()]
-        weights = [torch.randn_like(value) for value in params.values()]
+    def dot(left: list[torch.Tensor], right: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack([(a * b).sum() for a, b in zip(left, right, strict=True)]).sum()
+
+    error = 0.0
+    for _ in range(3):  # another direction, where the first crossed a kink
+        direction, weights = ([torch.randn_like(value) for value in params.values()] for _ in range(2))
+        at, ahead, behind = (
+            [(value + h * d).requires_grad_() for value, d in zip(params.values(), direction, strict=True)]
+            for h in (0, STEP, -STEP)
+        )
         try:
-            leaves, gradient = slopes({name: value.clone() for name, value in params.items()}, graph=True)
-            product = sum((g * w).sum() for g, w in zip(gradient, weights, strict=True))
-            if not isinstance(product, torch.Tensor) or not product.requires_grad:
+            slope = dot(gradient(at, create_graph=True), weights)
+            if not slope.requires_grad:
                 return ""  # linear in its parameters
-            second = torch.autograd.grad(product, leaves, materialize_grads=True)
-            ends = [
-                slopes({n: v + h * d for (n, v), d in zip(params.items(), along, strict=True)}, graph=False)[1]
-                for h in (1e-8, -1e-8)
-            ]
-        except RuntimeError as error:
-            if out_of_memory(error) or "not implemented" in str(error):
+            exact = float(dot(list(torch.autograd.grad(slope, at, materialize_grads=True)), direction))
+            ends = [dot(gradient(end, create_graph=False), weights) for end in (ahead, behind)]
+        except RuntimeError as failure:
+            if out_of_memory(failure) or "not implemented" in str(failure):
                 raise
             return ""
-        found = float(sum((s * d).sum() for s, d in zip(second, along, strict=True)))
-        wanted = sum(float(((a - b) * w).sum()) for a, b, w in zip(*ends, weights, strict=True)) / 2e-8
-        worst = abs(found - wanted) / max(abs(wanted), 1e-3)
-        if worst < 1e-2:
+        difference = float(ends[0] - ends[1]) / (2 * STEP)
+        error = abs(exact - difference) / max(abs(difference), 1e-3)
+        if error < 1e-2:
             return ""
     return (
-        f"backbone: torch's second derivatives of {type(backbone).__name__} are {worst:.0%} off finite differences (it "
+        f"backbone: torch's second derivatives of {type(backbone).__name__} are {error:.0%} off finite differences (it "
         "detaches a tensor, or holds an operation that torch differentiates wrongly); algorithm=fomaml needs none"
     )

@@ -3,12 +3,16 @@
 WRN-28-10 has 36,536,884 parameters with 100 classes and 3 channels, as the literature counts.
 
 Differences from mmfewshot:
-1. Shortcuts have no bias (nor have they in the paper's code): everything that reads them is normalised again.
+1. Shortcuts have no bias (nor have they in the paper's code): whatever reads them is normalised again.
 2. Without norms all convolutions have biases.
-And from the paper's code: a shortcut convolves its block's input as it is, there after the first norm and ReLU.
+Difference from the paper's code, which mmfewshot has too:
+3. A shortcut convolves its block's input as it is; in the paper's code after the first norm and ReLU.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,26 +26,18 @@ from fewshot.core.errors import FewshotError
 class Block(nn.Module):
     """Twice norm, ReLU and 3x3 convolution, added to the input: [B, C, H, W] to [B, filters, H / stride, W / stride].
 
-    A side that the stride does not divide is rounded up.
+    A side that the stride does not divide is rounded up. `norm` makes the norm of so many channels.
     """
 
     def __init__(
-        self,
-        channels: int,
-        filters: int,
-        stride: int,
-        *,
-        norm: str,
-        norm_scale: bool,
-        norm_eps: float,
-        dropout: float,
+        self, channels: int, filters: int, stride: int, norm: Callable[[int], nn.Module], dropout: float
     ) -> None:
         super().__init__()
-        bias = norm == "none"
         self.dropout = dropout
-        self.norm1 = make_norm(norm, channels, scale=norm_scale, eps=norm_eps)
+        self.norm1 = norm(channels)
+        bias = isinstance(self.norm1, nn.Identity)
         self.conv1 = nn.Conv2d(channels, filters, 3, stride=stride, padding=1, bias=bias)
-        self.norm2 = make_norm(norm, filters, scale=norm_scale, eps=norm_eps)
+        self.norm2 = norm(filters)
         self.conv2 = nn.Conv2d(filters, filters, 3, padding=1, bias=bias)
         same = stride == 1 and channels == filters
         self.shortcut = nn.Identity() if same else nn.Conv2d(channels, filters, 1, stride=stride, bias=bias)
@@ -57,16 +53,15 @@ class WRN(nn.Module):
     Args:
         shape: (C, H, W) of one image.
         way: classes N of the head.
-        depth: layers with weights; 4 and 6 for each block that a group has.
-        widen: times 16, 32 and 64 channels in the three groups; there are 64 * widen features.
-        norm: `batch` (statistics of the batch at hand), `running` (averages, once in eval()) or `none`.
-        norm_scale, norm_eps: see BatchStatNorm.
-        dropout: rate between the convolutions of a block, in train() only; its random draws are not for vmap.
+        depth: layers with weights: 4, and 6 for each block of a group.
+        widen: factor on the 16, 32 and 64 channels of the three groups; there are 64 * widen features.
+        norm, norm_scale, norm_eps: see `make_norm`.
+        dropout: rate between the convolutions of a block, in train() only; vmap refuses its random draws.
         adapt_norm: whether the inner loop changes the norm's parameters.
         head_init: see `initialise_head`.
 
     Raises:
-        FewshotError: an unknown choice, an impossible number, or examples that are no images.
+        FewshotError: an unknown choice, a number out of range, or examples that are no images.
     """
 
     def __init__(
@@ -92,27 +87,18 @@ class WRN(nn.Module):
         if not 0 <= dropout < 1:
             raise FewshotError(f"backbone.network.dropout={dropout}: must be at least 0 and below 1")
         self.adapt_norm = adapt_norm
-        self.conv = nn.Conv2d(shape[0], 16, 3, padding=1, bias=norm == "none")
+        new_norm = partial(make_norm, norm, scale=norm_scale, eps=norm_eps)
         channels = 16
+        self.conv = nn.Conv2d(shape[0], channels, 3, padding=1, bias=norm == "none")
         groups = []
-        for filters, stride in ((16 * widen, 1), (32 * widen, 2), (64 * widen, 2)):
+        for filters, first_stride in ((16 * widen, 1), (32 * widen, 2), (64 * widen, 2)):
             blocks = []
-            for place in range((depth - 4) // 6):
-                blocks.append(
-                    Block(
-                        channels,
-                        filters,
-                        stride if place == 0 else 1,
-                        norm=norm,
-                        norm_scale=norm_scale,
-                        norm_eps=norm_eps,
-                        dropout=dropout,
-                    )
-                )
+            for stride in (first_stride, *[1] * ((depth - 4) // 6 - 1)):
+                blocks.append(Block(channels, filters, stride, new_norm, dropout))
                 channels = filters
             groups.append(nn.Sequential(*blocks))
         self.groups = nn.Sequential(*groups)
-        self.norm = make_norm(norm, channels, scale=norm_scale, eps=norm_eps)
+        self.norm = new_norm(channels)
         self.head = nn.Linear(channels, way)
         initialise_convolutions(self, "kaiming")
         initialise_head(self.head, head_init)

@@ -1,4 +1,4 @@
-"""torch.compile for a step of fixed shapes; what it cannot do is said in one line."""
+"""torch.compile for a step of fixed shapes, with its failures in one line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from fewshot.core.errors import FewshotError
+from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.random import stream
 
 T = TypeVar("T")
@@ -16,12 +16,12 @@ T = TypeVar("T")
 def compiled(step: Callable[..., T]) -> Callable[..., T]:
     """A function of tensors, compiled anew for each shape that it meets, up to eight.
 
-    What was compiled before, anywhere in the process, is forgotten: torch counts all learners' steps as one function.
+    Everything that was compiled before in this process is forgotten, since torch counts all steps as one function.
 
     Raises:
-        FewshotError: at the first call; there is no C++ compiler for a CPU, or torch cannot look into the function.
+        FewshotError: at the first call, where there is no C++ compiler for a CPU, or torch cannot trace the function.
     """
-    torch.compiler.assume_constant_result(stream)  # its hashlib is closed to torch; here, as this is slow to import
+    torch.compiler.assume_constant_result(stream)  # torch cannot trace its hashlib
     torch.compiler.reset()
     fused = torch.compile(step, dynamic=False, fullgraph=True)
 
@@ -35,7 +35,7 @@ def compiled(step: Callable[..., T]) -> Callable[..., T]:
         except TorchDynamoException as error:
             raise FewshotError(
                 "engine=compiled: torch.compile failed (on a CPU it needs a C++ compiler, such as g++); choose "
-                f"engine=vmap ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+                f"engine=vmap ({type(error).__name__}: {one_line(error)[:160]})"
             ) from error
 
     return run

@@ -1,9 +1,12 @@
-"""The engine: lifts an algorithm written for one task to all tasks of a meta-batch.
+"""The engine: runs an algorithm, which is written for one task, on all tasks of a meta-batch.
 
-`vmap` runs a chunk of tasks as one batched computation; `compiled` has torch.compile fuse that one, in meta-training
-and where no task waits for another, once for each learner and shape; `loop` runs task by task, on as many threads as
-torch uses, each keeping one core busy (tiny convolutions gain nothing from sharing one, large networks do);
-`learn2learn` is the reference implementation of MAML and FOMAML. All give the same gradients.
+All methods give the same gradients:
+
+- `vmap` runs a chunk of tasks as one batched computation;
+- `compiled` is `vmap` fused by torch.compile, in meta-training, once for each learner and shape;
+- `loop` runs task by task, on as many threads as torch uses, one core each: tiny convolutions gain nothing from several
+  cores, while large networks do and run one task at a time on all of them;
+- `learn2learn` is an independent implementation of MAML and FOMAML, as a reference.
 """
 
 from __future__ import annotations
@@ -22,32 +25,32 @@ from fewshot.core.checks import check_choice
 from fewshot.core.device import out_of_memory, release_memory, tune_malloc
 from fewshot.core.errors import FewshotError
 from fewshot.engine.compile import compiled
-from fewshot.engine.lift import eager_copy, lift_all, lift_one, outer_of
+from fewshot.engine.lift import autograd_copy, lift_all, lift_one, mean_outer
 from fewshot.engine.probe import parameter_count, why_not_batched
 from fewshot.engine.reduce import MetaGradient, weighted_mean
 from fewshot.episodes import Episodes
 
 ENGINES = ("auto", "vmap", "compiled", "loop", "learn2learn")
-# Examples with more values than this gain on CPU from `loop` (see tools/bench.py): per-task weights turn into grouped
-# convolutions, which pay on 28x28 images and cost on 84x84 ones.
+# Examples with more values than this are faster on CPU by `loop` (see tools/bench.py): per-task weights turn into
+# grouped convolutions, which pay on 28x28 images and cost on 84x84 ones.
 SMALL = 40 * 40
-# Learners of more parameters than this run, on CPU, by `loop`, one task on all cores: 14.2 seconds for two tasks of
-# ResNet-12, second order, against 16.8 on two threads, in half the memory; Conv-4 is the other way about.
+# Learners with more parameters than this run, on CPU, by `loop`, one task on all cores: 14.2 seconds for two tasks of
+# ResNet-12, second order, against 16.8 on two threads, in half the memory; for Conv-4 it is the other way round.
 LARGE = 1_000_000
 
 
 class Engine:
-    """Runs tasks by the method `name`, `task_chunk` tasks at a time.
+    """Runs the tasks of a meta-batch or of a test.
 
     Args:
-        name: one of ENGINES.
-        task_chunk: of `vmap` and `compiled`; None: all at once. Where so many do not fit into memory, half as many are
-            tried.
+        name: the method, one of ENGINES; `auto` takes the fastest that the learner and the device allow.
+        task_chunk: tasks at once under `vmap` and `compiled`; None: all. Where so many do not fit into memory, half as
+            many are tried.
 
     Attributes:
-        fitted_chunk: what fitted then, apart for `outer` and for `map`; a resumed run goes on with that of `outer`,
-            since other chunks round otherwise.
-        fallback: why `auto` took `loop` where it takes vmap for other learners; empty where it did not.
+        fitted_chunk: the number of tasks that fitted into memory, for "outer" and for "map". A resumed run goes on
+            with that of "outer", since other chunks round otherwise.
+        fallback: why `auto` took `loop` where it takes `vmap` for other learners; else empty.
     """
 
     def __init__(self, name: str = "auto", task_chunk: int | None = None) -> None:
@@ -57,33 +60,35 @@ class Engine:
         self.task_chunk = task_chunk
         self.fitted_chunk: dict[str, int] = {}
         self.fallback = ""
-        self._compiled: tuple[Any, Callable[..., Any]] | None = None  # the last learner's
-        self._own = threading.local()
+        self._compiled: tuple[Any, Callable[..., Any]] | None = None  # the last learner and its step
+        self._thread = threading.local()  # each thread's own copy of the learner
         self._pool: ThreadPoolExecutor | None = None
 
     def method(self, episodes: Episodes, learner: Any = None) -> str:
-        """The method that `auto` stands for: vmap on a GPU and for small examples, if the learner can be batched.
+        """The method for these tasks. `auto` is vmap on a GPU and for small examples, if vmap can batch the learner.
 
         Raises:
-            FewshotError: the method was named, and the learner cannot be batched.
+            FewshotError: vmap or compiled was asked for, and vmap cannot batch the learner.
         """
         name = self.name
         if name == "auto":
-            fast = _small(episodes) and (learner is None or parameter_count(learner) <= LARGE)
+            small = is_small(episodes.support_x[0, 0].numel())
+            fast = small and (learner is None or parameter_count(learner) <= LARGE)
             name = "vmap" if fast or episodes.support_x.device.type != "cpu" else "loop"
-        if learner is None or name not in ("vmap", "compiled") or not (fault := why_not_batched(learner, episodes)):
+        if learner is None or name not in ("vmap", "compiled") or not (reason := why_not_batched(learner, episodes)):
             return name
         if self.name == "auto":
-            self.fallback = fault
+            self.fallback = reason
             return "loop"
-        raise FewshotError(f"engine={name}: {fault}; choose engine=loop or engine=auto")
+        raise FewshotError(f"engine={name}: {reason}; choose engine=loop or engine=auto")
 
     def outer(self, learner: Learner, params: Tensors, state: Tensors, episodes: Episodes) -> MetaGradient:
-        """Outer gradient of a meta-batch.
+        """The outer gradient of a meta-batch, the mean over its tasks.
 
         Args:
             learner: one with `outer_loss` or `outer_gradient`.
-            params, state: the meta-parameters, and what tasks pass on.
+            params, state: the meta-parameters, and the tensors that tasks hand on, see `Learner.init`.
+            episodes: T tasks.
         """
         method = self.method(episodes, learner)
         if method == "learn2learn":
@@ -91,23 +96,24 @@ class Engine:
 
             return outer_by_learn2learn(learner, params, episodes)
         if learner.sequential:
-            parts = _in_a_chain(learner, params, state, episodes)
-        elif method == "loop":
+            return weighted_mean(_one_after_the_other(learner, params, state, episodes), len(episodes), sequential=True)
+        if method == "loop":
             parts = self._on_threads(learner, params, state, episodes)
-        else:
-            run = self._fused if method == "compiled" else partial(outer_of, lift=lift_all)
-            return self._in_chunks(
-                "outer",
-                episodes,
-                lambda chunks: weighted_mean((run(learner, params, state, c) for c in chunks), len(episodes), False),
-            )
-        return weighted_mean(parts, len(episodes), learner.sequential)
+            return weighted_mean(parts, len(episodes), sequential=False)
+        run = self._run_compiled if method == "compiled" else partial(mean_outer, lift=lift_all)
+
+        def run_chunks(chunks: Iterator[Episodes]) -> MetaGradient:
+            parts = (run(learner, params, state, chunk) for chunk in chunks)
+            return weighted_mean(parts, len(episodes), sequential=False)
+
+        return self._in_chunks("outer", episodes, run_chunks)
 
     def map(self, function: Callable[[Episodes], Any], episodes: Episodes, learner: Any = None) -> Any:
-        """A function of one task over all: its results, stacked along a new leading axis [T].
+        """Apply a function of one task to all tasks: its results, stacked along a new leading axis [T].
 
         Args:
-            learner: the one whose methods `function` calls; without it the function is taken to be one for vmap.
+            function: takes one task and returns a tensor, or a structure of tensors.
+            learner: the one whose methods `function` calls; None: vmap can batch the function.
         """
 
         def run(chunks: Iterator[Episodes], lift: Callable[..., Any] = lift_all) -> Any:
@@ -115,16 +121,15 @@ class Engine:
 
         if self.method(episodes, learner) in ("vmap", "compiled"):
             return self._in_chunks("map", episodes, run)
-        return run((episodes[i : i + 1] for i in range(len(episodes))), lift_one)
+        return run(_groups(episodes, 1), lift_one)
 
     def _in_chunks(self, what: str, episodes: Episodes, run: Callable[[Iterator[Episodes]], Any]) -> Any:
-        """A function of consecutive groups of the tasks, in groups that fit into memory."""
+        """Call `run` with consecutive groups of the tasks, in groups that fit into memory."""
         while True:
-            size = min(
-                limit for limit in (self.task_chunk, self.fitted_chunk.get(what), len(episodes)) if limit is not None
-            )
+            limits = self.task_chunk, self.fitted_chunk.get(what), len(episodes)
+            size = min(limit for limit in limits if limit is not None)
             try:
-                return run(episodes[i : i + size] for i in range(0, len(episodes), size))
+                return run(_groups(episodes, size))
             except (RuntimeError, MemoryError) as error:
                 if size == 1 or not out_of_memory(error):
                     raise
@@ -132,42 +137,55 @@ class Engine:
             release_memory()
             self.fitted_chunk[what] = -(-size // 2)
 
-    def _fused(self, learner: Learner, params: Tensors, state: Tensors, episodes: Episodes) -> MetaGradient:
-        """`outer_of`, compiled when a learner first meets a shape; kept while the learner stays the same."""
+    def _run_compiled(self, learner: Learner, params: Tensors, state: Tensors, episodes: Episodes) -> MetaGradient:
+        """`mean_outer`, compiled when a learner first meets a shape; kept while the learner stays the same."""
         if self._compiled is None or self._compiled[0] is not learner:
-            self._compiled = learner, compiled(partial(_tensors_of_outer, learner))
+            self._compiled = learner, compiled(partial(_outer_tensors, learner))
         return MetaGradient(*self._compiled[1](episodes.way, params, state, *episodes.tensors()))
 
     def _on_threads(
         self, learner: Learner, params: Tensors, state: Tensors, episodes: Episodes
     ) -> Iterator[MetaGradient]:
-        def work(group: Episodes) -> MetaGradient:
+        """Run the tasks one by one, on as many threads as pay: each adds up the gradients of its own tasks."""
+
+        def run(group: Episodes) -> MetaGradient:
             # functional_call swaps a module's parameters while it runs: each thread needs a module of its own.
-            if getattr(self._own, "source", None) is not learner:
-                self._own.source, self._own.learner = learner, eager_copy(learner)
-            tasks = (group[i : i + 1] for i in range(len(group)))
-            parts = (outer_of(self._own.learner, params, state, task, lift_one) for task in tasks)
+            if getattr(self._thread, "original", None) is not learner:
+                self._thread.original, self._thread.learner = learner, autograd_copy(learner)
+            parts = (mean_outer(self._thread.learner, params, state, task, lift_one) for task in _groups(group, 1))
             return weighted_mean(parts, len(group), sequential=False)
 
         on_cpu = episodes.key.device.type == "cpu"
-        if on_cpu and not _small(episodes):
+        if on_cpu and not is_small(episodes.support_x[0, 0].numel()):
             episodes = _channels_last(episodes)
             tune_malloc(one_arena=True)
         threads = torch.get_num_threads()
         if not on_cpu or threads == 1 or sum(value.numel() for value in params.values()) > LARGE:
-            return iter([work(episodes)])
+            return iter([run(episodes)])
         if self._pool is None:
             self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-        # Each thread adds up its own tasks: were this thread to do it meanwhile, its helpers would hold the cores.
-        size = -(-len(episodes) // threads)
-        return self._pool.map(work, [episodes[i : i + size] for i in range(0, len(episodes), size)])
+        return self._pool.map(run, _groups(episodes, -(-len(episodes) // threads)))
 
 
-def _tensors_of_outer(
-    learner: Learner, way: int, params: Tensors, state: Tensors, *tensors: torch.Tensor
-) -> tuple[Any, ...]:
-    outer = outer_of(learner, params, state, Episodes(*tensors, way=way), lift_all, use_autograd=False)
+def _outer_tensors(learner: Learner, way: int, params: Tensors, state: Tensors, *tensors: torch.Tensor) -> Any:
+    """The fields of `mean_outer` in a form that torch.compile takes: tensors to tensors."""
+    outer = mean_outer(learner, params, state, Episodes(*tensors, way=way), lift_all, use_autograd=False)
     return outer.gradient, outer.state, outer.loss, outer.score
+
+
+def _one_after_the_other(
+    learner: Learner, params: Tensors, state: Tensors, episodes: Episodes
+) -> Iterator[MetaGradient]:
+    """Run the tasks in order, each from the state that the one before left."""
+    learner = autograd_copy(learner)
+    for task in _groups(episodes, 1):
+        outer = mean_outer(learner, params, state, task, lift_one)
+        state = outer.state
+        yield outer
+
+
+def _groups(episodes: Episodes, size: int) -> Iterator[Episodes]:
+    return (episodes[i : i + size] for i in range(0, len(episodes), size))
 
 
 def is_small(values: int) -> bool:
@@ -175,25 +193,13 @@ def is_small(values: int) -> bool:
     return values <= SMALL
 
 
-def _small(episodes: Episodes) -> bool:
-    return is_small(episodes.support_x[0, 0].numel())
-
-
 def _channels_last(episodes: Episodes) -> Episodes:
-    """Images stored with their channels innermost: the layout that convolutions on a CPU are fastest in."""
+    """Store images with their channels innermost: the layout in which convolutions on a CPU are fastest."""
 
     def stored(x: torch.Tensor) -> torch.Tensor:
         if x.dim() != 5:
             return x
         return x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
 
-    sx, sy, qx, qy, key = episodes.tensors()
-    return episodes.with_tensors(stored(sx), sy, stored(qx), qy, key)
-
-
-def _in_a_chain(learner: Learner, params: Tensors, state: Tensors, episodes: Episodes) -> Iterator[MetaGradient]:
-    learner = eager_copy(learner)
-    for task in range(len(episodes)):
-        part = outer_of(learner, params, state, episodes[task : task + 1], lift_one)
-        state = part.state
-        yield part
+    support_x, support_y, query_x, query_y, key = episodes.tensors()
+    return episodes.with_tensors(stored(support_x), support_y, stored(query_x), query_y, key)

@@ -1,14 +1,14 @@
-"""The `learn2learn` engine: MAML and FOMAML by an independent implementation, to hold our gradients against."""
+"""The `learn2learn` engine: MAML and FOMAML by an independent implementation, as a reference for our gradients."""
 
 from __future__ import annotations
 
-import copy
 import warnings
 
 import torch
 
 from fewshot.algorithms.learner import Learner, Tensors, score, task_loss
 from fewshot.algorithms.maml import Maml
+from fewshot.backbones.checks import copy_network
 from fewshot.backbones.norm import BatchStatNorm
 from fewshot.core.errors import FewshotError
 from fewshot.engine.reduce import MetaGradient
@@ -36,15 +36,15 @@ def outer_by_learn2learn(learner: Learner, params: Tensors, episodes: Episodes) 
             raise FewshotError(
                 "engine=learn2learn: not installed; `uv sync --group test` builds it, `pip install` cannot"
             ) from error
-    backbone = copy.deepcopy(learner.backbone)
-    backbone.load_state_dict(params, strict=False)  # what is frozen stays
+    backbone = copy_network(learner.backbone)
+    backbone.load_state_dict(params, strict=False)  # frozen parameters stay as they are
     for part in backbone.modules():
         if isinstance(part, BatchStatNorm):
             part.fused = True  # torch's own batch norm, as in a user's network
     meta = MAML(backbone, lr=learner.inner_lr, first_order=learner.first_order, allow_unused=True, allow_nograd=True)
     losses, scores = [], []
-    for i in range(len(episodes)):
-        task, clone = episodes[i], meta.clone()
+    for task in (episodes[i] for i in range(len(episodes))):
+        clone = meta.clone()
         for _ in range(learner.inner_steps):
             clone.adapt(task_loss(clone(task.support_x), task.support_y, learner.inner_reduction, task.shot))
         logits = clone(task.query_x)

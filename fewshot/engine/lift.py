@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from fewshot.algorithms.learner import Tensors, differentiate
+from fewshot.backbones.checks import copy_network
 from fewshot.engine.reduce import MetaGradient
 from fewshot.episodes import Episodes
 
@@ -18,7 +18,7 @@ Lift = Callable[[Callable[[Episodes], Any], Episodes], Any]  # (function of one 
 
 
 def lift_all(function: Callable[[Episodes], Any], episodes: Episodes) -> Any:
-    """A function of one task over T tasks as one batched computation: its results along a new leading axis [T]."""
+    """Apply a function of one task to T tasks as one batched computation: its results along a new leading axis [T]."""
 
     def of_tensors(*tensors: torch.Tensor) -> Any:
         return function(episodes.with_tensors(*tensors))
@@ -27,11 +27,11 @@ def lift_all(function: Callable[[Episodes], Any], episodes: Episodes) -> Any:
 
 
 def lift_one(function: Callable[[Episodes], Any], episodes: Episodes) -> Any:
-    """A function of one task over the only task of `episodes`: its results along a new leading axis [1]."""
+    """Apply a function of one task to the only task of `episodes`: its results along a new leading axis [1]."""
     return tree_map(lambda value: value[None], function(episodes[0]))
 
 
-def outer_of(
+def mean_outer(
     learner: Any, params: Tensors, state: Tensors, episodes: Episodes, lift: Lift, *, use_autograd: bool = True
 ) -> MetaGradient:
     """Mean outer gradient of some tasks, run together by `lift`.
@@ -53,8 +53,8 @@ def outer_of(
     return MetaGradient(gradient, state, loss, score)
 
 
-def eager_copy(learner: Any) -> Any:
-    """A copy of the learner that runs single tasks, with a backbone of its own; see `differentiate`."""
-    learner = copy.deepcopy(learner)
+def autograd_copy(learner: Any) -> Any:
+    """A copy of the learner, with a network of its own, that runs single tasks by torch.autograd."""
+    learner = copy_network(learner)
     learner.use_autograd = True
     return learner

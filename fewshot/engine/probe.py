@@ -1,7 +1,7 @@
-"""What a learner does, found out by running it on one task.
+"""Properties of a learner, found by running it on one task.
 
-Looked at once for each learner and shape of task: whether its network fits, whether one query's prediction depends on
-the other queries, and whether torch.func.vmap can run several tasks at once with the right gradients.
+Once for each learner and shape of task: whether its network fits, whether the prediction of one query depends on the
+other queries, and whether torch.func.vmap can run several tasks at once with the right gradients.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -34,58 +34,46 @@ from fewshot.backbones.checks import (
 from fewshot.backbones.second_derivatives import check_second_derivatives
 from fewshot.core.device import out_of_memory
 from fewshot.core.errors import FewshotError
-from fewshot.engine.lift import eager_copy, lift_all, lift_one, outer_of
+from fewshot.engine.lift import autograd_copy, lift_all, lift_one, mean_outer
 from fewshot.engine.reduce import weighted_mean
 from fewshot.episodes import Episodes
 
-EXAMPLES = 6  # of a task that a network is looked at with
-# How far the results of vmap may be from those of single tasks, relative to their length. Float32 rounds a gradient
-# that is zero to noise, which Adam then turns into whole steps.
-ALIKE = {torch.float64: 1e-6, torch.float32: 0.1}
+EXAMPLES = 6  # of a task, on which the network is checked
+# Largest difference between the results of vmap and of single tasks, relative to their norm. Float32 rounds a gradient
+# of zero to noise, which Adam then turns into whole steps.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 0.1}
 
-
-@dataclass(frozen=True)
-class Behaviour:
-    """What was found out of a learner on tasks of one shape."""
-
-    queries_independent: bool  # no query's prediction depends on another query: both settings are one
-    queries_batched: bool  # vmap over queries, each beside the support set, gives what one query at a time gives
-    notes: tuple[str, ...]  # what a person should know, a line each
+Predict = Callable[[torch.Tensor], torch.Tensor]  # examples of one task to outputs
 
 
 @dataclass
-class Findings:
-    """All that is known of a learner, by the shape of the tasks."""
+class Behaviour:
+    """Properties of a learner on tasks of one shape."""
 
-    of: tuple[int, int]  # the learner and the backbone that it was found out of: a copy knows nothing
-    behaviours: dict[Any, Behaviour] = field(default_factory=dict)
-    faults_of_vmap: dict[Any, str] = field(default_factory=dict)
-    training_notes: dict[Any, str] = field(default_factory=dict)
-    parameters: int | None = None
+    queries_independent: bool  # no prediction depends on another query: transductive and inductive are the same
+    queries_batched: bool  # vmap over queries, each beside the support set, gives what one query at a time gives
+    notes: tuple[str, ...]  # for the user, one line each
 
 
 def probe(learner: Learner, task: Episodes, params: Tensors | None = None, state: Tensors | None = None) -> Behaviour:
-    """Run a copy of the learner on a task, once for each shape of task. The learner's backbone is in eval() then.
+    """Run a copy of the learner on a task, once for each shape of task, and put the learner's backbone into eval().
 
     Args:
         task: one task; under vmap one of a shape that was probed before.
-        params, state: those of a trained learner, to look with them whether queries still are independent.
+        params, state: those of a trained learner: checks again that its queries are independent.
 
     Raises:
         FewshotError: the network keeps state, draws at random, fails on such examples, or does not fit the task.
     """
-    known = _findings(with_defaults(learner)).behaviours
     key = task.support_x.shape[1:], task.way, task.support_y.shape[1:], task.support_x.dtype
-    if key not in known:
-        with _own_generators():
-            known[key] = _look(learner, task)
-    if params is not None and known[key].queries_independent:
-        with _own_generators(), torch.no_grad():
-            adapted = learner.adapt(params, state or {}, task)
-            if _mixes(partial(learner.predict, adapted), _queries(task)):
-                batched = _same_by_vmap(partial(learner.predict, adapted), _queries(task))
-                known[key] = Behaviour(False, batched, known[key].notes)
-    return known[key]
+    behaviour = _find_once(with_defaults(learner), ("behaviour", *key), lambda: _find_behaviour(learner, task))
+    if params is not None and behaviour.queries_independent:
+        with _forked_generators(), torch.no_grad():
+            predict = partial(learner.predict, learner.adapt(params, state or {}, task))
+            if _mixes(predict, _queries(task)):
+                behaviour.queries_independent = False
+                behaviour.queries_batched = _is_batched(predict, _queries(task))
+    return behaviour
 
 
 def why_not_batched(learner: Learner, episodes: Episodes) -> str:
@@ -94,54 +82,51 @@ def why_not_batched(learner: Learner, episodes: Episodes) -> str:
     Raises:
         FewshotError: as `probe`; or single tasks cannot be trained on either.
     """
-    known = _findings(learner).faults_of_vmap
-    key = episodes.support_x.shape[1:], episodes.way, episodes.support_x.dtype
-    if key not in known:
-        probe(learner, episodes[0])
-        with _own_generators():
-            known[key] = _fault_of_vmap(learner, episodes[[0, len(episodes) - 1]])
-    return known[key]
+    probe(learner, episodes[0])
+    key = "vmap", episodes.support_x.shape[1:], episodes.way, episodes.support_x.dtype
+    return _find_once(learner, key, lambda: _compare_vmap(learner, episodes[[0, len(episodes) - 1]]))
 
 
 def parameter_count(learner: Learner) -> int:
-    """How many meta-parameters a learner has, counted once."""
-    known = _findings(learner)
-    if known.parameters is None:
-        known.parameters = sum(value.numel() for value in learner.init()[0].values())
-    return known.parameters
+    """The number of meta-parameters of a learner."""
+    return _find_once(learner, ("parameters",), lambda: sum(value.numel() for value in learner.init()[0].values()))
 
 
 def check_training(learner: Any, episodes: Episodes) -> str:
-    """Meta-train a copy on the only task of `episodes`, once; what a person should know of it.
+    """Meta-train a copy on the only task of `episodes`, once.
+
+    Returns:
+        A note for the user, see `check_second_derivatives`; empty where there is none.
 
     Raises:
-        FewshotError: as `probe`; or the network cannot be trained, in one line instead of in the middle of a run.
+        FewshotError: as `probe`; or the network cannot be trained.
     """
     probe(learner, episodes[0])
-    known = _findings(learner).training_notes
-    key = episodes.support_x.shape[1:], episodes.query_x.shape[1:]
-    if key not in known:
-        single = eager_copy(copy_network(learner))
-        named = named_failures(getattr(single, "backbone", None), episodes.support_x[0])
-        with _own_generators(), named:
-            outer_of(single, *_initial(single, episodes), episodes, lift_one)
-            second = not getattr(learner, "first_order", True)
-            some = episodes.support_x[0, :EXAMPLES]
-            known[key] = check_second_derivatives(learner.backbone, some) if second else ""
-    return known[key]
+
+    def train() -> str:
+        single = autograd_copy(learner)
+        with named_failures(getattr(single, "backbone", None), episodes.support_x[0]):
+            mean_outer(single, *_initial(single, episodes), episodes, lift_one)
+            if getattr(learner, "first_order", True):
+                return ""
+            return check_second_derivatives(learner.backbone, episodes.support_x[0, :EXAMPLES])
+
+    return _find_once(learner, ("training", episodes.support_x.shape[1:], episodes.query_x.shape[1:]), train)
 
 
-def _findings(learner: Any) -> Findings:
-    of = id(learner), id(getattr(learner, "backbone", None))
-    known = learner.__dict__.get("_findings")
-    if known is None or known.of != of:
-        known = learner.__dict__["_findings"] = Findings(of)
-    return known
+def _find_once(learner: Any, key: tuple[Any, ...], find: Callable[[], Any]) -> Any:
+    """The result of `find`, which is called once for each learner with its backbone and for each key."""
+    found = learner.__dict__.setdefault("_found", {})
+    key = id(learner), id(getattr(learner, "backbone", None)), *key  # a deep copy holds what its original found
+    if key not in found:
+        with _forked_generators():
+            found[key] = find()
+    return found[key]
 
 
 @contextmanager
-def _own_generators() -> Iterator[None]:
-    """The process's generators of random numbers are left as they were."""
+def _forked_generators() -> Iterator[None]:
+    """Leave the process's generators of random numbers as they were."""
     numpy, python = np.random.get_state(), random.getstate()
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -154,19 +139,18 @@ def _own_generators() -> Iterator[None]:
 
 @contextmanager
 def _strict_vmap() -> Iterator[None]:
-    """Where vmap would run an operation in a hidden loop, which it warns of, it fails."""
+    """Let vmap fail, instead of warn, where it would run an operation in a hidden loop."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="There is a performance drop")
         yield
 
 
-def _look(learner: Learner, task: Episodes) -> Behaviour:
+def _find_behaviour(learner: Learner, task: Episodes) -> Behaviour:
     x = torch.cat([task.support_x, task.query_x])
-    x = x[torch.linspace(0, len(x) - 1, EXAMPLES, device=x.device).long()] if len(x) > EXAMPLES else x
-    x = torch.cat([x, x, x])[:3] if len(x) < 3 else x
+    x = x[torch.linspace(0, len(x) - 1, max(3, min(EXAMPLES, len(x))), device=x.device).round().long()]
     x = (x + 0.1 * torch.randn_like(x)).clamp(x.min(), x.max())
-    twin = copy_network(learner)
-    backbone = getattr(twin, "backbone", None)
+    copy = copy_network(learner)
+    backbone = getattr(copy, "backbone", None)
     backbone = backbone.to(x.dtype) if isinstance(backbone, nn.Module) else None
     notes = () if backbone is None else prepare_backbone(backbone, x)
     params, state = _initial(learner, task)
@@ -177,24 +161,24 @@ def _look(learner: Learner, task: Episodes) -> Behaviour:
             "another, such as backbone=conv4, or mlp_40 for functions"
         )
     with named_failures(backbone, x), torch.no_grad():
-        with override_test_steps(twin, 0):
-            adapted = twin.adapt(params, state, task)
-        check_outputs(twin.predict(adapted, x), len(x), task.support_y, task.way)
+        with override_test_steps(copy, 0):
+            adapted = copy.adapt(params, state, task)
+        check_outputs(copy.predict(adapted, x), len(x), task.support_y, task.way)
         if backbone is not None and params and params.keys() <= dict(backbone.named_parameters()).keys():
-            check_parameters(copy_network(learner.backbone).to(x.dtype).eval(), params, x)
-        shaken = add_noise(adapted)
-        if not twin.predict(shaken, x).isfinite().all():
-            shaken = adapted
-        predict = partial(twin.predict, shaken)
-        mixing = _mixes(predict, _queries(task))
-        batched = not mixing or _same_by_vmap(predict, x)
-    with named_failures(backbone, x), override_test_steps(twin, min(1, twin.test_steps)):
-        twin.adapt(params, state, task)
+            check_parameters(backbone, params, x)
+        noisy = add_noise(adapted)
+        predict = partial(copy.predict, noisy if copy.predict(noisy, x).isfinite().all() else adapted)
+        independent = not _mixes(predict, _queries(task))
+        batched = independent or _is_batched(predict, x)
+    with named_failures(backbone, x), override_test_steps(copy, min(1, copy.test_steps)):
+        copy.adapt(params, state, task)
     if backbone is not None:
         learner.backbone.eval()
         with torch.no_grad(), suppress(RuntimeError):  # parameters of another dtype than the tasks
-            learner.backbone(x)  # what a first forward makes, such as a table of positions, is made outside torch.func
-    return Behaviour(not mixing, batched, (*notes, *getattr(learner, "notes", ())))
+            learner.backbone(
+                x
+            )  # a tensor of the first forward, such as a table of positions, is made outside torch.func
+    return Behaviour(independent, batched, (*notes, *getattr(learner, "notes", ())))
 
 
 def _queries(task: Episodes) -> torch.Tensor:
@@ -203,19 +187,19 @@ def _queries(task: Episodes) -> torch.Tensor:
     return x if len(x) >= 3 else torch.cat([x, task.support_x, task.support_x.flip(-1)])[:3]
 
 
-def _mixes(predict: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> bool:
+def _mixes(predict: Predict, x: torch.Tensor) -> bool:
     """Whether the output of an example changes with the examples beside it, or with its place among them.
 
-    Found by values in a batch as large as a test's (other orders, other companions, one example less), and by gradients
-    in a small one.
+    Compares outputs in a batch as large as a test's (other orders, other companions, one example less), and takes
+    gradients in a small one.
     """
-    outputs, place = predict(x), torch.arange(len(x), device=x.device)
+    outputs, index = predict(x), torch.arange(len(x), device=x.device)
     order = torch.randperm(len(x), device=x.device)
     if not is_same(predict(x[order]), outputs[order], scale=outputs):
         return True
     if not is_same(predict(x[1:]), outputs[1:], scale=outputs, tolerance=10 * SAME):
         return True
-    kept = place % 2 == 0
+    kept = index % 2 == 0
     mask = kept.view(-1, *(1,) * (x.dim() - 1))
     noise = x.min() + (x.max() - x.min()) * torch.rand_like(x)
     for others in (noise, x.flip(0), x[:1].expand_as(x), torch.zeros_like(x)):
@@ -225,99 +209,99 @@ def _mixes(predict: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> 
         leaf = x[:EXAMPLES].clone().requires_grad_()
         outputs = predict(leaf)
         for row in (0, len(leaf) - 1) if outputs.requires_grad else ():
-            some = (outputs[row] * torch.randn_like(outputs[row])).sum()
-            (slope,) = torch.autograd.grad(some, leaf, retain_graph=True, allow_unused=True)
-            if slope is not None and slope[place[: len(leaf)] != row].nan_to_num().any():
+            weighted = (outputs[row] * torch.randn_like(outputs[row])).sum()
+            (gradient,) = torch.autograd.grad(weighted, leaf, retain_graph=True, allow_unused=True)
+            if gradient is not None and gradient[index[: len(leaf)] != row].nan_to_num().any():
                 return True
     return False
 
 
-def _same_by_vmap(predict: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> bool:
+def _is_batched(predict: Predict, x: torch.Tensor) -> bool:
     """Whether vmap over queries gives what one query at a time gives, each beside the same support set."""
     support, queries = x[:-2], x[-2:]
 
-    def alone(query: torch.Tensor) -> torch.Tensor:
+    def predict_alone(query: torch.Tensor) -> torch.Tensor:
         return predict(torch.cat([support, query[None]]))[-1]
 
     try:
         with _strict_vmap():
-            found = vmap(alone)(queries)
-        return is_same(found, torch.stack([alone(query) for query in queries]), tolerance=10 * SAME)
+            outputs = vmap(predict_alone)(queries)
+        return is_same(outputs, torch.stack([predict_alone(query) for query in queries]), tolerance=10 * SAME)
     except Exception as error:
         if out_of_memory(error):
             raise
         return False
 
 
-def _fault_of_vmap(learner: Any, episodes: Episodes) -> str:
+def _compare_vmap(learner: Any, episodes: Episodes) -> str:
     """Why vmap does not give what single tasks give, in float64 where the network can, otherwise in float32.
 
-    On few queries and few inner steps; where even those do not fit into memory, vmap is taken and finds its own chunks.
+    On few queries and few inner steps. Where even those do not fit into memory, vmap is taken and finds its own chunks.
     """
-    sx, sy, qx, qy, key = episodes.tensors()
-    some = torch.linspace(0, qx.shape[1] - 1, min(EXAMPLES, qx.shape[1]), device=qx.device).long()
-    episodes = episodes.with_tensors(sx, sy, qx[:, some], qy[:, some], key)
+    support_x, support_y, query_x, query_y, key = episodes.tensors()
+    few = torch.linspace(0, query_x.shape[1] - 1, min(EXAMPLES, query_x.shape[1]), device=key.device).long()
+    episodes = episodes.with_tensors(support_x, support_y, query_x[:, few], query_y[:, few], key)
     for dtype in (torch.float64, torch.float32):
         tasks = episodes.to(dtype)
         try:
-            wanted = _results(_few_steps(learner, dtype), tasks, at_once=False)
+            expected = _results(_with_few_steps(learner, dtype), tasks, at_once=False)
         except FewshotError:
             raise
         except Exception as error:
             if out_of_memory(error) or dtype == torch.float64:
-                continue  # a network that makes float32 tensors of its own
+                continue  # a network that makes float32 tensors by itself
             raise FewshotError(
                 f"backbone: meta-training fails on it ({error_reason(error)}); choose another network"
             ) from error
         try:
             with _strict_vmap():
-                found = _results(_few_steps(learner, dtype), tasks, at_once=True)
+                results = _results(_with_few_steps(learner, dtype), tasks, at_once=True)
         except FewshotError:
             raise
         except Exception as error:
             if out_of_memory(error):
                 continue
             return f"torch.func.vmap cannot batch this network ({error_reason(error)})"
-        for ours, theirs in zip(found, wanted, strict=True):
-            if not (ours - theirs).norm() <= ALIKE[dtype] * theirs.norm() + 1e-12:
+        for ours, theirs in zip(results, expected, strict=True):
+            if not (ours - theirs).norm() <= TOLERANCE[dtype] * theirs.norm() + 1e-12:
                 return "torch.func.vmap gives other results for this network than single tasks do"
         break
     return ""
 
 
-def _few_steps(learner: Any, dtype: torch.dtype) -> Any:
-    """A copy of the learner in a dtype, with two inner steps at most."""
-    twin = copy_network(learner)
-    if isinstance(getattr(twin, "backbone", None), nn.Module):
-        twin.backbone.to(dtype)
-    if isinstance(getattr(twin, "inner_steps", None), int):
-        twin.inner_steps = min(2, twin.inner_steps)
-    return twin
+def _with_few_steps(learner: Any, dtype: torch.dtype) -> Any:
+    """A copy of the learner in a dtype, with two inner steps and one test step at most."""
+    copy = copy_network(learner)
+    if isinstance(getattr(copy, "backbone", None), nn.Module):
+        copy.backbone.to(dtype)
+    if isinstance(getattr(copy, "inner_steps", None), int):
+        copy.inner_steps = min(2, copy.inner_steps)
+    copy.test_steps = min(1, copy.test_steps)
+    return copy
 
 
 def _results(learner: Any, tasks: Episodes, *, at_once: bool) -> tuple[torch.Tensor, ...]:
     """Predictions of some tasks after a step, and their mean outer gradient, flat; at once or task by task."""
     params, state = _initial(learner, tasks)
 
-    def predicted(task: Episodes) -> torch.Tensor:
+    def adapt_and_predict(task: Episodes) -> torch.Tensor:
         x = task.query_x if len(task.query_x) else task.support_x
         return learner.predict(learner.adapt(params, state, task), x)
 
     groups = [tasks] if at_once else [tasks[i : i + 1] for i in range(len(tasks))]
     lift = lift_all if at_once else lift_one
-    with override_test_steps(learner, min(1, learner.test_steps)):
-        outputs = torch.cat([lift(predicted, group).detach().flatten() for group in groups])
+    outputs = torch.cat([lift(adapt_and_predict, group).detach().flatten() for group in groups])
     by_loss = hasattr(learner, "outer_loss") and tasks.query_x.shape[1] > 0
     if not params or learner.sequential or not (by_loss or hasattr(learner, "outer_gradient")):
         return (outputs,)
-    trained = learner if at_once else eager_copy(learner)
-    parts = [outer_of(trained, params, state, group, lift) for group in groups]
+    trained = learner if at_once else autograd_copy(learner)
+    parts = [mean_outer(trained, params, state, group, lift) for group in groups]
     gradient = weighted_mean(parts, len(tasks), sequential=False).gradient
     return outputs, torch.cat([value.flatten() for value in gradient.values()])
 
 
 def _initial(learner: Learner, tasks: Episodes) -> tuple[Tensors, Tensors]:
-    """The learner's start, where the tasks are and in their dtype."""
+    """The learner's params and state at the start, on the tasks' device and in their dtype."""
     x = tasks.support_x
 
     def like_tasks(value: torch.Tensor) -> torch.Tensor:

@@ -13,46 +13,48 @@ from fewshot.core.distributed import all_reduce_sum, pad_to_global
 
 @dataclass(frozen=True)
 class MetaGradient:
-    """What a meta-batch of T tasks asks of the meta-parameters."""
+    """The result of a meta-batch of T tasks."""
 
     gradient: Tensors  # mean over tasks, in the parameters' shapes
-    state: Tensors  # what the next meta-batch starts from
+    state: Tensors  # the start of the next meta-batch
     loss: torch.Tensor  # [T]
     score: torch.Tensor  # [T] see `learner.score`
 
 
 def weighted_mean(parts: Iterable[MetaGradient], tasks: int, sequential: bool) -> MetaGradient:
-    """One MetaGradient from those of consecutive groups of tasks; a chain's state is that of its end."""
+    """The MetaGradient of `tasks` tasks from those of consecutive groups of them.
+
+    Its state is the mean of theirs; where the groups ran one after the other (`sequential`), that of the last.
+    """
     gradient: Tensors = {}
     state: Tensors = {}
     losses, scores = [], []
     for part in parts:
-        share = len(part.loss) / tasks
-        gradient = _plus(gradient, part.gradient, share)
-        state = part.state if sequential else _plus(state, part.state, share)
+        weight = len(part.loss) / tasks
+        gradient = _add(gradient, part.gradient, weight)
+        state = part.state if sequential else _add(state, part.state, weight)
         losses.append(part.loss)
         scores.append(part.score)
     return MetaGradient(gradient, state, torch.cat(losses), torch.cat(scores))
 
 
 def over_processes(own: MetaGradient, tasks: range, count: int) -> MetaGradient:
-    """The mean over a whole meta-batch of `count` tasks, the same in every process, each of which ran some of them.
+    """The mean over a meta-batch of `count` tasks that several processes share; every process gets the same.
 
     Args:
         own: of the tasks that this process ran.
-        tasks: their places in the meta-batch.
+        tasks: their indices in the meta-batch.
     """
     if len(tasks) == count:
         return own
     weight = len(tasks) / count
     means = [weight * value for value in (*own.gradient.values(), *own.state.values())]
-    *means, loss, score = all_reduce_sum(
-        [*means, *(pad_to_global(values, tasks, count) for values in (own.loss, own.score))]
-    )
-    names = len(own.gradient)
-    gradient = dict(zip(own.gradient, means[:names], strict=True))
-    return MetaGradient(gradient, dict(zip(own.state, means[names:], strict=True)), loss, score)
+    values = [pad_to_global(value, tasks, count) for value in (own.loss, own.score)]
+    *means, loss, score = all_reduce_sum([*means, *values])
+    gradient = dict(zip(own.gradient, means, strict=False))
+    state = dict(zip(own.state, means[len(gradient) :], strict=True))
+    return MetaGradient(gradient, state, loss, score)
 
 
-def _plus(total: Tensors, values: Tensors, share: float) -> Tensors:
-    return {n: torch.add(total[n], value, alpha=share) if total else share * value for n, value in values.items()}
+def _add(total: Tensors, values: Tensors, weight: float) -> Tensors:
+    return {n: torch.add(total[n], value, alpha=weight) if total else weight * value for n, value in values.items()}

@@ -57,7 +57,7 @@ def make_record(run: Experiment, trained: Trained) -> tuple[dict[str, Any], Scor
             "episodes": cfg.test.episodes,
             "episode_seed": cfg.test.seed,
             "rotations": "none" if functions else cfg.dataset.rotations.test,
-            "view": source.words if isinstance(source, Functions) else view_words(cfg),
+            "view": source.description if isinstance(source, Functions) else view_words(cfg),
             "setting": run.setting,
             "adaptation_steps": adaptation_steps,
             "train_on_val": cfg.train.train_on_val,
@@ -182,7 +182,7 @@ def view_words(cfg: DictConfig) -> str:
 
 def network_name(cfg: DictConfig) -> str:
     """The name of the backbone, and of the extractor whose features it takes, if any."""
-    plain = cfg.backbone.name in ("features", "pixels")
+    plain = cfg.backbone.name == "identity"
     if cfg.features.name is None:
         return "pixels" if plain else cfg.backbone.name
     on = f"{cfg.features.name} features"

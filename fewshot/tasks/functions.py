@@ -1,7 +1,7 @@
-"""Distributions over functions of one variable: what stands in regression where a Bank of examples stands elsewhere.
+"""Distributions over functions of one variable, which take the place of a Bank in regression.
 
-Sine waves are those of MAML (Finn et al. 2017, section 5.1), and mixed with lines those of LEO (Rusu et al. 2019,
-section 4.1); the ranges stand in conf/dataset, each with what is known of it.
+Sine waves are those of MAML (Finn et al. 2017, section 5.1); mixed with lines they are those of LEO (Rusu et al. 2019,
+section 4.1). The ranges are in conf/dataset, with their sources.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
+from fewshot.core.checks import check_number
 from fewshot.core.errors import FewshotError
-from fewshot.data.sources.layouts import SPLITS
 
-# Each family's parameters, and its function of x [T, M] and of each parameter [T, 1].
+# The parameters of each family, and its function of x [T, M] and of each parameter [T, 1].
 FAMILIES: Mapping[str, tuple[tuple[str, ...], Callable[..., torch.Tensor]]] = {
     "sine": (("amplitude", "phase"), lambda x, amplitude, phase: amplitude * (x - phase).sin()),
     "line": (("slope", "intercept"), lambda x, slope, intercept: slope * x + intercept),
@@ -28,9 +28,9 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Functions:
-    """One split of a distribution over functions: a family by a fair draw, its parameters and x uniform, y with noise.
+    """One split of a distribution over functions: a random family, uniform parameters, uniform x, and y with noise.
 
-    The distribution is the same for every split; tasks differ, since a split's name is part of their stream.
+    All splits have the same distribution and different tasks, since a split's name is part of the tasks' stream.
     """
 
     families: Mapping[str, Mapping[str, Range]]  # family to parameter to [low, high]
@@ -44,31 +44,31 @@ class Functions:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of what the distribution is."""
-        what = [{name: dict(ranges) for name, ranges in self.families.items()}, self.x, self.noise]
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the distribution."""
+        content = [{name: dict(ranges) for name, ranges in self.families.items()}, self.x, self.noise]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
     def image_fingerprint(self) -> str:
-        """The same: nothing stands behind them."""
+        """The same: functions are not features of images."""
         return self.fingerprint
 
     @property
     def about(self) -> dict[str, Any]:
         """The distribution, for the record."""
-        return {"functions": self.words}
+        return {"functions": self.description}
 
     @property
-    def words(self) -> str:
-        """The distribution for a person, such as `sine: amplitude 0.1 to 5, phase 0 to 3.142; x -5 to 5; noise 0`."""
-        parts = [
-            f"{family}: " + ", ".join(f"{name} {low:.4g} to {high:.4g}" for name, (low, high) in ranges.items())
-            for family, ranges in self.families.items()
-        ]
+    def description(self) -> str:
+        """The distribution in words, such as `sine: amplitude 0.1 to 5, phase 0 to 3.142; x -5 to 5; noise 0`."""
+        parts = []
+        for family, ranges in self.families.items():
+            limits = (f"{name} {low:.4g} to {high:.4g}" for name, (low, high) in ranges.items())
+            parts.append(f"{family}: {', '.join(limits)}")
         return "; ".join([*parts, "x {:.4g} to {:.4g}".format(*self.x), f"noise {self.noise:.4g}"])
 
     def to(self, device: torch.device | str) -> Functions:
-        """The same, drawn on a device."""
+        """The same distribution, with tasks drawn on a device."""
         return replace(self, device=torch.device(device))
 
 
@@ -78,8 +78,8 @@ def read(
     """The splits train, val and test of a distribution over functions.
 
     Args:
-        families: of FAMILIES, each with a range [low, high] for every parameter, drawn with equal probability; None
-            is not drawn.
+        families: of FAMILIES, each with a range [low, high] for every parameter; all are equally likely. A family that
+            is None is left out.
         x: range [low, high].
         noise: standard deviation of Gaussian noise on y.
 
@@ -89,27 +89,26 @@ def read(
     key = "dataset.reader"
     if not isinstance(families, Mapping) or all(ranges is None for ranges in families.values()):
         raise FewshotError(f"{key}.families={families}: give at least one of {', '.join(FAMILIES)} its ranges")
-    found: dict[str, dict[str, Range]] = {}
+    checked: dict[str, dict[str, Range]] = {}
     for family in sorted(families):
         if family not in FAMILIES:
             raise FewshotError(f"{key}.families.{family}: no such family; there are {', '.join(FAMILIES)}")
-        wanted, given = FAMILIES[family][0], families[family]
-        if given is None:
+        parameters, ranges = FAMILIES[family][0], families[family]
+        if ranges is None:
             continue
-        if not isinstance(given, Mapping) or set(given) != set(wanted):
-            raise FewshotError(f"{key}.families.{family}: its parameters are {' and '.join(wanted)}")
-        found[family] = {name: _range(f"{key}.families.{family}.{name}", given[name]) for name in wanted}
-    if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < float("inf"):
-        raise FewshotError(f"{key}.noise={noise}: must be a number of at least 0")
+        if not isinstance(ranges, Mapping) or set(ranges) != set(parameters):
+            raise FewshotError(f"{key}.families.{family}: its parameters are {' and '.join(parameters)}")
+        checked[family] = {name: _range(f"{key}.families.{family}.{name}", ranges[name]) for name in parameters}
+    check_number(f"{key}.noise", noise, float, 0)
     limits = _range(f"{key}.x", x)
-    return {split: Functions(found, limits, float(noise), split) for split in SPLITS}
+    return {split: Functions(checked, limits, float(noise), split) for split in ("train", "val", "test")}
 
 
-def _range(key: str, given: Any) -> Range:
+def _range(key: str, value: Any) -> Range:
     try:
-        low, high = (float(value) for value in given)
+        low, high = (float(limit) for limit in value)
     except (TypeError, ValueError):
-        raise FewshotError(f"{key}={given}: a range has two numbers, [low,high]") from None
+        raise FewshotError(f"{key}={value}: a range has two numbers, [low,high]") from None
     if not (isfinite(low) and isfinite(high) and low <= high):
-        raise FewshotError(f"{key}={given}: a range goes from low to high")
+        raise FewshotError(f"{key}={value}: a range goes from low to high")
     return low, high

@@ -1,6 +1,6 @@
-"""What a learner sees of the bank's images: another shape, a crop, training's random changes, normalisation.
+"""How a learner sees the images of a bank: cropped, randomly augmented in training, resized, normalised.
 
-All of it happens on gathered batches, on their device; an image's random changes are a function of a key of its own.
+On gathered batches, on their device. The augmentation of an image is a function of the image's own key.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from fewshot.core.checks import check_choice, check_number
 from fewshot.core.errors import FewshotError
 from fewshot.core.random import split, uniform
 
@@ -23,14 +24,14 @@ JITTER = 0.4  # brightness, contrast and saturation are multiplied with 1 - JITT
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """How images are looked at, in this order: `crop` or `augment`, `shape`, `mean` and `std`; features pass by it.
+    """Changes of images, in this order: `crop` or `augment`, `shape`, `mean` and `std`. Features stay as they are.
 
     Args:
-        shape: (C, H, W) that images are adapted to, for a learner trained on others: resized (bilinear, antialiased),
-            grey copied to three channels, colour made grey. None: as they are.
+        shape: (C, H, W) that images are changed to, for a learner that was trained on others: resized (bilinear,
+            antialiased), grey copied to three channels, colour made grey. None: as they are.
         crop: side of the square cut from the middle or, in training with `augment`, from anywhere. None: all.
         augment: "none", or "natural": a random crop resized to `crop`, a mirror image in half of the cases, and colour
-            jitter, each image its own; mmfewshot's training.
+            jitter, drawn for each image (mmfewshot's training).
         mean, std: of each channel, in units of 0..1. None: 0 and 1.
 
     Raises:
@@ -44,37 +45,39 @@ class ImageTransform:
     std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.augment not in ("none", "natural"):
-            raise FewshotError(f"dataset.augment: {self.augment}: choose none or natural")
-        if self.crop is not None and (type(self.crop) is not int or self.crop < 1):
-            raise FewshotError(f"dataset.crop={self.crop}: must be a whole number of pixels, or null")
+        check_choice("dataset.augment", self.augment, ("none", "natural"))
+        if self.crop is not None:
+            check_number("dataset.crop", self.crop, int, 1)
         for name, values in (("mean", self.mean), ("std", self.std)):
-            numbers = isinstance(values, tuple) and all(type(v) in (int, float) and isfinite(v) for v in values)
-            if values is not None and not numbers:
+            if values is None:
+                continue
+            if not isinstance(values, tuple) or not all(type(v) in (int, float) and isfinite(v) for v in values):
                 raise FewshotError(f"dataset.{name}={values}: must be a list of numbers, one for each channel, or null")
-        if self.mean is not None and not all(0 <= value <= 1 for value in self.mean):
-            raise FewshotError(f"dataset.mean={list(self.mean)}: is in units of 0..1; divide by 255")
-        if self.std is not None and min(self.std, default=0) <= 0:
-            raise FewshotError(f"dataset.std={list(self.std)}: must be above 0")
-        good = isinstance(self.shape, tuple) and len(self.shape) == 3 and all(type(side) is int for side in self.shape)
-        if self.shape is not None and not (good and self.shape[0] in (1, 3) and min(self.shape) > 0):
-            raise FewshotError(f"dataset.shape={self.shape}: must be [1 or 3, height, width], or null")
+            if name == "mean" and not all(0 <= value <= 1 for value in values):
+                raise FewshotError(f"dataset.mean={list(values)}: is in units of 0..1; divide by 255")
+            if name == "std" and min(values, default=0) <= 0:
+                raise FewshotError(f"dataset.std={list(values)}: must be above 0")
+        if (shape := self.shape) is None:
+            return
+        three_numbers = isinstance(shape, tuple) and len(shape) == 3 and all(type(side) is int for side in shape)
+        if not three_numbers or shape[0] not in (1, 3) or min(shape) < 1:
+            raise FewshotError(f"dataset.shape={shape}: must be [1 or 3, height, width], or null")
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of what the learner gets of an example of this shape.
+        """The shape that the learner sees of an example of this shape.
 
         Raises:
-            FewshotError: the view is not for such examples.
+            FewshotError: the settings do not fit such examples.
         """
         if len(shape) != 3:
             if (self.shape, self.crop, self.augment) != (None, None, "none"):
                 raise FewshotError(
-                    f"features of {shape[0]} values cannot be cropped, resized or changed: leave dataset.crop, "
+                    f"features of {shape[0]} values cannot be cropped, resized or augmented: leave dataset.crop, "
                     "dataset.shape and dataset.augment.episodes out"
                 )
             return shape
         if self.crop is not None:
-            if not 1 <= self.crop <= min(shape[1:]):
+            if self.crop > min(shape[1:]):
                 raise FewshotError(f"dataset.crop={self.crop}: the images are {shape[2]}x{shape[1]}; crop at most that")
             shape = shape[0], self.crop, self.crop
         shape = shape if self.shape is None else self.shape
@@ -84,21 +87,20 @@ class ImageTransform:
         return shape
 
     def __call__(self, images: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
-        """Images [..., C, H, W], uint8 or float32 in 0..1, to what the learner gets, in float32.
+        """Change images [..., C, H, W], uint8 or float32 in 0..1; the result is float32.
 
         Args:
-            keys: [...] int64 for the random changes of training; without, there are none.
+            keys: [...] int64 for the random augmentation in training; None: no augmentation.
         """
         x = images / 255 if images.dtype == torch.uint8 else images
         if keys is not None and self.augment == "natural":
             side = x.shape[-2:] if self.crop is None else (self.crop, self.crop)
-            changed = random_augment(x.flatten(0, -4), keys.flatten(), side)
-            x = changed.unflatten(0, keys.shape)
+            x = random_augment(x.flatten(0, -4), keys.flatten(), side).unflatten(0, keys.shape)
         elif self.crop is not None:
             top, left = (round((side - self.crop) / 2) for side in x.shape[-2:])
             x = x[..., top : top + self.crop, left : left + self.crop]
         if self.shape is not None and x.shape[-3:] != self.shape:
-            x = _adapted(x, self.shape)
+            x = _adapt(x, self.shape)
         if self.mean is not None:
             x = x - x.new_tensor(self.mean).view(-1, 1, 1)
         if self.std is not None:
@@ -107,16 +109,17 @@ class ImageTransform:
 
 
 def view_of(settings: Mapping[str, Any]) -> ImageTransform:
-    """The view that a dataset's configuration says by `shape`, `crop`, `mean` and `std`."""
+    """The view of a dataset's configuration, from its `shape`, `crop`, `mean` and `std`."""
 
-    def fixed(name: str) -> Any:
+    def setting(name: str) -> Any:
         value = settings.get(name)
         return tuple(value) if isinstance(value, Sequence) else value
 
-    return ImageTransform(shape=fixed("shape"), crop=settings.get("crop"), mean=fixed("mean"), std=fixed("std"))
+    return ImageTransform(setting("shape"), setting("crop"), mean=setting("mean"), std=setting("std"))
 
 
-def _adapted(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+def _adapt(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Resize images [..., C, H, W] in 0..1 to a shape (C, H, W), grey or colour."""
     if x.shape[-3] != shape[0]:
         x = _grey(x) if shape[0] == 1 else x.expand(*x.shape[:-3], shape[0], -1, -1)
     if x.shape[-2:] == shape[1:]:
@@ -128,12 +131,13 @@ def _adapted(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 def random_augment(x: torch.Tensor, keys: torch.Tensor, side: Sequence[int]) -> torch.Tensor:
     """A random crop, mirror image and colour jitter of each image: [B, C, H, W] in 0..1 to [B, C, *side].
 
-    Torchvision's RandomResizedCrop, RandomHorizontalFlip and ColorJitter, which change a whole batch alike, for each
-    image of a batch apart. Differences: a crop that would not fit is narrowed, not drawn again; it lies between
+    Torchvision's RandomResizedCrop, RandomHorizontalFlip and ColorJitter, drawn for each image, where torchvision
+    changes a whole batch alike. Differences: a crop that would not fit is narrowed, not drawn again; it lies between
     pixels and is read bilinearly; brightness, contrast and saturation always come in this order.
 
     Args:
-        keys: [B] int64; what happens to an image is a function of its key.
+        keys: [B] int64, from which the changes of each image are drawn.
+        side: height and width of the result.
     """
     u = uniform(split(keys, 8))  # [B, 8]
     area = AREA[0] + (AREA[1] - AREA[0]) * u[:, 0]
@@ -153,7 +157,7 @@ def random_augment(x: torch.Tensor, keys: torch.Tensor, side: Sequence[int]) -> 
 
 
 def _grey(x: torch.Tensor) -> torch.Tensor:
-    """[..., 1, H, W] of [..., 3, H, W] by ITU-R 601-2's luma, as Pillow and torchvision have it."""
+    """Grey [..., 1, H, W] of colour [..., 3, H, W] by ITU-R 601-2's luma, as in Pillow and torchvision."""
     if x.shape[-3] == 1:
         return x
     return (x * x.new_tensor([0.2989, 0.587, 0.114]).view(-1, 1, 1)).sum(-3, keepdim=True)

@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from fewshot.algorithms.learner import Tensors
+from fewshot.backbones.conv4 import Conv4
 from fewshot.episodes import Episodes
+from fewshot.training.settings import TrainSettings
 
 SMALL = Path(__file__).parent / "goldens"
 # Beside the checkout, or another set that was made alike.
@@ -27,6 +29,16 @@ def golden_files(*kinds: str) -> list[Any]:
     small, full = ([path for kind in kinds for path in sorted(folder.glob(f"{kind}_*"))] for folder in (SMALL, FULL))
     slow = [pytest.param(path, id=f"full-{path.stem}", marks=pytest.mark.slow) for path in full or [FULL / kinds[0]]]
     return [*(pytest.param(path, id=path.stem) for path in small), *slow]
+
+
+def outer_settings(outer_optimizer: str, outer_lr: float, **choices: Any) -> TrainSettings:
+    """Settings of three outer steps."""
+    settings: dict[str, Any] = {
+        "steps": 3, "meta_batch": 4, "shot": None, "query": None, "outer_lr_end": None, "clip": None,
+        "clip_norm": None, "nan_guard": False, "train_on_val": False, "validate_every": 0, "select": "last",
+        "checkpoint_every": 1, "log_every": 1,
+    }  # fmt: skip
+    return TrainSettings(outer_optimizer=outer_optimizer, outer_lr=outer_lr, **(settings | choices))
 
 
 class Original:
@@ -46,6 +58,14 @@ class Original:
         self.names: dict[str, str] = {}  # our parameter names by the original's
         self.image: tuple[int, int, int] | None = None  # height, width, channels of what convolutions see
         self.strided, self.filters = False, 0
+
+    def conv4(self, shape: tuple[int, ...], way: int, *, pool: str, readout: str, adapted_scale: bool) -> Conv4:
+        """The Conv-4 of the file; `adapted_scale`: norms have a scale, and the inner loop adapts them."""
+        return Conv4(
+            shape, way, filters=self.filters, downsample="stride" if self.strided else "max_pool", pool=pool,
+            readout=readout, norm="batch", norm_scale=adapted_scale, norm_eps=self.config["norm_epsilon"],
+            adapt_norm=adapted_scale, conv_init="xavier", head_init="zeros",
+        )  # fmt: skip
 
     def __getitem__(self, key: str) -> torch.Tensor:
         """An array as it is stored, in the compute dtype, or of integers."""

@@ -1,4 +1,4 @@
-"""The pieces that learners share: the scale of losses, and what a test reports, for labels and for float targets."""
+"""The interface of a learner, and the functions that learners share: losses, scores, parameters."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from fewshot.algorithms.learner import REDUCTIONS, backbone_parameters, functional_forward, score, task_loss
+from fewshot.algorithms.learner import (
+    REDUCTIONS,
+    Learner,
+    backbone_parameters,
+    functional_forward,
+    score,
+    task_loss,
+    with_defaults,
+)
+from fewshot.core.errors import FewshotError
 
 LOGITS = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 0.5], [1.0, 0.0, 0.0], [0, 0, 1]])
 LABELS = torch.tensor([0, 1, 0, 2, 0, 1])
@@ -43,3 +52,21 @@ def test_a_parameter_of_two_names_is_given_once_and_used_twice():
     network, matrix = Twice(), torch.tensor([[0.0, 2.0], [3.0, 0.0]])
     assert list(backbone_parameters(network)) == ["one.weight"]
     torch.testing.assert_close(functional_forward(network, {"one.weight": matrix}, torch.eye(2)), 6 * torch.eye(2))
+
+
+class Whole:
+    def init(self): ...
+    def adapt(self, params, state, task): ...
+    def predict(self, adapted, x): ...
+
+
+class Part(Learner):
+    def init(self): ...
+
+
+def test_a_learner_needs_three_methods_and_has_defaults_for_the_rest():
+    learner = with_defaults(Whole())
+    assert (learner.test_steps, learner.sequential, learner.use_autograd) == (0, False, False)
+    for lacking, name in ((object(), "init"), (Part(), "adapt")):
+        with pytest.raises(FewshotError, match=f"has no method {name}; see `Learner`"):
+            with_defaults(lacking)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,17 +11,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fewshot.algorithms.leo import Leo, support_gradient
+from fewshot.algorithms.leo import Leo
 from fewshot.algorithms.leo_common import KeyedNoise, kl_estimate, orthogonality
 from fewshot.backbones.identity import Identity
 from fewshot.core.errors import FewshotError
 from fewshot.engine.engine import Engine
 from fewshot.episodes import Episodes
-from fewshot.training.optimizer import clipped, guarded, make_optimizer, optimizer_step
-from fewshot.training.settings import TrainSettings
+from fewshot.training.optimizer import clipped, make_optimizer, optimizer_step, replace_nan
 
-SMALL = Path(__file__).parent / "goldens"
-FULL = Path(__file__).parents[3] / "shared/reference/goldens"
+from .originals import FULL, SMALL, Original, outer_settings
+
 ONE_TASK = ("small_n3k2_f64", "small_n3k2_f32", "small_n3k2_smooth_f64", "small_n3k2_dropout_f64")
 FULL_SIZE = ("n5k1_f64", "n5k1_f32", "n5k5_f64")
 BATCHES = ("small_batch4_f32", "small_batch4_nan_f32")
@@ -31,11 +28,11 @@ BATCHES = ("small_batch4_f32", "small_batch4_nan_f32")
 Make = Callable[..., Any]
 
 
-@dataclass(frozen=True)
-class Given:
+class Given(KeyedNoise):
     """The stored draws of one task, by their names in the files."""
 
-    arrays: Mapping[str, torch.Tensor]
+    def __init__(self, arrays: Mapping[str, torch.Tensor]) -> None:
+        object.__setattr__(self, "arrays", arrays)
 
     def normal(self, name: str, shape: Sequence[int]) -> torch.Tensor:
         return self.arrays[f"noise/{name}"].view(*shape)
@@ -44,39 +41,27 @@ class Given:
         return self.arrays[f"mask/{name}"].view(*shape).bool()
 
 
-class Golden:
+class Golden(Original):
     """One file: its arrays in the compute dtype, and the learner that its configuration describes."""
 
     def __init__(self, name: str) -> None:
-        path = (SMALL if name.startswith("small") else FULL) / f"{name}.npz"
-        if not path.exists():
-            pytest.skip("the full-size figures are not on this machine")
-        with np.load(path) as file:
-            self.config = config = json.loads(str(file["config_json"]))
-            stored = {key: file[key] for key in file.files if key != "config_json"}
-        self.dtype = torch.float64 if config["compute_dtype"] == "float64" else torch.float32
-        self.stored = {key: torch.from_numpy(value) for key, value in stored.items()}
+        super().__init__((SMALL if name.startswith("small") else FULL) / f"{name}.npz")
+        self.stored, config = self.arrays, self.config
         self.inputs = {
             key: value.to(self.dtype) if value.is_floating_point() else value
             for key, value in self.stored.items()
             if key.split("/")[0] in ("param", "data", "noise", "mask")
         }
         self.learner = Leo(
-            Identity((config["embedding_dim"],), config["num_classes"]),
-            latent=config["num_latents"],
-            latent_steps=config["inner_unroll_length"],
-            finetune_steps=config["finetuning_unroll_length"],
-            latent_lr=config["inner_lr_init"],
-            finetune_lr=config["finetuning_lr_init"],
-            dropout=config["dropout_rate"],
-            kl_weight=config["kl_weight"],
-            encoder_penalty_weight=config["encoder_penalty_weight"],
-            l2_weight=config["l2_penalty_weight"],
+            Identity((config["embedding_dim"],), config["num_classes"]), latent=config["num_latents"],
+            latent_steps=config["inner_unroll_length"], finetune_steps=config["finetuning_unroll_length"],
+            latent_lr=config["inner_lr_init"], finetune_lr=config["finetuning_lr_init"],
+            dropout=config["dropout_rate"], kl_weight=config["kl_weight"],
+            encoder_penalty_weight=config["encoder_penalty_weight"], l2_weight=config["l2_penalty_weight"],
             # The original rounds this one to float32 whatever it computes in.
             orthogonality_weight=float(np.float32(config["orthogonality_penalty_weight"])),
-            prior="encoder",
-            deterministic=False,
-        )
+            prior="encoder", deterministic=False,
+        )  # fmt: skip
 
     @property
     def params(self) -> dict[str, torch.Tensor]:
@@ -194,11 +179,8 @@ def test_a_meta_batch_is_guarded_clipped_and_stepped_as_in_the_original(name: st
     golden = Golden(name)
     learner, config = golden.learner, golden.config
     params = golden.params
-    settings = TrainSettings(
-        steps=3, meta_batch=4, shot=None, query=None, outer_optimizer="adam_tf", outer_lr=config["outer_lr"],
-        outer_lr_end=None, clip=config["gradient_threshold"], clip_norm=config["gradient_norm_threshold"],
-        nan_guard=True, train_on_val=False, validate_every=0, select="last", checkpoint_every=1, log_every=1,
-    )  # fmt: skip
+    limits = {"clip": config["gradient_threshold"], "clip_norm": config["gradient_norm_threshold"]}
+    settings = outer_settings("adam_tf", config["outer_lr"], nan_guard=True, **limits)
     optimizer = make_optimizer(settings, params)
     for step in range(config["adam_steps"]):
         losses, accuracies = zip(
@@ -206,8 +188,8 @@ def test_a_meta_batch_is_guarded_clipped_and_stepped_as_in_the_original(name: st
             strict=True,
         )
         loss = torch.stack(losses).mean()
-        gradient, _ = guarded(_gradient(loss, params), loss.detach(), {k: v.detach() for k, v in params.items()})
-        small = clipped(gradient, config["gradient_threshold"], config["gradient_norm_threshold"])
+        gradient, _ = replace_nan(_gradient(loss, params), loss.detach(), {k: v.detach() for k, v in params.items()})
+        small = clipped(gradient, settings.clip, settings.clip_norm)
         if step == 0:
             for parameter, value in gradient.items():
                 golden.close(value, f"train/grad_guarded/{parameter}", 1e-4 if "nan" not in name else 0)
@@ -259,16 +241,6 @@ def test_the_outer_gradient_is_that_of_finite_differences(make_learner: Make, ma
         torch.testing.assert_close((gradient[name] * way).sum(), (ends[0] - ends[1]) / 2e-6, rtol=1e-5, atol=1e-8)
 
 
-def test_copies_of_a_class_share_n_times_the_gradient_of_the_mean_loss(make_episodes: Make):
-    task = make_episodes(1)[0]
-    x = task.support_x.view(3, 2, -1)
-    shared = torch.randn(3, x.shape[-1], requires_grad=True)
-    loss = F.cross_entropy(x.flatten(0, 1) @ shared.T, task.support_y)
-    (gradient,) = torch.autograd.grad(loss, shared)
-    copies = support_gradient(shared.detach()[:, None].expand(3, 2, -1), x)
-    torch.testing.assert_close(copies[:, 0], 3 * gradient)
-
-
 def test_fine_tuning_lowers_the_support_loss(make_learner: Make, make_episodes: Make):
     learner, task = make_learner("leo", finetune_steps=5), make_episodes(1)[0]
     solution = learner.solve(learner.init()[0], task, None)
@@ -277,27 +249,18 @@ def test_fine_tuning_lowers_the_support_loss(make_learner: Make, make_episodes: 
     assert losses[-1] < losses[0]
 
 
-def test_evaluation_draws_nothing_and_training_does(make_learner: Make, make_episodes: Make):
-    learner, task = make_learner("leo"), make_episodes(1)[0]
-    params = learner.init()[0]
-    once, again = (learner.adapt(params, {}, task)["weights"] for _ in range(2))
-    assert torch.equal(once, again)
-    assert torch.equal(once, learner.adapt(params, {}, replace(task, key=task.key + 1))["weights"])
-    solution = learner.solve(params, task, None)
-    assert set(learner.penalties(params, solution, None)) == {"l2", "orthogonality"}
-    training = learner.solve(params, task, draws_of(task))
-    terms = learner.penalties(params, training, draws_of(task))
+def test_evaluation_draws_nothing_and_each_task_of_training_has_its_own_noise(make_learner: Make, make_episodes: Make):
+    learner, one = make_learner("leo"), make_episodes(1)
+    params, task, other = learner.init()[0], one[0], replace(one[0], key=one[0].key + 1)
+    once, again, elsewhere = (learner.adapt(params, {}, each)["weights"] for each in (task, task, other))
+    assert torch.equal(once, again) and torch.equal(once, elsewhere)
+    assert set(learner.penalties(params, learner.solve(params, task, None), None)) == {"l2", "orthogonality"}
+    terms = learner.penalties(params, learner.solve(params, task, draws_of(task)), draws_of(task))
     assert float(terms["kl"]) != 0
     assert float(terms["encoder_penalty"]) > 0
-    losses = [float(learner.outer_loss(params, replace(task, key=task.key + i))[0]) for i in (0, 0, 1)]
+    same = Episodes(*(torch.cat([v, v, v]) for v in one.tensors()[:4]), torch.cat([one.key, one.key, one.key + 1]))
+    losses = Engine("vmap").outer(learner, *learner.init(), same).loss.tolist()
     assert losses[0] == losses[1] != losses[2]
-
-
-def test_each_task_of_a_meta_batch_has_its_own_noise(make_learner: Make, make_episodes: Make):
-    learner, one = make_learner("leo"), make_episodes(1)
-    same = Episodes(*(torch.cat([v, v]) for v in one.tensors()[:4]), torch.cat([one.key, one.key + 1]))
-    loss = Engine("vmap").outer(learner, *learner.init(), same).loss
-    assert float(loss[0]) != float(loss[1])
 
 
 def test_orthogonality_is_zero_for_orthogonal_rows_and_known_for_parallel_ones():
@@ -330,18 +293,31 @@ def test_ablations_change_what_their_names_say(make_learner: Make, make_episodes
     assert torch.equal(random.adapt(params, {}, task)["weights"], random.adapt(params, {}, task)["weights"])
 
 
-def test_the_log_says_mean_and_spread_of_the_learned_rates(make_learner: Make):
+def test_the_log_has_mean_and_spread_of_the_learned_rates(make_learner: Make):
     learner = make_learner("leo")
-    figures = learner.scalars(learner.init()[0])
-    assert figures["latent_lr_mean"] == 1 and figures["finetune_lr_mean"] == pytest.approx(0.01)
-    assert (figures["latent_lr_stddev"], figures["finetune_lr_stddev"]) == pytest.approx((0, 0), abs=1e-8)
+    scalars = learner.scalars(learner.init()[0])
+    assert scalars["latent_lr_mean"] == 1 and scalars["finetune_lr_mean"] == pytest.approx(0.01)
+    assert (scalars["latent_lr_stddev"], scalars["finetune_lr_stddev"]) == pytest.approx((0, 0), abs=1e-8)
 
 
 @pytest.mark.parametrize(
-    ("choices", "words"),
-    [({"latent": 0}, "latent=0"), ({"dropout": 1.0}, "dropout=1.0"), ({"prior": "uniform"}, "prior=uniform")],
+    ("choices", "message"),
+    [
+        ({"latent": 0}, "latent=0: must be a whole number >= 1"),
+        ({"kl_weight": -1.0}, "kl_weight=-1.0: must be a number >= 0"),
+        ({"dropout": 1.0}, "dropout=1.0: must be below 1"),
+        ({"prior": "uniform"}, "prior=uniform: choose one of encoder, random"),
+    ],
 )
-def test_settings_out_of_range_are_refused_in_one_line(make_learner: Make, choices: dict[str, Any], words: str):
-    with pytest.raises(FewshotError, match=words) as caught:
+def test_settings_out_of_range_are_refused_in_one_line(make_learner: Make, choices: dict[str, Any], message: str):
+    with pytest.raises(FewshotError, match=message) as caught:
         make_learner("leo", **choices)
     assert "\n" not in str(caught.value)
+
+
+def test_other_backbones_and_functions_are_refused(make_learner: Make, make_mlp: Make):
+    for backbone in (make_mlp(), Identity((1,), 1)):
+        with pytest.raises(
+            FewshotError, match="choose backbone=identity; on functions choose algorithm=leo_regression"
+        ):
+            make_learner("leo", backbone)

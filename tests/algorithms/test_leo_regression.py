@@ -11,7 +11,6 @@ import torch
 
 from fewshot.algorithms.leo_common import KeyedNoise
 from fewshot.algorithms.leo_regression import Fit, LeoRegression
-from fewshot.backbones.mlp import MLP
 from fewshot.core.errors import FewshotError
 from fewshot.core.random import fold_in
 from fewshot.engine.engine import Engine
@@ -24,21 +23,10 @@ FAMILIES = {
     "line": {"slope": [-3.0, 3.0], "intercept": [-3.0, 3.0]},
 }
 SETTINGS: dict[str, Any] = {
-    "latent": 4,
-    "encoder_width": 7,
-    "relation_width": 8,
-    "decoder_width": 9,
-    "weight_stddev": 0.05,
-    "latent_steps": 3,
-    "finetune_steps": 2,
-    "latent_lr": 0.3,
-    "finetune_lr": 0.005,
-    "inner_clip": 2.0,
-    "kl_weight": 0.1,
-    "encoder_penalty_weight": 0.1,
-    "l2_weight": 0.01,
-    "orthogonality_weight": 0.05,
-}
+    "latent": 4, "encoder_width": 7, "relation_width": 8, "decoder_width": 9, "weight_stddev": 0.05,
+    "latent_steps": 3, "finetune_steps": 2, "latent_lr": 0.3, "finetune_lr": 0.005, "inner_clip": 2.0,
+    "kl_weight": 0.1, "encoder_penalty_weight": 0.1, "l2_weight": 0.01, "orthogonality_weight": 0.05,
+}  # fmt: skip
 
 Make = Callable[..., Any]
 
@@ -66,7 +54,7 @@ def support_error(leo: LeoRegression, adapted: dict[str, torch.Tensor], task: Ep
     return float((leo.predict(adapted, task.support_x)[:, 0] - task.support_y).square().mean())
 
 
-def test_a_support_set_becomes_a_code_and_the_code_a_network(make_leo: Make):
+def test_a_support_set_becomes_a_code_and_the_code_a_network(make_leo: Make, make_mlp: Make):
     leo, task = make_leo(), episodes()[0]
     params = leo.init()[0]
     fit = leo.solve(params, task, None)
@@ -77,11 +65,8 @@ def test_a_support_set_becomes_a_code_and_the_code_a_network(make_leo: Make):
         name: value.shape for name, value in leo.backbone.named_parameters()
     }
     assert leo.predict(adapted, task.query_x).shape == (6, 1)
-
-
-def test_the_network_of_the_paper_has_1761_parameters(make_leo: Make, make_mlp: Make):
-    leo = make_leo(make_mlp((1,), 1, widths=(40, 40), norm="none"), latent=16, decoder_width=32)
-    assert leo.init()[0]["decoder.head.weight"].shape == (2 * 1761, 32)
+    paper = make_leo(make_mlp((1,), 1, widths=(40, 40), norm="none"), latent=16, decoder_width=32)
+    assert paper.init()[0]["decoder.head.weight"].shape == (2 * 1761, 32)
 
 
 def test_before_training_a_code_of_zero_is_the_backbone(make_leo: Make):
@@ -97,19 +82,17 @@ def test_all_tasks_at_once_are_one_by_one(make_leo: Make):
     at_once, looped = (Engine(name).outer(leo, params, state, tasks) for name in ("vmap", "loop"))
     torch.testing.assert_close(at_once.loss, looped.loss)
     torch.testing.assert_close(at_once.gradient, looped.gradient)
-    torch.testing.assert_close(at_once.loss[2], leo.outer_loss(params, tasks[2])[0])
-    torch.testing.assert_close(at_once.score[2], leo.outer_loss(params, tasks[2])[1])
-    adapted = Engine("vmap").map(lambda task: leo.adapt(params, state, task), tasks)
-    torch.testing.assert_close({name: v[1] for name, v in adapted.items()}, leo.adapt(params, state, tasks[1]))
+    torch.testing.assert_close((at_once.loss[2], at_once.score[2]), leo.outer_loss(params, tasks[2]))
 
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("clip", [0.5, 1e9])
 def test_the_outer_gradient_is_that_of_finite_differences(make_leo: Make, clip: float):
     # The encoder penalty stops a gradient, which finite differences do not see.
-    leo, tasks = make_leo(encoder_penalty_weight=0.0, inner_clip=clip, latent_lr=0.01), episodes(1)
+    choices = {"encoder_penalty_weight": 0.0, "inner_clip": clip, "latent_lr": 0.01}
+    leo, tasks = make_leo(**choices, latent_steps=2, finetune_steps=1), episodes(1)
     params, state = leo.init()
-    gradient = Engine("vmap").outer(leo, params, state, tasks).gradient
+    gradient = Engine("loop").outer(leo, params, state, tasks).gradient
     for name, value in params.items():
         way = torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
         ends = [leo.outer_loss(params | {name: value + step * way}, tasks[0])[0] for step in (1e-6, -1e-6)]
@@ -231,19 +214,19 @@ def test_it_learns_sines_and_lines(make_leo: Make, make_mlp: Make):
     assert error() < 0.6 * before
 
 
-def test_the_log_says_mean_and_spread_of_the_learned_rates(make_leo: Make):
+def test_the_log_has_mean_and_spread_of_the_learned_rates(make_leo: Make):
     leo = make_leo()
-    figures = leo.scalars(leo.init()[0])
-    assert (figures["latent_lr_mean"], figures["finetune_lr_mean"]) == pytest.approx((0.3, 0.005))
-    assert (figures["latent_lr_stddev"], figures["finetune_lr_stddev"]) == pytest.approx((0, 0), abs=1e-6)
+    scalars = leo.scalars(leo.init()[0])
+    assert (scalars["latent_lr_mean"], scalars["finetune_lr_mean"]) == pytest.approx((0.3, 0.005))
+    assert (scalars["latent_lr_stddev"], scalars["finetune_lr_stddev"]) == pytest.approx((0, 0), abs=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("choices", "words"),
+    ("choices", "message"),
     [({"latent": 0}, "latent=0"), ({"latent_lr": 0.0}, "latent_lr=0.0"), ({"weight_stddev": -1.0}, "weight_stddev=-1")],
 )
-def test_settings_out_of_range_are_refused_in_one_line(make_leo: Make, choices: dict[str, Any], words: str):
-    with pytest.raises(FewshotError, match=words) as caught:
+def test_settings_out_of_range_are_refused_in_one_line(make_leo: Make, choices: dict[str, Any], message: str):
+    with pytest.raises(FewshotError, match=message) as caught:
         make_leo(**choices)
     assert "\n" not in str(caught.value)
 
@@ -252,5 +235,3 @@ def test_norms_other_networks_and_classes_are_refused(make_leo: Make, make_mlp: 
     for backbone in (make_mlp((1,), 1), make_conv4(), make_mlp((1,), 5, norm="none")):
         with pytest.raises(FewshotError, match="an MLP without norms: choose backbone=mlp_40"):
             make_leo(backbone)
-    leo: LeoRegression = make_leo()
-    assert isinstance(leo.backbone, MLP)

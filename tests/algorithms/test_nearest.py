@@ -1,4 +1,4 @@
-"""Nearest neighbour, held against numpy."""
+"""Nearest neighbour, compared with numpy."""
 
 from __future__ import annotations
 
@@ -27,24 +27,17 @@ def by_numpy(task: Episodes) -> np.ndarray:
 
 
 @pytest.mark.parametrize("transductive", [False, True])
-@pytest.mark.parametrize("shot", [1, 3])
-def test_it_predicts_what_numpy_finds_nearest(make_episodes: Make, shot: int, transductive: bool):
-    learner: Any = Nearest(Identity((1, 8, 8), 3))
-    episodes = make_episodes(20, shot=shot, query=4, noise=200)
-    for i in range(20):
-        logits = query_outputs(learner, {}, {}, episodes[i], transductive)
+@pytest.mark.parametrize(("shot", "engine"), [(1, "vmap"), (3, "loop")])
+def test_predictions_and_scores_are_numpys(make_bank: Make, shot: int, engine: str, transductive: bool):
+    learner, sampler = Nearest(Identity((1, 8, 8), 3)), Sampler(make_bank(noise=200), 3, shot, 4, 0)
+    scores = evaluate(learner, {}, {}, sampler, 20, transductive=transductive, engine=Engine(engine))
+    episodes, shares = sampler.episodes(0, 20), []
+    for task in (episodes[i] for i in range(20)):
+        logits = query_outputs(learner, {}, {}, task, transductive)
         assert logits.shape == (12, 3)
-        assert np.array_equal(logits.argmax(1).numpy(), by_numpy(episodes[i]))
-
-
-@pytest.mark.parametrize("engine", ["vmap", "loop"])
-def test_its_scores_are_numpys(make_bank: Make, engine: str):
-    sampler = Sampler(make_bank(noise=200), 3, 2, 4, 0)
-    learner: Any = Nearest(Identity((1, 8, 8), 3))
-    scores = evaluate(learner, {}, {}, sampler, 30, transductive=True, engine=Engine(engine))
-    episodes = sampler.episodes(0, 30)
-    expected = [(by_numpy(episodes[i]) == episodes[i].query_y.numpy()).mean() for i in range(30)]
-    assert scores == pytest.approx(np.array(expected), abs=1e-6)
+        assert np.array_equal(logits.argmax(1).numpy(), by_numpy(task))
+        shares.append((by_numpy(task) == task.query_y.numpy()).mean())
+    assert scores == pytest.approx(np.array(shares), abs=1e-6)
     assert 1 / 3 < scores.mean() < 1
 
 
@@ -54,9 +47,8 @@ def test_logits_are_minus_the_distance_to_the_nearest_of_each_class():
     x = torch.tensor([[1.0, 1.0], [0.0, 3.0]])
     task = Episodes(support, labels, x, torch.tensor([0, 1]), torch.tensor(0))
     learner = Nearest(Identity((2,), 2))
+    assert learner.init() == ({}, {})
     logits = learner.predict(learner.adapt({}, {}, task), x)
     assert logits.tolist() == [[-1.0, pytest.approx(-(10**0.5))], [-3.0, -1.0]]
-
-
-def test_it_has_nothing_to_train():
-    assert Nearest(Identity((2,), 2)).init() == ({}, {})
+    mean = Nearest(Identity((2,), 2), reference="mean")
+    assert mean.adapt({}, {}, task)["support"].tolist() == [[[0.5, 0.0]], [[2.5, 4.5]]]

@@ -12,14 +12,12 @@ from torch import nn
 
 from fewshot.algorithms.learner import score, task_loss
 from fewshot.algorithms.maml import Maml
-from fewshot.backbones.conv4 import Conv4
 from fewshot.backbones.mlp import MLP
 from fewshot.engine.engine import Engine
 from fewshot.engine.evaluate import query_outputs
 from fewshot.training.optimizer import clipped, make_optimizer, optimizer_step
-from fewshot.training.settings import TrainSettings
 
-from .originals import Original, deviations_of, golden_files
+from .originals import Original, deviations_of, golden_files, outer_settings
 
 # Of outputs and losses, adapted weights, meta-gradients, weights after one and three steps of Adam (absolute), and the
 # meta-loss after three. In float32 they are those of the goldens' README but for two with max pooling, where rounding
@@ -51,14 +49,9 @@ class MamlOriginal(Original):
         self.names |= {name: f"{layer}.norm.offset" for name, layer in zip(offsets, layers, strict=normed)}
         loss = "mean" if config["datasource"] == "sinusoid" else "per_shot"
         self.learner = Maml(
-            network,
-            inner_lr=config["update_lr"],
-            inner_steps=config["num_updates"],
-            test_steps=0,
-            first_order=config["stop_grad"],
-            inner_loss=loss,
-            outer_loss=loss,
-        )
+            network, inner_lr=config["update_lr"], inner_steps=config["num_updates"], test_steps=0,
+            first_order=config["stop_grad"], inner_loss=loss, outer_loss=loss,
+        )  # fmt: skip
         self.tasks = self.episodes("data/inputa", "data/labela", "data/inputb", "data/labelb")
         kind = ("strided" if self.strided else "max_pool") if config["conv"] else "mlp" if normed else "sinusoid"
         self.tolerances = TOLERANCES["float64" if self.dtype == torch.float64 else kind]
@@ -69,34 +62,18 @@ class MamlOriginal(Original):
         self.filters, channels = config["dim_hidden"], 3 if config["datasource"] == "miniimagenet" else 1
         side = isqrt(config["dim_input"] // channels)
         self.image = (side, side, channels)
-        network = Conv4(
-            (channels, side, side),
-            config["dim_output"],
-            filters=self.filters,
-            downsample="stride" if self.strided else "max_pool",
-            pool="valid",
-            readout="mean" if self.strided else "flatten",
-            norm="batch",
-            norm_scale=False,
-            norm_eps=config["norm_epsilon"],
-            adapt_norm=False,
-            conv_init="xavier",
-            head_init="zeros",
-        )
+        shape = (channels, side, side)
+        readout = "mean" if self.strided else "flatten"
+        network = self.conv4(shape, config["dim_output"], pool="valid", readout=readout, adapted_scale=False)
         return network, [f"blocks.{i}" for i in range(4)]
 
     def _mlp(self, normed: bool) -> tuple[nn.Module, list[str]]:
         config = self.config
         network = MLP(
-            (config["dim_input"],),
-            config["dim_output"],
-            widths=config["dim_hidden"],
-            norm="batch" if normed else "none",
-            norm_scale=False,
-            norm_eps=config["norm_epsilon"],
-            adapt_norm=False,
+            (config["dim_input"],), config["dim_output"], widths=config["dim_hidden"],
+            norm="batch" if normed else "none", norm_scale=False, norm_eps=config["norm_epsilon"], adapt_norm=False,
             head_init="zeros",
-        )
+        )  # fmt: skip
         return network, [f"body.{i + 1}" for i in range(len(config["dim_hidden"]))]
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -147,12 +124,7 @@ def test_every_meta_step_of_maml_is_the_original_programs(path: Path) -> None:
     original = MamlOriginal(path)
     learner, tasks, params = original.learner, original.tasks, original.weights("param")
     at_output, _, at_gradient, at_first, at_third, at_end = original.tolerances
-    settings = TrainSettings(
-        steps=3, meta_batch=len(tasks), shot=None, query=None, outer_optimizer="adam_tf",
-        outer_lr=original.config["meta_lr"], outer_lr_end=None, clip=original.config["meta_gradient_clip"],
-        clip_norm=None, nan_guard=False, train_on_val=False, validate_every=0, select="last", checkpoint_every=1,
-        log_every=1,
-    )  # fmt: skip
+    settings = outer_settings("adam_tf", original.config["meta_lr"], clip=original.config["meta_gradient_clip"])
     losses = original["out/meta_loss_after_steps"]
     with deviations_of(path) as table:
         for engine in (Engine("vmap"), Engine("loop")):

@@ -10,14 +10,12 @@ import torch
 from fewshot.algorithms import reptile
 from fewshot.algorithms.learner import Tensors
 from fewshot.algorithms.reptile import Reptile
-from fewshot.backbones.conv4 import Conv4
 from fewshot.engine.engine import Engine
 from fewshot.engine.evaluate import query_outputs
 from fewshot.episodes import Episodes
-from fewshot.training.loop import TrainSettings
 from fewshot.training.optimizer import make_optimizer, optimizer_step
 
-from .originals import Original, deviations_of, golden_files
+from .originals import Original, deviations_of, golden_files, outer_settings
 
 # Of weights, Adam's second moments, losses and logits. In float32 they are those of the goldens' README but for two,
 # 6e-7 of strided weights and 1e-2 of max-pooled moments there: the program's own two precisions are 7.3e-7 and 8.4e-3
@@ -47,33 +45,14 @@ class ReptileOriginal(Original):
             name.format(f"_{i}" if i else ""): f"blocks.{i}.{ours}" for i in range(4) for name, ours in parts.items()
         } | {"dense/kernel": "head.weight", "dense/bias": "head.bias"}
         height, width, channels = self.image
-        network = Conv4(
-            (channels, height, width),
-            config["num_classes"],
-            filters=self.filters,
-            downsample="stride" if self.strided else "max_pool",
-            pool="same",
-            readout="flatten",
-            norm="batch",
-            norm_scale=True,
-            norm_eps=config["norm_epsilon"],
-            adapt_norm=True,
-            conv_init="xavier",
-            head_init="zeros",
-        )
+        shape = (channels, height, width)
+        network = self.conv4(shape, config["num_classes"], pool="same", readout="flatten", adapted_scale=True)
         self.learner = Reptile(
-            network,
-            inner_lr=config["learning_rate"],
-            inner_steps=config["inner_iters"],
-            inner_batch=config["inner_batch"],
-            test_steps=config["eval_iters"],
-            test_batch=config["eval_batch"],
-            inner_optimizer="sgd" if config["optimizer"] == "sgd" else "adam",
-            inner_loss="sum",
-            adam_state="sequential",
-            foml=config["learner"] == "FOML",
-            tail_shots=config["tail_shots"],
-        )
+            network, inner_lr=config["learning_rate"], inner_steps=config["inner_iters"],
+            inner_batch=config["inner_batch"], test_steps=config["eval_iters"], test_batch=config["eval_batch"],
+            inner_optimizer="sgd" if config["optimizer"] == "sgd" else "adam", inner_loss="sum",
+            adam_state="sequential", foml=config["learner"] == "FOML", tail_shots=config["tail_shots"],
+        )  # fmt: skip
         self.tasks = self.episodes("data/pool_x", "data/pool_y", "data/pool_x", "data/pool_y")
         kind = "strided" if self.strided else "max_pool"
         self.tolerances = TOLERANCES["float64" if self.dtype == torch.float64 else kind]
@@ -111,7 +90,8 @@ def test_every_inner_step_of_reptile_is_the_original_programs(monkeypatch: pytes
         for task in range(len(tasks)):
             before = state  # at the end of the task before: weights are put back between tasks, moments are not
             for step in range(learner.inner_steps):
-                end, state, loss, _ = learner.inner_loop(params, before, tasks[task], step + 1, learner.inner_batch)
+                batches = reptile.minibatches(tasks[task], step + 1, learner.inner_batch)
+                end, state, loss, _ = learner.inner_loop(params, before, tasks[task], batches)
                 stored = {name: value[task, step] for name, value in weights.items()}
                 table.compare("weights after inner steps", end, stored, at_weight)
                 losses = original["inner/minibatch_loss_before_step"]
@@ -130,11 +110,7 @@ def test_a_meta_step_of_reptile_and_the_test_after_it_are_the_original_programs(
     original = ReptileOriginal(path)
     learner, tasks, (params, state) = original.learner, original.tasks, original.start()
     at_weight, at_moment, at_output = original.tolerances
-    settings = TrainSettings(
-        steps=1, meta_batch=len(tasks), shot=None, query=None, outer_optimizer="sgd",
-        outer_lr=original.config["meta_step"], outer_lr_end=None, clip=None, clip_norm=None, nan_guard=False,
-        train_on_val=False, validate_every=0, select="last", checkpoint_every=1, log_every=1,
-    )  # fmt: skip
+    settings = outer_settings("sgd", original.config["meta_step"])
     with deviations_of(path) as table:
         take_stored_minibatches(monkeypatch, original["data/batches"])
         outer = Engine("auto").outer(learner, params, state, tasks)

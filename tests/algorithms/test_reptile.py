@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -26,6 +26,7 @@ Make = Callable[..., Any]
 pytestmark = pytest.mark.usefixtures("float64")
 
 WAY = 3
+ONE_STEP: dict[str, Any] = {"inner_batch": 1, "test_steps": 1, "test_batch": 1, "inner_loss": "sum"}
 
 
 def scaled_loss(logits: torch.Tensor, labels: torch.Tensor, reduction: str) -> torch.Tensor:
@@ -34,17 +35,23 @@ def scaled_loss(logits: torch.Tensor, labels: torch.Tensor, reduction: str) -> t
 
 
 def assert_equal(mine: Tensors, theirs: Tensors) -> None:
-    assert mine.keys() == theirs.keys()
-    for name in mine:
-        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
+
+
+def mean(parts: list[Tensors]) -> Tensors:
+    return {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]}
+
+
+def minus(left: Tensors, right: Tensors) -> Tensors:
+    return {name: left[name] - right[name] for name in left}
 
 
 class TensorFlowAdam:
     """tf.train.AdamOptimizer with beta1 = 0: one second moment per parameter, epsilon beside the uncorrected root."""
 
-    def __init__(self, lr: float) -> None:
-        self.lr, self.steps = lr, 0
-        self.moments: Tensors = {}
+    def __init__(self, lr: float, state: Tensors | None = None) -> None:
+        self.lr, self.steps = lr, int((state or {}).get("inner_step", 0))
+        self.moments = {name: value for name, value in (state or {}).items() if name != "inner_step"}
 
     def step(self, network: nn.Module) -> None:
         self.steps += 1
@@ -56,15 +63,27 @@ class TensorFlowAdam:
                 self.moments[name] = 0.999 * moment + 0.001 * gradient**2
                 value.sub_(rate * gradient / (self.moments[name] ** 0.5 + 1e-8))
 
+    @property
+    def state(self) -> Tensors:
+        return self.moments | {"inner_step": torch.tensor(float(self.steps))}
 
-def trained(network: nn.Module, task: Episodes, batches: Any, reduction: str, step: Callable[..., Any]) -> Any:
-    """The weights that a copy of the network ends at."""
-    network = copy.deepcopy(network)
-    take = step(network)
+
+class Sgd:
+    def __init__(self, lr: float) -> None:
+        self.lr = lr
+        self.state: Tensors = {}
+
+    def step(self, network: nn.Module) -> None:
+        torch.optim.SGD(network.parameters(), lr=self.lr).step()
+
+
+def trained(learner: Reptile, task: Episodes, batches: Iterable[torch.Tensor], optimizer: Any) -> Tensors:
+    """The weights that a copy of the backbone ends at."""
+    network = copy.deepcopy(learner.backbone)
     for items in batches:
         network.zero_grad()
-        scaled_loss(network(task.support_x[items]), task.support_y[items], reduction).backward()
-        take()
+        scaled_loss(network(task.support_x[items]), task.support_y[items], learner.reduction).backward()
+        optimizer.step(network)
     return {name: value.detach() for name, value in network.named_parameters()}
 
 
@@ -72,22 +91,12 @@ def trained(network: nn.Module, task: Episodes, batches: Any, reduction: str, st
 def test_with_sgd_the_outer_gradient_is_phi_minus_the_weights_after_torchs_sgd(
     make_learner: Make, make_episodes: Make, inner_loss: str
 ):
-    learner = make_learner("reptile-sgd", inner_loss=inner_loss, inner_steps=5)
+    learner, episodes = make_learner("reptile-sgd", inner_loss=inner_loss, inner_steps=5), make_episodes(3)
     params, state = learner.init()
-    episodes = make_episodes(3)
     outer = Engine("vmap").outer(learner, params, state, episodes)
-    ends = [
-        trained(
-            learner.backbone,
-            episodes[i],
-            minibatches(episodes[i], 5, 4),
-            inner_loss,
-            lambda network: torch.optim.SGD(network.parameters(), lr=learner.inner_lr).step,
-        )
-        for i in range(3)
-    ]
-    expected = {n: params[n] - torch.stack([end[n] for end in ends]).mean(0) for n in params}
-    assert_equal(outer.gradient, expected)
+    tasks = [episodes[i] for i in range(3)]
+    ends = [trained(learner, task, minibatches(task, 5, 4), Sgd(learner.inner_lr)) for task in tasks]
+    assert_equal(outer.gradient, minus(params, mean(ends)))
     assert float(outer.gradient["head.weight"].abs().max()) > 1e-3
     assert outer.state == {}
 
@@ -95,77 +104,45 @@ def test_with_sgd_the_outer_gradient_is_phi_minus_the_weights_after_torchs_sgd(
 def test_with_adam_a_chain_passes_second_moments_and_the_step_count_from_task_to_task(
     make_learner: Make, make_episodes: Make
 ):
-    learner = make_learner("reptile-sequential", inner_steps=3)
+    learner, episodes = make_learner("reptile-sequential", inner_steps=3), make_episodes(4)
     params, state = learner.init()
-    episodes = make_episodes(4)
     adam = TensorFlowAdam(learner.inner_lr)
-
-    def end(task: Episodes) -> Tensors:
-        return trained(
-            learner.backbone, task, minibatches(task, 3, 4), "sum", lambda network: lambda: adam.step(network)
-        )
-
-    first, second = end(episodes[0]), end(episodes[1])
-    outer = Engine("auto").outer(learner, params, state, episodes[:2])
-    assert_equal(outer.gradient, {name: params[name] - (first[name] + second[name]) / 2 for name in params})
-    assert_equal(outer.state, adam.moments | {"inner_step": torch.tensor(6.0)})
-
-    # The next meta-batch goes on from there.
-    third, fourth = end(episodes[2]), end(episodes[3])
-    outer = Engine("auto").outer(learner, params, outer.state, episodes[2:])
-    assert_equal(outer.gradient, {name: params[name] - (third[name] + fourth[name]) / 2 for name in params})
-    assert_equal(outer.state, adam.moments | {"inner_step": torch.tensor(12.0)})
+    for first in (0, 2):  # the second meta-batch goes on from the moments of the first
+        tasks = [episodes[i] for i in (first, first + 1)]
+        ends = [trained(learner, task, minibatches(task, 3, 4), adam) for task in tasks]
+        outer = Engine("auto").outer(learner, params, state, episodes[first : first + 2])
+        state = outer.state
+        assert_equal(outer.gradient, minus(params, mean(ends)))
+        assert_equal(state, adam.state)
 
 
-@pytest.mark.parametrize("engine", [Engine("vmap"), Engine("vmap", 2), Engine("loop")], ids=["vmap", "chunks", "loop"])
+every_method = pytest.mark.parametrize("engine", [Engine("vmap", 2), Engine("loop")], ids=["chunks", "loop"])
+
+
+@every_method
 def test_shared_moments_are_where_every_task_starts_and_their_mean_is_kept(
     make_learner: Make, make_episodes: Make, engine: Engine
 ):
-    learner = make_learner("reptile-shared", inner_steps=3)
+    learner, episodes = make_learner("reptile-shared", inner_steps=3), make_episodes(3)
     params, state = learner.init()
     state = {name: value + 0.5 for name, value in state.items()} | {"inner_step": torch.tensor(7.0)}
-    episodes = make_episodes(3)
-    ends, moments = [], []
-    for i in range(3):
-        adam = TensorFlowAdam(learner.inner_lr)
-        adam.moments, adam.steps = {n: v for n, v in state.items() if n != "inner_step"}, 7
-        step = lambda network, adam=adam: lambda: adam.step(network)  # noqa: E731
-        ends.append(trained(learner.backbone, episodes[i], minibatches(episodes[i], 3, 4), "sum", step))
-        moments.append(adam.moments)
+    adams = [TensorFlowAdam(learner.inner_lr, state) for _ in range(3)]
+    tasks = [episodes[i] for i in range(3)]
+    ends = [trained(learner, task, minibatches(task, 3, 4), adam) for task, adam in zip(tasks, adams, strict=True)]
     outer = engine.outer(learner, params, state, episodes)
-    assert_equal(outer.gradient, {n: params[n] - torch.stack([end[n] for end in ends]).mean(0) for n in params})
-    mean = {name: torch.stack([moment[name] for moment in moments]).mean(0) for name in params}
-    assert_equal(outer.state, mean | {"inner_step": torch.tensor(10.0)})
+    assert_equal(outer.gradient, minus(params, mean(ends)))
+    assert_equal(outer.state, mean([adam.state for adam in adams]))
+    assert float(outer.state["inner_step"]) == 10
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("steps", [1, 3])
 def test_in_float32_a_step_of_adam_along_an_even_slope_is_as_long_as_the_rate(steps: int):
     torch.set_default_dtype(torch.float32)  # the fixture of this module puts it back
     x, y = torch.tensor([[[1.0, 1e6]]]), torch.tensor([[0.0]])
-    learner = Reptile(
-        Scalar(0.0),
-        inner_lr=0.001,
-        inner_steps=steps,
-        inner_batch=1,
-        test_steps=1,
-        test_batch=1,
-        inner_optimizer="adam",
-        inner_loss="sum",
-        adam_state="shared",
-    )
+    settings = ONE_STEP | {"inner_optimizer": "adam", "adam_state": "shared"}
+    learner = Reptile(Scalar(0.0), inner_lr=0.001, inner_steps=steps, **settings)
     outer = Engine("vmap").outer(learner, *learner.init(), Episodes(x, y, x, y, torch.tensor([0])))
     assert -float(outer.gradient["t"]) == pytest.approx(steps * 0.001, rel=1e-6)
-
-
-def test_one_task_is_the_same_chained_and_shared(make_learner: Make, make_episodes: Make):
-    episodes = make_episodes(1)
-    results = []
-    for name in ("reptile-sequential", "reptile-shared"):
-        learner = make_learner(name)
-        params, state = learner.init()
-        results.append(Engine("vmap").outer(learner, params, state, episodes))
-    assert_equal(results[0].gradient, results[1].gradient)
-    assert_equal(results[0].state, results[1].state)
 
 
 @pytest.mark.parametrize("name", ["reptile-sequential", "reptile-shared"])
@@ -175,16 +152,11 @@ def test_evaluation_starts_from_the_moments_of_training_and_leaves_them(
     learner, episodes = make_learner(name), make_episodes(3)
     params, empty = learner.init()
     state = Engine("vmap").outer(learner, params, empty, episodes[:2]).state
-    before = {n: value.clone() for n, value in state.items()}
-    task = episodes[2]
+    before, task = {n: value.clone() for n, value in state.items()}, episodes[2]
     fast = learner.adapt(params, state, task)
     assert all(torch.equal(state[n], before[n]) for n in before)
-    assert_equal(fast, learner.adapt(params, state, task))
-
-    adam = TensorFlowAdam(learner.inner_lr)
-    adam.moments, adam.steps = {n: v for n, v in state.items() if n != "inner_step"}, int(state["inner_step"])
     batches = minibatches(task, learner.test_steps, learner.test_batch)
-    assert_equal(fast, trained(learner.backbone, task, batches, "sum", lambda net: lambda: adam.step(net)))
+    assert_equal(fast, trained(learner, task, batches, TensorFlowAdam(learner.inner_lr, state)))
     gap = fast["head.weight"] - learner.adapt(params, empty, task)["head.weight"]
     assert float(gap.abs().max()) > 1e-4
 
@@ -193,7 +165,7 @@ def test_evaluation_starts_from_the_moments_of_training_and_leaves_them(
 
 
 def foml_batches(task: Episodes, steps: int, tail_shots: int | None) -> list[torch.Tensor]:
-    """Minibatches of 4 from the 3 classes of a task, the last one with a tail the first items of each class."""
+    """Minibatches of 4 from the 3 classes of a task; a tail, the first items of each class, is the last one."""
     if tail_shots is None:
         return list(minibatches(task, steps, 4))
     shot = len(task.support_y) // WAY
@@ -202,8 +174,8 @@ def foml_batches(task: Episodes, steps: int, tail_shots: int | None) -> list[tor
     return [*rest[minibatches(task, steps - 1, 4, len(rest))], torch.tensor(tail)]
 
 
-@pytest.mark.parametrize("engine", [Engine("vmap"), Engine("vmap", 2), Engine("loop")], ids=["vmap", "chunks", "loop"])
-@pytest.mark.parametrize("tail_shots", [None, 1, 2])
+@every_method
+@pytest.mark.parametrize("tail_shots", [None, 2])
 @pytest.mark.parametrize("inner_optimizer", ["sgd", "adam"])
 def test_the_outer_gradient_of_foml_is_the_move_of_the_last_inner_step(
     make_learner: Make, make_episodes: Make, inner_optimizer: str, tail_shots: int | None, engine: Engine
@@ -211,24 +183,16 @@ def test_the_outer_gradient_of_foml_is_the_move_of_the_last_inner_step(
     learner = make_learner("reptile-shared", inner_optimizer=inner_optimizer, foml=True, tail_shots=tail_shots)
     params, state = learner.init()
     episodes = make_episodes(3, shot=4)
-    moves, moments = [], []
-    for i in range(3):
-        batches = foml_batches(episodes[i], learner.inner_steps, tail_shots)
-        positions = []
-        for cut in (batches[:-1], batches):
-            adam = TensorFlowAdam(learner.inner_lr)
-            steps = {
-                "sgd": lambda network: torch.optim.SGD(network.parameters(), lr=learner.inner_lr).step,
-                "adam": lambda network, adam=adam: lambda: adam.step(network),
-            }
-            positions.append(trained(learner.backbone, episodes[i], cut, "sum", steps[inner_optimizer]))
-        moves.append({name: positions[0][name] - positions[1][name] for name in params})
-        moments.append(adam.moments)
+    moves, states = [], []
+    for task in (episodes[i] for i in range(3)):
+        batches = foml_batches(task, learner.inner_steps, tail_shots)
+        make = TensorFlowAdam if inner_optimizer == "adam" else Sgd
+        before, optimizer = trained(learner, task, batches[:-1], make(learner.inner_lr)), make(learner.inner_lr)
+        moves.append(minus(before, trained(learner, task, batches, optimizer)))
+        states.append(optimizer.state)
     outer = engine.outer(learner, params, state, episodes)
-    assert_equal(outer.gradient, {n: torch.stack([move[n] for move in moves]).mean(0) for n in params})
-    if inner_optimizer == "adam":  # every step changes the second moments, as in Reptile
-        mean = {name: torch.stack([moment[name] for moment in moments]).mean(0) for name in params}
-        assert_equal(outer.state, mean | {"inner_step": torch.tensor(3.0)})
+    assert_equal(outer.gradient, mean(moves))
+    assert_equal(outer.state, mean(states))  # every step changes the second moments, as in Reptile
 
 
 def test_a_tail_is_the_last_minibatch_and_in_no_other(make_learner: Make, make_episodes: Make):
@@ -259,33 +223,16 @@ def test_foml_of_one_step_is_reptile_and_adapts_as_reptile_does(make_learner: Ma
     assert_equal(foml.adapt(params, outer.state, episodes[0]), reptile.adapt(params, outer.state, episodes[0]))
 
 
-def test_a_tail_that_cannot_be_is_refused(make_learner: Make, make_episodes: Make):
-    for choices in ({"foml": False}, {"foml": True, "inner_steps": 1}):
-        with pytest.raises(FewshotError, match="tail_shots=1: needs algorithm=foml and at least 2 inner steps"):
-            make_learner("reptile-sgd", tail_shots=1, **choices)
-    with pytest.raises(FewshotError, match="tail_shots=0: must be a whole number >= 1"):
-        make_learner("reptile-sgd", foml=True, tail_shots=0)
-    with pytest.raises(FewshotError, match="foml=1: must be true or false"):
-        make_learner("reptile-sgd", foml=1)
-    learner = make_learner("reptile-sgd", foml=True, tail_shots=2)
-    params, state = learner.init()
-    with pytest.raises(FewshotError, match="tail_shots=2: leaves none of 2 shots"):
-        Engine("vmap").outer(learner, params, state, make_episodes(2))
-
-
 # Minibatches
 
 
-@pytest.mark.parametrize(("steps", "batch"), [(3, 2), (4, 4), (5, 6), (7, 4), (2, 15), (1, 1)])
+@pytest.mark.parametrize(("steps", "batch"), [(3, 2), (5, 6), (7, 4), (2, 15), (1, 1)])
 def test_minibatches_are_passes_over_the_support_set_cut_into_batches(make_episodes: Make, steps: int, batch: int):
-    task = make_episodes(1)[0]
-    items = minibatches(task, steps, batch)
+    items = minibatches(make_episodes(1)[0], steps, batch)
     assert items.shape == (steps, batch)
-    stream = items.flatten()
-    for start in range(0, len(stream), 6):
-        part = stream[start : start + 6]
-        assert len(part.unique()) == len(part)
-        assert set(part.tolist()) <= set(range(6))
+    for one_pass in items.flatten().split(6):
+        assert len(one_pass.unique()) == len(one_pass)
+        assert set(one_pass.tolist()) <= set(range(6))
 
 
 def test_passes_and_tasks_have_orders_of_their_own(make_episodes: Make):
@@ -309,34 +256,21 @@ class Scalar(nn.Module):
         return x[:, :1].sqrt() * (self.t - x[:, 1:])
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5])
-@pytest.mark.parametrize("engine", ["vmap", "loop"])
+@pytest.mark.parametrize(("steps", "engine"), [(1, "vmap"), (2, "loop"), (5, "vmap")])
 def test_scalar_tasks_move_phi_by_the_closed_form(monkeypatch: pytest.MonkeyPatch, engine: str, steps: int):
     monkeypatch.setattr(reptile, "task_loss", lambda logits, labels, reduction, shot: 0.5 * logits.square().sum())
     a, c = torch.tensor([0.7, 1.9, 0.3]).double(), torch.tensor([0.4, -1.2, 2.0]).double()
-    t, rate, meta_step = 0.9, 0.2, 0.25
+    t, rate = 0.9, 0.2
     x, y = torch.stack([a, c], dim=1)[:, None], torch.zeros(3, 1, dtype=torch.int64)
-    learner = Reptile(
-        Scalar(t),
-        inner_lr=rate,
-        inner_steps=steps,
-        inner_batch=1,
-        test_steps=1,
-        test_batch=1,
-        inner_optimizer="sgd",
-        inner_loss="sum",
-        adam_state="sequential",
-    )
+    settings = ONE_STEP | {"inner_optimizer": "sgd", "adam_state": "sequential"}
+    learner = Reptile(Scalar(t), inner_lr=rate, inner_steps=steps, **settings)
     outer = Engine(engine).outer(learner, *learner.init(), Episodes(x, y, x, y, y[:, 0]))
     q = (1 - rate * a) ** steps
-    moved = t - meta_step * float(outer.gradient["t"])
-    assert moved == pytest.approx(t + meta_step * float(((1 - q) * (c - t)).mean()), rel=1e-12)
-    if steps == 1:
-        assert moved == pytest.approx(t + meta_step * rate * float((a * (c - t)).mean()), rel=1e-12)
+    assert float(outer.gradient["t"]) == pytest.approx(float(((1 - q) * (t - c)).mean()), rel=1e-12)
 
 
 def test_two_steps_agree_with_the_taylor_expansions_to_first_order(make_episodes: Make):
-    """Reptile paper, equations 25 to 27; what is left over is of the second order in the step size."""
+    """Reptile paper, equations 25 to 27; the remainder is of the second order in the step size."""
     torch.manual_seed(0)
     settings: dict[str, Any] = {"norm": "none", "norm_scale": False, "norm_eps": 1e-3, "adapt_norm": True}
     network = MLP((1, 8, 8), WAY, widths=(), head_init="xavier", **settings)
@@ -358,30 +292,49 @@ def test_two_steps_agree_with_the_taylor_expansions_to_first_order(make_episodes
     first, second = ((task.support_x[items], task.support_y[items]) for items in halves)
     episodes = Episodes(*(value[None] for value in (*first, *second, task.key)))
 
-    def left_over(rate: float) -> list[float]:
+    def remainders(rate: float) -> list[float]:
         common: dict[str, Any] = {"inner_lr": rate, "inner_loss": "mean", "test_steps": 1}
         learner = Reptile(
             network, inner_steps=2, inner_batch=6, test_batch=6, inner_optimizer="sgd", adam_state="shared", **common
         )
         whole = Episodes(*(value[None] for value in task.tensors()))
-        found = [flat(Engine("loop").outer(learner, params, {}, whole).gradient) / rate]
+        gradients = [flat(Engine("loop").outer(learner, params, {}, whole).gradient) / rate]
         for first_order in (True, False):
             maml = Maml(network, inner_steps=1, first_order=first_order, outer_loss="mean", **common)
-            found.append(flat(Engine("loop").outer(maml, params, {}, episodes).gradient))
+            gradients.append(flat(Engine("loop").outer(maml, params, {}, episodes).gradient))
         expansions = [
             g[0] + g[1] - rate * h[1] @ g[0],
             g[1] - rate * h[1] @ g[0],
             g[1] - rate * h[1] @ g[0] - rate * h[0] @ g[1],
         ]
-        return [float((mine - theirs).norm()) for mine, theirs in zip(found, expansions, strict=True)]
+        return [float((mine - theirs).norm()) for mine, theirs in zip(gradients, expansions, strict=True)]
 
     rate = 1e-3
-    for coarse, fine in zip(left_over(rate), left_over(rate / 2), strict=True):
+    for coarse, fine in zip(remainders(rate), remainders(rate / 2), strict=True):
         assert coarse < 0.05 * rate * float((h[1] @ g[0]).norm())
         assert coarse / fine == pytest.approx(4, rel=0.05)
 
 
-@pytest.mark.parametrize("name", ["inner_optimizer", "inner_loss", "adam_state"])
-def test_unknown_choices_are_refused(make_learner: Make, name: str):
-    with pytest.raises(FewshotError, match=rf"algorithm\.learner\.{name}=wrong: choose one of"):
-        make_learner("reptile-sequential", **{name: "wrong"})
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        *(
+            ({name: "wrong"}, f"{name}=wrong: choose one of")
+            for name in ("inner_optimizer", "inner_loss", "adam_state")
+        ),
+        ({"tail_shots": 1}, "tail_shots=1: needs algorithm=foml and at least 2 inner steps"),
+        ({"tail_shots": 1, "foml": True, "inner_steps": 1}, "tail_shots=1: needs algorithm=foml"),
+        ({"tail_shots": 0, "foml": True}, "tail_shots=0: must be a whole number >= 1"),
+        ({"foml": 1}, "foml=1: must be true or false"),
+        ({"inner_batch": 0}, "inner_batch=0: must be a whole number >= 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(make_learner: Make, choices: dict[str, Any], message: str):
+    with pytest.raises(FewshotError, match=rf"algorithm\.learner\.{message}"):
+        make_learner("reptile-sequential", **choices)
+
+
+def test_a_tail_that_leaves_no_shots_is_refused(make_learner: Make, make_episodes: Make):
+    learner = make_learner("reptile-sgd", foml=True, tail_shots=2)
+    with pytest.raises(FewshotError, match="tail_shots=2: leaves none of 2 shots"):
+        Engine("vmap").outer(learner, *learner.init(), make_episodes(2))

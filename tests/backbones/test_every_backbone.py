@@ -1,4 +1,4 @@
-"""What holds of every backbone for images, each in small: norms, engines, MAML on it, start values, refusals."""
+"""Properties of every backbone for images, each in small: size, norms, engines, MAML on it, start values, refusals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from torch import nn
 from torch.func import functional_call, vmap
 
 from fewshot.algorithms.learner import adapted_names
@@ -29,18 +28,21 @@ SMALL: dict[str, tuple[dict[str, Any], int]] = {
     "resnet12": ({"widths": [4, 5, 6, 7]}, 16),
     "wrn28_10": ({"depth": 10, "widen": 1}, 1),
 }
-NO_IMAGES = {"mlp", "mlp_40", "linear", "features", "pixels"}
+NO_IMAGES = {"mlp", "mlp_40", "linear", "identity"}
 SIDES = {name: max(side, 16) for name, (_, side) in SMALL.items()}
 
 every = pytest.mark.parametrize("name", SMALL)
 every_norm = pytest.mark.parametrize("norm", ["batch", "running", "none"])
 
 
-def fresh(name: str, shape: tuple[int, ...] | None = None, way: int = 3, **choices: Any) -> Any:
+def configured(name: str, shape: tuple[int, ...], way: int, **choices: Any) -> Any:
     torch.manual_seed(0)
+    return instantiate(OmegaConf.load(CONF / f"{name}.yaml").network, shape, way, **choices)
+
+
+def fresh(name: str, shape: tuple[int, ...] | None = None, way: int = 3, **choices: Any) -> Any:
     settings = {"norm_eps": 1e-3, "head_init": "xavier"} | SMALL[name][0] | choices
-    shape = (2, SIDES[name], SIDES[name]) if shape is None else shape
-    return instantiate(OmegaConf.load(CONF / f"{name}.yaml").network, shape, way, **settings)
+    return configured(name, shape or (2, SIDES[name], SIDES[name]), way, **settings)
 
 
 def shaken(name: str, **choices: Any) -> Any:
@@ -60,6 +62,33 @@ def images(name: str, count: int) -> torch.Tensor:
 
 def test_none_is_missing_here() -> None:
     assert {path.stem for path in CONF.glob("*.yaml")} - NO_IMAGES == set(SMALL)
+
+
+# Size
+
+OMNIGLOT, IMAGENET = (1, 28, 28), (3, 84, 84)
+MINI = {"filters": 32, "downsample": "max_pool"}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "way", "choices", "parameters"),
+    [
+        pytest.param("conv4", OMNIGLOT, 5, {"readout": "mean", "norm_scale": False}, 112_005, id="cbfinn-omniglot"),
+        pytest.param("conv4", IMAGENET, 5, MINI, 32_901, id="cbfinn-mini"),
+        pytest.param("conv4", OMNIGLOT, 5, {}, 113_221, id="openai-omniglot"),
+        pytest.param("conv4", IMAGENET, 5, MINI | {"pool": "same"}, 32_901 + (1152 - 800) * 5, id="openai-mini"),
+        pytest.param("conv4", IMAGENET, 5, {"downsample": "max_pool"}, 121_093, id="mmfewshot"),
+        pytest.param("conv4_dragen", IMAGENET, 5, {}, 32_901, id="dragen"),
+        pytest.param("resnet12", IMAGENET, 5, {}, 12_424_320 + 640 * 5 + 5, id="resnet12"),
+        pytest.param("wrn28_10", (3, 32, 32), 100, {}, 36_536_884, id="wrn28_10"),
+    ],
+)
+def test_networks_have_their_published_number_of_parameters(
+    name: str, shape: tuple[int, ...], way: int, choices: dict[str, Any], parameters: int
+) -> None:
+    with torch.device("meta"):
+        network = configured(name, shape, way, **choices)
+    assert sum(value.numel() for value in network.parameters()) == parameters
 
 
 # The function
@@ -97,8 +126,8 @@ def test_nothing_random_is_drawn_unless_asked_for(name: str) -> None:
 @every_norm
 def test_vmap_over_parameters_equals_a_loop(name: str, norm: str) -> None:
     network, x = shaken(name, norm=norm).eval(), images(name, 4)
-    many = {name: value + 0.1 * torch.randn(3, *value.shape) for name, value in network.named_parameters()}
-    each = [functional_call(network, {name: value[i] for name, value in many.items()}, (x,)) for i in range(3)]
+    many = {key: value + 0.1 * torch.randn(3, *value.shape) for key, value in network.named_parameters()}
+    each = [functional_call(network, {key: value[i] for key, value in many.items()}, (x,)) for i in range(3)]
     lifted = vmap(lambda params: functional_call(network, params, (x,)))(many)
     torch.testing.assert_close(lifted, torch.stack(each), rtol=1e-9, atol=1e-9)
 
@@ -113,7 +142,7 @@ def test_the_outer_gradient_of_maml_equals_finite_differences_on_every_engine(
     make_learner: Make, make_episodes: Make, name: str, norm_scale: bool, adapt_norm: bool
 ) -> None:
     learner = make_learner("maml", shaken(name, norm_scale=norm_scale, adapt_norm=adapt_norm), inner_lr=0.05)
-    episodes = make_episodes(2, shape=(2, SIDES[name], SIDES[name]))
+    episodes = make_episodes(2, shot=1, query=1, shape=(2, SIDES[name], SIDES[name]))
     params, state = learner.init()
     gradient, looped = (Engine(how).outer(learner, params, state, episodes).gradient for how in ("vmap", "loop"))
     for key, value in looped.items():
@@ -121,14 +150,13 @@ def test_the_outer_gradient_of_maml_equals_finite_differences_on_every_engine(
 
     def loss(along: dict[str, torch.Tensor], step: float) -> float:
         moved = {key: value + step * along[key] for key, value in params.items()}
-        return float(Engine("vmap").outer(learner, moved, state, episodes).loss.mean())
+        return float(Engine("loop").outer(learner, moved, state, episodes).loss.mean())
 
     size = math.sqrt(sum(float(value.square().sum()) for value in gradient.values()))
     assert size > 1e-3
-    random = [{key: torch.randn_like(value) for key, value in params.items()} for _ in range(2)]
     # Small steps: where one of the many ReLUs or maxima switches, the inner gradient jumps, and the loss with it.
     step = 1e-8
-    for drawn in [gradient, *random]:
+    for drawn in (gradient, {key: torch.randn_like(value) for key, value in params.items()}):
         length = math.sqrt(sum(float(value.square().sum()) for value in drawn.values()))
         along = {key: value / length for key, value in drawn.items()}
         slope = (loss(along, step) - loss(along, -step)) / (2 * step)
@@ -137,7 +165,7 @@ def test_the_outer_gradient_of_maml_equals_finite_differences_on_every_engine(
 
 
 @every
-def test_the_inner_loop_leaves_norms_alone_where_it_is_told_to(name: str) -> None:
+def test_the_inner_loop_changes_norms_only_with_adapt_norm(name: str) -> None:
     adapted, fixed = (adapted_names(fresh(name, adapt_norm=choice)) for choice in (True, False))
     assert adapted == [key for key, _ in fresh(name).named_parameters()]
     assert set(adapted) - set(fixed) == {key for key in adapted if key.endswith((".scale", ".offset"))} != set()
@@ -158,55 +186,68 @@ def test_biases_and_offsets_start_at_zero_and_scales_at_one(name: str, norm: str
             assert torch.equal(value, torch.full_like(value, float(any(value is s for s in scales)))), key
 
 
-@every
-def test_the_head_starts_as_it_is_told_to(name: str) -> None:
-    heads = {how: fresh(name, head_init=how).head for how in ("zeros", "xavier", "normal", "kaiming", "uniform")}
-    for how, head in heads.items():
-        assert bool(head.weight.any()) == (how != "zeros")
-        assert bool(head.bias.any()) == (how == "uniform")
-    torch.manual_seed(1)
-    plain = nn.Linear(heads["uniform"].in_features, 3)
-    bound = 1 / math.sqrt(plain.in_features)
-    for head in (plain, heads["uniform"]):  # torch's own, too
-        assert float(head.weight.detach().abs().max()) <= bound
-        assert float(head.bias.detach().abs().max()) <= bound
+@pytest.mark.parametrize(
+    ("name", "choices", "fan"),
+    [
+        ("conv4", {"filters": 32, "conv_init": "kaiming"}, "out"),
+        ("conv4_dragen", {"filters": 32}, "in"),
+        ("resnet12", {"widths": [16, 32, 32, 64]}, "out"),
+        ("wrn28_10", {"widen": 2}, "out"),
+    ],
+)
+def test_convolutions_start_kaiming_normal(name: str, choices: dict[str, Any], fan: str) -> None:
+    for key, value in fresh(name, **choices).named_parameters():
+        if value.dim() == 4:
+            count = value.shape[0 if fan == "out" else 1] * value[0, 0].numel()
+            assert float(value.detach().std()) == pytest.approx(math.sqrt(2 / count), rel=0.2), key
 
 
 @every
-def test_the_same_seed_gives_the_same_weights(name: str) -> None:
-    for mine, theirs in zip(fresh(name).parameters(), fresh(name).parameters(), strict=True):
-        assert torch.equal(mine, theirs)
+def test_the_head_starts_by_head_init_and_the_seed(name: str) -> None:
+    zeros, uniform, again = (fresh(name, head_init=how).head for how in ("zeros", "uniform", "uniform"))
+    assert not zeros.weight.any() and not zeros.bias.any()
+    assert uniform.weight.any() and uniform.bias.any()
+    assert torch.equal(uniform.weight, again.weight)
 
 
 # Refusals
 
+IMAGE = "takes images (channels, height, width), not shape (64,); choose mlp or linear"
+HEADS = "head_init=ones: choose one of xavier, kaiming, normal, truncated_normal, zeros, uniform"
 
-def refused(name: str, shape: tuple[int, ...] | None = None, **choices: Any) -> str:
+
+@pytest.mark.parametrize(
+    ("name", "shape", "choices", "message"),
+    [
+        *((name, None, {"norm": "layer"}, "norm=layer: choose one of batch, running, none") for name in SMALL),
+        *((name, None, {"head_init": "ones"}, HEADS) for name in SMALL),
+        *((name, (64,), {}, IMAGE) for name in SMALL),
+        *(
+            (name, (1, least, least - 1), {}, f"at least {least}x{least} pixels; {least}x{least - 1} is too small")
+            for name, (_, least) in SMALL.items()
+            if least > 1
+        ),
+        *(("conv4", None, {key: "x"}, f"{key}=x: choose") for key in ("downsample", "pool", "readout", "conv_init")),
+        ("resnet12", None, {"widths": [4, 5, 6]}, "widths=[4, 5, 6]: give the channels of four blocks"),
+        ("resnet12", None, {"widths": [4, 5, 6, 0]}, "give the channels of four blocks"),
+        ("resnet12", None, {"drop_rate": 1}, "drop_rate=1: must be at least 0 and below 1"),
+        ("resnet12", None, {"drop_rate": -0.1}, "drop_rate=-0.1: must be"),
+        ("resnet12", None, {"drop_block": 4}, "drop_block=4: must be odd"),
+        ("wrn28_10", None, {"depth": 4}, "depth=4: must be 4 and a multiple of 6"),
+        ("wrn28_10", None, {"depth": 27}, "depth=27: must be 4 and a multiple of 6"),
+        ("wrn28_10", None, {"widen": 0}, "widen=0: must be at least 1"),
+        ("wrn28_10", None, {"dropout": 1}, "dropout=1: must be at least 0 and below 1"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_in_one_line(name: str, shape: Any, choices: dict[str, Any], message: str):
     with pytest.raises(Exception) as caught:
         fresh(name, shape, **choices)
-    assert isinstance(caught.value.__cause__, FewshotError)  # Hydra's exception is made into it by `experiment`
-    message = str(caught.value.__cause__)
-    assert "\n" not in message
-    return message
+    error = caught.value.__cause__  # Hydra's exception is made into it by `experiment`
+    assert isinstance(error, FewshotError)
+    assert message in str(error) and "\n" not in str(error)
 
 
 @every
-def test_unknown_choices_are_refused_with_the_known_ones(name: str) -> None:
-    assert "norm=layer: choose one of batch, running, none" in refused(name, norm="layer")
-    assert "head_init=ones: choose one of xavier, kaiming, normal, truncated_normal, zeros, uniform" in refused(
-        name, head_init="ones"
-    )
-
-
-@every
-def test_what_is_no_image_is_refused_with_what_takes_it(name: str) -> None:
-    message = refused(name, (64,))
-    assert message.endswith("takes images (channels, height, width), not shape (64,); choose mlp or linear")
-
-
-@every
-def test_the_smallest_image_is_taken_and_a_smaller_one_refused(name: str) -> None:
+def test_the_smallest_image_is_taken(name: str) -> None:
     least = SMALL[name][1]
     assert fresh(name, (1, least, least))(torch.randn(2, 1, least, least)).shape == (2, 3)
-    if least > 1:
-        assert f"from {least}x{least} on; {least}x{least - 1} is too small" in refused(name, (1, least, least - 1))

@@ -18,12 +18,14 @@ Forward = Callable[[Any, torch.Tensor], Any]
 
 
 class Own(nn.Module):
-    """A convolution and a head, with the forward that a test gives."""
+    """A convolution and a head, with the forward that a test gives, and further parts."""
 
-    def __init__(self, forward: Forward) -> None:
+    def __init__(self, forward: Forward, **parts: Any) -> None:
         super().__init__()
         self.body, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(256, 3)
         self.how = forward
+        for name, part in parts.items():
+            setattr(self, name, part)
 
     def forward(self, x: torch.Tensor) -> Any:
         return self.how(self, x)
@@ -63,29 +65,6 @@ class Attention(nn.Module):
         return self.head(self.layer(x[:, 0]).mean(1))
 
 
-class Buffers(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.full((8, 8), 0.5))
-        self.register_buffer("positions", torch.arange(64.0) / 64, persistent=False)
-        self.head = nn.Linear(64, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head((x - self.mean).flatten(1) + self.positions)
-
-
-class Gate(nn.Module):
-    """Mixes examples by a gate that starts at zero."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate, self.head = nn.Parameter(torch.zeros(())), nn.Linear(64, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.flatten(1)
-        return self.head(x + self.gate * x.mean(0))
-
-
 class Cached(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -94,16 +73,6 @@ class Cached(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x.flatten(1), self.weights[0])
-
-
-class Counting(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.calls = nn.Linear(64, 3), 0
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        return self.layer(x.flatten(1)) * self.calls
 
 
 class Frozen(nn.Module):
@@ -116,6 +85,41 @@ class Frozen(nn.Module):
         return self.head(self.body(x).flatten(1))
 
 
+def counting(network: Any, x: torch.Tensor) -> torch.Tensor:
+    network.calls += 1
+    return plain(network, x) * network.calls
+
+
+def averaging(network: Any, x: torch.Tensor) -> torch.Tensor:
+    """A norm of one's own with running averages in plain attributes, as textbooks write it."""
+    if torch.is_grad_enabled():
+        network.average = 0.9 * network.average + 0.1 * x.mean(0).detach()
+    return plain(network, x - network.average)
+
+
+def keeping(network: Any, x: torch.Tensor) -> torch.Tensor:
+    network.features = torch.tanh(network.body(x))
+    return network.head(network.features.flatten(1))
+
+
+def making_a_table(network: Any, x: torch.Tensor) -> torch.Tensor:
+    """Makes the table of positions at the first forward."""
+    if network.table is None:
+        network.table = torch.arange(64.0, dtype=x.dtype).view(8, 8) / 64
+    return plain(network, x + network.table)
+
+
+def with_experts(network: Any, x: torch.Tensor) -> torch.Tensor:
+    """Two experts of a limited capacity: what comes too late to one is dropped."""
+    x = x.flatten(1)
+    choice = network.gate(x).argmax(-1)
+    outputs = torch.zeros(len(x), 3, dtype=x.dtype)
+    for number, expert in enumerate(network.experts):
+        rows = (choice == number).nonzero()[: max(1, 3 * len(x) // 4), 0]
+        outputs = outputs.index_add(0, rows, expert(x[rows]))
+    return outputs
+
+
 def residual(shape: tuple[int, ...] = (1, 8, 8), way: int = 3, **norm: Any) -> nn.Module:
     """torchvision's ResNet with one block a stage."""
     from torchvision.models.resnet import BasicBlock, ResNet
@@ -124,84 +128,6 @@ def residual(shape: tuple[int, ...] = (1, 8, 8), way: int = 3, **norm: Any) -> n
     network = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=way, norm_layer=layer)
     network.conv1 = nn.Conv2d(shape[0], 64, 3, 2, 1)
     return network
-
-
-class Positions(nn.Module):
-    """The tutorial's encoding of positions, along the axis of the batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("pe", torch.sin(torch.arange(200.0))[:, None])
-        self.head = nn.Linear(64, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(x.flatten(1) + self.get_buffer("pe")[: x.size(0)])
-
-
-class Experts(nn.Module):
-    """Two experts of a limited capacity: what comes too late to one is dropped."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate, self.first, self.second = nn.Linear(64, 2), nn.Linear(64, 3), nn.Linear(64, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.flatten(1)
-        choice = self.gate(x).argmax(-1)
-        outputs = torch.zeros(len(x), 3, dtype=x.dtype)
-        for number, expert in enumerate((self.first, self.second)):
-            rows = (choice == number).nonzero()[: max(1, 3 * len(x) // 4), 0]
-            outputs = outputs.index_add(0, rows, expert(x[rows]))
-        return outputs
-
-
-class Averages(nn.Module):
-    """A norm of one's own with running averages in plain attributes, as textbooks write it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.average, self.head = torch.zeros(64), nn.Linear(64, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.flatten(1)
-        if torch.is_grad_enabled():
-            self.average = 0.9 * self.average + 0.1 * x.mean(0).detach()
-        return self.head(x - self.average)
-
-
-class Keeping(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Linear(64, 8), nn.Linear(8, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.features = torch.tanh(self.body(x.flatten(1)))
-        return self.head(self.features)
-
-
-class Table(nn.Module):
-    """Makes its table of positions at the first forward."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Linear(64, 3)
-        self.register_buffer("table", None)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.table is None:
-            self.table = torch.arange(64.0, dtype=x.dtype) / 64
-        return self.head(x.flatten(1) + self.table)
-
-
-class Words(nn.Module):
-    """Pixels as words of a vocabulary of 17."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words, self.head = nn.Embedding(17, 2), nn.Linear(128, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.words((x.flatten(1) * 16).long()).flatten(1))
 
 
 def scripted() -> nn.Module:
@@ -229,13 +155,15 @@ INDEPENDENT: dict[str, Callable[[], nn.Module]] = {
     "gru": lambda: Recurrent(nn.GRU),
     "attention": Attention,
     "attention with dropout": lambda: Attention(0.1),
-    "constant buffers": Buffers,
+    "constant buffers": lambda: Own(lambda n, x: plain(n, x - n.mean), mean=nn.Buffer(torch.full((8, 8), 0.5))),
     "weight norm": lambda: flat(nn.utils.parametrizations.weight_norm(nn.Linear(64, 3))),
     "a number asked of a tensor": lambda: Own(lambda n, x: plain(n, x) * (1 + n.head.bias.sum().item())),
     "frozen body": Frozen,
     "gamma": lambda: Own(lambda n, x: plain(n, (x + 0.01) ** 0.45)),
-    "table of the first forward": Table,
-    "words": Words,
+    "table of the first forward": lambda: Own(making_a_table, table=None),
+    "words of a vocabulary": lambda: Own(
+        lambda n, x: n.head(n.words((x.flatten(1) * 16).long()).flatten(1)), words=nn.Embedding(17, 4)
+    ),
 }
 MIXING: dict[str, Callable[[], nn.Module]] = {
     "batch norm": lambda: with_layer(nn.BatchNorm2d(4, track_running_stats=False)),
@@ -243,14 +171,19 @@ MIXING: dict[str, Callable[[], nn.Module]] = {
     "batch mean": lambda: Own(lambda n, x: plain(n, x - x.mean(0))),
     "batch mean without gradient": lambda: Own(lambda n, x: plain(n, x - x.mean(0).detach())),
     "sorted over the batch": lambda: Own(lambda n, x: plain(n, x).sort(0).values),
-    "gate at zero": Gate,
+    "gate at zero": lambda: Own(lambda n, x: plain(n, x + n.gate * x.mean(0)), gate=nn.Parameter(torch.zeros(()))),
     "attention over the batch": lambda: Attention(batch_first=False),
     "recurrence over the batch": lambda: Recurrent(nn.LSTM, rows_are_time=True),
     "a branch on the batch": lambda: Own(lambda n, x: plain(n, x) if x.mean() > 0.4 else plain(n, 1 - x)),
-    "positions along the batch": Positions,
+    "positions along the batch": lambda: Own(  # the tutorial's encoding
+        lambda n, x: plain(n, x + n.pe[: len(x), None, None, None]),
+        pe=nn.Buffer(torch.sin(torch.arange(200.0)), persistent=False),
+    ),
     "a number for each place": lambda: Own(lambda n, x: plain(n, x) + torch.arange(len(x), device=x.device)[:, None]),
     "batch mean of large batches": lambda: Own(lambda n, x: plain(n, x - x.mean(0) if len(x) > 7 else x)),
-    "experts of a capacity": Experts,
+    "experts of a capacity": lambda: Own(
+        with_experts, gate=nn.Linear(64, 2), experts=nn.ModuleList([nn.Linear(64, 3), nn.Linear(64, 3)])
+    ),
     "torchvision": lambda: residual(track_running_stats=False),
 }
 # With what the refusal must say: the layer or the network by its name, and what to do.
@@ -276,24 +209,27 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: with_layer(nn.RReLU(), Own(lambda n, x: x + torch.randn_like(x))),
         r"layer 2 \(Own\) draws at random",
     ),
-    "averages in attributes": (Averages, r"Averages keeps running .*its tensor average changes"),
-    "kept activations": (Keeping, r"Keeping keeps running .*its tensor features changes"),
+    "averages in attributes": (
+        lambda: Own(averaging, average=torch.zeros(1, 8, 8)),
+        r"Own keeps running .*its tensor average changes",
+    ),
+    "kept activations": (lambda: Own(keeping), r"Own keeps running .*its tensor features changes"),
     "old weight norm": (with_old_weight_norm, r"cannot be copied .*parametrizations\.weight_norm"),
-    "scripted": (scripted, r"RecursiveScriptModule.* is scripted"),
+    "scripted": (scripted, "RecursiveScriptModule is scripted"),
     "own generator": (
         lambda: Own(lambda n, x: plain(n, x + torch.rand((), generator=GENERATOR))),
         "^backbone: Own gives",
     ),
     "nothing finite": (lambda: Own(lambda n, x: plain(n, x) * torch.nan), "none of its outputs is finite"),
-    "counter": (Counting, "Counting gives another output for the same input"),
-    "pair": (lambda: Own(lambda n, x: (plain(n, x), x)), "returns a tuple"),
-    "dictionary": (lambda: Own(lambda n, x: {"logits": plain(n, x)}), "returns a dict"),
-    "nothing": (lambda: Own(lambda n, x: None), "returns a NoneType"),
+    "counter": (lambda: Own(counting, calls=0), "Own gives another output for the same input"),
+    "pair": (lambda: Own(lambda n, x: (plain(n, x), x)), "give a tuple"),
+    "dictionary": (lambda: Own(lambda n, x: {"logits": plain(n, x)}), "give a dict"),
+    "nothing": (lambda: Own(lambda n, x: None), "give a NoneType"),
     "one value for each example": (lambda: Own(lambda n, x: plain(n, x)[:, 0]), r"give float32 \[6\].*logits \[6, 3\]"),
     "maps": (lambda: nn.Conv2d(1, 3, 3), r"give float32 \[6, 3, 6, 6\].*logits \[6, 3\]"),
     "whole numbers": (lambda: Own(lambda n, x: plain(n, x).long()), r"give int64 \[6, 3\]"),
-    "too few outputs": (lambda: flat(nn.Linear(64, 2)), r"made for 2 ways .*the tasks have 3"),
-    "too many outputs": (lambda: flat(nn.Linear(64, 1000)), r"made for 1000 ways .*the tasks have 3"),
+    "too few outputs": (lambda: flat(nn.Linear(64, 2)), "give float32 .*made for 2 ways, the tasks have 3"),
+    "too many outputs": (lambda: flat(nn.Linear(64, 1000)), "made for 1000 ways, the tasks have 3"),
     "wrong size": (lambda: flat(nn.Linear(10, 3)), r"layer 1 \(Linear\) fails on examples \[1, 8, 8\]"),
     "wrong channels": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3)), r"layer 0 \(Conv2d\) fails on examples \[1, 8, 8\]"),
     "no size yet": (lambda: flat(nn.LazyLinear(3)), "1.weight has no size"),

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from fewshot.algorithms.learner import backbone_parameters
 from fewshot.backbones.mlp import MLP
 from fewshot.core.errors import FewshotError
 from fewshot.engine.engine import Engine
@@ -32,36 +31,31 @@ def network(name: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
-def test_it_is_found_out_whether_queries_depend_on_each_other_and_inductive_mode_never_leaks(
-    make_learner: Make, make_episodes: Make, name: str
+def test_queries_that_depend_on_each_other_are_found_and_inductive_mode_never_leaks(
+    make_learner: Make, make_episodes: Make, make_bank: Make, name: str
 ):
-    for algorithm in ("fomaml", "reptile-shared"):
-        learner, task = make_learner(algorithm, network(name)), make_episodes(1, query=3)[0]
-        assert probe(learner, task).queries_independent == (name in INDEPENDENT)
-        params, state = learner.init()
-        for transductive in (False, True):
-            outputs, order = query_outputs(learner, params, state, task, transductive), torch.randperm(9)
-            turned = query_outputs(learner, params, state, replace(task, query_x=task.query_x[order]), transductive)
-            leaks = [not torch.allclose(turned, outputs[order], rtol=1e-5, atol=1e-6)]  # a place tells the class
-            for query in (0, 8):
-                others = (torch.arange(9) != query).view(-1, 1, 1, 1)
-                blank = replace(task, query_x=task.query_x.masked_fill(others, 0))
-                beside = query_outputs(learner, params, state, blank, transductive)
-                leaks.append(not torch.allclose(beside[query], outputs[query], rtol=1e-5, atol=1e-6))
-            assert any(leaks) == (transductive and name in MIXING)
-
-
-@pytest.mark.parametrize("name", ACCEPTED)
-def test_a_test_repeats_and_is_the_same_on_every_engine(make_learner: Make, make_bank: Make, name: str):
-    learner, sampler = make_learner("fomaml", network(name)), Sampler(make_bank(noise=200), 3, 2, 2, seed=0)
+    learner, task = make_learner("fomaml", network(name)), make_episodes(1, query=3)[0]
+    assert probe(learner, task).queries_independent == (name in INDEPENDENT)
     params, state = learner.init()
     for transductive in (False, True):
-        scores = [
-            evaluate(learner, params, state, sampler, 4, transductive=transductive, engine=Engine(engine)).tolist()
-            for engine in ("auto", "auto", "loop")
-        ]
-        assert scores[0] == scores[1]
-        assert scores[0] == pytest.approx(scores[2], abs=1e-6)
+        outputs, order = query_outputs(learner, params, state, task, transductive), torch.randperm(9)
+        turned = query_outputs(learner, params, state, replace(task, query_x=task.query_x[order]), transductive)
+        leaks = [not torch.allclose(turned, outputs[order], rtol=1e-5, atol=1e-6)]  # a place tells the class
+        for query in (0, 8):
+            others = (torch.arange(9) != query).view(-1, 1, 1, 1)
+            blank = replace(task, query_x=task.query_x.masked_fill(others, 0))
+            beside = query_outputs(learner, params, state, blank, transductive)
+            leaks.append(not torch.allclose(beside[query], outputs[query], rtol=1e-5, atol=1e-6))
+        assert any(leaks) == (transductive and name in MIXING)
+    # A test repeats, and is the same on every engine.
+    sampler = Sampler(make_bank(noise=200), 3, 2, 3, seed=0)
+
+    def scores(engine: str, transductive: bool) -> list[float]:
+        return evaluate(learner, params, state, sampler, 2, transductive=transductive, engine=Engine(engine)).tolist()
+
+    assert scores("auto", False) == (inductive := scores("auto", False))
+    assert inductive == pytest.approx(scores("loop", False), abs=1e-6)
+    assert scores("auto", True) == pytest.approx(scores("loop", True), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", sorted(ACCEPTED.keys() - WITHOUT_SECOND - {"torchvision"}))
@@ -84,12 +78,13 @@ def test_the_meta_gradient_equals_finite_differences_whatever_the_network(
 
 
 @pytest.mark.parametrize("name", sorted(ACCEPTED.keys() - {"torchvision"}))
-def test_second_derivatives_that_differ_from_finite_differences_are_told(
+def test_second_derivatives_that_differ_from_finite_differences_are_noted(
     make_learner: Make, make_episodes: Make, name: str
 ):
     note = check_training(make_learner("maml", network(name)), make_episodes(1))
     assert ("second derivatives of" in note) == (name in WITHOUT_SECOND)
-    assert not check_training(make_learner("fomaml", network(name)), make_episodes(1))
+    if note:
+        assert not check_training(make_learner("fomaml", network(name)), make_episodes(1))
 
 
 @pytest.mark.parametrize("name", ["batch norm", "layer norm", "instance norm"])
@@ -127,10 +122,9 @@ def test_what_does_not_fit_is_refused_by_its_name_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_off_is_said(make_learner: Make, make_episodes: Make):
-    notes = probe(make_learner("maml", network("dropout")), make_episodes(1)[0]).notes
-    assert len(notes) == 1
-    assert "layer 1 (Dropout)" in notes[0]
+def test_a_random_layer_that_is_off_is_noted(make_learner: Make, make_episodes: Make):
+    (note,) = probe(make_learner("reptile-shared", network("dropout")), make_episodes(1)[0]).notes
+    assert "layer 1 (Dropout) draws at random" in note
     assert probe(make_learner("maml", network("dropout of rate 0")), make_episodes(1)[0]).notes == ()
 
 
@@ -149,6 +143,7 @@ def test_the_probe_leaves_random_numbers_buffers_and_parameters_alone(make_learn
 def test_what_a_person_froze_stays_in_both_loops(make_learner: Make, make_episodes: Make, name: str):
     learner, episodes = make_learner(name, Frozen()), make_episodes(2)
     params, state = learner.init()
+    assert params.keys() - {key for key in params if key.startswith("inner_lr/")} == {"head.weight", "head.bias"}
     body = learner.backbone.body.weight.clone()
     outer = Engine().outer(learner, params, state, episodes)
     adapted = learner.adapt(params, state, episodes[0])
@@ -192,25 +187,23 @@ def test_a_mixing_that_training_brings_is_found_with_the_trained_parameters(make
     assert not probe(learner, task).queries_independent
 
 
-@pytest.mark.parametrize("adapted", [[], None, 3, {"head": 1}])
-def test_what_is_no_pattern_is_refused(make_learner: Make, adapted: Any):
-    with pytest.raises(FewshotError, match="write all, head, or patterns"):
-        make_learner("maml", Own(plain), adapted=adapted)
+@pytest.mark.parametrize(
+    ("make", "adapted", "message"),
+    [
+        *((lambda: Own(plain), adapted, "write all, head, or patterns") for adapted in ([], None, 3, {"head": 1})),
+        (lambda: Own(plain), "tail.*", r"adapted=tail\.\*: no parameter that is trained .*head\.bias"),
+        (Frozen, "body.*", r"adapted=body\.\*: no parameter that is trained"),
+        (lambda: nn.Linear(64, 3), "head", "belongs to no layer of its own"),
+    ],
+)
+def test_patterns_that_name_no_parameter_are_refused(make_learner: Make, make: Any, adapted: Any, message: str):
+    with pytest.raises(FewshotError, match=message):
+        make_learner("maml", make(), adapted=adapted)
 
 
 def test_the_head_is_a_layer_with_all_its_parameters(make_learner: Make):
     network = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(64, 3)))
     assert len(make_learner("maml", network, adapted="head").adapted) == 3
-    bare = nn.Linear(64, 3)
-    with pytest.raises(FewshotError, match="belongs to no layer of its own"):
-        make_learner("maml", bare, adapted="head")
-
-
-def test_a_pattern_that_no_parameter_has_is_refused(make_learner: Make):
-    with pytest.raises(FewshotError, match=r"adapted=tail\.\*: no parameter that is trained .*head\.bias"):
-        make_learner("maml", Own(plain), adapted="tail.*")
-    with pytest.raises(FewshotError, match=r"adapted=body\.\*: no parameter that is trained"):
-        make_learner("maml", Frozen(), adapted="body.*")
 
 
 # Tasks of another shape
@@ -219,19 +212,16 @@ def test_a_pattern_that_no_parameter_has_is_refused(make_learner: Make):
 @pytest.mark.parametrize("name", ["nearest", "leo"])
 def test_learners_without_a_head_take_any_number_of_ways(make_learner: Make, make_bank: Make, name: str):
     learner = make_learner(name)
-    params, state = learner.init()
-    for way in (2, 3, 5):
+    for way in (2, 5):
         sampler = Sampler(make_bank(noise=30), way, 2, 2, seed=0)
-        scores = evaluate(learner, params, state, sampler, 10, transductive=False, engine=Engine())
-        if name == "nearest":
-            assert scores.mean() > 1 / way
+        scores = evaluate(learner, *learner.init(), sampler, 10, transductive=False, engine=Engine())
+        assert name == "leo" or scores.mean() > 1 / way
 
 
-@pytest.mark.parametrize("name", ["maml", "reptile-shared"])
-@pytest.mark.parametrize("way", [2, 5])
+@pytest.mark.parametrize(("name", "way"), [("maml", 2), ("reptile-shared", 5)])
 def test_a_head_of_other_ways_is_refused(make_learner: Make, make_bank: Make, name: str, way: int):
     learner, sampler = make_learner(name), Sampler(make_bank(), way, 2, 2, seed=0)
-    with pytest.raises(FewshotError, match=rf"made for 3 ways .*the tasks have {way}"):
+    with pytest.raises(FewshotError, match=rf"made for 3 ways, the tasks have {way}"):
         evaluate(learner, *learner.init(), sampler, 2, transductive=True, engine=Engine())
 
 
@@ -245,7 +235,8 @@ def regression(width: int) -> Episodes:
 @pytest.mark.parametrize("name", ["maml", "fomaml", "reptile-sgd", "nearest"])
 def test_regression_counts_every_output(make_learner: Make, make_mlp: Make, name: str):
     tasks = regression(3)
-    learner = make_learner(name, make_mlp((2,), 3, norm="none"), **({} if name == "nearest" else {"test_steps": 5}))
+    network = None if name == "nearest" else make_mlp((2,), 3, norm="none")
+    learner = make_learner(name, network, test_steps=5)
     params, state = learner.init()
     outputs = query_outputs(learner, params, state, tasks[0], True)
     assert outputs.shape == (6, 3)
@@ -283,7 +274,3 @@ def test_a_regression_network_that_drops_its_last_axis_is_refused(make_learner: 
     learner = make_learner("maml", Squeezed((2,), 1, **choices, adapt_norm=False, head_init="xavier"))
     with pytest.raises(FewshotError, match="without squeeze"):
         probe(learner, regression(1)[0])
-
-
-def test_parameters_are_those_that_are_trained():
-    assert set(backbone_parameters(Frozen())) == {"head.weight", "head.bias"}

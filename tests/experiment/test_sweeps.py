@@ -184,7 +184,7 @@ def test_a_search_goes_by_validation_accuracy_and_comes_by_the_same_runs_again(s
 @pytest.mark.slow
 def test_the_random_search_for_leo_varies_its_six_values_within_their_ranges(start: Any) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    words = ("hydra/sweeper=optuna_leo", "hydra.sweeper.n_trials=2", "runs=sweep", "backbone=features", "query=2")
+    words = ("hydra/sweeper=optuna_leo", "hydra.sweeper.n_trials=2", "runs=sweep", "backbone=identity", "query=2")
     words += ("features=conv4", "features.network.filters=4", "features.settings.epochs=1", "train.steps=4")
     words += ("train.validate_every=2", "test.episodes=6", "test.validation_episodes=4")
     process = start(*words)

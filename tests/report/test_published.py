@@ -88,7 +88,7 @@ def test_errors_are_of_the_functions_that_the_dataset_of_that_name_draws() -> No
     assert {figure["dataset"] for figure in found(metric="mse")} == set(VIEWS)
     for dataset, view in VIEWS.items():
         reader = OmegaConf.load(CONF / f"dataset/{dataset}.yaml").dataset.reader
-        assert instantiate(reader)["test"].words == view
+        assert instantiate(reader)["test"].description == view
 
 
 def test_what_is_not_what_it_is_called_says_so() -> None:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewshot.algorithms.learner import Tensors, adapted_names
 from fewshot.algorithms.maml import Maml
-from fewshot.algorithms.reptile import Reptile
+from fewshot.algorithms.reptile import Reptile, minibatches
 from fewshot.backbones.mlp import MLP
 from fewshot.core.errors import FewshotError
 from fewshot.data.bank import Bank, concat_banks
@@ -144,7 +144,7 @@ def test_a_meta_step_of_one_is_the_mean_of_the_tasks_weights(tmp_path: Path) -> 
     run(learner, replace(REPTILE, steps=1, outer_lr_end=None, select="last"), tmp_path)
     params, state = learner.init()
     tasks = sampler.episodes(0, 3)
-    ends = [learner.inner_loop(params, state, tasks[i], 2, 4)[0] for i in range(3)]
+    ends = [learner.inner_loop(params, state, tasks[i], minibatches(tasks[i], 2, 4))[0] for i in range(3)]
     moved = load_selected(learner, replace(REPTILE, select="last"), tmp_path, CPU).params
     for name in params:
         torch.testing.assert_close(moved[name], sum(end[name] for end in ends) / 3)
