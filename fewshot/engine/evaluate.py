@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -50,10 +51,14 @@ def evaluate(
     *,
     transductive: bool,
     engine: Engine,
+    advance: Callable[..., None] | None = None,
 ) -> np.ndarray:
     """Score of each of the first `episodes` episodes, by the tasks' own metric: [episodes] float64.
 
     Several processes share the batches, which are those of one process alone, and all return the same scores.
+
+    Args:
+        advance: called after each batch of this process with `by`, its number of episodes; see `progress_bar`.
 
     Raises:
         FewshotError: the learner does not fit the tasks.
@@ -79,7 +84,11 @@ def evaluate(
 
     batches = range(0, episodes, batch)
     own = rank_slice(len(batches))
-    scores = [score_batch(first).double().cpu() for first in batches[own.start : own.stop]]
+    scores = []
+    for first in batches[own.start : own.stop]:
+        scores.append(score_batch(first).double().cpu())
+        if advance is not None:
+            advance(by=len(scores[-1]))
     own_scores = torch.cat([torch.zeros(0, dtype=torch.float64), *scores])
     own_episodes = range(own.start * batch, min(own.stop * batch, episodes))
     return all_reduce_sum([pad_to_global(own_scores, own_episodes, episodes)])[0].numpy()
@@ -116,8 +125,8 @@ def _evaluate_by_class(
 
 def ci95(scores: np.ndarray) -> float:
     """Half width of the 95 % confidence interval of the mean over episodes (Student's t); nan for one score."""
-    from scipy import stats
+    from scipy.special import stdtrit  # the quantile of scipy.stats.t, whose import takes much longer
 
     if len(scores) < 2:
         return float("nan")
-    return float(stats.t.ppf(0.975, len(scores) - 1) * scores.std(ddof=1) / np.sqrt(len(scores)))
+    return float(stdtrit(len(scores) - 1, 0.975) * scores.std(ddof=1) / np.sqrt(len(scores)))

@@ -98,7 +98,7 @@ def _scores(run: Experiment, trained: Trained) -> tuple[Scores, Any]:
     scores: Scores = {}
     adaptation_steps: Any = []
     total = cfg.test.episodes * len(run.test_steps)
-    with progress_bar(f"{title(cfg)}: test episodes", total) if is_main() else nullcontext():
+    with progress_bar(f"{title(cfg)}: test episodes", total) if is_main() else nullcontext() as advance:
         for count in run.test_steps:
             name = f"{tasks.metric}_{count}" if listed else tasks.metric
             with override_test_steps(run.learner, count):
@@ -106,7 +106,7 @@ def _scores(run: Experiment, trained: Trained) -> tuple[Scores, Any]:
                     adaptation_steps = getattr(run.learner, "adaptation_steps", count)
                 each = evaluate(
                     run.learner, trained.params, trained.state, tasks, cfg.test.episodes,
-                    transductive=cfg.test.transductive, engine=run.engine,
+                    transductive=cfg.test.transductive, engine=run.engine, advance=advance,
                 )  # fmt: skip
             if diverged := int((~np.isfinite(each)).sum()):
                 problem = (
