@@ -9,25 +9,26 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from fewshot.core.errors import FewshotError
-from fewshot.data.datasets.leo_embeddings import write_originals
-from fewshot.experiment.build import read_sources
 from fewshot.experiment.cli import main
 from fewshot.experiment.config import given_overrides
 
 
 def pretrain(cfg: DictConfig) -> None:
+    from fewshot.data.datasets.leo_embeddings import write_originals  # here, since these import torch
+    from fewshot.experiment.build import read_sources
+
     for override in given_overrides():
         if override.startswith("backbone."):
             raise FewshotError(f"{override}: of an extractor, write features.{override.removeprefix('backbone.')}")
     if "settings" not in cfg.features.get("reader", {}):
         raise FewshotError(f"dataset={cfg.dataset.name}: an extractor takes images; choose a dataset with images")
     banks = read_sources(cfg)
-    found = banks["test"].about["extractor"]
+    extractor = banks["test"].about["extractor"]
     sizes = ", ".join(f"{len(bank.names)} {split}" for split, bank in banks.items())
     print(
-        f"{found['name']} on {cfg.dataset.name} ({sizes} classes), {banks['test'].shape[0]} values per image: "
-        f"{100 * found['validation_accuracy']:.2f} % validation accuracy ({found['validation']}, epoch "
-        f"{found['epoch']}), fingerprint {found['fingerprint'][:12]}  "
+        f"{extractor['name']} on {cfg.dataset.name} ({sizes} classes), {banks['test'].shape[0]} values per image: "
+        f"{100 * extractor['validation_accuracy']:.2f} % validation accuracy ({extractor['validation']}, epoch "
+        f"{extractor['epoch']}), fingerprint {extractor['fingerprint'][:12]}  "
         f"{Path(cfg.features.reader.cache) / banks['test'].about['folder']}"
     )
     if cfg.export_leo_format:

@@ -163,9 +163,10 @@ def _show(hydra: Hydra, config: str, flags: argparse.Namespace) -> None:
     OmegaConf.set_readonly(cfg.hydra, None)
     complete(cfg, lines)
     if flags.help:
-        cfg.hydra.help.header = sys.modules["__main__"].__doc__ or config
+        cfg.hydra.help.header = f"{(sys.modules['__main__'].__doc__ or config).strip()}\n"
         settings = hydra.get_sanitized_cfg(cfg.copy(), "job")
-        print(hydra.get_help(cfg.hydra.help, settings, get_args_parser(), flags.resolve))
+        text = hydra.get_help(cfg.hydra.help, settings, get_args_parser(), flags.resolve)
+        print(text.replace("Choose with group=option:\n\n", ""))  # a tool without groups
         return
     shown: Any = hydra.get_sanitized_cfg(cfg, flags.cfg)
     if flags.package not in (None, "_global_"):
