@@ -22,13 +22,13 @@ def pretrain(cfg: DictConfig) -> None:
     if "settings" not in cfg.features.get("reader", {}):
         raise FewshotError(f"dataset={cfg.dataset.name}: an extractor takes images; choose a dataset with images")
     banks = read_sources(cfg)
-    found = banks["test"].about["extractor"]
+    found = banks["test"].metadata["extractor"]
     sizes = ", ".join(f"{len(bank.names)} {split}" for split, bank in banks.items())
     print(
         f"{found['name']} on {cfg.dataset.name} ({sizes} classes), {banks['test'].shape[0]} values per image: "
         f"{100 * found['validation_accuracy']:.2f} % validation accuracy ({found['validation']}, epoch "
         f"{found['epoch']}), fingerprint {found['fingerprint'][:12]}  "
-        f"{Path(cfg.features.reader.cache) / banks['test'].about['folder']}"
+        f"{Path(cfg.features.reader.cache) / banks['test'].metadata['folder']}"
     )
     if cfg.export_leo_format:
         write_originals(Path(cfg.export_leo_format), banks, cfg.dataset.name, "center")

@@ -84,7 +84,7 @@ def make_record(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dic
         "test": _summed_up(tasks.metric, scores, steps if several else []) | {"episodes": cfg.test.episodes},
         "cost": {
             "train_seconds": round(trained.train_seconds, 2),
-            "extractor_seconds": tasks.source.about.get("extractor", {}).get("train_seconds"),
+            "extractor_seconds": tasks.source.metadata.get("extractor", {}).get("train_seconds"),
             "nan_guarded_steps": trained.nan_guarded,
             "train_tasks": train_tasks,
             "gradient_evaluations": train_tasks * getattr(run.learner, "gradient_evaluations", 0),
@@ -99,7 +99,7 @@ def make_record(run: Experiment, cfg: DictConfig, trained: Trained) -> tuple[dic
             "fingerprint": tasks.source.image_fingerprint,
             "features_fingerprint": None if cfg.features.name is None else tasks.source.fingerprint,
             "train_fingerprint": "+".join(run.sources[split].fingerprint for split in trained_on),
-            "about": dict(tasks.source.about),
+            "about": dict(tasks.source.metadata),
             "view": None if isinstance(tasks.source, Functions) else _view(run, cfg, tasks),
         },
         "config": trained_with(run.config),
@@ -172,7 +172,7 @@ def setting(run: Experiment, cfg: DictConfig) -> str:
 
 def dataset_name(cfg: DictConfig) -> str:
     """The dataset's name; a part of a published one is not that one."""
-    part = cfg.features.name != "published" and cfg.dataset.reader.get("complete", True) is False
+    part = cfg.features.name != "published" and cfg.dataset.reader.get("allow_partial", False)
     return f"{cfg.dataset.name} (part)" if part else cfg.dataset.name
 
 

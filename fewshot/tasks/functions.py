@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fewshot.core.errors import FewshotError
-from fewshot.data.sources.layouts import SPLITS
+from fewshot.data.bank import SPLITS
 
 # Each family's parameters, and its function of x [T, M] and of each parameter [T, 1].
 FAMILIES: Mapping[str, tuple[tuple[str, ...], Callable[..., torch.Tensor]]] = {
@@ -54,7 +54,7 @@ class Functions:
         return self.fingerprint
 
     @property
-    def about(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """The distribution, for the record."""
         return {"functions": self.words}
 

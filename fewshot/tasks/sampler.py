@@ -54,7 +54,7 @@ class Sampler:
     metric = "accuracy"
 
     def __post_init__(self) -> None:
-        bank, where = self.bank, f"{self.bank.about.get('dataset', 'bank')}, split {self.bank.split}"
+        bank, where = self.bank, f"{self.bank.metadata.get('dataset', 'bank')}, split {self.bank.split}"
         for name, least in (("way", 2), ("shot", 1), ("query", 0)):
             if getattr(self, name) < least:
                 raise FewshotError(f"{name}={getattr(self, name)}: must be at least {least}")

@@ -82,7 +82,7 @@ def features(
     initial = _digest(extractor.state_dict())
     words = json.dumps([made_of, initial, choices, dict(settings), str(seen)], sort_keys=True)
     key = hashlib.sha256(words.encode()).hexdigest()[:12]
-    title = f"{images['train'].about.get('dataset', 'images')}-{name}-{key}"
+    title = f"{images['train'].metadata.get('dataset', 'images')}-{name}-{key}"
     cache = expand_path(cache)
     folder, work = cache / f"features-{title}", cache / "extractors" / title
     if not (folder / "bank.json").exists():
@@ -95,7 +95,7 @@ def features(
         with lock_dir(work):
             found = _train(extractor, images, seen, settings, work, f"extractor {name}, {classes} classes")
             about = {
-                "dataset": images["train"].about.get("dataset", "images"),
+                "dataset": images["train"].metadata.get("dataset", "images"),
                 "folder": folder.name,
                 "extractor": {
                     "name": name,
@@ -107,7 +107,7 @@ def features(
                     "images": made_of,
                     "settings": dict(settings),
                 },
-                "images": {split: dict(bank.about) for split, bank in images.items()}["train"],
+                "images": {split: dict(bank.metadata) for split, bank in images.items()}["train"],
             }
             splits = {split: _split(extractor, bank, seen) for split, bank in images.items()}
             write_banks(folder, splits, about)
@@ -125,7 +125,7 @@ def open_features(images: Mapping[str, Bank], folder: str | Path) -> dict[str, B
     if not (folder / "bank.json").is_file():
         raise FewshotError(f"{folder}: no features there; give the folder that tools/pretrain.py printed")
     banks = open_banks(folder)
-    made_of = next(iter(banks.values())).about.get("extractor", {}).get("images", {})
+    made_of = next(iter(banks.values())).metadata.get("extractor", {}).get("images", {})
     for split in ("train", "val", "test"):
         if made_of.get(split) != images[split].fingerprint:
             raise FewshotError(
@@ -236,7 +236,7 @@ def _split(extractor: nn.Module, bank: Bank, seen: ImageTransform) -> Split:
 def _validation(extractor: nn.Module, bank: Bank, seen: ImageTransform, settings: Mapping[str, Any]) -> float:
     """Few-shot accuracy of nearest class means on the features of the validation classes."""
     split = _split(extractor, bank, seen)
-    found = Bank(torch.from_numpy(split.examples), bank.offsets, bank.names, bank.split, "", bank.about)
+    found = Bank(torch.from_numpy(split.examples), bank.offsets, bank.names, bank.split, "", bank.metadata)
     sampler, learner = (
         _validation_sampler(found, settings),
         Nearest(Identity(found.shape, settings["way"]), reference="mean"),
