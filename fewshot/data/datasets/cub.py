@@ -8,6 +8,7 @@ it unpacks to, and class folders at any depth.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,14 +16,8 @@ from fewshot.core.errors import FewshotError
 from fewshot.data.sources.archives import Files, check_archive
 from fewshot.data.sources.download import fetch
 from fewshot.data.sources.images import is_image
-from fewshot.data.sources.published import (
-    PARTLY,
-    Found,
-    PublishedDataset,
-    Splits,
-    check_complete,
-    find_class_folders,
-)
+from fewshot.data.sources.parts import SplitSource
+from fewshot.data.sources.published import PARTLY, Found, PublishedDataset, Splits, check_classes, find_class_folders
 
 NAME = "CUB_200_2011"
 # As in learn2learn 0.2.0, learn2learn/vision/datasets/cu_birds200.py.
@@ -31,25 +26,32 @@ PAGE = "https://data.caltech.edu/records/65de6-vp158"  # where the authors publi
 IMAGES = 11_788
 
 
-def _find(files: Files, splits: Splits, allow_partial: bool) -> Found | str:
+def _find(files: Files, splits: Splits) -> Found | str:
     # Masks, which are published apart and named like the images, may have been unpacked beside them.
     images = replace(files, names=[name for name in files.names if "segmentations" not in name.split("/")])
-    found = find_class_folders(images, splits)
-    if found is None:
-        return ""
-    parts, skipped = found
-    if not allow_partial:
-        check_complete(str(files.root), parts, splits)
-        total = sum(len(part.labels) for part in parts.values())
-        if total != IMAGES:
-            raise FewshotError(f"{files.root}: {total} images, not {IMAGES}; {PARTLY}")
-    metadata = {"source": "CUB-200-2011 (Wah et al. 2011), whole images", "layout": "class folders"}
-    return parts, metadata | {"split_source": "Chen et al. 2019: by index modulo 2 and 4, 100/50/50"} | skipped
+    return find_class_folders(images, splits) or ""
+
+
+def _check(where: str, parts: Mapping[str, SplitSource], splits: Splits) -> None:
+    check_classes(where, parts, splits)
+    total = sum(len(part.labels) for part in parts.values())
+    if total != IMAGES:
+        raise FewshotError(f"{where}: {total} images, not {IMAGES}; {PARTLY}")
 
 
 def _download(root: Path) -> None:
     fetch(URL, root / f"{NAME}.tgz", check=check_archive, what=f"{NAME}.tgz")
 
 
-REMEDY = f"put {NAME}.tgz from {PAGE} there, or the folder {NAME} that it unpacks to"
-read = PublishedDataset("cub", "CUB-200-2011", is_image, _find, _download, REMEDY, archive=NAME).read
+read = PublishedDataset(
+    name="cub",
+    title="CUB-200-2011",
+    source="CUB-200-2011 (Wah et al. 2011), whole images",
+    split_source="Chen et al. 2019: classes by index modulo 2 and 4, 100/50/50",
+    is_wanted=is_image,
+    find=_find,
+    check=_check,
+    download=_download,
+    remedy=f"put {NAME}.tgz from {PAGE} there, or the folder {NAME} that it unpacks to",
+    archive=NAME,
+).read

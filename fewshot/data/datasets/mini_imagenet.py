@@ -23,20 +23,21 @@ from typing import Any
 
 import numpy as np
 
-from fewshot.core.errors import FewshotError, one_line
+from fewshot.core.errors import FewshotError
 from fewshot.data.bank import SPLITS
 from fewshot.data.sources import pickles, split_csv
 from fewshot.data.sources.archives import Files, open_checked, open_files
 from fewshot.data.sources.download import fetch
 from fewshot.data.sources.faults import raise_faults
 from fewshot.data.sources.images import is_image
-from fewshot.data.sources.layouts import SPLIT_WORDS
 from fewshot.data.sources.parts import SplitSource, part_of_files, part_of_labels
 from fewshot.data.sources.published import (
+    PARTLY,
     Found,
     PublishedDataset,
     Splits,
-    check_complete,
+    check_classes,
+    files_by_split,
     find_class_folders,
     published_split,
 )
@@ -54,20 +55,9 @@ LIST = re.compile(rf"{WORD}\.csv", re.IGNORECASE)
 ORIGINAL = re.compile(r"(n\d{8})_(\d{1,9})\.jpe?g", re.ASCII | re.IGNORECASE)
 
 
-def _find(files: Files, splits: Splits, allow_partial: bool) -> Found | str:
-    found = _find_layout(files, splits)
-    if isinstance(found, str):
-        return found
-    parts, metadata = found
-    if not allow_partial:
-        check_complete(str(files.root), parts, splits, IMAGES)
-    metadata["source"] = "miniImageNet (Vinyals et al. 2016), of ILSVRC-2012"
-    return parts, metadata | {"split_source": "Ravi and Larochelle 2017, by WordNet id"}
-
-
-def _find_layout(files: Files, splits: Splits) -> Found | str:
+def _find(files: Files, splits: Splits) -> Found | str:
     """The images of the first layout that is there, with its name as metadata; or a text on what is missing."""
-    pickle_of, list_of = _files_by_split(files, PICKLE), _files_by_split(files, LIST)
+    pickle_of, list_of = files_by_split(files, PICKLE), files_by_split(files, LIST)
     if len(pickle_of) == len(SPLITS):
         found = {split: _part_of_pickle(files, pickle_of[split], split, splits) for split in SPLITS}
         return {split: part for split, (part, _) in found.items()}, {"layout": f"pickles of {found['train'][1]}"}
@@ -77,7 +67,7 @@ def _find_layout(files: Files, splits: Splits) -> Found | str:
     parts = folders[0] if folders else {}
     large = next((name for part in parts.values() for name, count in part.counts.items() if count > IMAGES), None)
     if folders and not large:
-        return parts, {"layout": "class folders by WordNet id"} | folders[1]
+        return folders
     beside: split_csv.CsvFiles = {files.root.absolute().parent / f"{split}.csv": split for split in SPLITS}
     if all(Path(path).is_file() for path in beside):
         return _find_listed(files, beside, splits)
@@ -92,15 +82,13 @@ def _find_layout(files: Files, splits: Splits) -> Found | str:
     return ""
 
 
-def _files_by_split(files: Files, pattern: re.Pattern[str]) -> dict[str, str]:
-    """The one file of each split whose name matches."""
-    file_of: dict[str, str] = {}
-    for name in files.names:
-        if match := pattern.fullmatch(posixpath.basename(name)):
-            split = SPLIT_WORDS[match[1].lower()]
-            if file_of.setdefault(split, name) != name:
-                raise FewshotError(f"{files.root}: {file_of[split]} and {name} are both there: leave one of them")
-    return file_of
+def _check(where: str, parts: Mapping[str, SplitSource], splits: Splits) -> None:
+    check_classes(where, parts, splits)
+    for part in parts.values():
+        unequal = [
+            f"{where}: class {name} has {n} images, not {IMAGES}" for name, n in part.counts.items() if n != IMAGES
+        ]
+        raise_faults("classes with another number of images", unequal, PARTLY)
 
 
 def _pickle_url(split: str) -> str:
@@ -128,10 +116,7 @@ def _part_of_pickle(files: Files, name: str, split: str, splits: Splits) -> tupl
         yield from _load_pickle(files, name, split, splits, remedy)[0][first:]
 
     _, labels, names, keys = _load_pickle(files, name, split, splits, remedy)
-    part = part_of_labels(
-        names, labels, images, lambda i: f"{where}: image {i + 1}", lambda _: files.newest_change([name])
-    )
-    return part, keys
+    return part_of_labels(names, labels, images, where, lambda: files.newest_change([name])), keys
 
 
 def _load_pickle(
@@ -146,10 +131,9 @@ def _load_pickle(
         FewshotError: it is not as above, or holds classes of another split.
     """
     where = files.describe(name)
-    with open_checked(files, name, remedy) as file:
-        content = pickles.load(file, where)
-    try:
-        content = pickles.with_text_keys(content)
+    wanted = "wanted: image_data, uint8 [images, height, width, 3], with class_dict, or data with labels, catname2label"
+    with open_checked(files, name, f"{wanted}; {remedy}") as file:
+        content = pickles.with_text_keys(pickles.load(file, where))
         if "class_dict" in content:
             keys, images = "class_dict", content["image_data"]
             rows_of = pickles.with_text_keys(content["class_dict"])
@@ -165,11 +149,6 @@ def _load_pickle(
             labels[rows] = label
         if sum(map(len, rows_of.values())) != len(images) or (labels < 0).any():
             raise ValueError("not one class for each image")
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise FewshotError(
-            f"{where}: not image_data, uint8 [images, height, width, 3], with class_dict, nor data with labels and "
-            f"catname2label ({type(error).__name__}: {one_line(error)[:80]}); {remedy}"
-        ) from error
     stray = [f"{where}: {_describe_stray(name, split, splits)}" for name in rows_of if name not in splits[split]]
     raise_faults("classes of another split", stray, remedy)
     return np.asarray(images), labels, list(rows_of), keys
@@ -240,8 +219,15 @@ def _is_wanted(name: str) -> bool:
     return is_image(name) or PICKLE.fullmatch(posixpath.basename(name)) is not None
 
 
-REMEDY = (
-    "put mini-imagenet-cache-train.pkl, -validation.pkl and -test.pkl there, or images with train.csv, val.csv and "
-    "test.csv, or class folders by WordNet id"
-)
-read = PublishedDataset("mini", "miniImageNet", _is_wanted, _find, _download, REMEDY).read
+read = PublishedDataset(
+    name="mini",
+    title="miniImageNet",
+    source="miniImageNet (Vinyals et al. 2016), of ILSVRC-2012",
+    split_source="Ravi and Larochelle 2017, by WordNet id",
+    is_wanted=_is_wanted,
+    find=_find,
+    check=_check,
+    download=_download,
+    remedy="put mini-imagenet-cache-train.pkl, -validation.pkl and -test.pkl there, or images with train.csv, val.csv "
+    "and test.csv, or class folders by WordNet id",
+).read

@@ -17,92 +17,82 @@ from __future__ import annotations
 
 import math
 import os
+import posixpath
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 
-from fewshot.core.errors import FewshotError, one_line
+from fewshot.core.errors import FewshotError
 from fewshot.data.bank import SPLITS
 from fewshot.data.sources import pickles
 from fewshot.data.sources.archives import Files, open_checked, open_files
 from fewshot.data.sources.download import fetch
 from fewshot.data.sources.faults import raise_faults
 from fewshot.data.sources.images import is_image, is_web_page
-from fewshot.data.sources.layouts import SPLIT_WORDS
 from fewshot.data.sources.parts import SplitSource, part_of_labels
 from fewshot.data.sources.published import (
     PARTLY,
     Found,
     PublishedDataset,
     Splits,
-    check_complete,
+    check_classes,
+    files_by_split,
     find_class_folders,
 )
 
 # As in learn2learn 0.2.0, vision/datasets/tiered_imagenet.py, whose class would run what a pickle asks for.
 URL = "https://zenodo.org/record/7978538/files"
 TOTALS = {"train": 448_695, "val": 124_261, "test": 206_209}  # images of each split
-FILE = re.compile(r"(?:tiered-imagenet-)?([a-z]+)_(images_png\.pkl|images\.npz|labels\.pkl)")
 PNGS, ARRAYS, LABELS = "images_png.pkl", "images.npz", "labels.pkl"
+PATTERNS = {kind: re.compile(rf"(?:tiered-imagenet-)?([a-z]+)_{re.escape(kind)}") for kind in (PNGS, ARRAYS, LABELS)}
 LAYOUTS = {PNGS: "the authors' pickles of PNG files", ARRAYS: "the authors' images unpacked to .npz, blue first"}
-NUMBERS, NAMES, IDS = "numbers, as in the labels", "names, as in the labels", "WordNet ids, as published"
+WORDNET_ID = re.compile(r"n\d{8}", re.ASCII)
 AGAIN = (
     f"fetch the authors' six files again, by hand: {URL}/tiered-imagenet-train_images_png.pkl and -train_labels.pkl, "
     "and those of val and test"
 )
 
 
-def _find(files: Files, splits: Splits, allow_partial: bool) -> Found | str:
-    found = _find_layout(files, splits)
-    if isinstance(found, str):
-        return found
-    parts, metadata = found
-    has_ids = metadata["classes"] == IDS
-    for split, part in parts.items():
-        stray = [name for name in part.names if has_ids and name not in splits[split]]
-        stray = [f"{files.root}: {name} is no class of {split} in the published split" for name in stray]
-        raise_faults("classes of another split", stray, "remove it")
-        counts = f"{len(part.names)} classes and {len(part.labels)} images"
-        wanted = f"{len(splits[split])} classes and {TOTALS[split]} images"
-        if not has_ids and not allow_partial and counts != wanted:
-            raise FewshotError(f"{files.root}: {counts} of {split}, not {wanted}; {PARTLY}")
-    if has_ids and not allow_partial:
-        check_complete(str(files.root), parts, splits, TOTALS)
-    metadata["source"] = "tieredImageNet (Ren et al. 2018), of ILSVRC-2012"
-    return parts, metadata | {"split_source": "Ren et al. 2018" if has_ids else "the files' own"}
+def _is_wanted(name: str) -> bool:
+    return is_image(name) or any(pattern.fullmatch(posixpath.basename(name)) for pattern in PATTERNS.values())
 
 
-def _find_layout(files: Files, splits: Splits) -> Found | str:
-    """The images of the first layout that is there, with metadata; or a text on what is missing."""
-    file_of = _files_by_kind(files)
+def _find(files: Files, splits: Splits) -> Found | str:
+    file_of = {kind: files_by_split(files, pattern) for kind, pattern in PATTERNS.items()}
     kind = max(LAYOUTS, key=lambda kind: len(file_of[kind]))
     missing = [f"{split}_{each}" for split in SPLITS for each in (kind, LABELS) if split not in file_of[each]]
-    if not missing:
-        names, labels = {}, {}
-        for split in SPLITS:
-            names[split], labels[split] = _load_labels(files, file_of[LABELS][split], split)
-        names, kind_of_names = _make_distinct(names)
-        parts = {split: _part(files, file_of[kind][split], names[split], labels[split]) for split in SPLITS}
-        return parts, {"layout": LAYOUTS[kind], "classes": kind_of_names}
-    if found := find_class_folders(files, splits):
-        return found[0], {"layout": "class folders by WordNet id", "classes": IDS} | found[1]
-    return f"{missing[0]} is missing" if file_of[kind] else ""
+    if missing:
+        return find_class_folders(files, splits) or (f"{missing[0]} is missing" if file_of[kind] else "")
+    names, labels = {}, {}
+    for split in SPLITS:
+        names[split], labels[split] = _load_labels(files, file_of[LABELS][split], split)
+    metadata = {"layout": LAYOUTS[kind]}
+    if not _are_ids(name for split in SPLITS for name in names[split]):
+        names = _make_distinct(names)
+        metadata["split_source"] = "the files' own"
+    for split in SPLITS:
+        stray = set(names[split]) - set(splits[split]) if "split_source" not in metadata else ()
+        stray = [f"{files.root}: {name} is no class of {split} in the published split" for name in sorted(stray)]
+        raise_faults("classes of another split", stray, "remove it")
+    return {split: _part(files, file_of[kind][split], names[split], labels[split]) for split in SPLITS}, metadata
 
 
-def _files_by_kind(files: Files) -> dict[str, dict[str, str]]:
-    """The file of each split, for each kind of file."""
-    file_of: dict[str, dict[str, str]] = {kind: {} for kind in (PNGS, ARRAYS, LABELS)}
-    for name in files.names:
-        match = FILE.fullmatch(PurePosixPath(name).name)
-        if match and (split := SPLIT_WORDS.get(match[1])):
-            first = file_of[match[2]].setdefault(split, name)
-            if first != name:
-                raise FewshotError(f"{files.root}: {first} and {name} are both there: leave one of them")
-    return file_of
+def _are_ids(names: Iterable[str]) -> bool:
+    return all(map(WORDNET_ID.fullmatch, names))
+
+
+def _check(where: str, parts: Mapping[str, SplitSource], splits: Splits) -> None:
+    if _are_ids(name for part in parts.values() for name in part.names):
+        check_classes(where, parts, splits)
+    for split, part in parts.items():
+        counts = f"{len(part.names)} classes and {len(part.labels)} images"
+        wanted = f"{len(splits[split])} classes and {TOTALS[split]} images"
+        if counts != wanted:
+            raise FewshotError(f"{where}: {counts} of {split}, not {wanted}; {PARTLY}")
 
 
 def _download(root: Path) -> None:
@@ -119,10 +109,10 @@ def _download(root: Path) -> None:
         if not head.startswith((b"\x80", b"(", b"]", b"}")) or last != b".":
             raise FewshotError(f"{path}: no whole pickle")
 
-    file_of = _files_by_kind(open_files(root)) if root.exists() else {PNGS: {}, LABELS: {}}
-    for split in SPLITS:
-        for kind in (PNGS, LABELS):
-            if split not in file_of[kind]:
+    for kind in (PNGS, LABELS):
+        file_of = files_by_split(open_files(root), PATTERNS[kind]) if root.exists() else {}
+        for split in SPLITS:
+            if split not in file_of:
                 name = f"tiered-imagenet-{split}_{kind}"
                 fetch(f"{URL}/{name}", root / name, check=check, what=name)
 
@@ -133,11 +123,9 @@ def _load_labels(files: Files, name: str, split: str) -> tuple[list[str], np.nda
     Raises:
         FewshotError: the file is not as above.
     """
-    where = files.describe(name)
-    with open_checked(files, name, AGAIN) as file:
-        content = pickles.load(file, where)
-    try:
-        content = pickles.with_text_keys(content)
+    wanted = "wanted: label_specific (whole numbers) with label_specific_str (names), or labels"
+    with open_checked(files, name, f"{wanted}; {AGAIN}") as file:
+        content = pickles.with_text_keys(pickles.load(file, files.describe(name)))
         numbers = np.asarray(content["label_specific" if "label_specific" in content else "labels"])
         if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or not len(numbers):
             raise ValueError(f"labels are {numbers.dtype} {numbers.shape}")
@@ -148,44 +136,33 @@ def _load_labels(files: Files, name: str, split: str) -> tuple[list[str], np.nda
         if numbers.min() < 0 or numbers.max() >= len(names):
             raise ValueError(f"labels go from {numbers.min()} to {numbers.max()}, names from 0 to {len(names) - 1}")
         return [" ".join(name.split()) for name in names], numbers.astype(np.int64)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise FewshotError(
-            f"{where}: not a dict of label_specific (whole numbers) with label_specific_str (names), nor of labels "
-            f"({type(error).__name__}: {one_line(error)[:80]}); fetch it again"
-        ) from error
 
 
-def _make_distinct(given: Mapping[str, list[str]]) -> tuple[dict[str, list[str]], str]:
-    """Class names of each split, no two of them equal, and whether they are ids, names or numbers.
+def _make_distinct(given: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Class names of each split, no two of them equal.
 
     English names of ImageNet are not unique: one that occurs twice in a split gets its number, one in two splits gets
     the split.
     """
-    all_names = [name for names in given.values() for name in names]
-    if all(re.fullmatch(r"n\d{8}", name, re.ASCII) for name in all_names):
-        return dict(given), IDS
     numbered = {
         split: [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names)]
         for split, names in given.items()
     }
-    times = Counter(name for names in numbered.values() for name in set(names))
-    distinct = {
+    times = Counter(name for names in numbered.values() for name in names)
+    return {
         split: [f"{name} ({split})" if times[name] > 1 else name for name in names] for split, names in numbered.items()
     }
-    return distinct, NUMBERS if all(re.fullmatch(r"(train|val|test) \d+", name) for name in all_names) else NAMES
 
 
 def _part(files: Files, name: str, names: list[str], labels: np.ndarray) -> SplitSource:
     """The images of one file, with their labels."""
-    where, read_images = files.describe(name), _read_pngs if name.endswith(".pkl") else _read_arrays
+    read_images = _read_pngs if name.endswith(".pkl") else _read_arrays
 
     def images(first: int) -> Iterator[bytes | np.ndarray]:
         return read_images(files, name, first, len(labels))
 
     next(images(0))  # finds a wrong file before the other splits are converted
-    return part_of_labels(
-        names, labels, images, lambda i: f"{where}: image {i + 1}", lambda _: files.newest_change([name])
-    )
+    return part_of_labels(names, labels, images, files.describe(name), lambda: files.newest_change([name]))
 
 
 def _read_pngs(files: Files, name: str, first: int, total: int) -> Iterator[bytes]:
@@ -194,22 +171,19 @@ def _read_pngs(files: Files, name: str, first: int, total: int) -> Iterator[byte
     Raises:
         FewshotError: there are not `total` images, or one is not the bytes of a file.
     """
-    where, count, png = files.describe(name), 0, b""
+    count, png = 0, b""
     with open_checked(files, name, AGAIN) as file:
-        for count, item in enumerate(pickles.stream(file, where), start=1):
-            if count > total:
-                raise FewshotError(f"{where}: more images than the {total} labels beside it")
+        for count, item in enumerate(pickles.stream(file, files.describe(name)), start=1):
             if count > first + 1:
                 yield png
-            if isinstance(item, np.ndarray):
-                if item.dtype != np.uint8 or item.shape[1:] not in ((), (1,)):
-                    array = f"an array {item.shape} of {item.dtype}"
-                    raise FewshotError(f"{where}: image {count} is {array}, not the bytes of a PNG")
-                png = item.tobytes()
-            else:
-                png = item.encode("latin1", "replace") if isinstance(item, str) else item  # str: bytes of Python 2
-    if count < total:
-        raise FewshotError(f"{where}: {count} images for the {total} labels beside it; fetch both again")
+            if isinstance(item, np.ndarray) and (item.dtype != np.uint8 or item.shape[1:] not in ((), (1,))):
+                raise ValueError(f"image {count} is an array {item.shape} of {item.dtype}, not the bytes of a PNG")
+            # Text is how bytes of Python 2 are decoded.
+            png = item.encode("latin1", "replace") if isinstance(item, str) else bytes(item)
+            if count > total:
+                break
+        if count != total:
+            raise ValueError(f"{'more' if count > total else count} images for the {total} labels beside it")
     yield png
 
 
@@ -219,35 +193,37 @@ def _read_arrays(files: Files, name: str, first: int, total: int) -> Iterator[np
     Raises:
         FewshotError: the file does not hold `total` such images.
     """
-    where = files.describe(name)
-    with open_checked(files, name, AGAIN) as file, zipfile.ZipFile(file) as archive:
-        if "images.npy" not in archive.namelist():
-            keys = ", ".join(member.removesuffix(".npy") for member in archive.namelist())
-            raise FewshotError(f'{where}: it holds {keys[:80]}, no "images"')
-        with archive.open("images.npy") as member:
-            is_version_1 = np.lib.format.read_magic(member) == (1, 0)
-            read_header = np.lib.format.read_array_header_1_0 if is_version_1 else np.lib.format.read_array_header_2_0
-            shape, fortran_order, dtype = read_header(member)
-            if dtype != np.uint8 or fortran_order or shape[3:] != (3,) or not all(1 <= n <= 1024 for n in shape[1:]):
-                raise FewshotError(f"{where}: {dtype} {shape}, not uint8 [images, height, width, 3]")
-            if shape[0] != total:
-                raise FewshotError(f"{where}: {shape[0]} images for the {total} labels beside it")
-            size = math.prod(shape[1:])
-            member.seek(first * size, os.SEEK_CUR)
-            for number in range(first, total):
-                data = member.read(size)
-                # Reading beyond the last image makes zipfile compare the checksum.
-                if len(data) < size or (number == total - 1 and member.read(1)):
-                    raise ValueError("its size is not what its header says")
-                yield np.frombuffer(data, np.uint8).reshape(shape[1:])[:, :, ::-1]
+    with (
+        open_checked(files, name, AGAIN) as file,
+        zipfile.ZipFile(file) as archive,
+        archive.open("images.npy") as member,
+    ):
+        is_version_1 = np.lib.format.read_magic(member) == (1, 0)
+        read_header = np.lib.format.read_array_header_1_0 if is_version_1 else np.lib.format.read_array_header_2_0
+        shape, fortran_order, dtype = read_header(member)
+        if dtype != np.uint8 or fortran_order or shape[3:] != (3,) or not all(1 <= n <= 1024 for n in shape[1:]):
+            raise ValueError(f"{dtype} {shape}, not uint8 [images, height, width, 3]")
+        if shape[0] != total:
+            raise ValueError(f"{shape[0]} images for the {total} labels beside it")
+        size = math.prod(shape[1:])
+        member.seek(first * size, os.SEEK_CUR)
+        for number in range(first, total):
+            data = member.read(size)
+            # Reading beyond the last image makes zipfile compare the checksum.
+            if len(data) < size or (number == total - 1 and member.read(1)):
+                raise ValueError("its size is not what its header says")
+            yield np.frombuffer(data, np.uint8).reshape(shape[1:])[:, :, ::-1]
 
 
-def _is_wanted(name: str) -> bool:
-    return is_image(name) or FILE.fullmatch(PurePosixPath(name).name) is not None
-
-
-REMEDY = (
-    "put train_images_png.pkl and train_labels.pkl and those of val and test there, or the same with _images.npz, or "
-    "folders of images named by WordNet id, such as ImageNet's for training"
-)
-read = PublishedDataset("tiered", "tieredImageNet", _is_wanted, _find, _download, REMEDY).read
+read = PublishedDataset(
+    name="tiered",
+    title="tieredImageNet",
+    source="tieredImageNet (Ren et al. 2018), of ILSVRC-2012",
+    split_source="Ren et al. 2018, by WordNet id",
+    is_wanted=_is_wanted,
+    find=_find,
+    check=_check,
+    download=_download,
+    remedy="put train_images_png.pkl and train_labels.pkl and those of val and test there, or the same with "
+    "_images.npz, or folders of images named by WordNet id, such as ImageNet's for training",
+).read

@@ -25,7 +25,9 @@ DAMAGED = (
     EOFError,
     RuntimeError,
     ValueError,
-    KeyError,
+    TypeError,
+    AttributeError,
+    LookupError,
     zlib.error,
     lzma.LZMAError,
     zipfile.BadZipFile,
@@ -85,8 +87,8 @@ def open_files(root: Path) -> Files:
     """List the files of a source.
 
     Raises:
-        FewshotError: the path is neither a folder nor an archive, it may not be read, the archive is damaged or
-            encrypted, a web page was saved in its place, or a member leads out of the archive.
+        FewshotError: the path is neither a folder nor an archive, it may not be read, the archive is damaged, a web
+            page was saved in its place, or a member leads out of the archive.
     """
     try:
         if root.is_dir():
@@ -176,7 +178,8 @@ def open_checked(files: Files, name: str, remedy: str) -> Iterator[IO[bytes]]:
     except FewshotError as error:
         raise FewshotError(f"{error}; {remedy}") from error
     except DAMAGED as error:
-        raise FewshotError(f"{where}: cannot be read ({one_line(error)}); {remedy}") from error
+        problem = f"{type(error).__name__}: {one_line(error)[:120]}"
+        raise FewshotError(f"{where}: cannot be read ({problem}); {remedy}") from error
 
 
 def _list_folder(root: Path) -> Files:
@@ -204,18 +207,8 @@ def _is_loop(folder: Path) -> bool:
 
 def _list_zip(root: Path) -> Files:
     with zipfile.ZipFile(root) as archive:
-        members = archive.infolist()
-    # A damaged entry can swallow the next ones. zipfile does not compare their number with the end record.
-    with root.open("rb") as file:
-        file.seek(-min(root.stat().st_size, (1 << 16) + 22), os.SEEK_END)
-        end = file.read()
-    count = int.from_bytes(end[end.rfind(b"PK\5\6") + 10 :][:2], "little")
-    if count not in (len(members) % (1 << 16), (1 << 16) - 1):  # the largest number: the count is in another record
-        raise zipfile.BadZipFile(f"{len(members)} of {count} members")
-    for member in members:
-        if member.flag_bits & 1:
-            raise FewshotError(f"{root}: {member.filename}: encrypted; unpack the archive, and give the folder")
-    member_of = _plain_names(root, [member.filename for member in members if not member.is_dir()])
+        members = [member.filename for member in archive.infolist() if not member.is_dir()]
+    member_of = _plain_names(root, members)
 
     @contextmanager
     def session() -> Iterator[Callable[[str], IO[bytes]]]:

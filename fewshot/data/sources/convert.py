@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,6 +31,7 @@ from fewshot.data.sources.parts import SplitSource
 
 BATCH = 64  # images that are in memory at once
 SAVE_EVERY = 64  # batches between two saves of the progress
+Place = tuple[str, int]  # split and row
 
 
 def convert(
@@ -71,22 +72,22 @@ def convert(
             for split, part in parts.items():
                 damaged += _write_images(work, key, done, split, part, spec, advance)
         raise_faults("damaged images", damaged, "replace it, or remove it")
-        listing: dict[str, Any] = {}
-        finder = DuplicateFinder()
-        with progress_bar("checking", total) as advance:
-            for split, part in parts.items():
-                path, counts = work / f"{split}.npy", np.bincount(part.labels).tolist()
-                sha256 = fingerprint_of_file(path, counts, part.names, finder.add_to(split, advance))
-                listing[split] = list_split(sha256, np.load(path, mmap_mode="r"), counts, part.names)
-        if finder.pairs and on_overlap == "refuse":
+        counts_of = {split: list(part.counts.values()) for split, part in parts.items()}
+        classes = {split: (counts_of[split], part.names) for split, part in parts.items()}
+        hashes, pairs = _hash_banks(work, classes)
+        listing = {}
+        for split, (counts, names) in classes.items():
+            listing[split] = list_split(hashes[split], np.load(work / f"{split}.npy", mmap_mode="r"), counts, names)
+        if pairs and on_overlap == "refuse":
             image_of = {split: np.argsort(part.rows) for split, part in parts.items()}
-            pairs = [
-                [f"{parts[split].describe(int(image_of[split][row]))} ({split})" for split, row in pair]
-                for pair in finder.pairs
+            texts = [
+                " is the same image as ".join(
+                    f"{parts[split].describe(int(image_of[split][row]))} ({split})" for split, row in pair
+                )
+                for pair in pairs
             ]
-            texts = [f"{first} is the same image as {second}: a leak" for first, second in pairs]
             raise_faults("images that two splits share", texts, "remove one, or set dataset.reader.on_overlap=count")
-        write_listing(work, listing, dict(metadata) | {"shared_images": len(finder.pairs)})
+        write_listing(work, listing, dict(metadata) | {"shared_images": len(pairs)})
         replace_folder(work, folder)
         # The lock goes last: a process that opened it waits for it, and a later process makes a new folder.
         for name in ("progress.json", "lock"):
@@ -113,44 +114,45 @@ def check_banks(folder: Path) -> int:
         FewshotError: as `open_banks`, or the content of a bank has changed.
     """
     banks = open_banks(folder)
-    finder = DuplicateFinder()
-    with progress_bar("checking", sum(len(bank.examples) for bank in banks.values())) as advance:
-        for split, bank in banks.items():
-            path = folder / f"{split}.npy"
-            sha256 = fingerprint_of_file(path, bank.sizes.tolist(), bank.names, finder.add_to(split, advance))
-            if sha256 != bank.fingerprint:
-                raise FewshotError(
-                    f"{path}: its content has changed since it was prepared; prepare the data again with force=true, "
-                    f"or delete the folder {folder}"
-                )
-    return len(finder.pairs)
+    hashes, pairs = _hash_banks(folder, {split: (bank.sizes.tolist(), bank.names) for split, bank in banks.items()})
+    for split, bank in banks.items():
+        if hashes[split] != bank.fingerprint:
+            raise FewshotError(
+                f"{folder / split}.npy: its content has changed since it was prepared; prepare the data again with "
+                f"force=true, or delete the folder {folder}"
+            )
+    return len(pairs)
 
 
-class DuplicateFinder:
-    """Finds images that occur in two splits, from one pass over the rows of each.
+def _hash_banks(
+    folder: Path, classes: Mapping[str, tuple[Sequence[int], Sequence[str]]]
+) -> tuple[dict[str, str], list[tuple[Place, Place]]]:
+    """Read the arrays of all splits once.
 
-    Attributes:
-        pairs: ((split, row), (split, row)) of the first image and its duplicate.
+    Args:
+        folder: of the `<split>.npy` files.
+        classes: number of images and name of each class, for each split.
+
+    Returns:
+        The fingerprint of each split, and the places (split, row) of each image that occurs in two splits.
     """
+    first_place: dict[bytes, Place] = {}
+    pairs: list[tuple[Place, Place]] = []
+    hashes: dict[str, str] = {}
+    with progress_bar("checking", sum(sum(counts) for counts, _ in classes.values())) as advance:
+        for split, (counts, names) in classes.items():
+            numbers = itertools.count()
 
-    def __init__(self) -> None:
-        self.pairs: list[tuple[tuple[str, int], tuple[str, int]]] = []
-        self._first: dict[bytes, tuple[str, int]] = {}
+            def find_duplicates(rows: np.ndarray, split: str = split, numbers: Iterator[int] = numbers) -> None:
+                for row, number in zip(rows, numbers, strict=False):
+                    digest = hashlib.blake2b(row.data, digest_size=12).digest()
+                    first = first_place.setdefault(digest, (split, number))
+                    if first[0] != split:
+                        pairs.append((first, (split, number)))
+                advance(split, len(rows))
 
-    def add_to(self, split: str, advance: Callable[[str, int], None]) -> Callable[[np.ndarray], None]:
-        """A function that takes the next rows [R, ...] of a split, and that reports R to a progress bar."""
-        total = 0
-
-        def add(rows: np.ndarray) -> None:
-            nonlocal total
-            for number, row in enumerate(rows, start=total):
-                first = self._first.setdefault(hashlib.blake2b(row.data, digest_size=12).digest(), (split, number))
-                if first[0] != split:
-                    self.pairs.append((first, (split, number)))
-            total += len(rows)
-            advance(split, len(rows))
-
-        return add
+            hashes[split] = fingerprint_of_file(folder / f"{split}.npy", counts, names, find_duplicates)
+    return hashes, pairs
 
 
 def _lock(work: Path) -> IO[str]:
@@ -230,7 +232,7 @@ def _write_images(
             batch: list[bytes | np.ndarray] = []
             unreadable: list[str] = []
             try:
-                for data in islice(images, min(BATCH, count - position)):
+                for data in itertools.islice(images, min(BATCH, count - position)):
                     batch.append(data)
             except DAMAGED as error:
                 number = position + len(batch)
@@ -263,7 +265,7 @@ def _write_images(
 
 def _images_from(part: SplitSource, number: int) -> Iterator[bytes | np.ndarray]:
     """The images of a split from a number on. The source is opened when the first one is asked for."""
-    return chain.from_iterable(map(part.images, [number]))
+    return itertools.chain.from_iterable(map(part.images, [number]))
 
 
 def _try_decode(data: bytes | np.ndarray, spec: ImageSpec) -> np.ndarray | ValueError:

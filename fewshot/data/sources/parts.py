@@ -76,17 +76,32 @@ def part_of_labels(
     names: Sequence[str],
     labels: np.ndarray,
     images: Callable[[int], Iterator[bytes | np.ndarray]],
-    describe: Callable[[int], str],
-    newest_change: Callable[[int], float] = lambda n: 0.0,
+    where: str,
+    newest_change: Callable[[], float] = lambda: 0.0,
 ) -> SplitSource:
-    """The split of images that come with labels [n], which are indices into `names`; classes are sorted by name."""
+    """The split of images in one file that come with labels [n], indices into `names`; classes are sorted by name.
+
+    Args:
+        names: class names, in any order.
+        labels: [n] class of each image.
+        images: see `SplitSource`.
+        where: the file, for messages.
+        newest_change: time of the latest change of the file.
+    """
     order = sorted(range(len(names)), key=names.__getitem__)
     rank = np.empty(len(names), dtype=np.int64)
     rank[order] = np.arange(len(names))
     labels = rank[labels]
     rows = np.empty(len(labels), dtype=np.int64)
     rows[np.argsort(labels, kind="stable")] = np.arange(len(labels))
-    return SplitSource([names[i] for i in order], labels, rows, images, describe, newest_change)
+    return SplitSource(
+        [names[i] for i in order],
+        labels,
+        rows,
+        images,
+        describe=lambda i: f"{where}: image {i + 1}",
+        newest_change=lambda n: newest_change(),
+    )
 
 
 def check_parts(where: str, parts: Mapping[str, SplitSource]) -> None:

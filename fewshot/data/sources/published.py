@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import posixpath
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -14,9 +16,9 @@ from fewshot.core.paths import expand_path
 from fewshot.data.bank import SPLITS, Bank, open_banks
 from fewshot.data.sources.archives import ARCHIVES, Files, open_source
 from fewshot.data.sources.convert import convert
-from fewshot.data.sources.faults import FaultsError, list_faults, raise_faults
+from fewshot.data.sources.faults import FaultsError, list_faults
 from fewshot.data.sources.images import ImageSpec, describe_skipped, is_image
-from fewshot.data.sources.layouts import known_folders
+from fewshot.data.sources.layouts import SPLIT_WORDS, known_folders
 from fewshot.data.sources.parts import SplitSource, check_parts, part_of_files
 
 Splits = Mapping[str, Sequence[str]]  # class names of each split
@@ -43,9 +45,12 @@ class PublishedDataset:
     Attributes:
         name: "mini", "tiered" or "cub".
         title: its name in messages.
+        source: the paper, for the metadata.
+        split_source: the paper of the split, for the metadata.
         is_wanted: is_wanted(name) tells whether a file may be read; see `open_source`.
-        find: find(files, splits, allow_partial) finds the images of each split, or gives a text on what is missing,
-            which is empty if nothing is there.
+        find: find(files, splits) finds the images of each split, or gives a text on what is missing, which is empty if
+            nothing is there.
+        check: check(where, parts, splits) compares complete data with the published numbers.
         download: download(root) fetches the dataset below the root.
         remedy: says which files to put below the root.
         archive: name of the authors' archive without its suffix; it is read if it is in the root.
@@ -53,8 +58,11 @@ class PublishedDataset:
 
     name: str
     title: str
+    source: str
+    split_source: str
     is_wanted: Callable[[str], bool]
-    find: Callable[[Files, Splits, bool], Found | str]
+    find: Callable[[Files, Splits], Found | str]
+    check: Callable[[str, Mapping[str, SplitSource], Splits], None]
     download: Callable[[Path], None]
     remedy: str
     archive: str | None = None
@@ -92,22 +100,24 @@ class PublishedDataset:
         folder = cache / f"{self.name}-{size}-{resize}-{resample}{'-part' if allow_partial else ''}"
         with list_faults(cache / f"{self.name}-faults.txt"):
             if overwrite or not (folder / "bank.json").exists():
-                parts, metadata = self._find(root, allow_partial, download)
+                splits = published_split(self.name)
+                parts, metadata = self._find(root, splits, download)
                 check_parts(str(root), parts)
-                metadata = {"dataset": self.name, **metadata, "size": size, "resize": resize, "resample": resample}
-                metadata["allow_partial"] = allow_partial
+                if not allow_partial:
+                    self.check(str(root), parts, splits)
+                metadata = {"dataset": self.name, "source": self.source, "split_source": self.split_source} | metadata
+                metadata |= {"size": size, "resize": resize, "resample": resample, "allow_partial": allow_partial}
                 convert(folder, parts, spec, metadata, on_overlap="count", overwrite=overwrite)
         return open_banks(folder)
 
-    def _find(self, root: Path, allow_partial: bool, download: bool) -> Found:
-        splits = published_split(self.name)
+    def _find(self, root: Path, splits: Splits, download: bool) -> Found:
         found: Found | str = ""
         for is_last in (not download or root.is_file(), True):
             if root.exists():
                 archives = root.glob(f"{self.archive}.*") if self.archive else ()
                 archives = [path for path in sorted(archives) if path.name.lower().endswith(ARCHIVES)]
                 files = open_source(archives[0] if archives else root, self.is_wanted)
-                found = self.find(files, splits, allow_partial)
+                found = self.find(files, splits)
             if not isinstance(found, str):
                 return found
             if is_last:
@@ -122,7 +132,7 @@ class PublishedDataset:
 
 
 def find_class_folders(files: Files, splits: Splits) -> Found | None:
-    """The images in folders with the names of published classes, and what was passed over there; None without any.
+    """The images in folders with the names of published classes, and metadata; None if there are none.
 
     Raises:
         FewshotError: see `known_folders`.
@@ -138,23 +148,27 @@ def find_class_folders(files: Files, splits: Splits) -> Found | None:
     others = [
         name for name in files.names if not is_image(name) and not folders.keys().isdisjoint(name.split("/")[-3:-1])
     ]
-    return parts, describe_skipped(others)
+    return parts, {"layout": "class folders", **describe_skipped(others)}
 
 
-def check_complete(
-    where: str, parts: Mapping[str, SplitSource], splits: Splits, totals: Mapping[str, int] | int | None = None
-) -> None:
-    """Compare classes and numbers of images with the published ones.
-
-    Args:
-        where: the source, for messages.
-        parts: the source of each split.
-        splits: published class names.
-        totals: published number of images of each split, or of every class (an int), or None for no check.
+def files_by_split(files: Files, pattern: re.Pattern[str]) -> dict[str, str]:
+    """The one file of each split whose name matches; the first group of the pattern is the split.
 
     Raises:
-        FewshotError: a class is missing, or the number of images is another.
+        FewshotError: a split has two such files.
     """
+    file_of: dict[str, str] = {}
+    for name in files.names:
+        match = pattern.fullmatch(posixpath.basename(name))
+        if match and (split := SPLIT_WORDS.get(match[1].lower())):
+            if split in file_of:
+                raise FewshotError(f"{files.root}: {file_of[split]} and {name} are both there: leave one of them")
+            file_of[split] = name
+    return file_of
+
+
+def check_classes(where: str, parts: Mapping[str, SplitSource], splits: Splits) -> None:
+    """Raise a FewshotError if a published class of a split is missing."""
     for split, part in parts.items():
         if missing := sorted(set(splits[split]) - set(part.names)):
             count = f"{len(missing)} of {len(splits[split])} classes of {split} are missing"
@@ -162,9 +176,3 @@ def check_complete(
                 f"{where}: {count}, such as {missing[0]}; {PARTLY}",
                 [f"{where}: class {name} of {split} is missing" for name in missing],
             )
-        if isinstance(totals, int):
-            counts = part.counts.items()
-            unequal = [f"{where}: class {name} has {n} images, not {totals}" for name, n in counts if n != totals]
-            raise_faults("classes with another number of images", unequal, PARTLY)
-        elif totals is not None and len(part.labels) != totals[split]:
-            raise FewshotError(f"{where}: {len(part.labels)} images of {split}, not {totals[split]}; {PARTLY}")

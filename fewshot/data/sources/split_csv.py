@@ -122,12 +122,13 @@ def find_csv_files(files: Files, images: Sequence[str], given: str | Path | None
         raise FewshotError(f"dataset.reader.csv={given}: no such file, here or below {files.root}")
     common = PurePosixPath(posixpath.commonpath(map(posixpath.dirname, images)) if images else "")
     for folder in (*reversed(common.parents), common):
-        paths = {str(folder / name): split for name, split in CSV_NAMES.items() if str(folder / name) in files.names}
+        paths: dict[str | Path, str | None] = {str(folder / name): split for name, split in CSV_NAMES.items()}
+        paths = {path: split for path, split in paths.items() if path in files.names}
         if sorted(map(str, paths.values())) in (["None"], sorted(SPLITS)):
-            return dict(paths)
+            return paths
         if paths:
             raise FewshotError(
-                f"{files.root}: of the lists there is {', '.join(paths)}; leave one of each of train.csv, val.csv and "
+                f"{files.root}: of the lists there is {', '.join(map(str, paths))}; leave one of each of train.csv, val.csv and "
                 "test.csv, or split.csv alone, or name it by dataset.reader.csv=<path>, or set "
                 "dataset.reader.split=folders or random"
             )
