@@ -1,7 +1,8 @@
-"""What the tests of readers share: images of noise, a folder or an archive of files, a server of them, a refusal."""
+"""Helpers for tests of readers: images of noise, folders and archives of files, a local server, hostile pickles."""
 
 import http.server
 import io
+import os
 import tarfile
 import threading
 import zipfile
@@ -15,24 +16,27 @@ import pytest
 from PIL import Image
 
 from fewshot.core.errors import FewshotError
+from fewshot.data.bank import Bank
 
 S = TypeVar("S", bound=http.server.ThreadingHTTPServer)
 
+WEB_PAGE = b"\n<!DOCTYPE html><html>Sign in</html>"
+
 
 def noise(seed: int | Sequence[int], height: int, width: int) -> np.ndarray:
-    """[height, width, 3] uint8, another one for each seed."""
+    """[height, width, 3] uint8, different for each seed."""
     return np.random.RandomState(seed).randint(0, 256, (height, width, 3)).astype(np.uint8)
 
 
 def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
-    """The file of an image [height, width, 3] uint8."""
+    """The image file of an array [height, width, 3] uint8."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind)
     return file.getvalue()
 
 
 def as_folder(root: Path, files: dict[str, bytes]) -> Path:
-    """Files by their paths below the root, beside what is there."""
+    """Write files by their paths below the root."""
     for name, data in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(data)
@@ -40,14 +44,15 @@ def as_folder(root: Path, files: dict[str, bytes]) -> Path:
 
 
 def as_archive(path: Path, files: dict[str, bytes]) -> Path:
-    """The same in a zip or a tar, by the suffix of the path; a zip is not packed."""
+    """Write files to an uncompressed zip, or to a tar with the compression of the suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w") as archive:
             for name, data in files.items():
                 archive.writestr(name, data)
         return path
-    with tarfile.open(path, "w:gz" if path.suffix in (".tgz", ".gz") else "w") as archive:
+    kind = path.suffix.removeprefix(".").replace("tgz", "gz").replace("tar", "")
+    with tarfile.open(path, f"w:{kind}") as archive:
         for name, data in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(data)
@@ -55,18 +60,42 @@ def as_archive(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
+def as_zip(root: Path, files: dict[str, bytes]) -> Path:
+    """A zip beside the root."""
+    return as_archive(root.with_suffix(".zip"), files)
+
+
+def as_tar(root: Path, files: dict[str, bytes]) -> Path:
+    """A compressed tar beside the root."""
+    return as_archive(root.with_suffix(".tar.gz"), files)
+
+
+def fingerprints(banks: dict[str, Bank]) -> list[str]:
+    return [bank.fingerprint for bank in banks.values()]
+
+
 def refused_by(read: Callable[..., Any], root: Path, cache: Path, match: str, **choices: Any) -> str:
-    """The reader's error, which is one line of bearable length and leaves no bank behind."""
+    """The reader's error, which is one line of bearable length; no bank is left behind."""
     with pytest.raises(FewshotError, match=match) as caught:
         read(root, cache, **choices)
     text = str(caught.value)
-    assert "\n" not in text and len(text.replace(str(root.parent), "")) < 500
+    assert "\n" not in text and len(text.replace(str(root.parent), "")) < 600
     assert not list(cache.glob("*/bank.json"))
     return text
 
 
+class Attack:
+    """Its pickle asks for a call that makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return os.system, (f"touch {self.path}",)
+
+
 class Server(http.server.ThreadingHTTPServer):
-    """Sends its `files`, which lie below `url`, and notes the names that it is asked for."""
+    """Sends its `files`, which are below `url`, and lists the names that it was asked for."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
@@ -94,7 +123,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(server: S) -> Iterator[S]:
-    """It answers in a thread of its own as long as the block lasts."""
+    """Run a server in a thread for the length of the block."""
     with server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
