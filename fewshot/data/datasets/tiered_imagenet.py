@@ -174,14 +174,14 @@ def _read_pngs(files: Files, name: str, first: int, total: int) -> Iterator[byte
     count, png = 0, b""
     with open_checked(files, name, AGAIN) as file:
         for count, item in enumerate(pickles.stream(file, files.describe(name)), start=1):
+            if count > total:
+                break
             if count > first + 1:
                 yield png
             if isinstance(item, np.ndarray) and (item.dtype != np.uint8 or item.shape[1:] not in ((), (1,))):
                 raise ValueError(f"image {count} is an array {item.shape} of {item.dtype}, not the bytes of a PNG")
             # Text is how bytes of Python 2 are decoded.
             png = item.encode("latin1", "replace") if isinstance(item, str) else bytes(item)
-            if count > total:
-                break
         if count != total:
             raise ValueError(f"{'more' if count > total else count} images for the {total} labels beside it")
     yield png
