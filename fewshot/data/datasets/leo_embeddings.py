@@ -128,7 +128,7 @@ def write_originals(folder: str | Path, banks: Mapping[str, Bank], dataset: str,
                 splits[split] = _sort_features(f"{folder}: bank {split}", content)  # as `read` will
                 with (scratch / f"{split}_embeddings.pkl").open("wb") as file:
                     pickle.dump(content, file, protocol=2)
-            _check_splits(str(folder), splits, None)
+            _check_splits(str(folder), splits, None, "give banks of one width, each class in one split")
             metadata = json.dumps(dict(banks["train"].metadata), indent=1)
             (scratch / "about.json").write_text(metadata + "\n", encoding="utf-8")
             scratch.chmod(0o755)  # mkdtemp lets only the owner in
@@ -204,14 +204,16 @@ def _sort_features(where: str, content: Any) -> Split:
     return Split(np.asarray(rows)[order].astype(np.float32, copy=False), list(counts.values()), list(counts))
 
 
-def _check_splits(where: str, splits: Mapping[str, Split] | Mapping[str, Bank], width: int | None) -> None:
+def _check_splits(
+    where: str, splits: Mapping[str, Split] | Mapping[str, Bank], width: int | None, remedy: str = AGAIN
+) -> None:
     """Raise a FewshotError if a class is in two splits, or the features are not of this width, or not all of one."""
     owners: dict[str, str] = {}
     width = splits["train"].examples.shape[1] if width is None else width
     for split, part in splits.items():
         if part.examples.shape[1:] != (width,):
             found = part.examples.shape[1]
-            raise FewshotError(f"{where}: {split}: features of width {found}, not {width} (null admits any): {AGAIN}")
+            raise FewshotError(f"{where}: {split}: features of width {found}, not {width} (null admits any): {remedy}")
         for name in part.names:
             if owners.setdefault(name, split) != split:
-                raise FewshotError(f"{where}: class {name[:80]!r} is in {owners[name]} and in {split}: {AGAIN}")
+                raise FewshotError(f"{where}: class {name[:80]!r} is in {owners[name]} and in {split}: {remedy}")
