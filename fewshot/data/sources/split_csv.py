@@ -128,8 +128,8 @@ def find_csv_files(files: Files, images: Sequence[str], given: str | Path | None
             return paths
         if paths:
             raise FewshotError(
-                f"{files.root}: of the lists there is {', '.join(map(str, paths))}; leave train.csv, val.csv and test.csv, "
-                "or split.csv alone, or name it by dataset.reader.csv=<path>, or set dataset.reader.split=folders or random"
+                f"{files.root}: of the lists there is {', '.join(map(str, paths))}; leave train.csv, val.csv and test.csv "
+                "or split.csv alone, or name one by dataset.reader.csv=<path>, or set dataset.reader.split=folders"
             )
     return {}
 

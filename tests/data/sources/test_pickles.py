@@ -1,4 +1,4 @@
-"""Pickles: arrays, strings and numbers come back; whatever else a pickle asks for is named and not done."""
+"""Pickles: arrays, strings and numbers come back; whatever else a pickle asks for is named and not run."""
 
 import contextlib
 import io
@@ -16,15 +16,14 @@ import pytest
 from fewshot.core.errors import FewshotError
 from fewshot.data.sources import pickles
 
+PROTOCOLS = (0, 2, 4, 5)
 FLOATS = np.arange(6, dtype=np.float32).reshape(2, 3)
 SOUND: dict[str, Any] = {
     "floats": FLOATS,
     "in Fortran's order": np.asfortranarray(FLOATS),
     "of the other byte order": FLOATS.astype(">f4"),
     "a slice": FLOATS[:, 1:],
-    "long": np.random.RandomState(0).randn(500, 7),
     "whole numbers": np.array([1, 2], np.int64),
-    "truth values": np.array([True, False]),
     "text": np.array(["a", "né"]),
     "bytes": np.array([b"a", b"\xff"]),
     "objects": np.array(["n01-n01-n01_1.jpg", "ümlaut"], dtype=object),
@@ -57,7 +56,7 @@ def refused(data: bytes, match: str) -> None:
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("name", SOUND)
 def test_an_array_comes_back_as_it_was(name: str, protocol: int):
     data = pickle.dumps({"x": [SOUND[name], (SOUND[name],)]}, protocol)
@@ -66,7 +65,7 @@ def test_an_array_comes_back_as_it_was(name: str, protocol: int):
     assert np.array_equal(np.asarray(found[0]), SOUND[name])
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_strings_and_numbers_come_back(protocol: int):
     content = {"a": [1, 2.5, None, True, 10**30, b"\x00\xff", b"", "né", ""], "b": ({"c": "d"}, ()), 3: []}
     assert loaded(pickle.dumps(content, protocol)) == content
@@ -94,7 +93,7 @@ class Asks:
         return self.call, self.args
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_pickle_runs_nothing(tmp_path: Path, protocol: int):
     victim, made = tmp_path / "victim.npy", tmp_path / "made"
     np.save(victim, FLOATS)
@@ -217,7 +216,7 @@ def test_a_pickle_that_is_cut_anywhere_is_refused():
 def test_a_pickle_with_any_byte_changed_is_read_or_refused():
     whole = pickle.dumps({"keys": np.array(["a", "b"], object), "embeddings": FLOATS}, 2)
     for at in range(len(whole)):
-        for value in (0, 0x2E, 0x52, 0x62, 0xFF, whole[at] ^ 1):
+        for value in (0, 0x2E, 0x52, whole[at] ^ 1):
             with contextlib.suppress(FewshotError):
                 loaded(whole[:at] + bytes([value]) + whole[at + 1 :])
 
@@ -247,10 +246,10 @@ def test_the_file_is_named(tmp_path: Path):
 
 
 ITEMS: dict[str, list[Any]] = {
-    "arrays": [np.random.RandomState(i).randint(0, 256, 70 + i % 9, np.uint8) for i in range(2100)],
+    "arrays": [np.random.RandomState(i).randint(0, 256, 70 + i % 9, np.uint8) for i in range(1100)],
     "columns": [np.full((70 + i, 1), i, np.uint8) for i in range(40)],
     "arrays of all kinds": list(SOUND.values()),
-    "bytes": [bytes([i % 256]) * (60 + i % 9) for i in range(2100)],
+    "bytes": [bytes([i % 256]) * (60 + i % 9) for i in range(1100)],
     "text": ["é" * i for i in range(90)],
     "short text again and again": ["a", "b", "a"] * 700,
     "one": [b"a"],
@@ -268,7 +267,7 @@ def unstreamed(data: bytes, match: str) -> None:
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("name", ITEMS)
 def test_a_stream_gives_what_the_whole_pickle_holds(name: str, protocol: int):
     data = pickle.dumps(ITEMS[name], protocol)
@@ -299,21 +298,20 @@ def test_a_stream_gives_what_python_2_wrote():
     ]
 
 
-@pytest.mark.parametrize("protocol", [2, 4])
-def test_a_stream_keeps_nothing(tmp_path: Path, protocol: int):
+def test_a_stream_keeps_nothing(tmp_path: Path):
     with (tmp_path / "a.pkl").open("wb") as file:
-        pickle.dump([np.full(10_000, i % 256, np.uint8) for i in range(6000)], file, protocol)
-    assert (tmp_path / "a.pkl").stat().st_size > 60e6
+        pickle.dump([np.full(10_000, i % 256, np.uint8) for i in range(2500)], file, 4)
+    assert (tmp_path / "a.pkl").stat().st_size > 25e6
     tracemalloc.start()
     try:
         with (tmp_path / "a.pkl").open("rb") as file:
-            assert sum(int(item[-1]) for item in pickles.stream(file)) == sum(i % 256 for i in range(6000))
-        assert tracemalloc.get_traced_memory()[1] < 20e6
+            assert sum(int(item[-1]) for item in pickles.stream(file)) == sum(i % 256 for i in range(2500))
+        assert tracemalloc.get_traced_memory()[1] < 12e6
     finally:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize(
     "kind",
     [tuple, lambda arrays: np.array([*arrays, None], object)[:-1], lambda a: {"data": a}, lambda a: (a, 1, 2, 3)],
@@ -327,7 +325,7 @@ def test_what_is_no_list_is_refused_at_its_first_object(kind: Any, protocol: int
 
 
 @pytest.mark.parametrize("content", [(), {}, "text", b"bytes", 7, None, FLOATS, (b"a",), ([b"a"],), ([b"a"], 1, 2, 3)])
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("protocol", [0, 4])
 def test_whatever_else_is_no_list_is_refused(content: Any, protocol: int):
     unstreamed(pickle.dumps(content, protocol), "something else than a list")
 
@@ -337,18 +335,18 @@ def test_a_list_of_anything_else_is_refused(item: Any):
     unstreamed(pickle.dumps([b"a", item]), f"the list holds something else, {type(item).__name__}")
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_an_image_that_is_there_twice_is_refused(protocol: int):
     image = np.zeros(100, np.uint8)
-    unstreamed(pickle.dumps([image, FLOATS, image], protocol), "images that are shared within the pickle")
+    unstreamed(pickle.dumps([image, FLOATS, image], protocol), "refers to one image twice")
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_streamed_pickle_runs_nothing(tmp_path: Path, protocol: int):
     made = tmp_path / "made"
     code = f"open({str(made)!r}, 'w')"
     for attack in (Asks(eval, code), Asks(os.system, f"touch {made}"), np.array([Asks(eval, code)], dtype=object)):
-        for content in (attack, [attack], [*ITEMS["arrays"], attack], [[attack]]):
+        for content in (attack, [attack], [b"image", attack], [[attack]]):
             unstreamed(pickle.dumps(content, protocol), "it asks for '|something else than a list")
             assert not made.exists()
 
@@ -375,17 +373,17 @@ def test_opcodes_that_python_does_not_write_for_a_list_are_refused(data: bytes):
     unstreamed(data, "pickle: no whole pickle of one list of arrays, bytes or strings")
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.parametrize("protocol", [0, 4])
 def test_a_streamed_pickle_with_any_byte_cut_or_changed_is_read_or_refused(protocol: int):
     whole = pickle.dumps([np.arange(3, dtype=np.uint8), b"abc", FLOATS], protocol)
     for at in range(len(whole)):
         unstreamed(whole[:at], "no whole pickle")
-        for value in (0, 0x28, 0x2E, 0x30, 0x52, 0x61, 0x65, 0xFF, whole[at] ^ 1):
+        for value in (0, 0x2E, 0x61, whole[at] ^ 1):
             with contextlib.suppress(FewshotError):
                 streamed(whole[:at] + bytes([value]) + whole[at + 1 :])
 
 
-def test_the_name_for_people_comes_first():
+def test_the_given_name_comes_first():
     for read in (pickles.load, lambda *given: list(pickles.stream(*given))):
         with pytest.raises(FewshotError, match=r"^b.zip: a.pkl: no whole pickle .*it asks for 'os.system'"):
             read(io.BytesIO(b"(lcos\nsystem\n."), "b.zip: a.pkl")
