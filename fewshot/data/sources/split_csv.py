@@ -129,8 +129,8 @@ def find_csv_files(files: Files, images: Sequence[str], given: str | Path | None
         if paths:
             there = ", ".join(map(str, paths))
             raise FewshotError(
-                f"{files.root}: of the lists there is {there}; leave split.csv alone, or train.csv, val.csv and test.csv, "
-                "or name one by dataset.reader.csv=<path>, or set dataset.reader.split=folders"
+                f"{files.root}: of the lists there is {there}; leave split.csv alone, or train.csv, val.csv and "
+                "test.csv, or name one by dataset.reader.csv=<path>, or set dataset.reader.split=folders"
             )
     return {}
 
