@@ -169,11 +169,7 @@ def _find_pickles(root: Path, inner: str, download: bool) -> tuple[Files, dict[s
 
 
 def _sort_features(where: str, content: Any) -> Split:
-    """The content of a pickle, sorted by class and image.
-
-    Raises:
-        FewshotError: it is not what the head of this module says.
-    """
+    """The content of a pickle, sorted by class and image."""
     try:
         rows = content["embeddings"]
         keys = [key.decode("latin1") if isinstance(key, bytes) else key for key in list(content["keys"])]

@@ -126,9 +126,6 @@ def _load_pickle(
 
     Returns:
         The images [n, H, W, 3] uint8, their labels [n], the class names, and the keys that give the classes.
-
-    Raises:
-        FewshotError: it is not as above, or holds classes of another split.
     """
     where = files.describe(name)
     wanted = "wanted: image_data, uint8 [images, height, width, 3], with class_dict, or data with labels, catname2label"
@@ -160,11 +157,7 @@ def _describe_stray(name: Any, split: str, splits: Splits) -> str:
 
 
 def _find_listed(files: Files, csv_files: split_csv.CsvFiles, splits: Splits) -> Found:
-    """The images that the published lists name.
-
-    Raises:
-        FewshotError: a list is damaged or another one, or an image of it is missing.
-    """
+    """The images that the published lists name."""
     _, rows = split_csv.read_rows(files, csv_files)
     stray = [row for row in rows.values() if row.label not in splits[row.split]]
     stray = [f"{row.where}: {_describe_stray(row.label, row.split, splits)}" for row in stray]

@@ -119,11 +119,7 @@ def _find_half(root: Path, half: str, download: bool) -> Path:
 
 
 def _read_half(source: Path, size: int, resample: str) -> dict[str, np.ndarray]:
-    """Every character of a zip or folder, by name: [20, size, size] uint8.
-
-    Raises:
-        FewshotError: the source cannot be read, or a drawing is missing, damaged or of another size.
-    """
+    """Every character of a zip or folder, by name: [20, size, size] uint8."""
     files = open_files(source)
     characters: dict[str, dict[int, np.ndarray]] = {}
     damaged = []

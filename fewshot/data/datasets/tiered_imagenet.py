@@ -118,11 +118,7 @@ def _download(root: Path) -> None:
 
 
 def _load_labels(files: Files, name: str, split: str) -> tuple[list[str], np.ndarray]:
-    """The class names, made of split and number if the file has none, and the label of each image [n].
-
-    Raises:
-        FewshotError: the file is not as above.
-    """
+    """The class names, made of split and number if the file has none, and the label of each image [n]."""
     wanted = "wanted: label_specific (whole numbers) with label_specific_str (names), or labels"
     with open_checked(files, name, f"{wanted}; {AGAIN}") as file:
         content = pickles.with_text_keys(pickles.load(file, files.describe(name)))
@@ -166,11 +162,7 @@ def _part(files: Files, name: str, names: list[str], labels: np.ndarray) -> Spli
 
 
 def _read_pngs(files: Files, name: str, first: int, total: int) -> Iterator[bytes]:
-    """The PNG files of a pickle from number `first` on. The last one comes after the file was read to its end.
-
-    Raises:
-        FewshotError: there are not `total` images, or one is not the bytes of a file.
-    """
+    """The PNG files of a pickle from number `first` on. The last one comes after the file was read to its end."""
     count, png = 0, b""
     with open_checked(files, name, AGAIN) as file:
         for count, item in enumerate(pickles.stream(file, files.describe(name)), start=1):
@@ -188,11 +180,7 @@ def _read_pngs(files: Files, name: str, first: int, total: int) -> Iterator[byte
 
 
 def _read_arrays(files: Files, name: str, first: int, total: int) -> Iterator[np.ndarray]:
-    """The images [H, W, 3] of a .npz from number `first` on, red first.
-
-    Raises:
-        FewshotError: the file does not hold `total` such images.
-    """
+    """The images [H, W, 3] of a .npz from number `first` on, red first."""
     with (
         open_checked(files, name, AGAIN) as file,
         zipfile.ZipFile(file) as archive,

@@ -249,11 +249,7 @@ def _list_tar(root: Path) -> Files:
 
 
 def _plain_names(root: Path, members: list[str]) -> dict[str, str]:
-    """The archive's own name of each member by its plain one: with slashes, without a leading "./", nothing hidden.
-
-    Raises:
-        FewshotError: a name occurs twice, is absolute, or leads out of the archive.
-    """
+    """The archive's own name of each member by its plain one: with slashes, without a leading "./", nothing hidden."""
     member_of: dict[str, str] = {}
     for member in members:
         path = PurePosixPath(member.replace("\\", "/"))

@@ -68,9 +68,6 @@ def _transfer(url: str, file: BinaryIO, part: Path, what: str) -> bool:
 
     Returns:
         Whether the part is complete; False asks for another connection.
-
-    Raises:
-        OSError, HTTPException, ValueError: there is no connection, or it brought nothing new.
     """
     version_file = part.with_name(part.name + ".version")
     start = size_before = file.seek(0, os.SEEK_END)
