@@ -168,7 +168,7 @@ def test_missing_files_are_answered_with_the_three_ways_to_get_them(root: Path, 
         ({"kind": "corner"}, "kind='corner': mini has center and multiview only"),
         ({"dataset": "tiered", "kind": "multiview"}, "kind='multiview': tiered has center only"),
     ],
-)
+)  # fmt: skip
 def test_an_argument_out_of_range_is_refused_in_one_line(root: Path, cache: Path, arguments: dict, match: str):
     refused(root, cache, match, **arguments)
 

@@ -251,24 +251,12 @@ def test_a_pickle_is_known_by_its_keys_whatever_its_name(root: Path, cache: Path
     is_as_expected(root, cache, CLASS_DICTS if content is by_class_dict else LABELS)
 
 
-def test_learn2learns_own_notes_beside_its_pickles_are_passed_over(root: Path, cache: Path):
-    as_class_dicts(root)
-    for word in WORDS.values():
-        write(root / f"mini-imagenet-bookkeeping-{word}.pkl", pickled({"labels_to_indices": {}}))
-    is_as_expected(root, cache, CLASS_DICTS)
-
-
 @pytest.mark.parametrize("given", ["folder", "zip"])
 def test_lists_may_lie_beside_imagenets_classes(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, given: str):
     monkeypatch.setattr(mini, "IMAGES", len(NUMBERS) - 1)  # so that the classes have more
     source = packed(root, as_originals, given)
     as_lists(source.parent)
     is_as_expected(source, cache, BY_PLACE)
-
-
-def test_lists_may_lie_beside_a_folder_of_images(root: Path, cache: Path):
-    as_list_and_images(root)
-    is_as_expected(root / "images", cache, BY_NAME)
 
 
 def test_lists_beside_class_folders_are_passed_over(root: Path, cache: Path):
@@ -447,12 +435,6 @@ def test_a_class_of_imagenet_that_is_not_whole_is_refused(root: Path, cache: Pat
     assert "remove the lists" in text
 
 
-def test_an_original_class_that_is_not_there_is_missing(root: Path, cache: Path):
-    as_list_and_originals(root)
-    shutil.rmtree(root / VAL)
-    refused(root, cache, f"val.csv: line 2: image '{VAL}00000002.jpg' is not in ")
-
-
 def test_classes_of_more_than_600_images_need_the_lists(root: Path, cache: Path):
     as_folders(root)
     for number in range(600):
@@ -464,12 +446,6 @@ def test_an_unreadable_image_is_named(root: Path, cache: Path):
     as_list_and_images(root)
     write(root / "images" / f"{VAL}00000003.jpg", encoded(pixels(VAL, 0))[:40])
     refused(root, cache, f"^{root}/images/{VAL}00000003.jpg: damaged, or no image")
-
-
-def test_an_unreadable_original_is_named_as_its_own_file(root: Path, cache: Path):
-    as_list_and_originals(root)
-    write(root / VAL / f"{VAL}_7.JPEG", b"<html>")
-    refused(root, cache, f"^{root}/{VAL}/{VAL}_7.JPEG: it is a web page")
 
 
 def whole(each: int) -> dict[str, tuple[np.ndarray, dict[str, list[int]]]]:
@@ -541,13 +517,6 @@ def test_a_download_fetches_only_what_is_missing(server: Server, root: Path, cac
     (root / "mini-imagenet-cache-validation.pkl").unlink()
     read(root, cache, download=True)
     assert server.asked == ["mini-imagenet-cache-validation.pkl"]
-
-
-@pytest.mark.parametrize("make", [as_category_splits, as_list_and_images])
-def test_nothing_is_fetched_if_another_layout_is_there(server: Server, root: Path, cache: Path, make: Any):
-    make(root)
-    read(root, cache, download=True)
-    assert not server.asked
 
 
 @pytest.mark.parametrize(

@@ -227,16 +227,11 @@ def test_an_array_is_what_its_png_is(shape: tuple[int, ...], channels: int):
 @pytest.mark.parametrize(
     "array",
     [
-        np.zeros((5, 5, 3)),
-        np.zeros((5, 5), object),
-        np.zeros((5, 5, 4), np.uint8),
-        np.zeros((3, 5, 5), np.uint8),
-        np.zeros((0, 5, 3), np.uint8),
-        np.zeros((1, 5, 5, 3), np.uint8),
-        np.array(5, np.uint8),
+        np.zeros((5, 5, 3)), np.zeros((5, 5), object), np.zeros((5, 5, 4), np.uint8), np.zeros((3, 5, 5), np.uint8),
+        np.zeros((0, 5, 3), np.uint8), np.zeros((1, 5, 5, 3), np.uint8), np.array(5, np.uint8),
     ],
     ids=lambda array: f"{array.dtype}{array.shape}",
-)
+)  # fmt: skip
 def test_an_array_of_another_kind_is_refused(array: np.ndarray):
     with pytest.raises(ValueError, match=r"^an array \(.*\) of \w+, not \[height, width, 3\] of uint8$"):
         decode_image(array, ImageSpec(16))
@@ -283,13 +278,6 @@ def test_a_file_cut_short_is_refused_unless_no_pixel_is_missing(kind: str):
             assert np.array_equal(decode_image(data[:end], spec), whole)
             assert kind in ("PNG", "PNG palette", "GIF") and end > len(data) - 24  # their last bytes only mark the end
     assert refused > 20
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "JPEG progressive", "JPEG CMYK"])
-def test_a_jpeg_without_its_last_bytes_is_refused(kind: str):
-    assert not reason(FILES[kind], ImageSpec(SIDE))
-    for missing in range(1, 20):
-        assert reason(FILES[kind][:-missing], ImageSpec(SIDE))
 
 
 NO_IMAGES = {
@@ -350,15 +338,12 @@ def test_damaged_files_give_an_example_or_a_reason_and_nothing_else(kind: str):
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"size": 0}, "size=0: choose 1 to 1024"),
-        ({"size": 1025}, "size=1025"),
-        ({"size": 84.5}, "size=84.5"),
-        ({"size": "84"}, "size=84"),
-        ({"channels": 2}, "channels=2"),
+        ({"size": 0}, "size=0: choose 1 to 1024"), ({"size": 1025}, "size=1025"), ({"size": 84.5}, "size=84.5"),
+        ({"size": "84"}, "size=84"), ({"channels": 2}, "channels=2"),
         ({"resize": "stretch"}, "resize=stretch: choose one of squash, crop"),
         ({"resample": "nearest"}, "resample=nearest: choose one of lanczos, bilinear"),
     ],
-)
+)  # fmt: skip
 def test_a_choice_that_cannot_be_is_refused(choices: dict, message: str):
     with pytest.raises(FewshotError, match=message):
         ImageSpec(**({"size": 84} | choices))
@@ -395,18 +380,12 @@ def test_an_image_is_known_by_its_first_bytes():
 @pytest.mark.parametrize(
     "head",
     [
-        b"",
-        b"read me",
-        b"BMW, Audi and other cars, " * 9,
-        b"Python 3.11\nP6 is not here",
-        b"P3 and P6 are projects",
-        bytes(100),
-        encoded(Image.fromarray(SLOPE), "PDF"),
-        encoded(Image.fromarray(SLOPE), "TGA"),
-        encoded(Image.fromarray(SLOPE), "ICO"),
-        b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(40),  # HEIC
+        b"", b"read me", b"BMW, Audi and other cars, " * 9, b"Python 3.11\nP6 is not here",
+        b"P3 and P6 are projects", bytes(100), encoded(Image.fromarray(SLOPE), "PDF"),
+        encoded(Image.fromarray(SLOPE), "TGA"), encoded(Image.fromarray(SLOPE), "ICO"),
+        b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(40),
     ],
-)
+)  # fmt: skip
 def test_what_begins_like_no_image_is_none(head: bytes):
     assert not has_image_magic(head)
 
