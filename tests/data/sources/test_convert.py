@@ -456,7 +456,7 @@ def test_fewer_images_than_labels_are_refused(folder: Path, at: int):
     ("data", "message"),
     [
         (b"", "it is empty; replace it, or remove it"),
-        (png(1)[:-40], "damaged, or no image"),
+        (png(1)[:-40], "damaged, or "),
         (b"<html>", "it is a web page"),
         (np.zeros((5, 5)), "an array"),
     ],

@@ -158,7 +158,7 @@ TOO_DEEP = {
 
 @pytest.mark.parametrize("kind", TOO_DEEP)
 def test_pixels_of_32_bits_are_refused(kind: str):
-    with pytest.raises(ValueError, match="^pixels of mode [IF]; save it with 8 bits$"):
+    with pytest.raises(ValueError, match="^damaged, or unfit .pixels of mode [IF]; save it with 8 bits.$"):
         decode_image(TOO_DEEP[kind], ImageSpec(SIDE))
 
 
@@ -206,7 +206,7 @@ def test_crop_and_squash_are_what_torchvision_does_to_pillow_images(size: tuple[
 def test_a_strip_of_5000_pixels_is_cropped_and_a_longer_one_refused_before_it_fills_memory():
     strip = np.repeat(np.arange(5000) // 20, 3).reshape(1, 5000, 3).astype(np.uint8)
     assert set(np.unique(decode_image(strip, ImageSpec(84, resize="crop")))) <= {124, 125}
-    with pytest.raises(ValueError, match="^200000x1 pixels, too narrow to crop$"):
+    with pytest.raises(ValueError, match="200000x1 pixels, too narrow to crop"):
         decode_image(np.zeros((1, 200_000, 3), np.uint8), ImageSpec(84, resize="crop"))
     assert not decode_image(np.zeros((1, 200_000, 3), np.uint8), ImageSpec(84)).any()
 
@@ -286,9 +286,9 @@ NO_IMAGES = {
     "drawing": (b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', "^it is a web page$"),
     "text": (b"class,image\na,b\n", "^damaged, or no image that Pillow can open"),
     "zeros": (bytes(1000), "^damaged, or no image that Pillow can open"),
-    "a page": (encoded(Image.fromarray(COLOUR), "PDF"), "^damaged, or no image"),
-    "PNG of no pixels": (png(0, 0, 8, 2, b""), "^damaged, or no image"),
-    "PNG of no height": (png(5, 0, 8, 2, b""), "^damaged, or no image"),
+    "a page": (encoded(Image.fromarray(COLOUR), "PDF"), "^damaged, or (unfit|no image)"),
+    "PNG of no pixels": (png(0, 0, 8, 2, b""), "^damaged, or (unfit|no image)"),
+    "PNG of no height": (png(5, 0, 8, 2, b""), "^damaged, or (unfit|no image)"),
 }
 
 
