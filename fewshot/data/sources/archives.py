@@ -95,8 +95,8 @@ def open_files(root: Path) -> Files:
             return _list_folder(root)
         if not root.exists():
             raise FewshotError(
-                f"{root}: no such file or folder; give another with dataset.reader.root=<path>, or with root=<path> "
-                "for a run whose images moved"
+                f"{root}: no such file or folder; name another, by dataset.reader.root=<path>, or by root=<path> for a "
+                "run whose images moved"
             )
         with root.open("rb") as file:
             if is_web_page(file.read(512)):
