@@ -19,22 +19,19 @@ from fewshot.data.sources.faults import raise_faults
 from fewshot.data.sources.images import is_web_page
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-# What reading a damaged file can raise; the last two come from the header of a NumPy file.
+# What reading a damaged file can raise.
 DAMAGED = (
     OSError,
     EOFError,
     RuntimeError,
     ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
     zlib.error,
     lzma.LZMAError,
     zipfile.BadZipFile,
     tarfile.TarError,
-    SyntaxError,
-    tokenize.TokenError,
 )
+DAMAGED += (SyntaxError, tokenize.TokenError)  # from the header of a NumPy file
+UNFIT = (*DAMAGED, AttributeError, LookupError, TypeError)  # also from content of another kind
 MAX_BYTES = 1 << 27  # of one image file
 
 
@@ -165,7 +162,7 @@ def open_checked(files: Files, name: str, remedy: str) -> Iterator[IO[bytes]]:
     """Open one file of a source. At the end it is read to its last byte, so that an archive compares its checksum.
 
     Raises:
-        FewshotError: the file is a web page or damaged, or the block raised a FewshotError; followed by the remedy.
+        FewshotError: the file is a web page or damaged, or the block found its content unfit; followed by the remedy.
     """
     where = files.describe(name)
     try:
@@ -177,7 +174,7 @@ def open_checked(files: Files, name: str, remedy: str) -> Iterator[IO[bytes]]:
                 pass
     except FewshotError as error:
         raise FewshotError(f"{error}; {remedy}") from error
-    except DAMAGED as error:
+    except UNFIT as error:
         problem = f"{type(error).__name__}: {one_line(error)[:120]}"
         raise FewshotError(f"{where}: cannot be read ({problem}); {remedy}") from error
 
