@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from fewshot.core.errors import FewshotError, one_line, writing
+from fewshot.core.errors import FewshotError, writing
 from fewshot.core.paths import expand_path
 from fewshot.data.bank import SPLITS, Bank, Split, open_banks, write_banks
 from fewshot.data.sources import pickles
@@ -70,7 +70,7 @@ def read(
         splits = {}
         for split, name in names.items():
             with open_checked(files, name, AGAIN) as file:
-                splits[split] = _sort_features(files.describe(name), pickles.load(file, files.describe(name)))
+                splits[split] = _sort_features(pickles.load(file))
         _check_splits(where, splits, width)
         metadata = {
             "dataset": f"{FOLDERS.get(dataset, dataset)} embeddings",
@@ -78,18 +78,12 @@ def read(
         }
         if has_about:
             # Kept apart from what this reader knows: the order of classes may differ from that of the images.
-            metadata["said"] = _read_json(paths[-1])
+            with open_checked(files, about_name, "mend it, or remove it") as file:
+                metadata["said"] = json.load(file)
         write_banks(folder, splits, metadata | {"kind": kind, "width": splits["train"].examples.shape[1]})
     banks = open_banks(folder)
     _check_splits(where, banks, width)
     return banks
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FewshotError(f"{path}: cannot be read as JSON ({error}); mend it, or remove it") from error
 
 
 def write_originals(folder: str | Path, banks: Mapping[str, Bank], dataset: str, kind: str) -> None:
@@ -125,7 +119,10 @@ def write_originals(folder: str | Path, banks: Mapping[str, Bank], dataset: str,
                 sizes = zip(names, bank.sizes.tolist(), strict=True)
                 keys = [f"0-{name}-{name}_{row:08d}" for name, size in sizes for row in range(size)]
                 content = {"keys": np.array(keys, dtype=object), "embeddings": bank.examples.cpu().numpy()}
-                splits[split] = _sort_features(f"{folder}: bank {split}", content)  # as `read` will
+                try:
+                    splits[split] = _sort_features(content)  # as `read` will
+                except ValueError as error:
+                    raise FewshotError(f"{folder}: bank {split}: {error}; give banks of float32 features") from error
                 with (scratch / f"{split}_embeddings.pkl").open("wb") as file:
                     pickle.dump(content, file, protocol=2)
             _check_splits(str(folder), splits, None, "give banks of one width, each class in one split")
@@ -168,33 +165,31 @@ def _find_pickles(root: Path, inner: str, download: bool) -> tuple[Files, dict[s
     return files, names
 
 
-def _sort_features(where: str, content: Any) -> Split:
-    """The content of a pickle, sorted by class and image."""
-    try:
-        rows = content["embeddings"]
-        keys = [key.decode("latin1") if isinstance(key, bytes) else key for key in list(content["keys"])]
-        if not (isinstance(rows, np.ndarray) and rows.ndim == 2 and rows.dtype.kind == "f" and rows.itemsize == 4):
-            raise ValueError(f"embeddings are {rows.dtype} {rows.shape}, not float32 [n, width]")
-        if not keys or not rows.shape[1] or len(keys) != len(rows):
-            raise ValueError(f"{len(keys)} keys for embeddings {rows.shape}")
-        classes, images = [], []
-        for key in keys:
-            _, name, image = key.split("-")
-            if not name or image.split("_")[0] != name:
-                raise ValueError(f"key {key[:80]!r} is not <anything>-<class>-<class>_<image>")
-            classes.append(re.sub("%(25|2D|5F)", lambda code: chr(int(code[1], 16)), name))
-            images.append(image)
-        image, times = Counter(images).most_common(1)[0]
-        if times > 1:
-            raise ValueError(f"image {image[:80]!r} is there {times} times")
-        finite = np.isfinite(rows).all(axis=1)
-        if not finite.all():
-            raise ValueError(f"the features of {images[int(finite.argmin())][:80]!r} are not all finite")
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        problem = one_line(error)[:200]
-        raise FewshotError(
-            f'{where}: not a dict of "keys" and "embeddings" as in LEO\'s release ({problem})'
-        ) from error
+def _sort_features(content: Any) -> Split:
+    """The content of a pickle, sorted by class and image.
+
+    Raises:
+        One of `UNFIT`: it is not what the head of this module says.
+    """
+    rows = content["embeddings"]
+    keys = [key.decode("latin1") if isinstance(key, bytes) else key for key in list(content["keys"])]
+    if rows.ndim != 2 or rows.dtype.kind != "f" or rows.itemsize != 4:
+        raise ValueError(f"embeddings are {rows.dtype} {rows.shape}, not float32 [n, width]")
+    if not keys or not rows.shape[1] or len(keys) != len(rows):
+        raise ValueError(f"{len(keys)} keys for embeddings {rows.shape}")
+    classes, images = [], []
+    for key in keys:
+        _, name, image = key.split("-")
+        if not name or image.split("_")[0] != name:
+            raise ValueError(f"key {key[:80]!r} is not <anything>-<class>-<class>_<image>")
+        classes.append(re.sub("%(25|2D|5F)", lambda code: chr(int(code[1], 16)), name))
+        images.append(image)
+    image, times = Counter(images).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"image {image[:80]!r} is there {times} times")
+    finite = np.isfinite(rows).all(axis=1)
+    if not finite.all():
+        raise ValueError(f"the features of {images[int(finite.argmin())][:80]!r} are not all finite")
     order = sorted(range(len(keys)), key=lambda row: (classes[row], images[row]))
     counts = Counter(classes[row] for row in order)
     return Split(np.asarray(rows)[order].astype(np.float32, copy=False), list(counts.values()), list(counts))

@@ -128,7 +128,7 @@ def _load_pickle(
     where = files.describe(name)
     wanted = "wanted: image_data, uint8 [images, height, width, 3], with class_dict, or data with labels, catname2label"
     with open_checked(files, name, f"{wanted}; {remedy}") as file:
-        content = pickles.with_text_keys(pickles.load(file, where))
+        content = pickles.with_text_keys(pickles.load(file))
         if "class_dict" in content:
             keys, images = "class_dict", content["image_data"]
             rows_of = pickles.with_text_keys(content["class_dict"])

@@ -121,7 +121,7 @@ def _load_labels(files: Files, name: str, split: str) -> tuple[list[str], np.nda
     """The class names, made of split and number if the file has none, and the label of each image [n]."""
     wanted = "wanted: label_specific (whole numbers) with label_specific_str (names), or labels"
     with open_checked(files, name, f"{wanted}; {AGAIN}") as file:
-        content = pickles.with_text_keys(pickles.load(file, files.describe(name)))
+        content = pickles.with_text_keys(pickles.load(file))
         numbers = np.asarray(content["label_specific" if "label_specific" in content else "labels"])
         if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or not len(numbers):
             raise ValueError(f"labels are {numbers.dtype} {numbers.shape}")
@@ -165,7 +165,7 @@ def _read_pngs(files: Files, name: str, first: int, total: int) -> Iterator[byte
     """The PNG files of a pickle from number `first` on. The last one comes after the file was read to its end."""
     count, png = 0, b""
     with open_checked(files, name, AGAIN) as file:
-        for count, item in enumerate(pickles.stream(file, files.describe(name)), start=1):
+        for count, item in enumerate(pickles.stream(file), start=1):
             if count > total:
                 break
             if count > first + 1:

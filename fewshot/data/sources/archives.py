@@ -175,8 +175,8 @@ def open_checked(files: Files, name: str, remedy: str) -> Iterator[IO[bytes]]:
     except FewshotError as error:
         raise FewshotError(f"{error}; {remedy}") from error
     except UNFIT as error:
-        problem = f"{type(error).__name__}: {one_line(error)[:120]}"
-        raise FewshotError(f"{where}: cannot be read ({problem}); {remedy}") from error
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        raise FewshotError(f"{where}: cannot be read ({kind}{one_line(error)[:200]}); {remedy}") from error
 
 
 def _list_folder(root: Path) -> Files:

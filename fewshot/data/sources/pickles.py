@@ -15,46 +15,40 @@ from typing import IO, Any
 
 import numpy as np
 
-from fewshot.core.errors import FewshotError, one_line
+from fewshot.core.errors import one_line
 
 # Booleans, integers, floats, bytes and text of a fixed width, or objects; no type with fields.
 PLAIN = re.compile(r"[|<>=]?([biufSU][1-9][0-9]{0,8}|O8?)", re.ASCII)
-SMALL = (
-    64  # largest text or bytes that a stream remembers: longer than the names that NumPy repeats, shorter than images
-)
+SMALL = 64  # size of text or bytes that a stream remembers: NumPy repeats shorter names, and images are longer
 
 
-def load(file: IO[bytes], where: str = "") -> Any:
+def load(file: IO[bytes]) -> Any:
     """The content of a pickle of any protocol, written by Python 2 or 3: dicts, lists, arrays, strings and numbers.
 
     Strings of Python 2 are decoded as latin1. An array may be of a subclass of `np.ndarray`; `np.asarray` changes that.
 
-    Args:
-        file: the pickle.
-        where: the file's name for messages; by default its own.
-
     Raises:
-        FewshotError: the pickle is damaged, or asks for anything else.
+        ValueError: the pickle is damaged, or asks for anything else.
     """
     try:
         return _Unpickler(file, encoding="latin1").load()
     except Exception as error:  # damaged pickles raise many kinds of errors
-        raise _refusal(file, where, "pickle of arrays, strings and numbers alone", error) from error
+        raise ValueError(f"no whole pickle of arrays, strings and numbers: {one_line(error)[:200]}") from error
 
 
-def stream(file: IO[bytes], where: str = "") -> Iterator[np.ndarray | bytes | str]:
+def stream(file: IO[bytes]) -> Iterator[np.ndarray | bytes | str]:
     """Yield the items of a pickle that is one list of arrays, bytes or strings, without keeping them.
 
     It reads the same kinds of pickles as `load`, as safely. It needs the memory of the items that are appended to the
     list at once, which are 1,000 in pickles that Python writes.
 
     Raises:
-        FewshotError: the pickle is damaged, asks for anything else, is no such list, or repeats an item by reference.
+        ValueError: the pickle is damaged, asks for anything else, is no such list, or repeats an item by reference.
     """
     try:
         yield from _Stream(file, encoding="latin1").items()
     except Exception as error:
-        raise _refusal(file, where, "pickle of one list of arrays, bytes or strings", error) from error
+        raise ValueError(f"no whole pickle of one list of arrays, bytes or strings: {one_line(error)[:200]}") from error
 
 
 def with_text_keys(content: Any) -> dict[Any, Any]:
@@ -64,10 +58,6 @@ def with_text_keys(content: Any) -> dict[Any, Any]:
         AttributeError: it is no dict.
     """
     return {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in content.items()}
-
-
-def _refusal(file: IO[bytes], where: str, wanted: str, error: Exception) -> FewshotError:
-    return FewshotError(f"{where or getattr(file, 'name', 'pickle')}: no whole {wanted} ({one_line(error)[:200]})")
 
 
 class _Type:

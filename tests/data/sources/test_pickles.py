@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fewshot.core.errors import FewshotError
 from fewshot.data.sources import pickles
 
 from ..made_sources import Attack
@@ -52,7 +51,7 @@ def loaded(data: bytes) -> Any:
 
 
 def refused(data: bytes, match: str) -> None:
-    with pytest.raises(FewshotError, match=match) as caught:
+    with pytest.raises(ValueError, match=match) as caught:
         loaded(data)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
@@ -158,7 +157,7 @@ ODD = {
 
 @pytest.mark.parametrize("name", ODD)
 def test_what_numpy_does_not_write_is_refused(name: str):
-    refused(ODD[name], "pickle: no whole pickle of arrays, strings and numbers alone")
+    refused(ODD[name], "no whole pickle of arrays, strings and numbers")
 
 
 def test_a_stand_in_stays_as_it_is():
@@ -176,7 +175,7 @@ def test_a_pickle_with_any_byte_changed_is_read_or_refused():
     whole = pickle.dumps({"keys": np.array(["a", "b"], object), "embeddings": FLOATS}, 2)
     for at in range(len(whole)):
         for value in (0, 0x2E, 0x52, whole[at] ^ 1):
-            with contextlib.suppress(FewshotError):
+            with contextlib.suppress(ValueError):
                 loaded(whole[:at] + bytes([value]) + whole[at + 1 :])
 
 
@@ -184,7 +183,7 @@ def test_a_pickle_with_any_byte_changed_is_read_or_refused():
 def test_a_length_beyond_the_file_takes_no_memory(tmp_path: Path, opcode: bytes):
     (tmp_path / "a.pkl").write_bytes(b"\x80\x05" + opcode + struct.pack("<Q", 1 << 33) + b"x.")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with (tmp_path / "a.pkl").open("rb") as file, pytest.raises(FewshotError):
+    with (tmp_path / "a.pkl").open("rb") as file, pytest.raises(ValueError):
         pickles.load(file)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # of 1 KiB; what was claimed is 8 GiB
 
@@ -210,7 +209,7 @@ def streamed(data: bytes) -> list[Any]:
 
 
 def unstreamed(data: bytes, match: str) -> None:
-    with pytest.raises(FewshotError, match=match) as caught:
+    with pytest.raises(ValueError, match=match) as caught:
         streamed(data)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
@@ -267,7 +266,7 @@ def test_a_stream_keeps_nothing(tmp_path: Path):
 def test_what_is_no_list_is_refused_at_its_first_object(kind: Any, protocol: int):
     arrays = [np.full(70_000, i, np.uint8) for i in range(40)]
     file = io.BytesIO(pickle.dumps(kind(arrays), protocol))
-    with pytest.raises(FewshotError, match=r"no whole pickle of one list.*something else than a list"):
+    with pytest.raises(ValueError, match=r"no whole pickle of one list.*something else than a list"):
         next(pickles.stream(file))
     assert file.tell() < 200_000
 
@@ -305,7 +304,7 @@ def test_a_streamed_pickle_runs_nothing(tmp_path: Path, protocol: int):
     ],
 )  # fmt: skip
 def test_opcodes_that_python_does_not_write_for_a_list_are_refused(data: bytes):
-    unstreamed(data, "pickle: no whole pickle of one list of arrays, bytes or strings")
+    unstreamed(data, "no whole pickle of one list of arrays, bytes or strings")
 
 
 @pytest.mark.parametrize("protocol", [0, 4])
@@ -314,11 +313,5 @@ def test_a_streamed_pickle_with_any_byte_cut_or_changed_is_read_or_refused(proto
     for at in range(len(whole)):
         unstreamed(whole[:at], "no whole pickle")
         for value in (0, 0x2E, 0x61, whole[at] ^ 1):
-            with contextlib.suppress(FewshotError):
+            with contextlib.suppress(ValueError):
                 streamed(whole[:at] + bytes([value]) + whole[at + 1 :])
-
-
-def test_the_given_name_comes_first():
-    for read in (pickles.load, lambda *given: list(pickles.stream(*given))):
-        with pytest.raises(FewshotError, match=r"^b.zip: a.pkl: no whole pickle .*it asks for 'os.system'"):
-            read(io.BytesIO(b"(lcos\nsystem\n."), "b.zip: a.pkl")
