@@ -4,7 +4,6 @@ import collections
 import io
 import os
 import sys
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +15,8 @@ from PIL import Image
 from fewshot.core.errors import FewshotError
 from fewshot.data.datasets import omniglot
 
-from ..made_sources import fingerprints, refused_by
+from .. import made_sources
+from ..made_sources import as_archive, fingerprints, refused_by
 
 NAMES = ["Angelic/character01", "Angelic/character02", "Greek/character01"]
 
@@ -42,18 +42,11 @@ def drawings(names: list[str] = NAMES) -> dict[str, bytes]:
 
 
 def as_zip(root: Path, pngs: dict[str, bytes], half: str = "images_background") -> Path:
-    with zipfile.ZipFile(root / f"{half}.zip", "w") as archive:
-        archive.writestr(f"{half}/", "")
-        for name, data in pngs.items():
-            archive.writestr(f"{half}/{name}", data)
-    return root / f"{half}.zip"
+    return as_archive(root / f"{half}.zip", {f"{half}/{name}": data for name, data in pngs.items()})
 
 
 def as_folder(root: Path, pngs: dict[str, bytes], half: str = "images_background") -> Path:
-    for name, data in pngs.items():
-        (root / half / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / half / name).write_bytes(data)
-    return root / half
+    return made_sources.as_folder(root / half, pngs)
 
 
 def characters(source: Path, resample: str = "lanczos") -> dict[str, np.ndarray]:
