@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from torch.nn import functional
 
 from fewshot.core.errors import writing
 from fewshot.data.bank import Bank
@@ -23,16 +24,17 @@ def contact_sheet(banks: Mapping[str, Bank], path: Path) -> None:
     """
     rows = [(bank, int(label)) for bank in banks.values() for label in _spread(0, len(bank.names), CLASSES)]
     figure = Figure(figsize=(IMAGES + 4, len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), IMAGES, squeeze=False)
-    for cells, (bank, label) in zip(axes, rows, strict=True):
+    axes = figure.subplots(len(rows), squeeze=False)
+    for (cell,), (bank, label) in zip(axes, rows, strict=True):
         start, end = bank.offsets[label : label + 2].tolist()
-        for cell in cells:
-            cell.axis("off")
-        for cell, row in zip(cells, _spread(start, end, IMAGES), strict=False):
-            image = bank.examples[row].permute(1, 2, 0).numpy()
-            cell.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
+        images = bank.examples[_spread(start, end, IMAGES)]
+        images = functional.pad(images, (0, max(1, images.shape[-1] // 20)), value=255)  # a gap between two images
+        strip = torch.cat(list(images), dim=-1).permute(1, 2, 0).numpy()
+        cell.axis("off")
+        cell.set_anchor("W")
+        cell.imshow(strip.squeeze(-1) if strip.shape[-1] == 1 else strip, cmap="gray", vmin=0, vmax=255)
         text = f"{bank.split}: {bank.names[label]}\n{end - start:,} images"  # a name may look like mathematics
-        cells[0].text(-0.1, 0.5, text, transform=cells[0].transAxes, ha="right", va="center", parse_math=False)
+        cell.text(-0.02, 0.5, text, transform=cell.transAxes, ha="right", va="center", parse_math=False)
     with writing(path, "another sheet"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about characters that matplotlib's font lacks
         path.parent.mkdir(parents=True, exist_ok=True)
