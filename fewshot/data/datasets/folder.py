@@ -123,16 +123,16 @@ def _find_splits(
         remedy = f"give the archive {files.describe(archive)} instead" if archive else WANTED
         notes = describe_skipped(files.names).get("notes", [])
         raise FewshotError("; ".join([f"{files.root}: no images are there", *notes, remedy]))
-    found, loose = class_folders(files, images)
-    if split == "folders" and ("" in found or loose):
+    classes_of, loose = class_folders(files, images)
+    if split == "folders" and ("" in classes_of or loose):
         lack = "no folders train, val and test are there; make them"
         if loose:
             lack = f"the images of {', '.join(loose)} are in no class folder; put them into some"
         raise FewshotError(f"{files.root}: {lack}, or set {RANDOM}")
-    if split != "random" and "" not in found and not (loose and len(found) == 1):
-        return found, {"layout": "class folders in folders of the splits", "split_source": "the folders' own"}
-    splits, source = _split_at_random(files, _pool(found), shares, seed)
-    sources = ", ".join(sorted(found))
+    if split != "random" and "" not in classes_of and not (loose and len(classes_of) == 1):
+        return classes_of, {"layout": "class folders in folders of the splits", "split_source": "the folders' own"}
+    splits, source = _split_at_random(files, _pool(classes_of), shares, seed)
+    sources = ", ".join(sorted(classes_of))
     metadata: dict[str, Any] = {"layout": f"class folders, pooled from {sources}" if sources else "class folders"}
     if loose:
         count = sum(posixpath.dirname(image) in loose for image in images)

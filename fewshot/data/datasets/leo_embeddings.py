@@ -203,8 +203,8 @@ def _check_splits(
     width = splits["train"].examples.shape[1] if width is None else width
     for split, part in splits.items():
         if part.examples.shape[1:] != (width,):
-            found = part.examples.shape[1]
-            raise FewshotError(f"{where}: {split}: features of width {found}, not {width} (null admits any): {remedy}")
+            actual = part.examples.shape[1]
+            raise FewshotError(f"{where}: {split}: features of width {actual}, not {width} (null admits any): {remedy}")
         for name in part.names:
             if owners.setdefault(name, split) != split:
                 raise FewshotError(f"{where}: class {name[:80]!r} is in {owners[name]} and in {split}: {remedy}")

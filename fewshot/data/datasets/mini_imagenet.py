@@ -59,8 +59,10 @@ def _find(files: Files, splits: Splits) -> Found | str:
     """The images of the first layout that is there, with its name as metadata; or a text on what is missing."""
     pickle_of, list_of = files_by_split(files, PICKLE), files_by_split(files, LIST)
     if len(pickle_of) == len(SPLITS):
-        found = {split: _part_of_pickle(files, pickle_of[split], split, splits) for split in SPLITS}
-        return {split: part for split, (part, _) in found.items()}, {"layout": f"pickles of {found['train'][1]}"}
+        parts, keys = {}, ""
+        for split in SPLITS:
+            parts[split], keys = _part_of_pickle(files, pickle_of[split], split, splits)
+        return parts, {"layout": f"pickles of {keys}"}
     if len(list_of) == len(SPLITS):
         return _find_listed(files, {list_of[split]: split for split in SPLITS}, splits)
     folders = find_class_folders(files, splits)

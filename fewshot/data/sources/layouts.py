@@ -110,40 +110,46 @@ def class_folders(files: Files, images: Sequence[str]) -> tuple[dict[str, Classe
     if min(map(len, paths)) <= top:
         raise misplaced("images in no class folder")
     names = {steps[top] for steps in paths}
-    words = sorted(name for name in names if name.lower() in SPLIT_WORDS)
-    if words and len(words) < len(names):
-        if any(len({steps for steps in paths if steps[top] == word}) > 1 for word in words):
-            other = posixpath.join(*above, min(names - set(words)))
+    split_folders = sorted(name for name in names if name.lower() in SPLIT_WORDS)
+    if split_folders and len(split_folders) < len(names):
+        if any(len({steps for steps in paths if steps[top] == split_folder}) > 1 for split_folder in split_folders):
+            other = posixpath.join(*above, min(names - set(split_folders)))
             raise FewshotError(
-                f"{files.root}: {other} is beside {posixpath.join(*above, words[0])}, and is none of "
+                f"{files.root}: {other} is beside {posixpath.join(*above, split_folders[0])}, and is none of "
                 f"{', '.join(SPLIT_WORDS)}; rename it, or move it elsewhere"
             )
-        words = []  # a class has the name of a split
-    start = top + bool(words)
+        split_folders = []  # a class has the name of a split
+    start = top + bool(split_folders)
     loose: list[str] = []
-    inner: dict[str, list[Steps]] = {}  # of each split the folders from its own on
-    for word in words or [""]:
-        parents = {parent: steps[start:] for parent, steps in steps_of.items() if not words or steps[top] == word}
+    inner: dict[str, list[Steps]] = {}  # of each split the folders below its own
+    for split_folder in split_folders or [""]:
+        parents = {
+            parent: steps[start:]
+            for parent, steps in steps_of.items()
+            if not split_folders or steps[top] == split_folder
+        }
         if len(parents) == 1 and _all_between(next(iter(parents.values()))):
             loose += parents
         else:
-            inner[word] = list(parents.values())
+            inner[split_folder] = list(parents.values())
     if not inner or any(() in paths for paths in inner.values()):
         raise misplaced("images in no class folder")
     if any(len(set(map(len, paths))) > 1 for paths in inner.values()):
         raise misplaced("class folders at different depths")
     levels = _class_levels(list(inner.values()))
-    found: dict[str, Classes] = {}
-    for word, paths in inner.items():
+    classes_of: dict[str, Classes] = {}
+    for split_folder, paths in inner.items():
         if (level := levels[len(paths[0])]) is None:
             raise misplaced("folders too deep")
-        split = SPLIT_WORDS.get(word.lower(), "")
-        if split in found:
+        split = SPLIT_WORDS.get(split_folder.lower(), "")
+        if split in classes_of:
             raise FewshotError(
-                f"{files.root}: two folders of {split}, {posixpath.join(*above, word)} is one; join them"
+                f"{files.root}: two folders of {split}, {posixpath.join(*above, split_folder)} is one; join them"
             )
-        found[split] = _classes_in(files, images, "/".join([*above, *filter(None, [word]), *paths[0][:level]]))
-    return found, loose
+        classes_of[split] = _classes_in(
+            files, images, "/".join([*above, *filter(None, [split_folder]), *paths[0][:level]])
+        )
+    return classes_of, loose
 
 
 def _class_levels(splits: Sequence[Sequence[Steps]]) -> dict[int, int | None]:

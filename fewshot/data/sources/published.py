@@ -111,23 +111,23 @@ class PublishedDataset:
         return open_banks(folder)
 
     def _find(self, root: Path, splits: Splits, download: bool) -> Found:
-        found: Found | str = ""
+        result: Found | str = ""
         for is_last in (not download or root.is_file(), True):
             if root.exists():
                 archives = root.glob(f"{self.archive}.*") if self.archive else ()
                 archives = [path for path in sorted(archives) if path.name.lower().endswith(ARCHIVES)]
                 files = open_source(archives[0] if archives else root, self.is_wanted)
-                found = self.find(files, splits)
-            if not isinstance(found, str):
-                return found
+                result = self.find(files, splits)
+            if not isinstance(result, str):
+                return result
             if is_last:
                 break
             self.download(root)
         folders = ", or read class folders of other names with dataset=folder" if root.exists() else ""
         fetch = "" if download else ", or fetch it with dataset.reader.download=true"
         raise FewshotError(
-            f"{root}: {found or f'no {self.title} is there'}: {self.remedy}, or name another place by source=<path> of "
-            f"tools/prepare.py{folders}{fetch}"
+            f"{root}: {result or f'no {self.title} is there'}: {self.remedy}, or name another place by source=<path> "
+            f"of tools/prepare.py{folders}{fetch}"
         )
 
 
