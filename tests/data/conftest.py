@@ -24,5 +24,5 @@ def cache(tmp_path: Path) -> Path:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A server without files."""
     monkeypatch.setenv("no_proxy", "*")
-    with serving(Server()) as server:
+    with serving() as server:
         yield server

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +17,6 @@ from PIL import Image
 
 from fewshot.core.errors import FewshotError
 from fewshot.data.bank import Bank
-
-S = TypeVar("S", bound=http.server.ThreadingHTTPServer)
 
 WEB_PAGE = b"\n<!DOCTYPE html><html>Sign in</html>"
 
@@ -95,36 +93,55 @@ class Attack:
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Sends its `files`, which are below `url`, and lists the names that it was asked for."""
+    """Sends its `files`, which are below `url`, with the faults that a test sets."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
         self.files: dict[str, bytes] = {}
-        self.asked: list[str] = []
         self.url = f"http://127.0.0.1:{self.server_port}/files"
+        self.asked: list[str] = []  # names of the requests
+        self.ranges: list[str | None] = []  # Range of the requests
+        self.tags: dict[str, str] = {}  # such as an ETag
+        self.status = 200
+        self.cut = -1  # bytes after which each connection is closed
+        self.knows_ranges = self.sends_length = True
 
 
 class Answer(http.server.BaseHTTPRequestHandler):
     server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def do_GET(self) -> None:
-        name = self.path.removeprefix("/files/")
-        self.server.asked.append(name)
-        if name not in self.server.files:
-            return self.send_error(404)
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(self.server.files[name])))
+        server, name, asked = self.server, self.path.removeprefix("/files/"), self.headers["Range"]
+        server.asked.append(name)
+        server.ranges.append(asked)
+        if name not in server.files or server.status != 200:
+            return self.send_error(404 if server.status == 200 else server.status)
+        content, start = server.files[name], 0
+        if server.knows_ranges and asked and self.headers["If-Range"] in server.tags.values():
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            is_beyond = start >= len(content)
+            self.send_response(416 if is_beyond else 206)
+            rest = "*" if is_beyond else f"{start}-{len(content) - 1}"
+            self.send_header("Content-Range", f"bytes {rest}/{len(content)}")
+            if is_beyond:
+                return self.end_headers()
+        else:
+            self.send_response(200)
+        for tag, value in server.tags.items():
+            self.send_header(tag, value)
+        if server.sends_length:
+            self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
-        self.wfile.write(self.server.files[name])
+        self.wfile.write(content[start:] if server.cut < 0 else content[start : start + server.cut])
 
     def log_message(self, format: str, *args: object) -> None:
         pass
 
 
 @contextmanager
-def serving(server: S) -> Iterator[S]:
-    """Run a server in a thread for the length of the block."""
-    with server:
+def serving() -> Iterator[Server]:
+    """A server that answers in a thread for the length of the block."""
+    with Server() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
