@@ -2,9 +2,6 @@
 
 import io
 import pickle
-import shutil
-import tarfile
-import zipfile
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
@@ -22,8 +19,9 @@ from fewshot.data.sources.archives import open_files
 from fewshot.data.sources.parts import SplitSource
 from fewshot.data.sources.published import published_split
 
-from ..made_sources import WEB_PAGE, Attack, Server, as_folder, encoded, refused_by
+from ..made_sources import WEB_PAGE, Attack, Server, as_archive, as_folder, encoded, refused_by
 
+Files = dict[str, bytes]
 SIDE, IMAGES = 9, 4  # pixels, and images of each class
 CLASSES = {split: published_split("tiered")[split][3:1:-1] for split in SPLITS}  # two each, not sorted
 ROWS = {split: [(number, label) for number in range(IMAGES) for label in range(2)] for split in CLASSES}  # mixed
@@ -61,50 +59,40 @@ def npz(save: Callable[..., None] = np.savez, **content: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def pickled(
-    root: Path, prefix: str = "", protocol: int = 2, images: Callable[[str], Any] = arrays, **changes: Any
-) -> Path:
+def pickled(prefix: str = "", protocol: int = 2, content_of: Callable[[str], Any] = arrays, **changes: Any) -> Files:
     """The authors' files; `changes` gives other contents by the name of a file."""
-    made = {}
-    for split in CLASSES:
-        for kind, content in (("images_png", images), ("labels", labels)):
-            of = changes.get(f"{split}_{kind}", content(split))
-            made[f"{prefix}{split}_{kind}.pkl"] = of if isinstance(of, bytes) else pickle.dumps(of, protocol)
-    return as_folder(root, made)
-
-
-def unpacked(root: Path, made: Callable[[np.ndarray], bytes], **changes: Any) -> Path:
-    contents = {f"{split}_images.npz": made(stack(split)) for split in CLASSES}
-    contents |= {f"{split}_labels.pkl": pickle.dumps(labels(split)) for split in CLASSES}
-    return as_folder(root, contents | {name.replace("__", "."): data for name, data in changes.items()})
-
-
-def folders(root: Path, inner: str = "{split}/{name}") -> Path:
     files = {}
-    for split, rows in ROWS.items():
-        for number, label in rows:
-            folder = inner.format(split=split, name=CLASSES[split][label])
-            files[f"{folder}/{number}.png"] = encoded(pixels(split, label, number))
-    return as_folder(root, files)
+    for split in CLASSES:
+        for kind, content in (("images_png", content_of), ("labels", labels)):
+            value = changes.get(f"{split}_{kind}", content(split))
+            data = value if isinstance(value, bytes) else pickle.dumps(value, protocol)
+            files[f"{prefix}{split}_{kind}.pkl"] = data
+    return files
 
 
-def renamed(root: Path, prefix: str) -> Path:
-    for path in list(root.glob("val_*")):
-        path.rename(root / f"{prefix}{path.name[3:]}")
-    return root
+def unpacked(form: Callable[[np.ndarray], bytes]) -> Files:
+    files = {f"{split}_images.npz": form(stack(split)) for split in CLASSES}
+    return files | {f"{split}_labels.pkl": pickle.dumps(labels(split)) for split in CLASSES}
 
 
-def packed(source: Path, suffix: str) -> Path:
-    """An archive in place of a folder."""
-    made = Path(shutil.make_archive(str(source), suffix, source.parent, source.name))
-    shutil.rmtree(source)
-    return made
+def folders(inner: str) -> Files:
+    return {
+        f"{inner.format(split=split, name=CLASSES[split][label])}/{number}.png": encoded(pixels(split, label, number))
+        for split, rows in ROWS.items()
+        for number, label in rows
+    }
 
 
 def python_2(split: str) -> bytes:
-    """A list of its strings."""
+    """The pickle that Python 2 wrote of a list of strings."""
     items = b"".join(b"T" + len(data).to_bytes(4, "little") + data + b"q\x01" for data in pngs(split))
     return b"\x80\x02]q\x00(" + items + b"e."
+
+
+def as_lists(split: str) -> dict[str, Any]:
+    """Labels in a list, and names of bytes."""
+    names = np.array([name.encode() for name in CLASSES[split]], object)
+    return {"label_specific": list(LABELS[split].astype(np.int32)), "label_specific_str": names}
 
 
 def compressed(array: np.ndarray) -> bytes:
@@ -115,39 +103,37 @@ def stored(array: np.ndarray) -> bytes:
     return npz(images=array)
 
 
-LAYOUTS: dict[str, Callable[[Path], Path]] = {
-    "folders of ImageNet": lambda root: as_folder(
-        folders(root, "ILSVRC/Data/CLS-LOC/train/{name}"),
-        {"ILSVRC/Data/CLS-LOC/train/n00000001/1.JPEG": b"of no class"},
+def all_labels(change: Callable[[str], Any]) -> Files:
+    return pickled(**{f"{split}_labels": change(split) for split in CLASSES})
+
+
+# The files, and the suffix of the archive that they are in, if any.
+LAYOUTS: dict[str, tuple[Files, str]] = {
+    "folders of ImageNet": (folders("ILSVRC/train/{name}") | {"ILSVRC/train/n00000001/1.JPEG": b"of no class"}, ""),
+    "pickles": (pickled(), ""),
+    "pickles of columns": (pickled(content_of=lambda split: [a.reshape(-1, 1) for a in arrays(split)]), ""),
+    "pickles of bytes": (pickled(content_of=pngs), ""),
+    "pickles of protocol 0": (pickled(protocol=0), ""),
+    "pickles of Python 2": (pickled(content_of=python_2), ""),
+    "pickles as fetched": (pickled("tiered-imagenet-"), ""),
+    "pickles deep down": (pickled("data/tiered-imagenet/"), ""),
+    "pickles of validation": ({name.replace("val_", "validation_"): data for name, data in pickled().items()}, ""),
+    "pickles with keys of bytes": (
+        all_labels(lambda split: {key.encode(): value for key, value in labels(split).items()}),
+        "",
     ),
-    "pickles": pickled,
-    "pickles of columns": lambda root: pickled(root, images=lambda split: [a.reshape(-1, 1) for a in arrays(split)]),
-    "pickles of bytes": lambda root: pickled(root, images=pngs),
-    "pickles of protocol 0": lambda root: pickled(root, protocol=0),
-    "pickles of Python 2": lambda root: pickled(root, images=python_2),
-    "pickles as fetched": lambda root: pickled(root, "tiered-imagenet-"),
-    "pickles deep down": lambda root: pickled(root / "data" / "tiered-imagenet").parent.parent,
-    "pickles of validation": lambda root: renamed(pickled(root), "validation"),
-    "pickles with keys of bytes": lambda root: pickled(
-        root, **{f"{split}_labels": {key.encode(): value for key, value in labels(split).items()} for split in CLASSES}
-    ),
-    "pickles with names of bytes, lists": lambda root: pickled(
-        root,
-        **{
-            f"{split}_labels": {
-                "label_specific": list(LABELS[split].astype(np.int32)),
-                "label_specific_str": np.array([name.encode() for name in CLASSES[split]], object),
-            }
-            for split in CLASSES
-        },
-    ),
-    "pickles, zipped": lambda root: packed(pickled(root), "zip"),
-    "pickles, in a tar.gz": lambda root: packed(pickled(root), "gztar"),
-    "pickles, in a tar in a folder": lambda root: packed(pickled(root / "tiered-imagenet"), "tar").parent,
-    "npz, deflated": lambda root: unpacked(root, compressed),
-    "npz, in a zip": lambda root: packed(unpacked(root, compressed), "zip"),
-    "pickles before npz": lambda root: pickled(unpacked(root, lambda array: b"passed over")),
+    "pickles with names of bytes, lists": (all_labels(as_lists), ""),
+    "pickles, zipped": (pickled(), "zip"),
+    "pickles, in a tar.gz": (pickled("tiered-imagenet/"), "tar.gz"),
+    "npz, deflated": (unpacked(compressed), ""),
+    "npz, in a zip": (unpacked(compressed), "zip"),
+    "pickles before npz": (unpacked(lambda array: b"not read") | pickled(), ""),
 }
+
+
+def made(root: Path, layout: str) -> Path:
+    files, suffix = LAYOUTS[layout]
+    return as_archive(root / f"tiered.{suffix}", files) if suffix else as_folder(root, files)
 
 
 read = partial(tiered.read, size=SIDE, allow_partial=True)
@@ -156,7 +142,7 @@ refused = partial(refused_by, read)
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_images(root: Path, cache: Path, layout: str):
-    banks = read(LAYOUTS[layout](root), cache)
+    banks = read(made(root, layout), cache)
     assert list(banks) == ["train", "val", "test"]
     for split, bank in banks.items():
         assert bank.names == tuple(sorted(CLASSES[split])) and bank.sizes.tolist() == [IMAGES] * 2
@@ -175,7 +161,7 @@ def part_of_val(root: Path) -> SplitSource:
 
 @pytest.mark.parametrize("layout", ["pickles", "pickles of Python 2", "npz, deflated"])
 def test_reading_resumes_at_any_image(root: Path, layout: str):
-    part = part_of_val(LAYOUTS[layout](root))
+    part = part_of_val(made(root, layout))
     whole = [np.asarray(item).tobytes() for item in part.images(0)]
     assert len(whole) == 2 * IMAGES
     for first in range(1, 2 * IMAGES):
@@ -197,7 +183,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_published_numbers_are_complete_and_an_image_too_few_is_not(
     root: Path, cache: Path, layout: str, monkeypatch: pytest.MonkeyPatch
 ):
-    banks = read(LAYOUTS[layout](root), cache, allow_partial=False)
+    banks = read(made(root, layout), cache, allow_partial=False)
     assert not banks["test"].metadata["allow_partial"] and (cache / f"tiered-{SIDE}-squash-lanczos").is_dir()
     monkeypatch.setitem(tiered.TOTALS, "val", 2 * IMAGES + 1)
     match = "2 classes and 8 images of val, not 2 classes and 9 images; .*reader.allow_partial=true"
@@ -211,7 +197,7 @@ def english(**names: list[str]) -> dict[str, Any]:
 
 def test_english_names_are_kept_and_made_distinct(root: Path, cache: Path):
     names = english(train=["crane", "cat, true cat"], val=["dog ", "dog"], test=["crane", "maillot"])
-    banks = read(pickled(root, **names), cache)
+    banks = read(as_folder(root, pickled(**names)), cache)
     assert {split: bank.names for split, bank in banks.items()} == {
         "train": ("cat, true cat", "crane (train)"),
         "val": ("dog (0)", "dog (1)"),
@@ -223,7 +209,7 @@ def test_english_names_are_kept_and_made_distinct(root: Path, cache: Path):
 
 
 def test_of_english_names_the_numbers_of_classes_and_images_are_checked(root: Path, cache: Path):
-    pickled(root, **english(train=["a", "b"], val=["c", "d"], test=["e", "f"]))
+    as_folder(root, pickled(**english(train=["a", "b"], val=["c", "d"], test=["e", "f"])))
     match = "2 classes and 8 images of train, not 351 classes and 448695 images; .*allow_partial=true"
     refused(root, cache, match, allow_partial=False)
 
@@ -232,7 +218,7 @@ def test_of_english_names_the_numbers_of_classes_and_images_are_checked(root: Pa
 def test_without_names_classes_are_called_by_split_and_number(root: Path, cache: Path, key: str):
     start = {"train": 0, "val": 351, "test": 448}  # in the files for MetaOptNet numbers go on
     content = {f"{split}_labels": {key: (LABELS[split] + start[split]).tolist()} for split in CLASSES}
-    banks = read(pickled(root, **content), cache)
+    banks = read(as_folder(root, pickled(**content)), cache)
     assert {split: bank.names for split, bank in banks.items()} == {
         "train": ("train 0000", "train 0001"),
         "val": ("val 0351", "val 0352"),
@@ -244,12 +230,12 @@ def test_without_names_classes_are_called_by_split_and_number(root: Path, cache:
 
 def test_a_class_by_its_wordnet_id_in_another_split_is_refused(root: Path, cache: Path):
     changed = labels("val", label_specific_str=[CLASSES["val"][0], CLASSES["test"][0]])
-    refused(pickled(root, val_labels=changed), cache, f"{CLASSES['test'][0]} is no class of val in the published split")
+    refused(as_folder(root, pickled(val_labels=changed)), cache, f"{CLASSES['test'][0]} is no class of val in the pub")
 
 
 def test_a_wordnet_id_twice_is_refused(root: Path, cache: Path):
     changed = labels("val", label_specific_str=CLASSES["val"][:1] * 2)
-    refused(pickled(root, val_labels=changed), cache, f"class {CLASSES['val'][0]} is in val and in val")
+    refused(as_folder(root, pickled(val_labels=changed)), cache, f"class {CLASSES['val'][0]} is in val and in val")
 
 
 def mistakes(made: Path) -> dict[str, tuple[dict[str, Any], str]]:
@@ -297,7 +283,7 @@ def mistakes(made: Path) -> dict[str, tuple[dict[str, Any], str]]:
 @pytest.mark.parametrize("mistake", mistakes(Path()))
 def test_a_mistake_in_a_pickle_is_named_in_one_line_and_nothing_is_run(root: Path, cache: Path, mistake: str):
     changes, match = mistakes(root / "made")[mistake]
-    refused(pickled(root, protocol=4, **changes), cache, match)
+    refused(as_folder(root, pickled(protocol=4, **changes)), cache, match)
     assert not (root / "made").exists()
 
 
@@ -336,47 +322,45 @@ ARRAYS: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("mistake", ARRAYS)
 def test_a_mistake_in_an_npz_is_named_in_one_line(root: Path, cache: Path, mistake: str):
     data, match = ARRAYS[mistake]
-    text = refused(unpacked(root, stored, val_images__npz=data), cache, f"val_images.npz: .*{match}")
+    text = refused(as_folder(root, unpacked(stored) | {"val_images.npz": data}), cache, f"val_images.npz: .*{match}")
     assert f"{tiered.URL}/tiered-imagenet-train_images_png.pkl" in text
 
 
-@pytest.mark.parametrize("kind", ["labels", "images_png"])
-def test_a_change_that_only_the_checksum_of_an_archive_shows_is_refused(root: Path, cache: Path, kind: str):
-    pickled(root, protocol=4)
-    with zipfile.ZipFile(f"{root}.zip", "w") as archive:  # not packed
-        for path in root.iterdir():
-            archive.writestr(path.name, path.read_bytes() + bytes(1 << 17))  # bytes after a pickle are not read
-    data, within = bytearray(Path(f"{root}.zip").read_bytes()), (root / f"val_{kind}.pkl").read_bytes()
-    at = data.index(within) + (within.index(b"animal") if kind == "labels" else within.index(b"IEND") - 9)
-    data[at] ^= 1
-    Path(f"{root}.zip").write_bytes(data)
-    refused(Path(f"{root}.zip"), cache, rf"root.zip: val_{kind}.pkl: cannot be read \(BadZipFile: Bad CRC-32")
+@pytest.mark.parametrize(("kind", "part"), [("labels", b"animal"), ("images_png", b"IEND")])
+def test_a_change_that_only_the_checksum_of_an_archive_shows_is_refused(
+    root: Path, cache: Path, kind: str, part: bytes
+):
+    files = pickled(protocol=4)
+    archive = as_archive(root / "a.zip", {name: data + bytes(1 << 17) for name, data in files.items()})
+    data, within = bytearray(archive.read_bytes()), files[f"val_{kind}.pkl"]
+    data[data.index(within) + within.index(part) - (9 if kind == "images_png" else 0)] ^= 1
+    archive.write_bytes(data)
+    refused(archive, cache, rf"a.zip: val_{kind}.pkl: cannot be read \(BadZipFile: Bad CRC-32")
 
 
 @pytest.mark.parametrize("missing", ["train_labels.pkl", "test_images_png.pkl"])
 def test_a_missing_file_is_named_with_the_ways_to_get_it(root: Path, cache: Path, missing: str):
-    (pickled(root) / missing).unlink()
-    as_folder(root, {"others.zip": b"passed over"})
-    text = refused(root, cache, f"{missing} is missing")
+    files = pickled() | {"others.zip": b"not read"}
+    del files[missing]
+    text = refused(as_folder(root, files), cache, f"{missing} is missing")
     assert all(way in text for way in ("put train_images_png.pkl", "source=", "dataset.reader.download=true"))
 
 
 def test_a_file_in_two_places_is_refused(root: Path, cache: Path):
-    pickled(root)
-    shutil.copy(root / "val_labels.pkl", root / "tiered-imagenet-validation_labels.pkl")
-    refused(root, cache, "val.*_labels.pkl and .*val.*_labels.pkl are both there: leave one of them")
+    files = pickled() | {"tiered-imagenet-validation_labels.pkl": b""}
+    refused(as_folder(root, files), cache, "val.*_labels.pkl and .*val.*_labels.pkl are both there: leave one of them")
 
 
 @pytest.fixture
-def server(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+def server(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     """Of the authors' files."""
-    server.files = {path.name: path.read_bytes() for path in pickled(tmp_path / "server", "tiered-imagenet-").iterdir()}
+    server.files = pickled("tiered-imagenet-")
     monkeypatch.setattr(tiered, "URL", server.url)
     return server
 
 
 def test_what_is_missing_is_fetched_and_then_read(server: Server, root: Path, cache: Path, tmp_path: Path):
-    there = read(pickled(tmp_path / "other"), tmp_path)
+    there = read(as_folder(tmp_path / "other", pickled()), tmp_path)
     as_folder(root, {"tiered/val_labels.pkl": pickle.dumps(labels("val"))})
     banks = read(root, cache, download=True)
     assert {split: bank.fingerprint for split, bank in banks.items()} == {s: b.fingerprint for s, b in there.items()}
@@ -396,7 +380,7 @@ def test_a_download_that_is_no_pickle_is_thrown_away(server: Server, root: Path,
 
 def test_the_first_images_are_there_before_the_last_are_read(root: Path):
     data = pickle.dumps([np.full(1000, 1, np.uint8) for _ in range(3000)], 4)
-    pickled(root, val_images_png=data[:-1000], val_labels={"labels": [0] * 3000})
+    as_folder(root, pickled(val_images_png=data[:-1000], val_labels={"labels": [0] * 3000}))
     images = part_of_val(root).images(0)
     assert len(list(islice(images, 1000))) == 1000
     with pytest.raises(FewshotError, match="no whole pickle"):
@@ -404,8 +388,5 @@ def test_the_first_images_are_there_before_the_last_are_read(root: Path):
 
 
 def test_a_tar_is_read_with_members_of_any_order(root: Path, cache: Path):
-    pickled(root)
-    with tarfile.open(f"{root}.tar", "w") as archive:
-        for path in sorted(root.iterdir(), reverse=True):
-            archive.add(path, f"tiered-imagenet/{path.name}")
-    assert read(Path(f"{root}.tar"), cache)["train"].names == tuple(sorted(CLASSES["train"]))
+    files = dict(sorted(pickled("tiered-imagenet/").items(), reverse=True))
+    assert read(as_archive(root / "a.tar", files), cache)["train"].names == tuple(sorted(CLASSES["train"]))
