@@ -83,7 +83,7 @@ class Source(Protocol):
         ...
 
     @property
-    def about(self) -> Mapping[str, Any]:
+    def metadata(self) -> Mapping[str, Any]:
         """What it is, for the record."""
         ...
 
