@@ -126,14 +126,11 @@ def check_banks(folder: Path) -> int:
 def _hash_banks(
     folder: Path, classes: Mapping[str, tuple[Sequence[int], Sequence[str]]]
 ) -> tuple[dict[str, str], list[tuple[Place, Place]]]:
-    """Read the arrays of all splits once.
+    """The fingerprint of each split, and the places of each image that occurs in two splits, from one pass over all.
 
     Args:
         folder: of the `<split>.npy` files.
         classes: number of images and name of each class, for each split.
-
-    Returns:
-        The fingerprint of each split, and the places (split, row) of each image that occurs in two splits.
     """
     first_place: dict[bytes, Place] = {}
     pairs: list[tuple[Place, Place]] = []
