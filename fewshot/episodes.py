@@ -77,7 +77,7 @@ class Source(Protocol):
         ...
 
     @property
-    def about(self) -> Mapping[str, Any]: ...  # description for the record
+    def metadata(self) -> Mapping[str, Any]: ...  # description for the record
 
 
 class Tasks(Protocol):

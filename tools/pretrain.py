@@ -23,13 +23,13 @@ def pretrain(cfg: DictConfig) -> None:
     if "settings" not in cfg.features.get("reader", {}):
         raise FewshotError(f"dataset={cfg.dataset.name}: an extractor takes images; choose a dataset with images")
     banks = read_sources(cfg)
-    extractor = banks["test"].about["extractor"]
+    extractor = banks["test"].metadata["extractor"]
     sizes = ", ".join(f"{len(bank.names)} {split}" for split, bank in banks.items())
     print(
         f"{extractor['name']} on {cfg.dataset.name} ({sizes} classes), {banks['test'].shape[0]} values per image: "
         f"{100 * extractor['validation_accuracy']:.2f} % validation accuracy ({extractor['validation']}, epoch "
         f"{extractor['epoch']}), fingerprint {extractor['fingerprint'][:12]}  "
-        f"{Path(cfg.features.reader.cache) / banks['test'].about['folder']}"
+        f"{Path(cfg.features.reader.cache) / banks['test'].metadata['folder']}"
     )
     if cfg.export_leo_format:
         write_originals(Path(cfg.export_leo_format), banks, cfg.dataset.name, "center")

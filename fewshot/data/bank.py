@@ -1,7 +1,7 @@
-"""The Bank: the examples of one split sorted by class, memory-mapped from disk.
+"""The Bank: the examples of one split, sorted by class and memory-mapped from disk.
 
-On disk, a folder: `bank.json` (what it is, class names and counts, a SHA-256 per split) and one
-`<split>.npy` per split. Nothing is pickled; opening reads the JSON and maps the arrays.
+On disk a bank folder holds `bank.json` (format, metadata, and for each split its class names, class sizes and SHA-256)
+and one `<split>.npy` per split. Nothing is pickled. Opening reads the JSON and maps the arrays.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ import torch
 from fewshot.core.errors import FewshotError, writing
 from fewshot.core.paths import expand_path
 
+SPLITS = ("train", "val", "test")
 FORMAT = 1
-BLOCK = 1 << 24  # bytes read at once
-# What damaged JSON and headers of arrays come to; the last two where NumPy reads a header as a program.
+BLOCK = 1 << 24  # bytes that are hashed at once
+# What reading damaged JSON or a damaged .npy header can raise. NumPy parses a header as Python source.
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, SyntaxError, TokenError)
 
 
 @dataclass(frozen=True)
 class Split:
-    """What a reader hands over for one split: examples sorted by class."""
+    """The examples of one split, sorted by class, as a reader hands them to `write_banks`."""
 
     examples: np.ndarray  # [M, ...]: uint8 images [M, C, H, W] or float32 features [M, D]
-    counts: list[int]  # examples of each class, in order; they sum to M
+    counts: list[int]  # number of examples of each class, in order; they sum to M
     names: list[str]  # class names, in the same order
 
 
@@ -47,9 +48,9 @@ class Bank:
     names: tuple[str, ...]
     split: str
     fingerprint: str  # SHA-256 over dtype, shape, counts, names and bytes
-    about: Mapping[str, Any]  # the reader's own words: source, versions, choices
-    folder: Path | None = None  # where it lies
-    behind: Bank | None = None  # whose rows follow, see `joined`
+    metadata: Mapping[str, Any]  # written by the reader: source, versions, choices
+    folder: Path | None = None  # the bank folder
+    tail: Bank | None = None  # a second bank whose rows follow these, see `concat_banks`
 
     @property
     def sizes(self) -> torch.Tensor:
@@ -58,8 +59,8 @@ class Bank:
 
     @property
     def image_fingerprint(self) -> str:
-        """Fingerprint of what its examples stand for: of features that of their images, else its own."""
-        return self.about.get("extractor", {}).get("images", {}).get(self.split, self.fingerprint)
+        """Fingerprint of the underlying images if this bank holds their features, else of the bank itself."""
+        return self.metadata.get("extractor", {}).get("images", {}).get(self.split, self.fingerprint)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -67,100 +68,100 @@ class Bank:
         return tuple(self.examples.shape[1:])
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
-        """The examples at some rows: [R] int64 to [R, ...], on the index's device."""
-        if self.behind is None:
+        """The examples at the given rows: [R] int64 to [R, ...], on the index's device."""
+        if self.tail is None:
             return self.examples.index_select(0, index.to(self.examples.device)).to(index.device)
-        # Each row of both, though one is not meant: to pick out the others' rows first is to wait for a GPU.
+        # Both banks gather R rows and `where` picks. Selecting the rows of each bank first would wait for the GPU.
         last = len(self.examples) - 1
-        first = replace(self, behind=None).rows(index.clamp(max=last))
-        second = self.behind.rows((index - last - 1).clamp(min=0))
-        return torch.where((index <= last).view(-1, *[1] * len(self.shape)), first, second)
+        head_rows = replace(self, tail=None).rows(index.clamp(max=last))
+        tail_rows = self.tail.rows((index - last - 1).clamp(min=0))
+        return torch.where((index <= last).view(-1, *[1] * len(self.shape)), head_rows, tail_rows)
 
     def to(self, device: torch.device | str, *, examples: bool = True) -> Bank:
-        """The same bank with its tensors on `device`, or all but the examples, which stay in their file."""
-        placed = self.examples.to(device) if examples else self.examples
-        return replace(self, examples=placed, offsets=self.offsets.to(device))
+        """The same bank on `device`; with examples=False the examples stay where they are, such as in their file."""
+        moved = self.examples.to(device) if examples else self.examples
+        return replace(self, examples=moved, offsets=self.offsets.to(device))
 
 
 def fingerprint(split: Split) -> str:
     """SHA-256 over everything of a split that an episode can depend on."""
-    digest = hashlib.sha256(_head(str(split.examples.dtype), split.examples.shape, split.counts, split.names))
+    digest = _start_digest(split.examples, split.counts, split.names)
     digest.update(np.ascontiguousarray(split.examples).data)
     return digest.hexdigest()
 
 
 def fingerprint_of_file(
-    path: Path, counts: Sequence[int], names: Sequence[str], each: Callable[[list[memoryview]], object]
+    path: Path, counts: Sequence[int], names: Sequence[str], on_block: Callable[[np.ndarray], object]
 ) -> str:
-    """The same of a split's file on disk, read once from end to end in little memory.
+    """The fingerprint of a split on disk, computed block by block in little memory.
 
     Args:
-        path: of the `<split>.npy`.
+        path: the `<split>.npy` file.
         counts, names: of its classes.
-        each: is given the bytes of some rows, until all were given.
+        on_block: called with consecutive blocks of rows [R, ...], until all rows were given.
 
     Raises:
-        ValueError: the file is shorter than it says.
+        ValueError: the file is shorter than its header says.
     """
     array = np.load(path, mmap_mode="r", allow_pickle=False)
-    digest = hashlib.sha256(_head(str(array.dtype), array.shape, counts, names))
-    size = array.dtype.itemsize * int(np.prod(array.shape[1:]))
-    at_once = max(1, BLOCK // size)
-    with path.open("rb") as file:
-        file.seek(-size * len(array), os.SEEK_END)
-        for first in range(0, len(array), at_once):
-            block = memoryview(file.read(size * min(at_once, len(array) - first)))
-            if len(block) < size * min(at_once, len(array) - first):
-                raise ValueError(f"{path.name} is too short")
-            digest.update(block)
-            each([block[i : i + size] for i in range(0, len(block), size)])
+    digest = _start_digest(array, counts, names)
+    rows_at_once = max(1, BLOCK // (array.itemsize * int(np.prod(array.shape[1:]))))
+    for start in range(0, len(array), rows_at_once):
+        block = np.ascontiguousarray(array[start : start + rows_at_once])
+        digest.update(block.data)
+        on_block(block)
     return digest.hexdigest()
 
 
-def _head(dtype: str, shape: Sequence[int], counts: Sequence[int], names: Sequence[str]) -> bytes:
-    return json.dumps([dtype, list(shape), list(counts), list(names)]).encode()
+def _start_digest(examples: np.ndarray, counts: Sequence[int], names: Sequence[str]) -> Any:
+    header = [str(examples.dtype), list(examples.shape), list(counts), list(names)]
+    return hashlib.sha256(json.dumps(header).encode())
 
 
-def write_banks(folder: str | Path, splits: Mapping[str, Split], about: Mapping[str, Any]) -> None:
-    """Write one bank per split below `folder`, all or nothing.
+def write_banks(folder: str | Path, splits: Mapping[str, Split], metadata: Mapping[str, Any]) -> None:
+    """Write one bank per split below `folder`, all of them or none.
 
     Raises:
-        FewshotError: a class without examples, counts and names that do not fit the array, or a folder that cannot be
-            written.
+        FewshotError: a class has no examples, counts and names do not fit the array, or the folder cannot be written.
     """
     folder = expand_path(folder)
     listing: dict[str, Any] = {}
     for name, split in splits.items():
         if len(split.counts) != len(split.names) or sum(split.counts) != len(split.examples):
-            raise FewshotError(f"{folder}: split {name}: counts, names and examples do not belong together")
+            raise FewshotError(f"{folder}: split {name}: counts, names and examples do not fit together")
         if min(split.counts, default=0) < 1:
-            raise FewshotError(f"{folder}: split {name}: a class without examples")
-        listing[name] = {
-            "sha256": fingerprint(split),
-            "dtype": str(split.examples.dtype),
-            "shape": list(split.examples.shape),
-            "counts": split.counts,
-            "names": split.names,
-        }
+            raise FewshotError(f"{folder}: split {name}: a class has no examples")
+        listing[name] = list_split(fingerprint(split), split.examples, split.counts, split.names)
     with writing(folder, "another folder for the banks, as by data_dir"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             for name, split in splits.items():
                 np.save(scratch / f"{name}.npy", split.examples, allow_pickle=False)
-            text = json.dumps({"format": FORMAT, "about": dict(about), "splits": listing}, indent=1)
-            (scratch / "bank.json").write_text(text + "\n", encoding="utf-8")
-            listed = folder / "bank.json"
-            if listed.exists() and listed.read_bytes() == (scratch / "bank.json").read_bytes():
-                return  # another process was first with the same bank
-            scratch.chmod(0o755)  # mkdtemp's folders are for their owner alone
+            write_listing(scratch, listing, metadata)
+            existing = folder / "bank.json"
+            if existing.exists() and existing.read_bytes() == (scratch / "bank.json").read_bytes():
+                return  # another process has just written the same bank
+            scratch.chmod(0o755)  # mkdtemp lets only the owner in
             replace_folder(scratch, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
+def list_split(sha256: str, examples: np.ndarray, counts: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
+    """The entry of one split in bank.json."""
+    entry = {"sha256": sha256, "dtype": str(examples.dtype), "shape": list(examples.shape)}
+    return entry | {"counts": list(counts), "names": list(names)}
+
+
+def write_listing(folder: Path, listing: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+    """Write bank.json, with an entry per split as `list_split` makes them."""
+    text = json.dumps({"format": FORMAT, "about": dict(metadata), "splits": listing}, indent=1)
+    (folder / "bank.json").write_text(text + "\n", encoding="utf-8")
+
+
 def replace_folder(scratch: Path, folder: Path) -> None:
-    """Give whole banks their place; what lies there before goes when they have it, and comes back if they cannot."""
+    """Atomically replace `folder` with `scratch`; restore the old one on failure."""
     aside = None
     if folder.exists():
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
@@ -168,38 +169,19 @@ def replace_folder(scratch: Path, folder: Path) -> None:
     try:
         os.replace(scratch, folder)
     except OSError:
-        if not (folder / "bank.json").exists():  # otherwise another process was first with the same bank
+        if not (folder / "bank.json").exists():  # otherwise another process has just written the same bank
             if aside is not None:
                 os.replace(aside, folder)
             raise
-    for left in folder.parent.glob(f".{folder.name}-old-*"):
-        shutil.rmtree(left, ignore_errors=True)
-
-
-def verify(folder: Path, each: Callable[[str, list[memoryview]], object]) -> None:
-    """Read every byte of the banks below `folder` and hold it against the fingerprints of bank.json.
-
-    Args:
-        each: is given the bytes of some rows of a split, until all were given.
-
-    Raises:
-        FewshotError: as `open_banks`, or bytes are not what they were.
-    """
-    for split, bank in open_banks(folder).items():
-        path, counts = folder / f"{split}.npy", bank.sizes.tolist()
-        found = fingerprint_of_file(path, counts, bank.names, lambda rows, split=split: each(split, rows))
-        if found != bank.fingerprint:
-            raise FewshotError(
-                f"{path}: its content is not what it was when it was prepared; prepare the data again with force=true, "
-                f"or delete the folder {folder}"
-            )
+    for old in folder.parent.glob(f".{folder.name}-old-*"):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def open_banks(folder: str | Path) -> dict[str, Bank]:
-    """Open every split below `folder`, without reading the examples.
+    """Open every split below `folder` without reading the examples.
 
     Raises:
-        FewshotError: `bank.json` is missing or unreadable, or an array is not what it says.
+        FewshotError: `bank.json` is missing or unreadable, or an array does not fit it.
     """
     folder = expand_path(folder)
     remedy = f"delete the folder {folder} and prepare the data again"
@@ -208,30 +190,30 @@ def open_banks(folder: str | Path) -> dict[str, Bank]:
         if listing["format"] != FORMAT:
             raise FewshotError(f"{folder}: bank format {listing['format']}, this code reads {FORMAT}: {remedy}")
         if not listing["splits"] or not all(name.isidentifier() for name in listing["splits"]):
-            raise ValueError("bank.json names no splits, or not by plain words")
-        return {name: _open(folder, name, entry, listing["about"]) for name, entry in listing["splits"].items()}
+            raise ValueError("bank.json lists no splits, or a split whose name is no plain word")
+        return {name: _open_split(folder, name, entry, listing["about"]) for name, entry in listing["splits"].items()}
     except DAMAGED as error:
         raise FewshotError(f"{folder}: not a readable bank ({error}): {remedy}") from error
 
 
-def concat_banks(first: Bank, second: Bank) -> Bank:
-    """One bank of the classes of two, under the first one's split: for training on train and val together.
+def _open_split(folder: Path, split: str, entry: Mapping[str, Any], metadata: Mapping[str, Any]) -> Bank:
+    # Copy-on-write: torch gets an array that it may write to, and the file stays as it is.
+    array = np.load(folder / f"{split}.npy", mmap_mode="c", allow_pickle=False)
+    counts, names = [int(count) for count in entry["counts"]], [str(name) for name in entry["names"]]
+    if str(array.dtype) != entry["dtype"] or list(array.shape) != entry["shape"] or not array.flags.c_contiguous:
+        raise ValueError(f"{split}.npy holds {array.dtype} {array.shape}, which is not what bank.json says")
+    if len(counts) != len(names) or sum(counts) != len(array) or min(counts, default=0) < 1:
+        raise ValueError(f"bank.json: counts and names of {split} do not fit the array")
+    offsets = torch.tensor([0, *counts], dtype=torch.int64).cumsum(0)
+    return Bank(torch.from_numpy(array), offsets, tuple(names), split, str(entry["sha256"]), dict(metadata), folder)
 
-    The examples of both stay where they lie, on a GPU or in their files.
+
+def concat_banks(first: Bank, second: Bank) -> Bank:
+    """One bank of the classes of both, under the first one's split: for training on train and val together.
+
+    No example is copied: those of both stay on their device or in their files.
     """
     digest = hashlib.sha256((first.fingerprint + second.fingerprint).encode()).hexdigest()
     offsets = torch.cat([first.offsets, second.offsets[1:] + len(first.examples)])
     names = first.names + second.names
-    return replace(first, offsets=offsets, names=names, fingerprint=digest, folder=None, behind=second)
-
-
-def _open(folder: Path, split: str, entry: Mapping[str, Any], about: Mapping[str, Any]) -> Bank:
-    # Copy-on-write keeps the file as it is while torch gets an array it may regard as writable.
-    array = np.load(folder / f"{split}.npy", mmap_mode="c", allow_pickle=False)
-    counts, names = [int(c) for c in entry["counts"]], [str(n) for n in entry["names"]]
-    if str(array.dtype) != entry["dtype"] or list(array.shape) != entry["shape"] or not array.flags.c_contiguous:
-        raise ValueError(f"{split}.npy holds {array.dtype} {array.shape}, bank.json says otherwise")
-    if len(counts) != len(names) or sum(counts) != len(array) or min(counts, default=0) < 1:
-        raise ValueError(f"bank.json: counts and names of {split} do not fit the array")
-    offsets = torch.tensor([0, *counts], dtype=torch.int64).cumsum(0)
-    return Bank(torch.from_numpy(array), offsets, tuple(names), split, str(entry["sha256"]), dict(about), folder)
+    return replace(first, offsets=offsets, names=names, fingerprint=digest, folder=None, tail=second)

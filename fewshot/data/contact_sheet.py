@@ -1,4 +1,4 @@
-"""A contact sheet: a few images of a few classes of every split, to see at a glance that the data are right."""
+"""Draw a contact sheet: a few images of a few classes of every split, to see at a glance whether the data are right."""
 
 from __future__ import annotations
 
@@ -8,30 +8,35 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from torch.nn import functional
 
 from fewshot.core.errors import writing
 from fewshot.data.bank import Bank
 
-CLASSES, IMAGES = 4, 8  # of each split, of each class; spread over all
+CLASSES, IMAGES = 4, 8  # classes of each split and images of each class, evenly spread
 
 
 def contact_sheet(banks: Mapping[str, Bank], path: Path) -> None:
-    """Draw images [C, H, W] of 1 or 3 channels: a row for each class, with its name, split and size."""
+    """Draw images [C, H, W] of 1 or 3 channels: one row per class, with its name, split and size.
+
+    Raises:
+        FewshotError: the file cannot be written.
+    """
     rows = [(bank, int(label)) for bank in banks.values() for label in _spread(0, len(bank.names), CLASSES)]
     figure = Figure(figsize=(IMAGES + 4, len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), IMAGES, squeeze=False)
-    for places, (bank, label) in zip(axes, rows, strict=True):
+    axes = figure.subplots(len(rows), squeeze=False)
+    for (cell,), (bank, label) in zip(axes, rows, strict=True):
         start, end = bank.offsets[label : label + 2].tolist()
-        for place in places:
-            place.axis("off")
-        for place, row in zip(places, _spread(start, end, IMAGES), strict=False):
-            image = bank.examples[row].permute(1, 2, 0).numpy()
-            place.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
-        # As written: a name may hold what matplotlib takes for mathematics.
-        words = f"{bank.split}: {bank.names[label]}\n{end - start:,} images"
-        places[0].text(-0.1, 0.5, words, transform=places[0].transAxes, ha="right", va="center", parse_math=False)
+        images = bank.examples[_spread(start, end, IMAGES)]
+        images = functional.pad(images, (0, max(1, images.shape[-1] // 20)), value=255)  # a gap between two images
+        strip = torch.cat(list(images), dim=-1).permute(1, 2, 0).numpy()
+        cell.axis("off")
+        cell.set_anchor("W")
+        cell.imshow(strip.squeeze(-1) if strip.shape[-1] == 1 else strip, cmap="gray", vmin=0, vmax=255)
+        text = f"{bank.split}: {bank.names[label]}\n{end - start:,} images"  # a name may look like mathematics
+        cell.text(-0.02, 0.5, text, transform=cell.transAxes, ha="right", va="center", parse_math=False)
     with writing(path, "another sheet"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of characters that matplotlib's font lacks
+        warnings.simplefilter("ignore", UserWarning)  # about characters that matplotlib's font lacks
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=80)
 

@@ -69,7 +69,7 @@ def make_record(run: Experiment, trained: Trained) -> tuple[dict[str, Any], Scor
         "test": _summary(tasks.metric, scores, adaptation_steps) | {"episodes": cfg.test.episodes},
         "cost": {
             "train_seconds": round(trained.train_seconds, 2),
-            "extractor_seconds": source.about.get("extractor", {}).get("train_seconds"),
+            "extractor_seconds": source.metadata.get("extractor", {}).get("train_seconds"),
             "nan_guarded_steps": trained.nan_guarded,
             "train_tasks": train_tasks,
             "gradient_evaluations": train_tasks * getattr(run.learner, "gradient_evaluations", 0),
@@ -84,7 +84,7 @@ def make_record(run: Experiment, trained: Trained) -> tuple[dict[str, Any], Scor
             "fingerprint": source.image_fingerprint,
             "features_fingerprint": None if cfg.features.name is None else source.fingerprint,
             "train_fingerprint": "+".join(run.sources[split].fingerprint for split in splits),
-            "about": dict(source.about),
+            "about": dict(source.metadata),
             "view": None if functions else _view(run),
         },
         "config": trained_with(run.config),
@@ -169,7 +169,7 @@ def _view(run: Experiment) -> dict[str, Any]:
 
 def dataset_name(cfg: DictConfig) -> str:
     """The dataset's name; marked where it is only a part of a published dataset."""
-    part = cfg.features.name != "published" and cfg.dataset.reader.get("complete", True) is False
+    part = cfg.features.name != "published" and cfg.dataset.reader.get("allow_partial", False)
     return f"{cfg.dataset.name} (part)" if part else cfg.dataset.name
 
 

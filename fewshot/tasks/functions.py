@@ -54,7 +54,7 @@ class Functions:
         return self.fingerprint
 
     @property
-    def about(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """The distribution, for the record."""
         return {"functions": self.description}
 

@@ -60,7 +60,7 @@ class Sampler:
         for name, least in (("way", 2), ("shot", 1), ("query", 0)):
             check_number(name, getattr(self, name), int, least)
         check_choice("dataset.rotations", self.rotations, ROTATIONS)
-        bank, where = self.bank, f"{self.bank.about.get('dataset', 'bank')}, split {self.bank.split}"
+        bank, where = self.bank, f"{self.bank.metadata.get('dataset', 'bank')}, split {self.bank.split}"
         if self.rotations != "none" and (len(bank.shape) != 3 or bank.shape[-1] != bank.shape[-2]):
             raise FewshotError(
                 f"{where}: rotations={self.rotations} takes square images; set dataset.rotations to none"

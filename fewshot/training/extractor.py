@@ -84,7 +84,7 @@ def features(
     initial = _digest(extractor.state_dict())
     inputs = json.dumps([fingerprints, initial, choices, dict(settings), str(transform)], sort_keys=True)
     key = hashlib.sha256(inputs.encode()).hexdigest()[:12]
-    title = f"{images['train'].about.get('dataset', 'images')}-{name}-{key}"
+    title = f"{images['train'].metadata.get('dataset', 'images')}-{name}-{key}"
     cache = expand_path(cache)
     folder, work = cache / f"features-{title}", cache / "extractors" / title
     if not (folder / "bank.json").exists():
@@ -97,7 +97,7 @@ def features(
         with lock_dir(work):
             best = _train(extractor, images, transform, settings, work, f"extractor {name}, {classes} classes")
             about = {
-                "dataset": images["train"].about.get("dataset", "images"),
+                "dataset": images["train"].metadata.get("dataset", "images"),
                 "folder": folder.name,
                 "extractor": {
                     "name": name,
@@ -109,7 +109,7 @@ def features(
                     "images": fingerprints,
                     "settings": dict(settings),
                 },
-                "images": {split: dict(bank.about) for split, bank in images.items()}["train"],
+                "images": {split: dict(bank.metadata) for split, bank in images.items()}["train"],
             }
             splits = {split: _split(extractor, bank, transform) for split, bank in images.items()}
             write_banks(folder, splits, about)
@@ -127,7 +127,7 @@ def open_features(images: Mapping[str, Bank], folder: str | Path) -> dict[str, B
     if not (folder / "bank.json").is_file():
         raise FewshotError(f"{folder}: no features there; give the folder that tools/pretrain.py printed")
     banks = open_banks(folder)
-    fingerprints = next(iter(banks.values())).about.get("extractor", {}).get("images", {})
+    fingerprints = next(iter(banks.values())).metadata.get("extractor", {}).get("images", {})
     for split in ("train", "val", "test"):
         if fingerprints.get(split) != images[split].fingerprint:
             raise FewshotError(
@@ -238,7 +238,7 @@ def _split(extractor: nn.Module, bank: Bank, transform: ImageTransform) -> Split
 def _validation(extractor: nn.Module, bank: Bank, transform: ImageTransform, settings: Mapping[str, Any]) -> float:
     """Few-shot accuracy of nearest class means on the features of the validation classes."""
     split = _split(extractor, bank, transform)
-    features = Bank(torch.from_numpy(split.examples), bank.offsets, bank.names, bank.split, "", bank.about)
+    features = Bank(torch.from_numpy(split.examples), bank.offsets, bank.names, bank.split, "", bank.metadata)
     sampler = _validation_sampler(features, settings)
     learner = Nearest(Identity(features.shape, settings["way"]), reference="mean")
     return float(evaluate(learner, {}, {}, sampler, settings["episodes"], transductive=False, engine=Engine()).mean())

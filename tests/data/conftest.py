@@ -1,4 +1,4 @@
-"""Where a reader reads from and keeps its banks, and a server to fetch from."""
+"""Folders for a reader, and a local server to download from."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,19 +10,19 @@ from .made_sources import Server, serving
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Not made yet."""
+    """The source of a reader; it does not exist yet."""
     return tmp_path / "root"
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    """Not made yet."""
+    """Where a reader keeps its banks; it does not exist yet."""
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """Without files."""
+    """A server without files."""
     monkeypatch.setenv("no_proxy", "*")
-    with serving(Server()) as server:
+    with serving() as server:
         yield server

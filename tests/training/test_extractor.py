@@ -73,7 +73,7 @@ def test_features_of_every_split_and_extractor_are_a_bank_that_says_where_it_com
         assert bank.examples.shape == (len(images[split].examples), width)
         assert bank.names == images[split].names
         assert torch.equal(bank.offsets, images[split].offsets)
-    about = banks["test"].about["extractor"]
+    about = banks["test"].metadata["extractor"]
     assert about["name"] == name
     assert about["images"] == {split: bank.fingerprint for split, bank in images.items()}
     assert about["train_seconds"] > 0
@@ -130,8 +130,8 @@ def test_a_pretraining_that_died_continues_to_the_same_bits(
 
 def test_training_helps_where_training_and_validation_classes_are_alike(make_bank: Make, tmp_path: Path):
     alike = {split: make_bank(shape=(1, 16, 16), split=split, noise=120) for split in ("train", "val", "test")}
-    trained = made(alike, tmp_path, epochs=20)["val"].about["extractor"]["validation_accuracy"]
-    untrained = made(alike, tmp_path, epochs=1, lr=0.0)["val"].about["extractor"]["validation_accuracy"]
+    trained = made(alike, tmp_path, epochs=20)["val"].metadata["extractor"]["validation_accuracy"]
+    untrained = made(alike, tmp_path, epochs=1, lr=0.0)["val"].metadata["extractor"]["validation_accuracy"]
     assert trained > untrained
 
 

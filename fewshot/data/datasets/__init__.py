@@ -1,1 +1,1 @@
-"""Where each dataset is, and how its files become banks."""
+"""One reader per dataset: where its files are, and how they become banks."""

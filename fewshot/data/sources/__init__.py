@@ -1,1 +1,1 @@
-"""What people have on disk: archives, images, pickles, lists."""
+"""Read sources: archives, images, pickles, CSV files and folders of classes, as people have them on disk."""

@@ -1,22 +1,21 @@
-"""From a source's images to a Bank on disk: in a stream, in little memory, taken up again where it stopped.
+"""Convert the images of a source to banks on disk: in little memory, resumed after an interruption.
 
-While it is made a bank lies in `<folder>.part`; only when every image is in its place, every byte is hashed and
-written does it get its name.
+Until it is complete a bank is in `<folder>.part`. It gets its name when every image is in place and hashed.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from functools import partial
-from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,164 +23,174 @@ import numpy as np
 
 from fewshot.core.errors import FewshotError, one_line, writing
 from fewshot.core.progress import progress_bar
-from fewshot.data.bank import FORMAT, fingerprint_of_file, open_banks, replace_folder, verify
+from fewshot.data.bank import fingerprint_of_file, list_split, open_banks, replace_folder, write_listing
 from fewshot.data.sources.archives import DAMAGED
 from fewshot.data.sources.faults import raise_faults
 from fewshot.data.sources.images import ImageSpec, decode_image
-from fewshot.data.sources.parts import SplitSource, check_parts
+from fewshot.data.sources.parts import SplitSource
 
-AT_ONCE = 256  # images decoded between two writes
-BYTES_AT_ONCE = 1 << 25  # of them as they come, from where on it is fewer images
-SAVE_EVERY = 16  # writes between two notes of how far it is
+BATCH = 64  # images that are in memory at once
+SAVE_EVERY = 64  # batches between two saves of the progress
+Place = tuple[str, int]  # split and row
 
 
 def convert(
     folder: Path,
     parts: Mapping[str, SplitSource],
-    look: ImageSpec,
-    about: Mapping[str, Any],
+    spec: ImageSpec,
+    metadata: Mapping[str, Any],
     *,
     on_overlap: str = "refuse",
     overwrite: bool = False,
-    source: str = "",
 ) -> None:
-    """Write the banks of some splits below `folder`; nothing is there before all is there.
+    """Write the banks of some splits below `folder`; nothing is there before all is complete.
 
-    Where an earlier call was killed, this one goes on; where another process is at it, this one waits for it.
+    If an earlier call was interrupted, this one resumes it. If another process converts to the same folder, this one
+    waits for it.
 
     Args:
-        folder: of the banks to be; `<folder>.part` holds them until then.
-        parts: of each split.
-        look: what an image is made into.
-        about: the reader's own words; they say what is converted, so that other words begin anew.
-        on_overlap: of images that two splits share: "refuse" them, or "count" them in about["shared_images"].
+        folder: of the banks; `<folder>.part` holds them until they are complete.
+        parts: the source of each split; `check_parts` accepts them.
+        spec: how an image becomes an example.
+        metadata: what bank.json says about the banks. A call with other metadata does not resume an earlier one.
+        on_overlap: "refuse" images that two splits share, or "count" them in metadata["shared_images"].
         overwrite: replace banks that are there.
-        source: what the images are of, where the name of the folder changes with them, for `remove_attempts`.
 
     Raises:
-        FewshotError: a class without images, unreadable images, such as two splits share, or a folder that cannot be
-            written.
+        FewshotError: images cannot be read or are shared by two splits, or the folder cannot be written.
     """
-    check_parts(str(folder), parts)
-    work, title = folder.with_name(folder.name + ".part"), f"converting {about.get('dataset', 'images')}"
-    key = _key(parts, look, about)
-    with writing(work, "another folder for the banks, as by data_dir"), _lock(work, source):
+    work, title = folder.with_name(folder.name + ".part"), f"converting {metadata.get('dataset', 'images')}"
+    key = _hash_request(parts, spec, metadata)
+    with writing(work, "another folder for the banks, as by data_dir"), _lock(work):
         if (folder / "bank.json").exists() and not overwrite:
             shutil.rmtree(work, ignore_errors=True)
             return
-        done = _load_progress(work, key, parts, look)
+        done = _load_progress(work, key, parts, spec)
         total = sum(len(part.labels) for part in parts.values())
         damaged: list[str] = []
         with progress_bar(title, total, sum(done.values())) as advance:
             for split, part in parts.items():
-                damaged += _write(work, key, done, split, part, look, advance)
+                damaged += _write_images(work, key, done, split, part, spec, advance)
         raise_faults("damaged images", damaged, "replace it, or remove it")
-        listing: dict[str, Any] = {}
-        with progress_bar("checking", total) as advance:
-            shared = DuplicateFinder(advance)
-            for split, part in parts.items():
-                sizes = np.bincount(part.labels).tolist()
-                sha256 = fingerprint_of_file(work / f"{split}.npy", sizes, part.names, partial(shared.add, split))
-                listing[split] = {"sha256": sha256, "dtype": "uint8", "shape": [sum(sizes), *look.shape]}
-                listing[split] |= {"counts": sizes, "names": list(part.names)}
-        if shared.found and on_overlap == "refuse":
-            image = {split: np.argsort(part.rows) for split, part in parts.items()}  # of each row
-            pairs = [[f"{parts[s].where(int(image[s][row]))} ({s})" for s, row in pair] for pair in shared.found]
-            texts = [f"{one} is the same image as {other}: a leak" for one, other in pairs]
+        classes = {split: (list(part.counts.values()), part.names) for split, part in parts.items()}
+        hashes, pairs = _hash_banks(work, classes)
+        listing = {}
+        for split, (counts, names) in classes.items():
+            listing[split] = list_split(hashes[split], np.load(work / f"{split}.npy", mmap_mode="r"), counts, names)
+        if pairs and on_overlap == "refuse":
+            image_of = {split: np.argsort(part.rows) for split, part in parts.items()}
+            texts = [
+                " is the same image as ".join(
+                    f"{parts[split].describe(int(image_of[split][row]))} ({split})" for split, row in pair
+                )
+                for pair in pairs
+            ]
             raise_faults("images that two splits share", texts, "remove one, or set dataset.reader.on_overlap=count")
-        text = json.dumps(
-            {"format": FORMAT, "about": dict(about) | {"shared_images": len(shared.found)}, "splits": listing},
-            indent=1,
-        )
-        (work / "bank.json").write_text(text + "\n", encoding="utf-8")
+        write_listing(work, listing, dict(metadata) | {"shared_images": len(pairs)})
         replace_folder(work, folder)
-        # The lock goes last: who opened it before waits for it, and who comes now makes a folder anew.
-        for left in ("progress.json", "lock"):
-            (folder / left).unlink(missing_ok=True)
-    for note in about.get("notes", []):
-        print(f"{about.get('dataset', 'images')}: {note}", file=sys.stderr)
+        # The lock goes last: a process that opened it waits for it, and a later process makes a new folder.
+        for name in ("progress.json", "lock"):
+            (folder / name).unlink(missing_ok=True)
+    for note in metadata.get("notes", []):
+        print(f"{metadata.get('dataset', 'images')}: {note}", file=sys.stderr)
 
 
-def remove_attempts(cache: Path, source: str) -> None:
-    """Remove what earlier conversions of a source, as in `convert`, left, unless another process is at it."""
-    for work in cache.glob("*.part"):
+def remove_attempts(cache: Path, pattern: str) -> None:
+    """Remove the `.part` folders that match the pattern and that no process is converting to."""
+    for work in cache.glob(f"{pattern}.part"):
         with suppress(OSError), (work / "lock").open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if lock.read() == source:
-                shutil.rmtree(work)
+            shutil.rmtree(work)
 
 
-class DuplicateFinder:
-    """Images that occur in two splits, found while the rows of one split after the other pass by.
+def check_banks(folder: Path) -> int:
+    """Read every byte of the banks below `folder` and compare their fingerprints with bank.json.
 
-    Args:
-        advance: is told the split and the number of rows that passed, see `progress_bar`.
-    """
-
-    def __init__(self, advance: Callable[[str, int], None]) -> None:
-        self.advance = advance
-        self.first: dict[bytes, tuple[str, int]] = {}
-        self.row: dict[str, int] = {}
-        self.found: list[tuple[tuple[str, int], tuple[str, int]]] = []
-
-    def add(self, split: str, rows: Sequence[memoryview]) -> None:
-        """The next rows of a split."""
-        for row in rows:
-            place = split, self.row.setdefault(split, 0)
-            self.row[split] += 1
-            first = self.first.setdefault(hashlib.blake2b(row, digest_size=12).digest(), place)
-            if first[0] != split:
-                self.found.append((first, place))
-        self.advance(split, len(rows))
-
-
-def check(folder: Path) -> int:
-    """Read every byte of the banks below `folder` again; how many images two splits share.
+    Returns:
+        How many images two splits share.
 
     Raises:
-        FewshotError: a byte is not what it was, see `verify`.
+        FewshotError: as `open_banks`, or the content of a bank has changed.
     """
-    with progress_bar("checking", sum(len(bank.examples) for bank in open_banks(folder).values())) as advance:
-        shared = DuplicateFinder(advance)
-        verify(folder, shared.add)
-    return len(shared.found)
+    banks = open_banks(folder)
+    hashes, pairs = _hash_banks(folder, {split: (bank.sizes.tolist(), bank.names) for split, bank in banks.items()})
+    for split, bank in banks.items():
+        if hashes[split] != bank.fingerprint:
+            raise FewshotError(
+                f"{folder / split}.npy: its content has changed since it was prepared; prepare the data again with "
+                f"force=true, or delete the folder {folder}"
+            )
+    return len(pairs)
 
 
-def _lock(work: Path, source: str) -> IO[str]:
-    """The file that keeps other processes out of `work` until it is closed, or the process ends, however it does.
+def _hash_banks(
+    folder: Path, classes: Mapping[str, tuple[Sequence[int], Sequence[str]]]
+) -> tuple[dict[str, str], list[tuple[Place, Place]]]:
+    """The fingerprint of each split, and the places of each image that occurs in two splits, from one pass over all.
 
-    It says the source.
+    Args:
+        folder: of the `<split>.npy` files.
+        classes: number of images and name of each class, for each split.
     """
+    first_place: dict[bytes, Place] = {}
+    pairs: list[tuple[Place, Place]] = []
+    hashes: dict[str, str] = {}
+    with progress_bar("checking", sum(sum(counts) for counts, _ in classes.values())) as advance:
+        for split, (counts, names) in classes.items():
+            numbers = itertools.count()
+
+            def find_duplicates(rows: np.ndarray, split: str = split, numbers: Iterator[int] = numbers) -> None:
+                for row, number in zip(rows, numbers, strict=False):
+                    digest = hashlib.blake2b(row.data, digest_size=12).digest()
+                    first = first_place.setdefault(digest, (split, number))
+                    if first[0] != split:
+                        pairs.append((first, (split, number)))
+                advance(split, len(rows))
+
+            hashes[split] = fingerprint_of_file(folder / f"{split}.npy", counts, names, find_duplicates)
+    return hashes, pairs
+
+
+def _lock(work: Path) -> IO[str]:
+    """Make `work` and keep other processes out of it until the returned file is closed, or this process ends."""
     while True:
         work.mkdir(parents=True, exist_ok=True)
-        # Whoever had it until now has taken the folder away, lock and all, if it is done.
+        # A process that has just finished has moved the folder away, with the lock.
         with suppress(FileNotFoundError), ExitStack() as stack:
             lock = stack.enter_context((work / "lock").open("a"))
             fcntl.flock(lock, fcntl.LOCK_EX)
             if os.path.samestat(os.fstat(lock.fileno()), (work / "lock").stat()):
-                lock.truncate(0)
-                lock.write(source)
-                lock.flush()
                 stack.pop_all()
                 return lock
 
 
-def _load_progress(work: Path, key: str, parts: Mapping[str, SplitSource], look: ImageSpec) -> dict[str, int]:
-    """How many images of each split are in their places already; the files are made where it begins anew."""
-    noted = work / "progress.json"
-    shapes = {split: (len(part.labels), *look.shape) for split, part in parts.items()}
+def _hash_request(parts: Mapping[str, SplitSource], spec: ImageSpec, metadata: Mapping[str, Any]) -> str:
+    """A hash of what is to be converted; progress is only resumed for the same hash."""
+    digest = hashlib.sha256(json.dumps([str(spec), dict(metadata)], sort_keys=True).encode())
+    for split, part in parts.items():
+        digest.update(json.dumps([split, list(part.names)]).encode())
+        for i in range(len(part.labels)):
+            digest.update(json.dumps(part.describe(i)).encode())
+        digest.update(part.labels.astype("<i8").tobytes() + part.rows.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _load_progress(work: Path, key: str, parts: Mapping[str, SplitSource], spec: ImageSpec) -> dict[str, int]:
+    """How many images of each split are in place. If none can be resumed, the files are made anew."""
+    saved = work / "progress.json"
+    shapes = {split: (len(part.labels), *spec.shape) for split, part in parts.items()}
     try:
-        state = json.loads(noted.read_text(encoding="utf-8"))
-        done = {split: int(state["done"].get(split, 0)) for split in shapes}
-        # Of what was put there since, the old pixels are of no use.
-        fresh = all(part.changed(done[split]) <= noted.stat().st_mtime for split, part in parts.items() if done[split])
-        if fresh and state["key"] == key and all((work / f"{split}.npy").is_file() for split in shapes):
+        progress = json.loads(saved.read_text(encoding="utf-8"))
+        done = {split: int(progress["done"].get(split, 0)) for split in shapes}
+        saved_at = saved.stat().st_mtime  # images that changed later are converted again
+        unchanged = all(part.newest_change(done[split]) <= saved_at for split, part in parts.items() if done[split])
+        if unchanged and progress["key"] == key and all((work / f"{split}.npy").is_file() for split in shapes):
             return done
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # not begun, or not to its first note
-    for left in work.iterdir():
-        if left.name != "lock":
-            left.unlink()
+        pass  # there is no progress, or it is damaged
+    for path in work.iterdir():
+        if path.name != "lock":
+            path.unlink()
     need, free = sum(int(np.prod(shape)) for shape in shapes.values()), shutil.disk_usage(work).free
     if need > free:
         raise FewshotError(f"{work}: {need / 1e6:,.1f} MB are needed and {free / 1e6:,.1f} MB free; make room")
@@ -190,78 +199,74 @@ def _load_progress(work: Path, key: str, parts: Mapping[str, SplitSource], look:
     return dict.fromkeys(shapes, 0)
 
 
-def _write(
+def _write_images(
     work: Path,
     key: str,
     done: dict[str, int],
     split: str,
     part: SplitSource,
-    look: ImageSpec,
+    spec: ImageSpec,
     advance: Callable[[str, int], None],
 ) -> list[str]:
-    """Put the images of a split that are not done yet in their places.
+    """Decode the images of a split from number done[split] on, write each to its row, and update `done`.
 
     Returns:
-        Where an image is damaged, and what is wrong with it; only what comes before the first one counts as done.
+        One text per damaged image. Images after the first damaged one do not count as done.
     """
-    at, count = done[split], len(part.labels)
-    images = chain.from_iterable(map(part.images, [at]))  # which opens the source at the first one
-    size = int(np.prod(look.shape))
+    position, count = done[split], len(part.labels)
+    images = _read_images(part, position)
+    row_bytes = int(np.prod(spec.shape))
     faults: list[str] = []
-    with (work / f"{split}.npy").open("r+b") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
-        start = file.seek(0, os.SEEK_END) - count * size
-        note = 0
-        while at < count:
-            first, held = at, 0
-            lost: list[str] = []
-            batch: list[bytes | np.ndarray] = []
-            try:
-                for data in islice(images, min(AT_ONCE, count - first)):
-                    batch.append(data)
-                    held += data.nbytes if isinstance(data, np.ndarray) else len(data)
-                    if held >= BYTES_AT_ONCE:
-                        break
-            except DAMAGED as error:
-                lost = [f"{part.where(first + len(batch))}: cannot be read ({one_line(error)})"]
-                if not part.apart:
-                    raise FewshotError(f"{lost[0]}; mend it, or fetch it again") from error
-                images = chain.from_iterable(map(part.images, [first + len(batch) + 1]))
-            if not batch and not lost:
-                raise FewshotError(f"{part.where(first)}: the source ends before it; fetch it again")
-            for place, made in enumerate(pool.map(lambda data: _try(data, look), batch), start=first):
-                if isinstance(made, ValueError):
-                    faults.append(f"{part.where(place)}: {made}")
+    with (
+        (work / f"{split}.npy").open("r+b") as file,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        warnings.catch_warnings(action="ignore"),  # Pillow warns of odd metadata, in every thread
+    ):
+        header_bytes = file.seek(0, os.SEEK_END) - count * row_bytes
+        batches = 0
+        while batch := list(itertools.islice(images, BATCH)):
+            for number, result in enumerate(pool.map(lambda data: _try_decode(data, spec), batch), start=position):
+                if isinstance(result, ValueError):
+                    faults.append(f"{part.describe(number)}: {result}")
                     continue
-                file.seek(start + int(part.rows[place]) * size)
-                file.write(np.ascontiguousarray(made).data)
+                file.seek(header_bytes + int(part.rows[number]) * row_bytes)
+                file.write(np.ascontiguousarray(result).data)
                 if not faults:
-                    done[split] = place + 1
-            faults += lost
-            at += len(batch) + len(lost)
-            note += 1
-            if note % SAVE_EVERY == 0 or at == count:
+                    done[split] = number + 1
+            position, batches = position + len(batch), batches + 1
+            advance(split, len(batch))
+            if batches % SAVE_EVERY == 0 or position == count:
                 file.flush()
                 os.fsync(file.fileno())
-                state = work / "progress.json.new"
-                state.write_text(json.dumps({"key": key, "done": done}), encoding="utf-8")
-                os.replace(state, work / "progress.json")
-            advance(split, len(batch) + len(lost))
+                scratch = work / "progress.json.new"
+                scratch.write_text(json.dumps({"key": key, "done": done}), encoding="utf-8")
+                os.replace(scratch, work / "progress.json")
     return faults
 
 
-def _try(data: bytes | np.ndarray, look: ImageSpec) -> np.ndarray | ValueError:
+def _read_images(part: SplitSource, number: int) -> Iterator[bytes | np.ndarray | ValueError]:
+    """Yield the images of a split from a number on, or an error for an image that cannot be read.
+
+    Raises:
+        FewshotError: an image cannot be read, nor those after it.
+    """
+    while number < len(part.labels):
+        try:
+            for data in part.images(number):
+                yield data
+                number += 1
+            if number < len(part.labels):
+                raise FewshotError(f"{part.describe(number)}: the source ends before it; fetch it again")
+        except DAMAGED as error:
+            problem = f"cannot be read ({one_line(error)})"
+            if not part.separate:
+                raise FewshotError(f"{part.describe(number)}: {problem}; mend it, or fetch it again") from error
+            yield ValueError(problem)
+            number += 1
+
+
+def _try_decode(data: bytes | np.ndarray | ValueError, spec: ImageSpec) -> np.ndarray | ValueError:
     try:
-        return decode_image(data, look)
+        return data if isinstance(data, ValueError) else decode_image(data, spec)
     except ValueError as error:
         return error
-
-
-def _key(parts: Mapping[str, SplitSource], look: ImageSpec, about: Mapping[str, Any]) -> str:
-    """What is being converted, in a hash."""
-    digest = hashlib.sha256(json.dumps([str(look), dict(about)], sort_keys=True).encode())
-    for split, part in parts.items():
-        digest.update(json.dumps([split, list(part.names)]).encode())
-        for i in range(len(part.labels)):
-            digest.update(json.dumps(part.where(i)).encode())
-        digest.update(part.labels.astype("<i8").tobytes() + part.rows.astype("<i8").tobytes())
-    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Mistakes that come in numbers, such as damaged images: the message says how many, a file lists them all."""
+"""Errors with many causes, such as damaged images: the message says how many, and a file lists them all."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 from fewshot.core.errors import FewshotError
 
-NAMED, LETTERS = 3, 300  # of many in a message: at most so many, in so many letters
+MAX_SHOWN, MAX_LETTERS = 3, 300  # faults in one message, and their letters
 
 
 class FaultsError(FewshotError):
-    """Several mistakes of one kind: the message names a few of them, `faults` are all."""
+    """Several faults of one kind: the message names a few of them, `faults` holds all."""
 
     def __init__(self, message: str, faults: Sequence[str]) -> None:
         super().__init__(message)
@@ -20,28 +20,28 @@ class FaultsError(FewshotError):
 
 
 def raise_faults(kind: str, faults: Sequence[str], remedy: str) -> None:
-    """Raise the one error of all mistakes of a kind; nothing where there are none.
+    """Raise one error for all faults of a kind; do nothing if there are none.
 
     Args:
-        kind: of several, in words, such as "damaged images".
-        faults: one text each: where it is, and what is wrong.
-        remedy: for one of them.
+        kind: the name of several such faults, for example "damaged images".
+        faults: one text each: where it is and what is wrong.
+        remedy: what to do about one of them.
 
     Raises:
-        FewshotError: there are any.
+        FewshotError: there are faults.
     """
     if len(faults) == 1:
         raise FewshotError(f"{faults[0]}; {remedy}")
     if faults:
-        named = next((n for n in range(NAMED, 1, -1) if len("; ".join(faults[:n])) <= LETTERS), 1)
-        first, more = "; ".join(faults[:named]), max(0, len(faults) - named)
-        message = f"{len(faults):,} {kind}: {first}; {f'and {more:,} more; ' * bool(more)}of each: {remedy}"
+        shown = next((n for n in range(MAX_SHOWN, 1, -1) if len("; ".join(faults[:n])) <= MAX_LETTERS), 1)
+        rest = f"and {len(faults) - shown:,} more; " if len(faults) > shown else ""
+        message = f"{len(faults):,} {kind}: {'; '.join(faults[:shown])}; {rest}for each: {remedy}"
         raise FaultsError(message, faults)
 
 
 @contextmanager
-def faults_listed(path: Path) -> Iterator[None]:
-    """Write all mistakes that end the block to a file, and name it in the message; without mistakes remove it.
+def list_faults(path: Path) -> Iterator[None]:
+    """Write all faults that end the block to a file and name the file in the message; without faults remove it.
 
     Raises:
         FewshotError: the error of the block.
@@ -49,7 +49,7 @@ def faults_listed(path: Path) -> Iterator[None]:
     try:
         yield
     except FaultsError as error:
-        with suppress(OSError):  # where nothing can be written, the first of them are in the message
+        with suppress(OSError):  # if the file cannot be written, the message still names the first faults
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(f"{fault}\n" for fault in error.faults), encoding="utf-8", errors="replace")
             raise FewshotError(f"{error}; all are listed in {path}") from error

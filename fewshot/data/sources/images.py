@@ -1,50 +1,53 @@
-"""One image file or array to one example of a Bank: 8 bits, a square, one channel or three."""
+"""Decode one image file or array to an example of a Bank: 8 bits, square, one channel or three."""
 
 from __future__ import annotations
 
 import io
 import re
-import threading
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from fewshot.core.checks import check_choice
 from fewshot.core.errors import FewshotError, one_line
 
 Image.init()
-# What Pillow registers besides raster images that it decodes itself: pages and drawings, films, containers that it only
-# knows by name, FITS (which may be packed without a limit), and suffixes that other kinds of files have too (Gerber,
-# point clouds).
-NO_IMAGES = {"BUFR", "EPS", "FITS", "FLI", "GBR", "GRIB", "HDF5", "IPTC", "MPEG", "PCD", "PDF", "WMF"}
-NO_IMAGES |= {"CUR", "ICNS", "ICO"}  # pointers and icons, such as a folder's own
-FORMATS = tuple(sorted(set(Image.registered_extensions().values()) & set(Image.OPEN) - NO_IMAGES))
-# MPO, of several pictures, is opened as the JPEG that it begins with.
+# Registered by Pillow, but no photographs: pages and drawings, films, containers, FITS (which can unpack to any size),
+# suffixes that other kinds of files have too (Gerber, point clouds), pointers and icons.
+OTHER_FORMATS = {"BUFR", "EPS", "FITS", "FLI", "GBR", "GRIB", "HDF5", "IPTC", "MPEG", "PCD", "PDF", "WMF"}
+OTHER_FORMATS |= {"CUR", "ICNS", "ICO"}
+FORMATS = tuple(sorted(set(Image.registered_extensions().values()) & set(Image.OPEN) - OTHER_FORMATS))
+# Pillow opens MPO files, which hold several pictures, as JPEG.
 SUFFIXES = frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO"))
-MAGIC = ("AVIF", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")  # whose files begin as nothing else does
-HEADED = ("BMP", "PPM")  # whose first two letters may begin a text; the rest of the header may not
-HEAD_BYTES = 1 << 12  # of a file, which tell whether it is an image
 SUFFIX = re.compile(r"\.[a-z]\w*$")
-MAX_PIXELS = 89_478_485  # of an image unpacked; from here on Pillow warns of decompression bombs
+# The first bytes of JPEG, PNG, GIF, TIFF, WebP, JPEG 2000, AVIF, BMP and PPM files.
+MAGIC = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|II\*\0|MM\0\*|RIFF....WEBP|\0\0\0\x0cjP  |....ftyp.{0,40}?avi[fs]"
+    rb"|BM....\0{4}....[\x0c-\x7c]\0\0\0|P[1-6]\s+(#[^\n]*\s+)*\d+\s+\d+\s",
+    re.DOTALL,
+)
+HEAD_BYTES = 1 << 12  # of a file without a suffix, read to see whether it is an image
+MAX_PIXELS = 89_478_485  # of a decoded image; beyond it Pillow warns of decompression bombs
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bilinear": Image.Resampling.BILINEAR}
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What an image is made into.
+    """How an image becomes an example.
 
     Args:
         size: side of the square in pixels.
         channels: 3 (RGB) or 1 (grey).
-        resize: "squash" whatever the proportions, as cbfinn/maml does, or "crop": the short side becomes `size` and
-            the middle of the long one is kept, as torchvision's Resize and CenterCrop do.
+        resize: "squash" ignores the proportions, as cbfinn/maml does; "crop" resizes the short side to `size` and
+            keeps the middle of the long one, as torchvision's Resize and CenterCrop do.
         resample: "lanczos" (cbfinn/maml) or "bilinear" (mmfewshot).
 
     Raises:
-        FewshotError: an argument out of range.
+        FewshotError: an argument is out of range.
     """
 
     size: int
@@ -57,157 +60,113 @@ class ImageSpec:
             raise FewshotError(f"dataset.reader.size={self.size}: choose 1 to 1024 pixels")
         if self.channels not in (1, 3):
             raise FewshotError(f"dataset.reader.channels={self.channels}: choose 1 (grey) or 3 (colour)")
-        if self.resize not in ("squash", "crop"):
-            raise FewshotError(f"dataset.reader.resize={self.resize}: choose squash or crop")
-        if self.resample not in FILTERS:
-            raise FewshotError(f"dataset.reader.resample={self.resample}: choose {' or '.join(FILTERS)}")
+        check_choice("dataset.reader.resize", self.resize, ("squash", "crop"))
+        check_choice("dataset.reader.resample", self.resample, tuple(FILTERS))
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the example."""
+        """(C, H, W) of an example."""
         return self.channels, self.size, self.size
 
 
-def decode_image(data: bytes | np.ndarray, look: ImageSpec) -> np.ndarray:
-    """[C, size, size] uint8 of an image file's bytes, or of an array [H, W, 3], [H, W, 1] or [H, W] uint8.
+def decode_image(data: bytes | np.ndarray, spec: ImageSpec) -> np.ndarray:
+    """Decode the bytes of an image file, or convert an array [H, W, 3], [H, W, 1] or [H, W] uint8.
 
-    Pixels are taken as they are stored (an EXIF rotation is not applied, as in the originals); of an animation the
-    first frame; transparency lies on white; 16 bits of grey become 8.
+    Pixels are taken as they are stored: an EXIF rotation is not applied, as in the original programs. Of an animation
+    the first frame is taken, transparent pixels lie on white, and 16 bits of grey become 8.
+
+    Returns:
+        [C, size, size] uint8.
 
     Raises:
-        ValueError: no image of a known format, a truncated one, one of more pixels than Pillow thinks safe, or an array
-            of another kind.
+        ValueError: no image of a known format, a truncated one, one with more pixels than is safe, or an array of
+            another shape or type.
     """
     if isinstance(data, np.ndarray):
         if data.dtype != np.uint8 or not data.size or data.ndim not in (2, 3) or data.shape[2:] not in ((), (1,), (3,)):
             raise ValueError(f"an array {data.shape} of {data.dtype}, not [height, width, 3] of uint8")
-        return _square(Image.fromarray(data.squeeze(2) if data.shape[2:] == (1,) else data), look)
+        return _resize(Image.fromarray(data.squeeze(2) if data.shape[2:] == (1,) else data), spec)
     if not data:
         raise ValueError("it is empty")
-    if web_page(data):
+    if is_web_page(data):
         raise ValueError("it is a web page")
     try:
-        with SILENCE, Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            return _square(_eight_bits(image), look)
-    except Image.DecompressionBombError as error:
+            return _resize(_to_8_bits(image), spec)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError("it has more pixels than is safe to unpack") from error
-    except UnidentifiedImageError as error:  # whose own words hold an address in memory
+    except UnidentifiedImageError as error:  # its own message holds a memory address
         raise ValueError("damaged, or no image that Pillow can open") from error
-    except _UnfitError:
-        raise
-    except Exception as error:  # damage can look like anything
-        raise ValueError(f"damaged, or no image ({one_line(error)})") from error
+    except Exception as error:  # Pillow raises many kinds of errors on damaged files
+        raise ValueError(f"damaged, or unfit ({one_line(error)})") from error
 
 
-def suffix_of(name: str) -> str:
-    """What a file's name ends with from its last dot on, in small letters; empty where that begins with no letter."""
-    found = SUFFIX.search(name.lower())
-    return found[0] if found else ""
-
-
-def is_image(name: str) -> bool:
-    """Whether a file's name ends like an image's."""
-    return suffix_of(name) in SUFFIXES
-
-
-def holds_image(head: bytes) -> bool:
-    """Whether a file of these first HEAD_BYTES is an image in a format of MAGIC or HEADED, whatever its name."""
-    # HEIC and AVIF files lie in one kind of container, whose first box says which of them it is.
-    box = head[: int.from_bytes(head[:4])]
-    if any(_begins_like(kind, head[:16]) for kind in MAGIC if kind != "AVIF" or b"avif" in box or b"avis" in box):
-        return True
-    try:
-        with SILENCE, Image.open(io.BytesIO(head), formats=HEADED):
-            return True
-    except Exception:  # damage can look like anything
-        return False
-
-
-def _begins_like(kind: str, start: bytes) -> bool:
-    accept = Image.OPEN[kind][1] if kind in Image.OPEN else None
-    return accept is not None and accept(start) is True  # a text where Pillow was built without the format
-
-
-def count_suffixes(names: Iterable[str]) -> dict[str, int]:
-    """How many files there are of each suffix, the most first; those without one under "without a suffix"."""
-    counts = Counter(suffix_of(name) or "without a suffix" for name in names)
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-def describe_suffixes(counts: Mapping[str, int]) -> str:
-    """Such as "96 files that are no images: 90 .txt, 6 .db"."""
-    kinds = [f"{count:,} {suffix}" for suffix, count in counts.items()]
-    more = f" and {len(kinds) - 5} other kinds" if len(kinds) > 6 else ""
-    total = sum(counts.values())
-    noun = "1 file that is no image" if total == 1 else f"{total:,} files that are no images"
-    return f"{noun}: {', '.join(kinds[:5] if more else kinds)}{more}"
-
-
-def web_page(head: bytes) -> bool:
-    """Whether a file begins like the pages that download links turn into."""
-    start = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml"))
-
-
-class _Silence:
-    """No warnings of odd metadata, of which ImageNet has its share, while any thread is in here.
-
-    Filters are the whole process's: were each thread to keep and restore them, the last one would restore another's.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._inside, self._filters = threading.Lock(), 0, warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._filters = warnings.catch_warnings(action="ignore")
-                self._filters.__enter__()
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                self._filters.__exit__(None, None, None)
-
-
-SILENCE = _Silence()
-
-
-class _UnfitError(ValueError):
-    """A whole image that is of no use here."""
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """RGB or L."""
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """The image in mode RGB or L."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
-        if image.mode == "I" and image.format in ("PNG", "PPM"):  # where Pillow reads 16 bits as 32
-            values = np.asarray(image)
-            if values.min() >= 0 and values.max() < 1 << 16:
-                return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
-        raise _UnfitError(f"pixels of mode {image.mode}; save it with 8 bits")
+        if image.mode == "I" and image.format in ("PNG", "PPM"):  # 16 bits, which Pillow reads as 32
+            return Image.fromarray((np.asarray(image).clip(0, (1 << 16) - 1) >> 8).astype(np.uint8))
+        raise ValueError(f"pixels of mode {image.mode}; save it with 8 bits")
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
-def _square(image: Image.Image, look: ImageSpec) -> np.ndarray:
-    image = image.convert("L" if look.channels == 1 else "RGB")
+def _resize(image: Image.Image, spec: ImageSpec) -> np.ndarray:
+    """[C, size, size] uint8."""
+    image = image.convert("L" if spec.channels == 1 else "RGB")
     width, height = image.size
-    if look.resize == "crop" and width != height:
+    if spec.resize == "crop" and width != height:
         short = min(width, height)
-        scaled = (max(look.size, look.size * width // short), max(look.size, look.size * height // short))
+        scaled = (max(spec.size, spec.size * width // short), max(spec.size, spec.size * height // short))
         if scaled[0] * scaled[1] > MAX_PIXELS:
-            raise _UnfitError(f"{width}x{height} pixels, too narrow to crop")
-        image = image.resize(scaled, FILTERS[look.resample])
-        left, top = round((scaled[0] - look.size) / 2), round((scaled[1] - look.size) / 2)
-        image = image.crop((left, top, left + look.size, top + look.size))
-    elif image.size != (look.size, look.size):
-        image = image.resize((look.size, look.size), FILTERS[look.resample])
-    return np.asarray(image).reshape(look.size, look.size, look.channels).transpose(2, 0, 1)
+            raise ValueError(f"{width}x{height} pixels, too narrow to crop")
+        image = image.resize(scaled, FILTERS[spec.resample])
+        left, top = round((scaled[0] - spec.size) / 2), round((scaled[1] - spec.size) / 2)
+        image = image.crop((left, top, left + spec.size, top + spec.size))
+    elif image.size != (spec.size, spec.size):
+        image = image.resize((spec.size, spec.size), FILTERS[spec.resample])
+    return np.asarray(image).reshape(spec.size, spec.size, spec.channels).transpose(2, 0, 1)
+
+
+def suffix_of(name: str) -> str:
+    """The suffix of a file's name in lower case, with its dot; empty if none begins with a letter."""
+    match = SUFFIX.search(name.lower())
+    return match[0] if match else ""
+
+
+def is_image(name: str) -> bool:
+    """Whether a file has the suffix of an image."""
+    return suffix_of(name) in SUFFIXES
+
+
+def has_image_magic(head: bytes) -> bool:
+    """Whether a file with these first HEAD_BYTES is an image in a format of MAGIC, whatever its name."""
+    return MAGIC.match(head) is not None
+
+
+def is_web_page(head: bytes) -> bool:
+    """Whether a file with these first bytes is HTML or XML, which a failed download leaves."""
+    start = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml"))
+
+
+def describe_skipped(names: Iterable[str]) -> dict[str, Any]:
+    """Metadata on the files that are no images: their number by suffix, and a note; empty if there are none.
+
+    A note reads "passed over 96 files that are no images: 90 .txt, 6 .db".
+    """
+    counts = Counter(suffix_of(name) or "without a suffix" for name in names)
+    if not counts:
+        return {}
+    by_suffix = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    texts = [f"{count:,} {suffix}" for suffix, count in by_suffix.items()]
+    if len(texts) > 6:
+        texts[5:] = [f"and {len(texts) - 5} other kinds"]
+    noun = "1 file that is no image" if counts.total() == 1 else f"{counts.total():,} files that are no images"
+    return {"passed_over": by_suffix, "notes": [f"passed over {noun}: {', '.join(texts)}"]}

@@ -1,10 +1,9 @@
-"""The images of one split as a source has them, before any is read: which class, which place, where from."""
+"""The images of one split in a source, before any is read: their classes, their places in the bank, their files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -18,54 +17,58 @@ class SplitSource:
     """One split of a source.
 
     Attributes:
-        names: of the classes, sorted.
-        labels: [n] class of each image, in the order in which they come.
-        rows: [n] the place of each in the bank, which is sorted by class.
-        images: the images from the i-th on, each a file's bytes or an array [H, W, C] uint8.
-        where: the i-th image's name for people.
-        changed: when the files of the first n were put there, the last of them, in seconds since 1970.
-        apart: whether an image can be read although the one before it cannot.
+        names: class names, sorted.
+        labels: [n] class of each image, in reading order.
+        rows: [n] row of each image in the bank, which is sorted by class.
+        images: images(i) yields the images from number i on, each as a file's bytes or an array [H, W, C] uint8.
+        describe: describe(i) names image i for messages.
+        newest_change: newest_change(n) is the time of the latest change of the first n images' files, in seconds since
+            1970.
+        separate: whether an image can be read although the one before it cannot.
     """
 
     names: Sequence[str]
     labels: np.ndarray
     rows: np.ndarray
     images: Callable[[int], Iterator[bytes | np.ndarray]]
-    where: Callable[[int], str]
-    changed: Callable[[int], float] = lambda n: 0.0
-    apart: bool = False
+    describe: Callable[[int], str]
+    newest_change: Callable[[int], float] = lambda n: 0.0
+    separate: bool = False
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of images of each class."""
+        return dict(zip(self.names, np.bincount(self.labels, minlength=len(self.names)).tolist(), strict=True))
 
 
 def part_of_files(
     files: Files, classes: Mapping[str, Sequence[str]], key: Callable[[str], str] | None = None
 ) -> SplitSource:
-    """The split whose classes are these files of a source: classes sorted by name, their files by name or by a key.
+    """The split with these image files in each class; classes are sorted by name, files by name or by `key`.
 
     Raises:
-        FewshotError: a file that belongs to two classes, stands twice in one, or is not in the source.
+        FewshotError: a file belongs to two classes, or occurs twice in one.
     """
     names = sorted(classes)
-    place: dict[str, tuple[int, int]] = {}  # class and row of each file
-    twice = []
+    label_and_row: dict[str, tuple[int, int]] = {}
+    repeated = []
     for label, name in enumerate(names):
         for file in sorted(classes[name], key=key):
-            if file in place:
-                twice.append(f"{files.where(file)}: listed twice")
-            place[file] = label, len(place)
-    raise_faults("images in two places", twice, "an image belongs to one class, once")
-    order = [name for name in files.names if name in place]
-    order += sorted(name for name in place if name.startswith("/"))  # which lie elsewhere
-    missing = [f"{files.where(name)}: listed, but not there" for name in sorted(set(place) - set(order))]
-    raise_faults("images that are listed, but not there", missing, "fetch the data again")
-    labels, rows = np.array([place[name] for name in order], dtype=np.int64).reshape(-1, 2).T
+            if file in label_and_row:
+                repeated.append(f"{files.describe(file)}: listed twice")
+            label_and_row[file] = label, len(label_and_row)
+    raise_faults("images that are listed twice", repeated, "an image belongs to one class, once")
+    order = [name for name in files.names if name in label_and_row]
+    order += sorted(name for name in label_and_row if name.startswith("/"))  # outside the source
+    labels, rows = np.array([label_and_row[name] for name in order], dtype=np.int64).reshape(-1, 2).T
     return SplitSource(
         names,
         labels,
         rows,
         images=lambda i: files.read(order[i:]),
-        where=lambda i: files.where(order[i]),
-        changed=lambda n: files.changed(order[:n]),
-        apart=files.root.is_dir() or files.root.suffix.lower() == ".zip",
+        describe=lambda i: files.describe(order[i]),
+        newest_change=lambda n: files.newest_change(order[:n]),
+        separate=files.root.is_dir() or files.root.suffix.lower() == ".zip",
     )
 
 
@@ -73,44 +76,49 @@ def part_of_labels(
     names: Sequence[str],
     labels: np.ndarray,
     images: Callable[[int], Iterator[bytes | np.ndarray]],
-    where: Callable[[int], str],
-    changed: Callable[[int], float] = lambda n: 0.0,
+    where: str,
+    newest_change: Callable[[], float] = lambda: 0.0,
 ) -> SplitSource:
-    """The split of images that come with a label each, an index into `names`; classes sorted by name.
+    """The split of images in one file that come with labels [n], indices into `names`; classes are sorted by name.
 
-    Raises:
-        FewshotError: a label that is none.
+    Args:
+        names: class names, in any order.
+        labels: [n] class of each image.
+        images: see `SplitSource`.
+        where: the file, for messages.
+        newest_change: time of the latest change of the file.
     """
-    stray = np.flatnonzero((labels < 0) | (labels >= len(names))).tolist()
-    faults = [f"{where(i)}: label {labels[i]}, but there are {len(names)} classes" for i in stray]
-    raise_faults("labels of no class", faults, "fetch the data again")
     order = sorted(range(len(names)), key=names.__getitem__)
     rank = np.empty(len(names), dtype=np.int64)
     rank[order] = np.arange(len(names))
     labels = rank[labels]
     rows = np.empty(len(labels), dtype=np.int64)
     rows[np.argsort(labels, kind="stable")] = np.arange(len(labels))
-    return SplitSource([names[i] for i in order], labels, rows, images, where, changed)
+    return SplitSource(
+        [names[i] for i in order],
+        labels,
+        rows,
+        images,
+        describe=lambda i: f"{where}: image {i + 1}",
+        newest_change=lambda n: newest_change(),
+    )
 
 
 def check_parts(where: str, parts: Mapping[str, SplitSource]) -> None:
-    """Hold what a source says of its splits against what a Bank needs.
+    """Check that the splits of a source can become banks.
 
     Raises:
-        FewshotError: a split without classes, a class without images, one named twice, or one in two splits.
+        FewshotError: a split has no classes, a class has no images, or a name occurs twice.
     """
-    seen: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    empty, repeated = [], []
     for split, part in parts.items():
         if not part.names:
-            raise FewshotError(f"{where}: split {split} has no classes")
-        counts = np.bincount(part.labels, minlength=len(part.names))
-        empty = [
-            f"{where}: class {part.names[i]} of {split} has no images" for i in np.flatnonzero(counts == 0).tolist()
-        ]
-        raise_faults("classes without images", empty, "add some, or leave the class out")
-        twice = [name for name, after in pairwise(sorted(part.names)) if name == after]
-        twice = [f"{where}: class {name} of {split} is named twice" for name in twice]
-        raise_faults("names of several classes", twice, "give every class a name of its own")
-        shared = [name for name in part.names if seen.setdefault(name, split) != split]
-        shared = [f"{where}: class {name} is in {seen[name]} and in {split}" for name in shared]
-        raise_faults("classes in two splits", shared, "splits share no class")
+            raise FewshotError(f"{where}: no classes of {split}; add some")
+        empty += [f"{where}: class {name} of {split} has no images" for name, n in part.counts.items() if not n]
+        for name in part.names:
+            if name in owners:
+                repeated.append(f"{where}: class {name} is in {owners[name]} and in {split}")
+            owners[name] = split
+    raise_faults("classes without images", empty, "add some, or remove the class")
+    raise_faults("classes that occur twice", repeated, "rename one: splits share no class")

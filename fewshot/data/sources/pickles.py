@@ -1,7 +1,7 @@
-"""Pickles of arrays, strings and numbers, read without running anything that they ask for.
+"""Read pickles of arrays, strings and numbers without running anything that they ask for.
 
-A pickle is a program, and it may call whatever it names. Here it gets none of what it names: for the few names that
-NumPy's arrays need it gets the stand-ins below, which check what they are given, and for any other an error.
+A pickle is a program that may call whatever it names. Here it gets stand-ins for the few names that NumPy's arrays
+need, which check their arguments, and an error for any other name.
 """
 
 from __future__ import annotations
@@ -15,94 +15,96 @@ from typing import IO, Any
 
 import numpy as np
 
-from fewshot.core.errors import FewshotError, one_line
+from fewshot.core.errors import one_line
 
-# Truth values, whole and floating numbers, bytes and text, of a fixed width; or any objects. Nothing with fields.
+# Booleans, integers, floats, bytes and text of a fixed width, or objects; no type with fields.
 PLAIN = re.compile(r"[|<>=]?([biufSU][1-9][0-9]{0,8}|O8?)", re.ASCII)
-SMALL = 64  # characters or bytes that a stream remembers; no image is as short, every name that NumPy repeats is
+SMALL = 64  # size of text or bytes that a stream remembers: NumPy repeats shorter names, and images are longer
 
 
-def load(file: IO[bytes], where: str = "") -> Any:
-    """The content of a pickle of any protocol, made by Python 2 or 3: dicts, lists, arrays, strings and numbers.
+def load(file: IO[bytes]) -> Any:
+    """The content of a pickle of any protocol, written by Python 2 or 3: dicts, lists, arrays, strings and numbers.
 
-    Strings of Python 2 are read as latin1. An array may be of a subclass of `np.ndarray` (`np.asarray` mends that).
-
-    Args:
-        where: the file's name for people; without it what `file` says of itself.
+    Strings of Python 2 are decoded as latin1. An array may be of a subclass of `np.ndarray`; `np.asarray` changes that.
 
     Raises:
-        FewshotError: the pickle is damaged, or asks for anything else.
+        ValueError: the pickle is damaged, or asks for anything else.
     """
     try:
         return _Unpickler(file, encoding="latin1").load()
-    except Exception as error:  # damage can look like anything
-        raise _refusal(file, where, "pickle of arrays, strings and numbers alone", error) from error
+    except Exception as error:  # damaged pickles raise many kinds of errors
+        raise ValueError(f"no whole pickle of arrays, strings and numbers: {one_line(error)[:200]}") from error
 
 
-def stream(file: IO[bytes], where: str = "") -> Iterator[np.ndarray | bytes | str]:
-    """The items of a pickle that is one list of arrays, bytes or strings, one after the other, none of them kept.
+def stream(file: IO[bytes]) -> Iterator[np.ndarray | bytes | str]:
+    """Yield the items of a pickle that is one list of arrays, bytes or strings, without keeping them.
 
-    Pickles of all kinds that `load` reads, as safely; in the memory of what is appended to the list at once, which is
-    1,000 items in what Python writes.
+    It reads the same kinds of pickles as `load`, as safely. It needs the memory of the items that are appended to the
+    list at once, which are 1,000 in pickles that Python writes.
 
     Raises:
-        FewshotError: the pickle is damaged, asks for anything else, is no such list, or has an item in it twice.
+        ValueError: the pickle is damaged, asks for anything else, is no such list, or repeats an item by reference.
     """
     try:
         yield from _Stream(file, encoding="latin1").items()
     except Exception as error:
-        raise _refusal(file, where, "pickle of one list of arrays, bytes or strings", error) from error
+        raise ValueError(f"no whole pickle of one list of arrays, bytes or strings: {one_line(error)[:200]}") from error
 
 
-def _refusal(file: IO[bytes], where: str, wanted: str, error: Exception) -> FewshotError:
-    return FewshotError(f"{where or getattr(file, 'name', 'pickle')}: no whole {wanted} ({one_line(error)[:200]})")
+def with_text_keys(content: Any) -> dict[Any, Any]:
+    """A dict of a pickle with text for its keys of bytes, which Python 2 wrote.
+
+    Raises:
+        AttributeError: it is no dict.
+    """
+    return {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in content.items()}
 
 
 class _Type:
-    """Stands for numpy.dtype."""
+    """Stand-in for a numpy.dtype."""
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self.dtype = dtype
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        # NumPy would take any size, flags and fields from here, fitting or not: only the byte order is of use.
+        # NumPy would accept any size, flags and fields here, even wrong ones; only the byte order is used.
         _, order, subarray, names, fields, *_ = state
         if (subarray, names, fields) != (None, None, None) or order not in ("|", "<", ">", "="):
             raise ValueError("it asks for an array of another type")
         self.dtype = self.dtype.newbyteorder(order)
 
-    def fit(self, shape: Any, data: Any) -> np.dtype[Any]:
-        """The type, where `data` are as many as an array of this shape has."""
+    def check(self, shape: Any, data: Any) -> np.dtype[Any]:
+        """The type, after a check that `data` has the size of an array of this shape."""
         if not isinstance(shape, tuple) or not all(type(side) is int and side >= 0 for side in shape):
-            raise ValueError("the shape of an array is none")
+            raise ValueError("the shape of an array is not a tuple of whole numbers")
         objects = self.dtype.hasobject
         if isinstance(data, list) != objects or len(data) != math.prod(shape) * (1 if objects else self.dtype.itemsize):
-            raise ValueError("an array's data do not fill its shape")
+            raise ValueError("the data of an array do not fit its shape")
         return self.dtype
 
 
 class _Array(np.ndarray):
-    """Stands for numpy.ndarray."""
+    """Stand-in for a numpy.ndarray."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:  # pyright: ignore
         _, shape, kind, fortran, data = state
         data = _bytes(data)
-        super().__setstate__((1, shape, _type(kind).fit(shape, data), bool(fortran), data))  # pyright: ignore
+        super().__setstate__((1, shape, _type(kind).check(shape, data), bool(fortran), data))  # pyright: ignore
 
 
 def _bytes(data: Any) -> Any:
-    """What Python 2 called a string and latin1 made text of, as bytes again; anything else as it is."""
+    """A string of Python 2, which was decoded as latin1, as bytes again; anything else unchanged."""
     return data.encode("latin1") if isinstance(data, str) else data
 
 
 def _type(kind: Any) -> _Type:
     if not isinstance(kind, _Type):
-        raise ValueError("the type of an array is none")
+        raise ValueError("the type of an array is not a dtype")
     return kind
 
 
 class _StandIns:
-    """What a pickle gets to call. Methods, for it could set attributes of plain functions, defaults among them."""
+    """What a pickle may call. They are methods because a pickle could set attributes of functions, such as defaults."""
 
     __slots__ = ()
 
@@ -113,14 +115,14 @@ class _StandIns:
 
     def array(self, subtype: Any, shape: Any, kind: Any) -> _Array:
         if subtype != NDARRAY or shape != (0,):
-            raise ValueError("it asks for an array that is not empty at first")
-        return _Array((0,), np.int8)  # its state comes later and makes it what it is
+            raise ValueError("it asks for a new array that is not empty")
+        return _Array((0,), np.int8)  # __setstate__ fills it later
 
     def scalar(self, kind: Any, data: Any) -> Any:
-        return np.frombuffer(data := _bytes(data), _type(kind).fit((1,), data))[0]
+        return np.frombuffer(data := _bytes(data), _type(kind).check((1,), data))[0]
 
     def frombuffer(self, data: Any, kind: Any, shape: Any, order: Any) -> np.ndarray:
-        return np.frombuffer(data, _type(kind).fit(shape, data)).reshape(shape, order=order)
+        return np.frombuffer(data, _type(kind).check(shape, data)).reshape(shape, order=order)
 
     def nothing(self) -> bytes:
         return b""
@@ -131,12 +133,12 @@ class _StandIns:
         return text.encode("latin1")
 
 
-NDARRAY = "numpy.ndarray"  # only ever handed on to `_reconstruct`, so its name will do
+NDARRAY = "numpy.ndarray"  # it is only an argument of `_reconstruct`, so its name suffices
 STAND_INS = _StandIns()
 ADMITTED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): NDARRAY,
     ("numpy", "dtype"): STAND_INS.dtype,
-    ("_codecs", "encode"): STAND_INS.encode,  # how Python 3 writes bytes for Python 2, and without any, as bytes():
+    ("_codecs", "encode"): STAND_INS.encode,  # bytes that Python 3 writes for Python 2; empty ones as bytes():
     ("__builtin__", "bytes"): STAND_INS.nothing,
     ("builtins", "bytes"): STAND_INS.nothing,
 }
@@ -146,9 +148,9 @@ for _core in ("numpy.core", "numpy._core"):  # NumPy 1 and 2
     ADMITTED[f"{_core}.numeric", "_frombuffer"] = STAND_INS.frombuffer
 
 
-# The unpickler that is written in Python: the one in C allots as many places as a pickle of ten bytes claims to need.
+# The unpickler written in Python: the one in C allocates as much memory as a pickle of ten bytes claims to need.
 class _Unpickler(pickle._Unpickler):
-    # Bytes in place of byte arrays, for which it would fill the claimed length with zeros.
+    # Byte arrays are read as bytes: for an array it would first fill the claimed length with zeros.
     dispatch = pickle._Unpickler.dispatch | {pickle.BYTEARRAY8[0]: pickle._Unpickler.dispatch[pickle.BINBYTES8[0]]}
 
     def find_class(self, module: str, name: str) -> Any:
@@ -159,8 +161,8 @@ class _Unpickler(pickle._Unpickler):
 
 class _Stream(_Unpickler):
     def items(self) -> Iterator[np.ndarray | bytes | str]:
-        """What is appended to the one list at the bottom of the stack, as soon as it is."""
-        # As in `load` of the parent, which cannot be left and entered again between two opcodes.
+        """What is appended to the one list at the bottom of the stack, as soon as it is appended."""
+        # As in `load` of the parent class, which cannot be interrupted between two opcodes.
         self._unframer = framer = pickle._Unframer(self._file_read, self._file_readline)  # pyright: ignore
         self.read, self.readinto, self.readline = framer.read, framer.readinto, framer.readline
         self.stack, self.metastack, self.memo = [], [], _Memo()
@@ -171,7 +173,7 @@ class _Stream(_Unpickler):
                 raise EOFError("it ends early")
             self.dispatch[opcode[0]](self)  # pyright: ignore
             if outer is None and self.stack:
-                # Known by its first object, before a tuple or an array of objects fills the memory.
+                # Checked at the first object, before a tuple or an array of objects fills the memory.
                 if self.metastack or type(self.stack[0]) is not list:
                     raise ValueError("it is something else than a list")
                 outer = self.stack[0]
@@ -186,7 +188,7 @@ class _Stream(_Unpickler):
 
 
 class _Memo(dict[int, Any]):
-    """What a pickle may come back to: stand-ins and short strings, but no image. Its length counts what it dropped."""
+    """What a pickle may refer to again: stand-ins and short strings, but no image. The length counts dropped values."""
 
     count = 0
 
@@ -199,4 +201,4 @@ class _Memo(dict[int, Any]):
         return self.count
 
     def __missing__(self, index: int) -> Any:
-        raise ValueError("it has images that are shared within the pickle: write each of them anew")
+        raise ValueError("it refers to one image twice: write each image anew")

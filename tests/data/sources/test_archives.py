@@ -1,24 +1,26 @@
-"""Sources: the same files from a folder and from any archive; what leads elsewhere or is damaged is refused."""
+"""Sources: the same files from a folder and from any archive; what leads out or is damaged is refused."""
 
 import gzip
 import io
 import os
 import tarfile
-import tempfile
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fewshot.core.errors import FewshotError
-from fewshot.data.sources import archives as files
-from fewshot.data.sources.archives import DAMAGED, Files, open_files
+from fewshot.data.sources import archives
+from fewshot.data.sources.archives import DAMAGED, Files, check_archive, open_files
 
-KINDS = ("folder", "zip", "tar", "tar.gz", "tgz", "tar.bz2", "tar.xz")
+from ..made_sources import as_archive, as_folder
+
+KINDS = ("folder", "zip", "tar", "tar.gz", "tar.bz2", "tar.xz")
 ARCHIVES = KINDS[1:]
-# In the order of an archive that is not sorted.
+# In an order that is not sorted.
 MEMBERS = {
     "set/b/2.png": b"two",
     "set/b/1.png": b"one" * 700,
@@ -45,22 +47,7 @@ def member(name: str, **fields) -> tarfile.TarInfo:
 def packed(root: Path, kind: str, members: dict[str, bytes] = MEMBERS) -> Path:
     """A folder or archive of these members, in this order."""
     path = root / f"source.{kind}"
-    if kind == "folder":
-        path.mkdir()
-        for name, data in members.items():
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            (path / name).write_bytes(data)
-    elif kind == "zip":
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("set/", "")
-            for name, data in members.items():
-                archive.writestr(name, data)
-    else:
-        with tarfile.open(path, "w:" + {"tgz": "gz"}.get(kind, kind.partition(".")[2])) as archive:
-            archive.addfile(member("set", type=tarfile.DIRTYPE))
-            for name, data in members.items():
-                archive.addfile(member(name, size=len(data)), io.BytesIO(data))
-    return path
+    return as_folder(path, members) if kind == "folder" else as_archive(path, members)
 
 
 def contents(source: Files) -> dict[str, bytes]:
@@ -77,35 +64,17 @@ def test_every_kind_of_source_has_the_same_files(tmp_path: Path, kind: str):
     )
     assert contents(source) == MEMBERS
     for name, data in MEMBERS.items():
-        with source.opened(name) as file:
+        with source.open(name) as file:
             assert file.read(2) == data[:2] and file.read() == data[2:]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_reading_begins_anywhere_and_leaves_out_what_is_not_wanted(tmp_path: Path, kind: str):
     source = open_files(packed(tmp_path, kind))
-    for wanted in (source.names[2:], source.names[1::2], source.names[-1:], []):
+    for wanted in (source.names[2:], source.names[1::2], source.names[::-1], []):
         assert list(source.read(wanted)) == [MEMBERS[name] for name in wanted]
     two = [source.read(source.names), source.read(source.names)]
     assert [[next(each) for each in two] for _ in source.names] == [[MEMBERS[name]] * 2 for name in source.names]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_out_of_order_is_read_right_or_refused(tmp_path: Path, kind: str):
-    source = open_files(packed(tmp_path, kind))
-    backwards = source.names[::-1]
-    if kind in ("folder", "zip"):
-        assert list(source.read(backwards)) == [MEMBERS[name] for name in backwards]
-    else:
-        with pytest.raises(ValueError, match=f"{backwards[1]} does not come where it was asked for"):
-            list(source.read(backwards))
-
-
-def test_a_tar_is_read_in_one_pass(tmp_path: Path, monkeypatch):
-    source, opened = open_files(packed(tmp_path, "tar.gz")), []
-    monkeypatch.setattr(files.tarfile, "open", lambda *args: opened.append(args) or tarfile.TarFile.open(*args))
-    assert len(list(source.read(source.names))) == 5
-    assert opened == [(source.root, "r|*")]  # as a stream, which cannot go back
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
@@ -113,20 +82,12 @@ def test_names_with_a_dot_or_backslashes_before_are_as_plain_as_any(tmp_path: Pa
     path = packed(tmp_path, kind, {"./set/a/1.png": b"a1", "set\\b\\1.png": b"b1", "./.hidden/x": b"", "./x.png": b"x"})
     source = open_files(path)
     assert contents(source) == {"set/a/1.png": b"a1", "set/b/1.png": b"b1", "x.png": b"x"}
-    with source.opened("set/b/1.png") as file:
+    with source.open("set/b/1.png") as file:
         assert file.read() == b"b1"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_source_without_files_has_no_names(tmp_path: Path, kind: str):
-    source = open_files(packed(tmp_path, kind, {}))
-    assert source.names == [] and list(source.read([])) == []
-
-
-@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-@pytest.mark.parametrize(
-    "name", ["/etc/passwd", "//server/x", "../x.png", "set/../../x.png", "set/..", "C:\\x.png", "C:/x.png", "..\\x.png"]
-)
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize("name", ["/etc/passwd", "../x.png", "set/../../x.png", "C:\\x.png", "..\\x.png"])
 def test_a_member_that_leads_out_of_the_archive_is_refused(tmp_path: Path, kind: str, name: str):
     refused(packed(tmp_path, kind, {"set/a.png": b"", name: b"x"}), "leads out of the archive: refused")
 
@@ -135,7 +96,6 @@ LINKS = {
     "symlink": {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"},
     "hard link": {"type": tarfile.LNKTYPE, "linkname": "set/a/1.png"},
     "character device": {"type": tarfile.CHRTYPE},
-    "block device": {"type": tarfile.BLKTYPE},
     "pipe": {"type": tarfile.FIFOTYPE},
 }
 
@@ -145,10 +105,10 @@ def test_a_link_or_device_in_a_tar_is_refused(tmp_path: Path, kind: str):
     path = packed(tmp_path, "tar")
     with tarfile.open(path, "a") as archive:
         archive.addfile(member("set/c.png", **LINKS[kind]))
-    refused(path, "set/c.png: a link or device, which no data set has: refused")
+    refused(path, "set/c.png: a link or device, which no dataset has: refused")
 
 
-@pytest.mark.parametrize("again", ["set/a.png", "./set/a.png", "set\\a.png"])
+@pytest.mark.parametrize("again", ["set/a.png", "./set/a.png"])
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_a_name_twice_is_refused(tmp_path: Path, kind: str, again: str):
     path = packed(tmp_path, kind, {"set/a.png": b"1"})
@@ -167,14 +127,14 @@ def refused(path: Path, message: str) -> None:
     assert "\n" not in str(caught.value) and str(caught.value).startswith(str(path))
 
 
-@pytest.mark.parametrize("kind", [*ARCHIVES, "rar", "png", ""])
-def test_a_web_page_in_place_of_an_archive_is_told(tmp_path: Path, kind: str):
+@pytest.mark.parametrize("kind", ["zip", "tar", "tgz", "rar", ""])
+def test_a_web_page_in_place_of_an_archive_is_named(tmp_path: Path, kind: str):
     path = tmp_path / f"archive.{kind}".rstrip(".")
     path.write_bytes(b"\n<!DOCTYPE html>\n<html><title>Google Drive - Quota exceeded</title></html>")
-    refused(path, "a web page, not an archive: the download went wrong; fetch the file by hand")
+    refused(path, "a web page, not an archive: the download went wrong; fetch it by hand")
 
 
-@pytest.mark.parametrize("name", ["a.rar", "a.7z", "a.gz", "a", "a.zip.part", "a.png"])
+@pytest.mark.parametrize("name", ["a.rar", "a", "a.zip.part"])
 def test_what_is_no_archive_is_refused(tmp_path: Path, name: str):
     (tmp_path / name).write_bytes(b"Rar!\x1a\x07\x00")
     refused(tmp_path / name, r"give a folder, or an archive \(.zip, .tar, ")
@@ -187,7 +147,7 @@ def test_what_is_not_there_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ARCHIVES)
-@pytest.mark.parametrize("data", [b"", b"PK", bytes(100), b"\x1f\x8b\x08", b"BZh9", b"\xfd7zXZ\0", b"text" * 200])
+@pytest.mark.parametrize("data", [b"", b"PK", b"\x1f\x8b\x08", b"text" * 200])
 def test_what_only_has_an_archives_name_is_refused(tmp_path: Path, kind: str, data: bytes):
     (tmp_path / f"a.{kind}").write_bytes(data)
     refused(tmp_path / f"a.{kind}", r"not a whole archive \(.+\); fetch it again")
@@ -198,17 +158,8 @@ def test_an_archive_is_known_by_a_name_in_capitals_and_by_its_content(tmp_path: 
     assert contents(open_files(packed(tmp_path, "tar").rename(tmp_path / "data.TGZ"))) == MEMBERS
 
 
-def test_an_encrypted_zip_is_refused_with_a_way_out(tmp_path: Path):
-    path = packed(tmp_path, "zip")
-    data = bytearray(path.read_bytes())
-    for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        data[data.rindex(mark) + offset] |= 1
-    path.write_bytes(data)
-    refused(path, "set/a/1.png: encrypted; unpack the archive, and give the folder")
-
-
 def outcome(path: Path) -> dict[str, bytes] | None:
-    """What is read of an archive, or None if it is refused at the start or on the way."""
+    """The contents of an archive, or None if it is refused at any time."""
     try:
         return contents(open_files(path))
     except (FewshotError, *DAMAGED):
@@ -219,12 +170,12 @@ def outcome(path: Path) -> dict[str, bytes] | None:
 def test_an_archive_cut_anywhere_is_refused_at_the_start(tmp_path: Path, kind: str):
     path = packed(tmp_path, kind)
     data = path.read_bytes()
-    # Plain tar: behind the last member it may be cut, as long as one block of zeros says that it is the last.
+    # After its last member a plain tar may be cut, if one block of zeros is left.
     end = len(data)
     if kind == "tar":
         with tarfile.open(path) as archive:
             end = [each.offset_data for each in archive][-1] + 3072 + 512
-    for size in {*range(0, end, max(1, end // 60)), *range(max(0, end - 20), end), *range(0, end, 512)}:
+    for size in {*range(0, end, max(1, end // 20)), *range(max(0, end - 8), end), *range(0, end, 512)}:
         path.write_bytes(data[:size])
         refused(path, "not a whole archive")
 
@@ -234,7 +185,7 @@ def test_an_archive_with_a_damaged_byte_is_refused_or_read_right(tmp_path: Path,
     path, random = packed(tmp_path, kind), np.random.RandomState(len(kind))
     data = path.read_bytes()
     refusals = 0
-    for _ in range(80):
+    for _ in range(40):
         damaged = bytearray(data)
         damaged[random.randint(len(data))] ^= 1 << random.randint(8)
         path.write_bytes(damaged)
@@ -244,10 +195,10 @@ def test_an_archive_with_a_damaged_byte_is_refused_or_read_right(tmp_path: Path,
             assert found is None or list(found) == list(MEMBERS)
         else:
             assert found in (None, MEMBERS)
-    assert refusals > 10
+    assert refusals > 5
 
 
-def test_a_member_that_a_hole_hides_is_missed(tmp_path: Path):
+def test_a_tar_with_a_hole_is_refused(tmp_path: Path):
     path = packed(tmp_path, "tar")
     with tarfile.open(path) as archive:
         hole = archive.getmember("readme.txt").offset
@@ -265,105 +216,63 @@ def test_gzip_is_read_to_its_checksum(tmp_path: Path):
 
 
 def test_a_zip_member_with_another_checksum_is_found_when_it_is_read(tmp_path: Path):
-    path = tmp_path / "a.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("1.png", b"first")
-        archive.writestr("2.png", b"second")
+    path = as_archive(tmp_path / "a.zip", {"1.png": b"first", "2.png": b"second"})
     path.write_bytes(path.read_bytes().replace(b"second", b"sekond"))
     reading = open_files(path).read(["1.png", "2.png"])
     assert next(reading) == b"first"
     with pytest.raises(DAMAGED, match="CRC-32 for file '2.png'"):
         next(reading)
+    with pytest.raises(FewshotError, match="a.zip: not a whole archive .Bad CRC-32 for file '2.png'"):
+        check_archive(path)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
 def test_a_file_too_large_is_refused_and_not_cut(tmp_path: Path, kind: str, monkeypatch):
-    monkeypatch.setattr(files, "MAX_BYTES", 2100)
+    monkeypatch.setattr(archives, "MAX_BYTES", 2100)
     source = open_files(packed(tmp_path, kind))
     assert list(source.read(["set/b/1.png"])) == [MEMBERS["set/b/1.png"]]
-    monkeypatch.setattr(files, "MAX_BYTES", 2099)
+    monkeypatch.setattr(archives, "MAX_BYTES", 2099)
     with pytest.raises(DAMAGED, match="more than 2,099 bytes"):
         list(source.read(["set/b/1.png"]))
 
 
-def test_links_in_a_folder_are_followed_but_not_in_circles(tmp_path: Path):
+def test_links_in_a_folder_are_followed_but_not_in_loops(tmp_path: Path):
     source, outside = packed(tmp_path, "folder"), tmp_path / "outside"
     outside.mkdir()
     (outside / "3.png").write_bytes(b"three")
     (source / "set/c").symlink_to(outside)
     (source / "set/d.png").symlink_to(outside / "3.png")
     (outside / "back").symlink_to(source)
-    for place, to in (
-        ("round", "."),
-        ("set/up", "../.."),
-        ("set/a/b", "../b"),
-        ("set/b/a", "../a"),
-        ("set/own", "own"),
-    ):
-        (source / place).symlink_to(to)
+    for name, target in (("round", "."), ("set/up", "../.."), ("set/a/b", "../b"), ("set/b/a", "../a")):
+        (source / name).symlink_to(target)
     names = open_files(source).names
-    assert names == [
-        "readme.txt",
-        "set/d.png",
-        "set/own",  # a file to all appearance, and no image
-        "set/a/1.png",
-        "set/a/Ünïcode 漢字.png",
-        "set/a/b/1.png",
-        "set/a/b/2.png",
-        "set/b/1.png",
-        "set/b/2.png",
-        "set/b/a/1.png",
-        "set/b/a/Ünïcode 漢字.png",
-        "set/c/3.png",
+    assert names[:3] == ["readme.txt", "set/d.png", "set/a/1.png"] and names[-1] == "set/c/3.png"
+    assert [name for name in names if name.count("/") == 3] == [
+        *("set/a/b/1.png", "set/a/b/2.png", "set/b/a/1.png", "set/b/a/Ünïcode 漢字.png"),
     ]
+    assert len(names) == 11
 
 
-@pytest.fixture
-def open_to_all():
-    """A folder that nobody is kept from, for a test that gives up root's rights."""
-    with tempfile.TemporaryDirectory() as name:
-        folder, rights = Path(name), os.geteuid()
-        folder.chmod(0o755)
-        yield folder
-        os.seteuid(rights)
-        for path in folder.rglob("*"):
-            path.chmod(0o755)
+def test_what_may_not_be_read_is_named_and_not_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source, archive = packed(tmp_path, "folder"), packed(tmp_path, "zip")
+    true_scandir, closed = os.scandir, str(source / "set/b")
 
+    def scandir(path: str) -> Any:
+        if str(path) == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return true_scandir(path)
 
-def test_what_may_not_be_read_is_told_and_not_passed_over(open_to_all: Path):
-    source, archive = packed(open_to_all, "folder"), packed(open_to_all, "zip")
-    for path in (source / "set/b", source / "readme.txt", archive):
-        path.chmod(0)
-    if os.geteuid() == 0:
-        os.seteuid(65534)
-    refused(source / "set/b", "may not be read; change its permissions")
-    with pytest.raises(FewshotError, match=f"^{source}/set/b: may not be read; change its permissions$"):
-        open_files(source)
+    def list_zip(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(archives, "_list_zip", list_zip)
+    refused(source, "^.*source.folder/set/b: may not be read; change its permissions$")
     refused(archive, "may not be read; change its permissions")
 
 
-def test_where_is_one_line_that_names_the_file(tmp_path: Path):
+def test_a_file_is_described_on_one_line(tmp_path: Path):
     folder, archive = open_files(packed(tmp_path, "folder")), open_files(packed(tmp_path, "zip"))
-    assert folder.where("set/a/Ünïcode 漢字.png") == f"{tmp_path}/source.folder/set/a/Ünïcode 漢字.png"
-    assert archive.where("set/b/1.png") == f"{tmp_path}/source.zip: set/b/1.png"
-    assert archive.where("set/a\nb\x1b[31m\udcff.png") == f"{tmp_path}/source.zip: set/a?b?[31m?.png"
-
-
-def test_a_zip_of_which_an_entry_swallows_the_next_is_refused(tmp_path: Path):
-    path = packed(tmp_path, "zip")
-    data = bytearray(path.read_bytes())
-    entry = data.index(b"PK\x01\x02")  # whose comment now takes all bytes to the next one but one
-    following = data.index(b"PK\x01\x02", entry + 4)
-    data[entry + 32] = data.index(b"PK\x01\x02", following + 4) - following
-    path.write_bytes(data)
-    with zipfile.ZipFile(path) as archive:
-        assert len(archive.namelist()) == 5
-    refused(path, r"not a whole archive \(5 of 6 members\)")
-
-
-def test_a_zip_of_more_members_than_its_last_record_can_say_is_read(tmp_path: Path):
-    path = packed(tmp_path, "zip")
-    data = bytearray(path.read_bytes())
-    data[-14:-10] = b"\xff\xff\xff\xff"  # the number stands in another record, which zipfile reads where there is one
-    path.write_bytes(data)
-    assert contents(open_files(path)) == MEMBERS
+    assert folder.describe("set/a/Ünïcode 漢字.png") == f"{tmp_path}/source.folder/set/a/Ünïcode 漢字.png"
+    assert archive.describe("set/b/1.png") == f"{tmp_path}/source.zip: set/b/1.png"
+    assert archive.describe("set/a\nb\x1b[31m\udcff.png") == f"{tmp_path}/source.zip: set/a?b?[31m?.png"
