@@ -326,7 +326,7 @@ def test_a_run_is_tested_again_with_another_protocol(call: Any) -> None:
     assert "no record written" in same.out
     assert not Path("run/tests").exists()
     again = call("train", "run_dir=run", *QUICK).out
-    assert same.out.splitlines()[-1].split(" (")[0] == again.split(" (")[0]
+    assert same.out.splitlines()[-1].split(" (")[0] == again.splitlines()[-1].split(" (")[0]
     other = call("evaluate", "run=run", "query=1", "transductive=false", "steps=5", "rotations=per_class")
     assert other.code == 0
     records = {path.parent.name: read(path.parent) for path in Path("run/tests").rglob("record.json")}

@@ -175,8 +175,8 @@ def build(cfg: DictConfig, run_dir: Path | None = None, ways: int | None = None)
         tune_malloc(one_arena=True)  # before the threads of the engine have heaps of their own
     sources = {split: _move(source, device) for split, source in sources.items()}
     run = Experiment(cfg, resolved(cfg), device, sources, view, learner, Engine(cfg.engine, cfg.task_chunk))
-    run.engine.method(run.test.episodes(0, 2), learner)
     notes = list(run.behaviour.notes)
+    run.engine.method(run.test.episodes(0, 2), learner)
     if run.engine.fallback:
         notes.append(f"engine=auto takes loop: {run.engine.fallback}")
     for note in notes:

@@ -78,8 +78,7 @@ class ToolHydra(Hydra):
         return super().get_help(*args, **kwargs)
 
     def list_all_config_groups(self, parent: str = "") -> list[str]:
-        groups = super().list_all_config_groups(parent)
-        return [group for group in groups if group in getattr(self, "_groups", groups)]
+        return sorted(self._groups) if hasattr(self, "_groups") else list(super().list_all_config_groups(parent))
 
 
 def open_hydra(flags: argparse.Namespace, name: str) -> Hydra:

@@ -46,34 +46,40 @@ NODES: dict[str, Callable[..., ValueNode]] = {
 TOOLS = ("train", "evaluate", "pretrain", "prepare", "table", "report", "bench")
 
 
-def typed_settings(tool: str) -> DictConfig:
-    """The settings of conf/<tool>.yaml, which from then on take only values of their types."""
+def typed_settings(tool: str, *, placeholders: bool = False) -> DictConfig:
+    """The settings of conf/<tool>.yaml, which from then on take only values of their types.
+
+    Args:
+        placeholders: put 0 or "" in place of null, for Hydra, which otherwise loses the types of nulls when it merges.
+            The file itself is merged over them.
+    """
     settings: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{tool}.yaml"))
     if any(isinstance(choice, dict) and "layout" in choice for choice in settings.pop("defaults")):
         every_layout: Any = OmegaConf.to_container(OmegaConf.load(CONF / "layout/base/all.yaml"))
         settings["layout"] = {"rows": {}} | every_layout
-    return _typed(settings)
+    return _typed(settings, placeholders)
 
 
-def _typed(settings: Mapping[str, Any]) -> DictConfig:
+def _typed(settings: Mapping[str, Any], placeholders: bool) -> DictConfig:
     nodes: dict[str, Any] = {}
     for key, value in settings.items():
         kind = next((kind for kind, names in NULLABLE.items() if key in names), None) if value is None else None
         kind = kind or type(value).__name__
         optional = value is None or key in NULLABLE["str"]
         if isinstance(value, Mapping):
-            nodes[key] = _typed(value)
+            nodes[key] = _typed(value, placeholders)
         elif kind == "list" and value is not None:
             nodes[key] = ListConfig(value, ref_type=list[Any])
         elif kind in NODES and not (isinstance(value, str) and "${" in value):
-            nodes[key] = NODES[kind](value, is_optional=optional)
+            empty = {"int": 0, "float": 0.0, "bool": False, "str": ""}[kind]
+            nodes[key] = NODES[kind](empty if value is None and placeholders else value, is_optional=optional)
         else:
             nodes[key] = value
     return DictConfig(nodes, ref_type=dict[str, Any])
 
 
 for tool in TOOLS:
-    ConfigStore.instance().store(name=f"{tool}_schema", node=typed_settings(tool))
+    ConfigStore.instance().store(name=f"{tool}_schema", node=typed_settings(tool, placeholders=True))
 
 DEFAULT_RECIPE = "ours"  # for combinations that are in no paper
 NAMED = {"algorithm": "learner", "dataset": "reader", "features": "reader", "backbone": "network"}

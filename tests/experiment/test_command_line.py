@@ -381,7 +381,8 @@ REFUSED = {
 def test_what_hydra_refuses_is_one_line(call: Any, kind: str) -> None:
     words, said = REFUSED[kind]
     done = call("train", *words)
-    assert (done.code, done.out, done.err.count("\n")) == (1, "", 1), done.err
+    assert (done.code, done.err.count("\n")) == (1, 1), done.err
+    assert not done.out or done.out.startswith("recipe ")
     assert done.err.startswith("error: ")
     assert said in done.err
     assert not list(Path().iterdir())
@@ -410,7 +411,8 @@ def test_what_hydra_refuses_is_one_line(call: Any, kind: str) -> None:
 )
 def test_a_value_of_the_wrong_kind_is_one_line(call: Any, tool: str, word: str, said: str) -> None:
     done = call(tool, word, *(["run=nowhere"] if tool == "evaluate" else []))
-    assert (done.code, done.out, done.err.count("\n")) == (1, "", 1), done.err
+    assert (done.code, done.err.count("\n")) == (1, 1), done.err
+    assert not done.out or done.out.startswith("recipe ")
     assert said in done.err
     assert not list(Path().iterdir())
 

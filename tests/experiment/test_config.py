@@ -70,9 +70,15 @@ def test_the_command_line_wins_over_a_recipe() -> None:
 
 
 def test_without_published_settings_there_is_no_recipe() -> None:
-    cfg = with_recipe("algorithm=maml", "dataset=glyphs")
+    cfg = with_recipe("algorithm=maml", "dataset=cub")
     assert cfg.recipe is None
-    assert resolved(cfg) == resolved(composed("algorithm=maml", "dataset=glyphs", "recipe=null"))
+    assert resolved(cfg) == resolved(composed("algorithm=maml", "dataset=cub", "recipe=null"))
+
+
+def test_a_row_for_images_does_not_apply_to_features() -> None:
+    assert with_recipe("algorithm=maml", "dataset=glyphs").train.steps == 400
+    on_features = with_recipe("algorithm=maml", "dataset=glyphs", "features=conv4", "backbone=linear")
+    assert (on_features.recipe, on_features.train.steps) == (None, 300)
 
 
 def test_a_recipe_that_was_asked_for_and_has_nothing_is_refused() -> None:
@@ -87,7 +93,7 @@ def test_every_row_of_every_recipe_sets_existing_keys_to_values_of_their_type(pa
     rows: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)["rows"]  # type: ignore[index]
     wanted = [{key: v if isinstance(v, list) else [v] for key, v in row["when"].items()} for row in rows]
     task = ("algorithm", "dataset", "way", "shot")
-    assert all(set(when) <= {*task, "backbone"} for when in wanted)
+    assert all(set(when) <= {*task, "backbone", "inputs"} for when in wanted)
     # Rows that leave a condition out change what another row says.
     settings = {
         (when.get("backbone", [None])[0], *found)
