@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import runpy
@@ -31,6 +32,9 @@ from fewshot.episodes import Episodes
 from fewshot.tasks import functions
 from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
+
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the many processes of the tests share compiled modules
+gc.freeze()  # a collection, as before each measurement of memory, need not look through all modules
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 

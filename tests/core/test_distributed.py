@@ -47,8 +47,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TRAIN = str(ROOT / "tools/train.py")
 COMMON = (
     "recipe=none",
-    "train.steps=20",
-    "train.validate_every=10",
+    "train.steps=8",
+    "train.validate_every=4",
     "train.checkpoint_every=3",
     "train.log_every=1",
     "test.validation_episodes=5",
@@ -285,14 +285,14 @@ def test_others_that_do_not_come_are_no_riddle(monkeypatch: pytest.MonkeyPatch, 
 
 def test_a_run_by_torchrun_leaves_what_a_run_leaves(both: dict[str, Any], data_dir: Path, tmp_path: Path) -> None:
     out, _ = by_two(tmp_path, data_dir, TRAIN, "run_dir=two", "device=cpu", *COMMON, *CASES["maml"])
-    assert out.count("maml glyphs 5-way 1-shot: starts, 0 of 20") == 1
+    assert out.count("maml glyphs 5-way 1-shot: starts, 0 of 8") == 1
     assert out.count(" % (61 episodes, ") == 1
     one, two = both["one"] / "maml", tmp_path / "two"
     assert_close(one, two, atol=1e-6)
     assert record(two) == record(one)
     assert files(two) == files(one)
     steps = [json.loads(line)["step"] for line in (two / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 21))
+    assert steps == list(range(1, 9))
     assert json.loads((two / "record.json").read_text())["cost"]["processes"] == 2
 
 
