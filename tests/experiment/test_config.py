@@ -76,7 +76,7 @@ def test_without_published_settings_there_is_no_recipe() -> None:
 
 
 def test_a_row_for_images_does_not_apply_to_features() -> None:
-    assert with_recipe("algorithm=maml", "dataset=glyphs").train.steps == 400
+    assert with_recipe("algorithm=maml", "dataset=glyphs").train.steps == 250
     on_features = with_recipe("algorithm=maml", "dataset=glyphs", "features=conv4", "backbone=linear")
     assert (on_features.recipe, on_features.train.steps) == (None, 300)
 
