@@ -36,8 +36,9 @@ from fewshot.core.checks import did_you_mean
 from fewshot.core.device import out_of_memory, tune_malloc
 from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.paths import CONF, expand_configuration, expand_home
-from fewshot.experiment.command_line import check_overrides, has_sweep_mode, open_hydra, parse_flags, parse_overrides
+from fewshot.experiment.command_line import has_sweep_mode, open_hydra, parse_flags
 from fewshot.experiment.config import check_groups, complete, given_overrides, key_names
+from fewshot.experiment.overrides import check_overrides, parse_overrides
 from fewshot.experiment.sweeps import exit_with_parent, objective, print_sweep_summary, sweep_status_dir, write_status
 
 MISTAKES = (FewshotError, OmegaConfBaseException, OSError)  # of a person or a machine, not of this code

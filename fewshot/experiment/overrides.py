@@ -1,0 +1,285 @@
+"""The overrides of a command line: parsed as Hydra does, and checked, with one line for what is wrong with them."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shlex
+from functools import cache
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType, Quote, QuotedString, RangeSweep
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+
+from fewshot.core.checks import did_you_mean
+from fewshot.core.errors import FewshotError, one_line
+from fewshot.core.paths import expand_configuration, is_path_key, literal
+from fewshot.experiment.config import NULLABLE, TOOLS, is_regression, key_names, typed_settings
+from fewshot.experiment.sweeps import check_plugin
+
+NEEDED = "is always needed; it can be set, and not deleted"
+LARGEST = 2**31 - 1  # of counts and sizes
+LARGEST_SEED = 2**63 - 1
+
+
+def typed(key: str, *texts: str) -> str:
+    """What to type to give a key this very text, or a sweep of several, quoted for Hydra and for a POSIX shell."""
+    return shlex.quote(f"{key}={','.join(map(_quoted, texts))}")
+
+
+def _quoted(text: str) -> str:
+    return QuotedString(literal(text), Quote.double).with_quotes()
+
+
+def parse_overrides(words: list[str], hydra: Hydra, sweep: bool) -> list[Override]:
+    """Parse overrides as Hydra does. A value that begins with `~` is a path, which Hydra needs in quotes.
+
+    Raises:
+        FewshotError: a word that is no override, or several values without a sweep.
+    """
+    parser = OverridesParser.create(config_loader=hydra.config_loader)
+    overrides = []
+    for place, word in enumerate(words):
+        key, _, value = word.partition("=")
+        if re.fullmatch(r"~[^,]*", value) and not key.startswith("~"):
+            word = f"{key}={_quoted(value)}"
+        try:
+            (override,) = parser.parse_overrides([word])
+        except HydraException as error:
+            before = words[place - 1] if place else ""
+            raise FewshotError(_no_override(parser, before, word, sweep, error)) from error
+        if not override.key_or_group:
+            raise FewshotError(f"{word}: has no key; write key=value")
+        if override.is_sweep_override() and not sweep:
+            raise FewshotError(
+                f"{word}: several values are a sweep; add -m; as one text it is typed {typed(key, value)}"
+            )
+        overrides.append(override)
+    return overrides
+
+
+def _no_override(parser: OverridesParser, before: str, word: str, sweep: bool, error: HydraException) -> str:
+    """The message for an argument that Hydra cannot parse."""
+    key, equal, value = word.partition("=")
+    if not equal:
+        if "=" in before:
+            path = typed(*f"{before} {word}".split("=", 1))
+            return f"command line: {word!r} is no key=value; if it belongs to the value before it, type {path}"
+        return f"command line: {word!r} is no key=value"
+    try:
+        parser.parse_override(f"{key}=1")
+    except HydraException:
+        return f"{word}: {key!r} cannot be a key; write key=value, and dots between the parts of a key"
+    bare = re.fullmatch(r"""(["'])(.*?)\1?|(.*)""", value, re.DOTALL)
+    assert bare is not None
+    text = value if bare[1] is None else bare[2]
+    reason = f": {one_line(error).split(': ', 1)[1]}" if "while evaluating" in str(error) else ""
+    as_sweep = f", as several {typed(key, *text.split(','))}" if sweep and "," in text else ""
+    return f"{key}: Hydra cannot read the value {value}{reason}; as text it is typed {typed(key, text)}{as_sweep}"
+
+
+def _numbers(value: Any) -> list[int]:
+    """The whole numbers in a value, a sweep or a list of them."""
+    if isinstance(value, RangeSweep | IntervalSweep):
+        value = vars(value)
+    value = getattr(value, "list", value)
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [number for inner in value for number in _numbers(inner)]
+    return [value] if isinstance(value, int) else []
+
+
+def check_overrides(overrides: list[Override], config: str, hydra: Hydra, sweep: bool) -> None:
+    """Compose the configuration that Hydra will compose, to report a mistake in one line, with similar names.
+
+    Raises:
+        FewshotError: an unknown key, option or type of value, or a plugin that is not installed.
+    """
+    for override in overrides:
+        if override.key_or_group in ("hydra/launcher", "hydra/sweeper"):
+            for line in _lines(override):
+                check_plugin(override.key_or_group, line.split("=")[-1], sweep)
+    _check_sizes(overrides, config, hydra)
+    lines = [_lines(override) for override in overrides]
+    first = [options[0] for options in lines]
+    cfg = _composed(hydra, config, first, overrides)
+    always = key_names(typed_settings(config)) if config in TOOLS else []
+    for override in overrides:
+        key = override.key_or_group
+        if override.is_delete() and key in always:
+            raise FewshotError(f"{override.input_line}: {NEEDED}")
+    one = copy.deepcopy(cfg)  # for the values of a sweep, one after the other
+    for place, options in enumerate(lines):
+        override = overrides[place]
+        if _is_group(override, hydra):
+            for line in options[1:]:
+                _composed(hydra, config, [*first[:place], line, *first[place + 1 :]], overrides)
+        elif override.is_sweep_override() and override.package is None:
+            for line in options:
+                _check_line(line, override, one, config, hydra)
+    if sweep:
+        _check_common(overrides, config, hydra)
+    for override in overrides:
+        if not override.is_delete() and not override.is_sweep_override() and override.package is None:
+            _check_value(override, cfg)
+
+
+def _check_sizes(overrides: list[Override], config: str, hydra: Hydra) -> None:
+    """Refuse too large a number for a key of conf/. A path, a key of Hydra and a new key take any number."""
+    for override in overrides:
+        key = override.key_or_group
+        largest = LARGEST_SEED if key.endswith("seed") else LARGEST
+        if is_path_key(key) or all(abs(number) <= largest for number in _numbers(override.value())):
+            continue
+        groups = [_lines(each)[0] for each in overrides if _is_group(each, hydra)]
+        try:
+            known = key_names(_compose(hydra, config, groups))
+        except Exception:  # a mistake in the groups is reported when everything is composed
+            continue
+        if key in known and not key.startswith("hydra"):
+            raise FewshotError(f"{override.input_line}: too large a number; whole ones go from -{largest} to {largest}")
+
+
+def _check_line(line: str, swept: Override, cfg: DictConfig, config: str, hydra: Hydra) -> None:
+    """Check one value of a sweep by setting it in a configuration, much faster than composing another one."""
+    override = OverridesParser.create(config_loader=hydra.config_loader).parse_override(line)
+    if override.is_add():
+        override.type = OverrideType.FORCE_ADD  # the value before this one stands there
+    try:
+        ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
+    except HydraException as error:
+        raise FewshotError(_reason(error, swept, line, cfg, config, hydra)) from error
+    _check_value(override, cfg)
+
+
+def _lines(override: Override) -> list[str]:
+    """The values of an override, each as an override of one value; of a range or an interval both ends."""
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        values: list[Any] = [value.start, value.end]
+    elif isinstance(value, RangeSweep):
+        every = list(value.range())
+        values = [every[0], every[-1]] if every else []
+    else:
+        values = list(override.sweep_string_iterator())
+    if not values:
+        raise FewshotError(f"{override.input_line}: no value")
+    return [f"{override.get_key_element()}={value}" for value in values]
+
+
+def _check_common(overrides: list[Override], config: str, hydra: Hydra) -> None:
+    """Check what Hydra composes once for a sweep, without the swept values; its own message would be no help."""
+    lines = [override.input_line or "" for override in overrides]
+    try:
+        _compose(hydra, config, [line for line in lines if not line.startswith("hydra")], RunMode.MULTIRUN)
+    except HydraException as error:
+        raise FewshotError(
+            f"{str(error).splitlines()[0]} without what is swept; choose its group for the whole sweep, such as "
+            "features=conv4"
+        ) from error
+    try:
+        _compose(hydra, config, lines, RunMode.MULTIRUN)
+    except HydraException as error:
+        raise FewshotError(f"command line: {one_line(error)}") from error
+
+
+def _check_value(override: Override, cfg: DictConfig) -> None:
+    """Check that a path is text, a list is a list, and an interpolation leads somewhere."""
+    key, given = override.key_or_group, override.value()
+    text = override.get_value_string()
+    if key.rsplit(".", 1)[-1] in NULLABLE["list"] and given is not None and not isinstance(given, list):
+        raise FewshotError(f"{override.input_line}: must be a list, such as {key}=[{text}]")
+    if is_path_key(key) and "${" in text:
+        expand_configuration(cfg)
+    try:
+        chosen = OmegaConf.select(cfg, key)
+    except (InterpolationResolutionError, OmegaConfBaseException) as error:
+        name = re.search(r"\$\{(\w+)\}", text)
+        hint = f"; an environment variable is ${{oc.env:{name[1]}}}" if name else ""
+        raise FewshotError(f"{override.input_line}: {str(error).splitlines()[0]}{hint}") from error
+    if is_path_key(key) and given is not None and not isinstance(given, str) and chosen != text:
+        raise FewshotError(f"{key}: {text} is no text to Hydra; as a path it is typed {typed(key, text)}")
+
+
+def _compose(hydra: Hydra, config: str, lines: list[str], mode: RunMode = RunMode.RUN) -> DictConfig:
+    return hydra.compose_config(config_name=config, overrides=lines, run_mode=mode, from_shell=False)
+
+
+def _composed(hydra: Hydra, config: str, lines: list[str], overrides: list[Override]) -> DictConfig:
+    """Compose the configuration. If that fails, report the first override that fails with those before it."""
+    try:
+        return _compose(hydra, config, lines)
+    except Exception as whole:
+        try:
+            before = _compose(hydra, config, [])
+        except (HydraException, OmegaConfBaseException) as error:
+            raise FewshotError(f"configuration: {one_line(error.__cause__ or error)}") from error
+        pairs = list(zip(overrides, lines, strict=True))
+        pairs.sort(key=lambda pair: not _is_group(pair[0], hydra))  # first the groups, which bring keys
+        for place, (override, _) in enumerate(pairs):
+            tried = [line for _, line in pairs[: place + 1]]
+            try:
+                before = _compose(hydra, config, tried)
+            except Exception as error:
+                raise FewshotError(_reason(error, override, tried[-1], before, config, hydra)) from error
+        raise FewshotError(f"command line: {one_line(whole.__cause__ or whole)}") from whole
+
+
+def _is_group(override: Override, hydra: Hydra) -> bool:
+    return _has_options(override.key_or_group, hydra)
+
+
+@cache
+def _has_options(name: str, hydra: Hydra) -> bool:
+    return bool("." not in name and hydra.config_loader.get_group_options(name, ObjectType.CONFIG))
+
+
+def _reason(error: Exception, override: Override, line: str, before: DictConfig, config: str, hydra: Hydra) -> str:
+    """The message for an override that cannot be composed onto the configuration `before`."""
+    key, value = override.key_or_group, line.partition("=")[2]
+    if isinstance(error, MissingConfigException):
+        missing, options = str(error.missing_cfg_file or ""), list(error.options or [])
+        if missing.startswith("features/") and key != "features":
+            if _is_of_functions(missing.removeprefix("features/"), hydra):
+                return (
+                    f"{line}: features are of images; functions are learned by maml, fomaml, reptile and leo_regression"
+                )
+            return (
+                f"{line}: wants conf/{missing}.yaml, an extractor for this dataset; write it, or choose features=conv4"
+            )
+        return f"{line}: no such option{did_you_mean(value, options)}; there are {', '.join(options)}"
+    if key == "dataset" and config != "train" and _is_of_functions(value, hydra):
+        return f"dataset={value}: functions are for tools/train.py alone; there is nothing of them to prepare"
+    known = [name for name in key_names(before) if key.startswith("hydra") or not name.startswith("hydra")]
+    if override.is_delete() and key in known and OmegaConf.select(before, key, throw_on_missing=False) is None:
+        return f"{line}: is null already, so there is nothing to delete; leave it out, or set {key}=<value>"
+    if "Could not append to config" in str(error):
+        return f"{line}: the key is there already; write {line.lstrip('+')}"
+    if key not in known and not _is_group(override, hydra):
+        named = [name for name in known if name.endswith(f".{key}")]
+        hint = f", did you mean {' or '.join(named[:3])}?" if named else did_you_mean(key, known)
+        return f"{key}: no such key{hint}"
+    cause = error.__cause__ or error
+    if "does not support deletion" in str(cause):
+        return f"{line}: {NEEDED}"
+    if "is not a ListConfig" in str(cause):
+        return f"{line}: must be a list, such as {key}=[{value}]"
+    first = str(cause).strip().splitlines()[0]
+    return f"{line}: {first if isinstance(cause, OmegaConfBaseException) else one_line(cause)}"
+
+
+def _is_of_functions(dataset: str, hydra: Hydra) -> bool:
+    try:
+        return is_regression(_compose(hydra, "train", [f"dataset={dataset}"]).dataset)
+    except Exception:  # not a known dataset
+        return False

@@ -1,0 +1,270 @@
+"""Overrides: what Hydra accepts is accepted, and what it refuses is one line."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from fewshot.core.errors import FewshotError
+from fewshot.experiment import overrides
+from fewshot.experiment.command_line import open_hydra, parse_flags
+from fewshot.experiment.overrides import check_overrides, parse_overrides, typed
+
+TINY = ("train.steps=0", "test.episodes=2", "test.validation_episodes=2", "backbone.network.filters=4", "query=1")
+
+# Texts that Hydra reads as something else than themselves, or not at all, unless they are quoted.
+NASTY = (
+    "/data/my=folder", "/data/a#b", "/data/my folder (1)", "/data/it's", "/data/[new]", "/data/{x}", "[new]", "{x:1}",
+    "/data/müller", "/data/日本", "a,b", "/data/a;b", "/data/a&b", "/data/a!", "/data/<a>", '/data/"a"', "/data/`a`",
+    "/data/a^b", "/data/a(b", "/data/a)b", "/data/[a", "/data/a]", "{a", "a}", "2024", "1e3", "007", "true", "nan",
+    "f(x)", "choice(a)", "'a", '"a', "/data/a~b", "a\\'b", 'a\\"b', "/data/a=$HOME", "/data/a#${b}", " a#b ", "~a,b",
+)  # fmt: skip
+# Those that need no quotes for Hydra, though some of them do for a shell.
+PLAIN = (
+    "/data/my folder", "/data/a$b", "$HOME/data", "/data/a:b", "C:\\data", "a\\", "~/data", "~", "/data/a@b",
+    "/data/a%b", "/data/a+b", "/data/a*b", "/data/a?b", "/data/a|b", "../data", ".", "/data/a-1.0_b", "2024-01-01",
+)  # fmt: skip
+
+
+def value_of(word: str) -> Any:
+    """What Hydra makes of a word."""
+    override = OverridesParser.create().parse_override(word)
+    return OmegaConf.create({"key": override.value()}).key
+
+
+def checked(*words: str) -> list[str]:
+    """The words as Hydra gets them."""
+    flags = parse_flags(list(words))
+    GlobalHydra.instance().clear()
+    hydra = open_hydra(flags, "train")
+    parsed = parse_overrides(flags.overrides, hydra, flags.multirun)
+    check_overrides(parsed, "train", hydra, flags.multirun)
+    return [override.input_line or "" for override in parsed]
+
+
+@pytest.mark.parametrize("text", [*NASTY, *PLAIN])
+def test_a_quoted_text_is_one_word_of_a_shell_and_to_hydra_itself(text: str) -> None:
+    (word,) = shlex.split(typed("key", text))
+    assert value_of(word) == text
+
+
+@pytest.mark.parametrize("text", [text for text in NASTY if text != "007"])
+def test_a_path_that_needs_quotes_is_answered_with_the_line_as_it_is_typed(text: str) -> None:
+    with pytest.raises(FewshotError, match="^dataset.reader.root") as refused:
+        checked("dataset=folder", f"dataset.reader.root={text}")
+    (remedy,) = shlex.split(str(refused.value).split(" typed ")[1])
+    assert remedy.startswith("dataset.reader.root=")
+    assert value_of(remedy) == text.removeprefix("'").removeprefix('"')
+    checked("dataset=folder", remedy)
+
+
+@pytest.mark.parametrize("text", ["007", *PLAIN])
+def test_a_path_that_hydra_can_read_is_taken_as_it_is(text: str) -> None:
+    assert value_of(checked("dataset=folder", f"dataset.reader.root={text}")[1]) == text
+
+
+@pytest.mark.parametrize("flag", [[], ["-m"]])
+def test_a_path_of_digits_is_no_number_that_is_too_large(flag: list[str]) -> None:
+    assert checked(*flag, "run_dir=20261126123456") == ["run_dir=20261126123456"]
+    for value in ("20261126123456", *(["a,20261126123456"] if flag else [])):
+        with pytest.raises(FewshotError, match="as a path it is typed 'dataset.reader.root=\"20261126123456\"'"):
+            checked(*flag, "dataset=folder", f"dataset.reader.root={value}")
+
+
+def test_a_new_key_and_one_of_hydra_take_any_number() -> None:
+    checked("+backbone.network.limit=3000000000", "hydra.job.num=3000000000")
+    for word in ("++seed=99999999999999999999", "backbone.network.filters=3000000000"):
+        with pytest.raises(FewshotError, match="too large a number"):
+            checked(word)
+
+
+def test_of_a_sweep_the_options_of_groups_alone_are_composed_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    composed: list[list[str]] = []
+    compose = overrides._compose
+
+    def counted(hydra: Any, config: str, lines: list[str], *mode: Any) -> Any:
+        composed.append(lines)
+        return compose(hydra, config, lines, *mode)
+
+    monkeypatch.setattr(overrides, "_compose", counted)
+    checked("-m", "algorithm=maml,nearest", "seed=" + ",".join(map(str, range(50))), "+new.key=1,2")
+    assert len(composed) == 4  # once for each algorithm, and without and with what is swept
+    for word, said in (("seed=0,1,x", "seed=x: Value 'x'"), ("sed=0,1", "sed: no such key, did you mean seed")):
+        with pytest.raises(FewshotError, match=said):
+            checked("-m", word)
+
+
+@pytest.mark.parametrize("text", ["a(b)${HOME}", "a\\${HOME}("])
+def test_a_text_with_a_literal_variable_is_the_folder_that_a_run_is_in(call: Any, text: str) -> None:
+    (remedy,) = shlex.split(typed("run_dir", text))
+    words = ("algorithm=nearest", "way=2", *TINY[1:3], "query=1")
+    done = call("train", *words, remedy)
+    assert (done.code, [str(path) for path in Path().iterdir()]) == (0, [text]), done.err
+    for tool, key in (("train", "resume"), ("evaluate", "run")):
+        (again,) = shlex.split(typed(key, text))
+        done = call(tool, again)
+        assert done.code == 0, done.err
+    assert [str(path) for path in Path().iterdir()] == [text]
+
+
+@pytest.mark.parametrize("title", ["$k$-shot accuracy", "~95 % intervals", "~", "$HOME"])
+def test_a_text_that_is_no_path_stays_as_it_is(call: Any, title: str) -> None:
+    assert call("train", "algorithm=nearest", "way=2", *TINY[1:3], "query=1", "run_dir=run").code == 0
+    done = call("table", f"layout.title={title}", "runs=run")
+    assert (done.code, done.err) == (0, "")
+    assert title in done.out
+
+
+@pytest.mark.parametrize("key", ["runs", "data_dir", "run_dir", "copy_records_to", "dataset.reader.cache"])
+def test_every_path_is_text(key: str) -> None:
+    with pytest.raises(FewshotError, match="typed") as refused:
+        checked("dataset=folder", f"{key}=1e3")
+    assert value_of(shlex.split(str(refused.value).split(" typed ")[1])[0]) == "1e3"
+
+
+def test_a_comma_is_a_sweep_or_quoted(call: Any) -> None:
+    done = call("train", "run_dir=a,b")
+    assert done.err == (
+        "error: run_dir=a,b: several values are a sweep; add -m; as one text it is typed 'run_dir=\"a,b\"'\n"
+    )
+    several = call("train", "-m", "runs=a=b,c#")
+    assert several.err.endswith('as text it is typed \'runs="a=b,c#"\', as several \'runs="a=b","c#"\'\n')
+    quoted = call("train", "-m", 'runs="a,b"', "seed=0,1", *TINY)
+    assert (quoted.code, quoted.err) == (0, "")
+    assert len(list(Path("a,b").rglob("record.json"))) == 2
+
+
+def test_a_space_that_the_shell_took_is_said(call: Any) -> None:
+    done = call("train", "runs=my", "folder")
+    assert done.err == (
+        "error: command line: 'folder' is no key=value; if it belongs to the value before it, type "
+        "'runs=\"my folder\"'\n"
+    )
+
+
+ACCEPTED = {  # words, and what they make of a key
+    "a forced key": (["++seed=4"], "seed", 4),
+    "a new key": (["+dataset.reader.mine=3"], "dataset.reader.mine", 3),
+    "a deleted key": (["~dataset.augment.episodes"], "dataset.augment.episodes", "none"),
+    "a deleted key of this value": (["~algorithm.learner.first_order=false"], "algorithm.learner.first_order", None),
+    "a deleted group": (["~experiment"], "seed", 0),
+    "a group at another package": (["+backbone@features=conv4"], "features.name", "conv4"),
+    "a group twice": (["experiment=[omniglot_maml]"], "dataset.name", "omniglot"),
+    "a key twice": (["seed=1", "seed=2"], "seed", 2),
+    "a quoted number": (["run_dir='1'"], "run_dir", "1"),
+    "an empty text": (["run_dir="], "run_dir", ""),
+    "a list": (["test.steps=[1,5]"], "test.steps", [1, 5]),
+    "a cast": (["seed=int('3')"], "seed", 3),
+    "an interpolation": (["seed=${way}"], "seed", 5),
+    "the environment": (["runs=${oc.env:FEWSHOT_DATA}/runs", "--resolve"], "way", 5),
+    "words after --": (["--", "seed=1"], "seed", 1),
+}
+
+
+@pytest.mark.parametrize("kind", ACCEPTED)
+def test_what_hydra_accepts_is_accepted(call: Any, kind: str) -> None:
+    words, key, wanted = ACCEPTED[kind]
+    done = call("train", "--cfg", "job", *words)
+    assert (done.code, done.err) == (0, "")
+    assert OmegaConf.select(OmegaConf.create(done.out), key) == wanted
+
+
+REFUSED = {
+    "an unknown flag": (["--multirn"], "--multirn: no such flag, did you mean --multirun"),
+    "a setting with dashes": (["--seed=3"], "a setting is written without dashes: seed=3"),
+    "a setting with dashes and a space": (["--seed", "3"], "a setting is written without dashes: seed=<value>"),
+    "a flag without its value": (["--cfg"], "argument --cfg/-c: expected one argument"),
+    "a flag with another value": (["--cfg", "jobs"], "argument --cfg/-c: invalid choice: 'jobs'"),
+    "half a flag": (["--config", "x"], "ambiguous option: --config"),
+    "two commands": (["--cfg", "job", "-m"], "exclude each other"),
+    "resolve alone": (["--resolve"], "--resolve: goes with --cfg or --help"),
+    "no such part": (["--cfg", "job", "--package", "tran"], "--package=tran: no such part, did you mean train or"),
+    "no folder of one's own": (["--config-dir", "nowhere"], "--config-dir=nowhere: no such folder"),
+    "no other folder": (["--config-path", "nowhere"], "--config-path=nowhere: no folder"),
+    "no other file": (["--config-name", "nothing"], "Cannot find primary config 'nothing'"),
+    "no such shell": (["-sc", "install=nothing"], "No completion plugin for 'nothing'"),
+    "no pickle": (["--experimental-rerun", "nowhere"], "nowhere does not exist"),
+    "a mistake beside help": (["--help", "algorithm=mamal"], "algorithm=mamal: no such option, did you mean maml"),
+    "a null that is deleted": (["~test.steps"], "~test.steps: is null already, so there is nothing to delete"),
+    "no such key to delete": (["~test.stps"], "test.stps: no such key, did you mean test.steps or"),
+    "another value to delete": (["~way=6"], "The value of 'way' is 5 and not 6"),
+    "a deleted need": (["~way"], "~way: is always needed"),
+    "a deleted class": (["~dataset.reader"], "dataset.reader: is needed and not in the configuration"),
+    "a deleted part of it": (
+        ["~test.episodes=600"],
+        "~test.episodes=600: is always needed",
+    ),
+    "all of it deleted": (["~train"], "~train: is always needed; it can be set, and not deleted"),
+    "a deleted dataset": (["~dataset"], "dataset: is needed and not in the configuration"),
+    "a key that is there": (["+seed=1"], "+seed=1: the key is there already; write seed=1"),
+    "a package without a group": (["seed@other=1"], "config group 'seed' does not exist"),
+    "a group elsewhere": (["dataset@other=glyphs"], "dataset@other=glyphs: "),
+    "no key": (["=1"], "=1: has no key; write key=value"),
+    "no key to delete": (["~"], "~: has no key"),
+    "a key of digits": (["1=2"], "'1' cannot be a key"),
+    "an open quote": (["runs='x"], "as text it is typed 'runs=\"x\"'"),
+    "an open bracket": (["test.steps=[1"], "test.steps: Hydra cannot read the value [1"),
+    "an unknown variable": (["recipe=${HOME}/x"], "an environment variable is ${oc.env:HOME}"),
+    "no number": (["seed=five"], "seed=five: Value 'five' of type 'str' could not be converted to Integer"),
+    "a number that is too large": (["seed=99999999999999999999"], "seed=99999999999999999999: too large a number"),
+    "a number that is too small": (["seed=-99999999999999999999"], "too large a number"),
+    "too large a count": (["algorithm.learner.inner_steps=9223372036854775807"], "too large a number"),
+    "a large number in a list": (["test.steps=[1,99999999999999999999]"], "too large a number"),
+    "a large number in a sweep": (["-m", "seed=1,99999999999999999999"], "too large a number"),
+    "a large number in a range": (["-m", "seed=range(1,99999999999999999999)"], "too large a number"),
+    "an infinite number": (["seed=1e400"], "could not be converted to Integer"),
+    "no whole number": (["seed=nan"], "could not be converted to Integer"),
+    "a number as a list": (["seed=[1]"], "could not be converted to Integer"),
+    "a number as null": (["seed=null"], "field 'seed' is not Optional"),
+    "a number as true": (["seed=true"], "could not be converted to Integer"),
+    "an empty number": (["seed="], "could not be converted to Integer"),
+    "a sweep of hydra": (["-m", "hydra.verbose=true,false"], "Sweeping over Hydra's configuration is not supported"),
+    "bytes that are no text": (["runs=\udcff"], "no text in utf-8"),
+    "a line break": (["runs=a#\nb"], "runs: Hydra cannot read the value a#\\nb"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_hydra_refuses_is_one_line(call: Any, kind: str) -> None:
+    words, said = REFUSED[kind]
+    done = call("train", *words)
+    assert (done.code, done.err.count("\n")) == (1, 1), done.err
+    assert not done.out or done.out.startswith("recipe ")
+    assert done.err.startswith("error: ")
+    assert said in done.err
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("tool", "word", "said"),
+    [
+        ("table", "layout.algorithms=true", "layout.algorithms=true: must be a list, such as layout.algorithms=[true]"),
+        ("table", "published=maybe", "published=maybe: must be true or false"),
+        ("table", "~published", "~published: is always needed"),
+        ("report", "~layout.rows", "~layout.rows: is always needed"),
+        ("report", "layout.rows=3", "layout.rows=3: Cannot assign int to dict[str, Any]"),
+        ("bench", "networks.mini=3", "networks.mini=3: Cannot assign int to dict[str, Any]"),
+        ("bench", "rounds=x", "rounds=x: Value 'x' of type 'str' could not be converted to Integer"),
+        ("bench", "engines=loop", "engines=loop: must be a list, such as engines=[loop]"),
+        ("prepare", "check=[1]", "check=[1]: Value '[1]' is not a valid bool"),
+        ("train", "algorithm.learner=0", "algorithm.learner=0: has parts, such as algorithm.learner._target_"),
+        ("train", "algorithm.name=[1,2]", "algorithm.name=[1, 2]: must be text"),
+        ("train", "dataset.name=2024", "dataset.name=2024: must be text; a number is quoted: 'dataset.name=\"2024\"'"),
+        ("train", "dataset.reader=null", "dataset.reader=None: has parts"),
+        ("train", "backbone.network=conv4", "backbone.network=conv4: has parts"),
+        ("train", "train.outer_lr=nan", "train.outer_lr=nan: must be at least 0"),
+        ("evaluate", "steps=five", "not a run folder"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_one_line(call: Any, tool: str, word: str, said: str) -> None:
+    done = call(tool, word, *(["run=nowhere"] if tool == "evaluate" else []))
+    assert (done.code, done.err.count("\n")) == (1, 1), done.err
+    assert not done.out or done.out.startswith("recipe ")
+    assert said in done.err
+    assert not list(Path().iterdir())
