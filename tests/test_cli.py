@@ -264,7 +264,7 @@ def test_mistakes_about_regressions_are_one_line(call: Any, words: tuple[str, ..
 def test_functions_are_refused_where_images_are_wanted(call: Any, tool: str) -> None:
     done = call(tool, "dataset=sinusoid")
     assert done.code == 1
-    assert "dataset=sinusoid: functions are for tools/train.py alone" in done.err
+    assert "dataset=sinusoid: is of functions, which only tools/train.py takes" in done.err
     assert len(done.err.splitlines()) == 1
 
 
@@ -535,16 +535,23 @@ def test_a_damaged_or_foreign_checkpoint_is_one_line(call: Any) -> None:
     assert not Path("run/tests").exists()
 
 
-def test_an_interrupted_run_says_how_to_go_on(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ("run_dir=run", *QUICK)
+@pytest.mark.parametrize(
+    ("words", "at", "message"),
+    [
+        ((), "training.loop.optimizer_step", "the same command, or `{}`, continues from the last checkpoint"),
+        (("force=true",), "training.loop.optimizer_step", "`{}` continues from the last checkpoint"),
+        ((), "experiment.run._check_tasks", "before the training; start the same command again"),
+    ],
+)
+def test_an_interrupted_run_says_how_to_go_on(
+    call: Any, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], at: str, message: str
+) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("fewshot.training.loop.optimizer_step", lambda *_: _interrupt())
-        done = call("train", *words)
+        patch.setattr(f"fewshot.{at}", lambda *_: _interrupt())
+        done = call("train", "run_dir=run", *QUICK, *words)
     assert done.code == 130
-    assert done.err.strip() == (
-        "interrupted: the same command, or `python tools/train.py resume=run`, continues from the last checkpoint"
-    )
-    assert call("train", *words).code == 0
+    assert done.err.strip() == f"interrupted: {message.format('python tools/train.py resume=run')}"
+    assert call("train", "run_dir=run", *QUICK).code == 0
 
 
 def _interrupt() -> None:

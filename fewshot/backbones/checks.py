@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fewshot.backbones.norm import RunningNorm
 from fewshot.core.device import out_of_memory
-from fewshot.core.errors import FewshotError, one_line
+from fewshot.core.errors import FewshotError, error_location, one_line
 
 T = TypeVar("T")
 
@@ -243,6 +243,10 @@ def named_failures(backbone: nn.Module | None, x: torch.Tensor) -> Iterator[None
             raise
         names = _layer_names(backbone) if backbone is not None else {}
         failed = [f"{names[module]} fails" for module in running if module in names]
+        if not failed and (location := error_location(error)):  # the person's own algorithm
+            raise FewshotError(
+                f"algorithm.learner: {location}: {error_reason(error)}; HYDRA_FULL_ERROR=1 shows the traceback"
+            ) from error
         raise FewshotError(
             f"backbone: {failed[-1] if failed else 'learning fails'} on examples {list(x.shape[1:])} "
             f"({error_reason(error)}); its forward must run on such examples, under torch.func too"
@@ -295,5 +299,6 @@ def is_same(one: torch.Tensor, other: torch.Tensor, scale: torch.Tensor | None =
 
 
 def error_reason(error: BaseException) -> str:
-    """The message of an error of torch, short enough to stand in one line with more."""
-    return one_line(error)[:160]
+    """The message of an error, short enough to stand in one line with more; with its type if it is not torch's."""
+    name = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
+    return f"{name}{one_line(error)}"[:160]

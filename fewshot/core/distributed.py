@@ -82,6 +82,11 @@ def world() -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
+def is_rank_zero() -> bool:
+    """Whether torchrun started this process first, or there is only one; asked of torchrun, at any time."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def is_main() -> bool:
     """Whether this is rank 0, the process that writes files."""
     return world()[0] == 0

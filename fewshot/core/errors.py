@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_REPOSITORY = Path(__file__).resolve().parents[2]
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_ALLOWED = (errno.EACCES, errno.EPERM)
 IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY)
@@ -22,6 +24,15 @@ class FewshotError(Exception):
 def one_line(error: BaseException) -> str:
     """The message of an error on one line, or its class name if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def error_location(error: BaseException) -> str:
+    """`file:line` of the last line outside this package and the installed ones that led to an error; "" if none did."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_file() and "site-packages" not in path.parts and not path.is_relative_to(_REPOSITORY):
+            return f"{path.name}:{frame.lineno}"
+    return ""
 
 
 @contextmanager

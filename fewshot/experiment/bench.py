@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.learner import Learner
 from fewshot.algorithms.maml import Maml
-from fewshot.core.checks import check_choice
+from fewshot.core.checks import check_choice, check_number
 from fewshot.core.device import pick_device, set_single_threaded, tune_malloc
 from fewshot.core.files import write_atomically
 from fewshot.core.paths import CONF
@@ -119,6 +119,7 @@ def bench(cfg: DictConfig) -> None:
     import pandas as pd
 
     check_choice("network", cfg.network, tuple(cfg.networks))
+    check_number("rounds", cfg.rounds, int, 1)
     rows, device = bench_network(cfg, cfg.network), device_name(pick_device(cfg.device))
     print(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
     print(f"\n{device}, torch {torch.__version__}")

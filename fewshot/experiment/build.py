@@ -20,7 +20,7 @@ from torch import nn
 from fewshot.algorithms.learner import Learner
 from fewshot.core.checks import check_number
 from fewshot.core.device import fits_on_device, pick_device, set_single_threaded, tune_malloc
-from fewshot.core.distributed import is_main
+from fewshot.core.distributed import is_rank_zero
 from fewshot.core.errors import FewshotError, one_line
 from fewshot.data.bank import Bank, concat_banks
 from fewshot.engine.engine import Engine, is_small
@@ -271,12 +271,14 @@ def instantiate_node(node: DictConfig, **kwargs: Any) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, FewshotError):
             raise error.__cause__ from error.__cause__.__cause__
-        cause = error.__cause__ or error
-        raise FewshotError(f"{node._target_}: {str(cause).splitlines()[0]}") from error
+        first, *more = str(error.__cause__ or error).splitlines()
+        reason = f"{first} {more[0]}" if first.endswith(":") and more else first  # of an import, the cause comes second
+        remedy = "; put the folder of your module on PYTHONPATH" if "No module named" in reason else ""
+        raise FewshotError(f"{node._target_}: {reason}{remedy}") from error
 
 
 @cache
 def print_note(note: str) -> None:
     """Print a note on stderr, once in a process, and on rank 0 alone."""
-    if is_main():
+    if is_rank_zero():  # inside `main_first` every rank is a main process of its own
         print(f"note: {note}", file=sys.stderr)

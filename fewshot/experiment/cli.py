@@ -34,6 +34,7 @@ from omegaconf.errors import (
 
 from fewshot.core.checks import did_you_mean
 from fewshot.core.device import out_of_memory, tune_malloc
+from fewshot.core.distributed import is_rank_zero
 from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.paths import CONF, expand_configuration, expand_home
 from fewshot.experiment.command_line import has_sweep_mode, open_hydra, parse_flags
@@ -68,14 +69,16 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
         try:
             expand_configuration(cfg)
             check_groups(cfg)
-            if (recipe := complete(cfg, given_overrides())) and _is_rank_zero():
+            if (recipe := complete(cfg, given_overrides())) and is_rank_zero():
                 print(recipe, flush=True)
             records = function(cfg) or []
         except Exception as error:
             failure = format_error(error)
+            if os.environ.get("HYDRA_FULL_ERROR"):
+                traceback.print_exc()
             if isinstance(error, MISTAKES) or out_of_memory(error):
                 print_error(failure)
-            else:
+            elif not os.environ.get("HYDRA_FULL_ERROR"):
                 traceback.print_exc()
         if status:
             write_status(status, records, failure)
@@ -123,19 +126,15 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
                 if not (print_sweep_summary(status) and completed):
                     sys.exit(1)
     except FewshotError as error:
-        if _is_rank_zero():  # every process of torchrun finds the same mistake
+        if is_rank_zero():  # every process of torchrun finds the same mistake
             print_error(str(error))
         sys.exit(1)
     except KeyboardInterrupt as error:
-        print(f"\ninterrupted: {str(error) or 'the same command goes on with what is missing'}", file=sys.stderr)
+        remedy = "the same command runs what is missing" if status else str(error)
+        print(f"\ninterrupted{remedy and f': {remedy}'}", file=sys.stderr)
         sys.exit(130)
     finally:
         GlobalHydra.instance().clear()
-
-
-def _is_rank_zero() -> bool:
-    """Whether this is torchrun's first process, or the only one; asked before the processes meet."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _one_line(step: Callable[[], T]) -> T:

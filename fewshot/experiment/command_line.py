@@ -14,10 +14,12 @@ from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
 from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
+from fewshot.experiment.config import TOOLS, key_names, typed_settings
 
 COMMANDS = ("run", "multirun", "cfg", "info", "shell_completion")
 
@@ -47,6 +49,8 @@ def parse_flags(words: list[str]) -> argparse.Namespace:
             f"{unknown[0]}: no such flag{hint}; a setting is written without dashes: "
             f"{setting if '=' in setting else f'{setting}=<value>'}"
         )
+    if flags.cfg and flags.multirun:
+        raise FewshotError("--cfg: shows one run; leave out -m, and give one value for each key")
     if sum(getattr(flags, name) not in (None, False) for name in COMMANDS) > 1:
         raise FewshotError("command line: --run, --multirun, --cfg, --info and --shell-completion exclude each other")
     if flags.resolve and flags.cfg is None and not flags.help:
@@ -78,6 +82,13 @@ def open_hydra(flags: argparse.Namespace, name: str) -> Hydra:
         main = flags.config_path
     elif not Path(main).is_dir():
         raise FewshotError(f"--config-path={flags.config_path}: no folder {main}; --config-dir adds one to {CONF}")
+    elif (own := Path(main, f"{name}.yaml")).is_file() and name in TOOLS:
+        present = OmegaConf.load(own)
+        assert isinstance(present, DictConfig)
+        if missing := sorted({*key_names(typed_settings(name))} - {*key_names(present)} - {"layout"}):
+            missing = [key for key in missing if not key.startswith("layout.")]
+            if missing:
+                raise FewshotError(f"{own}: lacks {', '.join(missing)}; keep every key of {CONF / own.name}")
     search_path = create_config_search_path(str(main))
     assert isinstance(search_path, ConfigSearchPathImpl)
     if flags.config_dir is not None:

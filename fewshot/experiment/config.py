@@ -33,7 +33,7 @@ NULLABLE: dict[str, tuple[str, ...]] = {
     "bool": ("transductive",),
     "str": (
         "recipe", "root", "run_dir", "resume", "copy_records_to", "split", "rotations", "checkpoint", "engine", "out",
-        "export_leo_format", "source", "sheet", "refresh", "pictures",
+        "export_leo_format", "source", "sheet", "refresh", "pictures", "title", "metric",
     ),
     "list": ("engines", "algorithms", "datasets", "sources"),
 }  # fmt: skip
@@ -75,14 +75,14 @@ def _typed(settings: Mapping[str, Any], placeholders: bool) -> DictConfig:
             nodes[key] = NODES[kind](empty if value is None and placeholders else value, is_optional=optional)
         else:
             nodes[key] = value
-    return DictConfig(nodes, ref_type=dict[str, Any])
+    return DictConfig(nodes, ref_type=dict[str, Any], is_optional=False)
 
 
-for tool in TOOLS:
+for tool in TOOLS if CONF.is_dir() else ():
     ConfigStore.instance().store(name=f"{tool}_schema", node=typed_settings(tool, placeholders=True))
 
 DEFAULT_RECIPE = "ours"  # for combinations that are in no paper
-NAMED = {"algorithm": "learner", "dataset": "reader", "features": "reader", "backbone": "network"}
+GROUP_PARTS = {"algorithm": "learner", "dataset": "reader", "features": "reader", "backbone": "network"}
 UNHASHED_READER_KEYS = ("root", "cache", "download", "device")
 READER_FILES = ("csv", "folder")  # files that their name identifies, in whatever folder
 
@@ -114,7 +114,7 @@ def check_groups(cfg: DictConfig) -> None:
     Raises:
         FewshotError: one of them is a number or a text instead.
     """
-    for group, part in NAMED.items():
+    for group, part in GROUP_PARTS.items():
         node = cfg.get(group)
         if node is None:
             continue
@@ -204,7 +204,7 @@ def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> int:
             f"recipe={cfg.recipe}: has no settings for {combination}; leave recipe out or set recipe=none"
         )
     # An override such as algorithm=maml chooses a file; it sets no single value.
-    overridden = {override.lstrip("+~").split("=")[0] for override in overrides} - set(NAMED)
+    overridden = {override.lstrip("+~").split("=")[0] for override in overrides} - set(GROUP_PARTS)
     count = 0
     for key, value in {key: value for row in rows_by_name[name] for key, value in row["set"].items()}.items():
         # A backbone has only some of the settings: an MLP has no filters.

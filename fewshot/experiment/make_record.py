@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig
 
 from fewshot.algorithms.learner import override_test_steps
 from fewshot.core.device import peak_memory_bytes
-from fewshot.core.distributed import is_main, world
+from fewshot.core.distributed import is_main, rank_slice, world
 from fewshot.core.errors import FewshotError
 from fewshot.core.progress import progress_bar
 from fewshot.engine.evaluate import ci95, evaluate
@@ -97,7 +97,7 @@ def _scores(run: Experiment, trained: Trained) -> tuple[Scores, Any]:
     cfg, tasks, listed = run.cfg, run.test, isinstance(run.cfg.test.steps, ListConfig)
     scores: Scores = {}
     adaptation_steps: Any = []
-    total = cfg.test.episodes * len(run.test_steps)
+    total = len(rank_slice(cfg.test.episodes)) * len(run.test_steps)
     with progress_bar(f"{title(cfg)}: test episodes", total) if is_main() else nullcontext() as advance:
         for count in run.test_steps:
             name = f"{tasks.metric}_{count}" if listed else tasks.metric

@@ -59,7 +59,7 @@ def parse_overrides(words: list[str], hydra: Hydra, sweep: bool) -> list[Overrid
             raise FewshotError(f"{word}: has no key; write key=value")
         if override.is_sweep_override() and not sweep:
             raise FewshotError(
-                f"{word}: several values are a sweep; add -m; as one text it is typed {typed(key, value)}"
+                f"{word}: several values are a sweep; add -m, or give one; as one text it is typed {typed(key, value)}"
             )
         overrides.append(override)
     return overrides
@@ -259,7 +259,7 @@ def _reason(error: Exception, override: Override, line: str, before: DictConfig,
             )
         return f"{line}: no such option{did_you_mean(value, options)}; there are {', '.join(options)}"
     if key == "dataset" and config != "train" and _is_of_functions(value, hydra):
-        return f"dataset={value}: functions are for tools/train.py alone; there is nothing of them to prepare"
+        return f"dataset={value}: is of functions, which only tools/train.py takes; choose a dataset of images"
     known = [name for name in key_names(before) if key.startswith("hydra") or not name.startswith("hydra")]
     if override.is_delete() and key in known and OmegaConf.select(before, key, throw_on_missing=False) is None:
         return f"{line}: is null already, so there is nothing to delete; leave it out, or set {key}=<value>"

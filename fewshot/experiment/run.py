@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,6 +23,7 @@ from fewshot.engine.probe import check_training
 from fewshot.experiment.build import Experiment, build, check_config, print_note, read_sources
 from fewshot.experiment.config import resolved
 from fewshot.experiment.make_record import make_record, protocol_slug, title
+from fewshot.experiment.overrides import typed
 from fewshot.experiment.run_dir import DATA, is_finished, run_folder
 from fewshot.report.records import read_record, write_record
 from fewshot.training.checkpoint import load_checkpoint
@@ -42,8 +44,10 @@ def training_run(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
     folder = run_folder(resolved(cfg))
     if _is_finished(folder, cfg) and not cfg.force:
         _check_sources(cfg, folder)
+        if is_main():
+            print(f"{folder}: finished before; force=true runs it again")
         return folder, read_record(folder / "record.json")
-    with hold(folder), _interruptible(folder):
+    with hold(folder), _interruptible(folder, cfg.force):
         run = _prepare(cfg, folder)
         _begin(run, folder)
         _train(run, folder)
@@ -85,14 +89,18 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _interruptible(folder: Path) -> Iterator[None]:
+def _interruptible(folder: Path, force: bool) -> Iterator[None]:
     """Let Ctrl-C say how to continue this run."""
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"the same command, or `python tools/train.py resume={folder}`, continues from the last checkpoint"
-        ) from None
+        plain = re.fullmatch(r"[\w./-]+", str(folder))
+        resume = f"`python tools/train.py {f'resume={folder}' if plain else typed('resume', str(folder))}`"
+        if not (folder / "config.yaml").exists():  # data and extractor continue too
+            raise KeyboardInterrupt("before the training; start the same command again") from None
+        if force:  # the same command would begin anew
+            raise KeyboardInterrupt(f"{resume} continues from the last checkpoint") from None
+        raise KeyboardInterrupt(f"the same command, or {resume}, continues from the last checkpoint") from None
 
 
 _is_finished = on_rank_zero(is_finished)

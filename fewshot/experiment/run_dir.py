@@ -14,7 +14,7 @@ from yaml import YAMLError
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import LOCK
 from fewshot.core.paths import SAVED_PATH_KEYS, UNHASHED_KEYS, literal
-from fewshot.experiment.config import config_hash, is_regression, resolved, typed_settings
+from fewshot.experiment.config import GROUP_PARTS, config_hash, is_regression, key_names, resolved, typed_settings
 
 DATA = "data.json"  # the data that a run began with
 STARTUP_FILES = (LOCK, "config.yaml.part", DATA, f"{DATA}.part")  # left by a run that died in its first moments
@@ -66,8 +66,12 @@ def saved_config(
     if not listed.is_file():
         raise FewshotError(f"{folder}: not a run folder (no config.yaml); give the folder that a run printed")
     try:
-        schema = typed_settings("train")
-        cfg = OmegaConf.merge(schema, OmegaConf.load(listed), {"run_dir": literal(str(folder)), "force": False})
+        schema, saved = typed_settings("train"), OmegaConf.load(listed)
+        assert isinstance(saved, DictConfig)
+        keys, saved_keys = set(key_names(schema)), set(key_names(saved))
+        if different := {key for key in keys ^ saved_keys if key.split(".")[0] not in GROUP_PARTS}:
+            raise ValueError(f"{min(different)} is {'missing' if min(different) in keys else 'no key'}")
+        cfg = OmegaConf.merge(schema, saved, {"run_dir": literal(str(folder)), "force": False})
         if device is not None:
             cfg.device = device
     except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:

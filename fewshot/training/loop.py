@@ -1,4 +1,4 @@
-"""Meta-training: fixed episodes, an outer optimiser, validation, checkpoints from which to resume to the same bits."""
+"""Meta-training: fixed episodes, outer optimiser, validation, and checkpoints to resume from, bit for bit on CPU."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
 from fewshot.experiment.build import build
 from fewshot.experiment.config import apply_recipe, config_hash, resolved
+from fewshot.experiment.run_dir import saved_config
 from fewshot.training.settings import TrainSettings
 
 
@@ -277,3 +278,21 @@ def test_every_experiment_is_a_block_of_the_papers_table_by_their_settings(name:
     assert cfg.recipe == {"maml": "cbfinn", "fomaml": "cbfinn", "reptile": "openai", "leo": None}[algorithm]
     assert (cfg.dataset.rotations.test == "none") == (algorithm in ("reptile", "leo"))
     resolved(cfg)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("query: 15\n", ""), "query is missing"),
+        (("shot: 1\n", "shoot: 1\n"), "shoot is no key"),
+        (("  select: best\n", ""), "train.select is missing"),
+    ],
+)
+def test_a_saved_configuration_has_every_key_and_no_other(tmp_path: Path, change: tuple[str, str], said: str) -> None:
+    text = OmegaConf.to_yaml(composed("algorithm=maml", "dataset=glyphs"))
+    (tmp_path / "config.yaml").write_text(text)
+    assert saved_config(tmp_path).query == 15
+    assert change[0] in text
+    (tmp_path / "config.yaml").write_text(text.replace(*change, 1))
+    with pytest.raises(FewshotError, match=said):
+        saved_config(tmp_path)
