@@ -450,7 +450,7 @@ def test_an_extractor_is_trained_once_for_pretraining_and_leo_alike(call: Any, t
     done = call("pretrain", "backbone=conv4", *words, f"export_leo_format={tmp_path / 'original'}")
     assert done.code == 0, done.err
     assert "validation accuracy" in done.out
-    assert done.err.startswith("extractor conv4")
+    assert done.out.startswith("extractor conv4")
     quick = [word for word in QUICK if not word.startswith("backbone")]
     again = call("train", "algorithm=leo", "run_dir=run", *words, *quick)
     assert (again.code, again.err) == (0, "")
