@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
-from fewshot.experiment.config import TOOLS, key_names, typed_settings
+from fewshot.experiment.config import key_names, typed_settings
 
 COMMANDS = ("run", "multirun", "cfg", "info", "shell_completion")
 
@@ -82,13 +82,8 @@ def open_hydra(flags: argparse.Namespace, name: str) -> Hydra:
         main = flags.config_path
     elif not Path(main).is_dir():
         raise FewshotError(f"--config-path={flags.config_path}: no folder {main}; --config-dir adds one to {CONF}")
-    elif (own := Path(main, f"{name}.yaml")).is_file() and name in TOOLS:
-        present = OmegaConf.load(own)
-        assert isinstance(present, DictConfig)
-        if missing := sorted({*key_names(typed_settings(name))} - {*key_names(present)} - {"layout"}):
-            missing = [key for key in missing if not key.startswith("layout.")]
-            if missing:
-                raise FewshotError(f"{own}: lacks {', '.join(missing)}; keep every key of {CONF / own.name}")
+    elif flags.config_path is not None:
+        _check_own_settings(Path(main, f"{name}.yaml"), name)
     search_path = create_config_search_path(str(main))
     assert isinstance(search_path, ConfigSearchPathImpl)
     if flags.config_dir is not None:
@@ -97,6 +92,17 @@ def open_hydra(flags: argparse.Namespace, name: str) -> Hydra:
             raise FewshotError(f"--config-dir={flags.config_dir}: no such folder")
         search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
     return ToolHydra.create_main_hydra2(task_name=name, config_search_path=search_path)
+
+
+def _check_own_settings(path: Path, tool: str) -> None:
+    """Check that a person's own file of a tool's settings has every key that the tool needs."""
+    if not path.is_file():
+        return
+    settings = OmegaConf.load(path)
+    assert isinstance(settings, DictConfig)
+    needed = {key for key in key_names(typed_settings(tool)) if key.split(".")[0] != "layout"}  # a group's
+    if missing := sorted(needed - set(key_names(settings))):
+        raise FewshotError(f"{path}: lacks {', '.join(missing)}; keep every key of {CONF / path.name}")
 
 
 def has_sweep_mode(flags: argparse.Namespace, hydra: Hydra, config: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,18 @@ def test_help_lists_the_groups_that_can_be_chosen_and_no_others(call: Any) -> No
         assert {line.split(":")[0] for line in listed} == wanted
         assert text.startswith(runpy.run_path(str(ROOT / f"tools/{tool}.py"))["__doc__"])
     assert "group=option" not in call("bench", "--help").out
+
+
+def test_a_copy_of_conf_keeps_every_key_of_a_tool(call: Any) -> None:
+    shutil.copytree(ROOT / "conf", "mine")
+    path = Path("mine/train.yaml")
+    words = ("--config-path", str(path.parent.resolve()), "--cfg", "job", "--package", "train.clip")
+    assert call("train", *words).out == "None\n"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not line.startswith(("  clip: ", "run_dir: "))))
+    done = call("train", *words)
+    assert (done.code, done.out) == (1, "")
+    assert "mine/train.yaml: lacks run_dir, train.clip; keep every key of " in done.err
 
 
 def test_the_block_of_hydra_stands_once() -> None:
