@@ -42,7 +42,6 @@ SHORT_NAME, HASHES = 3, -2  # the first three are in every name; the last two on
 VARIATIONS = {
     "protocol.adaptation_steps": "{} adaptation steps",
     "protocol.selection": "selection: {}",
-    "query": "trained for {} queries",
     "cost.train_tasks": "{:,} training tasks",
 }
 # The last resort: the hash of all training settings but the seed.

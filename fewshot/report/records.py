@@ -28,7 +28,7 @@ TEXT, COUNT, NONE = (str,), (int,), type(None)
 NEEDED: dict[tuple[type, ...], str] = {
     TEXT: "algorithm dataset protocol.dataset protocol.split protocol.manifest protocol.setting config code.version "
     "data.fingerprint",
-    COUNT: "way shot query seed protocol.way protocol.shot protocol.query protocol.episodes protocol.episode_seed "
+    COUNT: "way shot seed protocol.way protocol.shot protocol.query protocol.episodes protocol.episode_seed "
     "test.episodes cost.train_tasks train.shot train.query",
     (bool,): "protocol.train_on_val",
     (*TEXT, NONE): "backbone recipe protocol.view protocol.selection cost.device code.commit",
