@@ -115,6 +115,11 @@ class Experiment:
         rotations = "none" if is_regression(self.cfg.dataset) else self.cfg.dataset.rotations
         return self._tasks("validation", "val", self.cfg.validation.query, self.cfg.seed, rotations)
 
+    @cached_property
+    def protocols(self) -> list[Protocol]:
+        """How to test."""
+        return read_protocols(self.cfg)
+
     def tests(self, trained: Trained | None = None) -> list[PlannedTest]:
         """The tests that the protocols ask for: the inductive one of each protocol last.
 
@@ -127,7 +132,7 @@ class Experiment:
         if trained is not None:
             probe(self.learner, self._first_task, trained.params, trained.state)
         tests = []
-        for protocol in read_protocols(self.cfg):
+        for protocol in self.protocols:
             tasks = self._protocol_tasks(protocol)
             if self.behaviour.queries_independent or protocol.setting == INDUCTIVE:
                 settings = [INDUCTIVE]
@@ -155,7 +160,7 @@ class Experiment:
     @cached_property
     def first_tasks(self) -> Tasks:
         """The tasks of the first test, on which the learner is probed."""
-        return self._protocol_tasks(read_protocols(self.cfg)[0])
+        return self._protocol_tasks(self.protocols[0])
 
     @property
     def behaviour(self) -> Behaviour:
