@@ -10,12 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 from fewshot.core.checks import check_choice, check_number
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
+from fewshot.engine.evaluate import SETTINGS
 from fewshot.experiment.config import resolved
 from fewshot.experiment.recipes import apply_protocols
 from fewshot.tasks.sampler import ROTATIONS
-
-TRANSDUCTIVE, INDUCTIVE = "transductive", "inductive"
-SETTINGS = ("both", TRANSDUCTIVE, INDUCTIVE)
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def _read(name: str, node: Any, cfg: DictConfig) -> Protocol:
         raise FewshotError(f"protocol.{name}: needs the keys {', '.join(keys)} and no others; see conf/protocol")
     for key, least in (("query", 1), ("episodes", 1), ("episode_seed", 0)):
         check_number(f"protocol.{name}.{key}", node[key], int, least)
-    check_choice(f"protocol.{name}.setting", node["setting"], SETTINGS)
+    check_choice(f"protocol.{name}.setting", node["setting"], ("both", *SETTINGS))
     check_choice(f"protocol.{name}.rotations", node["rotations"], ROTATIONS)
     standard = _standard(name, cfg) or node
     changed = [key for key in keys if key != "setting" and node[key] != standard[key]]

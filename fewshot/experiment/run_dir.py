@@ -14,8 +14,9 @@ from yaml import YAMLError
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import LOCK
 from fewshot.core.paths import SAVED_PATH_KEYS, UNHASHED_KEYS, literal
+from fewshot.engine.evaluate import SETTINGS
 from fewshot.experiment.config import GROUP_PARTS, config_hash, is_regression, key_names, resolved, typed_settings
-from fewshot.experiment.protocol import INDUCTIVE, TRANSDUCTIVE, read_protocols
+from fewshot.experiment.protocol import read_protocols
 
 TESTS = "tests"  # the folder of a run's records, one below it for each test
 DATA = "data.json"  # the data that a run began with
@@ -52,10 +53,11 @@ def finished_tests(folder: Path, cfg: DictConfig) -> list[Path]:
         raise FewshotError(f"{folder}: not empty and not a run; choose another run_dir")
     tests: list[Path] = []
     for protocol in read_protocols(cfg):
-        names = [f"{protocol.slug}-{setting}" for setting in (TRANSDUCTIVE, INDUCTIVE)]
-        found = [folder / TESTS / name for name in names if (folder / TESTS / name / "record.json").exists()]
-        # A learner without transduction has the inductive test alone, and that is the last one to be made.
-        if not found or (protocol.setting != TRANSDUCTIVE and not found[-1].name.endswith(INDUCTIVE)):
+        by_setting = {setting: folder / TESTS / f"{protocol.slug}-{setting}" for setting in SETTINGS}
+        wanted = SETTINGS if protocol.setting == "both" else [protocol.setting]
+        found = [by_setting[each] for each in wanted if (by_setting[each] / "record.json").exists()]
+        # The inductive test is the last to be made, and the only one where the two settings do not differ.
+        if by_setting[wanted[-1]] not in found:
             return []
         tests += found
     return tests
