@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fewshot.report.gather import COMMON
-from fewshot.report.labels import AS_SHOTS, OLDER, column_of, format_label, test_labels
+from fewshot.report.labels import AS_SHOTS, column_of, label_test
 from fewshot.report.published import CAVEATS, UNKNOWN
 from fewshot.report.records import Record, metric_of, protocol_name
+from fewshot.report.traits import OLDER, format_label
 
 if TYPE_CHECKING:
     from fewshot.report.cells import Cell
@@ -74,7 +75,7 @@ def _name_note(row: Sequence[Cell]) -> list[str]:
 def _test_difference(run: Record, reference: Test, per_shot: bool) -> str:
     """In what the test of a run differs from the reference: queries, rotations, episodes, seed, images."""
     split, query, episodes, seed, rotations, *images = (
-        own if own != other else "" for own, other in zip(test_labels(run), reference, strict=True)
+        own if own != other else "" for own, other in zip(label_test(run), reference, strict=True)
     )
     if query:
         query = _queries(run, run["protocol"]["query"], per_shot)
@@ -131,9 +132,9 @@ def _test_line(cells: Sequence[Cell], reference: Test | None) -> str:
     """How the scores were measured: what all columns share once, and what they do not with its columns."""
     runs = [cell.runs[0] for cell in cells]
     if reference is not None:
-        runs = [run for run in runs if test_labels(run) == reference]
+        runs = [run for run in runs if label_test(run) == reference]
     firsts = {column_of(run): run for run in reversed(runs)}
-    tests = [(run["task"], test_labels(run), run) for run in firsts.values()]
+    tests = [(run["task"], label_test(run), run) for run in firsts.values()]
     tests.sort(key=lambda test: test[2]["order"])
     names = list(dict.fromkeys(protocol_name(run) for run in runs))
     parts = [f"protocol {' and '.join(names)}"]

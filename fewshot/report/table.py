@@ -157,7 +157,7 @@ def _read_mark(words: list[str], settings: Mapping[str, Any], path: Path) -> dic
     given = dict(word.split("=", 1) for word in words)
     own = {**settings, "runs": "."}
     if name := given.pop("layout", None):
-        layout = _read_layout(name, path)
+        layout = read_layout(name, path)
         own |= {"layout": layout, "published": layout["published"]}
     for key, value in given.items():
         inner = key.removeprefix("layout.")
@@ -169,7 +169,7 @@ def _read_mark(words: list[str], settings: Mapping[str, Any], path: Path) -> dic
     return own
 
 
-def _read_layout(name: str, path: Path) -> dict[str, Any]:
+def read_layout(name: str, path: Path) -> dict[str, Any]:
     """A layout of conf/layout over the values of the layouts that it starts from."""
     file = CONF / "layout" / f"{name}.yaml"
     if not file.is_file():
@@ -177,6 +177,6 @@ def _read_layout(name: str, path: Path) -> dict[str, Any]:
     node: Any = OmegaConf.load(file)
     bases = [base.partition("@")[0] for base in node.pop("defaults", []) if base != "_self_"]
     folder = name.rpartition("/")[0]
-    layouts = [_read_layout(f"{folder}/{base}".lstrip("/"), path) for base in bases]
+    layouts = [read_layout(f"{folder}/{base}".lstrip("/"), path) for base in bases]
     merged: Any = OmegaConf.to_container(OmegaConf.merge(*layouts, node))
     return merged
