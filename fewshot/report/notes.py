@@ -25,6 +25,7 @@ WORDS = {  # for labels of a test
 # Caveats that stand in the words for the test, or once in the line on published figures.
 SAID_ELSEWHERE = ("evaluation_size_unstated", "interval_unexplained", "protocol_from_code", "rotated_tests")
 
+FEW_COLUMNS = 4  # whose tests the line below a table tells apart
 MANY_QUERIES = 100  # more of a class are all that it has
 
 Test = tuple[str, ...]  # the labels of a test
@@ -118,7 +119,7 @@ def footer(cells: Sequence[Cell], reference: Test | None, shown: Sequence[str]) 
     measured = [cell for cell in cells if cell.figure is None]
     lines = []
     if measured:
-        lines = [("test", _test_line(measured, reference)), ("reading", _reading_line(measured, shown))]
+        lines = [("test", _test_line(measured, reference)), ("reading", _reading_line(measured, reference, shown))]
         compared = {cell.column for cell in measured if cell.p is not None}
         alone = [cell for cell in measured if cell.p is None and cell.column in compared and reference is None]
         if alone:
@@ -148,7 +149,9 @@ def _test_line(cells: Sequence[Cell], reference: Test | None) -> str:
         if len(tasks) == 1:
             parts += tasks
         elif not all(labels[i] in task for task, labels, _ in tests):  # else the columns' names say it
-            parts.append(" and ".join(f"{label} ({'; '.join(held)})" for label, held in tasks.items() if label))
+            few = len(tests) <= FEW_COLUMNS
+            labels = [f"{label} ({'; '.join(held)})" if few else label for label, held in tasks.items() if label]
+            parts.append((" and " if few else " or ").join(labels))
     if names == [COMMON] and metric_of(runs[0]) == "accuracy":
         parts.append("the learner's own steps")
     manifests = ", ".join(dict.fromkeys(f"{run['protocol']['manifest']:.8}" for _, _, run in tests))
@@ -156,14 +159,15 @@ def _test_line(cells: Sequence[Cell], reference: Test | None) -> str:
     return f"{', '.join(filter(None, parts))}; manifests {manifests}; data {data}"
 
 
-def _reading_line(cells: Sequence[Cell], shown: Sequence[str]) -> str:
+def _reading_line(cells: Sequence[Cell], reference: Test | None, shown: Sequence[str]) -> str:
     """What ± and bold mean, and how the runs were trained."""
     runs = [run for cell in cells for run in cell.runs]
     several_seeds = any(len(cell.runs) > 1 for cell in cells)
     seeds_too = ", or over training seeds where a footnote counts them" if several_seeds else ""
     parts = [f"± is the 95 % interval (Student t) over test episodes{seeds_too}"]
     if any(cell.p is not None for cell in cells):
-        same = " of cells with equal test episodes" if any(cell.p is None for cell in cells) else ""
+        mixed = reference is not None and any(cell.p is None for cell in cells)
+        same = " of cells with equal test episodes" if mixed else ""
         averaged = ", seeds averaged" if several_seeds else ""
         parts.append(
             f"bold: the best{same} in a column and what cannot be told from it at 5 % (paired t test over the "
