@@ -96,6 +96,12 @@ def test_measured_rows_stand_above_published_ones_in_the_same_columns(lab: Any) 
     assert measured == [("maml (conv4)", (), True), ("maml (conv4)", (1,), False), ("reptile", (), False)]
     assert page.notes[0] == "as many queries as shots, rotated characters"
     assert rows[page.measured]["source"].text == "MAML paper"
+    signs = {
+        "markdown": "| **published** ",
+        "latex": "\\midrule\nmaml (conv4) & trans. & 98.7",
+        "html": '<tr class="published">',
+    }
+    assert all(FORMATS[form](page).count(sign) == 1 for form, sign in signs.items())
     # The paper's figures are of tests by the same words, but for the number of tasks that is the reference's here.
     assert rows[page.measured]["source"].notes == (1,)
 
