@@ -22,7 +22,7 @@ def write_report(cfg: DictConfig) -> None:
     folder = Path(str(cfg.runs))
     out = folder / "report.html" if cfg.out is None else Path(cfg.out)
     check_choice("format", cfg.format, tuple(PICTURE_FORMATS))
-    for switch in ("published", "cost"):
+    for switch in ("published", "costs"):
         check_bool(switch, settings[switch])
     if out.is_dir():
         raise FewshotError(f"out={out}: is a folder; name a file in it")

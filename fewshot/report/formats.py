@@ -52,8 +52,8 @@ def render_markdown(page: Page) -> str:
     parts = [_markdown_table(table), f"{escape_markdown(page.title)}."]
     parts.append("\n".join(f"{number}. {escape_markdown(note)}" for number, note in enumerate(page.notes, start=1)))
     parts.append("\n".join(f"- **{escape_markdown(what)}**: {escape_markdown(text)}" for what, text in page.footer))
-    if page.cost is not None:
-        parts.append(_markdown_table(page.cost.map(escape_markdown)))
+    if page.costs is not None:
+        parts.append(_markdown_table(page.costs.map(escape_markdown)))
     return "\n\n".join(filter(None, parts))
 
 
@@ -76,9 +76,9 @@ def render_latex(page: Page) -> str:
     if page.table.shape[1] > WIDE and len(page.table) < LONG // 2:
         width = 2 * WRAP // 3
     parts = [PREAMBLE, _latex_table(page.table, page.title, width, [" ".join(notes), " ".join(footer)])]
-    if page.cost is not None:
-        width = 2 * WRAP if len(page.cost) >= LONG else WRAP
-        parts.append(_latex_table(page.cost.map(Entry), "What it took", width, []))
+    if page.costs is not None:
+        width = 2 * WRAP if len(page.costs) >= LONG else WRAP
+        parts.append(_latex_table(page.costs.map(Entry), "What it took", width, []))
     return "\n".join(parts)
 
 
@@ -138,7 +138,7 @@ def render_csv(page: Page) -> str:
 
 def render_html(page: Page) -> str:
     """A complete HTML document that needs no other file."""
-    cost = "" if page.cost is None else f"<h2>What it took</h2>{html_table(page.cost)}"
+    cost = "" if page.costs is None else f"<h2>What it took</h2>{html_table(page.costs)}"
     return html_document(page.title, f"<h1>{escape(page.title)}</h1>{html_section(page)}{cost}")
 
 

@@ -20,8 +20,7 @@ from yaml import YAMLError
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import UNHASHED_KEYS
 from fewshot.report.formats import html_document, html_section, html_table
-from fewshot.report.gather import STEPS
-from fewshot.report.labels import column_names, column_of, method_names
+from fewshot.report.labels import STEPS, column_names, column_of, method_names
 from fewshot.report.page import NOTHING
 from fewshot.report.records import Record
 from fewshot.report.table import make_table, metrics_of
@@ -67,7 +66,7 @@ def render_report(
         page = make_table(runs, {**settings, "layout": {**settings["layout"], "metric": metric}})
         complaints += page.complaints
         tables += f"<h2>{escape(page.title)}</h2>{html_section(page)}"
-        costs += "" if page.cost is None else html_table(page.cost)
+        costs += "" if page.costs is None else html_table(page.costs)
     images, left_out = draw_plots(runs, "svg")
     figures = [
         f'<figure id="{name}"><div class="picture" tabindex="0"><img alt="{CAPTIONS[name]}" '
@@ -143,7 +142,7 @@ def compare_configurations(runs: Sequence[Record]) -> tuple[pd.DataFrame, int]:
     tasks = column_names(first)
     headings = [
         f"{name}; {tasks[column_of(group[0])]}; seed {', '.join(str(run['seed']) for run in group)}"
-        for name, group in zip(method_names(first, [STEPS]), groups.values(), strict=True)
+        for name, group in zip(method_names(first, [STEPS])[0], groups.values(), strict=True)
     ]
     settings = pd.DataFrame([dict(flat) for flat in groups], index=headings).fillna(NOTHING)
     settings = settings[[key for key in settings if not str(key).endswith("_")]]  # classes have names beside them

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fewshot.report.cells import Cell, Key, Layout, build_cells
+from fewshot.report.cells import Cell, Key, Layout, build_cells, reference_test
 from fewshot.report.labels import COLUMN, VARIATIONS, format_label
-from fewshot.report.protocol import footnotes, protocol_lines
+from fewshot.report.notes import Place, footer, footnotes
 from fewshot.report.published import CAVEATS
 from fewshot.report.records import NUMBER, Record
 from fewshot.report.statistics import LEVEL
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NOTHING = "–"
+DATASETS = {"mini": "miniImageNet", "tiered": "tieredImageNet", "cub": "CUB"}
 SCORES = {"accuracy": (100, 2), "mse": (1, 4)}  # unit and decimals in tables and pictures
 COSTS = {  # heading: field, unit, decimals
     "training tasks": ("train_tasks", 1, 0),
@@ -49,15 +50,16 @@ class Page:
 
     title: str
     table: pd.DataFrame  # of entries
+    measured: int  # rows of runs; published figures follow
     notes: list[str]  # footnotes, numbered from 1
     footer: list[tuple[str, str]]  # (subject, text)
-    cost: pd.DataFrame | None  # of texts
+    costs: pd.DataFrame | None  # of texts
     raw: pd.DataFrame  # a line per cell with its numbers
     complaints: list[str]  # a line for each run that could not be compared
 
 
 def make_page(
-    runs: list[Record], published: Sequence[Record] = (), layout: Layout | None = None, cost: bool = True
+    runs: list[Record], published: Sequence[Record] = (), layout: Layout | None = None, costs: bool = False
 ) -> Page:
     """The page of a table, for any format.
 
@@ -70,52 +72,114 @@ def make_page(
     if published and "source" not in layout.rows.values():
         layout = replace(layout, rows={**layout.rows, "source": "source"})
     cells, columns, complaints = build_cells(runs, list(published), layout)
-    notes: dict[str, int] = {}
-    table: dict[Key, dict[str, Entry]] = {}
-    empty = {heading: Entry(NOTHING) for column in columns for heading in _headings(column, layout)}
+    rows: dict[Key, list[Cell]] = {}
     for cell in cells:
-        row_headings = {name: Entry(_text(value)) for name, value in zip(layout.rows, cell.row, strict=True)}
-        row = table.setdefault(cell.row, row_headings | empty)
-        row.update(zip(_headings(cell.column, layout), _entries(cell, layout, notes), strict=True))
+        rows.setdefault(cell.row, []).append(cell)
+    reference = reference_test(cell.runs[0] for cell in cells if cell.figure is None) if layout.mixed else None
+    marks, notes = footnotes(list(rows.values()), reference)
     return Page(
-        title=layout.title or ("Accuracy in per cent" if layout.metric == "accuracy" else "Mean squared error"),
-        table=pd.DataFrame(list(table.values())),
-        notes=list(notes),
-        footer=protocol_lines(runs, cells) if runs else [],
-        cost=pd.DataFrame(_costs(cells, layout)) if cost and runs else None,
+        title=layout.title or _title(cells, layout),
+        table=pd.DataFrame(_table(rows, columns, layout, marks)),
+        measured=sum(row[0].figure is None for row in rows.values()),
+        notes=notes,
+        footer=footer(cells, reference, layout.keys),
+        costs=pd.DataFrame(_costs(cells, layout)) if costs and runs else None,
         raw=pd.DataFrame([_raw(cell, layout) for cell in cells]),
         complaints=complaints,
     )
+
+
+def _title(cells: list[Cell], layout: Layout) -> str:
+    """The metric, and the dataset where there is one."""
+    datasets = {cell.runs[0]["protocol"]["dataset"] for cell in cells}
+    dataset = datasets.pop() if len(datasets) == 1 else ""
+    metric = "accuracy in per cent" if layout.metric == "accuracy" else "mean squared error"
+    title = f"{DATASETS.get(dataset, dataset)}, {metric}" if dataset else metric
+    return title[0].upper() + title[1:] if title[0] != "m" or not dataset else title
+
+
+def _table(
+    rows: dict[Key, list[Cell]], columns: list[Key], layout: Layout, marks: Mapping[Place, list[int]]
+) -> list[dict[str, Entry]]:
+    """The entries of each row by their headings: labels, figures, and the source of published figures last."""
+    empty = {heading: Entry(NOTHING) for column in columns for heading in _headings(column, layout)}
+    source = next((heading for heading, name in layout.rows.items() if name == "source"), None)
+    lines = []
+    for i, (key, row) in enumerate(rows.items()):
+        values = dict(zip(layout.keys, key, strict=False))
+        values["budget"] = join_budgets(run for cell in row for run in cell.runs)
+        labels = {heading: Entry(_text(values[name])) for heading, name in layout.rows.items()}
+        line = labels | empty
+        for j, cell in enumerate(row):
+            numbers = tuple(marks.get((i, j), ()))
+            line.update(zip(_headings(cell.column, layout), _entries(cell, layout, numbers), strict=True))
+        if source is not None:
+            line[source] = line.pop(source)
+        noted = source if source is not None and row[0].figure is not None else next(iter(line))
+        line[noted] = replace(line[noted], notes=tuple(marks.get((i, None), ())))
+        lines.append(line)
+    short = any(is_short(run) for row in rows.values() for cell in row for run in cell.runs)
+    unused = [
+        heading
+        for heading, name in layout.rows.items()
+        if (name == "budget" and not short) or all(line[heading].text == NOTHING for line in lines)
+    ]
+    return [{heading: entry for heading, entry in line.items() if heading not in unused} for line in lines]
 
 
 def _headings(column: Key, layout: Layout) -> list[str]:
     if not layout.cols:
         return ["mean", "interval"]
     forms = {**COLUMN, **VARIATIONS, **dict.fromkeys(("task", "method", "source", "algorithm", "backbone"), "{}")}
-    labels = [format_label(forms.get(field, f"{field} {{}}"), v) for field, v in zip(layout.cols, column, strict=True)]
+    labels = [
+        format_label(forms.get(field) or f"{field} {{}}", v) for field, v in zip(layout.cols, column, strict=True)
+    ]
     return [", ".join(labels)]
 
 
-def _entries(cell: Cell, layout: Layout, notes: dict[str, int]) -> list[Entry]:
+def _entries(cell: Cell, layout: Layout, numbers: tuple[int, ...]) -> list[Entry]:
     """One entry of mean and interval together, or, in a layout without columns, one of each."""
     bold = cell.p is not None and cell.p > LEVEL
-    marks: tuple[int, ...] = ()
     if cell.figure is not None:
-        marks = tuple(sorted(notes.setdefault(note, len(notes) + 1) for note in footnotes(cell.figure)))
         mean, _, half = cell.figure["printed"].partition(" ± ")
         interval = f"± {half}" if half else ""
     else:
         unit, decimals = SCORES[cell.metric]
         mean = f"{cell.mean() * unit:.{decimals}f}"
-        seeds, episodes = cell.over_seeds(), cell.over_episodes()
-        half = episodes if seeds is None else seeds
-        interval = "± n/a" if half is None else f"± {half * unit:.{decimals}f}"  # one episode has no interval
-        if seeds is not None:
-            apart = "" if episodes is None else f"; ± {episodes * unit:.{decimals}f} over episodes"
-            interval += f" ({len(cell.runs)} seeds{apart})"
+        width = cell.half_width()
+        interval = "± n/a" if width is None else f"± {width * unit:.{decimals}f}"  # one episode has no interval
     if not layout.cols:
-        return [Entry(mean, bold, marks), Entry(interval or NOTHING)]
-    return [Entry(f"{mean} {interval}".strip(), bold, marks)]
+        return [Entry(mean, bold, numbers), Entry(interval or NOTHING)]
+    return [Entry(f"{mean} {interval}".strip(), bold, numbers)]
+
+
+def is_short(run: Record) -> bool:
+    """Whether a run was trained for fewer steps than its paper's recipe has, or does not say for how many."""
+    if "published" in run:
+        return False
+    steps, paper = run["train"].get("steps"), run["train"].get("paper_steps")
+    return steps is None or (paper is not None and steps < paper)
+
+
+def join_budgets(runs: Iterable[Record]) -> str:
+    """How long the runs were trained: `60k steps`, `11k of 60k steps`, or minutes where a record has no steps."""
+    budgets: list[str] = []
+    minutes: list[int] = []
+    for run in runs:
+        train = run["train"]
+        steps, paper = train.get("steps"), train.get("paper_steps")
+        if steps:
+            of_paper = f" of {_thousands(paper)}" if paper is not None and steps < paper else ""
+            budgets.append(f"{_thousands(steps)}{of_paper} steps")
+        elif steps is None and "published" not in run and run["cost"]["train_tasks"]:
+            minutes.append(max(1, round((run["cost"]["train_seconds"] or 0) / 60)))
+    if minutes:
+        budgets.append(f"{' to '.join(dict.fromkeys(map(str, (min(minutes), max(minutes)))))} min")
+    return ", ".join(dict.fromkeys(budgets))
+
+
+def _thousands(steps: int) -> str:
+    return f"{steps / 1000:.0f}k" if steps >= 10_000 or steps % 1000 == 0 else f"{steps:,}"
 
 
 def _costs(cells: list[Cell], layout: Layout) -> list[dict[str, str]]:
@@ -126,8 +190,9 @@ def _costs(cells: list[Cell], layout: Layout) -> list[dict[str, str]]:
             groups[cell.row, tuple(run["folder"] for run in cell.runs)].append(cell)
     lines = []
     for same_runs in groups.values():
-        cell, rows = same_runs[0], layout.rows.items()
-        line = {name: _text(value) for (name, field), value in zip(rows, cell.row, strict=True) if field != "source"}
+        cell = same_runs[0]
+        values = dict(zip(layout.keys, cell.row, strict=False))
+        line = {name: _text(values[key]) for name, key in layout.rows.items() if key not in ("source", "budget")}
         if "task" not in layout.rows.values():
             line["task"] = cell.runs[0]["task"]
         line["seeds"] = str(len(cell.runs))
@@ -149,11 +214,12 @@ def _raw(cell: Cell, layout: Layout) -> dict[str, Any]:
     unit, _ = SCORES[cell.metric]
     fields = ("query", "episodes", "setting", "adaptation_steps", "rotations", "selection", "train_on_val", "manifest")
     costs = [field for field, _, _ in COSTS.values() if field != "extractor_seconds"]
+    values = dict(zip(layout.keys, cell.row, strict=False))
     halves = {"ci95_over_episodes": cell.over_episodes(), "ci95_over_seeds": cell.over_seeds()}
     if figure is not None:
         halves = {"interval": halves["ci95_over_episodes"]}
     return {
-        **dict(zip(layout.rows, cell.row, strict=True)),
+        **{name: values[key] for name, key in layout.rows.items() if key != "budget"},
         "column": _headings(cell.column, layout)[0] if layout.cols else None,
         **{name: run[name] for name in ("algorithm", "backbone")},
         **{name: run["protocol"][name] for name in ("dataset", "way", "shot")},
@@ -164,6 +230,7 @@ def _raw(cell: Cell, layout: Layout) -> dict[str, Any]:
         "seeds": None if figure else len(cell.runs),
         "p_holm": cell.p,
         "not_told_from_best": None if cell.p is None else cell.p > LEVEL,
+        "protocol": None if figure else run["protocol"].get("name", "own"),
         **{name: run["protocol"].get(name) for name in fields},
         "data": None if figure else run["data"]["fingerprint"],
         **{name: None if figure else _mean_cost(cell, name) for name in costs},

@@ -21,8 +21,8 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from fewshot.core.errors import FewshotError
 from fewshot.report.cells import Cell, Layout, build_cells
-from fewshot.report.gather import STEPS, one_per_seed
-from fewshot.report.labels import ALGORITHMS, column_names, column_of, method_names, method_sort_key
+from fewshot.report.gather import one_per_seed
+from fewshot.report.labels import ALGORITHMS, STEPS, column_names, column_of, method_names, method_sort_key
 from fewshot.report.page import SCORES
 from fewshot.report.pictures import LINES, escape_math, make_panels
 from fewshot.report.records import Record, metric_of, task_name
@@ -52,7 +52,7 @@ def plot_by_shots(runs: Sequence[Record]) -> Figure:
     any_shot = [{**run, "protocol": {**run["protocol"], "shot": "K", "manifest": ""}} for run in runs]
     titles = column_names(any_shot)
     points: dict[tuple[str, str, int], list[Record]] = defaultdict(list)
-    for name, run, column in zip(method_names(list(runs)), runs, map(column_of, any_shot), strict=True):
+    for name, run, column in zip(method_names(list(runs))[0], runs, map(column_of, any_shot), strict=True):
         points[titles[column], name, run["protocol"]["shot"]].append(run)
     for (title, name, shot), group in list(points.items()):
         longer = f"{name}, trained on {task_name(group[0])}"  # the name of its tests with other shots
@@ -139,7 +139,7 @@ def plot_curves(runs: Sequence[Record]) -> Figure:
     logged = [run for run in {run["folder"]: run for run in runs}.values() if (Path(run["folder"]) / LOG).exists()]
     if not logged:
         raise FewshotError(f"no {LOG} beside the records")
-    names, titles = method_names(logged, [STEPS]), column_names(logged)
+    names, titles = method_names(logged, [STEPS])[0], column_names(logged)
     styles = method_styles(names, logged)
     titled = [f"{title}: {part}" for title in titles.values() for part in ("training", "validation")]
     figure, axes = make_panels(titled, 3.1, 0.2 * len(styles))

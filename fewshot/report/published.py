@@ -17,6 +17,27 @@ PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "published.csv"
 UNKNOWN = "unknown"
 COUNTS = ("shot", "way", "query", "episodes", "input_size", "adaptation_steps")  # whole numbers where they are known
 
+# What a table calls each source.
+SOURCES = {
+    "LEO paper, Table 1, after Liu et al. 2018": "LEO paper, Table 1",
+    "LEO paper, Table 2": "LEO paper",
+    "LEO paper, section 4.3": "LEO paper, 4.3",
+    "MAML paper, Table 1": "MAML paper",
+    "MAML paper, Table 2": "MAML paper",
+    "MAML++ paper, as cited by T-NAS": "T-NAS",
+    "MAML++ paper, as listed by Papers with Code": "Papers with Code",
+    "Reptile paper": "Reptile paper",
+    "Reptile paper, final version": "Reptile paper",
+    "Reptile paper, first version": "Reptile paper, v1",
+    "deepmind/leo README, released code": "LEO's code",
+    "dragen1860/MAML-Pytorch README": "dragen1860",
+    "dragen1860/Reptile-Pytorch README": "dragen1860",
+    "gaoyuankidult/MAML-tf README": "MAML-tf",
+    "gaoyuankidult/MAML-tf, its command run for 58,519 iterations": "MAML-tf, run again",
+    "learnables/learn2learn, vision examples' README": "learn2learn",
+    "open-mmlab/mmfewshot, MAML README": "mmfewshot",
+}
+
 CAVEATS = {
     "copies_disagree": "two second-hand copies of this figure disagree: both stand here",
     "ensemble": "the released code averages the logits of the five best epochs at test",
@@ -81,6 +102,7 @@ def _parse(row: dict[str, str]) -> Record:
         "value": float(row["value"]),
         "interval": float(row["interval"]) if row["interval"] else None,
         "caveats": caveats,
+        "short": SOURCES.get(row["source"], row["source"]),
     }
     stated = {key: None if value == UNKNOWN else value for key, value in figure.items()}
     task = {"dataset": row["dataset"], "way": figure["way"] or 1, "shot": figure["shot"]}  # a regression has way 1

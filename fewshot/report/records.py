@@ -28,7 +28,7 @@ TEXT, COUNT, NONE = (str,), (int,), type(None)
 NEEDED: dict[tuple[type, ...], str] = {
     TEXT: "algorithm dataset protocol.dataset protocol.split protocol.manifest protocol.setting config code.version "
     "data.fingerprint",
-    COUNT: "way shot query seed protocol.way protocol.shot protocol.query protocol.episodes protocol.episode_seed "
+    COUNT: "way shot seed protocol.way protocol.shot protocol.query protocol.episodes protocol.episode_seed "
     "test.episodes cost.train_tasks train.shot train.query",
     (bool,): "protocol.train_on_val",
     (*TEXT, NONE): "backbone recipe protocol.view protocol.selection cost.device code.commit",
@@ -195,6 +195,11 @@ def _check_scores(record: Record, path: Path) -> None:
 def metric_of(record: Record) -> str:
     """The metric of a record's scores: `accuracy`, or `mse`, the mean squared error of a regression."""
     return next(metric for metric in METRICS if metric in record["test"])
+
+
+def protocol_name(record: Record) -> str:
+    """The protocol of the test without its changed values: `common` of `common, query=5`; `own` for older records."""
+    return record["protocol"].get("name", "own").partition(",")[0]
 
 
 def task_name(task: Mapping[str, Any]) -> str:
