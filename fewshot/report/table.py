@@ -156,7 +156,7 @@ def _read_mark(words: list[str], settings: Mapping[str, Any], path: Path) -> dic
     allowed = ("runs", "published", "costs", "rows", "cols")
     own = {**settings, "runs": "."}
     if name := given.pop("layout", None):
-        layout = _read_layout(name, path)
+        layout = read_layout(name, path)
         own |= {"layout": layout, "published": layout["published"]}
     for key, value in given.items():
         group, _, inner = key.partition(".")
@@ -169,7 +169,7 @@ def _read_mark(words: list[str], settings: Mapping[str, Any], path: Path) -> dic
     return own
 
 
-def _read_layout(name: str, path: Path) -> dict[str, Any]:
+def read_layout(name: str, path: Path) -> dict[str, Any]:
     """A layout of conf/layout over the values of the layouts that it starts from."""
     file = CONF / "layout" / f"{name}.yaml"
     if not file.is_file():
@@ -178,5 +178,5 @@ def _read_layout(name: str, path: Path) -> dict[str, Any]:
     bases = [base.partition("@")[0] for base in node.pop("defaults", []) if base != "_self_"]
     merged: dict[str, Any] = {}
     for base in bases:
-        merged |= _read_layout(base, path)
+        merged |= read_layout(str(Path(name).parent / base), path)
     return merged | node
