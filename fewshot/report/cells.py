@@ -17,7 +17,7 @@ import numpy as np
 from fewshot.core.errors import FewshotError
 from fewshot.report.gather import COMMON, label_rows, one_per_seed
 from fewshot.report.labels import COLUMN, VARIATIONS, column_of, method_sort_key, natural_sort_key, test_labels
-from fewshot.report.records import Record, field_of, metric_of
+from fewshot.report.records import Record, field_of, metric_of, protocol_name
 from fewshot.report.statistics import compare_with_best, read_scores
 
 # The fields in which runs of one cell must agree; the ones that a person would look at first come first.
@@ -116,6 +116,7 @@ def build_cells(runs: list[Record], published: list[Record], layout: Layout) -> 
     for cell in cells:
         for sort_keys, key, names in ((rows, cell.row, layout.keys), (columns, cell.column, layout.cols)):
             sort_key = [_sort_key(name, cell.runs[0]) for name in names]
+            sort_key.append(natural_sort_key([protocol_name(cell.runs[0]) != name for name in (COMMON, "paper")]))
             sort_keys[key] = min(sort_key, sort_keys.get(key, sort_key))
     cells.sort(key=lambda cell: (cell.figure is not None, rows[cell.row], columns[cell.column]))
     return cells, sorted(columns, key=columns.__getitem__), _compare(cells, layout)

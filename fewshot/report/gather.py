@@ -65,7 +65,7 @@ def select_protocol(runs: Sequence[Record], name: str | None) -> tuple[list[Reco
     """The runs that were tested by a protocol, or by the one protocol that there is; all of them without a name.
 
     Returns:
-        The runs, and how many tests were left out and how to see them; empty if none was.
+        The runs, and what shows the tests that were left out, and how many these are; empty if none was.
 
     Raises:
         FewshotError: no run was tested by it, and there are several other protocols.
@@ -76,14 +76,14 @@ def select_protocol(runs: Sequence[Record], name: str | None) -> tuple[list[Reco
     others = _ways_to_see(Counter({other: count for other, count in tests.items() if other != name}))
     if name not in tests:
         raise FewshotError(f"no run was tested by the protocol {name}: choose {others}")
-    return [run for run in runs if protocol_name(run) == name], f"tests by other protocols: {others}"
+    return [run for run in runs if protocol_name(run) == name], others
 
 
 def select_tests(runs: Sequence[Record]) -> tuple[list[Record], str]:
     """Of each method's tests of a task those by the protocols common and paper; without any, the one nearest to common.
 
     Returns:
-        The runs, and how many tests were left out and how to see them; empty if none was.
+        The runs, and what shows the tests that were left out, and how many these are; empty if none was.
     """
     groups: dict[tuple[str, ...], list[Record]] = defaultdict(list)
     for run in runs:
@@ -96,7 +96,7 @@ def select_tests(runs: Sequence[Record]) -> tuple[list[Record], str]:
         nearest = test_labels(min(group, key=_distance_from_common))
         chosen += named or [run for run in group if test_labels(run) == nearest]
     left_out = Counter(protocol_name(run) for run in runs) - Counter(protocol_name(run) for run in chosen)
-    return chosen, f"tests by other protocols: {_ways_to_see(left_out)}" if left_out else ""
+    return chosen, _ways_to_see(left_out, "layout=comparison ") if left_out else ""
 
 
 def _distance_from_common(run: Record) -> tuple[bool, bool, int]:
@@ -104,10 +104,10 @@ def _distance_from_common(run: Record) -> tuple[bool, bool, int]:
     return protocol["query"] != 15, protocol["rotations"] not in (None, "none"), -protocol["episodes"]
 
 
-def _ways_to_see(tests: Counter[str]) -> str:
-    """How many tests each protocol has, by the word that shows them."""
+def _ways_to_see(tests: Counter[str], layout: str = "") -> str:
+    """How many tests each protocol has, by the words that show them."""
     return " or ".join(
-        f"layout.protocol={name} ({count} test{'s' * (count > 1)})" for name, count in sorted(tests.items())
+        f"{layout}layout.protocol={name} ({count} test{'s' * (count > 1)})" for name, count in sorted(tests.items())
     )
 
 

@@ -6,6 +6,7 @@ words that a person reads. Where words do not set two runs apart, numbers do, an
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
@@ -56,6 +57,8 @@ VARIATIONS = {
     "cost.train_tasks": "{:,} training tasks",
 }
 AS_SHOTS = "as many queries as shots"
+OLDER = "an older record, which does not hold its settings: configuration "  # with the start of its hash
+GIVEN = re.compile(r"(?<= )((?:algorithm|backbone|train)\.[\w.]+)=(\S+)")  # settings in a command
 MOST_KEYS = 3  # in a name; runs that differ in more settings have numbers
 
 Column = tuple[Hashable, ...]  # the values of COLUMN
@@ -205,13 +208,13 @@ def _tell_apart(records: list[Record], shown: Sequence[str]) -> tuple[list[str],
         suffixes.append(_suffix(f" ({number})", own, steps))
         note = ", ".join(_trait_label(key, own.get(key), settings) for key in settings)
         if "config" in own:
-            note = f"an older record, without its settings: configuration {own['config']:.8}"
+            note = f"{OLDER}{own['config']:.8}"
         notes.append(note)
     return suffixes, notes
 
 
 def _suffix(number: str, traits: dict[str, Any], keys: list[str]) -> str:
-    return ", ".join([number, *(_trait_label(key, traits.get(key), keys) for key in keys)])
+    return ", ".join([number, *(_trait_label(key, traits[key], keys) for key in keys if key in traits)])
 
 
 def _traits(record: Record, shown: Sequence[str]) -> dict[str, Any]:
@@ -219,8 +222,9 @@ def _traits(record: Record, shown: Sequence[str]) -> dict[str, Any]:
     traits = {STEPS: field_of(record, STEPS), "recipe": record["recipe"]}
     if record.get("settings"):
         traits |= record["settings"]
-    else:  # an older record
+    else:  # an older record, with the settings that its command gives
         traits |= {field: field_of(record, field) for field in ("protocol.selection", "cost.train_tasks", "config")}
+        traits |= {key: value for key, value in GIVEN.findall(record.get("command") or "") if "," not in value}
     return {key: str(value) if isinstance(value, list) else value for key, value in traits.items() if key not in shown}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fewshot.report.gather import COMMON
-from fewshot.report.labels import AS_SHOTS, column_of, format_label, test_labels
+from fewshot.report.labels import AS_SHOTS, OLDER, column_of, format_label, test_labels
 from fewshot.report.published import CAVEATS, UNKNOWN
 from fewshot.report.records import Record, metric_of, protocol_name
 
@@ -24,6 +24,8 @@ WORDS = {  # for labels of a test
 # Caveats that stand in the words for the test, or once in the line on published figures.
 SAID_ELSEWHERE = ("evaluation_size_unstated", "interval_unexplained", "protocol_from_code", "rotated_tests")
 
+MANY_QUERIES = 100  # more of a class are all that it has
+
 Test = tuple[str, ...]  # the labels of a test
 Place = tuple[int, int | None]  # row, and cell of the row or None for all of it
 
@@ -39,7 +41,7 @@ def footnotes(rows: Sequence[Sequence[Cell]], reference: Test | None) -> tuple[d
     places: dict[str, list[Place]] = defaultdict(list)
     for i, row in enumerate(rows):
         per_shot = all(cell.runs[0]["protocol"].get("query") == cell.runs[0]["protocol"]["shot"] for cell in row)
-        texts = [_cell_notes(cell, reference, per_shot) for cell in row]
+        texts = [[*_cell_notes(cell, reference, per_shot), *_name_note(row)] for cell in row]
         for text in dict.fromkeys(text for own in texts for text in own):
             holders: list[Place] = [(i, j) for j, own in enumerate(texts) if text in own]
             places[text] += [(i, None)] if len(holders) == len(row) else holders
@@ -60,7 +62,13 @@ def _cell_notes(cell: Cell, reference: Test | None, per_shot: bool) -> list[str]
     notes = [_test_difference(run, reference, per_shot)] if reference else []
     if len(cell.runs) > 1:
         notes.append(f"mean of {len(cell.runs)} training seeds; ± is over them")
-    return [note for note in (*notes, run["name_note"]) if note]
+    return [note for note in notes if note]
+
+
+def _name_note(row: Sequence[Cell]) -> list[str]:
+    """What the number in a row's name stands for; older runs of several tasks each add their configuration."""
+    first, *others = dict.fromkeys(cell.runs[0]["name_note"] for cell in row)
+    return [", ".join([first, *(other.removeprefix(OLDER) for other in others)])] if first else []
 
 
 def _test_difference(run: Record, reference: Test, per_shot: bool) -> str:
@@ -68,10 +76,17 @@ def _test_difference(run: Record, reference: Test, per_shot: bool) -> str:
     split, query, episodes, seed, rotations, *images = (
         own if own != other else "" for own, other in zip(test_labels(run), reference, strict=True)
     )
-    if query and query != AS_SHOTS:
-        query = AS_SHOTS if per_shot else query + _per_class(run)
+    if query:
+        query = _queries(run, run["protocol"]["query"], per_shot)
     parts = [query, rotations, episodes.replace("episode", "test task"), seed, split, *images]
     return ", ".join(filter(None, (WORDS.get(part, part) for part in parts)))
+
+
+def _queries(run: Record, query: int, per_shot: bool) -> str:
+    shot = run["protocol"]["shot"]
+    if query > MANY_QUERIES:
+        return f"all {query + shot} images of each class"
+    return AS_SHOTS if per_shot else format_label("{} queries", query) + _per_class(run)
 
 
 def _per_class(run: Record) -> str:
@@ -82,11 +97,12 @@ def _figure_notes(run: Record, figure: dict[str, Any], reference: Test, per_shot
     """How a published figure was tested, where that differs from the reference, and its caveats."""
     query, episodes = figure["query"], figure["episodes"]
     unknown = [name for name, value in (("queries", query), ("test tasks", episodes)) if value == UNKNOWN]
+    if "few_test_tasks" in figure["caveats"]:  # says more
+        unknown.remove("test tasks")
     parts = []
     if query != UNKNOWN:
-        label = format_label("{} queries", query)
-        own = AS_SHOTS if per_shot else label + _per_class(run)
-        parts.append("" if {label, own} & set(reference) else own)
+        own = _queries(run, query, per_shot)
+        parts.append("" if {own, format_label("{} queries", query)} & set(reference) else own)
     parts.append(WORDS["rotated"] if "rotated_tests" in figure["caveats"] else "")
     if episodes != UNKNOWN:
         label = format_label("{:,} episodes", episodes)
@@ -153,36 +169,38 @@ def _reading_line(cells: Sequence[Cell], reference: Test | None, shown: Sequence
     seeds = sorted({run["seed"] for run in runs})
     training = [f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}"]
     if "backbone" not in shown:
-        training.append(_backbones(runs))
+        training.append(_networks(runs))
     training.append(f"checkpoint: {' or '.join(sorted({str(run['protocol']['selection']) for run in runs}))}")
     on_val = sorted({run["method"] for run in runs if run["protocol"]["train_on_val"]})
     training += [f"validation classes trained on by {'; '.join(on_val)}"] if on_val else []
-    versions = sorted({_code_version(run["code"]) for run in runs})
-    return "; ".join([*parts, f"trained with {', '.join(filter(None, training))}", f"code {', '.join(versions)}"])
+    return "; ".join([*parts, f"training: {'; '.join(filter(None, training))}", f"code {_code_versions(runs)}"])
 
 
-def _backbones(runs: Sequence[Record]) -> str:
+def _networks(runs: Sequence[Record]) -> str:
     """The network of most runs, and the others with their algorithms."""
     algorithms: dict[str, list[str]] = defaultdict(list)
     for run in runs:
         if run["backbone"]:
             algorithms[run["backbone"]].append(run["algorithm"])
     first, *others = sorted(algorithms, key=lambda backbone: -len(algorithms[backbone])) or [""]
-    return ", ".join([first, *(f"{other} ({', '.join(dict.fromkeys(algorithms[other]))})" for other in others)])
+    parts = [first, *(f"{other} ({', '.join(dict.fromkeys(algorithms[other]))})" for other in others)]
+    return f"network: {', '.join(parts)}" if first else ""
 
 
-def _code_version(code: Record) -> str:
-    dirty = " with uncommitted changes" if code["dirty"] else ""
-    commit = code["commit"][:12] if code["commit"] else "unknown commit"
-    return f"{code['version']} ({commit}{dirty})"
+def _code_versions(runs: Sequence[Record]) -> str:
+    commits: dict[str, dict[str, None]] = defaultdict(dict)
+    for code in (run["code"] for run in runs):
+        dirty = " with uncommitted changes" if code["dirty"] else ""
+        commits[code["version"]][f"{(code['commit'] or '')[:7] or 'unknown commit'}{dirty}"] = None
+    return ", ".join(f"{version} ({', '.join(sorted(own))})" for version, own in commits.items())
 
 
 def _published_line(figures: Sequence[dict[str, Any]]) -> str:
     """Where published figures are from, and what holds for many of them."""
-    sources = {}
+    sources: dict[str, dict[str, None]] = {}
     for figure in figures:
-        rest = figure["source"].removeprefix(figure["short"]).strip(", ") if figure["short"] else ""
-        sources.setdefault(figure["short"], {})[", ".join(filter(None, (rest, figure["version"])))] = None
+        rest = f"{figure['source']}, {figure['version']}".removeprefix(f"{figure['short']}, ")
+        sources.setdefault(figure["short"], {})[rest] = None
     parts = ["; ".join(f"{short} ({'; '.join(places)})" for short, places in sources.items())]
     stated = sorted({figure["short"] for figure in figures if figure["interval_kind"] == "95 % over tasks"})
     if any(figure["interval"] is not None for figure in figures):

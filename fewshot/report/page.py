@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +38,10 @@ class Entry:
     bold: bool = False
     notes: tuple[int, ...] = ()
 
-    def render(self, escape: Callable[[str], str], bold: str, mark: str, comma: str = ", ") -> str:
-        """The entry in a format, whose forms of bold text and of footnotes hold a %s."""
+    def render(self, escape: Callable[[str], str], bold: str, mark: Callable[[str], str]) -> str:
+        """The entry in a format, whose form of bold text holds a %s, and whose mark is made of footnotes' numbers."""
         text = bold % escape(self.text) if self.bold else escape(self.text)
-        return text + (mark % comma.join(map(str, self.notes)) if self.notes else "")
+        return text + (mark(",".join(map(str, self.notes))) if self.notes else "")
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,13 @@ def make_page(
 
 
 def _title(cells: list[Cell], layout: Layout) -> str:
-    """The metric, and the dataset where there is one."""
-    datasets = {cell.runs[0]["protocol"]["dataset"] for cell in cells}
-    dataset = datasets.pop() if len(datasets) == 1 else ""
+    """The metric, after the dataset where there is one."""
     metric = "accuracy in per cent" if layout.metric == "accuracy" else "mean squared error"
-    title = f"{DATASETS.get(dataset, dataset)}, {metric}" if dataset else metric
-    return title[0].upper() + title[1:] if title[0] != "m" or not dataset else title
+    datasets = {cell.runs[0]["protocol"]["dataset"] for cell in cells}
+    if len(datasets) != 1:
+        return metric.capitalize()
+    dataset = datasets.pop()
+    return f"{DATASETS.get(dataset, dataset.replace('_', ' ').capitalize())}, {metric}"
 
 
 def _table(
@@ -107,8 +108,9 @@ def _table(
     lines = []
     for i, (key, row) in enumerate(rows.items()):
         values = dict(zip(layout.keys, key, strict=False))
-        values["budget"] = join_budgets(run for cell in row for run in cell.runs)
-        labels = {heading: Entry(_text(values[name])) for heading, name in layout.rows.items()}
+        values["budget"] = join_budgets(row)
+        texts = {heading: values[name] for heading, name in layout.rows.items()}
+        labels = {heading: Entry("" if value is None else str(value)) for heading, value in texts.items()}
         line = labels | empty
         for j, cell in enumerate(row):
             numbers = tuple(marks.get((i, j), ()))
@@ -122,7 +124,7 @@ def _table(
     unused = [
         heading
         for heading, name in layout.rows.items()
-        if (name == "budget" and not short) or all(line[heading].text == NOTHING for line in lines)
+        if (name == "budget" and not short) or not any(line[heading].text for line in lines)
     ]
     return [{heading: entry for heading, entry in line.items() if heading not in unused} for line in lines]
 
@@ -161,21 +163,23 @@ def is_short(run: Record) -> bool:
     return steps is None or (paper is not None and steps < paper)
 
 
-def join_budgets(runs: Iterable[Record]) -> str:
-    """How long the runs were trained: `60k steps`, `11k of 60k steps`, or minutes where a record has no steps."""
+def join_budgets(row: Sequence[Cell]) -> str:
+    """How long a row's runs were trained: `60k steps`, `11k of 60k steps`, or minutes where a record has no steps."""
+    if row[0].figure is not None:
+        return ""
     budgets: list[str] = []
     minutes: list[int] = []
-    for run in runs:
-        train = run["train"]
+    for cell in row:
+        train = cell.runs[0]["train"]
         steps, paper = train.get("steps"), train.get("paper_steps")
         if steps:
             of_paper = f" of {_thousands(paper)}" if paper is not None and steps < paper else ""
             budgets.append(f"{_thousands(steps)}{of_paper} steps")
-        elif steps is None and "published" not in run and run["cost"]["train_tasks"]:
-            minutes.append(max(1, round((run["cost"]["train_seconds"] or 0) / 60)))
+        elif steps is None and cell.runs[0]["cost"]["train_tasks"]:
+            minutes.append(max(1, round((_mean_cost(cell, "train_seconds") or 0) / 60)))
     if minutes:
         budgets.append(f"{' to '.join(dict.fromkeys(map(str, (min(minutes), max(minutes)))))} min")
-    return ", ".join(dict.fromkeys(budgets))
+    return ", ".join(dict.fromkeys(budgets)) or NOTHING
 
 
 def _thousands(steps: int) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 
 from fewshot.core.checks import check_choice
@@ -20,6 +21,7 @@ from fewshot.report.published import read_published
 from fewshot.report.records import METRICS, Record, protocol_name, task_name
 
 START, END = re.compile(r"<!-- table((?: [\w.]+=\S+)*) -->"), re.compile("<!-- /table -->")
+MARK_KEYS = ("runs", "published", "costs", "rows", "cols")  # beside layout and the keys of a layout
 
 
 def markdown(records: list[Record]) -> str:
@@ -32,7 +34,7 @@ def markdown(records: list[Record]) -> str:
         chosen, left_out = select_protocol(chosen, COMMON if common else None)
         if chosen:
             page = make_page(chosen, layout=Layout(metric=metric))
-            page.footer.extend([("left out", left_out)] if left_out else [])
+            page.footer.extend([("left out", f"tests by other protocols: {left_out}")] if left_out else [])
             texts.append(render_markdown(page))
     return "\n\n".join(texts)
 
@@ -70,7 +72,7 @@ def make_table(runs: Sequence[Record], settings: Mapping[str, Any]) -> Page:
             raise FewshotError("no run belongs to this layout: choose layout=comparison")
         notices.append("no run belongs to this layout: the table shows published figures only")
     page = make_page(chosen, published, layout, settings["costs"])
-    page.footer.extend([("left out", left_out)] if left_out else [])
+    page.footer.extend([("left out", f"tests by other protocols: {left_out}")] if left_out else [])
     page.complaints[:0] = notices
     return page
 
@@ -153,19 +155,17 @@ def refresh_tables(path: Path, settings: Mapping[str, Any]) -> tuple[str, list[s
 def _read_mark(words: list[str], settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The settings of one table: its layout, and the values that its mark gives."""
     given = dict(word.split("=", 1) for word in words)
-    allowed = ("runs", "published", "costs", "rows", "cols")
     own = {**settings, "runs": "."}
     if name := given.pop("layout", None):
         layout = read_layout(name, path)
         own |= {"layout": layout, "published": layout["published"]}
     for key, value in given.items():
-        group, _, inner = key.partition(".")
-        if key not in ("runs", "published", "costs", "rows", "cols") and not (
-            group == "layout" and inner in own[group]
-        ):
+        inner = key.removeprefix("layout.")
+        group = own if inner == key else own["layout"]
+        if inner not in (MARK_KEYS if group is own else group):
             raise FewshotError(f"{path}: {key}={value}: a table's mark has no such value; see {CONF / 'table.yaml'}")
-        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]
-        own |= {group: {**own[group], inner: parsed}} if inner else {key: parsed}
+        changed = {**group, inner: yaml.safe_load(value)}
+        own = changed if group is own else {**own, "layout": changed}
     return own
 
 
@@ -174,9 +174,9 @@ def read_layout(name: str, path: Path) -> dict[str, Any]:
     file = CONF / "layout" / f"{name}.yaml"
     if not file.is_file():
         raise FewshotError(f"{path}: layout={name}: no such layout; see {CONF / 'layout'}")
-    node: Any = OmegaConf.to_container(OmegaConf.load(file))
+    node: Any = OmegaConf.load(file)
     bases = [base.partition("@")[0] for base in node.pop("defaults", []) if base != "_self_"]
-    merged: dict[str, Any] = {}
-    for base in bases:
-        merged |= read_layout(str(Path(name).parent / base), path)
-    return merged | node
+    folder = name.rpartition("/")[0]
+    layouts = [read_layout(f"{folder}/{base}".lstrip("/"), path) for base in bases]
+    merged: Any = OmegaConf.to_container(OmegaConf.merge(*layouts, node))
+    return merged
