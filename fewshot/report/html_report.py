@@ -114,10 +114,9 @@ def _details(
     """What is folded away, by its heading: the tests by other protocols, settings, costs and commands."""
     import pandas as pd
 
-    layout = settings["layout"]
-    protocols = sorted({protocol_name(run) for run in runs} - {layout["protocol"]}) if layout["protocol"] else []
+    layout, names = settings["layout"], {protocol_name(run) for run in runs}
     details = {}
-    for name in protocols:
+    for name in sorted(names - {layout["protocol"]}) if layout["protocol"] in names else ():
         others = _make_pages(runs, {**settings, "layout": {**layout, "protocol": name}}, complaints)
         details[f"Tests by the protocol {name}"] = "".join(map(_table, others))
     differences, missing = compare_settings(list(records.values()))
