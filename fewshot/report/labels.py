@@ -194,6 +194,8 @@ def _tell_apart(records: list[Record], shown: Sequence[str]) -> tuple[list[str],
     choices = (recipe, [key for key in words if key != "recipe"], [key for key in words if key in VARIATIONS])
     fitting = (keys for keys in choices if len(keys) <= MOST_KEYS and _separates(traits, contexts, keys, others))
     chosen = next(fitting, None)
+    if chosen and _separates(traits, contexts, chosen, steps):
+        steps = []
     if chosen is not None:
         return [_suffix("", own, [*chosen, *steps]) for own in traits], [""] * len(traits)
     held = [(own, context) for own, context in zip(traits, contexts, strict=True) if "config" not in own]

@@ -17,7 +17,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
 from fewshot.report.formats import FORMATS
 from fewshot.report.published import read_published
-from fewshot.report.table import refresh_table
+from fewshot.report.table import refresh_tables
 
 RESULTS = CONF.parent / "results"
 DOCUMENTS = ("leo", "ablation", "omniglot", "mmfewshot", "sinusoid")  # layouts of published documents
@@ -250,7 +250,7 @@ def test_a_browser_shows_every_row_of_every_layout_on_a_narrow_screen(tmp_path: 
 
 
 def test_the_tables_in_results_are_current(lab: Any) -> None:
-    found = {path: refresh_table(path, lab.settings()) for path in RESULTS.rglob("*.md")}
+    found = {path: refresh_tables(path, lab.settings()) for path in RESULTS.rglob("*.md")}
     with_tables = {path: made[0] for path, made in found.items() if made is not None}
     assert {RESULTS / ABLATION / "README.md", RESULTS / QUARTER / "README.md"} <= set(with_tables)
     for path, text in with_tables.items():
@@ -272,7 +272,7 @@ def test_a_mark_may_name_its_layout(lab: Any, tmp_path: Path) -> None:
     lab.write("maml")
     path = tmp_path / "README.md"
     path.write_text("<!-- table layout=omniglot -->\n<!-- /table -->\n")
-    made = refresh_table(path, lab.settings())
+    made = refresh_tables(path, lab.settings())
     assert made is not None
     wanted = FORMATS["markdown"](lab.page("layout=omniglot"))
     assert made[0] == f"<!-- table layout=omniglot -->\n\n{wanted}\n\n<!-- /table -->\n"
@@ -293,7 +293,7 @@ def test_marks_that_do_not_pair_or_name_no_layout_are_refused(
     path = tmp_path / "README.md"
     path.write_text(text)
     with pytest.raises(FewshotError, match=message):
-        refresh_table(path, lab.settings())
+        refresh_tables(path, lab.settings())
 
 
 # The command
@@ -303,7 +303,7 @@ def test_a_table_goes_to_a_file_and_what_cannot_be_read_is_one_line(call: Any, l
     for name in ("a", "b"):
         lab.write(f"runs/{name}")
     (tmp_path / "runs/a/record.json").write_text("{")
-    done = call("table", "runs=runs", "format=latex", "out=paper/table.tex", "cost=false")
+    done = call("table", "runs=runs", "format=latex", "out=paper/table.tex", "costs=false")
     assert (done.code, done.out) == (0, "wrote paper/table.tex\n")
     assert done.err.startswith("warning: runs/a/record.json cannot be read") and len(done.err.splitlines()) == 1
     assert (tmp_path / "paper/table.tex").read_text().count(r"\begin{table}") == 1
