@@ -114,17 +114,16 @@ def _details(
     """What is folded away, by its heading: the tests by other protocols, settings, costs and commands."""
     import pandas as pd
 
-    layout, names = settings["layout"], {protocol_name(run) for run in runs}
-    details = {}
+    layout, details = settings["layout"], {}
+    names = {protocol_name(run) for run in runs}
     for name in sorted(names - {layout["protocol"]}) if layout["protocol"] in names else ():
-        others = _make_pages(runs, {**settings, "layout": {**layout, "protocol": name}}, complaints)
+        own = [run for run in runs if protocol_name(run) == name]
+        others = _make_pages(own, {**settings, "layout": {**layout, "protocol": name}}, complaints)
         details[f"Tests by the protocol {name}"] = "".join(map(_table, others))
     differences, missing = compare_settings(list(records.values()))
-    details["How the trainings differ"] = html_table(differences) if len(differences) else "<p>In no setting.</p>"
-    if missing:
-        details["How the trainings differ"] += (
-            f"<p>{missing} of {len(records)} records, older ones, hold no settings.</p>"
-        )
+    same = "<p>No two records differ in the settings that they hold.</p>"
+    old = f"<p>{missing} older records do not hold their settings.</p>" if missing else ""
+    details["How the trainings differ"] = (html_table(differences) if len(differences) else same) + old
     details["What it took"] = "".join(html_table(page.costs) for page in pages if page.costs is not None)
     commands = [str(run.get("command") or "unknown") for run in records.values()]
     details["Commands"] = html_table(pd.DataFrame({"record": list(records), "command": commands}))
