@@ -69,16 +69,18 @@ def render_report(
         ]
         figures = (_figure(name, image) for name, image in images.items())
         sections[DATASETS.get(dataset) or dataset] = "".join([*map(_table, tables), *figures])
-    records = {str(Path(run["folder"]).relative_to(folder)): run for run in runs}
-    details = _details(records, runs, pages, settings, complaints)
+    details = _details(folder, runs, pages, settings, complaints)
     complaints = list(dict.fromkeys(complaints))
     if complaints:
         details["What could not be read or compared"] = _list(complaints)
     folded = (f"<details><summary>{escape(name)}</summary>{text}</details>" for name, text in details.items())
     sections["Details"] = "\n".join(folded)
     title = f"Report of {folder.resolve().name}"
-    algorithms = ", ".join(dict.fromkeys(run["algorithm"] for run in runs))
-    head = f"<header><h1>{escape(title)}</h1><p>{len(records)} records of {escape(algorithms)}</p></header>"
+    records, algorithms = (
+        len({run["folder"] for run in runs}),
+        ", ".join(dict.fromkeys(run["algorithm"] for run in runs)),
+    )
+    head = f"<header><h1>{escape(title)}</h1><p>{records} records of {escape(algorithms)}</p></header>"
     links = "\n".join(f'<a href="#{slug(name)}">{escape(name)}</a>' for name in sections)
     parts = "\n".join(
         f'<section id="{slug(name)}"><h2>{escape(name)}</h2>{text}</section>' for name, text in sections.items()
@@ -108,25 +110,26 @@ def _paper_layouts(dataset: str) -> list[dict[str, Any]]:
 
 
 def _details(
-    records: Mapping[str, Record], runs: Sequence[Record], pages: Sequence[Page], settings: dict[str, Any],
-    complaints: list[str],
-) -> dict[str, str]:  # fmt: skip
+    folder: Path, runs: Sequence[Record], pages: Sequence[Page], settings: dict[str, Any], complaints: list[str]
+) -> dict[str, str]:
     """What is folded away, by its heading: the tests by other protocols, settings, costs and commands."""
-    import pandas as pd
-
     layout, details = settings["layout"], {}
     names = {protocol_name(run) for run in runs}
     for name in sorted(names - {layout["protocol"]}) if layout["protocol"] in names else ():
         own = [run for run in runs if protocol_name(run) == name]
         others = _make_pages(own, {**settings, "layout": {**layout, "protocol": name}}, complaints)
         details[f"Tests by the protocol {name}"] = "".join(map(_table, others))
+    records = {str(Path(run["folder"]).relative_to(folder)): run for run in runs}
     differences, missing = compare_settings(list(records.values()))
     same = "<p>No two records differ in the settings that they hold.</p>"
     old = f"<p>{missing} older records do not hold their settings.</p>" if missing else ""
     details["How the trainings differ"] = (html_table(differences) if len(differences) else same) + old
     details["What it took"] = "".join(html_table(page.costs) for page in pages if page.costs is not None)
-    commands = [str(run.get("command") or "unknown") for run in records.values()]
-    details["Commands"] = html_table(pd.DataFrame({"record": list(records), "command": commands}))
+    commands: dict[str, list[str]] = defaultdict(list)
+    for name, run in records.items():
+        commands[str(run.get("command") or "unknown")].append(name)
+    items = (f"<li><code>{escape(command)}</code><br>{escape(', '.join(n))}</li>" for command, n in commands.items())
+    details["Commands"] = f"<ul>{''.join(items)}</ul>"
     return details
 
 
