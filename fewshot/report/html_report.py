@@ -9,7 +9,7 @@ import base64
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 OWN_STYLE = """
 section { margin: 2.5rem 0 } nav { line-height: 2 } nav a { margin-right: 1.2rem; white-space: nowrap }
-header p, figcaption { color: #555 } summary { cursor: pointer; font-weight: 600; margin: .6rem 0 }
+header p, figcaption, small { color: #555 } summary { cursor: pointer; font-weight: 600; margin: .6rem 0 }
 figure { margin: 1.5rem 0 } .picture { overflow-x: auto }
 .picture img { display: block; min-width: 38rem; max-width: 100%; height: auto }
 code { font-size: 13px; overflow-wrap: anywhere }
@@ -64,23 +64,21 @@ def render_report(
     sections = {"Results": "".join(map(_table, pages))}
     for dataset, images in draw_plots(runs, settings["layout"]["protocol"], "svg", complaints).items():
         own = [run for run in runs if run["protocol"]["dataset"] == dataset]
-        tables = [
-            page for layout in _paper_layouts(dataset) for page in _make_pages(own, settings | layout, complaints)
-        ]
-        figures = (_figure(name, image) for name, image in images.items())
-        sections[DATASETS.get(dataset) or dataset] = "".join([*map(_table, tables), *figures])
+        papers = [settings | paper for paper in _paper_layouts(dataset)]
+        tables = [_table(page) for paper in papers for page in _make_pages(own, paper, complaints)]
+        figures = [_figure(name, image) for name, image in images.items()]
+        sections[DATASETS.get(dataset) or dataset] = "".join(tables + figures)
     details = _details(folder, runs, pages, settings, complaints)
     complaints = list(dict.fromkeys(complaints))
     if complaints:
-        details["What could not be read or compared"] = _list(complaints)
+        items = (f"<li>{escape(line)}</li>" for line in complaints)
+        details["What could not be read or compared"] = f"<ul>{''.join(items)}</ul>"
     folded = (f"<details><summary>{escape(name)}</summary>{text}</details>" for name, text in details.items())
     sections["Details"] = "\n".join(folded)
     title = f"Report of {folder.resolve().name}"
-    records, algorithms = (
-        len({run["folder"] for run in runs}),
-        ", ".join(dict.fromkeys(run["algorithm"] for run in runs)),
-    )
-    head = f"<header><h1>{escape(title)}</h1><p>{records} records of {escape(algorithms)}</p></header>"
+    algorithms = ", ".join(dict.fromkeys(run["algorithm"] for run in runs))
+    about = f"{len({run['folder'] for run in runs})} records of {algorithms}"
+    head = f"<header><h1>{escape(title)}</h1><p>{escape(about)}</p></header>"
     links = "\n".join(f'<a href="#{slug(name)}">{escape(name)}</a>' for name in sections)
     parts = "\n".join(
         f'<section id="{slug(name)}"><h2>{escape(name)}</h2>{text}</section>' for name, text in sections.items()
@@ -127,8 +125,10 @@ def _details(
     details["What it took"] = "".join(html_table(page.costs) for page in pages if page.costs is not None)
     commands: dict[str, list[str]] = defaultdict(list)
     for name, run in records.items():
-        commands[str(run.get("command") or "unknown")].append(name)
-    items = (f"<li><code>{escape(command)}</code><br>{escape(', '.join(n))}</li>" for command, n in commands.items())
+        commands[str(run.get("command") or "unknown")].append(escape(name))
+    items = (
+        f"<li><code>{escape(text)}</code><br><small>{', '.join(own)}</small></li>" for text, own in commands.items()
+    )
     details["Commands"] = f"<ul>{''.join(items)}</ul>"
     return details
 
@@ -204,7 +204,3 @@ def _figure(name: str, image: bytes) -> str:
         f'<figure id="{name}"><div class="picture" tabindex="0"><img alt="{caption}" src="{source}"></div>'
         f"<figcaption>{caption}</figcaption></figure>\n"
     )
-
-
-def _list(lines: Sequence[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"

@@ -11,15 +11,12 @@ import json
 import math
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from fewshot.report.cells import Cell, Layout, build_cells
 from fewshot.report.gather import one_per_seed
@@ -31,14 +28,27 @@ from fewshot.report.labels import (
     column_of,
     method_names,
     method_sort_key,
+    short_task,
 )
 from fewshot.report.page import SCORES
 from fewshot.report.pictures import LINES, escape_math, make_panels
-from fewshot.report.records import Record, metric_of, task_name
+from fewshot.report.records import Record, metric_of
 
 OTHERS = (("#117733", "d"), ("#332288", "8"), ("#999933", "H"), ("#44AA99", "o"), ("#661100", "s"), ("#000000", "^"))
 METRIC_LABELS = {"accuracy": "accuracy (%)", "mse": "mean squared error"}
 BARS = 30  # at most in a panel
+
+
+class Line(NamedTuple):
+    """One line of a plot, in the panel of its title and x."""
+
+    title: str
+    x_label: str
+    name: str  # of the method
+    run: Record
+    x: Sequence[float]
+    y: Sequence[float]
+    half: Sequence[float] | None = None  # half widths of the intervals
 
 
 def plot_bars(runs: Sequence[Record]) -> list[Figure]:
@@ -84,7 +94,8 @@ def plot_by_steps(runs: Sequence[Record]) -> list[Figure]:
     """
     counted = [run for run in runs if type(run["protocol"]["adaptation_steps"]) is int]
     cells, columns, _ = build_cells(counted, [], Layout({"method": "method"}, ("task", STEPS)))
-    return _plot_lines(cells, [column[0] for column in columns], "adaptation steps at test")
+    cells.sort(key=lambda cell: columns.index(cell.column))
+    return _draw_lines(_join_cells(cells, "adaptation steps at test"), "test")
 
 
 def plot_by_shots(runs: Sequence[Record]) -> list[Figure]:
@@ -106,42 +117,8 @@ def plot_by_shots(runs: Sequence[Record]) -> list[Figure]:
         if run["shot"] == shot:
             points[title, name, shot].append(run)
     cells = [Cell((name,), (title, x), one_per_seed(group, name)) for (title, name, x), group in points.items()]
-    return _plot_lines(cells, titles.values(), "shots of the test (K)")
-
-
-def _plot_lines(cells: list[Cell], titles: Iterable[Any], x_label: str) -> list[Figure]:
-    """Plot cells as points, where a line has several.
-
-    Args:
-        cells: the row is the method, the column the title of the panel and x.
-        titles: of all cells, in the order of the panels.
-    """
-    lines: dict[Any, dict[Any, dict[Any, Cell]]] = {title: defaultdict(dict) for title in titles}
-    for cell in cells:
-        lines[cell.column[0]][cell.row[0]][cell.column[1]] = cell
-    panels = {
-        title: {name: dict(sorted(line.items())) for name, line in part.items() if len(line) > 1}
-        for title, part in lines.items()
-    }
-    panels = {title: part for title, part in panels.items() if part}
-    drawn = [(name, next(iter(line.values())).runs[0]) for part in panels.values() for name, line in part.items()]
-    styles = method_styles(*zip(*drawn, strict=True)) if drawn else {}
-    axes, figures = _line_panels([f"{cells[0].runs[0]['protocol']['dataset']} {title}" for title in panels], styles)
-    for panel, part in zip(axes, panels.values(), strict=True):
-        for name, line in part.items():
-            means, halves = zip(*map(_mean_and_half, line.values()), strict=True)
-            panel.errorbar(list(line), means, yerr=halves, capsize=3, elinewidth=1, **styles[name])
-            panel.set(xlabel=x_label, ylabel=f"test {METRIC_LABELS[next(iter(line.values())).metric]}")
-        xs = sorted({x for line in part.values() for x in line})
-        panel.xaxis.set_major_locator(FixedLocator(xs) if len(xs) < 6 else MaxNLocator(integer=True))
-    return figures
-
-
-def _mean_and_half(cell: Cell) -> tuple[float, float]:
-    """Mean and half width of the interval, NaN where it is unknown, in the unit of the plot."""
-    unit, _ = SCORES[cell.metric]
-    half = cell.half_width()
-    return cell.mean() * unit, math.nan if half is None else half * unit
+    cells.sort(key=lambda cell: list(titles.values()).index(str(cell.column[0])))
+    return _draw_lines(_join_cells(cells, "shots of the test (K)"), "test")
 
 
 def plot_curves(runs: Sequence[Record]) -> list[Figure]:
@@ -150,37 +127,67 @@ def plot_curves(runs: Sequence[Record]) -> list[Figure]:
     Seeds of one method look alike. Each recipe validates on its own episodes. The minutes count the training of a
     feature extractor, and no validation.
     """
-    logs: dict[Path, pd.DataFrame] = {}
-    trained: list[Record] = []
+    trainings: dict[Path, Record] = {}
     for run in runs:
         folder = Path(run["folder"])
         folder = folder.parents[1] if folder.parent.name == "tests" else folder  # a training has several tests
-        if folder not in logs and (log := _read_log(folder / "metrics.jsonl", run)) is not None:
-            logs[folder] = log
-            own = {key: run[key] for key in ("dataset", "way", "shot")}
-            trained.append({**run, "protocol": {**run["protocol"], **own, "name": ""}})
-    names, _ = method_names(trained, [SETTING, STEPS])
-    styles = method_styles(names, trained)
-    tasks = list(dict.fromkeys(map(task_name, trained)))
-    axes, figures = _line_panels([task for task in tasks for _ in range(2)], styles)
-    for name, run, log in zip(names, trained, logs.values(), strict=True):
-        for place, x in enumerate(("minutes", "tasks")):
-            panel = axes[2 * tasks.index(task_name(run)) + place]
-            panel.plot(log[x], log["score"], markevery=max(1, len(log) // 10), alpha=0.85, **styles[name])
-            panel.set(xlabel=f"{x} of training", ylabel=f"validation {METRIC_LABELS[metric_of(run)]}")
+        own = {key: run[key] for key in ("dataset", "way", "shot")}
+        if (folder / "metrics.jsonl").exists():
+            trainings.setdefault(folder, {**run, "protocol": {**run["protocol"], **own, "name": ""}})
+    names, _ = method_names(list(trainings.values()), [SETTING, STEPS])
+    lines = []
+    for name, (folder, run) in zip(names, trainings.items(), strict=True):
+        log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        metric = f"validation_{metric_of(run)}"
+        log = [line for line in log if line.get(metric) is not None and "tasks" in line]  # older logs have no tasks
+        scores = [SCORES[metric_of(run)][0] * line[metric] for line in log]
+        minutes = [(line["train_seconds"] + (run["cost"].get("extractor_seconds") or 0)) / 60 for line in log]
+        for x, values in (("minutes", minutes), ("tasks", [line["tasks"] for line in log])):
+            lines.append(Line(short_task(run, False), f"{x} of training", name, run, values, scores))
+    return _draw_lines([line for line in lines if line.x], "validation")
+
+
+def _join_cells(cells: Iterable[Cell], x_label: str) -> list[Line]:
+    """A line through the cells of each row and title, where there are several; a cell's column is its title and x."""
+    groups: dict[tuple[Any, Any], list[Cell]] = defaultdict(list)
+    for cell in cells:
+        groups[cell.column[0], cell.row[0]].append(cell)
+    lines = []
+    for (title, name), group in groups.items():
+        points = sorted((cell.column[1], *_mean_and_half(cell)) for cell in group)
+        if len(points) > 1:
+            lines.append(Line(title, x_label, name, group[0].runs[0], *zip(*points, strict=True)))
+    return lines
+
+
+def _draw_lines(lines: Sequence[Line], part: str) -> list[Figure]:
+    """A panel for each title and x, and below the panels of a figure one legend of the methods."""
+    styles = method_styles([line.name for line in lines], [line.run for line in lines])
+    handles = [Line2D([], [], label=escape_math(name, 60), **style) for name, style in styles.items()]
+    ncols = max(1, 85 // (12 + max(map(len, styles), default=0)))
+    panels = list(dict.fromkeys((line.title, line.x_label) for line in lines))
+    titles = [f"{lines[0].run['protocol']['dataset']} {title}" for title, _ in panels]
+    axes, figures = make_panels(titles, 3.4, 0.1 + 0.2 * math.ceil(len(styles) / ncols))
+    for panel, key in zip(axes, panels, strict=True):
+        shown = [line for line in lines if (line.title, line.x_label) == key]
+        for line in shown:
+            every = max(1, len(line.x) // 10)
+            panel.errorbar(line.x, line.y, line.half, capsize=3, elinewidth=1, markevery=every, **styles[line.name])
+        panel.set(xlabel=key[1], ylabel=f"{part} {METRIC_LABELS[metric_of(shown[0].run)]}")
+        xs = sorted({x for line in shown if line.half is not None for x in line.x})
+        if 0 < len(xs) < 6:
+            panel.set_xticks(xs)
+    for figure in figures:
+        place = {"loc": "outside lower center", "ncols": ncols}
+        figure.legend(handles=handles, fontsize=8, frameon=False, handlelength=4, **place)
     return figures
 
 
-def _read_log(path: Path, run: Record) -> pd.DataFrame | None:
-    """Minutes, tasks and score of each validation in a training's log; None where there is none."""
-    if not path.exists():
-        return None
-    unit, _ = SCORES[metric_of(run)]
-    log = pd.DataFrame([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()])
-    log = log.reindex(columns=["train_seconds", "tasks", f"validation_{metric_of(run)}"]).dropna()
-    minutes = (log["train_seconds"] + (run["cost"].get("extractor_seconds") or 0)) / 60
-    log = pd.DataFrame({"minutes": minutes, "tasks": log["tasks"], "score": unit * log.iloc[:, 2]})
-    return log if len(log) else None
+def _mean_and_half(cell: Cell) -> tuple[float, float]:
+    """Mean and half width of the interval, NaN where it is unknown, in the unit of the plot."""
+    unit, _ = SCORES[cell.metric]
+    half = cell.half_width()
+    return cell.mean() * unit, math.nan if half is None else half * unit
 
 
 def method_styles(names: Sequence[str], runs: Sequence[Record]) -> dict[str, dict[str, Any]]:
@@ -209,18 +216,6 @@ def method_styles(names: Sequence[str], runs: Sequence[Record]) -> dict[str, dic
 def _look(algorithm: str) -> tuple[str, str]:
     """Colour and marker; an algorithm without its own has the same ones in all plots."""
     return ALGORITHMS.get(algorithm) or OTHERS[zlib.crc32(algorithm.encode()) % len(OTHERS)]
-
-
-def _line_panels(titles: Sequence[str], styles: Mapping[str, dict[str, Any]]) -> tuple[list[Axes], list[Figure]]:
-    """A panel per title, and their figures, each with one legend of the methods below its panels."""
-    handles = [Line2D([], [], label=escape_math(name, 60), **style) for name, style in styles.items()]
-    columns = max(1, 85 // (12 + max((len(name) for name in styles), default=0)))
-    axes, figures = make_panels(titles, 3.4, 0.1 + 0.2 * math.ceil(len(styles) / columns))
-    for figure in figures:
-        figure.legend(
-            handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False, handlelength=4
-        )
-    return axes, figures
 
 
 PLOTS: dict[str, Callable[[Sequence[Record]], list[Figure]]] = {
