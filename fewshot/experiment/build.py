@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fewshot.algorithms.learner import Learner
@@ -27,26 +27,42 @@ from fewshot.engine.engine import Engine, is_small
 from fewshot.engine.probe import Behaviour, probe
 from fewshot.episodes import Episodes, Tasks
 from fewshot.experiment.config import is_regression, resolved
+from fewshot.experiment.protocol import INDUCTIVE, TRANSDUCTIVE, Protocol, read_protocols
 from fewshot.experiment.run_dir import load_data_info
 from fewshot.tasks.functions import Functions
 from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
 from fewshot.tasks.transforms import ImageTransform, view_of
+from fewshot.training.loop import Trained
 from fewshot.training.settings import TrainSettings
 
 MINIMUMS = {
     "way": 1,
     "shot": 1,
     "train.outer_lr": 0,
-    "query": 1,
+    "validation.query": 1,
     "train.steps": 0,
     "train.meta_batch": 1,
     "train.validate_every": 0,
     "train.checkpoint_every": 1,
     "train.log_every": 1,
-    "test.episodes": 1,
-    "test.validation_episodes": 1,
+    "validation.episodes": 1,
 }
+
+
+@dataclass(frozen=True)
+class PlannedTest:
+    """A protocol in one setting, on its tasks."""
+
+    protocol: Protocol
+    setting: str  # transductive | inductive
+    tasks: Tasks
+    steps: list[int]  # the numbers of adaptation steps to test
+
+    @property
+    def lists_steps(self) -> bool:
+        """Whether the protocol asks for a list of numbers of steps, so that the record has a score for each."""
+        return isinstance(self.protocol.steps, list)
 
 
 @dataclass
@@ -73,13 +89,13 @@ class Experiment:
 
     @cached_property
     def training(self) -> Tasks:
-        """The tasks of the training, whose shots and queries `train` may set apart from those of the test.
+        """The tasks of the training, whose ways, shots and queries `train` may set apart from those of the test.
 
         Raises:
             FewshotError: the training classes cannot give such tasks.
         """
         cfg, source = self.cfg, self.sources["train"]
-        shot, query = training_shots(cfg)
+        way, shot, query = training_shape(cfg)
         if isinstance(source, Functions):
             return Regression(source, shot, query, cfg.seed)
         if cfg.dataset.shape is not None:
@@ -91,61 +107,82 @@ class Experiment:
             assert isinstance(validation, Bank)
             source = concat_banks(source, validation)
         view = replace(self.view, augment=cfg.dataset.augment.episodes)
-        return Sampler(source, cfg.way, shot, query, cfg.seed, cfg.dataset.rotations.train, view)
+        return Sampler(source, way, shot, query, cfg.seed, cfg.dataset.rotations, view)
 
     @cached_property
     def validation(self) -> Tasks:
-        """The tasks of the validation, which selects the parameters. Raises FewshotError as `test` does."""
-        return self._tasks("val", self.cfg.seed)
+        """The tasks of the validation, which selects the parameters. Raises FewshotError as `tests` does."""
+        rotations = "none" if is_regression(self.cfg.dataset) else self.cfg.dataset.rotations
+        return self._tasks("validation", "val", self.cfg.validation.query, self.cfg.seed, rotations)
 
     @cached_property
-    def test(self) -> Tasks:
-        """The tasks of the test.
+    def protocols(self) -> list[Protocol]:
+        """How to test."""
+        return read_protocols(self.cfg)
+
+    def tests(self, trained: Trained | None = None) -> list[PlannedTest]:
+        """The tests that the protocols ask for: the inductive one of each protocol last.
+
+        Args:
+            trained: the parameters to test, which may mix queries where those of the start do not.
 
         Raises:
-            FewshotError: there is no such split, or its classes cannot give such tasks.
+            FewshotError: there is no such split, its classes cannot give such tasks, or the learner has no such steps.
         """
-        return self._tasks(self.cfg.test.split, self.cfg.test.seed)
+        if trained is not None:
+            probe(self.learner, self._first_task, trained.params, trained.state)
+        tests = []
+        for protocol in self.protocols:
+            tasks = self._protocol_tasks(protocol)
+            if self.behaviour.queries_independent or protocol.setting == INDUCTIVE:
+                settings = [INDUCTIVE]
+            else:
+                settings = [TRANSDUCTIVE] if protocol.setting == TRANSDUCTIVE else [TRANSDUCTIVE, INDUCTIVE]
+            tests += [PlannedTest(protocol, setting, tasks, self._steps(protocol)) for setting in settings]
+        return tests
 
-    def _tasks(self, split: str, seed: int) -> Tasks:
+    def _protocol_tasks(self, protocol: Protocol) -> Tasks:
+        if is_regression(self.cfg.dataset) and protocol.rotations != "none":
+            raise FewshotError(f"{protocol.key}.rotations={protocol.rotations}: functions have none; set none")
+        return self._tasks(protocol.key, protocol.split, protocol.query, protocol.episode_seed, protocol.rotations)
+
+    def _tasks(self, name: str, split: str, query: int, seed: int, rotations: str) -> Tasks:
         if split not in self.sources:
-            raise FewshotError(f"test.split={split}: there are {', '.join(self.sources)}")
+            raise FewshotError(f"{name}.split={split}: there are {', '.join(self.sources)}")
         cfg, source = self.cfg, self.sources[split]
-        if isinstance(source, Functions):
-            return Regression(source, cfg.shot, cfg.query, seed)
-        return Sampler(source, cfg.way, cfg.shot, cfg.query, seed, cfg.dataset.rotations.test, self.view)
+        try:
+            if isinstance(source, Functions):
+                return Regression(source, cfg.shot, query, seed)
+            return Sampler(source, cfg.way, cfg.shot, query, seed, rotations, self.view)
+        except FewshotError as error:
+            raise FewshotError(f"{name}: {error}") from error
 
     @cached_property
-    def first_task(self) -> Episodes:
-        """The first test task, on which the learner is probed."""
-        return self.test.episodes(0, 1)[0]
+    def first_tasks(self) -> Tasks:
+        """The tasks of the first test, on which the learner is probed."""
+        return self._protocol_tasks(self.protocols[0])
 
     @property
     def behaviour(self) -> Behaviour:
         """What the probe has found out about the learner so far."""
-        return probe(self.learner, self.first_task)
-
-    @property
-    def setting(self) -> str:
-        """`transductive` if the queries of a test can see each other, else `inductive`."""
-        return "transductive" if self.cfg.test.transductive and not self.behaviour.queries_independent else "inductive"
+        return probe(self.learner, self._first_task)
 
     @cached_property
-    def test_steps(self) -> list[int]:
-        """The numbers of adaptation steps to test: several where `test.steps` is a list.
+    def _first_task(self) -> Episodes:
+        return self.first_tasks.episodes(0, 1)[0]
 
-        Raises:
-            FewshotError: `test.steps` is not a number or a list of numbers, or the learner has no such number.
-        """
-        given, learner = self.cfg.test.steps, self.learner
-        steps = list(given) if isinstance(given, ListConfig) else [learner.test_steps if given is None else given]
+    def _steps(self, protocol: Protocol) -> list[int]:
+        """The numbers of adaptation steps to test: several where `steps` of the protocol is a list."""
+        given, learner = protocol.steps, self.learner
+        key = f"{protocol.key}.steps={given}"
+        steps = given if isinstance(given, list) else [learner.test_steps if given is None else given]
         for count in steps:
-            check_number("test.steps", count, int, 0)
+            check_number(f"{protocol.key}.steps", count, int, 0)
         if not steps or len(set(steps)) < len(steps):
-            raise FewshotError(f"test.steps={given}: name numbers of adaptation steps, each once, such as [1,5,10]")
-        if isinstance(given, ListConfig) and (hasattr(learner, "adaptation_steps") or not learner.init()[0]):
+            raise FewshotError(f"{key}: name numbers of adaptation steps, each once, such as [1,5,10]")
+        if isinstance(given, list) and (hasattr(learner, "adaptation_steps") or not learner.init()[0]):
             name = self.cfg.algorithm.name
-            raise FewshotError(f"test.steps={given}: {name} has no single inner loop with steps to count; set null")
+            raise FewshotError(f"{key}: {name} has no single inner loop with steps to count; set null")
         return sorted(steps)
 
 
@@ -176,7 +213,7 @@ def build(cfg: DictConfig, run_dir: Path | None = None, ways: int | None = None)
     sources = {split: _move(source, device) for split, source in sources.items()}
     run = Experiment(cfg, resolved(cfg), device, sources, view, learner, Engine(cfg.engine, cfg.task_chunk))
     notes = list(run.behaviour.notes)
-    run.engine.method(run.test.episodes(0, 2), learner)
+    run.engine.method(run.first_tasks.episodes(0, 2), learner)
     if run.engine.fallback:
         notes.append(f"engine=auto takes loop: {run.engine.fallback}")
     for note in notes:
@@ -200,17 +237,19 @@ def check_config(cfg: DictConfig) -> None:
             key = "train.train_on_val" if cfg.train.train_on_val else "features"
             raise FewshotError(f"{key}: not for functions, as in dataset={cfg.dataset.name}; leave it out")
         return
-    for key, parts in (("augment", "episodes or extractor"), ("rotations", "train or test")):
-        if not isinstance(cfg.dataset[key], DictConfig):
-            raise FewshotError(f"dataset.{key}={cfg.dataset[key]}: has parts; set dataset.{key}.{parts}")
+    if not isinstance(cfg.dataset.augment, DictConfig):
+        raise FewshotError(
+            f"dataset.augment={cfg.dataset.augment}: has parts; set dataset.augment.episodes or extractor"
+        )
     if cfg.features.name is not None and cfg.dataset.augment.episodes != "none":
         raise FewshotError(f"dataset.augment.episodes={cfg.dataset.augment.episodes}: not of features; leave it out")
 
 
-def training_shots(cfg: DictConfig) -> tuple[int, int]:
-    """(K, Q) of the training tasks: K is that of the test and Q is K, unless `train` says otherwise."""
+def training_shape(cfg: DictConfig) -> tuple[int, int, int]:
+    """(N, K, Q) of the training tasks: `way`, `shot` and as many queries as shots, unless `train` says otherwise."""
+    way = cfg.way if cfg.train.way is None else cfg.train.way
     shot = cfg.shot if cfg.train.shot is None else cfg.train.shot
-    return shot, shot if cfg.train.query is None else cfg.train.query
+    return way, shot, shot if cfg.train.query is None else cfg.train.query
 
 
 def read_sources(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:

@@ -38,8 +38,9 @@ from fewshot.core.distributed import is_rank_zero
 from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.paths import CONF, expand_configuration, expand_home
 from fewshot.experiment.command_line import has_sweep_mode, open_hydra, parse_flags
-from fewshot.experiment.config import check_groups, complete, given_overrides, key_names
+from fewshot.experiment.config import check_groups, given_overrides, key_names
 from fewshot.experiment.overrides import check_overrides, parse_overrides
+from fewshot.experiment.recipes import complete
 from fewshot.experiment.sweeps import exit_with_parent, objective, print_sweep_summary, sweep_status_dir, write_status
 
 MISTAKES = (FewshotError, OmegaConfBaseException, OSError)  # of a person or a machine, not of this code

@@ -1,10 +1,10 @@
-"""The configuration: the types of its settings, what it is filled with, its hash, and the recipes."""
+"""The configuration: the types of its settings, its plain values, and its hash."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,15 @@ from omegaconf import (
 )
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF, UNHASHED_KEYS
 
 # Types of the settings that are null in conf/<tool>.yaml; all others have the type of their value there.
 NULLABLE: dict[str, tuple[str, ...]] = {
-    "int": ("task_chunk", "way", "shot", "query", "episodes", "episode_seed", "latents"),
+    "int": ("task_chunk", "way", "shot", "query", "latents"),
     "float": ("outer_lr_end", "clip", "clip_norm"),
-    "bool": ("transductive",),
     "str": (
-        "recipe", "root", "run_dir", "resume", "copy_records_to", "split", "rotations", "checkpoint", "engine", "out",
+        "recipe", "root", "run_dir", "resume", "copy_records_to", "checkpoint", "engine", "out",
         "export_leo_format", "source", "sheet", "refresh", "pictures", "title", "metric",
     ),
     "list": ("engines", "algorithms", "datasets", "sources"),
@@ -81,8 +79,8 @@ def _typed(settings: Mapping[str, Any], placeholders: bool) -> DictConfig:
 for tool in TOOLS if CONF.is_dir() else ():
     ConfigStore.instance().store(name=f"{tool}_schema", node=typed_settings(tool, placeholders=True))
 
-DEFAULT_RECIPE = "ours"  # for combinations that are in no paper
 GROUP_PARTS = {"algorithm": "learner", "dataset": "reader", "features": "reader", "backbone": "network"}
+UNTRAINED_KEYS = ("seed", "engine", "task_chunk")  # in which runs of one training may differ
 UNHASHED_READER_KEYS = ("root", "cache", "download", "device")
 READER_FILES = ("csv", "folder")  # files that their name identifies, in whatever folder
 
@@ -127,28 +125,24 @@ def check_groups(cfg: DictConfig) -> None:
             raise FewshotError(f"{group}.{part}={named}: has parts, such as {group}.{part}._target_; set one of them")
 
 
-def complete(cfg: DictConfig, overrides: Iterable[str]) -> str:
-    """Fill in the values that Hydra does not compose: those of the images' view, and those of the recipe.
-
-    Returns:
-        A line that names the recipe and says how many settings it made; empty if there is no recipe.
-
-    Raises:
-        FewshotError: as `apply_recipe`.
-    """
-    dataset = cfg.get("dataset")
-    if dataset is not None and "reader" in dataset and not is_regression(dataset):
-        cfg.dataset = OmegaConf.merge(OmegaConf.load(CONF / "dataset/base/view.yaml"), dataset)
-    if "recipe" not in cfg or cfg.resume:  # a resumed run has all in its own configuration
-        return ""
-    count = apply_recipe(cfg, overrides)
-    return f"recipe {cfg.recipe}: {count} settings; see --cfg job" if count else ""
-
-
-def config_hash(config: Mapping[str, Any], *, without: Iterable[str] = ()) -> str:
-    """Hash of everything that the result of a run depends on; `without` leaves further keys out."""
-    kept = _without_paths({key: value for key, value in config.items() if key not in (*UNHASHED_KEYS, *without)})
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Hash of everything that the training of a run depends on; nulls and places of files do not count."""
+    kept = _without_paths({key: value for key, value in config.items() if key not in UNHASHED_KEYS})
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def training_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings by dotted keys in which two runs of one method agree: all that count for a hash, but the seed."""
+    kept = _without_paths({key: value for key, value in config.items() if key not in UNHASHED_KEYS + UNTRAINED_KEYS})
+    return dict(_flatten(kept))
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            yield from _flatten(inner, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", inner
 
 
 def _without_paths(value: Any) -> Any:
@@ -159,73 +153,6 @@ def _without_paths(value: Any) -> Any:
         k: _without_paths(inner) for k, inner in value.items() if k not in UNHASHED_READER_KEYS and inner is not None
     }
     return kept | {k: Path(kept[k]).name for k in READER_FILES if isinstance(kept.get(k), str)}
-
-
-def trained_with(config: Mapping[str, Any]) -> str:
-    """Hash of everything that the training depends on, except its seed. A table may average runs that share it."""
-    return config_hash(config, without=("seed", "query", "test", "engine", "task_chunk"))
-
-
-def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> int:
-    """Fill in the published settings for this algorithm, dataset, way and shot; what `overrides` sets stays.
-
-    Recipes are files in conf/recipes: `rows` of conditions (`when`) and values (`set`), each row over the ones before
-    it, and `inputs` (images or features), a condition of all rows. `auto` takes the recipe of the algorithm's paper or,
-    if that has none for this combination, `ours`. `cfg.recipe` becomes the name of the recipe, or None.
-
-    Returns:
-        How many settings it made.
-
-    Raises:
-        FewshotError: the recipe that is named does not exist, or has nothing for this combination.
-    """
-    if cfg.recipe in (None, "none"):
-        cfg.recipe = None
-        return 0
-    auto = cfg.recipe == "auto"
-    files = sorted(path.stem for path in (CONF / "recipes").glob("*.yaml"))
-    if not auto and cfg.recipe not in files:
-        raise FewshotError(
-            f"recipe={cfg.recipe}: no such recipe{did_you_mean(cfg.recipe, files)}; there are {', '.join(files)}"
-        )
-    task = {"algorithm": cfg.algorithm.name, "dataset": cfg.dataset.name, "way": cfg.way, "shot": cfg.shot}
-    # Settings for images are meaningless for features, and the other way round.
-    task |= {"backbone": cfg.backbone.name, "inputs": "images" if cfg.features.name is None else "features"}
-    names = [name for name in (cfg.algorithm.get("recipe"), DEFAULT_RECIPE) if name in files] if auto else [cfg.recipe]
-    rows_by_name = {name: _rows(name, task) for name in names}
-    name = next((name for name, rows in rows_by_name.items() if rows), None)
-    if name is None:
-        if auto:
-            cfg.recipe = None
-            return 0
-        task["features"] = cfg.features.name
-        combination = ", ".join(f"{key}={value}" for key, value in task.items() if key != "inputs")
-        raise FewshotError(
-            f"recipe={cfg.recipe}: has no settings for {combination}; leave recipe out or set recipe=none"
-        )
-    # An override such as algorithm=maml chooses a file; it sets no single value.
-    overridden = {override.lstrip("+~").split("=")[0] for override in overrides} - set(GROUP_PARTS)
-    count = 0
-    for key, value in {key: value for row in rows_by_name[name] for key, value in row["set"].items()}.items():
-        # A backbone has only some of the settings: an MLP has no filters.
-        exists = not key.startswith("backbone.") or key.rsplit(".", 1)[1] in cfg.backbone.network
-        if exists and not any(key == k or key.startswith(f"{k}.") for k in overridden):
-            OmegaConf.update(cfg, key, value, merge=True)
-            count += 1
-    cfg.recipe = name
-    return count
-
-
-def _rows(name: str, task: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a recipe that apply to this task."""
-    # Not resolved: an interpolation such as ${shot} refers to the configuration that takes the value.
-    recipe: Any = OmegaConf.to_container(OmegaConf.load(CONF / "recipes" / f"{name}.yaml"), resolve=False)
-    common = {"inputs": recipe["inputs"]} if "inputs" in recipe else {}
-
-    def applies(conditions: Mapping[str, Any]) -> bool:
-        return all(task[key] in (value if isinstance(value, list) else [value]) for key, value in conditions.items())
-
-    return [row for row in recipe["rows"] if applies(common | row["when"])]
 
 
 def given_overrides() -> list[str]:

@@ -7,37 +7,27 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.leo import Leo
-from fewshot.core.distributed import is_main, main_first, process_group
+from fewshot.core.distributed import is_main, main_first, on_rank_zero, process_group
 from fewshot.core.errors import FewshotError
 from fewshot.experiment.build import Experiment, build
-from fewshot.experiment.config import config_hash, given_overrides, resolved, trained_with
+from fewshot.experiment.config import config_hash, given_overrides, resolved
 from fewshot.experiment.figures import check_plot, draw_test
 from fewshot.experiment.latents import write_latents
-from fewshot.experiment.make_record import make_record, protocol_slug, task_fields
+from fewshot.experiment.make_record import make_record, task_fields, test_name
+from fewshot.experiment.recipes import apply_protocols
 from fewshot.experiment.run import load_trained
-from fewshot.experiment.run_dir import saved_config
+from fewshot.experiment.run_dir import TESTS, saved_config
 from fewshot.experiment.transfer import check_disjoint_classes, train_fingerprint, with_dataset
 from fewshot.report.records import read_record, summary, write_record
 from fewshot.tasks.sampler import Sampler
+from fewshot.training.loop import Trained, is_trained
 
-# The keys of conf/evaluate.yaml that replace a setting of the run, and that setting.
-REPLACED = {
-    "split": "test.split",
-    "way": "way",
-    "shot": "shot",
-    "query": "query",
-    "episodes": "test.episodes",
-    "episode_seed": "test.seed",
-    "transductive": "test.transductive",
-    "rotations": "dataset.rotations.test",
-    "steps": "test.steps",
-    "engine": "engine",
-}
+REPLACED = ("way", "shot", "engine")  # keys of conf/evaluate.yaml that replace a setting of the run
 
 
 @process_group()
 def evaluate(cfg: DictConfig) -> None:
-    """Test a run, and write the record below `<run>/tests` or where `out` says.
+    """Test a run by each protocol, and write the records below `<run>/tests` or `out`.
 
     Raises:
         FewshotError: there is no such run, or it cannot be tested so.
@@ -47,48 +37,50 @@ def evaluate(cfg: DictConfig) -> None:
     run = main_first(build)(test_cfg, None if cfg.dataset is not None else run_dir, trained_cfg.way)
     if cfg.latents is not None and not isinstance(run.learner, Leo):
         raise FewshotError("latents: are of classes; leave it out, or name a run of algorithm=leo")
-    folder = _test_dir(cfg, run, run_dir)
+    if cfg.dataset is not None:
+        check_disjoint_classes(run_dir, run.cfg.dataset.name, run.first_tasks.source)
+    out = Path(cfg.out) if cfg.out else run_dir / TESTS
+    if (out / "config.yaml").exists():
+        raise FewshotError(f"out={out}: holds a run; choose another folder")
     trained = load_trained(run, run_dir, cfg.checkpoint)
-    if (folder / "record.json").exists() and not cfg.force and cfg.latents is None and not cfg.plot:
+    parts = _name_parts(cfg, run, trained_cfg, trained)
+    tests = {test_name(test, *parts): test for test in run.tests(trained)}
+    for name, test in tests.items():
+        if cfg.force or not on_rank_zero((out / name / "record.json").exists)():
+            record, scores = make_record(run, trained, test)
+            record |= task_fields(trained_cfg, trained.steps)
+            if cfg.dataset is not None:
+                record["data"]["train_fingerprint"] = train_fingerprint(run_dir, trained_cfg.train.train_on_val)
+            write_record(out / name, record, scores)
         if is_main():
-            print(summary(read_record(folder / "record.json"), folder))
-        return
-    record, scores = make_record(run, trained)
+            print(summary(read_record(out / name / "record.json"), out / name))
     if not is_main():
         return
-    record |= task_fields(trained_cfg) | {"config": trained_with(resolved(trained_cfg))}
-    if cfg.dataset is not None:
-        record["data"]["train_fingerprint"] = train_fingerprint(run_dir, trained_cfg.train.train_on_val)
-    run_record = run_dir / "record.json"
-    if run_record.exists() and read_record(run_record)["protocol"] == record["protocol"]:
-        folder = run_dir
-        print(f"{summary(record, run_dir)} (the run's own protocol: no record written)")
-    else:
-        write_record(folder, record, scores)
-        print(summary(record, folder))
+    first, test = next(iter(tests.items()))
     if cfg.plot:
-        print(f"drawn: {draw_test(folder, run, trained)}")
+        print(f"drawn: {draw_test(out / first, run, trained)}")
     if cfg.latents is not None:
-        assert isinstance(run.learner, Leo) and isinstance(run.test, Sampler)  # LEO learns on examples
-        write_latents(folder, run.learner, trained.params, run.test, cfg.latents, run.engine)
-        print(f"latent codes of {cfg.latents} tasks: {folder / 'latents.npz'} and {folder / 'latents.png'}")
+        assert isinstance(run.learner, Leo) and isinstance(test.tasks, Sampler)  # LEO learns on examples
+        write_latents(out / first, run.learner, trained.params, test.tasks, cfg.latents, run.engine)
+        print(f"latent codes of {cfg.latents} tasks: {out / first / 'latents.npz'} and {out / first / 'latents.png'}")
 
 
 def _configurations(cfg: DictConfig, run_dir: Path) -> tuple[DictConfig, DictConfig]:
     """The configuration that the run was trained with, and the same with the test that is asked for."""
     if cfg.root is not None and cfg.dataset is not None:
         raise FewshotError(f"root={cfg.root}: is of the run's own images; of another dataset set dataset.reader.root")
-    moved = cfg.dataset is None and any(override.startswith("data_dir=") for override in given_overrides())
+    overrides = given_overrides()
+    moved = cfg.dataset is None and any(override.startswith("data_dir=") for override in overrides)
     trained = saved_config(run_dir, device=cfg.device, root=cfg.root, data_dir=cfg.data_dir if moved else None)
     if cfg.dataset is None:
         test = trained.copy()
     else:
         test = with_dataset(trained, run_dir, DictConfig(OmegaConf.to_container(cfg.dataset, resolve=True)))
-    if cfg.rotations is not None and "rotations" not in test.dataset:
-        raise FewshotError(f"rotations={cfg.rotations}: functions have none; leave it out")
-    for key, replaced in REPLACED.items():
+    for key in REPLACED:
         if cfg[key] is not None:
-            OmegaConf.update(test, replaced, cfg[key])
+            test[key] = cfg[key]
+    OmegaConf.update(test, "protocol", OmegaConf.to_container(cfg.protocol), merge=False)
+    apply_protocols(test, overrides)
     if cfg.plot:
         check_plot(test)
     if cfg.latents is not None and cfg.latents < 1:
@@ -96,17 +88,17 @@ def _configurations(cfg: DictConfig, run_dir: Path) -> tuple[DictConfig, DictCon
     return trained, test
 
 
-def _test_dir(cfg: DictConfig, run: Experiment, run_dir: Path) -> Path:
-    """The folder of this test, named by the other dataset, the protocol and the checkpoint."""
-    parts = [protocol_slug(run)]
+def _name_parts(cfg: DictConfig, run: Experiment, trained_cfg: DictConfig, trained: Trained) -> list[str]:
+    """What tells the test's folder apart from that of the run's own task, data and parameters."""
+    parts = []
+    if (run.cfg.way, run.cfg.shot) != (trained_cfg.way, trained_cfg.shot):
+        parts.append(f"{run.cfg.way}w{run.cfg.shot}s")
+    if cfg.dataset is not None:
+        dataset = run.cfg.dataset
+        key = config_hash({"dataset": resolved(dataset), "images": run.first_tasks.source.fingerprint})[:8]
+        parts.append(f"{dataset.name}-{key}")
     if cfg.checkpoint is not None:
         parts.append(Path(cfg.checkpoint).stem)
-    if cfg.dataset is not None:
-        dataset, bank = run.cfg.dataset, run.test.source
-        check_disjoint_classes(run_dir, dataset.name, bank)
-        key = config_hash({"dataset": resolved(dataset), "images": bank.fingerprint})[:8]
-        parts.insert(0, f"{dataset.name}-{key}")
-    folder = Path(cfg.out) if cfg.out else run_dir / "tests" / "-".join(parts)
-    if (folder / "config.yaml").exists():
-        raise FewshotError(f"out={folder}: holds a run; choose another folder")
-    return folder
+    elif trained.steps < run.settings.steps and is_trained(run.learner, run.training):
+        parts.append(f"step{trained.steps}")  # of a run that is not finished
+    return parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
 from fewshot.core.random import split
 from fewshot.engine.evaluate import query_outputs
-from fewshot.experiment.build import Experiment
+from fewshot.experiment.build import Experiment, PlannedTest
+from fewshot.experiment.protocol import TRANSDUCTIVE
 from fewshot.report.pictures import Fit, episode, fits
 from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
@@ -32,18 +34,18 @@ def check_plot(cfg: DictConfig) -> None:
 
 
 def draw_test(folder: Path, run: Experiment, trained: Trained) -> Path:
-    """Write `fits.png` (regression) or `episode.png` of the first test tasks into the folder; the file's path."""
+    """Write `fits.png` (regression) or `episode.png` of the first test's tasks into the folder; the file's path."""
     check_plot(run.cfg)
-    if isinstance(run.test, Regression):
-        path, picture = folder / "fits.png", fits(_fits(run, trained, run.test))
+    test = run.tests(trained)[0]
+    if isinstance(test.tasks, Regression):
+        path, picture = folder / "fits.png", fits(_fits(run, trained, test.tasks, test.steps))
     else:
-        assert isinstance(run.test, Sampler)
-        path, picture = folder / "episode.png", _episode(run, trained, run.test)
+        path, picture = folder / "episode.png", _episode(run, trained, test)
     write_atomically(path, picture)
     return path
 
 
-def _fits(run: Experiment, trained: Trained, tasks: Regression) -> list[Fit]:
+def _fits(run: Experiment, trained: Trained, tasks: Regression, steps: Sequence[int]) -> list[Fit]:
     """The first tasks, each with the true function, the learned curves, and for LEO fits from sampled codes."""
     learner, (low, high) = run.learner, tasks.source.x
     curves, episodes = tasks.draw(0, TASKS), tasks.episodes(0, TASKS)
@@ -64,21 +66,23 @@ def _fits(run: Experiment, trained: Trained, tasks: Regression) -> list[Fit]:
 
         if isinstance(learner, LeoRegression):
             keys = split(task.key, SAMPLES)
-            lines, samples = {"not sampled": fitted(run.test_steps[-1])}, vmap(sampled)(keys).cpu().numpy()
+            lines, samples = {"not sampled": fitted(steps[-1])}, vmap(sampled)(keys).cpu().numpy()
         else:
-            steps = sorted({0, *run.test_steps})
-            lines = {f"after {count}" if count else "before": fitted(count) for count in steps}
+            counts = sorted({0, *steps})
+            lines = {f"after {count}" if count else "before": fitted(count) for count in counts}
             samples = None
         points = task.support_x[:, 0].cpu().numpy(), task.support_y.cpu().numpy()
         drawings.append(Fit(x.cpu().numpy(), truth[index], *points, curves=lines, samples=samples))
     return drawings
 
 
-def _episode(run: Experiment, trained: Trained, tasks: Sampler) -> bytes:
+def _episode(run: Experiment, trained: Trained, test: PlannedTest) -> bytes:
     """The first episode: its images, and the class predicted for each query."""
+    tasks, transductive = test.tasks, test.setting == TRANSDUCTIVE
+    assert isinstance(tasks, Sampler)
     task = tasks.episodes(0, 1)[0]
-    with override_test_steps(run.learner, run.test_steps[-1]):
-        outputs = query_outputs(run.learner, trained.params, trained.state, task, run.cfg.test.transductive)
+    with override_test_steps(run.learner, test.steps[-1]):
+        outputs = query_outputs(run.learner, trained.params, trained.state, task, transductive)
 
     def by_way(items: torch.Tensor) -> np.ndarray:
         return items.unflatten(0, (tasks.way, -1))[:, :IMAGES].cpu().numpy()

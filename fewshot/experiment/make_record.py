@@ -1,4 +1,4 @@
-"""The test of trained parameters on fixed episodes, and the record that it leaves."""
+"""The tests of trained parameters on fixed episodes, and the record that each leaves."""
 
 from __future__ import annotations
 
@@ -6,37 +6,63 @@ import shlex
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from fewshot.algorithms.learner import override_test_steps
 from fewshot.core.device import peak_memory_bytes
-from fewshot.core.distributed import is_main, rank_slice, world
+from fewshot.core.distributed import is_main, on_rank_zero, rank_slice, world
 from fewshot.core.errors import FewshotError
 from fewshot.core.progress import progress_bar
 from fewshot.engine.evaluate import ci95, evaluate
-from fewshot.experiment.build import Experiment, training_shots
-from fewshot.experiment.config import trained_with
+from fewshot.experiment.build import Experiment, PlannedTest, training_shape
+from fewshot.experiment.config import UNTRAINED_KEYS, config_hash, resolved, training_settings
+from fewshot.experiment.protocol import TRANSDUCTIVE
+from fewshot.experiment.recipes import paper_steps
 from fewshot.report import records
+from fewshot.report.records import write_record
 from fewshot.tasks.functions import Functions
 from fewshot.training.loop import Trained
 
 Scores = dict[str, np.ndarray]  # by the heading of a column of episodes.csv: [episodes]
 
 
-def make_record(run: Experiment, trained: Trained) -> tuple[dict[str, Any], Scores]:
-    """Test on the run's fixed test episodes.
+def write_tests(run: Experiment, trained: Trained, folder: Path) -> list[Path]:
+    """Make every planned test of a run that has no record below `folder` yet.
+
+    Returns:
+        The folders of the tests.
+
+    Raises:
+        FewshotError: a score is not finite.
+    """
+    folders = []
+    for test in run.tests(trained):
+        folders.append(folder / test_name(test))
+        if not on_rank_zero((folders[-1] / "record.json").exists)():
+            write_record(folders[-1], *make_record(run, trained, test))
+    return folders
+
+
+def test_name(test: PlannedTest, *parts: str) -> str:
+    """The name of the folder of a test: that of its protocol, what else tells it apart, and the setting."""
+    return "-".join([test.protocol.slug, *parts, test.setting])
+
+
+def make_record(run: Experiment, trained: Trained, test: PlannedTest) -> tuple[dict[str, Any], Scores]:
+    """Test on the fixed episodes of a protocol.
 
     Returns:
         (record, score of each episode by number of steps)
 
     Raises:
-        FewshotError: `test.steps` is wrong, or a score is not finite.
+        FewshotError: a score is not finite.
     """
-    cfg, tasks = run.cfg, run.test
-    scores, adaptation_steps = _scores(run, trained)
+    cfg, protocol, tasks = run.cfg, test.protocol, test.tasks
+    scores, adaptation_steps = _scores(run, trained, test)
     source, functions = tasks.source, isinstance(tasks.source, Functions)
     train_tasks = trained.steps * cfg.train.meta_batch
     splits = ("train", "val") if cfg.train.train_on_val else ("train",)
@@ -45,28 +71,29 @@ def make_record(run: Experiment, trained: Trained) -> tuple[dict[str, Any], Scor
         "format": records.FORMAT,
         "algorithm": cfg.algorithm.name,
         "backbone": network_name(cfg),
-        **task_fields(cfg),
+        **task_fields(cfg, trained.steps),
         "seed": cfg.seed,
         "recipe": cfg.recipe,
         "protocol": {
+            "name": protocol.name,
             "dataset": dataset_name(cfg),
-            "split": cfg.test.split,
+            "split": protocol.split,
             "way": cfg.way,
             "shot": cfg.shot,
-            "query": cfg.query,
-            "episodes": cfg.test.episodes,
-            "episode_seed": cfg.test.seed,
-            "rotations": "none" if functions else cfg.dataset.rotations.test,
+            "query": protocol.query,
+            "episodes": protocol.episodes,
+            "episode_seed": protocol.episode_seed,
+            "rotations": protocol.rotations,
             "view": source.description if isinstance(source, Functions) else view_words(cfg),
-            "setting": run.setting,
+            "setting": test.setting,
             "adaptation_steps": adaptation_steps,
             "train_on_val": cfg.train.train_on_val,
             "selection": trained.selection,
-            "manifest": tasks.manifest(0, cfg.test.episodes),
+            "manifest": tasks.manifest(0, protocol.episodes),
         },
         "validation": validation
-        and {**validation, "episodes": cfg.test.validation_episodes, "adaptation_steps": run.learner.test_steps},
-        "test": _summary(tasks.metric, scores, adaptation_steps) | {"episodes": cfg.test.episodes},
+        and {**validation, "episodes": cfg.validation.episodes, "adaptation_steps": run.learner.test_steps},
+        "test": _summary(tasks.metric, scores, adaptation_steps) | {"episodes": protocol.episodes},
         "cost": {
             "train_seconds": round(trained.train_seconds, 2),
             "extractor_seconds": source.metadata.get("extractor", {}).get("train_seconds"),
@@ -85,34 +112,35 @@ def make_record(run: Experiment, trained: Trained) -> tuple[dict[str, Any], Scor
             "features_fingerprint": None if cfg.features.name is None else source.fingerprint,
             "train_fingerprint": "+".join(run.sources[split].fingerprint for split in splits),
             "about": dict(source.metadata),
-            "view": None if functions else _view(run),
+            "view": None if functions else _view(run, test),
         },
-        "config": trained_with(run.config),
         "command": shlex.join(["python", *sys.argv]),
     }, scores
 
 
-def _scores(run: Experiment, trained: Trained) -> tuple[Scores, Any]:
+def _scores(run: Experiment, trained: Trained, test: PlannedTest) -> tuple[Scores, Any]:
     """The scores of each tested number of steps, and what the record calls these: a number, a list, or words."""
-    cfg, tasks, listed = run.cfg, run.test, isinstance(run.cfg.test.steps, ListConfig)
+    tasks, listed, episodes = test.tasks, test.lists_steps, test.protocol.episodes
     scores: Scores = {}
     adaptation_steps: Any = []
-    total = len(rank_slice(cfg.test.episodes)) * len(run.test_steps)
-    with progress_bar(f"{title(cfg)}: test episodes", total) if is_main() else nullcontext() as advance:
-        for count in run.test_steps:
+    total = len(rank_slice(episodes)) * len(test.steps)
+    with (
+        progress_bar(f"{title(run.cfg)}: test ({test.protocol.name}, {test.setting})", total)
+        if is_main()
+        else nullcontext() as advance
+    ):
+        for count in test.steps:
             name = f"{tasks.metric}_{count}" if listed else tasks.metric
             with override_test_steps(run.learner, count):
                 if not listed:
                     adaptation_steps = getattr(run.learner, "adaptation_steps", count)
                 each = evaluate(
-                    run.learner, trained.params, trained.state, tasks, cfg.test.episodes,
-                    transductive=cfg.test.transductive, engine=run.engine, advance=advance,
+                    run.learner, trained.params, trained.state, tasks, episodes,
+                    transductive=test.setting == TRANSDUCTIVE, engine=run.engine, advance=advance,
                 )  # fmt: skip
             if diverged := int((~np.isfinite(each)).sum()):
-                problem = (
-                    f"{name} is not finite in {diverged} of {cfg.test.episodes} test episodes: adaptation diverges"
-                )
-                if len(run.test_steps) == 1:
+                problem = f"{name} is not finite in {diverged} of {episodes} test episodes: adaptation diverges"
+                if len(test.steps) == 1:
                     raise FewshotError(f"{problem}; lower algorithm.learner.inner_lr, or test fewer steps")
                 if is_main():
                     print(f"warning: {problem}; left out of the record", file=sys.stderr)
@@ -129,25 +157,18 @@ def title(cfg: DictConfig) -> str:
     return f"{cfg.algorithm.name} {records.task_name(task)}"
 
 
-def protocol_slug(run: Experiment) -> str:
-    """The protocol of a test, as the name of its folder."""
-    cfg, rotations = run.cfg, run.cfg.dataset.get("rotations")
-    words = [
-        cfg.test.split,
-        f"{cfg.way}w{cfg.shot}s{cfg.query}q",
-        *([] if rotations is None else [rotations.test]),
-        run.setting,
-        f"{'-'.join(map(str, run.test_steps))}steps",
-        f"{cfg.test.episodes}e{cfg.test.seed}",
-    ]
-    return "-".join(words)
-
-
-def task_fields(cfg: DictConfig) -> dict[str, Any]:
-    """Record fields of the task that a run was trained for, and the shots and queries of its training tasks."""
-    shot, query = training_shots(cfg)
-    test = {"dataset": dataset_name(cfg), "way": cfg.way, "shot": cfg.shot, "query": cfg.query}
-    return test | {"train": {"shot": shot, "query": query}}
+def task_fields(cfg: DictConfig, steps: int) -> dict[str, Any]:
+    """Record fields of the task that a run was trained for, and of its training: `steps` outer steps so far."""
+    way, shot, query = training_shape(cfg)
+    config = resolved(cfg)
+    return {
+        "dataset": dataset_name(cfg),
+        "way": cfg.way,
+        "shot": cfg.shot,
+        "train": {"way": way, "shot": shot, "query": query, "steps": steps, "paper_steps": paper_steps(cfg)},
+        "config": config_hash({key: value for key, value in config.items() if key not in UNTRAINED_KEYS}),
+        "settings": training_settings(config),
+    }
 
 
 def _summary(metric: str, scores: Scores, adaptation_steps: Any) -> dict[str, Any]:
@@ -160,9 +181,9 @@ def _summary(metric: str, scores: Scores, adaptation_steps: Any) -> dict[str, An
     return {metric: dict(zip(counts, means, strict=True)), "ci95": dict(zip(counts, intervals, strict=True))}
 
 
-def _view(run: Experiment) -> dict[str, Any]:
+def _view(run: Experiment, test: PlannedTest) -> dict[str, Any]:
     """How the learner sees the images: the transform, `augment` in training, and the shapes before and after."""
-    shape = run.test.source.shape
+    shape = test.tasks.source.shape
     shapes = {"from": shape, "to": run.view.output_shape(shape)}
     return asdict(run.view) | {"augment": run.cfg.dataset.augment.episodes} | shapes
 

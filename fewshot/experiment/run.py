@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from fewshot.algorithms.learner import Tensors
 from fewshot.core.device import reset_peak_memory
 from fewshot.core.distributed import is_main, main_first, on_rank_zero, world
+from fewshot.core.errors import FewshotError
 from fewshot.core.files import lock_dir, write_atomically
 from fewshot.core.paths import absolute_paths
 from fewshot.core.progress import show_training
@@ -22,19 +23,18 @@ from fewshot.engine.evaluate import evaluate
 from fewshot.engine.probe import check_training
 from fewshot.experiment.build import Experiment, build, check_config, print_note, read_sources
 from fewshot.experiment.config import resolved
-from fewshot.experiment.make_record import make_record, protocol_slug, title
+from fewshot.experiment.make_record import title, write_tests
 from fewshot.experiment.overrides import typed
-from fewshot.experiment.run_dir import DATA, is_finished, run_folder
-from fewshot.report.records import read_record, write_record
+from fewshot.experiment.run_dir import DATA, TESTS, finished_tests, run_folder
 from fewshot.training.checkpoint import load_checkpoint
 from fewshot.training.loop import Trained, check_shareable, checkpoints, is_trained, load_selected, train
 
 
-def training_run(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
+def training_run(cfg: DictConfig) -> tuple[Path, list[Path]]:
     """Train and test what the configuration says, or continue where the run stopped.
 
     Returns:
-        (run folder, record)
+        (run folder, folders of its tests, each with a record)
 
     Raises:
         FewshotError: a mistake in the configuration, the data or the folder, or a loss that is not finite.
@@ -42,38 +42,17 @@ def training_run(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
     """
     check_config(cfg)
     folder = run_folder(resolved(cfg))
-    if _is_finished(folder, cfg) and not cfg.force:
+    if (tests := _finished_tests(folder, cfg)) and not cfg.force:
         _check_sources(cfg, folder)
         if is_main():
             print(f"{folder}: finished before; force=true runs it again")
-        return folder, read_record(folder / "record.json")
+        return folder, tests
     with hold(folder), _interruptible(folder, cfg.force):
         run = _prepare(cfg, folder)
         _begin(run, folder)
         _train(run, folder)
-        trained = load_trained(run, folder)
-        record, scores = make_record(run, trained)
-        write_record(folder, record, scores)
-    return folder, record
-
-
-def test_inductive(cfg: DictConfig, folder: Path) -> Path | None:
-    """Test a finished run once more, with each query predicted alone.
-
-    Returns:
-        The folder of that test, or None if the run's own test was inductive already.
-    """
-    inductive = cfg.copy()
-    inductive.test.transductive = False
-    run = _build(inductive, folder)
-    reset_peak_memory(run.device)
-    if run.behaviour.queries_independent or not cfg.test.transductive:
-        return None
-    test = folder / "tests" / protocol_slug(run)
-    with hold(folder):
-        if not _tests_same_weights(test, folder):
-            write_record(test, *make_record(run, load_trained(run, folder)))
-    return test
+        tests = write_tests(run, load_trained(run, folder), folder / TESTS)
+    return folder, tests
 
 
 @contextmanager
@@ -103,7 +82,7 @@ def _interruptible(folder: Path, force: bool) -> Iterator[None]:
         raise KeyboardInterrupt(f"the same command, or {resume}, continues from the last checkpoint") from None
 
 
-_is_finished = on_rank_zero(is_finished)
+_finished_tests = on_rank_zero(finished_tests)
 _check_sources = main_first(read_sources)
 _build = main_first(build)  # rank 0 prepares the data that the others then find
 
@@ -126,9 +105,15 @@ def _prepare(cfg: DictConfig, folder: Path) -> Experiment:
 def _check_tasks(run: Experiment, processes: int) -> None:
     if is_trained(run.learner, run.training):
         check_shareable(run.learner, run.cfg.train.meta_batch, processes)
-        if note := check_training(run.learner, run.training.episodes(0, 1)):
+        try:
+            note = check_training(run.learner, run.training.episodes(0, 1))
+        except FewshotError as error:
+            if run.cfg.train.way in (None, run.cfg.way):
+                raise
+            raise FewshotError(f"train.way={run.cfg.train.way}: {error}; learners without a head take any") from error
+        if note:
             print_note(note)
-    _ = run.validation, run.test, run.test_steps  # each is checked when it is made
+    _ = run.validation, run.tests()  # each is checked when it is made
 
 
 @on_rank_zero
@@ -136,9 +121,9 @@ def _begin(run: Experiment, folder: Path) -> None:
     """Clear the folder of what `force` replaces, and write what the run begins with."""
     cfg = run.cfg
     if cfg.force:
-        for path in (folder / "record.json", *checkpoints(folder)):
+        for path in checkpoints(folder):
             path.unlink(missing_ok=True)
-        shutil.rmtree(folder / "tests", ignore_errors=True)  # tests of weights that go
+        shutil.rmtree(folder / TESTS, ignore_errors=True)  # of weights that go
     # The number of a GPU is kept only if a person named it: resumed by several processes, each takes its own.
     saved = absolute_paths(run.config) | {"device": cfg.device if ":" in cfg.device else run.device.type}
     data: dict[str, Any] = {split: source.fingerprint for split, source in run.sources.items()}
@@ -152,8 +137,8 @@ def _train(run: Experiment, folder: Path) -> None:
 
     def validate(params: Tensors, state: Tensors) -> float:
         scores = evaluate(
-            run.learner, params, state, run.validation, run.cfg.test.validation_episodes,
-            transductive=run.cfg.test.transductive, engine=run.engine,
+            run.learner, params, state, run.validation, run.cfg.validation.episodes,
+            transductive=run.cfg.validation.transductive, engine=run.engine,
         )  # fmt: skip
         return float(scores.mean())
 
@@ -175,14 +160,3 @@ def _display(run: Experiment, folder: Path) -> Iterator[Any]:
         folder, title(run.cfg), settings.steps, done, settings.meta_batch, settings.log_every
     ) as callback:
         yield callback
-
-
-@on_rank_zero
-def _tests_same_weights(test: Path, run: Path) -> bool:
-    """Whether a test is there, and not one of weights from the middle of the training."""
-
-    def weights(folder: Path) -> tuple[Any, ...]:
-        record = read_record(folder / "record.json")
-        return record["cost"]["train_tasks"], record["validation"], record["protocol"]["selection"]
-
-    return (test / "record.json").exists() and weights(test) == weights(run)

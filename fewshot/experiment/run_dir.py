@@ -15,7 +15,9 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.files import LOCK
 from fewshot.core.paths import SAVED_PATH_KEYS, UNHASHED_KEYS, literal
 from fewshot.experiment.config import GROUP_PARTS, config_hash, is_regression, key_names, resolved, typed_settings
+from fewshot.experiment.protocol import INDUCTIVE, TRANSDUCTIVE, read_protocols
 
+TESTS = "tests"  # the folder of a run's records, one below it for each test
 DATA = "data.json"  # the data that a run began with
 STARTUP_FILES = (LOCK, "config.yaml.part", DATA, f"{DATA}.part")  # left by a run that died in its first moments
 
@@ -30,8 +32,10 @@ def run_folder(config: dict[str, Any]) -> Path:
     return Path(config["runs"]) / task / name
 
 
-def is_finished(folder: Path, cfg: DictConfig) -> bool:
-    """Whether the folder holds this very run, and its record; False if it is new or unfinished.
+def finished_tests(folder: Path, cfg: DictConfig) -> list[Path]:
+    """The folders of all tests that a configuration asks for, if the folder holds this very run and their records.
+
+    Empty if the run is new, or one of the tests is not there yet.
 
     Raises:
         FewshotError: the folder holds something else.
@@ -46,7 +50,15 @@ def is_finished(folder: Path, cfg: DictConfig) -> bool:
             raise FewshotError(f"{folder}: holds another run (other {', '.join(keys)}); choose another run_dir")
     elif folder.exists() and (not folder.is_dir() or any(p.name not in STARTUP_FILES for p in folder.iterdir())):
         raise FewshotError(f"{folder}: not empty and not a run; choose another run_dir")
-    return (folder / "record.json").exists()
+    tests: list[Path] = []
+    for protocol in read_protocols(cfg):
+        names = [f"{protocol.slug}-{setting}" for setting in (TRANSDUCTIVE, INDUCTIVE)]
+        found = [folder / TESTS / name for name in names if (folder / TESTS / name / "record.json").exists()]
+        # A learner without transduction has the inductive test alone, and that is the last one to be made.
+        if not found or (protocol.setting != TRANSDUCTIVE and not found[-1].name.endswith(INDUCTIVE)):
+            return []
+        tests += found
+    return tests
 
 
 def saved_config(
@@ -69,7 +81,7 @@ def saved_config(
         schema, saved = typed_settings("train"), OmegaConf.load(listed)
         assert isinstance(saved, DictConfig)
         keys, saved_keys = set(key_names(schema)), set(key_names(saved))
-        if different := {key for key in keys ^ saved_keys if key.split(".")[0] not in GROUP_PARTS}:
+        if different := {key for key in keys ^ saved_keys if key.split(".")[0] not in (*GROUP_PARTS, "protocol")}:
             raise ValueError(f"{min(different)} is {'missing' if min(different) in keys else 'no key'}")
         cfg = OmegaConf.merge(schema, saved, {"run_dir": literal(str(folder)), "force": False})
         if device is not None:

@@ -11,13 +11,13 @@ from fewshot.core.errors import FewshotError
 from fewshot.experiment.build import build
 from fewshot.experiment.config import given_overrides
 from fewshot.experiment.figures import check_plot, draw_test
-from fewshot.experiment.run import test_inductive, training_run
+from fewshot.experiment.run import training_run
 from fewshot.experiment.run_dir import saved_config
 from fewshot.report.records import copy_record, read_record, summary
 from fewshot.training.loop import load_selected
 
 FILES_MOVED = ("root", "data_dir")  # may be given with resume=, of a run whose files moved
-AFTER_TRAINING = ("plot", "inductive_too", "copy_records_to")  # may be given with resume=, in place of the run's own
+AFTER_TRAINING = ("plot", "copy_records_to")  # may be given with resume=, in place of the run's own
 
 
 @process_group()
@@ -25,7 +25,7 @@ def train(cfg: DictConfig) -> list[Path]:
     """Train and test, or resume a run.
 
     Returns:
-        The records, that of the run first.
+        The records of its tests.
 
     Raises:
         FewshotError: as `training_run`; or a setting is given that a resumed run has already.
@@ -36,10 +36,7 @@ def train(cfg: DictConfig) -> list[Path]:
         raise FewshotError(f"root={cfg.root}: is for resume=<run folder>; of a new run set dataset.reader.root")
     if cfg.plot:
         check_plot(cfg)
-    folder, _ = training_run(cfg)
-    tests = [folder]
-    if cfg.inductive_too and (inductive := test_inductive(cfg, folder)) is not None:
-        tests.append(inductive)
+    folder, tests = training_run(cfg)
     if not is_main():
         return []
     for test in tests:

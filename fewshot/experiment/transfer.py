@@ -17,7 +17,7 @@ from fewshot.experiment.run_dir import load_data_info
 def with_dataset(cfg: DictConfig, run: Path, dataset: DictConfig) -> DictConfig:
     """The configuration of a run, to test it on another dataset, whose images are resized to what the learner knows.
 
-    The images are normalised as in the run's training. Crop and rotations are those of the other dataset.
+    The images are normalised as in the run's training. The crop is that of the other dataset.
 
     Args:
         cfg: the configuration of the run in the folder `run`.

@@ -82,8 +82,10 @@ def test_labels(record: Record) -> tuple[str, ...]:
     about = about_images(record)
     parts += [form.format(about[key]) if key in about else "" for key, form in DATA.items()]
     words = {"rotations none": "unrotated", "rotations per_class": "rotated"}
-    if metric_of(record) == "mse" and record["protocol"]["query"] == record["protocol"]["shot"]:
-        words[parts[1]] = AS_SHOTS
+    if metric_of(record) == "mse":  # functions are not rotated
+        words["rotations none"] = ""
+        if record["protocol"]["query"] == record["protocol"]["shot"]:
+            words[parts[1]] = AS_SHOTS
     return tuple(words.get(part, part) for part in parts)
 
 

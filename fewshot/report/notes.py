@@ -117,7 +117,7 @@ def footer(cells: Sequence[Cell], reference: Test | None, shown: Sequence[str]) 
     measured = [cell for cell in cells if cell.figure is None]
     lines = []
     if measured:
-        lines = [("test", _test_line(measured, reference)), ("reading", _reading_line(measured, reference, shown))]
+        lines = [("test", _test_line(measured, reference)), ("reading", _reading_line(measured, shown))]
         compared = {cell.column for cell in measured if cell.p is not None}
         alone = [cell for cell in measured if cell.p is None and cell.column in compared and reference is None]
         if alone:
@@ -136,7 +136,9 @@ def _test_line(cells: Sequence[Cell], reference: Test | None) -> str:
     tests = [(run["task"], test_labels(run), run) for run in firsts.values()]
     tests.sort(key=lambda test: test[2]["order"])
     names = list(dict.fromkeys(protocol_name(run) for run in runs))
-    parts = [f"protocol {' and '.join(names)}{' unless a footnote says otherwise' if reference is not None else ''}"]
+    parts = [f"protocol {' and '.join(names)}"]
+    if len(runs) < len(cells):
+        parts[0] += " unless a footnote says otherwise"
     for i in (2, 0, 3, 1, 4, *range(5, len(tests[0][1]))):
         tasks: dict[str, list[str]] = defaultdict(list)
         for task, labels, run in tests:
@@ -144,23 +146,23 @@ def _test_line(cells: Sequence[Cell], reference: Test | None) -> str:
             tasks[WORDS.get(label, label) if i > 4 else label].append(task)
         if len(tasks) == 1:
             parts += tasks
-        else:
+        elif not all(labels[i] in task for task, labels, _ in tests):  # else the columns' names say it
             parts.append(" and ".join(f"{label} ({'; '.join(held)})" for label, held in tasks.items() if label))
-    if names == [COMMON]:
+    if names == [COMMON] and metric_of(runs[0]) == "accuracy":
         parts.append("the learner's own steps")
     manifests = ", ".join(dict.fromkeys(f"{run['protocol']['manifest']:.8}" for _, _, run in tests))
     data = ", ".join(dict.fromkeys(f"{run['data']['fingerprint']:.8}" for _, _, run in tests))
     return f"{', '.join(filter(None, parts))}; manifests {manifests}; data {data}"
 
 
-def _reading_line(cells: Sequence[Cell], reference: Test | None, shown: Sequence[str]) -> str:
+def _reading_line(cells: Sequence[Cell], shown: Sequence[str]) -> str:
     """What ± and bold mean, and how the runs were trained."""
     runs = [run for cell in cells for run in cell.runs]
     several_seeds = any(len(cell.runs) > 1 for cell in cells)
     seeds_too = ", or over training seeds where a footnote counts them" if several_seeds else ""
     parts = [f"± is the 95 % interval (Student t) over test episodes{seeds_too}"]
     if any(cell.p is not None for cell in cells):
-        same = " of cells with equal test episodes" if reference is not None else ""
+        same = " of cells with equal test episodes" if any(cell.p is None for cell in cells) else ""
         averaged = ", seeds averaged" if several_seeds else ""
         parts.append(
             f"bold: the best{same} in a column and what cannot be told from it at 5 % (paired t test over the "

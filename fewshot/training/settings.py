@@ -11,6 +11,7 @@ class TrainSettings:
 
     steps: int  # outer steps
     meta_batch: int  # tasks per outer step
+    way: int | None  # N of training tasks; None: as in the test
     shot: int | None  # K of training tasks; None: as in the test
     query: int | None  # Q of training tasks; None: K
     outer_optimizer: str  # adam | adam_tf (epsilon beside the uncorrected root, as TensorFlow has it) | sgd

@@ -114,9 +114,9 @@ class Lab:
         """The configuration of tools/table.py with overrides."""
         return copy.deepcopy(composed(words, config))
 
-    def page(self, *words: str) -> Page:
+    def page(self, *words: str, below: str = "") -> Page:
         """The page of the runs below the folder."""
-        runs, complaints = read_runs(self.folder)
+        runs, complaints = read_runs(self.folder / below)
         page = make_table(runs, self.settings(*words))
         page.complaints[:0] = complaints
         return page
@@ -139,10 +139,10 @@ def lab(tmp_path: Path) -> Lab:
 
 @pytest.fixture(scope="session")
 def results() -> Callable[..., Page]:
-    """The page of a folder of the committed results, made once: results("layout=leo", below="omniglot_leo")."""
+    """The page of a folder of the committed results, made once: results("layout=leo", below="omniglot/leo")."""
 
     @functools.cache
     def page(*words: str, below: str = "") -> Page:
-        return Lab(CONF.parent / "results" / below).page(*words)
+        return Lab(CONF.parent / "results").page(*words, below=below)
 
     return page

@@ -1,0 +1,77 @@
+"""Protocols, `protocol` of a configuration: everything about a test that makes two scores comparable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fewshot.core.checks import check_choice, check_number
+from fewshot.core.errors import FewshotError
+from fewshot.core.paths import CONF
+from fewshot.experiment.config import resolved
+from fewshot.experiment.recipes import apply_protocols
+
+TRANSDUCTIVE, INDUCTIVE = "transductive", "inductive"
+SETTINGS = ("both", TRANSDUCTIVE, INDUCTIVE)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How to test a trained run, as conf/protocol says it; the values stand there."""
+
+    name: str  # that of its file, and the values that a person changed: `common, query=5`
+    split: str
+    query: int  # Q per class; in regression points
+    episodes: int
+    episode_seed: int
+    rotations: str  # of test classes, see `Sampler`
+    setting: str  # both | transductive | inductive
+    steps: int | list[int] | None  # adaptation steps: one number, several, or None, the learner's own
+
+    @property
+    def key(self) -> str:
+        """Its key in the configuration: `protocol.common`."""
+        return f"protocol.{self.name.split(',')[0]}"
+
+    @property
+    def slug(self) -> str:
+        """The name as a part of the name of a folder: `common-query=5`."""
+        return self.name.translate(str.maketrans({",": "-", "[": None, "]": None, " ": None}))
+
+
+def read_protocols(cfg: DictConfig) -> list[Protocol]:
+    """The protocols of a configuration.
+
+    Raises:
+        FewshotError: a value is of the wrong kind, or a key is missing or unknown.
+    """
+    return [_read(name, node, cfg) for name, node in resolved(cfg)["protocol"].items()]
+
+
+def _read(name: str, node: Any, cfg: DictConfig) -> Protocol:
+    keys = [field.name for field in fields(Protocol) if field.name != "name"]
+    if not isinstance(node, dict) or set(node) != set(keys):
+        raise FewshotError(f"protocol.{name}: needs the keys {', '.join(keys)} and no others; see conf/protocol")
+    for key, least in (("query", 1), ("episodes", 1), ("episode_seed", 0)):
+        check_number(f"protocol.{name}.{key}", node[key], int, least)
+    check_choice(f"protocol.{name}.setting", node["setting"], SETTINGS)
+    standard = _standard(name, cfg) or node
+    changed = [key for key in keys if key != "setting" and node[key] != standard[key]]
+    words = [f"{key}={str(node[key]).replace(' ', '')}" for key in changed]
+    return Protocol(name=", ".join([name, *words]), **node)
+
+
+def _standard(name: str, cfg: DictConfig) -> dict[str, Any] | None:
+    """The values of a protocol in conf/protocol for this task; None if it is a person's own, or has no such test."""
+    path = CONF / "protocol" / f"{name}.yaml"
+    if not path.is_file():
+        return None
+    plain = cfg.copy()
+    OmegaConf.update(plain, "protocol", {name: OmegaConf.load(path)}, merge=False)
+    try:
+        apply_protocols(plain, [])
+    except FewshotError:
+        return None
+    return resolved(plain)["protocol"][name]

@@ -1,0 +1,190 @@
+"""Settings that hold for some tasks: the rows of recipes, which say how to train, and of protocols, how to test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fewshot.core.checks import did_you_mean
+from fewshot.core.errors import FewshotError
+from fewshot.core.paths import CONF
+from fewshot.experiment.config import GROUP_PARTS, is_regression
+
+DEFAULT_RECIPE = "ours"  # for combinations that are in no paper
+TRAINING_KEYS = ("algorithm.learner.", "train.", "validation.", "dataset.", "backbone.network.")
+TEST_KEYS = ("dataset.reader.split",)  # decides which classes are tested
+
+
+def complete(cfg: DictConfig, overrides: Iterable[str]) -> str:
+    """Fill in the values that Hydra does not compose: the images' view, and the rows of the recipe and the protocols.
+
+    Returns:
+        A line that names the recipe and says how many settings it made; empty if there is no recipe.
+
+    Raises:
+        FewshotError: as `apply_recipe` and `apply_protocols`.
+    """
+    dataset, overrides = cfg.get("dataset"), list(overrides)
+    if dataset is not None and "reader" in dataset and not is_regression(dataset):
+        cfg.dataset = OmegaConf.merge(OmegaConf.load(CONF / "dataset/base/view.yaml"), dataset)
+    if "recipe" not in cfg or cfg.resume:  # a resumed run has all in its own configuration
+        return ""
+    count = apply_recipe(cfg, overrides)
+    apply_protocols(cfg, overrides)
+    return f"recipe {cfg.recipe}: {count} settings; see --cfg job" if count else ""
+
+
+def apply_protocols(cfg: DictConfig, overrides: Iterable[str]) -> None:
+    """Fill in the `rows` of each protocol that hold for this task; what `overrides` sets stays.
+
+    A protocol without a number of queries has no test for this task, and is left out.
+
+    Raises:
+        FewshotError: none is left.
+    """
+    if not isinstance(cfg.get("protocol"), DictConfig) or not cfg.protocol:
+        raise FewshotError("protocol: names no test; choose some, such as protocol=common or protocol=[common,paper]")
+    overrides, chosen = list(overrides), list(cfg.protocol)
+    for name in chosen:
+        rows = OmegaConf.to_container(cfg.protocol[name], resolve=False).pop("rows", [])  # type: ignore[union-attr]
+        set_values(
+            cfg,
+            {f"protocol.{name}.{key}": value for key, value in settings_of(rows, task_facts(cfg)).items()},
+            overrides,
+        )
+    nodes: Any = OmegaConf.to_container(cfg.protocol, resolve=False)
+    cfg.protocol = {
+        name: {key: value for key, value in node.items() if key != "rows"}
+        for name, node in nodes.items()
+        if node["query"] is not None
+    }
+    if not cfg.protocol:
+        facts = task_facts(cfg)
+        task = ", ".join(f"{key}={facts[key]}" for key in ("recipe", "dataset", "way", "shot"))
+        raise FewshotError(f"protocol={','.join(chosen)}: has no test for {task}; choose protocol=common")
+
+
+def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> int:
+    """Fill in the published settings for this algorithm, dataset, way and shot; what `overrides` sets stays.
+
+    Recipes are files in conf/recipes: `rows` of conditions (`when`) and values (`set`), each row over the ones before
+    it, and `inputs` (images, features or functions), a condition of all rows. `auto` takes the recipe of the
+    algorithm's paper or, if that has none for this combination, `ours`. `cfg.recipe` becomes the name of the recipe,
+    or None.
+
+    Returns:
+        How many settings it made.
+
+    Raises:
+        FewshotError: the recipe that is named does not exist, has nothing for this combination, or says how to test.
+    """
+    if cfg.recipe in (None, "none"):
+        cfg.recipe = None
+        return 0
+    auto, files = cfg.recipe == "auto", recipe_names()
+    if not auto and cfg.recipe not in files:
+        raise FewshotError(
+            f"recipe={cfg.recipe}: no such recipe{did_you_mean(cfg.recipe, files)}; there are {', '.join(files)}"
+        )
+    names = [name for name in (cfg.algorithm.get("recipe"), DEFAULT_RECIPE) if name in files] if auto else [cfg.recipe]
+    by_name = {name: recipe_settings(name, cfg) for name in names}
+    name = next((name for name, settings in by_name.items() if settings), None)
+    if name is None:
+        if auto:
+            cfg.recipe = None
+            return 0
+        facts = task_facts(cfg) | {"features": cfg.features.name}
+        combination = ", ".join(f"{key}={facts[key]}" for key in facts if key not in ("inputs", "recipe"))
+        raise FewshotError(
+            f"recipe={cfg.recipe}: has no settings for {combination}; leave recipe out or set recipe=none"
+        )
+    settings = by_name[name]
+    # A backbone has only some of the settings: an MLP has no filters.
+    settings = {
+        key: value
+        for key, value in settings.items()
+        if not key.startswith("backbone.") or key.rsplit(".", 1)[1] in cfg.backbone.network
+    }
+    cfg.recipe = name
+    return set_values(cfg, settings, overrides)
+
+
+def recipe_names() -> list[str]:
+    """The files of conf/recipes."""
+    return sorted(path.stem for path in (CONF / "recipes").glob("*.yaml"))
+
+
+def recipe_settings(name: str, cfg: DictConfig) -> dict[str, Any]:
+    """What a recipe sets for the task of a configuration; empty if it has nothing for it.
+
+    Raises:
+        FewshotError: it sets a key that says how to test.
+    """
+    recipe = _read_recipe(name)
+    common = {"inputs": recipe["inputs"]} if "inputs" in recipe else {}
+    for row in recipe["rows"]:
+        for key in row["set"]:
+            if not key.startswith(TRAINING_KEYS) or key in TEST_KEYS:
+                raise FewshotError(
+                    f"recipe={name}: sets {key}; a recipe says how to train; move it to a file of conf/protocol"
+                )
+    return settings_of(recipe["rows"], task_facts(cfg) | {"recipe": None}, common)
+
+
+def task_facts(cfg: DictConfig) -> dict[str, Any]:
+    """What the conditions of rows may ask for. `recipe` is the one in use or, without one, that of the algorithm."""
+    inputs = "functions" if is_regression(cfg.dataset) else "images" if cfg.features.name is None else "features"
+    return {
+        "algorithm": cfg.algorithm.name,
+        "dataset": cfg.dataset.name,
+        "way": cfg.way,
+        "shot": cfg.shot,
+        "backbone": cfg.backbone.name,
+        "inputs": inputs,
+        "recipe": cfg.recipe or cfg.algorithm.get("recipe"),
+    }
+
+
+def settings_of(
+    rows: Iterable[Mapping[str, Any]], facts: Mapping[str, Any], conditions: Mapping[str, Any] = {}
+) -> dict[str, Any]:
+    """The values of the rows whose conditions the facts meet, each row over the ones before it.
+
+    Args:
+        conditions: further ones, of every row.
+    """
+
+    def holds(when: Mapping[str, Any]) -> bool:
+        return all(facts[key] in (value if isinstance(value, list) else [value]) for key, value in when.items())
+
+    return {key: value for row in rows if holds({**conditions, **row["when"]}) for key, value in row["set"].items()}
+
+
+def set_values(cfg: DictConfig, values: Mapping[str, Any], overrides: Iterable[str]) -> int:
+    """Set dotted keys, but those that overrides of the command line set; returns how many were set."""
+    # An override such as algorithm=maml chooses a file; it sets no single value.
+    overridden = {override.lstrip("+~").split("=")[0] for override in overrides} - {*GROUP_PARTS, "protocol"}
+    chosen = {
+        key: value
+        for key, value in values.items()
+        if not any(key == each or key.startswith(f"{each}.") for each in overridden)
+    }
+    for key, value in chosen.items():
+        OmegaConf.update(cfg, key, value, merge=True)
+    return len(chosen)
+
+
+def paper_steps(cfg: DictConfig) -> int | None:
+    """The outer steps of the paper: of the recipe in use or, if that is ours, of the algorithm's; None: unknown."""
+    for name in (cfg.recipe, cfg.algorithm.get("recipe")):
+        if name in recipe_names() and not _read_recipe(name).get("ours", False):
+            return recipe_settings(name, cfg).get("train.steps")
+    return None
+
+
+def _read_recipe(name: str) -> dict[str, Any]:
+    # Not resolved: an interpolation such as ${shot} refers to the configuration that takes the value.
+    recipe: Any = OmegaConf.to_container(OmegaConf.load(CONF / "recipes" / f"{name}.yaml"), resolve=False)
+    return recipe
