@@ -36,7 +36,7 @@ from fewshot.report.records import Record, metric_of
 
 OTHERS = (("#117733", "d"), ("#332288", "8"), ("#999933", "H"), ("#44AA99", "o"), ("#661100", "s"), ("#000000", "^"))
 METRIC_LABELS = {"accuracy": "accuracy (%)", "mse": "mean squared error"}
-BARS = 30  # at most in a panel
+BARS, METHODS = 30, 16  # bars of a panel, and methods with lines of a figure, at most
 
 
 class Line(NamedTuple):
@@ -62,7 +62,8 @@ def plot_bars(runs: Sequence[Record]) -> list[Figure]:
     panels: list[tuple[str, list[Cell]]] = []
     for column in columns:
         bars = [cell for cell in cells if cell.column == column]
-        panels += [(f"{dataset} {column[0]}", bars[start : start + BARS]) for start in range(0, len(bars), BARS)]
+        size = math.ceil(len(bars) / math.ceil(len(bars) / BARS))
+        panels += [(f"{dataset} {column[0]}", bars[start : start + size]) for start in range(0, len(bars), size)]
     most = max(len(bars) for _, bars in panels)
     axes, figures = make_panels([title for title, _ in panels], 0.9 + 0.25 * most)
     for panel, (_, bars) in zip(axes, panels, strict=True):
@@ -163,9 +164,12 @@ def _join_cells(cells: Iterable[Cell], x_label: str) -> list[Line]:
 def _draw_lines(lines: Sequence[Line], part: str) -> list[Figure]:
     """A panel for each title and x, and below the panels of a figure one legend of the methods."""
     styles = method_styles([line.name for line in lines], [line.run for line in lines])
+    if len(styles) > METHODS:
+        pages = [list(styles)[start : start + METHODS] for start in range(0, len(styles), METHODS)]
+        return [figure for page in pages for figure in _draw_lines([x for x in lines if x.name in page], part)]
     handles = [Line2D([], [], label=escape_math(name, 60), **style) for name, style in styles.items()]
-    ncols = max(1, 85 // (12 + max(map(len, styles), default=0)))
     panels = list(dict.fromkeys((line.title, line.x_label) for line in lines))
+    ncols = max(1, (85 if len(panels) < 2 else 130) // (12 + max(map(len, styles), default=0)))  # by letters
     titles = [f"{lines[0].run['protocol']['dataset']} {title}" for title, _ in panels]
     axes, figures = make_panels(titles, 3.4, 0.1 + 0.2 * math.ceil(len(styles) / ncols))
     for panel, key in zip(axes, panels, strict=True):

@@ -74,7 +74,7 @@ def test_a_bar_has_the_mean_over_seeds_and_no_unknown_interval(run: Make, runs: 
 
 def test_many_bars_are_several_panels_and_many_panels_several_pages(run: Make) -> None:
     figures = plot_bars([run(f"{i}", algorithm=f"mine{i}") for i in range(61)])
-    assert [[len(panel.get_yticklabels()) for panel in figure.axes] for figure in figures] == [[30, 30], [1]]
+    assert [[len(panel.get_yticklabels()) for panel in figure.axes] for figure in figures] == [[21, 21], [19]]
     for figure in figures:
         width, height = figure.get_size_inches()
         assert width <= 12 and height <= 9
