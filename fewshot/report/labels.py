@@ -196,7 +196,7 @@ def _tell_apart(records: list[Record], shown: Sequence[str]) -> tuple[list[str],
     choices = (recipe, [key for key in words if key != "recipe"], [key for key in words if key in VARIATIONS])
     fitting = (keys for keys in choices if len(keys) <= MOST_KEYS and _separates(traits, contexts, keys, others))
     chosen = next(fitting, None)
-    if chosen and _separates(traits, contexts, chosen, steps):
+    if others and _separates(traits, contexts, others if chosen is None else chosen, steps):
         steps = []
     if chosen is not None:
         return [_suffix("", own, [*chosen, *steps]) for own in traits], [""] * len(traits)
@@ -223,10 +223,8 @@ def _suffix(number: str, traits: dict[str, Any], keys: list[str]) -> str:
 
 def _traits(record: Record, shown: Sequence[str]) -> dict[str, Any]:
     """Everything but the task and the seed that makes two methods of two runs."""
-    traits = {STEPS: field_of(record, STEPS), "recipe": record["recipe"]}
-    if record.get("settings"):
-        traits |= record["settings"]
-    else:  # an older record, with the settings that its command gives
+    traits = {STEPS: field_of(record, STEPS), **(record.get("settings") or {}), "recipe": record["recipe"]}
+    if not record.get("settings"):  # an older record, with the settings that its command gives
         traits |= {field: field_of(record, field) for field in ("protocol.selection", "cost.train_tasks", "config")}
         traits |= {key: value for key, value in GIVEN.findall(record.get("command") or "") if "," not in value}
     return {key: str(value) if isinstance(value, list) else value for key, value in traits.items() if key not in shown}
