@@ -185,7 +185,8 @@ def compare_settings(runs: Sequence[Record]) -> tuple[pd.DataFrame, int]:
     ]
     frame = pd.DataFrame(texts, index=pd.Index(headings)).fillna(NOTHING)
     missing = len(runs) - sum(map(len, groups.values()))
-    return frame.loc[:, frame.nunique() > 1].T.reset_index(names="setting"), missing
+    shown = [key for key in frame if frame[key].nunique() > 1 and not str(key).endswith("_")]  # classes have names
+    return frame[shown].T.reset_index(names="setting"), missing
 
 
 def slug(name: str) -> str:
