@@ -183,10 +183,10 @@ def compare_settings(runs: Sequence[Record]) -> tuple[pd.DataFrame, int]:
         {key: value if isinstance(value, str) else json.dumps(value) for key, value in run["settings"].items()}
         for run in first
     ]
+    texts = [{key: text for key, text in own.items() if not key.endswith("_")} for own in texts]  # classes have names
     frame = pd.DataFrame(texts, index=pd.Index(headings)).fillna(NOTHING)
     missing = len(runs) - sum(map(len, groups.values()))
-    shown = [key for key in frame if frame[key].nunique() > 1 and not str(key).endswith("_")]  # classes have names
-    return frame[shown].T.reset_index(names="setting"), missing
+    return frame.loc[:, frame.nunique() > 1].T.reset_index(names="setting"), missing
 
 
 def slug(name: str) -> str:

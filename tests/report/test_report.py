@@ -50,9 +50,7 @@ def test_the_report_is_one_file_without_scripts_and_references_to_others(lab: An
 
 def test_only_settings_that_differ_are_shown_and_seeds_are_one_column(lab: Any, make_run: Any) -> None:
     for seed in (0, 1):
-        make_run(
-            f"maml{seed}", seed=seed, settings={"train.lr": 0.1, "train.clip": None, "x._target_": "a"}, config="m"
-        )
+        make_run(f"maml{seed}", seed=seed, settings={"train.lr": 0.1, "train.clip": None, "a_": "x"}, config="m")
     make_run("leo", algorithm="leo", settings={"train.lr": 2, "train.clip": None, "train.own": True}, config="l")
     make_run("old", seed=2, settings=None)
     frame, missing = compare_settings(read_runs(lab.folder)[0])
