@@ -12,6 +12,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
 from fewshot.experiment.config import resolved
 from fewshot.experiment.recipes import apply_protocols
+from fewshot.tasks.sampler import ROTATIONS
 
 TRANSDUCTIVE, INDUCTIVE = "transductive", "inductive"
 SETTINGS = ("both", TRANSDUCTIVE, INDUCTIVE)
@@ -57,6 +58,7 @@ def _read(name: str, node: Any, cfg: DictConfig) -> Protocol:
     for key, least in (("query", 1), ("episodes", 1), ("episode_seed", 0)):
         check_number(f"protocol.{name}.{key}", node[key], int, least)
     check_choice(f"protocol.{name}.setting", node["setting"], SETTINGS)
+    check_choice(f"protocol.{name}.rotations", node["rotations"], ROTATIONS)
     standard = _standard(name, cfg) or node
     changed = [key for key in keys if key != "setting" and node[key] != standard[key]]
     words = [f"{key}={str(node[key]).replace(' ', '')}" for key in changed]

@@ -42,28 +42,47 @@ def apply_protocols(cfg: DictConfig, overrides: Iterable[str]) -> None:
     A protocol without a number of queries has no test for this task, and is left out.
 
     Raises:
-        FewshotError: none is left.
+        FewshotError: none is left, or one is no protocol.
     """
     if not isinstance(cfg.get("protocol"), DictConfig) or not cfg.protocol:
         raise FewshotError("protocol: names no test; choose some, such as protocol=common or protocol=[common,paper]")
-    overrides, chosen = list(overrides), list(cfg.protocol)
+    overrides, chosen, facts = list(overrides), list(cfg.protocol), task_facts(cfg)
     for name in chosen:
-        rows = OmegaConf.to_container(cfg.protocol[name], resolve=False).pop("rows", [])  # type: ignore[union-attr]
-        set_values(
-            cfg,
-            {f"protocol.{name}.{key}": value for key, value in settings_of(rows, task_facts(cfg)).items()},
-            overrides,
-        )
-    nodes: Any = OmegaConf.to_container(cfg.protocol, resolve=False)
+        rows = _protocol_node(cfg, name).get("rows") or []
+        _check_rows(name, rows, facts)
+        values = {f"protocol.{name}.{key}": value for key, value in settings_of(rows, facts).items()}
+        set_values(cfg, values, overrides)
+    nodes = {name: _protocol_node(cfg, name) for name in chosen}
     cfg.protocol = {
         name: {key: value for key, value in node.items() if key != "rows"}
         for name, node in nodes.items()
-        if node["query"] is not None
+        if node.get("query", 0) is not None
     }
     if not cfg.protocol:
-        facts = task_facts(cfg)
         task = ", ".join(f"{key}={facts[key]}" for key in ("recipe", "dataset", "way", "shot"))
         raise FewshotError(f"protocol={','.join(chosen)}: has no test for {task}; choose protocol=common")
+
+
+def _protocol_node(cfg: DictConfig, name: str) -> dict[str, Any]:
+    # Not resolved: an interpolation such as ${shot} refers to the configuration that takes the value.
+    if not isinstance(cfg.protocol[name], DictConfig):
+        raise FewshotError(
+            f"protocol.{name}: has parts, such as protocol.common.query; a protocol of your own is a file that begins "
+            "with `# @package protocol.<its name>`"
+        )
+    node: Any = OmegaConf.to_container(cfg.protocol[name], resolve=False)
+    return node
+
+
+def _check_rows(name: str, rows: Any, facts: Mapping[str, Any]) -> None:
+    """Check the rows of a person's own protocol. Raises FewshotError."""
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and row.keys() == {"when", "set"} and all(isinstance(part, dict) for part in row.values())
+        for row in rows
+    ):
+        raise FewshotError(f"protocol.{name}.rows: must be a list of {{when: {{...}}, set: {{...}}}}")
+    for key in (key for row in rows for key in row["when"] if key not in facts):
+        raise FewshotError(f"protocol.{name}.rows: no condition {key}{did_you_mean(key, facts)}; see conf/protocol")
 
 
 def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> int:

@@ -16,9 +16,10 @@ import numpy as np
 
 from fewshot.core.errors import FewshotError
 from fewshot.report.gather import COMMON, label_rows, one_per_seed
-from fewshot.report.labels import COLUMN, VARIATIONS, column_of, method_sort_key, natural_sort_key, test_labels
+from fewshot.report.labels import COLUMN, column_of, label_test, method_sort_key, natural_sort_key
 from fewshot.report.records import Record, field_of, metric_of, protocol_name
 from fewshot.report.statistics import compare_with_best, read_scores
+from fewshot.report.traits import VARIATIONS
 
 # The fields in which runs of one cell must agree; the ones that a person would look at first come first.
 ONE_METHOD = (
@@ -53,6 +54,10 @@ class Layout:
     def keys(self) -> list[str]:
         """The fields that make rows, in the order of the values of a cell's row."""
         return [name for name in self.rows.values() if name != "budget"]
+
+    def values_of(self, row: Key) -> dict[str, Hashable]:
+        """The values of a cell's row by their fields."""
+        return dict(zip(self.keys, row, strict=False))  # hidden values follow
 
 
 @dataclass
@@ -113,13 +118,20 @@ def build_cells(runs: list[Record], published: list[Record], layout: Layout) -> 
         cells.append(Cell(row, column, one_per_seed(group, "{method} on {task}".format(**group[0]))))
     _check_columns(cells, layout)
     rows, columns = {}, {}
+    reference = find_reference(cells)
     for cell in cells:
         for sort_keys, key, names in ((rows, cell.row, layout.keys), (columns, cell.column, layout.cols)):
             sort_key = [_sort_key(name, cell.runs[0]) for name in names]
-            sort_key.append(natural_sort_key([protocol_name(cell.runs[0]) != name for name in (COMMON, "paper")]))
+            sort_key.append(_rank(cell.runs[0], reference) if layout.mixed and cell.figure is None else [])
             sort_keys[key] = min(sort_key, sort_keys.get(key, sort_key))
     cells.sort(key=lambda cell: (cell.figure is not None, rows[cell.row], columns[cell.column]))
     return cells, sorted(columns, key=columns.__getitem__), _compare(cells, layout)
+
+
+def _rank(run: Record, reference: tuple[str, ...]) -> list[tuple[bool, float, str]]:
+    """A sort key of a run's test in a mixed table: the reference, then the common protocol, then the paper's."""
+    protocol = protocol_name(run)
+    return natural_sort_key([label_test(run) != reference, protocol != COMMON, protocol != "paper"])
 
 
 def _row(line: Record, layout: Layout) -> Key:
@@ -185,9 +197,10 @@ def _check_alike(one: Record, other: Record, fields: Iterable[str], problem: str
             )
 
 
-def reference_test(runs: Iterable[Record]) -> tuple[str, ...]:
-    """The test that most runs of a mixed table have, one by the common protocol if there is any, as labels."""
-    counts = Counter((run["protocol"].get("name") == COMMON, *test_labels(run)) for run in runs)
+def find_reference(cells: Iterable[Cell]) -> tuple[str, ...]:
+    """The test that most measured cells have, one by the common protocol if there is any, as labels."""
+    runs = [cell.runs[0] for cell in cells if cell.figure is None]
+    counts = Counter((run["protocol"].get("name") == COMMON, *label_test(run)) for run in runs)
     return max(counts, key=lambda test: (test[0], counts[test]))[1:] if counts else ()
 
 
@@ -199,9 +212,9 @@ def _compare(cells: list[Cell], layout: Layout) -> list[str]:
     complaints: set[str] = set()
     columns: dict[Hashable, list[tuple[Cell, np.ndarray]]] = defaultdict(list)
     measured = [cell for cell in cells if cell.figure is None]
-    reference = reference_test(cell.runs[0] for cell in measured) if layout.mixed else ()
+    reference = find_reference(measured) if layout.mixed else ()
     for cell in measured:
-        if layout.mixed and test_labels(cell.runs[0]) != reference:
+        if layout.mixed and label_test(cell.runs[0]) != reference:
             continue
         scores = []
         for run in cell.runs:

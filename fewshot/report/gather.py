@@ -12,10 +12,10 @@ from fewshot.report.labels import (
     about_images,
     column_names,
     column_of,
+    label_test,
     method_names,
     setting_label,
     short_task,
-    test_labels,
 )
 from fewshot.report.records import Record, find_records, metric_of, protocol_name, read_record, task_name
 from fewshot.report.statistics import ROUNDING
@@ -93,8 +93,8 @@ def select_tests(runs: Sequence[Record]) -> tuple[list[Record], str]:
     chosen: list[Record] = []
     for group in groups.values():
         named = [run for run in group if protocol_name(run) in (COMMON, "paper")]
-        nearest = test_labels(min(group, key=_distance_from_common))
-        chosen += named or [run for run in group if test_labels(run) == nearest]
+        nearest = label_test(min(group, key=_distance_from_common))
+        chosen += named or [run for run in group if label_test(run) == nearest]
     left_out = Counter(protocol_name(run) for run in runs) - Counter(protocol_name(run) for run in chosen)
     return chosen, _ways_to_see(left_out, "layout=comparison ") if left_out else ""
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fewshot.report.gather import COMMON
-from fewshot.report.labels import AS_SHOTS, OLDER, column_of, format_label, test_labels
+from fewshot.report.labels import AS_SHOTS, column_of, label_test
 from fewshot.report.published import CAVEATS, UNKNOWN
 from fewshot.report.records import Record, metric_of, protocol_name
+from fewshot.report.traits import OLDER, format_label
 
 if TYPE_CHECKING:
     from fewshot.report.cells import Cell
@@ -24,6 +25,7 @@ WORDS = {  # for labels of a test
 # Caveats that stand in the words for the test, or once in the line on published figures.
 SAID_ELSEWHERE = ("evaluation_size_unstated", "interval_unexplained", "protocol_from_code", "rotated_tests")
 
+FEW_COLUMNS = 4  # whose tests the line below a table tells apart
 MANY_QUERIES = 100  # more of a class are all that it has
 
 Test = tuple[str, ...]  # the labels of a test
@@ -74,7 +76,7 @@ def _name_note(row: Sequence[Cell]) -> list[str]:
 def _test_difference(run: Record, reference: Test, per_shot: bool) -> str:
     """In what the test of a run differs from the reference: queries, rotations, episodes, seed, images."""
     split, query, episodes, seed, rotations, *images = (
-        own if own != other else "" for own, other in zip(test_labels(run), reference, strict=True)
+        own if own != other else "" for own, other in zip(label_test(run), reference, strict=True)
     )
     if query:
         query = _queries(run, run["protocol"]["query"], per_shot)
@@ -117,7 +119,7 @@ def footer(cells: Sequence[Cell], reference: Test | None, shown: Sequence[str]) 
     measured = [cell for cell in cells if cell.figure is None]
     lines = []
     if measured:
-        lines = [("test", _test_line(measured, reference)), ("reading", _reading_line(measured, shown))]
+        lines = [("test", _test_line(measured, reference)), ("reading", _reading_line(measured, reference, shown))]
         compared = {cell.column for cell in measured if cell.p is not None}
         alone = [cell for cell in measured if cell.p is None and cell.column in compared and reference is None]
         if alone:
@@ -131,9 +133,9 @@ def _test_line(cells: Sequence[Cell], reference: Test | None) -> str:
     """How the scores were measured: what all columns share once, and what they do not with its columns."""
     runs = [cell.runs[0] for cell in cells]
     if reference is not None:
-        runs = [run for run in runs if test_labels(run) == reference]
+        runs = [run for run in runs if label_test(run) == reference]
     firsts = {column_of(run): run for run in reversed(runs)}
-    tests = [(run["task"], test_labels(run), run) for run in firsts.values()]
+    tests = [(run["task"], label_test(run), run) for run in firsts.values()]
     tests.sort(key=lambda test: test[2]["order"])
     names = list(dict.fromkeys(protocol_name(run) for run in runs))
     parts = [f"protocol {' and '.join(names)}"]
@@ -147,7 +149,9 @@ def _test_line(cells: Sequence[Cell], reference: Test | None) -> str:
         if len(tasks) == 1:
             parts += tasks
         elif not all(labels[i] in task for task, labels, _ in tests):  # else the columns' names say it
-            parts.append(" and ".join(f"{label} ({'; '.join(held)})" for label, held in tasks.items() if label))
+            few = len(tests) <= FEW_COLUMNS
+            labels = [f"{label} ({'; '.join(held)})" if few else label for label, held in tasks.items() if label]
+            parts.append((" and " if few else " or ").join(labels))
     if names == [COMMON] and metric_of(runs[0]) == "accuracy":
         parts.append("the learner's own steps")
     manifests = ", ".join(dict.fromkeys(f"{run['protocol']['manifest']:.8}" for _, _, run in tests))
@@ -155,14 +159,15 @@ def _test_line(cells: Sequence[Cell], reference: Test | None) -> str:
     return f"{', '.join(filter(None, parts))}; manifests {manifests}; data {data}"
 
 
-def _reading_line(cells: Sequence[Cell], shown: Sequence[str]) -> str:
+def _reading_line(cells: Sequence[Cell], reference: Test | None, shown: Sequence[str]) -> str:
     """What ± and bold mean, and how the runs were trained."""
     runs = [run for cell in cells for run in cell.runs]
     several_seeds = any(len(cell.runs) > 1 for cell in cells)
     seeds_too = ", or over training seeds where a footnote counts them" if several_seeds else ""
     parts = [f"± is the 95 % interval (Student t) over test episodes{seeds_too}"]
     if any(cell.p is not None for cell in cells):
-        same = " of cells with equal test episodes" if any(cell.p is None for cell in cells) else ""
+        mixed = reference is not None and any(cell.p is None for cell in cells)
+        same = " of cells with equal test episodes" if mixed else ""
         averaged = ", seeds averaged" if several_seeds else ""
         parts.append(
             f"bold: the best{same} in a column and what cannot be told from it at 5 % (paired t test over the "

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fewshot.report.cells import Cell, Key, Layout, build_cells, reference_test
-from fewshot.report.labels import COLUMN, VARIATIONS, format_label
+from fewshot.report.cells import Cell, Key, Layout, build_cells, find_reference
+from fewshot.report.costs import COSTS, NOTHING, is_short, join_budgets, list_costs, mean_cost
+from fewshot.report.labels import COLUMN
 from fewshot.report.notes import Place, footer, footnotes
 from fewshot.report.published import CAVEATS
-from fewshot.report.records import NUMBER, Record
+from fewshot.report.records import Record
 from fewshot.report.statistics import LEVEL
+from fewshot.report.traits import VARIATIONS, format_label
 
 if TYPE_CHECKING:
     import pandas as pd
 
-NOTHING = "–"
 DATASETS = {"mini": "miniImageNet", "tiered": "tieredImageNet", "cub": "CUB"}
 SCORES = {"accuracy": (100, 2), "mse": (1, 4)}  # unit and decimals in tables and pictures
-COSTS = {  # heading: field, unit, decimals
-    "training tasks": ("train_tasks", 1, 0),
-    "minutes": ("train_seconds", 60, 1),
-    "extractor minutes": ("extractor_seconds", 60, 1),
-    "tasks/s": ("tasks_per_second", 1, 0),
-    "peak MiB": ("peak_memory_bytes", 2**20, 0),
-    "gradients": ("gradient_evaluations", 1, 0),
-}
 
 
 @dataclass(frozen=True)
@@ -75,7 +67,7 @@ def make_page(
     rows: dict[Key, list[Cell]] = {}
     for cell in cells:
         rows.setdefault(cell.row, []).append(cell)
-    reference = reference_test(cell.runs[0] for cell in cells if cell.figure is None) if layout.mixed else None
+    reference = find_reference(cells) if layout.mixed else None
     marks, notes = footnotes(list(rows.values()), reference)
     return Page(
         title=layout.title or _title(cells, layout),
@@ -83,7 +75,7 @@ def make_page(
         measured=sum(row[0].figure is None for row in rows.values()),
         notes=notes,
         footer=footer(cells, reference, layout.keys),
-        costs=pd.DataFrame(_costs(cells, layout)) if costs and runs else None,
+        costs=pd.DataFrame(list_costs(cells, layout)) if costs and runs else None,
         raw=pd.DataFrame([_raw(cell, layout) for cell in cells]),
         complaints=complaints,
     )
@@ -107,7 +99,7 @@ def _table(
     source = next((heading for heading, name in layout.rows.items() if name == "source"), None)
     lines = []
     for i, (key, row) in enumerate(rows.items()):
-        values = dict(zip(layout.keys, key, strict=False))
+        values = layout.values_of(key)
         values["budget"] = join_budgets(row)
         texts = {heading: values[name] for heading, name in layout.rows.items()}
         labels = {heading: Entry("" if value is None else str(value)) for heading, value in texts.items()}
@@ -155,70 +147,12 @@ def _entries(cell: Cell, layout: Layout, numbers: tuple[int, ...]) -> list[Entry
     return [Entry(f"{mean} {interval}".strip(), bold, numbers)]
 
 
-def is_short(run: Record) -> bool:
-    """Whether a run was trained for fewer steps than its paper's recipe has, or does not say for how many."""
-    if "published" in run:
-        return False
-    steps, paper = run["train"].get("steps"), run["train"].get("paper_steps")
-    return steps is None or (paper is not None and steps < paper)
-
-
-def join_budgets(row: Sequence[Cell]) -> str:
-    """How long a row's runs were trained: `60k steps`, `11k of 60k steps`, or minutes where a record has no steps."""
-    if row[0].figure is not None:
-        return ""
-    budgets: list[str] = []
-    minutes: list[int] = []
-    for cell in row:
-        train = cell.runs[0]["train"]
-        steps, paper = train.get("steps"), train.get("paper_steps")
-        if steps:
-            of_paper = f" of {_thousands(paper)}" if paper is not None and steps < paper else ""
-            budgets.append(f"{_thousands(steps)}{of_paper} steps")
-        elif steps is None and cell.runs[0]["cost"]["train_tasks"]:
-            minutes.append(max(1, round((_mean_cost(cell, "train_seconds") or 0) / 60)))
-    if minutes:
-        budgets.append(f"{' to '.join(dict.fromkeys(map(str, (min(minutes), max(minutes)))))} min")
-    return ", ".join(dict.fromkeys(budgets)) or NOTHING
-
-
-def _thousands(steps: int) -> str:
-    return f"{steps / 1000:.0f}k" if steps >= 10_000 or steps % 1000 == 0 else f"{steps:,}"
-
-
-def _costs(cells: list[Cell], layout: Layout) -> list[dict[str, str]]:
-    """What the runs took, means over seeds: a line per cell, but one for cells of a row that show the same runs."""
-    groups: dict[tuple[Key, Key], list[Cell]] = defaultdict(list)
-    for cell in cells:
-        if cell.figure is None:
-            groups[cell.row, tuple(run["folder"] for run in cell.runs)].append(cell)
-    lines = []
-    for same_runs in groups.values():
-        cell = same_runs[0]
-        values = dict(zip(layout.keys, cell.row, strict=False))
-        line = {name: _text(values[key]) for name, key in layout.rows.items() if key not in ("source", "budget")}
-        if "task" not in layout.rows.values():
-            line["task"] = cell.runs[0]["task"]
-        line["seeds"] = str(len(cell.runs))
-        for heading, (field, unit, decimals) in COSTS.items():
-            mean = _mean_cost(cell, field)
-            line[heading] = NOTHING if mean is None else f"{mean / unit:,.{decimals}f}"
-        for heading, part in (("device", "cost"), ("adaptation_steps", "protocol"), ("selection", "protocol")):
-            values = (run[part][heading] for each in same_runs for run in each.runs)
-            texts = (f"{value:,.0f}" if isinstance(value, NUMBER) else _text(value) for value in values)
-            line[heading.replace("_", " ")] = ", ".join(dict.fromkeys(texts))
-        lines.append(line)
-    # Images have no extractor, and not every learner counts gradients.
-    empty = [name for name in ("extractor minutes", "gradients") if all(line[name] == NOTHING for line in lines)]
-    return [{name: text for name, text in line.items() if name not in empty} for line in lines]
-
-
 def _raw(cell: Cell, layout: Layout) -> dict[str, Any]:
     run, figure = cell.runs[0], cell.figure
     unit, _ = SCORES[cell.metric]
     fields = ("query", "episodes", "setting", "adaptation_steps", "rotations", "selection", "train_on_val", "manifest")
     costs = [field for field, _, _ in COSTS.values() if field != "extractor_seconds"]
-    values = dict(zip(layout.keys, cell.row, strict=False))
+    values = layout.values_of(cell.row)
     halves = {"ci95_over_episodes": cell.over_episodes(), "ci95_over_seeds": cell.over_seeds()}
     if figure is not None:
         halves = {"interval": halves["ci95_over_episodes"]}
@@ -237,17 +171,7 @@ def _raw(cell: Cell, layout: Layout) -> dict[str, Any]:
         "protocol": None if figure else run["protocol"].get("name", "own"),
         **{name: run["protocol"].get(name) for name in fields},
         "data": None if figure else run["data"]["fingerprint"],
-        **{name: None if figure else _mean_cost(cell, name) for name in costs},
+        **{name: None if figure else mean_cost(cell, name) for name in costs},
         "published_in": f"{figure['source']} ({figure['version']})" if figure else None,
         "caveats": "; ".join(CAVEATS[caveat] for caveat in figure["caveats"]) if figure else None,
     }
-
-
-def _mean_cost(cell: Cell, field: str) -> float | None:
-    """The mean over the runs; None where a run does not know it."""
-    values = [run["cost"].get(field) for run in cell.runs]
-    return sum(values) / len(values) if all(isinstance(value, NUMBER) for value in values) else None
-
-
-def _text(value: Any) -> str:
-    return NOTHING if value is None or value == "" else str(value)
