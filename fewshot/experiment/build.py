@@ -27,7 +27,7 @@ from fewshot.engine.engine import Engine, is_small
 from fewshot.engine.probe import Behaviour, probe
 from fewshot.episodes import Episodes, Tasks
 from fewshot.experiment.config import is_regression, resolved
-from fewshot.experiment.protocol import INDUCTIVE, TRANSDUCTIVE, Protocol, read_protocols
+from fewshot.experiment.protocol import Protocol, read_protocols
 from fewshot.experiment.run_dir import load_data_info
 from fewshot.tasks.functions import Functions
 from fewshot.tasks.regression import Regression
@@ -129,10 +129,7 @@ class Experiment:
         tests = []
         for protocol in read_protocols(self.cfg):
             tasks = self._protocol_tasks(protocol)
-            if self.behaviour.queries_independent or protocol.setting == INDUCTIVE:
-                settings = [INDUCTIVE]
-            else:
-                settings = [TRANSDUCTIVE] if protocol.setting == TRANSDUCTIVE else [TRANSDUCTIVE, INDUCTIVE]
+            settings = protocol.settings(self.behaviour.queries_independent)
             tests += [PlannedTest(protocol, setting, tasks, self._steps(protocol)) for setting in settings]
         return tests
 

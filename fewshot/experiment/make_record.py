@@ -94,6 +94,7 @@ def make_record(run: Experiment, trained: Trained, test: PlannedTest) -> tuple[d
         "validation": validation
         and {**validation, "episodes": cfg.validation.episodes, "adaptation_steps": run.learner.test_steps},
         "test": _summary(tasks.metric, scores, adaptation_steps) | {"episodes": protocol.episodes},
+        "queries_independent": run.behaviour.queries_independent,  # so that the settings do not differ
         "cost": {
             "train_seconds": round(trained.train_seconds, 2),
             "extractor_seconds": source.metadata.get("extractor", {}).get("train_seconds"),
