@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
 import runpy
@@ -72,6 +73,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "reptile-shared": {"adam_state": "shared"},
     "reptile-sgd": {"inner_optimizer": "sgd"},
 }
+
+
+def find_test(folder: str | Path) -> Path:
+    """The folder of the only record below a folder."""
+    (record,) = Path(folder).rglob("record.json")
+    return record.parent
+
+
+def read_test(folder: str | Path) -> dict[str, Any]:
+    """The only record below a folder."""
+    return json.loads((find_test(folder) / "record.json").read_text())
 
 
 def pytest_xdist_setupnodes() -> None:
