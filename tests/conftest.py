@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
 import runpy
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 from torch import nn
 
 from fewshot.algorithms.leo import Leo
@@ -26,9 +29,11 @@ from fewshot.algorithms.reptile import Reptile
 from fewshot.backbones.conv4 import Conv4
 from fewshot.backbones.identity import Identity
 from fewshot.backbones.mlp import MLP
+from fewshot.core.paths import CONF
 from fewshot.data.bank import Bank, Split, fingerprint
 from fewshot.data.datasets import glyphs
 from fewshot.episodes import Episodes
+from fewshot.experiment.recipes import complete
 from fewshot.tasks import functions
 from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
@@ -72,6 +77,26 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "reptile-shared": {"adam_state": "shared"},
     "reptile-sgd": {"inner_optimizer": "sgd"},
 }
+
+
+def composed(*overrides: str, completed: bool = True) -> DictConfig:
+    """The configuration of tools/train.py; without `completed` as Hydra composes it, without recipe and protocols."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", list(overrides))
+    if completed:
+        complete(cfg, overrides)
+    return cfg
+
+
+def find_test(folder: str | Path) -> Path:
+    """The folder of the only record below a folder."""
+    (record,) = Path(folder).rglob("record.json")
+    return record.parent
+
+
+def read_test(folder: str | Path) -> dict[str, Any]:
+    """The only record below a folder."""
+    return json.loads((find_test(folder) / "record.json").read_text())
 
 
 def pytest_xdist_setupnodes() -> None:

@@ -16,12 +16,14 @@ from PIL import Image
 from fewshot.data.bank import SPLITS, open_banks
 from fewshot.data.sources.published import published_split
 
+from .conftest import read_test
 from .data.made_sources import as_archive, as_folder, encoded
 
 SIDE, EACH = 16, 4  # pixels of an image, images of a class
+TEST = ("protocol.common.episodes=3", "protocol.common.query=2", "protocol.common.setting=transductive")
 QUICK = (
-    "backbone.network.filters=4", "train.steps=2", "train.meta_batch=2", "train.validate_every=1", "way=2", "query=2",
-    "test.episodes=3", "test.validation_episodes=2", "recipe=none",
+    "backbone.network.filters=4", "train.steps=2", "train.meta_batch=2", "train.validate_every=1", "way=2",
+    "validation.episodes=2", "validation.query=2", "recipe=none", "protocol=common", *TEST,
 )  # fmt: skip
 Images = dict[str, dict[str, np.ndarray]]  # [EACH, SIDE, SIDE, 3] of each class of each split
 Files = dict[str, bytes]
@@ -166,11 +168,10 @@ def test_every_layout_is_prepared_and_one_is_trained_and_evaluated(
     if build is caches:
         done = call("train", *options(dataset), f"dataset.reader.root={source}", "run_dir=run", *QUICK)
         assert done.code == 0, done.err
-        again = call("evaluate", "run=run", "split=val")
+        again = call("evaluate", "run=run", "protocol.common.split=val", "out=val", *TEST)
         assert again.code == 0, again.err
-        (of_val,) = Path("run/tests").glob("*/record.json")
-        for path, split in ((Path("run/record.json"), "test"), (of_val, "val")):
-            record = json.loads(path.read_text())
+        for place, split in (("run", "test"), ("val", "val")):
+            record = read_test(place)
             assert (record["protocol"]["split"], record["data"]["fingerprint"]) == (split, banks[split].fingerprint)
 
 
@@ -220,15 +221,15 @@ def test_a_run_is_tested_on_the_classes_of_another_dataset(call: Any) -> None:
         done = call("evaluate", "run=run", *options("cub"), "dataset.reader.root=birds", word)
         assert (done.code, len(done.err.splitlines())) == (1, 1)
         assert "is as in the run's training; leave it out" in done.err
-    done = call("evaluate", "run=run", *options("cub"), "dataset.reader.root=birds")
+    done = call("evaluate", "run=run", *options("cub"), "dataset.reader.root=birds", "out=birds_test", *TEST)
     assert done.code == 0, done.err
-    record = json.loads((next(Path("run/tests").iterdir()) / "record.json").read_text())
+    record = read_test("birds_test")
     assert (record["dataset"], record["protocol"]["dataset"]) == ("glyphs", "cub (part)")
     assert record["data"]["view"]["from"] == [3, SIDE, SIDE] and record["data"]["view"]["to"] == [1, 28, 28]
     assert record["protocol"]["view"] == "seen as 1x28x28"
     began = json.loads(Path("run/data.json").read_text())
     assert record["data"]["train_fingerprint"] == began["train"] != record["data"]["fingerprint"]
-    assert "trained on glyphs" in call("table", "runs=run").out
+    assert "trained on glyphs" in call("table", "runs=birds_test").out
 
 
 def test_a_run_is_tested_on_sources_of_other_classes_than_its_own(call: Any) -> None:
@@ -240,14 +241,14 @@ def test_a_run_is_tested_on_sources_of_other_classes_than_its_own(call: Any) -> 
     as_folder(Path("exchanged"), class_folders(exchanged))
     assert call("train", "run_dir=run", *QUICK, *own, "dataset.reader.root=cub").code == 0
     for root in ("mini", "tiered"):  # two tests, though the sources have one name
-        done = call("evaluate", "run=run", *own, f"dataset.reader.root={root}")
+        done = call("evaluate", "run=run", *own, f"dataset.reader.root={root}", *TEST)
         assert done.code == 0, done.err
-    assert len(list(Path("run/tests").iterdir())) == 2
+    assert len(list(Path("run/tests").iterdir())) == 3
     for root, message in (
         ("cub", "the data that the run began with"),
         ("exchanged", "3 of its 3 classes of test are classes that the run was trained on"),
     ):
-        done = call("evaluate", "run=run", *own, f"dataset.reader.root={root}")
+        done = call("evaluate", "run=run", *own, f"dataset.reader.root={root}", *TEST)
         assert done.code == 1 and len([line for line in done.err.splitlines() if "error" in line]) == 1
         assert message in done.err
 
@@ -260,7 +261,7 @@ def test_a_run_on_cropped_normalised_and_changed_images_can_be_told_from_its_rec
         "dataset.mean=[0.5,0.5,0.5]", "dataset.std=[0.2,0.2,0.2]",
     )  # fmt: skip
     assert done.code == 0, done.err
-    view = json.loads(Path("run/record.json").read_text())["data"]["view"]
+    view = read_test("run")["data"]["view"]
     assert (view["crop"], view["mean"], view["to"]) == (16, [0.5] * 3, [3, 16, 16])
     assert view["augment"] == "natural"  # in training
 
@@ -269,7 +270,7 @@ def test_a_run_on_cropped_normalised_and_changed_images_can_be_told_from_its_rec
     ("words", "said"),
     [
         (("dataset.augment=natural",), "dataset.augment=natural: has parts; set dataset.augment.episodes"),
-        (("dataset.rotations=true",), "dataset.rotations=True: has parts"),
+        (("dataset.rotations=true",), "dataset.rotations=True: choose one of none, per_class, as_classes"),
         (("dataset.mean=[120.0]",), "in units of 0..1; divide by 255"),
         (("dataset.mean=0.5",), "must be a list of numbers"),
         (("dataset.crop=40",), "crop=40: the images are 28x28"),

@@ -69,6 +69,7 @@ def make_record(
         "validation": validation
         and {**validation, "episodes": cfg.validation.episodes, "adaptation_steps": run.learner.test_steps},
         "test": _summary(tasks.metric, scores, steps) | {"episodes": protocol.episodes},
+        "queries_independent": run.behaviour.queries_independent,  # so that the settings do not differ
         "cost": {
             "train_seconds": round(trained.train_seconds, 2),
             "extractor_seconds": source.metadata.get("extractor", {}).get("train_seconds"),

@@ -39,6 +39,12 @@ class Protocol:
         """The name as a part of the name of a folder: `common-query=5`."""
         return self.name.translate(str.maketrans({",": "-", "[": None, "]": None, " ": None}))
 
+    def settings(self, queries_independent: bool) -> tuple[str, ...]:
+        """The settings to test in: the inductive one last, and alone where no query changes another's prediction."""
+        if queries_independent:
+            return SETTINGS[-1:]
+        return SETTINGS if self.setting == "both" else (self.setting,)
+
 
 def read_protocols(cfg: DictConfig) -> list[Protocol]:
     """The protocols of a configuration.

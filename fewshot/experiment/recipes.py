@@ -145,7 +145,7 @@ def recipe_settings(name: str, cfg: DictConfig) -> dict[str, Any]:
     common = {"inputs": recipe["inputs"]} if "inputs" in recipe else {}
     for row in recipe["rows"]:
         for key in row["set"]:
-            if not key.startswith(TRAINING_KEYS) or key in TEST_KEYS:
+            if not key.startswith(TRAINING_KEYS) or any(f"{test}.".startswith(f"{key}.") for test in TEST_KEYS):
                 raise FewshotError(
                     f"recipe={name}: sets {key}; a recipe says how to train; move it to a file of conf/protocol"
                 )

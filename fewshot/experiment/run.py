@@ -43,7 +43,7 @@ def training_run(cfg: DictConfig) -> tuple[Path, list[Path]]:
     """
     check_config(cfg)
     folder = run_folder(resolved(cfg))
-    if (tests := _finished_tests(folder, cfg)) and not cfg.force:
+    if tests := _finished_tests(folder, cfg):
         _check_sources(cfg, folder)
         if is_main():
             print(f"{folder}: finished before; force=true runs it again")

@@ -17,6 +17,7 @@ from fewshot.core.paths import SAVED_PATH_KEYS, UNHASHED_KEYS, literal
 from fewshot.engine.evaluate import SETTINGS
 from fewshot.experiment.config import GROUP_PARTS, config_hash, is_regression, key_names, resolved, typed_settings
 from fewshot.experiment.protocol import read_protocols
+from fewshot.report.records import read_record
 
 TESTS = "tests"  # the folder of a run's records, one below it for each test
 DATA = "data.json"  # the data that a run began with
@@ -36,7 +37,7 @@ def run_folder(config: dict[str, Any]) -> Path:
 def finished_tests(folder: Path, cfg: DictConfig) -> list[Path]:
     """The folders of all tests that a configuration asks for, if the folder holds this very run and their records.
 
-    Empty if the run is new, or one of the tests is not there yet.
+    Empty if the run is new, one of the tests is not there yet, or `force` asks for another run.
 
     Raises:
         FewshotError: the folder holds something else.
@@ -51,16 +52,20 @@ def finished_tests(folder: Path, cfg: DictConfig) -> list[Path]:
             raise FewshotError(f"{folder}: holds another run (other {', '.join(keys)}); choose another run_dir")
     elif folder.exists() and (not folder.is_dir() or any(p.name not in STARTUP_FILES for p in folder.iterdir())):
         raise FewshotError(f"{folder}: not empty and not a run; choose another run_dir")
+    if cfg.force:
+        return []
     tests: list[Path] = []
     for protocol in read_protocols(cfg):
-        by_setting = {setting: folder / TESTS / f"{protocol.slug}-{setting}" for setting in SETTINGS}
-        wanted = SETTINGS if protocol.setting == "both" else [protocol.setting]
-        found = [by_setting[each] for each in wanted if (by_setting[each] / "record.json").exists()]
-        # The inductive test is the last to be made, and the only one where the two settings do not differ.
-        if by_setting[wanted[-1]] not in found:
-            return []
-        tests += found
-    return tests
+        inductive = folder / TESTS / f"{protocol.slug}-{SETTINGS[-1]}"
+        for setting in protocol.settings(_queries_independent(inductive)):
+            tests.append(folder / TESTS / f"{protocol.slug}-{setting}")
+    return tests if all((test / "record.json").exists() for test in tests) else []
+
+
+def _queries_independent(inductive: Path) -> bool:
+    """Whether an inductive test is there, of a learner whose transductive test would be the same."""
+    record = inductive / "record.json"
+    return record.exists() and read_record(record).get("queries_independent", False)
 
 
 def saved_config(

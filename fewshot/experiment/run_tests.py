@@ -16,7 +16,7 @@ from fewshot.core.checks import check_number
 from fewshot.core.distributed import is_main, on_rank_zero, rank_slice
 from fewshot.core.errors import FewshotError
 from fewshot.core.progress import progress_bar
-from fewshot.engine.evaluate import SETTINGS, evaluate_settings
+from fewshot.engine.evaluate import evaluate_settings
 from fewshot.engine.probe import probe
 from fewshot.episodes import Tasks
 from fewshot.experiment.build import Experiment
@@ -55,7 +55,7 @@ def plan_tests(run: Experiment, trained: Trained | None = None) -> list[PlannedT
     return [
         PlannedTest(
             protocol,
-            SETTINGS[-1:] if independent else SETTINGS if protocol.setting == "both" else [protocol.setting],
+            protocol.settings(independent),
             run.protocol_tasks(protocol),
             _steps(run, protocol),
         )

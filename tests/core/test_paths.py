@@ -20,7 +20,8 @@ from fewshot.core.paths import absolute_paths, expand_configuration, expand_home
 from fewshot.data.datasets import folder, glyphs
 from fewshot.experiment.config import config_hash
 
-QUICK = ("algorithm=nearest", "test.episodes=2", "way=2", "query=2", "recipe=none")
+TEST = ("protocol.common.episodes=2", "protocol.common.query=2")
+QUICK = ("algorithm=nearest", "way=2", "validation.query=2", "recipe=none", "protocol=common", *TEST)
 OWN = ("dataset=folder", "dataset.reader.size=4", "dataset.reader.fractions=[0.34,0.33,0.33]")
 FORMS = ("~/{}", "$PLACE/{}", "${{PLACE}}/{}")
 
@@ -136,7 +137,7 @@ def test_a_literal_variable_stays_also_where_another_path_refers_to_it(
         ('run_dir="x,~/b"', 'run_dir="x,~/b"'),
         ("runs=~/a,'b,~/c'", "runs={}/a,'b,~/c'"),
         ("layout.title=~", "layout.title=~"),
-        ("~test.steps", "~test.steps"),
+        ("~protocol.common.steps", "~protocol.common.steps"),
         ("x=a~b", "x=a~b"),
     ],
 )
@@ -162,7 +163,7 @@ def test_the_tools_take_such_paths_everywhere(call: Any, home: Path, monkeypatch
          f"run_dir={at('run')}", f"copy_records_to={at('records')}"),
         ("train", "-m", *QUICK, *own, "seed=0", f"dataset.reader.root={at('birds')}", f"runs={at('sweep')}"),
         ("train", f"resume={at('run')}"),
-        ("evaluate", f"run={at('run')}", "query=1", f"out={at('test')}", f"root={at('birds')}"),
+        ("evaluate", f"run={at('run')}", *TEST, f"out={at('test')}", f"root={at('birds')}"),
         ("table", f"runs={at('run')}", f"out={at('table.md')}"),
         ("report", f"runs={at('run')}", f"out={at('report.html')}", f"pictures={at('pictures')}"),
     )  # fmt: skip
@@ -205,8 +206,8 @@ def test_a_run_of_relative_paths_works_from_another_folder(
     assert saved.dataset.reader.root == f"{tmp_path}/birds" and saved.dataset.reader.cache == f"{tmp_path}/data/banks"
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert call("evaluate", "run=../run", "query=1").code == 0
-    Path("../run/record.json").unlink()
+    assert call("evaluate", "run=../run", *TEST, "protocol.common.query=1").code == 0
+    shutil.rmtree("../run/tests")
     done = call("train", "resume=../run")
     assert done.code == 0, done.err
     assert not list(Path.cwd().iterdir())
@@ -246,16 +247,16 @@ def moved(call: Any, tmp_path: Path) -> Path:
 
 
 def test_a_run_whose_images_moved_is_told_where_they_lie(call: Any, moved: Path) -> None:
-    lost = call("evaluate", "run=run", "query=1")
+    lost = call("evaluate", "run=run", *TEST)
     assert lost.code == 1 and "birds: no such file or folder; name another, by dataset.reader.root=" in lost.err
-    for words in (("evaluate", "run=run", "query=1"), ("train", "resume=run")):
+    for words in (("evaluate", "run=run", *TEST), ("train", "resume=run")):
         done = call(*words, f"root={moved.name}")
         assert done.code == 0, done.err
     shutil.move("data", "data2")
-    Path("run/record.json").unlink()
+    shutil.rmtree("run/tests")
     done = call("train", "resume=run", "root=moved", "data_dir=data2")
     assert done.code == 0, done.err
-    assert not Path("data").exists() and call("evaluate", "run=run", "query=2", "episodes=3").code == 0
+    assert not Path("data").exists() and call("evaluate", "run=run", *TEST, "protocol.common.query=1").code == 0
 
 
 def test_what_is_not_where_a_runs_images_lie_is_refused_in_one_line(call: Any, moved: Path, tmp_path: Path) -> None:
@@ -287,5 +288,5 @@ def test_the_images_behind_features_are_found_where_they_moved(call: Any, moved:
     done = call("train", *words, "run_dir=features")
     assert done.code == 0, done.err
     moved.rename("again")
-    done = call("evaluate", "run=features", "query=1", "root=again")
+    done = call("evaluate", "run=features", *TEST, "protocol.common.query=1", "root=again")
     assert done.code == 0, done.err

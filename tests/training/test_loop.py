@@ -29,9 +29,9 @@ from fewshot.training.loop import load_selected, train
 from fewshot.training.settings import TrainSettings
 
 SETTINGS = TrainSettings(
-    steps=6, meta_batch=3, shot=None, query=None, outer_optimizer="adam", outer_lr=0.01, outer_lr_end=None, clip=None,
-    clip_norm=None, nan_guard=False, train_on_val=False,
-    validate_every=2, select="best", checkpoint_every=2, log_every=1,
+    steps=6, meta_batch=3, way=None, shot=None, query=None, outer_optimizer="adam", outer_lr=0.01, outer_lr_end=None,
+    clip=None, clip_norm=None, nan_guard=False, train_on_val=False, validate_every=2, select="best",
+    checkpoint_every=2, log_every=1,
 )  # fmt: skip
 REPTILE = replace(SETTINGS, outer_optimizer="sgd", outer_lr=1.0, outer_lr_end=0.0)
 CPU = torch.device("cpu")

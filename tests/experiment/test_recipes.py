@@ -1,0 +1,272 @@
+"""Recipes: the published settings, and that they say nothing of the test."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from fewshot.core.errors import FewshotError
+from fewshot.core.paths import CONF
+from fewshot.experiment import recipes
+from fewshot.experiment.config import resolved
+from fewshot.experiment.protocol import Protocol, read_protocols
+from fewshot.experiment.recipes import apply_protocols, apply_recipe
+from fewshot.training.settings import TrainSettings
+
+from ..conftest import composed
+
+
+def test_the_original_papers_settings_apply_by_themselves() -> None:
+    cfg = composed("algorithm=maml", "dataset=omniglot", "way=20", "shot=5")
+    assert cfg.recipe == "cbfinn"
+    assert (cfg.algorithm.learner.inner_lr, cfg.algorithm.learner.inner_steps, cfg.train.meta_batch) == (0.1, 5, 16)
+    assert cfg.validation.query == 5  # as many queries as shots
+    assert composed("algorithm=reptile", "dataset=omniglot").recipe == "openai"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "shot", "outer_lr", "kl_weight", "query"),
+    [
+        ("mini", 1, 2.739071e-4, 0.756143, 599),
+        ("mini", 5, 4.102361e-4, 0.466387, 595),
+        ("tiered", 1, 8.659053e-4, 2.034189e-3, 599),
+        ("tiered", 5, 6.110314e-4, 1.622811, 595),
+    ],
+)
+def test_leos_tuned_values_apply_to_their_setting_and_its_ablations(
+    dataset: str, shot: int, outer_lr: float, kl_weight: float, query: int
+) -> None:
+    for algorithm in ("leo", "leo_deterministic"):
+        cfg = composed(f"algorithm={algorithm}", f"dataset={dataset}", f"shot={shot}")
+        assert (cfg.recipe, cfg.features.name) == ("deepmind", "published")
+        learner = cfg.algorithm.learner
+        assert (cfg.train.outer_lr, learner.kl_weight) == (outer_lr, kl_weight)
+        assert cfg.validation.query == cfg.protocol.paper.query == query
+    assert composed("algorithm=leo", f"dataset={dataset}", f"shot={shot + 1}").recipe is None
+
+
+def test_leo_takes_the_features_of_its_dataset_unless_others_are_named() -> None:
+    assert composed("algorithm=leo").features.name == "conv4"
+    assert composed("algorithm=leo", "dataset=mini").features.name == "published"
+    assert composed("algorithm=leo", "dataset=mini", "features=wrn28_10").features.name == "wrn28_10"
+    assert composed("algorithm=maml", "features=conv4").dataset.rotations == "none"
+
+
+def test_the_command_line_wins_over_a_recipe() -> None:
+    cfg = composed("algorithm=maml", "dataset=omniglot", "train.meta_batch=7", "++validation.query=11")
+    assert (cfg.train.meta_batch, cfg.validation.query, cfg.algorithm.learner.inner_lr) == (7, 11, 0.4)
+
+
+def test_without_published_settings_there_is_no_recipe() -> None:
+    cfg = composed("algorithm=maml", "dataset=cub")
+    assert cfg.recipe is None
+    assert resolved(cfg) == resolved(composed("algorithm=maml", "dataset=cub", "recipe=null"))
+
+
+def test_a_row_for_images_does_not_apply_to_features() -> None:
+    assert composed("algorithm=maml", "dataset=glyphs").train.steps == 250
+    on_features = composed("algorithm=maml", "dataset=glyphs", "features=conv4", "backbone=linear")
+    assert (on_features.recipe, on_features.train.steps) == (None, 300)
+
+
+def test_a_recipe_that_was_asked_for_and_has_nothing_is_refused() -> None:
+    with pytest.raises(FewshotError, match="recipe=openai: has no settings for algorithm=maml"):
+        composed("algorithm=maml", "dataset=omniglot", "recipe=openai")
+    with pytest.raises(FewshotError, match="did you mean cbfinn"):
+        composed("recipe=cbfin")
+
+
+OURS = ("ours", "quarter_hour")  # in no paper, so that there is no test of one
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({f"protocol.common.{field.name}": 1} for field in fields(Protocol)),
+        {"protocol.paper": {"query": 1}},
+        {"dataset.reader.split": "lake"},
+        {"dataset.reader": {"split": "lake"}},
+        {"dataset": {"name": "mine"}},
+        {"way": 20},
+        {"seed": 1},
+        {"engine": "loop"},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_a_recipe_that_sets_anything_of_a_protocol_is_refused(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipes").mkdir()
+    rows = [{"when": {"algorithm": "maml"}, "set": {"train.steps": 5, **settings}}]
+    OmegaConf.save({"rows": rows}, tmp_path / "recipes/mine.yaml")
+    cfg = composed("algorithm=maml", "recipe=mine", completed=False)
+    monkeypatch.setattr(recipes, "CONF", tmp_path)
+    with pytest.raises(FewshotError, match=f"recipe=mine: sets {next(iter(settings))}; a recipe says how to train"):
+        apply_recipe(cfg, ())
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_row_of_every_recipe_sets_existing_keys_to_values_of_their_type(path: Path) -> None:
+    rows: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)["rows"]  # type: ignore[index]
+    wanted = [{key: v if isinstance(v, list) else [v] for key, v in row["when"].items()} for row in rows]
+    task = ("algorithm", "dataset", "way", "shot")
+    assert all(set(when) <= {*task, "backbone", "inputs"} for when in wanted)
+    # Rows that leave a condition out change what another row says.
+    settings = {
+        (when.get("backbone", [None])[0], *found)
+        for when in wanted
+        if set(task) <= set(when)
+        for found in product(*(when[key] for key in task))
+    }
+    bases = {
+        key: composed(
+            f"algorithm={key[1]}",
+            f"dataset={key[2]}",
+            f"recipe={path.stem}",
+            *([f"backbone={key[0]}"] if key[0] else []),
+            completed=False,
+        )
+        for key in {setting[:3] for setting in settings}
+    }
+    for *key, way, shot in settings:
+        cfg = bases[tuple(key)].copy()
+        cfg.way, cfg.shot = way, shot
+        apply_recipe(cfg, ())
+        assert cfg.recipe == path.stem
+        TrainSettings(**resolved(cfg)["train"])
+        apply_protocols(cfg, ())
+        assert list(cfg.protocol) == (["common"] if path.stem in OURS else ["common", "paper"])
+    backbones = set().union(*(OmegaConf.load(p).network for p in (CONF / "backbone").glob("*.yaml")))
+    for key in (key for row in rows for key in row["set"] if key.startswith("backbone.")):
+        assert key.removeprefix("backbone.network.") in backbones
+
+
+# What the originals' own files say, row by row: {shot: ...} where the shots differ.
+PUBLISHED: dict[tuple[str, str, str], dict[str, Any]] = {
+    ("cbfinn", "maml", "mini"): {
+        "algorithm.learner.inner_loss": "per_shot", "algorithm.learner.inner_lr": 0.01,
+        "algorithm.learner.inner_steps": 5, "algorithm.learner.test_steps": 10, "train.meta_batch": 4,
+        "train.query": 15, "train.steps": 60_000, "train.clip": 10, "train.select": "last",
+        "validation.query": {1: 1, 5: 5}, "protocol.paper.query": {1: 1, 5: 5}, "protocol.paper.episodes": 600,
+        "protocol.paper.setting": "transductive", "protocol.paper.rotations": "none",
+        "dataset.reader.resample": "lanczos", "dataset.augment.episodes": "none",
+        "backbone.network.filters": 32, "backbone.network.pool": "valid", "backbone.network.norm_scale": False,
+        "backbone.network.head_init": "xavier",
+    },
+    ("openai", "reptile", "mini"): {
+        "algorithm.learner.inner_batch": 10, "algorithm.learner.inner_steps": 8, "algorithm.learner.test_steps": 50,
+        "algorithm.learner.test_batch": {1: 5, 5: 15}, "algorithm.learner.inner_lr": 0.001, "train.shot": 15,
+        "train.steps": 100_000, "protocol.paper.query": 1, "protocol.paper.episodes": 10_000,
+        "protocol.paper.setting": "both",
+        "backbone.network.filters": 32, "backbone.network.pool": "same",
+    },
+    **{
+        ("mmfewshot", "maml", dataset): {
+            "algorithm.learner.inner_steps": 2, "algorithm.learner.test_steps": 5, "train.shot": 5, "train.query": 16,
+            "train.steps": 100_000 / 8, "train.meta_batch": 8, "train.validate_every": 2000 / 8,
+            "train.select": "best", "train.clip": None, "protocol.paper.query": 15, "protocol.paper.episodes": 2000,
+            "validation.episodes": 100, "dataset.reader.size": 96, "dataset.reader.resize": "crop",
+            "dataset.crop": 84, "dataset.augment.episodes": "natural",
+            "dataset.mean": pytest.approx([123.675 / 255, 116.28 / 255, 103.53 / 255]),
+            "dataset.std": pytest.approx([58.395 / 255, 57.12 / 255, 57.375 / 255]),
+            "backbone.network.filters": 64, "backbone.network.head_init": "uniform",
+        }
+        for dataset in ("mini", "tiered", "cub")
+    },
+    ("learn2learn", "maml", "mini"): {
+        "algorithm.learner.inner_lr": 0.5, "algorithm.learner.inner_steps": 1, "algorithm.learner.test_steps": 1,
+        "algorithm.learner.first_order": False, "train.outer_lr": 0.003, "train.meta_batch": 32,
+        "train.steps": 60_000, "train.query": {1: 1, 5: 5}, "protocol.paper.query": {1: 1, 5: 5},
+        "protocol.paper.episodes": 32,
+        "dataset.std": pytest.approx([1 / 255] * 3), "backbone.network.filters": 64,
+    },
+    ("dragen1860", "fomaml", "mini"): {
+        "backbone.name": "conv4_dragen", "algorithm.learner.inner_loss": "mean", "algorithm.learner.inner_steps": 5,
+        "algorithm.learner.test_steps": 10, "train.steps": 15_000, "train.meta_batch": 4, "train.query": 15,
+        "protocol.paper.episodes": 100, "dataset.mean": pytest.approx([0.485, 0.456, 0.406]),
+        "backbone.network.filters": 32,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shot", [1, 5])
+@pytest.mark.parametrize(("recipe", "algorithm", "dataset"), PUBLISHED)
+def test_recipes_for_images_hold_the_published_settings(recipe: str, algorithm: str, dataset: str, shot: int) -> None:
+    backbone = PUBLISHED[recipe, algorithm, dataset].get("backbone.name", "conv4")
+    words = f"algorithm={algorithm}", f"dataset={dataset}", f"shot={shot}", f"recipe={recipe}", f"backbone={backbone}"
+    cfg = composed(*words)
+    plain = OmegaConf.create(resolved(cfg))
+    for key, value in PUBLISHED[recipe, algorithm, dataset].items():
+        assert OmegaConf.select(plain, key) == (value[shot] if isinstance(value, dict) else value), key
+
+
+@pytest.mark.parametrize("recipe", ["cbfinn", "openai", "deepmind"])
+def test_programs_of_tensorflow_are_reproduced_with_tensorflows_adam_or_plain_sgd(recipe: str) -> None:
+    rows: Any = OmegaConf.to_container(OmegaConf.load(CONF / "recipes" / f"{recipe}.yaml"), resolve=False)["rows"]  # type: ignore[index]
+    named = {row["set"]["train.outer_optimizer"] for row in rows if "train.outer_optimizer" in row["set"]}
+    assert named in ({"adam_tf"}, {"sgd"})
+
+
+def test_foml_takes_the_settings_of_the_originals_comparison_of_gradients() -> None:
+    cfg = composed("algorithm=foml", "dataset=omniglot", "shot=5")
+    learner = cfg.algorithm.learner
+    assert (cfg.recipe, learner.foml, learner.tail_shots, learner.inner_optimizer) == ("openai", True, None, "sgd")
+    assert (learner.inner_lr, learner.inner_steps, learner.inner_batch, cfg.train.shot) == (0.003, 4, 25, 20)
+    assert (cfg.train.meta_batch, cfg.train.outer_lr, cfg.train.steps) == (1, 0.25, 40_000)
+    assert cfg.backbone.network.readout == "flatten"
+    assert composed("algorithm=foml", "dataset=omniglot", "shot=1").recipe is None
+
+
+def test_a_recipe_leaves_out_what_a_backbone_does_not_have() -> None:
+    overrides = ("algorithm=maml", "dataset=cub", "recipe=mmfewshot", "backbone=resnet12")
+    network = composed(*overrides).backbone.network
+    assert (network.norm_eps, network.drop_rate, network.head_init) == (1e-5, 0.0, "uniform")
+    assert not {"filters", "downsample", "conv_init"} & set(network)
+
+
+def test_what_is_of_first_order_is_no_recipe_of_maml() -> None:
+    with pytest.raises(FewshotError, match="recipe=dragen1860: has no settings for algorithm=maml, dataset=mini"):
+        composed("algorithm=maml", "dataset=mini", "recipe=dragen1860")
+    with pytest.raises(FewshotError, match="recipe=dragen1860: has no settings for .* backbone=conv4,"):
+        composed("algorithm=fomaml", "dataset=mini", "recipe=dragen1860")
+    with pytest.raises(FewshotError, match="recipe=learn2learn: has no settings for algorithm=fomaml"):
+        composed("algorithm=fomaml", "dataset=mini", "recipe=learn2learn")
+
+
+def test_a_recipe_sets_what_a_named_backbone_has() -> None:
+    cfg = composed("algorithm=maml", "dataset=omniglot", "backbone=mlp")
+    assert cfg.backbone.name == "mlp"
+    assert (cfg.backbone.network.norm_scale, cfg.backbone.network.adapt_norm) == (False, False)
+    assert "filters" not in cfg.backbone.network
+    conv4 = composed("algorithm=maml", "dataset=omniglot", "backbone=conv4")
+    assert conv4.backbone.network.readout == "mean"
+
+
+@pytest.mark.parametrize("dataset", ["omniglot", "mini", "tiered", "cub", "glyphs", "folder"])
+@pytest.mark.parametrize("words", [["algorithm=leo"], ["algorithm=maml", "features=conv4", "backbone=linear"]])
+def test_features_are_not_rotated_and_images_are_where_the_dataset_says(dataset: str, words: list[str]) -> None:
+    cfg = composed(f"dataset={dataset}", *words)
+    assert cfg.features.name is not None
+    assert cfg.dataset.rotations == "none"
+    plain = composed(f"dataset={dataset}", "algorithm=maml", "recipe=none")
+    assert plain.dataset.rotations == ("per_class" if dataset == "omniglot" else "none")
+
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("way", [5, 20])
+def test_every_experiment_is_a_block_of_the_papers_table_by_their_settings(name: str, way: int) -> None:
+    cfg = composed(f"experiment={name}", f"way={way}", "shot=1")
+    dataset, algorithm = name.split("_")
+    assert (cfg.dataset.name, cfg.algorithm.name) == (dataset, algorithm)
+    assert cfg.copy_records_to == "results/omniglot"
+    assert cfg.recipe == {"maml": "cbfinn", "fomaml": "cbfinn", "reptile": "openai", "leo": None}[algorithm]
+    assert list(cfg.protocol) == (["common"] if algorithm == "leo" else ["common", "paper"])
+    read_protocols(cfg)
