@@ -58,30 +58,29 @@ def _text(value: Any) -> str:
 
 
 def is_short(run: Record) -> bool:
-    """Whether a run was trained for fewer steps than its paper's recipe has, or does not say for how many."""
+    """Whether a run was not trained for all the steps of its paper's recipe."""
     if "published" in run:
         return False
     steps, paper = run["train"].get("steps"), run["train"].get("paper_steps")
-    return steps is None or (paper is not None and steps < paper)
+    return steps is None or paper is None or steps < paper
 
 
 def join_budgets(row: Sequence[Cell]) -> str:
-    """How long a row's runs were trained: `60k steps`, `11k of 60k steps`, or minutes where a record has no steps."""
+    """How long a row's runs and their extractors were trained: `15 min`, or `19 min, 11k of 60k steps`."""
     if row[0].figure is not None:
         return ""
-    budgets: dict[str, dict[str, None]] = defaultdict(dict)
-    minutes: list[int] = []
-    for cell in row:
-        train = cell.runs[0]["train"]
-        steps, paper = train.get("steps"), train.get("paper_steps")
-        if steps:
-            of_paper = f" of {_thousands(paper)}" if paper is not None and steps < paper else ""
-            budgets[f"{of_paper} steps"][_thousands(steps)] = None
-        elif steps is None and cell.runs[0]["cost"]["train_tasks"]:
-            minutes.append(max(1, round((mean_cost(cell, "train_seconds") or 0) / 60)))
-    if minutes:
-        budgets[" min"][" to ".join(dict.fromkeys(map(str, (min(minutes), max(minutes)))))] = None
-    return ", ".join(f"{', '.join(values)}{unit}" for unit, values in budgets.items()) or NOTHING
+    seconds = [(mean_cost(cell, "train_seconds") or 0) + (mean_cost(cell, "extractor_seconds") or 0) for cell in row]
+    if not any(seconds):
+        return NOTHING
+    ends = (max(1, round(end / 60)) for end in (min(seconds), max(seconds)))
+    steps: dict[str, dict[str, None]] = defaultdict(dict)  # by the end of the words
+    for train in (cell.runs[0]["train"] for cell in row):
+        paper = train.get("paper_steps")
+        if paper is not None and train.get("steps"):
+            of_paper = f" of {_thousands(paper)}" if train["steps"] < paper else ""
+            steps[f"{of_paper} steps"][_thousands(train["steps"])] = None
+    parts = [f"{' or '.join(counts)}{words}" for words, counts in steps.items()]
+    return ", ".join([f"{' to '.join(dict.fromkeys(map(str, ends)))} min", *parts])
 
 
 def _thousands(steps: int) -> str:
