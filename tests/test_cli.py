@@ -49,7 +49,7 @@ def test_a_run_leaves_everything_that_the_design_says(call: Any, algorithm: str)
     title = f"{algorithm} glyphs 5-way 1-shot: "
     setting = "inductive" if algorithm == "nearest" else "transductive"
     assert progress[-1] == f"{title}test (common, query=2, episodes=6, {setting}): starts, 0 of 6"
-    assert summary.startswith(title) and " % (6 episodes, " in summary
+    assert summary.startswith(title) and f" % (common, query=2, episodes=6, {setting}; " in summary
     folder = Path("run")
     record = read_test(folder)
     assert record["protocol"]["manifest"]

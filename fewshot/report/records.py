@@ -225,13 +225,11 @@ def summary(record: Record, folder: Path) -> str:
         result = f"{', '.join(scores)} update{'' if scores[-1].endswith(' 1') else 's'}"
     else:
         result = _score(metric, test[metric], test["ci95"])
-    tested = f"{test['episodes']} episodes, {protocol['query']} {'query' if protocol['query'] == 1 else 'queries'}"
-    if metric == "accuracy":
-        tested += f" per class, {protocol['setting']}"
+    tested = protocol.get("name", "own") + (f", {protocol['setting']}" if metric == "accuracy" else "")
     guarded = record["cost"].get("nan_guarded_steps")
     warning = f" WARNING: {guarded} steps had a NaN and took the parameters as their gradient;" if guarded else ""
     return (
-        f"{record['algorithm']} {task_name(protocol)}: {'MSE ' * (metric == 'mse')}{result} ({tested}, "
+        f"{record['algorithm']} {task_name(protocol)}: {'MSE ' * (metric == 'mse')}{result} ({tested}; "
         f"recipe {record['recipe'] or 'none'}, {record['cost']['train_seconds'] / 60:.1f} min of training)"
         f"{warning}  {folder}"
     )

@@ -116,13 +116,13 @@ def test_a_regression_is_summed_up_by_its_error_after_each_number_of_updates(lab
     record = lab.write_regression("", test=test, recipe="cbfinn", cost__train_seconds=306.0)
     assert summary(record, Path("runs/a")) == (
         "maml sinusoid 10-shot: MSE 0.3950 ± 0.0090 after 1, 0.1260 after 5, 2.0000 ± 0.2500 after 10 updates "
-        "(40 episodes, 10 queries, recipe cbfinn, 5.1 min of training)  runs/a"
+        "(common; recipe cbfinn, 5.1 min of training)  runs/a"
     )
 
 
 def test_a_classification_is_summed_up_in_per_cent(lab: Any) -> None:
     assert summary(lab.record(cost__nan_guarded_steps=2), Path("runs/a")) == (
-        "maml omniglot 5-way 1-shot: 95.43 ± 0.41 % (600 episodes, 15 queries per class, transductive, "
+        "maml omniglot 5-way 1-shot: 95.43 ± 0.41 % (common, transductive; "
         "recipe none, 14.7 min of training) WARNING: 2 steps had a NaN and took the parameters as their gradient;  "
         "runs/a"
     )
