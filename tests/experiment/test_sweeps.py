@@ -18,7 +18,8 @@ from fewshot.experiment import sweeps
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = (
     "backbone.network.filters=4", "train.steps=4", "train.meta_batch=2", "train.checkpoint_every=1",
-    "train.validate_every=2", "test.episodes=6", "test.validation_episodes=4", "query=2",
+    "train.validate_every=2", "validation.episodes=4", "validation.query=2", "protocol=common",
+    "protocol.common.episodes=6", "protocol.common.query=2", "protocol.common.setting=transductive",
 )  # fmt: skip
 BROKEN = "shot=1,30"  # there are 20 examples of a class
 
@@ -184,13 +185,13 @@ def test_a_search_goes_by_validation_accuracy_and_comes_by_the_same_runs_again(s
 @pytest.mark.slow
 def test_the_random_search_for_leo_varies_its_six_values_within_their_ranges(start: Any) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    words = ("hydra/sweeper=optuna_leo", "hydra.sweeper.n_trials=2", "runs=sweep", "backbone=identity", "query=2")
+    words = ("hydra/sweeper=optuna_leo", "hydra.sweeper.n_trials=2", "runs=sweep", "backbone=identity", *QUICK[-5:])
     words += ("features=conv4", "features.network.filters=4", "features.settings.epochs=1", "train.steps=4")
-    words += ("train.validate_every=2", "test.episodes=6", "test.validation_episodes=4")
+    words += ("train.validate_every=2", "validation.episodes=4")
     process = start(*words)
     _, err = process.communicate()
     assert process.returncode == 0, err
-    configs = [(path.parent / "config.yaml").read_text() for path in records("sweep")]
+    configs = [(path.parents[2] / "config.yaml").read_text() for path in records("sweep")]
     assert len(configs) == 2
     values = ("outer_lr", "l2_weight", "orthogonality_weight", "dropout", "kl_weight", "encoder_penalty_weight")
     for value in values:
