@@ -1,9 +1,8 @@
-"""Test a run again, with any protocol: `python tools/evaluate.py run=<run folder> query=1 transductive=false`.
+"""Test a run again, by any protocol: `python tools/evaluate.py run=<run folder> protocol=paper`.
 
-`dataset=cub` tests it on the classes of another dataset, whose images are changed to the shape that the learner knows.
-
-The test leaves a record of its own below `<run>/tests`, which tables show beside the run's. `latents=300` writes LEO's
-latent codes of 300 tasks, and a picture of them.
+`protocol.common.query=1` changes a value of a protocol. `dataset=cub` tests the run on the classes of another dataset,
+whose images are changed to the shape that the learner knows. Each test leaves a record below `<run>/tests`.
+`latents=300` writes LEO's latent codes of 300 tasks, and a picture of them.
 """
 
 from omegaconf import DictConfig

@@ -22,17 +22,15 @@ def write_report(cfg: DictConfig) -> None:
     folder = Path(str(cfg.runs))
     out = folder / "report.html" if cfg.out is None else Path(cfg.out)
     check_choice("format", cfg.format, tuple(PICTURE_FORMATS))
-    for switch in ("published", "cost"):
-        check_bool(switch, settings[switch])
+    check_bool("published", settings["published"])
     if out.is_dir():
         raise FewshotError(f"out={out}: is a folder; name a file in it")
     runs, unread = read_runs(folder)
     text, complaints = render_report(folder, runs, settings, unread)
     files = {out: text.encode()}
     if cfg.pictures is not None:
-        images, left_out = draw_plots(runs, cfg.format)
-        files |= {Path(cfg.pictures) / f"{name}.{cfg.format}": image for name, image in images.items()}
-        complaints += left_out
+        for images in draw_plots(runs, cfg.layout.protocol, cfg.format, []).values():  # it complained in the report
+            files |= {Path(cfg.pictures) / f"{name}.{cfg.format}": image for name, image in images.items()}
     for line in complaints:
         print(f"warning: {line}", file=sys.stderr)
     for path, content in files.items():  # nothing is written before all of them are made

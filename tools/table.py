@@ -20,7 +20,7 @@ def table(cfg: DictConfig) -> None:
 
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     check_choice("format", cfg.format, tuple(FORMATS))
-    for switch in ("published", "cost"):
+    for switch in ("published", "costs"):
         check_bool(switch, settings[switch])
     if cfg.refresh is not None:
         refresh(Path(cfg.refresh), settings)
@@ -37,15 +37,15 @@ def table(cfg: DictConfig) -> None:
 
 
 def refresh(folder: Path, settings: dict[str, Any]) -> None:
-    """Write the tables of every Markdown file below a folder anew; a file whose table is current stays untouched."""
-    from fewshot.report.table import refresh_table
+    """Write the tables of every Markdown file below a folder anew; a file whose tables are current stays untouched."""
+    from fewshot.report.table import refresh_tables
 
     count = 0
     for path in sorted(folder.rglob("*.md")):
-        refreshed = refresh_table(path, settings)
+        refreshed = refresh_tables(path, settings)
         if refreshed is not None:
-            text, page = refreshed
-            warn(page.complaints)
+            text, complaints = refreshed
+            warn(complaints)
             current = text == path.read_text(encoding="utf-8")
             if not current:
                 write_atomically(path, text.encode())

@@ -64,7 +64,7 @@ class Learner(Protocol):
     def adapt(self, params: Tensors, state: Tensors, task: Episodes) -> Tensors:
         """Learn the support set as at evaluation; the result is the first argument of `predict`.
 
-        It must not read the queries of the task.
+        It must not read the queries of the task. A test calls it below torch.no_grad(), which `differentiate` undoes.
         """
         ...
 
@@ -145,12 +145,14 @@ def differentiate(
         at: the params at which the gradient is taken.
         use_autograd: True takes torch.autograd, which is faster for a single task; False takes torch.func, which vmap
             can batch. A learner passes on its own `use_autograd`, which the engine sets.
-        create_graph: whether the gradient will be differentiated itself (torch.func always allows it).
+        create_graph: whether the gradient will be differentiated itself (torch.func always allows it); below
+            torch.no_grad(), as in a test, it is not.
     """
     if not use_autograd:
         return grad(function, has_aux=True)(at)
+    create_graph = create_graph and torch.is_grad_enabled()
     with torch.enable_grad():
-        leaves = at if create_graph else {name: value.detach().requires_grad_() for name, value in at.items()}
+        leaves = {n: v if create_graph and v.requires_grad else v.detach().requires_grad_() for n, v in at.items()}
         loss, auxiliary = function(leaves)
         values = torch.autograd.grad(loss, list(leaves.values()), create_graph=create_graph, materialize_grads=True)
     return dict(zip(at, values, strict=True)), auxiliary

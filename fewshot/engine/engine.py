@@ -11,11 +11,11 @@ All methods give the same gradients:
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 import torch
 from torch.utils._pytree import tree_map
@@ -29,6 +29,8 @@ from fewshot.engine.lift import autograd_copy, lift_all, lift_one, mean_outer
 from fewshot.engine.probe import parameter_count, why_not_batched
 from fewshot.engine.reduce import MetaGradient, weighted_mean
 from fewshot.episodes import Episodes
+
+T = TypeVar("T")
 
 ENGINES = ("auto", "vmap", "compiled", "loop", "learn2learn")
 # Examples with more values than this are faster on CPU by `loop` (see tools/bench.py): per-task weights turn into
@@ -61,7 +63,6 @@ class Engine:
         self.fitted_chunk: dict[str, int] = {}
         self.fallback = ""
         self._compiled: tuple[Any, Callable[..., Any]] | None = None  # the last learner and its step
-        self._thread = threading.local()  # each thread's own copy of the learner
         self._pool: ThreadPoolExecutor | None = None
 
     def method(self, episodes: Episodes, learner: Any = None) -> str:
@@ -98,7 +99,12 @@ class Engine:
         if learner.sequential:
             return weighted_mean(_one_after_the_other(learner, params, state, episodes), len(episodes), sequential=True)
         if method == "loop":
-            parts = self._on_threads(learner, params, state, episodes)
+
+            def add_up(learner: Learner, group: Episodes) -> MetaGradient:
+                parts = (mean_outer(learner, params, state, task, lift_one) for task in _groups(group, 1))
+                return weighted_mean(parts, len(group), sequential=False)
+
+            parts = self._on_threads(add_up, learner, episodes, -(-len(episodes) // torch.get_num_threads()))
             return weighted_mean(parts, len(episodes), sequential=False)
         run = self._run_compiled if method == "compiled" else partial(mean_outer, lift=lift_all)
 
@@ -108,20 +114,21 @@ class Engine:
 
         return self._in_chunks("outer", episodes, run_chunks)
 
-    def map(self, function: Callable[[Episodes], Any], episodes: Episodes, learner: Any = None) -> Any:
+    def map(self, function: Callable[[Any, Episodes], Any], learner: Learner, episodes: Episodes) -> Any:
         """Apply a function of one task to all tasks: its results, stacked along a new leading axis [T].
 
         Args:
-            function: takes one task and returns a tensor, or a structure of tensors.
-            learner: the one whose methods `function` calls; None: vmap can batch the function.
+            function: takes the learner, which may be a copy, and one task; returns a tensor or a structure of tensors.
         """
 
-        def run(chunks: Iterator[Episodes], lift: Callable[..., Any] = lift_all) -> Any:
-            return tree_map(lambda *parts: torch.cat(parts), *(lift(function, chunk) for chunk in chunks))
+        def lift_chunks(chunks: Iterator[Episodes]) -> Any:
+            return _concatenate(lift_all(partial(function, learner), chunk) for chunk in chunks)
 
         if self.method(episodes, learner) in ("vmap", "compiled"):
-            return self._in_chunks("map", episodes, run)
-        return run(_groups(episodes, 1), lift_one)
+            return self._in_chunks("map", episodes, lift_chunks)
+        return _concatenate(
+            self._on_threads(lambda copy, task: lift_one(partial(function, copy), task), learner, episodes, 1)
+        )
 
     def _in_chunks(self, what: str, episodes: Episodes, run: Callable[[Iterator[Episodes]], Any]) -> Any:
         """Call `run` with consecutive groups of the tasks, in groups that fit into memory."""
@@ -144,27 +151,38 @@ class Engine:
         return MetaGradient(*self._compiled[1](episodes.way, params, state, *episodes.tensors()))
 
     def _on_threads(
-        self, learner: Learner, params: Tensors, state: Tensors, episodes: Episodes
-    ) -> Iterator[MetaGradient]:
-        """Run the tasks one by one, on as many threads as pay: each adds up the gradients of its own tasks."""
-
-        def run(group: Episodes) -> MetaGradient:
-            # functional_call swaps a module's parameters while it runs: each thread needs a module of its own.
-            if getattr(self._thread, "original", None) is not learner:
-                self._thread.original, self._thread.learner = learner, autograd_copy(learner)
-            parts = (mean_outer(self._thread.learner, params, state, task, lift_one) for task in _groups(group, 1))
-            return weighted_mean(parts, len(group), sequential=False)
-
+        self, function: Callable[[Learner, Episodes], T], learner: Learner, episodes: Episodes, size: int
+    ) -> Iterator[T]:
+        """Apply a function to consecutive groups of `size` tasks, on as many threads as pay: its results in order."""
         on_cpu = episodes.key.device.type == "cpu"
-        if on_cpu and not is_small(episodes.support_x[0, 0].numel()):
-            episodes = _channels_last(episodes)
+        large_examples = on_cpu and not is_small(episodes.support_x[0, 0].numel())
+        if large_examples:
             tune_malloc(one_arena=True)
         threads = torch.get_num_threads()
-        if not on_cpu or threads == 1 or sum(value.numel() for value in params.values()) > LARGE:
-            return iter([run(episodes)])
+        if not on_cpu or parameter_count(learner) > LARGE:
+            threads = 1
+        # functional_call swaps a module's parameters while it runs: each thread needs a module of its own. New copies
+        # each time, since the learner's settings may have changed.
+        copies: SimpleQueue[Learner] = SimpleQueue()
+        for _ in range(threads):
+            copies.put(autograd_copy(learner))
+
+        def run(group: Episodes) -> T:
+            copy = copies.get()
+            try:
+                return function(copy, _channels_last(group) if large_examples else group)
+            finally:
+                copies.put(copy)
+
+        if threads == 1:
+            return map(run, _groups(episodes, size))
         if self._pool is None:
             self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-        return self._pool.map(run, _groups(episodes, -(-len(episodes) // threads)))
+        return self._pool.map(run, _groups(episodes, size))
+
+
+def _concatenate(parts: Iterable[Any]) -> Any:
+    return tree_map(lambda *values: torch.cat(values), *parts)
 
 
 def _outer_tensors(learner: Learner, way: int, params: Tensors, state: Tensors, *tensors: torch.Tensor) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,12 +13,16 @@ from torch.utils._pytree import tree_map
 from fewshot.algorithms.learner import Learner, Tensors, score
 from fewshot.core.distributed import all_reduce_sum, pad_to_global, rank_slice
 from fewshot.engine.engine import Engine
-from fewshot.engine.probe import probe, why_not_batched
+from fewshot.engine.probe import Behaviour, probe, why_not_batched
 from fewshot.episodes import Episodes, Tasks
 from fewshot.tasks.sampler import Sampler
 
+SETTINGS = ("transductive", "inductive")
 TASKS_AT_ONCE = 200  # where only support sets are gathered
 EXAMPLES_AT_ONCE = 2000  # bounds the memory of a batch of test episodes
+# Values of the examples that inductive mode forwards at once on a CPU: 25 queries of 28x28 pixels, each with 5 support
+# images, and a single one of 3x84x84. More of them leave the cache, and fewer are not worth a call.
+VALUES_AT_ONCE = 120_000
 
 
 def query_outputs(
@@ -30,16 +34,27 @@ def query_outputs(
     predicted alone, in a batch with the support set (both as in supervised-reptile, `supervised_reptile/reptile.py`).
     """
     behaviour = probe(learner, task)
-    adapted = learner.adapt(params, state, task)
-    if transductive or behaviour.queries_independent:
-        return learner.predict(adapted, task.query_x)
+    with torch.no_grad():
+        adapted = learner.adapt(params, state, task)
+        return _predict(learner, adapted, task, behaviour, "transductive" if transductive else "inductive")
+
+
+def _predict(learner: Learner, adapted: Tensors, task: Episodes, behaviour: Behaviour, setting: str) -> torch.Tensor:
+    """Outputs of the queries of a task that the learner has adapted to."""
+    support, queries = task.support_x, task.query_x
+    if setting == "transductive" or behaviour.queries_independent:
+        return learner.predict(adapted, queries)
 
     def predict_alone(query: torch.Tensor) -> torch.Tensor:
-        return learner.predict(adapted, torch.cat([task.support_x, query[None]]))[-1]
+        return learner.predict(adapted, torch.cat([support, query]))[-1]
 
-    if behaviour.queries_batched:
-        return vmap(predict_alone)(task.query_x)
-    return torch.stack([predict_alone(query) for query in task.query_x])
+    size = len(queries)
+    if queries.device.type == "cpu":
+        size = max(1, VALUES_AT_ONCE // ((len(support) + 1) * queries[0].numel()))
+    if size == 1 or not behaviour.queries_batched:
+        # `split`, unlike an index, keeps the memory format of images, in which convolutions are fastest.
+        return torch.stack([predict_alone(query) for query in queries.split(1)])
+    return torch.cat([vmap(predict_alone)(group) for group in queries[:, None].split(size)])
 
 
 def evaluate(
@@ -53,45 +68,75 @@ def evaluate(
     engine: Engine,
     advance: Callable[..., None] | None = None,
 ) -> np.ndarray:
-    """Score of each of the first `episodes` episodes, by the tasks' own metric: [episodes] float64.
+    """Score of each of the first `episodes` episodes in one setting: [episodes] float64; see `evaluate_settings`."""
+    settings = ("transductive" if transductive else "inductive",)
+    (scores,) = evaluate_settings(
+        learner, params, state, tasks, episodes, settings=settings, engine=engine, advance=advance
+    ).values()
+    return scores
 
-    Several processes share the batches, which are those of one process alone, and all return the same scores.
+
+def evaluate_settings(
+    learner: Learner,
+    params: Tensors,
+    state: Tensors,
+    tasks: Tasks,
+    episodes: int,
+    *,
+    settings: Sequence[str] = SETTINGS,
+    engine: Engine,
+    advance: Callable[..., None] | None = None,
+) -> dict[str, np.ndarray]:
+    """Scores of the first `episodes` episodes in each setting, by the tasks' own metric: [episodes] float64.
+
+    The learner adapts to each task once for all settings. Several processes share the batches, which are those of one
+    process alone, and all return the same scores.
 
     Args:
+        settings: of SETTINGS; where no query depends on another, all have the same scores.
         advance: called after each batch of this process with `by`, its number of episodes; see `progress_bar`.
 
     Raises:
         FewshotError: the learner does not fit the tasks.
     """
     first = tasks.episodes(0, 2)
-    independent = probe(learner, first[0], params, state).queries_independent
+    behaviour = probe(learner, first[0], params, state)
+    independent = behaviour.queries_independent
+    different = settings[:1] if independent else settings
     by_class = independent and _queries_cover_classes(tasks) and not why_not_batched(learner, first)
+    alone = "inductive" in different and not independent
+    if alone and engine.name == "auto" and tasks.device.type == "cpu":
+        engine = Engine("loop")  # so many examples for each task leave nothing to batch over tasks
     queries = tasks.way * tasks.query
-    size = tasks.way * tasks.shot + queries  # examples that one episode forwards
-    if not transductive and not independent:
+    size = tasks.way * tasks.shot + queries  # examples that one episode forwards at once
+    if alone and engine.method(first, learner) != "loop":
         size = queries * (tasks.way * tasks.shot + 1)
     batch = TASKS_AT_ONCE if by_class else max(1, EXAMPLES_AT_ONCE // size)
 
-    def score_task(task: Episodes) -> torch.Tensor:
-        return score(query_outputs(learner, params, state, task, transductive), task.query_y)
+    @torch.no_grad()
+    def score_task(learner: Learner, task: Episodes) -> torch.Tensor:
+        adapted = learner.adapt(params, state, task)
+        outputs = [_predict(learner, adapted, task, behaviour, setting) for setting in different]
+        return torch.stack([score(each, task.query_y) for each in outputs])
 
     def score_batch(first: int) -> torch.Tensor:
         count = min(batch, episodes - first)
         if by_class:
             assert isinstance(tasks, Sampler)
-            return _evaluate_by_class(learner, params, state, tasks, engine, first, count)
-        return engine.map(score_task, tasks.episodes(first, count), learner)
+            return _evaluate_by_class(learner, params, state, tasks, engine, first, count)[:, None]
+        return engine.map(score_task, learner, tasks.episodes(first, count))
 
     batches = range(0, episodes, batch)
     own = rank_slice(len(batches))
-    scores = []
+    scores = [torch.zeros(0, len(different), dtype=torch.float64)]
     for first in batches[own.start : own.stop]:
         scores.append(score_batch(first).double().cpu())
         if advance is not None:
             advance(by=len(scores[-1]))
-    own_scores = torch.cat([torch.zeros(0, dtype=torch.float64), *scores])
     own_episodes = range(own.start * batch, min(own.stop * batch, episodes))
-    return all_reduce_sum([pad_to_global(own_scores, own_episodes, episodes)])[0].numpy()
+    columns = [pad_to_global(column, own_episodes, episodes) for column in torch.cat(scores).unbind(1)]
+    summed = [column.numpy() for column in all_reduce_sum(columns)]
+    return {setting: summed[0 if independent else number] for number, setting in enumerate(settings)}
 
 
 def _queries_cover_classes(tasks: Tasks) -> bool:
@@ -110,7 +155,7 @@ def _evaluate_by_class(
     """
     draw, offsets = sampler.draw(first, count), sampler.bank.offsets.tolist()
     supports = sampler.load(replace(draw, rows=draw.rows[:, :, : sampler.shot]))
-    adapted = engine.map(lambda task: learner.adapt(params, state, task), supports, learner)
+    adapted = engine.map(lambda learner, task: learner.adapt(params, state, task), learner, supports)
     correct = torch.zeros(count, dtype=torch.int64, device=draw.key.device)
     for label in draw.classes.unique().tolist():
         x = sampler.gather(torch.arange(offsets[label], offsets[label + 1], device=draw.key.device))

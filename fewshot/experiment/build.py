@@ -18,7 +18,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fewshot.algorithms.learner import Learner
-from fewshot.core.checks import check_number
 from fewshot.core.device import fits_on_device, pick_device, set_single_threaded, tune_malloc
 from fewshot.core.distributed import is_rank_zero
 from fewshot.core.errors import FewshotError, one_line
@@ -33,7 +32,6 @@ from fewshot.tasks.functions import Functions
 from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
 from fewshot.tasks.transforms import ImageTransform, view_of
-from fewshot.training.loop import Trained
 from fewshot.training.settings import TrainSettings
 
 MINIMUMS = {
@@ -48,21 +46,6 @@ MINIMUMS = {
     "train.log_every": 1,
     "validation.episodes": 1,
 }
-
-
-@dataclass(frozen=True)
-class PlannedTest:
-    """A protocol in one setting, on its tasks."""
-
-    protocol: Protocol
-    setting: str  # transductive | inductive
-    tasks: Tasks
-    steps: list[int]  # the numbers of adaptation steps to test
-
-    @property
-    def lists_steps(self) -> bool:
-        """Whether the protocol asks for a list of numbers of steps, so that the record has a score for each."""
-        return isinstance(self.protocol.steps, list)
 
 
 @dataclass
@@ -111,29 +94,21 @@ class Experiment:
 
     @cached_property
     def validation(self) -> Tasks:
-        """The tasks of the validation, which selects the parameters. Raises FewshotError as `tests` does."""
+        """The tasks of the validation, which selects the parameters. Raises FewshotError as `protocol_tasks`."""
         rotations = "none" if is_regression(self.cfg.dataset) else self.cfg.dataset.rotations
         return self._tasks("validation", "val", self.cfg.validation.query, self.cfg.seed, rotations)
 
-    def tests(self, trained: Trained | None = None) -> list[PlannedTest]:
-        """The tests that the protocols ask for: the inductive one of each protocol last.
+    @cached_property
+    def protocols(self) -> list[Protocol]:
+        """How to test."""
+        return read_protocols(self.cfg)
 
-        Args:
-            trained: the parameters to test, which may mix queries where those of the start do not.
+    def protocol_tasks(self, protocol: Protocol) -> Tasks:
+        """The tasks of a protocol.
 
         Raises:
-            FewshotError: there is no such split, its classes cannot give such tasks, or the learner has no such steps.
+            FewshotError: there is no such split, or its classes cannot give such tasks.
         """
-        if trained is not None:
-            probe(self.learner, self._first_task, trained.params, trained.state)
-        tests = []
-        for protocol in read_protocols(self.cfg):
-            tasks = self._protocol_tasks(protocol)
-            settings = protocol.settings(self.behaviour.queries_independent)
-            tests += [PlannedTest(protocol, setting, tasks, self._steps(protocol)) for setting in settings]
-        return tests
-
-    def _protocol_tasks(self, protocol: Protocol) -> Tasks:
         if is_regression(self.cfg.dataset) and protocol.rotations != "none":
             raise FewshotError(f"{protocol.key}.rotations={protocol.rotations}: functions have none; set none")
         return self._tasks(protocol.key, protocol.split, protocol.query, protocol.episode_seed, protocol.rotations)
@@ -152,30 +127,17 @@ class Experiment:
     @cached_property
     def first_tasks(self) -> Tasks:
         """The tasks of the first test, on which the learner is probed."""
-        return self._protocol_tasks(read_protocols(self.cfg)[0])
+        return self.protocol_tasks(self.protocols[0])
 
     @property
     def behaviour(self) -> Behaviour:
         """What the probe has found out about the learner so far."""
-        return probe(self.learner, self._first_task)
+        return probe(self.learner, self.first_task)
 
     @cached_property
-    def _first_task(self) -> Episodes:
+    def first_task(self) -> Episodes:
+        """The first task of the first test."""
         return self.first_tasks.episodes(0, 1)[0]
-
-    def _steps(self, protocol: Protocol) -> list[int]:
-        """The numbers of adaptation steps to test: several where `steps` of the protocol is a list."""
-        given, learner = protocol.steps, self.learner
-        key = f"{protocol.key}.steps={given}"
-        steps = given if isinstance(given, list) else [learner.test_steps if given is None else given]
-        for count in steps:
-            check_number(f"{protocol.key}.steps", count, int, 0)
-        if not steps or len(set(steps)) < len(steps):
-            raise FewshotError(f"{key}: name numbers of adaptation steps, each once, such as [1,5,10]")
-        if isinstance(given, list) and (hasattr(learner, "adaptation_steps") or not learner.init()[0]):
-            name = self.cfg.algorithm.name
-            raise FewshotError(f"{key}: {name} has no single inner loop with steps to count; set null")
-        return sorted(steps)
 
 
 def build(cfg: DictConfig, run_dir: Path | None = None, ways: int | None = None) -> Experiment:

@@ -7,18 +7,19 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.leo import Leo
-from fewshot.core.distributed import is_main, main_first, on_rank_zero, process_group
+from fewshot.core.distributed import is_main, main_first, process_group
 from fewshot.core.errors import FewshotError
 from fewshot.experiment.build import Experiment, build
 from fewshot.experiment.config import config_hash, given_overrides, resolved
 from fewshot.experiment.figures import check_plot, draw_test
 from fewshot.experiment.latents import write_latents
-from fewshot.experiment.make_record import make_record, task_fields, test_name
+from fewshot.experiment.make_record import task_fields
 from fewshot.experiment.recipes import apply_protocols
 from fewshot.experiment.run import load_trained
 from fewshot.experiment.run_dir import TESTS, saved_config
+from fewshot.experiment.run_tests import write_tests
 from fewshot.experiment.transfer import check_disjoint_classes, train_fingerprint, with_dataset
-from fewshot.report.records import read_record, summary, write_record
+from fewshot.report.records import Record, read_record, summary
 from fewshot.tasks.sampler import Sampler
 from fewshot.training.loop import Trained, is_trained
 
@@ -39,30 +40,29 @@ def evaluate(cfg: DictConfig) -> None:
         raise FewshotError("latents: are of classes; leave it out, or name a run of algorithm=leo")
     if cfg.dataset is not None:
         check_disjoint_classes(run_dir, run.cfg.dataset.name, run.first_tasks.source)
-    out = Path(cfg.out) if cfg.out else run_dir / TESTS
-    if (out / "config.yaml").exists():
-        raise FewshotError(f"out={out}: holds a run; choose another folder")
+    tests = Path(cfg.out) if cfg.out else run_dir / TESTS
+    if (tests / "config.yaml").exists():
+        raise FewshotError(f"out={tests}: holds a run; choose another folder")
     trained = load_trained(run, run_dir, cfg.checkpoint)
     parts = _name_parts(cfg, run, trained_cfg, trained)
-    tests = {test_name(test, *parts): test for test in run.tests(trained)}
-    for name, test in tests.items():
-        if cfg.force or not on_rank_zero((out / name / "record.json").exists)():
-            record, scores = make_record(run, trained, test)
-            record |= task_fields(trained_cfg, trained.steps)
-            if cfg.dataset is not None:
-                record["data"]["train_fingerprint"] = train_fingerprint(run_dir, trained_cfg.train.train_on_val)
-            write_record(out / name, record, scores)
-        if is_main():
-            print(summary(read_record(out / name / "record.json"), out / name))
+
+    def amend(record: Record) -> None:
+        record.update(task_fields(trained_cfg, trained.steps))
+        if cfg.dataset is not None:
+            record["data"]["train_fingerprint"] = train_fingerprint(run_dir, trained_cfg.train.train_on_val)
+
+    folders = write_tests(run, trained, tests, parts, again=cfg.force, amend=amend)
     if not is_main():
         return
-    first, test = next(iter(tests.items()))
+    for folder in folders:
+        print(summary(read_record(folder / "record.json"), folder))
     if cfg.plot:
-        print(f"drawn: {draw_test(out / first, run, trained)}")
+        print(f"drawn: {draw_test(folders[0], run, trained)}")
     if cfg.latents is not None:
-        assert isinstance(run.learner, Leo) and isinstance(test.tasks, Sampler)  # LEO learns on examples
-        write_latents(out / first, run.learner, trained.params, test.tasks, cfg.latents, run.engine)
-        print(f"latent codes of {cfg.latents} tasks: {out / first / 'latents.npz'} and {out / first / 'latents.png'}")
+        assert isinstance(run.learner, Leo) and isinstance(run.first_tasks, Sampler)  # LEO learns on examples
+        write_latents(folders[0], run.learner, trained.params, run.first_tasks, cfg.latents, run.engine)
+        files = " and ".join(str(folders[0] / name) for name in ("latents.npz", "latents.png"))
+        print(f"latent codes of {cfg.latents} tasks: {files}")
 
 
 def _configurations(cfg: DictConfig, run_dir: Path) -> tuple[DictConfig, DictConfig]:

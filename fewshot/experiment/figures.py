@@ -16,8 +16,8 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
 from fewshot.core.random import split
 from fewshot.engine.evaluate import query_outputs
-from fewshot.experiment.build import Experiment, PlannedTest
-from fewshot.experiment.protocol import TRANSDUCTIVE
+from fewshot.experiment.build import Experiment
+from fewshot.experiment.run_tests import PlannedTest, plan_tests
 from fewshot.report.pictures import Fit, episode, fits
 from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
@@ -36,7 +36,7 @@ def check_plot(cfg: DictConfig) -> None:
 def draw_test(folder: Path, run: Experiment, trained: Trained) -> Path:
     """Write `fits.png` (regression) or `episode.png` of the first test's tasks into the folder; the file's path."""
     check_plot(run.cfg)
-    test = run.tests(trained)[0]
+    test = plan_tests(run, trained)[0]
     if isinstance(test.tasks, Regression):
         path, picture = folder / "fits.png", fits(_fits(run, trained, test.tasks, test.steps))
     else:
@@ -78,7 +78,7 @@ def _fits(run: Experiment, trained: Trained, tasks: Regression, steps: Sequence[
 
 def _episode(run: Experiment, trained: Trained, test: PlannedTest) -> bytes:
     """The first episode: its images, and the class predicted for each query."""
-    tasks, transductive = test.tasks, test.setting == TRANSDUCTIVE
+    tasks, transductive = test.tasks, test.settings[0] == "transductive"
     assert isinstance(tasks, Sampler)
     task = tasks.episodes(0, 1)[0]
     with override_test_steps(run.learner, test.steps[-1]):

@@ -25,11 +25,11 @@ def write_latents(folder: Path, leo: Leo, params: Tensors, sampler: Sampler, tas
     and `classes` [tasks, N], indices into `names`. The picture shows the two principal components of all codes.
     """
 
-    def codes(task: Episodes) -> torch.Tensor:
+    def codes(leo: Leo, task: Episodes) -> torch.Tensor:
         latents = leo.solve(params, task, None).latents
         return torch.stack([latents[0], latents[-1]])
 
-    all_codes = engine.map(codes, sampler.episodes(0, tasks), leo).cpu()  # [tasks, 2, N, K, L]
+    all_codes = engine.map(codes, leo, sampler.episodes(0, tasks)).cpu()  # [tasks, 2, N, K, L]
     classes = sampler.draw(0, tasks).classes.cpu().numpy()
     before, after = all_codes[:, 0].numpy(), all_codes[:, 1].numpy()
     file = io.BytesIO()

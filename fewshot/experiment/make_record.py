@@ -1,68 +1,43 @@
-"""The tests of trained parameters on fixed episodes, and the record that each leaves."""
+"""The record of a test: the run, its protocol, its scores, and what it cost."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from contextlib import nullcontext
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
 
-from fewshot.algorithms.learner import override_test_steps
 from fewshot.core.device import peak_memory_bytes
-from fewshot.core.distributed import is_main, on_rank_zero, rank_slice, world
-from fewshot.core.errors import FewshotError
-from fewshot.core.progress import progress_bar
-from fewshot.engine.evaluate import ci95, evaluate
-from fewshot.experiment.build import Experiment, PlannedTest, training_shape
+from fewshot.core.distributed import world
+from fewshot.engine.evaluate import ci95
+from fewshot.episodes import Tasks
+from fewshot.experiment.build import Experiment, training_shape
 from fewshot.experiment.config import UNTRAINED_KEYS, config_hash, resolved, training_settings
-from fewshot.experiment.protocol import TRANSDUCTIVE
+from fewshot.experiment.protocol import Protocol
 from fewshot.experiment.recipes import paper_steps
 from fewshot.report import records
-from fewshot.report.records import write_record
+from fewshot.report.records import Record
 from fewshot.tasks.functions import Functions
 from fewshot.training.loop import Trained
 
 Scores = dict[str, np.ndarray]  # by the heading of a column of episodes.csv: [episodes]
 
 
-def write_tests(run: Experiment, trained: Trained, folder: Path) -> list[Path]:
-    """Make every planned test of a run that has no record below `folder` yet.
+def make_record(
+    run: Experiment, trained: Trained, protocol: Protocol, tasks: Tasks, setting: str, scores: Scores, steps: Any
+) -> Record:
+    """The record of one test.
 
-    Returns:
-        The folders of the tests.
-
-    Raises:
-        FewshotError: a score is not finite.
+    Args:
+        tasks: of the protocol.
+        setting: transductive or inductive.
+        scores: of each number of adaptation steps.
+        steps: what the record calls these: a number, a list, or words.
     """
-    folders = []
-    for test in run.tests(trained):
-        folders.append(folder / test_name(test))
-        if not on_rank_zero((folders[-1] / "record.json").exists)():
-            write_record(folders[-1], *make_record(run, trained, test))
-    return folders
-
-
-def test_name(test: PlannedTest, *parts: str) -> str:
-    """The name of the folder of a test: that of its protocol, what else tells it apart, and the setting."""
-    return "-".join([test.protocol.slug, *parts, test.setting])
-
-
-def make_record(run: Experiment, trained: Trained, test: PlannedTest) -> tuple[dict[str, Any], Scores]:
-    """Test on the fixed episodes of a protocol.
-
-    Returns:
-        (record, score of each episode by number of steps)
-
-    Raises:
-        FewshotError: a score is not finite.
-    """
-    cfg, protocol, tasks = run.cfg, test.protocol, test.tasks
-    scores, adaptation_steps = _scores(run, trained, test)
+    cfg = run.cfg
     source, functions = tasks.source, isinstance(tasks.source, Functions)
     train_tasks = trained.steps * cfg.train.meta_batch
     splits = ("train", "val") if cfg.train.train_on_val else ("train",)
@@ -85,15 +60,15 @@ def make_record(run: Experiment, trained: Trained, test: PlannedTest) -> tuple[d
             "episode_seed": protocol.episode_seed,
             "rotations": protocol.rotations,
             "view": source.description if isinstance(source, Functions) else view_words(cfg),
-            "setting": test.setting,
-            "adaptation_steps": adaptation_steps,
+            "setting": setting,
+            "adaptation_steps": steps,
             "train_on_val": cfg.train.train_on_val,
             "selection": trained.selection,
             "manifest": tasks.manifest(0, protocol.episodes),
         },
         "validation": validation
         and {**validation, "episodes": cfg.validation.episodes, "adaptation_steps": run.learner.test_steps},
-        "test": _summary(tasks.metric, scores, adaptation_steps) | {"episodes": protocol.episodes},
+        "test": _summary(tasks.metric, scores, steps) | {"episodes": protocol.episodes},
         "queries_independent": run.behaviour.queries_independent,  # so that the settings do not differ
         "cost": {
             "train_seconds": round(trained.train_seconds, 2),
@@ -113,43 +88,10 @@ def make_record(run: Experiment, trained: Trained, test: PlannedTest) -> tuple[d
             "features_fingerprint": None if cfg.features.name is None else source.fingerprint,
             "train_fingerprint": "+".join(run.sources[split].fingerprint for split in splits),
             "about": dict(source.metadata),
-            "view": None if functions else _view(run, test),
+            "view": None if functions else _view(run, source.shape),
         },
         "command": shlex.join(["python", *sys.argv]),
-    }, scores
-
-
-def _scores(run: Experiment, trained: Trained, test: PlannedTest) -> tuple[Scores, Any]:
-    """The scores of each tested number of steps, and what the record calls these: a number, a list, or words."""
-    tasks, listed, episodes = test.tasks, test.lists_steps, test.protocol.episodes
-    scores: Scores = {}
-    adaptation_steps: Any = []
-    total = len(rank_slice(episodes)) * len(test.steps)
-    with (
-        progress_bar(f"{title(run.cfg)}: test ({test.protocol.name}, {test.setting})", total)
-        if is_main()
-        else nullcontext() as advance
-    ):
-        for count in test.steps:
-            name = f"{tasks.metric}_{count}" if listed else tasks.metric
-            with override_test_steps(run.learner, count):
-                if not listed:
-                    adaptation_steps = getattr(run.learner, "adaptation_steps", count)
-                each = evaluate(
-                    run.learner, trained.params, trained.state, tasks, episodes,
-                    transductive=test.setting == TRANSDUCTIVE, engine=run.engine, advance=advance,
-                )  # fmt: skip
-            if diverged := int((~np.isfinite(each)).sum()):
-                problem = f"{name} is not finite in {diverged} of {episodes} test episodes: adaptation diverges"
-                if len(test.steps) == 1:
-                    raise FewshotError(f"{problem}; lower algorithm.learner.inner_lr, or test fewer steps")
-                if is_main():
-                    print(f"warning: {problem}; left out of the record", file=sys.stderr)
-                continue
-            scores[name] = each
-            if listed:
-                adaptation_steps.append(count)
-    return scores, adaptation_steps
+    }
 
 
 def title(cfg: DictConfig) -> str:
@@ -182,9 +124,8 @@ def _summary(metric: str, scores: Scores, adaptation_steps: Any) -> dict[str, An
     return {metric: dict(zip(counts, means, strict=True)), "ci95": dict(zip(counts, intervals, strict=True))}
 
 
-def _view(run: Experiment, test: PlannedTest) -> dict[str, Any]:
+def _view(run: Experiment, shape: tuple[int, ...]) -> dict[str, Any]:
     """How the learner sees the images: the transform, `augment` in training, and the shapes before and after."""
-    shape = test.tasks.source.shape
     shapes = {"from": shape, "to": run.view.output_shape(shape)}
     return asdict(run.view) | {"augment": run.cfg.dataset.augment.episodes} | shapes
 

@@ -11,12 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 from fewshot.core.checks import check_choice, check_number
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
+from fewshot.engine.evaluate import SETTINGS
 from fewshot.experiment.config import config_hash, resolved
 from fewshot.experiment.recipes import apply_protocols
 from fewshot.tasks.sampler import ROTATIONS
-
-TRANSDUCTIVE, INDUCTIVE = "transductive", "inductive"
-SETTINGS = ("both", TRANSDUCTIVE, INDUCTIVE)
 
 
 @dataclass(frozen=True)
@@ -44,11 +42,11 @@ class Protocol:
         own = not _shipped_file(self.name.split(",")[0]).is_file()  # and may say something else tomorrow
         return f"{slug}-{config_hash(asdict(replace(self, setting='')))[:8]}" if own else slug
 
-    def settings(self, queries_independent: bool) -> list[str]:
+    def settings(self, queries_independent: bool) -> tuple[str, ...]:
         """The settings to test in: the inductive one last, and alone where no query changes another's prediction."""
         if queries_independent:
-            return [INDUCTIVE]
-        return [TRANSDUCTIVE, INDUCTIVE] if self.setting == "both" else [self.setting]
+            return SETTINGS[-1:]
+        return SETTINGS if self.setting == "both" else (self.setting,)
 
 
 def read_protocols(cfg: DictConfig) -> list[Protocol]:
@@ -66,7 +64,7 @@ def _read(name: str, node: Any, cfg: DictConfig) -> Protocol:
         raise FewshotError(f"protocol.{name}: needs the keys {', '.join(keys)} and no others; see conf/protocol")
     for key, least in (("query", 1), ("episodes", 1), ("episode_seed", 0)):
         check_number(f"protocol.{name}.{key}", node[key], int, least)
-    check_choice(f"protocol.{name}.setting", node["setting"], SETTINGS)
+    check_choice(f"protocol.{name}.setting", node["setting"], ("both", *SETTINGS))
     check_choice(f"protocol.{name}.rotations", node["rotations"], ROTATIONS)
     standard = _standard(name, cfg) if _shipped_file(name).is_file() else node
     changed = [key for key in keys if key != "setting" and (key not in standard or node[key] != standard[key])]

@@ -23,9 +23,10 @@ from fewshot.engine.evaluate import evaluate
 from fewshot.engine.probe import check_training
 from fewshot.experiment.build import Experiment, build, check_config, print_note, read_sources
 from fewshot.experiment.config import resolved
-from fewshot.experiment.make_record import title, write_tests
+from fewshot.experiment.make_record import title
 from fewshot.experiment.overrides import typed
 from fewshot.experiment.run_dir import DATA, TESTS, finished_tests, run_folder
+from fewshot.experiment.run_tests import plan_tests, write_tests
 from fewshot.training.checkpoint import load_checkpoint
 from fewshot.training.loop import Trained, check_shareable, checkpoints, is_trained, load_selected, train
 
@@ -113,7 +114,7 @@ def _check_tasks(run: Experiment, processes: int) -> None:
             raise FewshotError(f"train.way={run.cfg.train.way}: {error}; learners without a head take any") from error
         if note:
             print_note(note)
-    _ = run.validation, run.tests()  # each is checked when it is made
+    _ = run.validation, plan_tests(run)  # each is checked when it is made
 
 
 @on_rank_zero

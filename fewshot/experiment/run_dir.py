@@ -14,8 +14,9 @@ from yaml import YAMLError
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import LOCK
 from fewshot.core.paths import SAVED_PATH_KEYS, UNHASHED_KEYS, literal
+from fewshot.engine.evaluate import SETTINGS
 from fewshot.experiment.config import GROUP_PARTS, config_hash, is_regression, key_names, resolved, typed_settings
-from fewshot.experiment.protocol import INDUCTIVE, read_protocols
+from fewshot.experiment.protocol import read_protocols
 from fewshot.report.records import read_record
 
 TESTS = "tests"  # the folder of a run's records, one below it for each test
@@ -55,7 +56,7 @@ def finished_tests(folder: Path, cfg: DictConfig) -> list[Path]:
         return []
     tests: list[Path] = []
     for protocol in read_protocols(cfg):
-        inductive = folder / TESTS / f"{protocol.slug}-{INDUCTIVE}"
+        inductive = folder / TESTS / f"{protocol.slug}-{SETTINGS[-1]}"
         for setting in protocol.settings(_queries_independent(inductive)):
             tests.append(folder / TESTS / f"{protocol.slug}-{setting}")
     return tests if all((test / "record.json").exists() for test in tests) else []

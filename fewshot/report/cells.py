@@ -1,13 +1,13 @@
 """The cells of a table: which runs share a row and a column, and which cells are best.
 
-Two rules keep a table honest. A column holds scores on the same test episodes, unless rows or columns name the
-difference. A cell averages runs that differ in nothing but the seed. A published figure joins the column of its task,
-and of its functions where it is an error of a regression.
+Two rules keep a table honest. Scores are compared on the same test episodes only: these make the columns, or, in a
+layout of mixed columns, a footnote says what differs. A cell averages runs that differ in nothing but the seed. A
+published figure joins the column of its task, and of its functions where it is an error of a regression.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,19 +15,22 @@ from typing import Any
 import numpy as np
 
 from fewshot.core.errors import FewshotError
-from fewshot.report.gather import HERE, label_rows, one_per_seed
-from fewshot.report.labels import COLUMN, CONFIGURATION, VARIATIONS, column_of, method_sort_key, natural_sort_key
-from fewshot.report.records import Record, field_of, metric_of
+from fewshot.report.gather import COMMON, label_rows, one_per_seed
+from fewshot.report.labels import COLUMN, column_of, label_test, method_sort_key, natural_sort_key
+from fewshot.report.records import Record, field_of, metric_of, protocol_name
 from fewshot.report.statistics import compare_with_best, read_scores
+from fewshot.report.traits import VARIATIONS
 
 # The fields in which runs of one cell must agree; the ones that a person would look at first come first.
 ONE_METHOD = (
     "algorithm", "backbone", "recipe", "protocol.setting", "protocol.train_on_val",
-    *COLUMN, "dataset", "way", "shot", *VARIATIONS, *CONFIGURATION,
+    *COLUMN, "dataset", "way", "shot", *VARIATIONS, "config",
     "published.source", "published.label", "published.value",
 )  # fmt: skip
 # The fields in which a published figure and the runs of its column must agree; sources do not state the others.
 ONE_TASK = ("protocol.dataset", "protocol.way", "protocol.shot", "protocol.view")
+# In mixed columns the tests of one row are by one protocol on one set of images.
+ONE_TEST = ("protocol.name", "data.fingerprint")
 
 Key = tuple[Hashable, ...]
 
@@ -36,21 +39,32 @@ Key = tuple[Hashable, ...]
 class Layout:
     """Which fields make rows and columns.
 
-    Besides a record's own fields there are `method` and `task`, names that tell all runs apart, `source` and
-    `input_size`. Without columns, a cell takes two columns: its mean and its interval.
+    Besides a record's own fields there are `method`, `setting` and `task`, names that tell all runs apart, `source`,
+    `input_size` and `budget`, which joins the runs of a row. Without columns, a cell takes two columns: its mean and
+    its interval. Mixed columns hold scores of a task on any test episodes.
     """
 
-    rows: dict[str, str] = field(default_factory=lambda: {"method": "method"})  # heading: field
+    rows: dict[str, str] = field(default_factory=lambda: {"method": "method", "setting": "setting"})  # heading: field
     cols: Sequence[str] = ("task",)
     metric: str = "accuracy"
     title: str = ""
+    mixed: bool = False
+
+    @property
+    def keys(self) -> list[str]:
+        """The fields that make rows, in the order of the values of a cell's row."""
+        return [name for name in self.rows.values() if name != "budget"]
+
+    def values_of(self, row: Key) -> dict[str, Hashable]:
+        """The values of a cell's row by their fields."""
+        return dict(zip(self.keys, row, strict=False))  # hidden values follow
 
 
 @dataclass
 class Cell:
     """One method's runs on one task, which differ in the seed only, or one published figure."""
 
-    row: Key
+    row: Key  # the values of the layout's keys, and what else sets rows apart
     column: Key
     runs: list[Record]
     p: float | None = None  # corrected p value against the best of its column, 1 for the best; None: not compared
@@ -83,6 +97,10 @@ class Cell:
         halves = [run["test"]["ci95"] for run in self.runs]
         return None if None in halves else sum(halves) / len(halves)
 
+    def half_width(self) -> float | None:
+        """Half width of the interval in tables: over the seeds where there are several, else over the episodes."""
+        return self.over_episodes() if len(self.runs) == 1 else self.over_seeds()
+
 
 def build_cells(runs: list[Record], published: list[Record], layout: Layout) -> tuple[list[Cell], list[Key], list[str]]:
     """The cells in the order of rows, then columns; the columns; and a line for each run that cannot be compared.
@@ -90,10 +108,9 @@ def build_cells(runs: list[Record], published: list[Record], layout: Layout) -> 
     Raises:
         FewshotError: runs that were not measured alike would share a cell or a column.
     """
-    fields = list(layout.rows.values())
     groups: dict[tuple[Key, Key], list[Record]] = defaultdict(list)
-    for line in label_rows(runs, published, [*fields, *layout.cols]):
-        groups[_values(line, fields), _values(line, layout.cols)].append(line)
+    for line in label_rows(runs, published, [*layout.keys, *layout.cols], layout.mixed):
+        groups[_row(line, layout), _values(line, layout.cols)].append(line)
     cells = []
     for (row, column), group in groups.items():
         for other in group[1:]:
@@ -101,23 +118,42 @@ def build_cells(runs: list[Record], published: list[Record], layout: Layout) -> 
         cells.append(Cell(row, column, one_per_seed(group, "{method} on {task}".format(**group[0]))))
     _check_columns(cells, layout)
     rows, columns = {}, {}
+    reference = find_reference(cells)
     for cell in cells:
-        for sort_keys, key, names in ((rows, cell.row, fields), (columns, cell.column, layout.cols)):
+        for sort_keys, key, names in ((rows, cell.row, layout.keys), (columns, cell.column, layout.cols)):
             sort_key = [_sort_key(name, cell.runs[0]) for name in names]
+            sort_key.append(_rank(cell.runs[0], reference) if layout.mixed and cell.figure is None else [])
             sort_keys[key] = min(sort_key, sort_keys.get(key, sort_key))
-    cells.sort(key=lambda cell: (rows[cell.row], columns[cell.column]))
-    return cells, sorted(columns, key=columns.__getitem__), _compare(cells, lower_is_better=layout.metric == "mse")
+    cells.sort(key=lambda cell: (cell.figure is not None, rows[cell.row], columns[cell.column]))
+    return cells, sorted(columns, key=columns.__getitem__), _compare(cells, layout)
+
+
+def _rank(run: Record, reference: tuple[str, ...]) -> list[tuple[bool, float, str]]:
+    """A sort key of a run's test in a mixed table: the reference, then the common protocol, then the paper's."""
+    protocol = protocol_name(run)
+    return natural_sort_key([label_test(run) != reference, protocol != COMMON, protocol != "paper"])
+
+
+def _row(line: Record, layout: Layout) -> Key:
+    """The row of a run or figure: measured and published ones, and in mixed columns other tests, share none."""
+    source = line["published"]["source"] if "published" in line else None
+    hidden = [str(_value(line, name, None)) for name in ONE_TEST] if layout.mixed and source is None else []
+    return (*_values(line, layout.keys), source, *hidden)
+
+
+def _value(line: Record, name: str, default: Any) -> Any:
+    try:
+        return field_of(line, name)
+    except (KeyError, TypeError):
+        return default
 
 
 def _values(line: Record, fields: Sequence[str]) -> Key:
     values = []
     for name in fields:
-        try:
-            value = field_of(line, name)
-        except (KeyError, TypeError):
-            if "published" not in line:
-                raise FewshotError(f"{line['folder']}: its record has no field {name}; see its record.json") from None
-            value = None
+        value = _value(line, name, None if "published" in line else KeyError)
+        if value is KeyError:
+            raise FewshotError(f"{line['folder']}: its record has no field {name}; see its record.json")
         if isinstance(value, dict):
             raise FewshotError(f"{name} is a group of fields; name one of them, such as {name}.{next(iter(value), '')}")
         values.append(", ".join(map(str, value)) if isinstance(value, list) else value)
@@ -125,25 +161,24 @@ def _values(line: Record, fields: Sequence[str]) -> Key:
 
 
 def _sort_key(name: str, line: Record) -> Any:
-    """A sort key of one field: simple algorithms first, tasks by their numbers, published figures before runs."""
+    """A sort key of one field: simple algorithms first, tasks by their numbers."""
     value = _values(line, [name])[0]
     if name in ("method", "algorithm"):
         return method_sort_key(str(value), line["algorithm"])
     if name == "task":
         return natural_sort_key([*(line["protocol"][key] for key in ("dataset", "way", "shot")), line["order"]])
-    if name == "source":
-        return natural_sort_key([int(value == HERE), value])
     return natural_sort_key([value])
 
 
 def _check_columns(cells: list[Cell], layout: Layout) -> None:
     """Raise FewshotError for a column of different test episodes where neither rows nor columns name the difference."""
-    named = [i for i, name in enumerate(layout.rows.values()) if name in COLUMN or name == "task"]
+    named = [i for i, name in enumerate(layout.keys) if name in COLUMN or name == "task"]
+    same = ONE_TASK if layout.mixed else COLUMN
     firsts: dict[Hashable, Record] = {}
     for cell in sorted(cells, key=lambda cell: cell.figure is not None):  # published figures after the runs
         run, key = cell.runs[0], (cell.column, *(cell.row[i] for i in named))
         if cell.figure is None:
-            _check_alike(firsts.setdefault(key, run), run, COLUMN, "would share a column but their tests differ in")
+            _check_alike(firsts.setdefault(key, run), run, same, "would share a column but their tests differ in")
         elif key in firsts:
             _check_alike(firsts[key], run, ONE_TASK, "would share a column but their tests differ in", "task")
 
@@ -162,12 +197,24 @@ def _check_alike(one: Record, other: Record, fields: Iterable[str], problem: str
             )
 
 
-def _compare(cells: list[Cell], lower_is_better: bool) -> list[str]:
-    """Set the p value of each cell that can be compared with the best of its column; why others cannot be."""
+def find_reference(cells: Iterable[Cell]) -> tuple[str, ...]:
+    """The test that most measured cells have, one by the common protocol if there is any, as labels."""
+    runs = [cell.runs[0] for cell in cells if cell.figure is None]
+    counts = Counter((run["protocol"].get("name") == COMMON, *label_test(run)) for run in runs)
+    return max(counts, key=lambda test: (test[0], counts[test]))[1:] if counts else ()
+
+
+def _compare(cells: list[Cell], layout: Layout) -> list[str]:
+    """Set the p value of each cell that can be compared with the best of its column; why others cannot be.
+
+    In mixed columns only cells with the reference test are compared.
+    """
     complaints: set[str] = set()
     columns: dict[Hashable, list[tuple[Cell, np.ndarray]]] = defaultdict(list)
-    for cell in cells:
-        if cell.figure is not None:
+    measured = [cell for cell in cells if cell.figure is None]
+    reference = find_reference(measured) if layout.mixed else ()
+    for cell in measured:
+        if layout.mixed and label_test(cell.runs[0]) != reference:
             continue
         scores = []
         for run in cell.runs:
@@ -178,7 +225,7 @@ def _compare(cells: list[Cell], lower_is_better: bool) -> list[str]:
         if len(scores) == len(cell.runs) and len(scores[0]) > 1:
             columns[cell.column, column_of(cell.runs[0])].append((cell, np.mean(scores, axis=0)))
     compared = [column for column in columns.values() if len(column) > 1]
-    p_values = compare_with_best([[scores for _, scores in column] for column in compared], lower_is_better)
+    p_values = compare_with_best([[scores for _, scores in column] for column in compared], layout.metric == "mse")
     for column, p_column in zip(compared, p_values, strict=True):
         for (cell, _), p in zip(column, p_column, strict=True):
             cell.p = p

@@ -27,6 +27,9 @@ ESCAPES = {
     "|": r"\textbar{}", '"': "''", "[": "{[}", "*": "{*}", "±": r"$\pm$", "–": "--", "\n": " ",
 }  # fmt: skip
 
+# Markdown
+SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")  # narrow in a terminal too
+
 # HTML
 HEADING = 14  # letters of a heading's line
 # A table larger than the screen scrolls by itself; its headings and its first column stay.
@@ -39,6 +42,7 @@ th, td { padding: .25rem .6rem; text-align: left; vertical-align: top; min-width
 th { position: sticky; top: 0; z-index: 1; background: #fff; border-bottom: 1px solid }
 th { vertical-align: bottom; white-space: nowrap }
 td { border-bottom: 1px solid #e4e4e4 }
+tr.published td { border-top: 1px solid }
 tr > :first-child { position: sticky; left: 0; background: #fff; min-width: 8rem } th:first-child { z-index: 2 }
 sup { line-height: 0; margin-left: .15em; white-space: nowrap }
 li, p { overflow-wrap: anywhere }
@@ -47,19 +51,29 @@ li, p { overflow-wrap: anywhere }
 
 
 def render_markdown(page: Page) -> str:
-    """Markdown as GitHub reads it."""
-    table = page.table.map(lambda entry: entry.render(escape_markdown, "**%s**", " <sup>%s</sup>"))
-    parts = [_markdown_table(table), f"{escape_markdown(page.title)}."]
+    """Markdown as GitHub reads it; published rows follow a row that says so."""
+    rows = [
+        [entry.render(escape_markdown, "**%s**", lambda numbers: numbers.translate(SUPERSCRIPTS)) for entry in row]
+        for row in page.table.itertuples(index=False, name=None)
+    ]
+    if 0 < page.measured < len(rows):
+        rows.insert(page.measured, ["**published**", *[""] * (page.table.shape[1] - 1)])
+    parts = [f"{escape_markdown(page.title)}:", _markdown_table(list(page.table), rows)]
     parts.append("\n".join(f"{number}. {escape_markdown(note)}" for number, note in enumerate(page.notes, start=1)))
     parts.append("\n".join(f"- **{escape_markdown(what)}**: {escape_markdown(text)}" for what, text in page.footer))
-    if page.cost is not None:
-        parts.append(_markdown_table(page.cost.map(escape_markdown)))
+    if page.costs is not None:
+        texts = [[escape_markdown(text) for text in row] for row in page.costs.itertuples(index=False, name=None)]
+        parts.append(_markdown_table(list(page.costs), texts))
     return "\n\n".join(filter(None, parts))
 
 
-def _markdown_table(texts: pd.DataFrame) -> str:
-    # Cells are finished text: left to itself, tabulate reads "95.40" as a number and prints 95.4.
-    return texts.rename(columns=escape_markdown).to_markdown(index=False, disable_numparse=True)
+def _markdown_table(headings: list[str], rows: list[list[str]]) -> str:
+    """A table whose columns are aligned in the source text too."""
+    lines = [[escape_markdown(heading) for heading in headings], *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, [f":{'-' * (width - 1)}" for width in widths])
+    padded = ([text.ljust(width) for text, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
 def escape_markdown(text: str) -> str:
@@ -75,21 +89,23 @@ def render_latex(page: Page) -> str:
     width = 2 * WRAP if len(page.table) >= LONG else WRAP
     if page.table.shape[1] > WIDE and len(page.table) < LONG // 2:
         width = 2 * WRAP // 3
-    parts = [PREAMBLE, _latex_table(page.table, page.title, width, [" ".join(notes), " ".join(footer)])]
-    if page.cost is not None:
-        width = 2 * WRAP if len(page.cost) >= LONG else WRAP
-        parts.append(_latex_table(page.cost.map(Entry), "What it took", width, []))
+    parts = [PREAMBLE, _latex_table(page.table, page.measured, page.title, width, [" ".join(notes), " ".join(footer)])]
+    if page.costs is not None:
+        width = 2 * WRAP if len(page.costs) >= LONG else WRAP
+        parts.append(_latex_table(page.costs.map(Entry), len(page.costs), "What it took", width, []))
     return "\n".join(parts)
 
 
-def _latex_table(table: pd.DataFrame, caption: str, width: int, below: list[str]) -> str:
+def _latex_table(table: pd.DataFrame, measured: int, caption: str, width: int, below: list[str]) -> str:
     numbers = table.map(lambda entry: bool(NUMBER.fullmatch(entry.text)) and not entry.notes).all()
     alignment = "".join(numbers.map({True: "r", False: "l"}))
 
     def cell(entry: Entry) -> str:
-        return entry.render(lambda text: _stack_lines(text, width), r"\textbf{%s}", r"\textsuperscript{%s}", ",")
+        return entry.render(lambda text: _stack_lines(text, width), r"\textbf{%s}", r"\textsuperscript{{{}}}".format)
 
     rows = [" & ".join(map(cell, row)) for row in table.itertuples(index=False, name=None)]
+    if 0 < measured < len(rows):
+        rows[measured] = "\\midrule\n" + rows[measured]
     row_end = r" \\ \addlinespace[2pt]" if any("tabular" in row for row in rows) else r" \\"
     heading_width = WRAP // 2 if table.shape[1] > 4 else WRAP
     notes = "\n\\par\\smallskip\n".join(filter(None, below))
@@ -138,7 +154,7 @@ def render_csv(page: Page) -> str:
 
 def render_html(page: Page) -> str:
     """A complete HTML document that needs no other file."""
-    cost = "" if page.cost is None else f"<h2>What it took</h2>{html_table(page.cost)}"
+    cost = "" if page.costs is None else f"<h2>What it took</h2>{html_table(page.costs)}"
     return html_document(page.title, f"<h1>{escape(page.title)}</h1>{html_section(page)}{cost}")
 
 
@@ -153,7 +169,7 @@ def html_document(title: str, body: str, style: str = "") -> str:
 
 def html_section(page: Page) -> str:
     """The table with its footnotes and its protocol."""
-    parts = [html_table(page.table)]
+    parts = [html_table(page.table, page.measured)]
     if page.notes:
         parts.append("<ol>" + "".join(f"<li>{escape(note)}</li>" for note in page.notes) + "</ol>")
     if page.footer:
@@ -162,16 +178,22 @@ def html_section(page: Page) -> str:
     return "\n".join(parts)
 
 
-def html_table(table: pd.DataFrame) -> str:
-    """A table of entries or texts."""
+def html_table(table: pd.DataFrame, measured: int = 0) -> str:
+    """A table of entries or texts, with a rule below the rows that were measured."""
 
     def cell(entry: Entry | str) -> str:
         if isinstance(entry, str):
             return escape(entry)
-        return entry.render(lambda text: escape(text).replace(" ± ", "&nbsp;±&nbsp;"), "<b>%s</b>", "<sup>%s</sup>")
+        return entry.render(
+            lambda text: escape(text).replace(" ± ", "&nbsp;±&nbsp;"), "<b>%s</b>", "<sup>{}</sup>".format
+        )
 
     texts = table.map(cell).rename(columns=lambda name: "<br>".join(map(escape, _wrap(name, HEADING))))
-    return f'<div class="scroll" tabindex="0">{texts.to_html(index=False, escape=False, border=0)}</div>'
+    rows = texts.to_html(index=False, escape=False, border=0).split("<tr>")  # the row of headings has a style
+    if 0 < measured < len(table):
+        rows[measured + 1] = f'<tr class="published">{rows[measured + 1]}'
+    html = "<tr>".join(rows).replace('<tr><tr class="published">', '<tr class="published">')
+    return f'<div class="scroll" tabindex="0">{html}</div>'
 
 
 FORMATS: dict[str, Callable[[Page], str]] = {

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from fewshot.core.errors import FewshotError
-from fewshot.report.labels import VARIATIONS, column_names, column_of, format_label, method_names
-from fewshot.report.records import Record, find_records, metric_of, read_record, task_name
+from fewshot.report.labels import (
+    about_images,
+    column_names,
+    column_of,
+    label_test,
+    method_names,
+    setting_label,
+    short_task,
+)
+from fewshot.report.records import Record, find_records, metric_of, protocol_name, read_record, task_name
 from fewshot.report.statistics import ROUNDING
 
-HERE, STEPS = "measured here", "protocol.adaptation_steps"
+COMMON = "common"
 
 
 def read_runs(folder: Path) -> tuple[list[Record], list[str]]:
@@ -52,6 +61,56 @@ def split_by_steps(record: Record) -> list[Record]:
     ]
 
 
+def select_protocol(runs: Sequence[Record], name: str | None) -> tuple[list[Record], str]:
+    """The runs that were tested by a protocol, or by the one protocol that there is; all of them without a name.
+
+    Returns:
+        The runs, and what shows the tests that were left out, and how many these are; empty if none was.
+
+    Raises:
+        FewshotError: no run was tested by it, and there are several other protocols.
+    """
+    tests = Counter(protocol_name(run) for run in {run["folder"]: run for run in runs}.values())
+    if name is None or len(tests) < 2:
+        return list(runs), ""
+    others = _ways_to_see(Counter({other: count for other, count in tests.items() if other != name}))
+    if name not in tests:
+        raise FewshotError(f"no run was tested by the protocol {name}: choose {others}")
+    return [run for run in runs if protocol_name(run) == name], others
+
+
+def select_tests(runs: Sequence[Record]) -> tuple[list[Record], str]:
+    """Of each method's tests of a task those by the protocols common and paper; without any, the one nearest to common.
+
+    Returns:
+        The runs, and what shows the tests that were left out, and how many these are; empty if none was.
+    """
+    groups: dict[tuple[str, ...], list[Record]] = defaultdict(list)
+    for run in runs:
+        protocol = run["protocol"]
+        task = [str(protocol[key]) for key in ("dataset", "way", "shot", "setting", "adaptation_steps")]
+        groups[run["algorithm"], run["config"], *task].append(run)
+    chosen: list[Record] = []
+    for group in groups.values():
+        named = [run for run in group if protocol_name(run) in (COMMON, "paper")]
+        nearest = label_test(min(group, key=_distance_from_common))
+        chosen += named or [run for run in group if label_test(run) == nearest]
+    left_out = Counter(protocol_name(run) for run in runs) - Counter(protocol_name(run) for run in chosen)
+    return chosen, _ways_to_see(left_out, "layout=comparison ") if left_out else ""
+
+
+def _distance_from_common(run: Record) -> tuple[bool, bool, int]:
+    protocol = run["protocol"]
+    return protocol["query"] != 15, protocol["rotations"] not in (None, "none"), -protocol["episodes"]
+
+
+def _ways_to_see(tests: Counter[str], layout: str = "") -> str:
+    """How many tests each protocol has, by the words that show them."""
+    return " or ".join(
+        f"{layout}layout.protocol={name} ({count} test{'s' * (count > 1)})" for name, count in sorted(tests.items())
+    )
+
+
 def one_per_seed(runs: Sequence[Record], name: str) -> list[Record]:
     """One run of each seed, of runs of one method on the same test episodes.
 
@@ -75,42 +134,51 @@ def one_per_seed(runs: Sequence[Record], name: str) -> list[Record]:
     return list(kept.values())
 
 
-def label_rows(runs: list[Record], published: list[Record], shown: Sequence[str] = ()) -> list[Record]:
-    """The runs and published figures with the fields `method`, `task`, `source` and `order`.
+def label_rows(
+    runs: list[Record], published: list[Record], shown: Sequence[str] = (), mixed: bool = False
+) -> list[Record]:
+    """The runs and published figures with the fields that records lack and tables show.
 
-    `order` is the place of the task's column. A published figure stands in the measured column of its task. Where
-    there are several, or where the figure is for other functions than the runs, it stands in a column of its own.
+    These are `method`, `setting`, `task`, `source` (empty for a run), `input_size`, `order`, the place of the task's
+    column, and `name_note`, what a number in the method's name stands for. A published figure stands in the measured
+    column of its task. Where there are several, or where the figure is for other functions than the runs, it stands in
+    a column of its own.
 
     Args:
         shown: fields that the table shows; the names of methods leave them out.
+        mixed: a task has one column, whatever its test episodes are.
     """
-    names = column_names(runs)
+    lines = [*runs, *published]
+    with_dataset = len({line["protocol"]["dataset"] for line in lines}) > 1
+    methods, notes = method_names(lines, shown)
+    names = column_names([_any_episodes(run) if mixed else run for run in runs], with_dataset)
     order, rows = list(names), []
-    for method, run in zip(method_names(runs, shown), runs, strict=True):
-        column, about = column_of(run), run["data"].get("about", {})
-        labels = {"method": method, "task": names[column], "source": HERE, "order": order.index(column)}
-        # The side of the images, or of the images behind features, where the data's reader reports it.
-        rows.append({**run, **labels, "input_size": about.get("images", about).get("size")})
-    rows += [{**figure, **_labels(figure, rows, shown), "order": len(names)} for figure in published]
-    if "protocol.setting" in shown:
-        for row in rows:
-            row["method"] = row["method"].replace(f", {row['protocol']['setting'] or 'setting unknown'}", "", 1)
+    for method, note, line in zip(methods, notes, lines, strict=True):
+        if "published" in line:
+            task = _task_of_figure(line, rows, with_dataset)
+            own = {"task": task, "source": line["published"]["short"], "order": len(order)}
+        else:
+            column = column_of(_any_episodes(line) if mixed else line)
+            own = {"task": names[column], "source": "", "order": order.index(column)}
+            own["input_size"] = about_images(line).get("size")
+        rows.append({**line, **own, "method": method, "setting": setting_label(line), "name_note": note})
     return rows
 
 
-def _labels(figure: Record, runs: list[Record], shown: Sequence[str]) -> dict[str, str]:
-    """Method, task and source of a published figure beside these runs."""
+def _any_episodes(run: Record) -> Record:
+    """The run as one of any episodes of its task; errors keep the functions that they are of."""
+    kept = {key: run["protocol"][key] for key in ("dataset", "way", "shot")}
+    unknown = dict.fromkeys(("split", "query", "episodes", "episode_seed", "rotations", "view", "manifest"))
+    view = {"view": run["protocol"]["view"]} if metric_of(run) == "mse" else {}
+    return {**run, "protocol": {**run["protocol"], **unknown, **kept, **view}, "data": {"fingerprint": ""}}
+
+
+def _task_of_figure(figure: Record, rows: list[Record], with_dataset: bool) -> str:
+    """The column of a published figure beside these labelled runs."""
     protocol, task = figure["protocol"], task_name(figure["protocol"])
-    same_task = [run for run in runs if task_name(run["protocol"]) == task]
-    columns = {run["task"] for run in same_task if protocol.get("view") in (None, run["protocol"]["view"])}
-    method = f"{figure['algorithm']} ({figure['backbone']})" if figure["backbone"] else figure["algorithm"]
-    method += f", {protocol['setting'] or 'setting unknown'}"
-    if metric_of(figure) == "mse" and STEPS not in shown:  # errors are published after several numbers of steps
-        method += f", {format_label(VARIATIONS[STEPS], protocol['adaptation_steps'])}"
-    if not same_task:
-        columns = {task}
-    return {
-        "method": method,
-        "task": columns.pop() if len(columns) == 1 else f"{task}, as published",
-        "source": "{source} ({version})".format(**figure["published"]),
-    }
+    same_task = [row for row in rows if "published" not in row and task_name(row["protocol"]) == task]
+    columns = {row["task"] for row in same_task if protocol.get("view") in (None, row["protocol"]["view"])}
+    name = short_task(protocol, with_dataset)
+    if len(columns) == 1:
+        return columns.pop()
+    return f"{name}, as published" if same_task else name

@@ -1,4 +1,4 @@
-"""One HTML file about a folder of runs: tables, plots, differing settings, costs and commands.
+"""One HTML file about a folder of runs: its table, a section per dataset, and details folded away.
 
 The file needs no other file: the plots are inside it, and there is no script in it.
 """
@@ -7,148 +7,201 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from fewshot.core.errors import FewshotError
-from fewshot.core.paths import UNHASHED_KEYS
+from fewshot.core.paths import CONF
 from fewshot.report.formats import html_document, html_section, html_table
-from fewshot.report.gather import STEPS
-from fewshot.report.labels import column_names, column_of, method_names
-from fewshot.report.page import NOTHING
-from fewshot.report.records import Record
-from fewshot.report.table import make_table, metrics_of
+from fewshot.report.gather import select_protocol
+from fewshot.report.labels import SETTING, method_names
+from fewshot.report.page import DATASETS, NOTHING, Page
+from fewshot.report.pictures import save_figure
+from fewshot.report.records import Record, protocol_name, task_name
+from fewshot.report.table import make_table, metrics_of, read_layout
 
 if TYPE_CHECKING:
     import pandas as pd
 
 OWN_STYLE = """
 section { margin: 2.5rem 0 } nav { line-height: 2 } nav a { margin-right: 1.2rem; white-space: nowrap }
-#configurations :is(th, td) { white-space: normal; overflow-wrap: break-word; min-width: 8rem }
-header p, summary, figcaption { color: #555 } summary { cursor: pointer }
+header p, figcaption, small { color: #555 } summary { cursor: pointer; font-weight: 600; margin: .6rem 0 }
 figure { margin: 1.5rem 0 } .picture { overflow-x: auto }
 .picture img { display: block; min-width: 38rem; max-width: 100%; height: auto }
 code { font-size: 13px; overflow-wrap: anywhere }
 """
 CAPTIONS = {
-    "bars": "Test scores by learner, a panel for each protocol. Lines are 95 % intervals, as in the table.",
-    "curves": "Training scores, as logged, and validation scores over the outer steps, a line for each run.",
+    "bars": "Test scores by method, as in the table, with 95 % intervals.",
+    "curves": "Validation scores during training, on each recipe's own validation episodes: a line for each training. "
+    "The minutes hold the training of a feature extractor, and no validation.",
     "by_steps": "Test scores after several numbers of adaptation steps, with 95 % intervals.",
     "by_shots": "Test scores with several shots, with 95 % intervals.",
 }
 
 
 def render_report(
-    folder: Path, runs: Sequence[Record], settings: Mapping[str, Any], unread: Sequence[str] = ()
+    folder: Path, runs: Sequence[Record], settings: dict[str, Any], unread: Sequence[str] = ()
 ) -> tuple[str, list[str]]:
     """The report of a folder's runs, and a line for each thing that could not be read or compared.
 
-    The layout chooses the runs of the tables. Plots, configurations and commands are of all runs.
+    It opens with the tables of the layout, of one metric each. The rest is about all runs.
 
     Args:
         runs: every run below the folder, and `unread` a line for each unreadable one, as `read_runs` returns them.
-        settings: the layout and its changes, in the form of conf/table.yaml.
+        settings: the layout and its changes, in the form of conf/report.yaml.
 
     Raises:
-        FewshotError: no run is of the layout, or a table would mix what was not measured alike.
+        FewshotError: there is no table: no run is of the layout, or it would mix what was not measured alike.
     """
-    import pandas as pd
-
     complaints = list(unread)
-    tables = costs = ""
-    for metric in metrics_of(runs, settings["layout"]):
-        page = make_table(runs, {**settings, "layout": {**settings["layout"], "metric": metric}})
-        complaints += page.complaints
-        tables += f"<h2>{escape(page.title)}</h2>{html_section(page)}"
-        costs += "" if page.cost is None else html_table(page.cost)
-    images, left_out = draw_plots(runs, "svg")
-    figures = [
-        f'<figure id="{name}"><div class="picture" tabindex="0"><img alt="{CAPTIONS[name]}" '
-        f'src="data:image/svg+xml;base64,{base64.b64encode(image).decode()}"></div>'
-        f"<figcaption>{CAPTIONS[name]}</figcaption></figure>\n"
-        for name, image in images.items()
-    ]
-    records = {str(Path(run["folder"]).relative_to(folder)): run for run in runs}
-    configurations, missing = compare_configurations(runs)
-    commands = [str(run.get("command") or "unknown") for run in records.values()]
-    sections = {
-        "Tables": tables,
-        "Pictures": "<h2>Pictures</h2>" + "".join(figures) + _list(left_out),
-        "Configurations": "<h2>How the configurations differ</h2>"
-        + (html_table(configurations) if len(configurations) else "<p>No two of them differ in a setting.</p>")
-        + (f"<p>{missing} of {len(records)} records have no readable config.yaml.</p>" if missing else ""),
-        "Costs": "<h2>What it took</h2>" + costs,
-        "Commands": "<h2>Commands</h2>" + html_table(pd.DataFrame({"record": list(records), "command": commands})),
-    }
+    pages = _make_pages(runs, settings, complaints)
+    if not pages:
+        raise FewshotError(complaints[-1])
+    sections = {"Results": "".join(map(_table, pages))}
+    for dataset, images in draw_plots(runs, settings["layout"]["protocol"], "svg", complaints).items():
+        own = [run for run in runs if run["protocol"]["dataset"] == dataset]
+        papers = [settings | paper for paper in _paper_layouts(dataset)]
+        tables = [_table(page) for paper in papers for page in _make_pages(own, paper, complaints)]
+        figures = [_figure(name, image) for name, image in images.items()]
+        sections[DATASETS.get(dataset) or dataset] = "".join(tables + figures)
+    details = _details(folder, runs, pages, settings, complaints)
+    complaints = list(dict.fromkeys(complaints))
     if complaints:
-        sections["Complaints"] = "<h2>What could not be read or compared</h2>" + _list(complaints)
+        items = (f"<li>{escape(line)}</li>" for line in complaints)
+        details["What could not be read or compared"] = f"<ul>{''.join(items)}</ul>"
+    folded = (f"<details><summary>{escape(name)}</summary>{text}</details>" for name, text in details.items())
+    sections["Details"] = "\n".join(folded)
     title = f"Report of {folder.resolve().name}"
     algorithms = ", ".join(dict.fromkeys(run["algorithm"] for run in runs))
-    links = "\n".join(f'<a href="#{name.lower()}">{name}</a>' for name in sections)
-    parts = "\n".join(f'<section id="{name.lower()}">{text}</section>' for name, text in sections.items())
-    head = f"<header><h1>{escape(title)}</h1><p>{len(records)} records of {escape(algorithms)}</p></header>"
+    about = f"{len({run['folder'] for run in runs})} records of {algorithms}"
+    head = f"<header><h1>{escape(title)}</h1><p>{escape(about)}</p></header>"
+    links = "\n".join(f'<a href="#{slug(name)}">{escape(name)}</a>' for name in sections)
+    parts = "\n".join(
+        f'<section id="{slug(name)}"><h2>{escape(name)}</h2>{text}</section>' for name, text in sections.items()
+    )
     return html_document(title, f"{head}\n<nav>{links}</nav>\n<main>\n{parts}\n</main>", OWN_STYLE), complaints
 
 
-def draw_plots(runs: Sequence[Record], format: str) -> tuple[dict[str, bytes], list[str]]:
-    """Every plot that the runs have data for, by its name, and a line for each that is left out.
+def _make_pages(runs: Sequence[Record], settings: dict[str, Any], complaints: list[str]) -> list[Page]:
+    """The pages of a layout, one for each metric of its runs; what is wrong with one is a complaint."""
+    pages = []
+    for metric in metrics_of(runs, settings["layout"]):
+        try:
+            layout = {**settings["layout"], "metric": metric}
+            pages.append(make_table(runs, {**settings, "layout": layout, "costs": True}))
+            complaints += pages[-1].complaints
+        except FewshotError as error:
+            complaints.append(str(error))
+    return pages
+
+
+def _paper_layouts(dataset: str) -> list[dict[str, Any]]:
+    """The settings of the layouts of a dataset's papers, of any algorithm."""
+    files = sorted((CONF / "layout").glob("*.yaml"))
+    layouts = [layout for path in files if not (layout := read_layout(path.stem, path))["algorithms"]]
+    own = [layout for layout in layouts if dataset in (layout["datasets"] or ())]
+    return [{"layout": layout, "published": layout["published"], "rows": None, "cols": None} for layout in own]
+
+
+def _details(
+    folder: Path, runs: Sequence[Record], pages: Sequence[Page], settings: dict[str, Any], complaints: list[str]
+) -> dict[str, str]:
+    """What is folded away, by its heading: the tests by other protocols, settings, costs and commands."""
+    layout, details = settings["layout"], {}
+    names = {protocol_name(run) for run in runs}
+    for name in sorted(names - {layout["protocol"]}) if layout["protocol"] in names else ():
+        own = [run for run in runs if protocol_name(run) == name]
+        others = _make_pages(own, {**settings, "layout": {**layout, "protocol": name}}, complaints)
+        details[f"Tests by the protocol {name}"] = "".join(map(_table, others))
+    records = {str(Path(run["folder"]).relative_to(folder)): run for run in runs}
+    differences, missing = compare_settings(list(records.values()))
+    same = "<p>No two records differ in the settings that they hold.</p>"
+    old = f"<p>{missing} older records do not hold their settings.</p>" if missing else ""
+    details["How the trainings differ"] = (html_table(differences) if len(differences) else same) + old
+    details["What it took"] = "".join(html_table(page.costs) for page in pages if page.costs is not None)
+    commands: dict[str, list[str]] = defaultdict(list)
+    for name, run in records.items():
+        commands[str(run.get("command") or "unknown")].append(escape(name))
+    items = (
+        f"<li><code>{escape(text)}</code><br><small>{', '.join(own)}</small></li>" for text, own in commands.items()
+    )
+    details["Commands"] = f"<ul>{''.join(items)}</ul>"
+    return details
+
+
+def draw_plots(
+    runs: Sequence[Record], protocol: str | None, format: str, complaints: list[str]
+) -> dict[str, dict[str, bytes]]:
+    """For each dataset the plots that its runs have data for, by their file names.
+
+    Args:
+        protocol: of the tests that are shown, as `select_protocol` takes it.
+        complaints: gets a line for each plot that cannot be drawn.
 
     Raises:
         FewshotError: a format other than png, pdf and svg.
     """
-    from fewshot.report.pictures import save_figure
     from fewshot.report.plots import PLOTS
 
-    images, left_out = {}, []
-    for name, plot in PLOTS.items():
-        try:
-            figure = plot(runs)
-        except FewshotError as error:
-            left_out.append(f"{name} left out: {error}")
-        else:
-            images[name] = save_figure(figure, format)
-    return images, left_out
+    images: dict[str, dict[str, bytes]] = {}
+    for dataset in sorted({run["protocol"]["dataset"] for run in runs}):
+        own = [run for run in runs if run["protocol"]["dataset"] == dataset]
+        images[dataset] = {}
+        for kind, plot in PLOTS.items():
+            try:
+                figures = plot(own if kind == "curves" else select_protocol(own, protocol)[0])
+            except FewshotError as error:
+                complaints.append(f"{kind} of {dataset} left out: {error}")
+                continue
+            for number, figure in enumerate(figures, start=1):
+                name = f"{kind}_{slug(dataset)}" + (f"_{number}" if len(figures) > 1 else "")
+                images[dataset][name] = save_figure(figure, format)
+    return images
 
 
-def compare_configurations(runs: Sequence[Record]) -> tuple[pd.DataFrame, int]:
-    """A line per key of `config.yaml` in which runs differ, a column per configuration; and how many records have none.
+def compare_settings(runs: Sequence[Record]) -> tuple[pd.DataFrame, int]:
+    """A line per setting in which trainings differ, a column per training; and how many records do not hold theirs.
 
-    Runs that differ in the seed and in paths alone share a column. A test that lies below the folder of its run needs
-    no configuration of its own.
+    Trainings that differ in the seed alone share a column.
     """
     import pandas as pd
 
-    groups: dict[tuple[tuple[str, str], ...], list[Record]] = defaultdict(list)
-    missing = 0
-    for folder, run in {Path(run["folder"]): run for run in runs}.items():
-        try:
-            config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-            chosen = {key: value for key, value in config.items() if key not in (*UNHASHED_KEYS, "seed")}
-        except (OSError, AttributeError, OmegaConfBaseException, YAMLError):
-            missing += not (folder.parents[1] / "config.yaml").exists()
-            continue
-        flat = pd.json_normalize(chosen).to_dict("records")[0]  # nested keys as `train.steps`
-        texts = {
-            key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in flat.items()
-        }
-        groups[tuple(texts.items())].append(run)
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for run in runs:
+        if run.get("settings"):
+            groups[run["config"]].append(run)
     first = [group[0] for group in groups.values()]
-    tasks = column_names(first)
     headings = [
-        f"{name}; {tasks[column_of(group[0])]}; seed {', '.join(str(run['seed']) for run in group)}"
-        for name, group in zip(method_names(first, [STEPS]), groups.values(), strict=True)
+        f"{name}; {task_name(group[0])}; seed {', '.join(map(str, sorted({run['seed'] for run in group})))}"
+        for name, group in zip(method_names(first, [SETTING])[0], groups.values(), strict=True)
     ]
-    settings = pd.DataFrame([dict(flat) for flat in groups], index=headings).fillna(NOTHING)
-    settings = settings[[key for key in settings if not str(key).endswith("_")]]  # classes have names beside them
-    return settings.loc[:, settings.nunique() > 1].T.reset_index(names="key"), missing
+    texts = [
+        {key: value if isinstance(value, str) else json.dumps(value) for key, value in run["settings"].items()}
+        for run in first
+    ]
+    texts = [{key: text for key, text in own.items() if not key.endswith("_")} for own in texts]  # classes have names
+    frame = pd.DataFrame(texts, index=pd.Index(headings)).fillna(NOTHING)
+    missing = len(runs) - sum(map(len, groups.values()))
+    return frame.loc[:, frame.nunique() > 1].T.reset_index(names="setting"), missing
 
 
-def _list(lines: Sequence[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
+def slug(name: str) -> str:
+    """The name as part of a file's name or of an address."""
+    return re.sub(r"\W+", "_", name).strip("_").lower()
+
+
+def _table(page: Page) -> str:
+    return f"<h3>{escape(page.title)}</h3>{html_section(page)}"
+
+
+def _figure(name: str, image: bytes) -> str:
+    caption = next(text for kind, text in CAPTIONS.items() if name.startswith(kind))
+    source = f"data:image/svg+xml;base64,{base64.b64encode(image).decode()}"
+    return (
+        f'<figure id="{name}"><div class="picture" tabindex="0"><img alt="{caption}" src="{source}"></div>'
+        f"<figcaption>{caption}</figcaption></figure>\n"
+    )

@@ -1,15 +1,17 @@
 """The names of a table's rows and columns: long enough to tell different runs apart, and no longer.
 
-Runs with different test episodes stand in two columns. Runs that differ in more than the seed stand in two rows.
+Runs with different test episodes stand in two columns, runs that differ in more than the seed in two rows. A name holds
+words that a person reads. Where words do not set two runs apart, numbers do, and a footnote says what each stands for.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
 
-from fewshot.core.errors import FewshotError
-from fewshot.report.records import NUMBER, Record, field_of, task_name
+from fewshot.report.records import NUMBER, Record, field_of, metric_of, task_name
+from fewshot.report.traits import STEPS, VARIATIONS, format_label, tell_apart
 
 # The order of algorithms in tables, from simple to elaborate, LEO and its ablation as in LEO's Table 2; others follow
 # by alphabet. Colour and marker are for plots: colours that colour-blind readers can tell apart (Okabe and Ito 2008),
@@ -22,6 +24,9 @@ ALGORITHMS = {
     "leo_regression": ("#D55E00", "d"),  # never in a plot with leo
 }  # fmt: skip
 
+SETTINGS = {"inductive": "ind.", "transductive": "trans."}
+SETTING = "protocol.setting"
+
 # The fields that define the test episodes, and how a name writes each. Columns are sorted by them in this order.
 COLUMN = {
     "protocol.dataset": "{}",
@@ -33,19 +38,14 @@ COLUMN = {
     "protocol.episode_seed": "episode seed {}",
     "protocol.rotations": "rotations {}",
     "protocol.view": "{}",
-    "protocol.manifest": "manifest {:.8}",
-    "data.fingerprint": "data {:.8}",
+    "protocol.manifest": "",  # hashes: never in a name
+    "data.fingerprint": "",
 }
-SHORT_NAME, HASHES = 3, -2  # the first three are in every name; the last two only where no other label differs
+PARTS = slice(3, 9)  # of COLUMN, in a name where columns of one task differ in it
+# What the data's reader says of the images, in a name where columns of one task differ in it.
+DATA = {"split": "split {}", "resample": "resample {}", "size": "{} pixels"}
 
-# What a row's name adds where runs of one method differ in it within a column.
-VARIATIONS = {
-    "protocol.adaptation_steps": "{} adaptation steps",
-    "protocol.selection": "selection: {}",
-    "cost.train_tasks": "{:,} training tasks",
-}
-# The last resort: the hash of all training settings but the seed.
-CONFIGURATION = {"config": "configuration {:.8}"}
+AS_SHOTS = "as many queries as shots"
 
 Column = tuple[Hashable, ...]  # the values of COLUMN
 
@@ -55,74 +55,116 @@ def column_of(record: Record) -> Column:
     return tuple(field_of(record, field) for field in COLUMN)
 
 
-def column_labels(column: Column) -> list[str]:
-    """The column's values as text, in the order of COLUMN; the way of a regression, which is 1, is empty."""
-    labels = [format_label(form, value) for form, value in zip(COLUMN.values(), column, strict=True)]
-    return ["" if label == "1-way" else label for label in labels]
+def about_images(record: Record) -> dict[str, Any]:
+    """What the data's reader says of its images, or of the images behind its features."""
+    about = record["data"].get("about", {})
+    return about.get("images", about)
 
 
-def column_names(records: list[Record]) -> dict[Column, str]:
+def label_test(record: Record) -> tuple[str, ...]:
+    """What defines the record's test episodes beside the task, as text, in the order of COLUMN and DATA."""
+    values = [(form, field_of(record, field)) for field, form in list(COLUMN.items())[PARTS]]
+    parts = ["" if value is None else format_label(form, value) for form, value in values]
+    about = about_images(record)
+    parts += [form.format(about[key]) if key in about else "" for key, form in DATA.items()]
+    words = {"rotations none": "unrotated", "rotations per_class": "rotated"}
+    if metric_of(record) == "mse":  # functions are not rotated
+        words["rotations none"] = ""
+        if record["protocol"]["query"] == record["protocol"]["shot"]:
+            words[parts[1]] = AS_SHOTS
+    return tuple(words.get(part, part) for part in parts)
+
+
+def short_task(task: Record, with_dataset: bool) -> str:
+    """`5-way 1-shot`, with the dataset before it where a table has several."""
+    return task_name(task) if with_dataset else task_name(task).removeprefix(f"{task['dataset']} ")
+
+
+def column_names(records: Sequence[Record], with_dataset: bool | None = None) -> dict[Column, str]:
     """The shortest name of each column that no other column has; the columns are sorted.
 
-    Raises:
-        FewshotError: two names differ only after the digits of a hash that a name shows.
-    """
-    columns = sorted({column_of(record) for record in records}, key=natural_sort_key)
-    labels = {column: column_labels(column) for column in columns}
-    names = {}
-    for column, own in labels.items():
-        rivals = [other for other in labels.values() if other is not own and other[:SHORT_NAME] == own[:SHORT_NAME]]
-        hashes = range(len(own) + HASHES, len(own))
-        differing = [i for i in range(SHORT_NAME, hashes.start) if any(other[i] != own[i] for other in rivals)]
-        # Other episodes have another manifest too: a hash is shown only against a rival with the same labels.
-        for i in hashes:
-            if any(other[i] != own[i] and all(other[j] == own[j] for j in differing) for other in rivals):
-                differing.append(i)
-        names[column] = ", ".join([" ".join(filter(None, own[:SHORT_NAME])), *(own[i] for i in differing)])
-    if len(set(names.values())) < len(names):
-        raise FewshotError("two test protocols differ only beyond the first 8 digits of a hash: tabulate them apart")
-    return names
-
-
-def method_names(records: list[Record], shown: Sequence[str] = ()) -> list[str]:
-    """The row name of each record: algorithm, backbone, setting, and what tells it apart from others in its column.
+    Columns that no words set apart have numbers.
 
     Args:
-        shown: fields that the table shows elsewhere; names leave them out.
+        with_dataset: whether the dataset is in the names; by default where there are several.
     """
-    recipes: dict[str, set[str | None]] = defaultdict(set)
-    for record in records:
-        recipes[record["algorithm"]].add(record["recipe"])
-    names = [_short_name(record, len(recipes[record["algorithm"]]) > 1, shown) for record in records]
-    for fields in (VARIATIONS, CONFIGURATION):
-        names = _tell_apart(names, records, {field: form for field, form in fields.items() if field not in shown})
+    firsts = {column_of(record): record for record in reversed(records)}
+    columns = sorted(firsts, key=natural_sort_key)
+    if with_dataset is None:
+        with_dataset = len({column[0] for column in columns}) > 1
+    tasks = {column: short_task(firsts[column]["protocol"], with_dataset) for column in columns}
+    parts = {column: label_test(firsts[column]) for column in columns}
+    names = {}
+    for column in columns:
+        rivals = [parts[other] for other in columns if tasks[other] == tasks[column]]
+        differing = [part for i, part in enumerate(parts[column]) if any(other[i] != part for other in rivals)]
+        names[column] = ", ".join([tasks[column], *filter(None, differing)])
+    twins = [name for name in names.values() if list(names.values()).count(name) > 1]
+    counts: dict[str, int] = defaultdict(int)
+    for column, name in names.items():
+        if name in twins:
+            counts[name] += 1
+            names[column] = f"{name} ({counts[name]})"
     return names
 
 
-def _tell_apart(names: list[str], records: list[Record], fields: dict[str, str]) -> list[str]:
-    """Extend names by each field in which records of the same name differ within a column."""
-    values: dict[tuple[str, str], set[tuple[Column, Hashable]]] = defaultdict(set)
-    for name, record in zip(names, records, strict=True):
-        for field in fields:
-            values[name, field].add((column_of(record), field_of(record, field)))
-    # Steps or budgets may change from column to column; only within one do they make two methods.
-    varying = {key for key, pairs in values.items() if len(pairs) > len({column for column, _ in pairs})}
-    extended = []
-    for name, record in zip(names, records, strict=True):
-        labels = [format_label(form, field_of(record, f)) for f, form in fields.items() if (name, f) in varying]
-        extended.append(", ".join([name, *labels]))
-    return extended
+def method_names(records: Sequence[Record], shown: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """The row name of each record: the algorithm, and in words what sets runs of one algorithm apart.
+
+    Runs that differ in the recipe, or in at most three settings, have these in their names. Others have numbers, as in
+    `maml (2)`.
+
+    Args:
+        records: runs and published figures.
+        shown: fields that the table shows elsewhere, such as `protocol.setting` or `backbone`; names leave them out.
+
+    Returns:
+        The names, and what the number in each stands for; empty for a name without one.
+    """
+    backbones: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        backbones[record["algorithm"]] |= {record["backbone"]} - {None}
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i, record in enumerate(records):
+        groups[_base_name(record, len(backbones[record["algorithm"]]) > 1, shown)].append(i)
+    names, notes = [""] * len(records), [""] * len(records)
+    for base, places in groups.items():
+        measured = [i for i in places if "published" not in records[i]]
+        suffixes, numbered = tell_apart([records[i] for i in measured], shown)
+        for i in places:
+            names[i] = _place_setting(base, records[i], shown)
+        for i, suffix, note in zip(measured, suffixes, numbered, strict=True):
+            names[i], notes[i] = _place_setting(base + suffix, records[i], shown), note
+    return names, notes
 
 
-def _short_name(record: Record, several_recipes: bool, shown: Sequence[str]) -> str:
-    algorithm, protocol = record["algorithm"], record["protocol"]
-    parts = [f"{algorithm} ({record['backbone']})" if record["backbone"] else algorithm, protocol["setting"]]
-    if several_recipes:
-        parts.append(f"recipe {record['recipe']}" if record["recipe"] else "no recipe")
+def _place_setting(name: str, record: Record, shown: Sequence[str]) -> str:
+    setting = setting_label(record)
+    return name if SETTING in shown or "setting" in shown or not setting else f"{name}, {setting}"
+
+
+def setting_label(record: Record) -> str:
+    """`ind.` or `trans.`; empty for a regression and where a source does not state it."""
+    return "" if metric_of(record) == "mse" else SETTINGS.get(record["protocol"]["setting"], "")
+
+
+def _base_name(record: Record, several_backbones: bool, shown: Sequence[str]) -> str:
+    parts = [record["algorithm"]]
+    if several_backbones and record["backbone"] and "backbone" not in shown:
+        parts[0] += f" ({record['backbone']})"
+    if "published" in record:
+        if metric_of(record) == "mse" and STEPS not in shown:  # errors are published after several numbers of steps
+            parts.append(format_label(VARIATIONS[STEPS], record["protocol"]["adaptation_steps"]))
+        return ", ".join(parts)
     # A training on another task, or on validation classes, is always named: a reader does not expect it.
+    protocol = record["protocol"]
     shown_task = {key: record[key] for key in ("way", "shot") if {key, f"train.{key}"} & set(shown)}
-    if task_name(record) != task_name(protocol | shown_task):
-        parts.append(f"trained on {task_name(record)}")
+    own, tested = task_name(record), task_name(protocol | shown_task)
+    if own != tested:
+        parts.append(f"trained on {short_task(record, record['dataset'] != protocol['dataset'])}")
+    train_way = record["train"].get("way", record["way"])
+    if train_way != record["way"] and "train.way" not in shown:
+        parts.append(f"trained {train_way}-way")
     if protocol["train_on_val"]:
         parts.append("trained on train+val")
     return ", ".join(parts)
@@ -131,19 +173,17 @@ def _short_name(record: Record, several_recipes: bool, shown: Sequence[str]) -> 
 def method_sort_key(method: str, algorithm: str) -> list[tuple[bool, float, str]]:
     """A sort key of a method's name: algorithms in the order of ALGORITHMS, numbers in the name as numbers."""
     rank = [*ALGORITHMS, algorithm].index(algorithm)
-    words = method.replace(",", "").split()
-    return natural_sort_key([rank, *(int(word) if word.isdecimal() else word for word in words)])
+    words = method.replace(",", "").replace("=", " ").split()
+    return natural_sort_key([rank, *(float(word) if _is_number(word) else word for word in words)])
+
+
+def _is_number(word: str) -> bool:
+    try:
+        return float(word) == float(word)
+    except ValueError:
+        return False
 
 
 def natural_sort_key(values: Iterable[Hashable]) -> list[tuple[bool, float, str]]:
     """A sort key that puts 3 before 10, and text before any number."""
     return [(True, value, "") if isinstance(value, NUMBER) else (False, 0.0, str(value)) for value in values]
-
-
-def format_label(form: str, value: Hashable) -> str:
-    """The form with the value in it, in the singular where the value is 1."""
-    label = form.format(value)
-    if value == 1:
-        for plural, singular in (("queries", "query"), ("steps", "step"), ("episodes", "episode"), ("tasks", "task")):
-            label = label.replace(plural, singular)
-    return label

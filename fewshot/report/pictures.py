@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # The formats, with metadata that leaves the date out: the same figure is the same bytes.
 PICTURE_FORMATS: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+PAGE = (10.0, 9.0)  # width and height at most of a figure of panels, in inches
 LINES = ("-", "--", ":", "-.")
 CURVES = ("#E69F00", "#56B4E9", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
@@ -42,23 +43,31 @@ def save_figure(figure: Figure, format: str = "png") -> bytes:
     file = io.BytesIO()
     with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "fewshot"}):
         warnings.simplefilter("ignore", UserWarning)  # about characters that matplotlib's font lacks
-        figure.savefig(file, format=format, dpi=150, metadata=PICTURE_FORMATS[format])
+        figure.savefig(file, format=format, dpi=100, metadata=PICTURE_FORMATS[format])
     return file.getvalue()
 
 
-def make_panels(titles: Sequence[str], height: float, extra: float = 0) -> tuple[Figure, list[Axes]]:
-    """A figure with a panel per title, two in a row, each `height` inches high, and `extra` inches below."""
+def make_panels(titles: Sequence[str], height: float, extra: float = 0) -> tuple[list[Axes], list[Figure]]:
+    """A panel per title, and the figures that hold them: two panels in a row, and no figure larger than a page.
+
+    Args:
+        height: of a panel, in inches.
+        extra: inches below the panels of each figure, for a legend.
+    """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    columns = min(2, len(titles))
-    rows = -(-len(titles) // columns)
-    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1)  # inches around each panel
-    figure = Figure(figsize=(9 if columns > 1 else 6.5, rows * height + extra), layout=layout)
-    panels = [figure.add_subplot(rows, columns, place + 1) for place in range(len(titles))]
-    for panel, title in zip(panels, titles, strict=True):
-        panel.set_title(escape_math(title, 44), fontsize=10)
-    return figure, panels
+    axes, figures = [], []
+    most = 2 * max(1, int((PAGE[1] - extra) / height))  # panels of a page
+    for start in range(0, len(titles), most):
+        page = titles[start : start + most]
+        rows, columns = -(-len(page) // 2), min(2, len(titles))
+        layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1)  # inches around each panel
+        figures.append(Figure(figsize=(PAGE[0] if columns > 1 else 6.5, rows * height + extra), layout=layout))
+        for place, title in enumerate(page):
+            axes.append(figures[-1].add_subplot(rows, columns, place + 1))
+            axes[-1].set_title(escape_math(title, 44), fontsize=10)
+    return axes, figures
 
 
 def escape_math(text: str, width: int = 0) -> str:
@@ -169,7 +178,7 @@ def fits(tasks: Sequence[Fit]) -> bytes:
 
 def draw_fits(tasks: Sequence[Fit]) -> Figure:
     """The figure of `fits`."""
-    figure, panels = make_panels([f"task {number}" for number in range(1, len(tasks) + 1)], 2.9, 0.3)
+    panels, (figure,) = make_panels([f"task {number}" for number in range(1, len(tasks) + 1)], 2.85, 0.3)
     for task, panel in zip(tasks, panels, strict=True):
         panel.plot(task.x, task.truth, color="0.75", linewidth=4.5, label="truth")
         for number, sample in enumerate(() if task.samples is None else task.samples):

@@ -1,7 +1,8 @@
-"""Plots of runs: bars of test scores, scores by adaptation steps and by shots, and training curves.
+"""Plots of the runs on one dataset: bars of test scores, validation curves, scores by adaptation steps and by shots.
 
-Scores on different test episodes share no line and no panel. Error bars are 95 % intervals, over training seeds where
-a point has several, else over the test episodes of the one run.
+A plot is a list of figures, each of the size of a page; the list is empty where there is nothing to show. Scores on
+different test episodes share no line and no panel. Error bars are 95 % intervals, over training seeds where a point has
+several, else over the test episodes of the one run.
 """
 
 from __future__ import annotations
@@ -10,155 +11,187 @@ import json
 import math
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from fewshot.core.errors import FewshotError
 from fewshot.report.cells import Cell, Layout, build_cells
-from fewshot.report.gather import STEPS, one_per_seed
-from fewshot.report.labels import ALGORITHMS, column_names, column_of, method_names, method_sort_key
+from fewshot.report.gather import one_per_seed
+from fewshot.report.labels import (
+    ALGORITHMS,
+    SETTING,
+    STEPS,
+    column_names,
+    column_of,
+    method_names,
+    method_sort_key,
+    short_task,
+)
 from fewshot.report.page import SCORES
 from fewshot.report.pictures import LINES, escape_math, make_panels
-from fewshot.report.records import Record, metric_of, task_name
+from fewshot.report.records import Record, metric_of
 
 OTHERS = (("#117733", "d"), ("#332288", "8"), ("#999933", "H"), ("#44AA99", "o"), ("#661100", "s"), ("#000000", "^"))
-LOG = "metrics.jsonl"
 METRIC_LABELS = {"accuracy": "accuracy (%)", "mse": "mean squared error"}
+BARS, METHODS = 30, 16  # bars of a panel, and methods with lines of a figure, at most
 
 
-def plot_by_steps(runs: Sequence[Record]) -> Figure:
-    """Test scores against the number of adaptation steps, for methods that were tested with several.
+class Line(NamedTuple):
+    """One line of a plot, in the panel of its title and x."""
 
-    Raises:
-        FewshotError: there is no such method, or a run appears twice with different scores.
-    """
-    counted = [run for run in runs if type(run["protocol"]["adaptation_steps"]) is int]
-    cells, _, _ = build_cells(counted, [], Layout(cols=("task", STEPS)))
-    return _plot_lines(cells, "adaptation steps at test", "after several numbers of adaptation steps")
-
-
-def plot_by_shots(runs: Sequence[Record]) -> Figure:
-    """Test scores against the shots of the test: of methods trained for each of them, and of runs tested with several.
-
-    Raises:
-        FewshotError: there is no such method, or a run appears twice with different scores.
-    """
-    any_shot = [{**run, "protocol": {**run["protocol"], "shot": "K", "manifest": ""}} for run in runs]
-    titles = column_names(any_shot)
-    points: dict[tuple[str, str, int], list[Record]] = defaultdict(list)
-    for name, run, column in zip(method_names(list(runs)), runs, map(column_of, any_shot), strict=True):
-        points[titles[column], name, run["protocol"]["shot"]].append(run)
-    for (title, name, shot), group in list(points.items()):
-        longer = f"{name}, trained on {task_name(group[0])}"  # the name of its tests with other shots
-        if group[0]["shot"] == shot and any(key[:2] == (title, longer) for key in list(points)):
-            points[title, longer, shot] += group
-    cells = [Cell((name,), (title, x), one_per_seed(group, name)) for (title, name, x), group in points.items()]
-    return _plot_lines(cells, "shots of the test (K)", "with several shots")
+    title: str
+    x_label: str
+    name: str  # of the method
+    run: Record
+    x: Sequence[float]
+    y: Sequence[float]
+    half: Sequence[float] | None = None  # half widths of the intervals
 
 
-def _plot_lines(cells: list[Cell], x_label: str, what: str) -> Figure:
-    """Plot cells as points; a cell's row is its method, its column the title of its panel and its x.
-
-    Raises:
-        FewshotError: no line has two points; `what` says for the message how nothing was tested.
-    """
-    lines: dict[tuple[Any, Any], dict[Any, Cell]] = defaultdict(dict)
-    for cell in cells:
-        lines[cell.column[0], cell.row[0]][cell.column[1]] = cell
-    lines = {key: dict(sorted(line.items())) for key, line in lines.items() if len(line) > 1}
-    if not lines:
-        raise FewshotError(f"nothing was tested {what}")
-    styles = method_styles([name for _, name in lines], [next(iter(line.values())).runs[0] for line in lines.values()])
-    titles = list(dict.fromkeys(title for title, _ in lines))
-    figure, axes = make_panels(titles, 3.4, 0.2 * len(styles))
-    for panel, title in zip(axes, titles, strict=True):
-        shown = {name: line for (panel_title, name), line in lines.items() if panel_title == title}
-        for name, line in shown.items():
-            means, halves = zip(*map(_mean_and_half, line.values()), strict=True)
-            panel.errorbar(list(line), means, yerr=halves, capsize=3, elinewidth=1, **styles[name])
-            panel.set(xlabel=x_label, ylabel=f"test {METRIC_LABELS[next(iter(line.values())).metric]}")
-        xs = sorted({x for line in shown.values() for x in line})
-        panel.xaxis.set_major_locator(FixedLocator(xs) if len(xs) < 6 else MaxNLocator(integer=True))
-    _add_legend(figure, styles)
-    return figure
-
-
-def plot_bars(runs: Sequence[Record]) -> Figure:
-    """A panel per column of the comparison table, with a bar per row.
+def plot_bars(runs: Sequence[Record]) -> list[Figure]:
+    """Test scores: a panel per column of the comparison table, with a bar per row.
 
     Raises:
         FewshotError: a run appears twice with different scores.
     """
     cells, columns, _ = build_cells(list(runs), [], Layout())
-    groups = [[cell for cell in cells if cell.column == column] for column in columns]
-    counts = [len(group) for group in groups]
-    figure = Figure(figsize=(9, 0.3 * sum(counts) + 0.9 * len(counts)), layout="constrained")
-    axes = figure.subplots(len(counts), 1, squeeze=False, height_ratios=counts).flat
-    for panel, column, group in zip(axes, columns, groups, strict=True):
-        metric, end = group[0].metric, 0.0
-        for place, cell in enumerate(group):
+    dataset = runs[0]["protocol"]["dataset"]
+    panels: list[tuple[str, list[Cell]]] = []
+    for column in columns:
+        bars = [cell for cell in cells if cell.column == column]
+        size = math.ceil(len(bars) / math.ceil(len(bars) / BARS))
+        panels += [(f"{dataset} {column[0]}", bars[start : start + size]) for start in range(0, len(bars), size)]
+    most = max(len(bars) for _, bars in panels)
+    axes, figures = make_panels([title for title, _ in panels], 0.9 + 0.25 * most)
+    for panel, (_, bars) in zip(axes, panels, strict=True):
+        metric, end = bars[0].metric, 0.0
+        for place, cell in enumerate(bars):
             mean, half = _mean_and_half(cell)
             decimals = SCORES[metric][1]
             colour, _ = _look(cell.runs[0]["algorithm"])
-            panel.barh(place, mean, 0.7, xerr=half, capsize=2, color=colour)
+            paler = 0.6 if cell.row[1] == "trans." else 1
+            panel.barh(place, mean, 0.7, xerr=half, capsize=2, color=colour, alpha=paler)
             text = f"{mean:.{decimals}f}" + ("" if math.isnan(half) else f" ± {half:.{decimals}f}")
             tip = mean + (0 if math.isnan(half) else half)
             panel.annotate(text, (tip, place), (5, 0), textcoords="offset points", va="center", fontsize=8)
             end = max(end, tip)
-        panel.set_title(escape_math(str(column[0]), 70), fontsize=10)
-        panel.set_yticks(range(len(group)), [escape_math(str(cell.row[0]), 60) for cell in group], fontsize=8)
-        # The numbers beside the bars need room.
-        panel.set(xlabel=f"test {METRIC_LABELS[metric]}", xlim=(0, 1.25 * end or 1), ylim=(len(group) - 0.5, -0.5))
+        names = [", ".join(str(part) for part in cell.row[:2] if part) for cell in bars]  # method and setting
+        panel.set_yticks(range(len(bars)), [escape_math(name, 44) for name in names], fontsize=8)
+        # The numbers beside the bars need room; bars are as thick in all panels.
+        panel.set(xlabel=f"test {METRIC_LABELS[metric]}", xlim=(0, 1.4 * end or 1), ylim=(most - 0.5, -0.5))
         panel.set_xticks([tick for tick in panel.get_xticks() if tick <= max(100, end)])
         panel.spines[["top", "right"]].set_visible(False)
-    return figure
+    return figures
+
+
+def plot_by_steps(runs: Sequence[Record]) -> list[Figure]:
+    """Test scores against the number of adaptation steps, for methods that were tested with several.
+
+    Raises:
+        FewshotError: a run appears twice with different scores.
+    """
+    counted = [run for run in runs if type(run["protocol"]["adaptation_steps"]) is int]
+    cells, columns, _ = build_cells(counted, [], Layout({"method": "method"}, ("task", STEPS)))
+    cells.sort(key=lambda cell: columns.index(cell.column))
+    return _draw_lines(_join_cells(cells, "adaptation steps at test"), "test")
+
+
+def plot_by_shots(runs: Sequence[Record]) -> list[Figure]:
+    """Test scores against the shots of the test: of methods trained for each of them, and of runs tested with several.
+
+    Raises:
+        FewshotError: a run appears twice with different scores.
+    """
+    any_shot = [{**run, "protocol": {**run["protocol"], "shot": "K", "manifest": ""}} for run in runs]
+    for run in any_shot:
+        if run["way"] == 1:  # a regression is tested on as many queries as it has shots
+            run["protocol"]["query"] = "K"
+    titles = column_names(any_shot)
+    own_shot = [{**run, "protocol": {**run["protocol"], "shot": run["shot"]}} for run in runs]
+    points: dict[tuple[str, str, int], list[Record]] = defaultdict(list)
+    for name, run, column in zip(method_names(own_shot)[0], runs, map(column_of, any_shot), strict=True):
+        title, shot = titles[column], run["protocol"]["shot"]
+        points[title, f"{name}, trained {run['shot']}-shot", shot].append(run)
+        if run["shot"] == shot:
+            points[title, name, shot].append(run)
+    cells = [Cell((name,), (title, x), one_per_seed(group, name)) for (title, name, x), group in points.items()]
+    cells.sort(key=lambda cell: list(titles.values()).index(str(cell.column[0])))
+    return _draw_lines(_join_cells(cells, "shots of the test (K)"), "test")
+
+
+def plot_curves(runs: Sequence[Record]) -> list[Figure]:
+    """Validation scores against minutes and against tasks of training: two panels per task, a line per training.
+
+    Seeds of one method look alike. Each recipe validates on its own episodes. The minutes count the training of a
+    feature extractor, and no validation.
+    """
+    trainings: dict[Path, Record] = {}
+    for run in runs:
+        folder = Path(run["folder"])
+        folder = folder.parents[1] if folder.parent.name == "tests" else folder  # a training has several tests
+        own = {key: run[key] for key in ("dataset", "way", "shot")}
+        if (folder / "metrics.jsonl").exists():
+            trainings.setdefault(folder, {**run, "protocol": {**run["protocol"], **own, "name": ""}})
+    names, _ = method_names(list(trainings.values()), [SETTING, STEPS])
+    lines = []
+    for name, (folder, run) in zip(names, trainings.items(), strict=True):
+        log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        metric = f"validation_{metric_of(run)}"
+        log = [line for line in log if line.get(metric) is not None and "tasks" in line]  # older logs have no tasks
+        scores = [SCORES[metric_of(run)][0] * line[metric] for line in log]
+        minutes = [(line["train_seconds"] + (run["cost"].get("extractor_seconds") or 0)) / 60 for line in log]
+        for x, values in (("minutes", minutes), ("tasks", [line["tasks"] for line in log])):
+            lines.append(Line(short_task(run, False), f"{x} of training", name, run, values, scores))
+    return _draw_lines([line for line in lines if line.x], "validation")
+
+
+def _join_cells(cells: Iterable[Cell], x_label: str) -> list[Line]:
+    """A line through the cells of each row and title, where there are several; a cell's column is its title and x."""
+    groups: dict[tuple[Any, Any], list[Cell]] = defaultdict(list)
+    for cell in cells:
+        groups[cell.column[0], cell.row[0]].append(cell)
+    lines = []
+    for (title, name), group in groups.items():
+        points = sorted((cell.column[1], *_mean_and_half(cell)) for cell in group)
+        if len(points) > 1:
+            lines.append(Line(title, x_label, name, group[0].runs[0], *zip(*points, strict=True)))
+    return lines
+
+
+def _draw_lines(lines: Sequence[Line], part: str) -> list[Figure]:
+    """A panel for each title and x, and below the panels of a figure one legend of the methods."""
+    styles = method_styles([line.name for line in lines], [line.run for line in lines])
+    if len(styles) > METHODS:
+        pages = [list(styles)[start : start + METHODS] for start in range(0, len(styles), METHODS)]
+        return [figure for page in pages for figure in _draw_lines([x for x in lines if x.name in page], part)]
+    handles = [Line2D([], [], label=escape_math(name, 60), **style) for name, style in styles.items()]
+    panels = list(dict.fromkeys((line.title, line.x_label) for line in lines))
+    ncols = max(1, (85 if len(panels) < 2 else 130) // (12 + max(map(len, styles), default=0)))  # by letters
+    titles = [f"{lines[0].run['protocol']['dataset']} {title}" for title, _ in panels]
+    axes, figures = make_panels(titles, 3.4, 0.1 + 0.2 * math.ceil(len(styles) / ncols))
+    for panel, key in zip(axes, panels, strict=True):
+        shown = [line for line in lines if (line.title, line.x_label) == key]
+        for line in shown:
+            every = max(1, len(line.x) // 10)
+            panel.errorbar(line.x, line.y, line.half, capsize=3, elinewidth=1, markevery=every, **styles[line.name])
+        panel.set(xlabel=key[1], ylabel=f"{part} {METRIC_LABELS[metric_of(shown[0].run)]}")
+        xs = sorted({x for line in shown if line.half is not None for x in line.x})
+        if 0 < len(xs) < 6:
+            panel.set_xticks(xs)
+    for figure in figures:
+        place = {"loc": "outside lower center", "ncols": ncols}
+        figure.legend(handles=handles, fontsize=8, frameon=False, handlelength=4, **place)
+    return figures
 
 
 def _mean_and_half(cell: Cell) -> tuple[float, float]:
     """Mean and half width of the interval, NaN where it is unknown, in the unit of the plot."""
     unit, _ = SCORES[cell.metric]
-    half = cell.over_episodes() if len(cell.runs) == 1 else cell.over_seeds()
+    half = cell.half_width()
     return cell.mean() * unit, math.nan if half is None else half * unit
-
-
-def plot_curves(runs: Sequence[Record]) -> Figure:
-    """Training and validation scores over the outer steps: a line per run, a row of two panels per test protocol.
-
-    Seeds of one method look alike. Training scores are means over the last twentieth of the log. They are of the
-    training tasks' queries, but for Reptile, which holds out none, of its last inner minibatch.
-
-    Raises:
-        FewshotError: no run has a log.
-    """
-    logged = [run for run in {run["folder"]: run for run in runs}.values() if (Path(run["folder"]) / LOG).exists()]
-    if not logged:
-        raise FewshotError(f"no {LOG} beside the records")
-    names, titles = method_names(logged, [STEPS]), column_names(logged)
-    styles = method_styles(names, logged)
-    titled = [f"{title}: {part}" for title in titles.values() for part in ("training", "validation")]
-    figure, axes = make_panels(titled, 3.1, 0.2 * len(styles))
-    panels = dict(zip(titled, axes, strict=True))
-    for name, run in zip(names, logged, strict=True):
-        metric = metric_of(run)
-        text = (Path(run["folder"]) / LOG).read_text(encoding="utf-8")
-        log = pd.DataFrame([json.loads(line) for line in text.splitlines()])
-        for part, key in (("training", metric), ("validation", f"validation_{metric}")):
-            panel = panels[f"{titles[column_of(run)]}: {part}"]
-            panel.set(xlabel="outer steps", ylabel=f"{part} {METRIC_LABELS[metric]}")
-            panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            line = log.reindex(columns=["step", key]).dropna()
-            window = max(1, math.ceil(len(line) / 20)) if part == "training" else 1
-            values = (SCORES[metric][0] * line[key]).rolling(window, min_periods=1).mean()
-            every = max(1, math.ceil(len(line) / 10))
-            panel.plot(line["step"], values, markevery=every, alpha=0.85, **styles[name])
-    _add_legend(figure, styles)
-    return figure
 
 
 def method_styles(names: Sequence[str], runs: Sequence[Record]) -> dict[str, dict[str, Any]]:
@@ -189,12 +222,6 @@ def _look(algorithm: str) -> tuple[str, str]:
     return ALGORITHMS.get(algorithm) or OTHERS[zlib.crc32(algorithm.encode()) % len(OTHERS)]
 
 
-def _add_legend(figure: Figure, styles: Mapping[str, dict[str, Any]]) -> None:
-    """One legend of the methods below all panels."""
-    handles = [Line2D([], [], label=escape_math(name, 100), **style) for name, style in styles.items()]
-    figure.legend(handles=handles, loc="outside lower center", fontsize=8, frameon=False, handlelength=4)
-
-
-PLOTS: dict[str, Callable[[Sequence[Record]], Figure]] = {
+PLOTS: dict[str, Callable[[Sequence[Record]], list[Figure]]] = {
     "bars": plot_bars, "curves": plot_curves, "by_steps": plot_by_steps, "by_shots": plot_by_shots,
 }  # fmt: skip

@@ -17,11 +17,32 @@ PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "published.csv"
 UNKNOWN = "unknown"
 COUNTS = ("shot", "way", "query", "episodes", "input_size", "adaptation_steps")  # whole numbers where they are known
 
+# What a table calls each source.
+SOURCES = {
+    "LEO paper, Table 1, after Liu et al. 2018": "LEO paper, Table 1",
+    "LEO paper, Table 2": "LEO paper",
+    "LEO paper, section 4.3": "LEO paper, 4.3",
+    "MAML paper, Table 1": "MAML paper",
+    "MAML paper, Table 2": "MAML paper",
+    "MAML++ paper, as cited by T-NAS": "MAML++ in T-NAS",
+    "MAML++ paper, as listed by Papers with Code": "MAML++ paper",
+    "Reptile paper": "Reptile paper",
+    "Reptile paper, final version": "Reptile paper",
+    "Reptile paper, first version": "Reptile paper, v1",
+    "deepmind/leo README, released code": "LEO's code",
+    "dragen1860/MAML-Pytorch README": "dragen1860",
+    "dragen1860/Reptile-Pytorch README": "dragen1860",
+    "gaoyuankidult/MAML-tf README": "MAML-tf",
+    "gaoyuankidult/MAML-tf, its command run for 58,519 iterations": "MAML-tf, run again",
+    "learnables/learn2learn, vision examples' README": "learn2learn",
+    "open-mmlab/mmfewshot, MAML README": "mmfewshot",
+}
+
 CAVEATS = {
     "copies_disagree": "two second-hand copies of this figure disagree: both stand here",
     "ensemble": "the released code averages the logits of the five best epochs at test",
     "evaluation_size_unstated": "number of test tasks and settings of this figure are not stated",
-    "few_test_tasks": "the program tests on 100 sampled tasks unless told otherwise: a noisy figure",
+    "few_test_tasks": "the program tests on 100 tasks unless told otherwise: a noisy figure",
     "first_order_called_maml": "called MAML there; the code takes first-order gradients, so it stands here as FOMAML",
     "first_order_called_reptile": (
         "called Reptile there; the code applies the query gradient at the adapted weights, so it stands here as FOMAML"
@@ -33,9 +54,9 @@ CAVEATS = {
     "multi_view": "features averaged over several crops and mirrors of an image: not those of the other LEO rows",
     "protocol_from_code": "queries, test tasks and steps as in the released code, or as the paper's appendix has them",
     "rotated_tests": "test characters are rotated, which makes tasks 1 to 2 points easier",
-    "second_hand": "taken from later papers and summaries that cite it, not from the source itself",
-    "second_hand_one_copy": "taken from a single second-hand copy, not from the source itself",
-    "stopped_early": "58,519 of the 70,000 iterations of the published command; 600 test tasks",
+    "second_hand": "from later papers and summaries that cite it, not from the source itself",
+    "second_hand_one_copy": "from a single later copy, not from the source itself",
+    "stopped_early": "58,519 of the 70,000 iterations of the published command",
     "trained_10_shot": "trained with 10 shots and one update, whatever the shots and updates of the test",
     "trained_5_shot": "meta-trained 5-way 5-shot with 2 inner steps; only the test is 1-shot",
     "trained_on_test_split": "the program trains on the test split: contaminated, not a figure to compare with",
@@ -81,6 +102,7 @@ def _parse(row: dict[str, str]) -> Record:
         "value": float(row["value"]),
         "interval": float(row["interval"]) if row["interval"] else None,
         "caveats": caveats,
+        "short": SOURCES.get(row["source"], row["source"]),
     }
     stated = {key: None if value == UNKNOWN else value for key, value in figure.items()}
     task = {"dataset": row["dataset"], "way": figure["way"] or 1, "shot": figure["shot"]}  # a regression has way 1

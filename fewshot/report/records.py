@@ -39,6 +39,12 @@ NEEDED: dict[tuple[type, ...], str] = {
     (int, str, list, NONE): "protocol.adaptation_steps",
     (*NUMBER, NONE, dict): "test.ci95",
 }
+# The fields that older records lack.
+OPTIONAL: dict[tuple[type, ...], str] = {
+    TEXT: "protocol.name",
+    (*COUNT, NONE): "train.way train.steps train.paper_steps",
+    (dict, NONE): "settings",
+}
 
 
 def write_record(folder: Path, record: Mapping[str, Any], scores: Mapping[str, np.ndarray]) -> None:
@@ -153,11 +159,13 @@ def read_record(path: str | Path) -> Record:
     if form != FORMAT:
         remedy = "update the code" if form > FORMAT else "test the run again"
         raise FewshotError(f"{path} is a record of format {form}, and this code reads format {FORMAT}: {remedy}")
-    for types, fields in NEEDED.items():
+    for types, fields in (*NEEDED.items(), *OPTIONAL.items()):
         for field in fields.split():
             try:
                 value = field_of(record, field)
             except (KeyError, TypeError):
+                if fields in OPTIONAL.values():
+                    continue
                 raise FewshotError(f"{path} is not a complete record: it lacks {field}") from None
             if type(value) not in types:  # not isinstance: JSON's true is no way, shot or seed
                 expected = " or ".join(kind.__name__ for kind in types)
@@ -195,6 +203,11 @@ def _check_scores(record: Record, path: Path) -> None:
 def metric_of(record: Record) -> str:
     """The metric of a record's scores: `accuracy`, or `mse`, the mean squared error of a regression."""
     return next(metric for metric in METRICS if metric in record["test"])
+
+
+def protocol_name(record: Record) -> str:
+    """The protocol of the test without its changed values: `common` of `common, query=5`; `own` for older records."""
+    return record["protocol"].get("name", "own").partition(",")[0]
 
 
 def task_name(task: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 
 from fewshot.core.checks import check_choice
@@ -14,20 +15,28 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
 from fewshot.report.cells import Layout
 from fewshot.report.formats import render_markdown
-from fewshot.report.gather import read_runs, split_by_steps
+from fewshot.report.gather import COMMON, read_runs, select_protocol, select_tests, split_by_steps
 from fewshot.report.page import Page, make_page
 from fewshot.report.published import read_published
-from fewshot.report.records import METRICS, Record, task_name
+from fewshot.report.records import METRICS, Record, protocol_name, task_name
 
-START, END = re.compile(r"<!-- table(?: layout=(\w+))? -->"), re.compile("<!-- /table -->")
+START, END = re.compile(r"<!-- table((?: [\w.]+=\S+)*) -->"), re.compile("<!-- /table -->")
+MARK_KEYS = ("runs", "published", "costs", "rows", "cols")  # beside layout and the keys of a layout
 
 
 def markdown(records: list[Record]) -> str:
-    """A comparison of the records as GitHub Markdown, one table after the other for accuracies and errors."""
+    """The records under the common protocol, or all if none is, as GitHub Markdown: a table for each metric."""
     runs = [run for record in records for run in split_by_steps(record)]
-    by_metric = {metric: [run for run in runs if metric in run["test"]] for metric in METRICS}
-    pages = [make_page(chosen, layout=Layout(metric=metric)) for metric, chosen in by_metric.items() if chosen]
-    return "\n\n".join(map(render_markdown, pages))
+    texts = []
+    for metric in METRICS:
+        chosen = [run for run in runs if metric in run["test"]]
+        common = any(protocol_name(run) == COMMON for run in chosen)
+        chosen, left_out = select_protocol(chosen, COMMON if common else None)
+        if chosen:
+            page = make_page(chosen, layout=Layout(metric=metric))
+            page.footer.extend([("left out", f"tests by other protocols: {left_out}")] if left_out else [])
+            texts.append(render_markdown(page))
+    return "\n\n".join(texts)
 
 
 def make_table(runs: Sequence[Record], settings: Mapping[str, Any]) -> Page:
@@ -49,15 +58,21 @@ def make_table(runs: Sequence[Record], settings: Mapping[str, Any]) -> Page:
     if not rows:
         raise FewshotError("a free layout needs rows, such as rows=[algorithm] cols=[task]")
     metric, *others = metrics_of(runs, options)
-    layout = Layout(rows=dict(rows), cols=_check_fields("cols", cols), metric=metric, title=options["title"] or "")
+    layout = Layout(
+        rows=dict(rows), cols=_check_fields("cols", cols), metric=metric, title=options["title"] or "",
+        mixed=options["mixed"],
+    )  # fmt: skip
     chosen = [run for run in runs if _belongs_to(run, options) and metric in run["test"]]
+    by_one = not options["mixed"] or options["protocol"] is not None
+    chosen, left_out = select_protocol(chosen, options["protocol"]) if by_one else select_tests(chosen)
     published = _published(chosen, metric, options) if settings["published"] else []
     notices = [f"the table shows {metric}; for the runs scored by {name} set layout.metric={name}" for name in others]
     if not chosen:
         if not published:
             raise FewshotError("no run belongs to this layout: choose layout=comparison")
         notices.append("no run belongs to this layout: the table shows published figures only")
-    page = make_page(chosen, published, layout, settings["cost"])
+    page = make_page(chosen, published, layout, settings["costs"])
+    page.footer.extend([("left out", f"tests by other protocols: {left_out}")] if left_out else [])
     page.complaints[:0] = notices
     return page
 
@@ -88,49 +103,80 @@ def metrics_of(runs: Sequence[Record], layout: Mapping[str, Any]) -> list[str]:
 
 def _belongs_to(run: Record, layout: Mapping[str, Any]) -> bool:
     algorithms, datasets = layout["algorithms"], layout["datasets"]
-    return (algorithms is None or run["algorithm"] in algorithms) and (
-        datasets is None or run["protocol"]["dataset"] in datasets
+    return (
+        (algorithms is None or run["algorithm"] in algorithms)
+        and run["algorithm"] not in (layout["leave_out"] or ())
+        and (datasets is None or run["protocol"]["dataset"] in datasets)
     )
 
 
 def _published(runs: list[Record], metric: str, layout: Mapping[str, Any]) -> list[Record]:
-    """Published figures of the layout's sources, or else of its datasets, or else of the runs' methods and tasks."""
-    figures = [figure for figure in read_published() if _belongs_to(figure, layout) and metric in figure["test"]]
-    if layout["sources"] is not None:
-        return [figure for figure in figures if figure["published"]["source"] in layout["sources"]]
-    if layout["datasets"] is not None:
+    """Published figures of the layout's sources and datasets, or else of the runs' methods and tasks."""
+    figures = [
+        figure
+        for figure in read_published()
+        if _belongs_to(figure, layout)
+        and metric in figure["test"]
+        and (layout["sources"] is None or figure["published"]["source"] in layout["sources"])
+    ]
+    if layout["datasets"] is not None or not runs:
         return figures
     tasks, algorithms = {task_name(run["protocol"]) for run in runs}, {run["algorithm"] for run in runs}
     return [f for f in figures if f["algorithm"] in algorithms and task_name(f["protocol"]) in tasks]
 
 
-def refresh_table(path: Path, settings: Mapping[str, Any]) -> tuple[str, Page] | None:
-    """A Markdown file's text with a new table between its marks, of the runs beside it; None for a file without marks.
+def refresh_tables(path: Path, settings: Mapping[str, Any]) -> tuple[str, list[str]] | None:
+    """A Markdown file's text with new tables between its marks, and the complaints; None for a file without marks.
 
-    The first mark may name a layout of conf/layout: `<!-- table layout=sinusoid -->`.
+    A mark may hold values of conf/table.yaml: `<!-- table layout=sinusoid runs=sinusoid costs=true -->`. The folder
+    `runs` is beside the file, and the file's own by default.
 
     Raises:
-        FewshotError: the marks do not pair, or there is no such layout.
+        FewshotError: the marks do not pair, or a mark has a value that there is not.
     """
     text = path.read_text(encoding="utf-8")
     starts, ends = list(START.finditer(text)), list(END.finditer(text))
     if not starts and not ends:
         return None
-    if len(starts) != 1 or len(ends) != 1 or ends[0].start() < starts[0].end():
-        raise FewshotError(f"{path}: a table stands between one <!-- table --> and one <!-- /table --> after it")
-    if name := starts[0][1]:
-        layout = _read_layout(name, path)
-        settings = {**settings, "layout": layout, "published": layout["published"]}
-    runs, complaints = read_runs(path.parent)
-    page = make_table(runs, settings)
-    page.complaints[:0] = complaints
-    return f"{text[: starts[0].end()]}\n\n{render_markdown(page)}\n\n{text[ends[0].start() :]}", page
+    edges = [match.start() for pair in zip(starts, ends, strict=False) for match in pair]
+    if len(starts) != len(ends) or edges != sorted(edges):
+        raise FewshotError(f"{path}: each table stands between a <!-- table --> and a <!-- /table --> after it")
+    parts, complaints, end = [], [], 0
+    for start, stop in zip(starts, ends, strict=True):
+        own = _read_mark(start[1].split(), settings, path)
+        runs, unread = read_runs(path.parent / own["runs"])
+        page = make_table(runs, own)
+        complaints += [*unread, *page.complaints]
+        parts += [text[end : start.end()], f"\n\n{render_markdown(page)}\n\n"]
+        end = stop.start()
+    return "".join(parts) + text[end:], complaints
 
 
-def _read_layout(name: str, path: Path) -> dict[str, Any]:
-    """A layout of conf/layout over the values that all layouts start from."""
-    files = [CONF / "layout" / "base" / "all.yaml", CONF / "layout" / f"{name}.yaml"]
-    if not files[1].is_file():
+def _read_mark(words: list[str], settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The settings of one table: its layout, and the values that its mark gives."""
+    given = dict(word.split("=", 1) for word in words)
+    own = {**settings, "runs": "."}
+    if name := given.pop("layout", None):
+        layout = read_layout(name, path)
+        own |= {"layout": layout, "published": layout["published"]}
+    for key, value in given.items():
+        inner = key.removeprefix("layout.")
+        group = own if inner == key else own["layout"]
+        if inner not in (MARK_KEYS if group is own else group):
+            raise FewshotError(f"{path}: {key}={value}: a table's mark has no such value; see {CONF / 'table.yaml'}")
+        changed = {**group, inner: yaml.safe_load(value)}
+        own = changed if group is own else {**own, "layout": changed}
+    return own
+
+
+def read_layout(name: str, path: Path) -> dict[str, Any]:
+    """A layout of conf/layout over the values of the layouts that it starts from."""
+    file = CONF / "layout" / f"{name}.yaml"
+    if not file.is_file():
         raise FewshotError(f"{path}: layout={name}: no such layout; see {CONF / 'layout'}")
-    merged: Any = OmegaConf.to_container(OmegaConf.merge(*map(OmegaConf.load, files)), resolve=True)
-    return {key: value for key, value in merged.items() if key != "defaults"}
+    node: Any = OmegaConf.load(file)
+    bases = [base.partition("@")[0] for base in node.pop("defaults", []) if base != "_self_"]
+    folder = name.rpartition("/")[0]
+    layouts = [read_layout(f"{folder}/{base}".lstrip("/"), path) for base in bases]
+    merged: Any = OmegaConf.to_container(OmegaConf.merge(*layouts, node))
+    return merged

@@ -124,7 +124,8 @@ def train(
         if logs and is_main():
             if hasattr(learner, "scalars"):
                 metrics |= learner.scalars(params)  # pyright: ignore[reportAttributeAccessIssue]
-            line = {"step": done, **metrics, "train_seconds": round(progress["train_seconds"], 3)}
+            spent = {"tasks": done * batch, "train_seconds": round(progress["train_seconds"], 3)}
+            line = {"step": done, **metrics, **spent}
             # JSON has no NaN, which `nan_guard` lets pass.
             line = {name: value if isfinite(value) else None for name, value in line.items()}
             with log.open("a", encoding="utf-8") as file:

@@ -202,7 +202,7 @@ def test_it_learns_sines_and_lines(make_leo: Make, make_mlp: Make):
     engine, held_out = Engine("vmap"), episodes(200, first=100_000)
 
     def error() -> float:
-        outputs = engine.map(lambda task: leo.predict(leo.adapt(params, state, task), task.query_x), held_out)
+        outputs = engine.map(lambda leo, task: leo.predict(leo.adapt(params, state, task), task.query_x), leo, held_out)
         return float((outputs[..., 0] - held_out.query_y).square().mean())
 
     before = error()

@@ -102,18 +102,22 @@ def test_every_update_of_maml_is_the_original_programs(path: Path) -> None:
             losses = original[f"out/{what}_loss"][place]
             table.compare("losses", original.loss(outputs, targets), total(losses), at_output)
 
-        compare("support", engine.map(lambda task: learner.predict(params, task.support_x), tasks), tasks.support_y)
+        compare(
+            "support",
+            engine.map(lambda learner, task: learner.predict(params, task.support_x), learner, tasks),
+            tasks.support_y,
+        )
         for updates in range(original.config["updates_stored"] + 1):
             learner.test_steps = updates
             outputs = engine.map(
-                lambda task: query_outputs(learner, params, {}, task, transductive=True), tasks, learner
+                lambda learner, task: query_outputs(learner, params, {}, task, transductive=True), learner, tasks
             )
             compare("query", outputs, tasks.query_y, updates)
             if original.config["datasource"] != "sinusoid":
                 shares = torch.stack([score(*pair) for pair in zip(outputs, tasks.query_y, strict=True)])
                 table.compare("accuracies", shares, original["out/query_accuracy"][updates], 1e-6)
             if updates:
-                fast = engine.map(lambda task: learner.adapt(params, {}, task), tasks)
+                fast = engine.map(lambda learner, task: learner.adapt(params, {}, task), learner, tasks)
                 stored = {name: value[:, updates - 1] for name, value in original.weights("adapted").items()}
                 assert stored.keys() == set(learner.adapted)
                 table.compare("adapted weights", fast, stored, at_weight)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from fewshot.algorithms.learner import Tensors
+from fewshot.algorithms.learner import Tensors, override_test_steps
 from fewshot.algorithms.maml import Maml
 from fewshot.core.errors import FewshotError
 from fewshot.engine import engine as engines
@@ -136,11 +136,26 @@ def test_chunks_make_no_difference(
 
 @pytest.mark.parametrize(("engine", "chunk"), [("vmap", None), ("vmap", 2), ("loop", None)])
 def test_a_mapped_function_gives_its_results_in_the_order_of_the_tasks(
-    make_episodes: Make, engine: str, chunk: int | None
+    make_learner: Make, make_episodes: Make, engine: str, chunk: int | None
 ):
     episodes = make_episodes(5)
-    results = Engine(engine, chunk).map(lambda task: task.query_x.sum((1, 2, 3)), episodes)
+    results = Engine(engine, chunk).map(lambda _, task: task.query_x.sum((1, 2, 3)), make_learner("nearest"), episodes)
     torch.testing.assert_close(results, episodes.query_x.sum((2, 3, 4)))
+
+
+def test_threads_run_a_learner_as_it_is_set_at_each_call(
+    make_learner: Make, make_episodes: Make, monkeypatch: pytest.MonkeyPatch
+):
+    learner, episodes, engine = make_learner("maml"), make_episodes(5), Engine("loop")
+    params, state = learner.init()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for steps in (2, 0, 3):
+        with override_test_steps(learner, steps):
+            adapted = engine.map(lambda learner, task: learner.adapt(params, state, task), learner, episodes)
+            for number, task in enumerate(episodes):
+                torch.testing.assert_close(
+                    {n: v[number] for n, v in adapted.items()}, learner.adapt(params, state, task)
+                )
 
 
 @both_engines
@@ -330,7 +345,7 @@ def test_tasks_that_do_not_fit_into_memory_are_halved_until_they_do_and_that_is_
     assert (tried, releases) == ([5, 3, 2, 2, 1], [1, 2])
     for sizes in ([5, 3, 2, 2, 1], [2, 2, 1]):  # other functions take other memory: found anew for each of the two
         tried.clear()
-        results = engine.map(lambda task: task.query_x.sum(), episodes)
+        results = engine.map(lambda _, task: task.query_x.sum(), learner, episodes)
         torch.testing.assert_close(results, episodes.query_x.sum((1, 2, 3, 4)))
         assert tried == sizes
     tried.clear()
@@ -338,12 +353,12 @@ def test_tasks_that_do_not_fit_into_memory_are_halved_until_they_do_and_that_is_
     assert (tried, engine.task_chunk) == ([2, 2, 1], None)
 
 
-def test_one_task_that_does_not_fit_is_an_error(make_episodes: Make):
-    def too_large(task: Episodes) -> torch.Tensor:
+def test_one_task_that_does_not_fit_is_an_error(make_learner: Make, make_episodes: Make):
+    def too_large(_: Any, task: Episodes) -> torch.Tensor:
         raise torch.OutOfMemoryError("full")
 
     with pytest.raises(torch.OutOfMemoryError):
-        Engine("vmap", 1).map(too_large, make_episodes(2))
+        Engine("vmap", 1).map(too_large, make_learner("nearest"), make_episodes(2))
 
 
 # Four tasks on large images, in less and less memory until they do not fit at once: the chunk that fitted, and the

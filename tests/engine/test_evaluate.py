@@ -16,10 +16,12 @@ from scipy import stats
 from fewshot.algorithms.learner import score
 from fewshot.engine import evaluate as evaluation
 from fewshot.engine.engine import Engine
-from fewshot.engine.evaluate import ci95, evaluate, query_outputs
+from fewshot.engine.evaluate import SETTINGS, ci95, evaluate, evaluate_settings, query_outputs
 from fewshot.engine.probe import probe
 from fewshot.episodes import Episodes
 from fewshot.tasks.sampler import Sampler
+
+from .foreign_networks import MIXING
 
 Make = Callable[..., Any]
 
@@ -28,11 +30,13 @@ TRAINED = ("maml", "fomaml", "meta_sgd", "reptile-sequential", "reptile-shared",
 both_settings = pytest.mark.parametrize("transductive", [False, True])
 
 
-@pytest.fixture(params=["nearest", "leo", "maml mlp", *TRAINED])
+@pytest.fixture(params=["nearest", "leo", "maml mlp", "fomaml own", *TRAINED])
 def learner(request: pytest.FixtureRequest, make_learner: Make, make_mlp: Make) -> Any:
-    """Each algorithm, on Conv-4 or an MLP with norms (nearest neighbour and LEO take inputs as they are)."""
+    """Each algorithm, on Conv-4, an MLP with norms or torch's BatchNorm (nearest and LEO take inputs as they are)."""
     name, *network = request.param.split()
-    return make_learner(name, make_mlp() if network else None)
+    torch.manual_seed(0)
+    networks = {"mlp": make_mlp, "own": MIXING["batch norm"]}
+    return make_learner(name, networks[network[0]]() if network else None)
 
 
 @pytest.fixture
@@ -95,21 +99,26 @@ def test_queries_are_forwarded_with_the_support_set_or_with_all_queries_alone(
 # Scores
 
 
-@both_settings
-def test_scores_are_shares_of_right_queries_in_any_batch_and_on_any_engine(
-    monkeypatch: pytest.MonkeyPatch, learner: Any, start: Any, make_bank: Make, transductive: bool
+def test_scores_are_shares_of_right_queries_in_any_batch_on_any_engine_and_thread(
+    monkeypatch: pytest.MonkeyPatch, learner: Any, start: Any, make_bank: Make
 ):
     sampler = Sampler(make_bank(noise=150), 3, 2, 3, seed=1)
-    expected = []
+    expected: dict[str, list[float]] = {setting: [] for setting in SETTINGS}
     for episode in (sampler.episodes(i, 1)[0] for i in range(6)):
-        logits = query_outputs(learner, *start, episode, transductive)
-        expected.append(int((logits.argmax(1) == episode.query_y).sum()) / 9)
-    assert len(set(expected)) > 1
-    for examples, engine in ((1, Engine("vmap")), (2000, Engine("vmap", 5)), (2000, Engine("loop"))):
+        for setting, shares in expected.items():
+            logits = query_outputs(learner, *start, episode, setting == "transductive")
+            shares.append(int((logits.argmax(1) == episode.query_y).sum()) / 9)
+    assert all(len(set(shares)) > 1 for shares in expected.values())
+    for name, chunk, examples, values, threads in (
+        ("vmap", None, 1, 10**6, 1), ("vmap", 5, 2000, 1, 1), ("loop", None, 2000, 1000, 1), ("auto", None, 40, 1, 2),
+    ):  # fmt: skip
         monkeypatch.setattr(evaluation, "EXAMPLES_AT_ONCE", examples)
-        scores = evaluate(learner, *start, sampler, 6, transductive=transductive, engine=engine)
-        assert scores.shape == (6,) and scores.dtype == np.float64
-        assert scores == pytest.approx(expected, abs=1e-6)
+        monkeypatch.setattr(evaluation, "VALUES_AT_ONCE", values)
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        scores = evaluate_settings(learner, *start, sampler, 6, engine=Engine(name, chunk))
+        for setting, shares in expected.items():
+            assert scores[setting].shape == (6,) and scores[setting].dtype == np.float64
+            assert scores[setting] == pytest.approx(shares, abs=1e-6)
 
 
 def test_every_learner_is_better_than_chance_on_easy_tasks(make_learner: Make, make_bank: Make, algorithm: str):

@@ -17,6 +17,7 @@ from scipy import stats
 
 import fewshot.experiment.config  # noqa: F401  (the types of the configurations)
 from fewshot.core.paths import CONF
+from fewshot.report.cells import Layout
 from fewshot.report.gather import read_runs
 from fewshot.report.page import Page, make_page
 from fewshot.report.published import VIEWS
@@ -24,10 +25,12 @@ from fewshot.report.records import write_record
 from fewshot.report.table import make_table
 
 TEMPLATE: dict[str, Any] = {
-    "format": 2, "algorithm": "maml", "backbone": "conv4", "dataset": "omniglot", "way": 5, "shot": 1, "query": 15,
-    "train": {"shot": 1, "query": 1}, "seed": 0, "recipe": None,
+    "format": 2, "algorithm": "maml", "backbone": "conv4", "dataset": "omniglot", "way": 5, "shot": 1,
+    "train": {"way": 5, "shot": 1, "query": 1, "steps": 4000, "paper_steps": 4000}, "seed": 0, "recipe": None,
+    "settings": {"algorithm.learner.inner_lr": 0.4, "train.steps": 4000, "train.meta_batch": 32, "train.lr": 0.1},
     "protocol": {
-        "dataset": "omniglot", "split": "test", "way": 5, "shot": 1, "query": 15, "episodes": 600, "episode_seed": 0,
+        "name": "common", "dataset": "omniglot", "split": "test", "way": 5, "shot": 1, "query": 15, "episodes": 600,
+        "episode_seed": 0,
         "rotations": "per_class", "view": "whole images", "setting": "transductive", "adaptation_steps": 3,
         "train_on_val": False, "selection": "best validation accuracy", "manifest": "0123456789abcdef" * 4,
     },
@@ -101,7 +104,7 @@ class Lab:
             "setting": "inductive", "adaptation_steps": list(steps), "manifest": f"{shot:02d}" * 32,
         }  # fmt: skip
         run = {
-            "algorithm": algorithm, "backbone": "mlp", "dataset": "sinusoid", "way": 1, "shot": 10, "query": 10,
+            "algorithm": algorithm, "backbone": "mlp", "dataset": "sinusoid", "way": 1, "shot": 10,
             "train": {"shot": 10, "query": 10}, **{f"protocol__{key}": value for key, value in protocol.items()},
         }  # fmt: skip
         scores = {f"mse_{count}": errors / count + shift + noise[count] for count in steps}
@@ -111,9 +114,9 @@ class Lab:
         """The configuration of tools/table.py with overrides."""
         return copy.deepcopy(composed(words, config))
 
-    def page(self, *words: str) -> Page:
+    def page(self, *words: str, below: str = "") -> Page:
         """The page of the runs below the folder."""
-        runs, complaints = read_runs(self.folder)
+        runs, complaints = read_runs(self.folder / below)
         page = make_table(runs, self.settings(*words))
         page.complaints[:0] = complaints
         return page
@@ -123,8 +126,9 @@ class Lab:
         return page.table.map(lambda entry: entry.text).to_dict("records")
 
     def cells(self, *records: dict[str, Any]) -> dict[str, dict[str, str]]:
-        """{row: {column: cell}} of the comparison, both in its order."""
-        return {row.pop("method"): row for row in self.texts(make_page(list(records)))}
+        """{row: {column: cell}} of the comparison, both in its order; the setting in the names."""
+        layout = Layout(rows={"method": "method"})
+        return {row.pop("method"): row for row in self.texts(make_page(list(records), layout=layout))}
 
 
 @pytest.fixture
@@ -135,10 +139,10 @@ def lab(tmp_path: Path) -> Lab:
 
 @pytest.fixture(scope="session")
 def results() -> Callable[..., Page]:
-    """The page of a folder of the committed results, made once: results("layout=leo", below="omniglot_leo")."""
+    """The page of a folder of the committed results, made once: results("layout=leo", below="omniglot/leo")."""
 
     @functools.cache
     def page(*words: str, below: str = "") -> Page:
-        return Lab(CONF.parent / "results" / below).page(*words)
+        return Lab(CONF.parent / "results").page(*words, below=below)
 
     return page

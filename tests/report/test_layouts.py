@@ -17,15 +17,16 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
 from fewshot.report.formats import FORMATS
 from fewshot.report.published import read_published
-from fewshot.report.table import refresh_table
+from fewshot.report.table import refresh_tables
 
 RESULTS = CONF.parent / "results"
-DOCUMENTS = ("leo", "ablation", "omniglot", "mmfewshot", "sinusoid")  # layouts of published documents
+PAPERS = ("omniglot", "mini", "tiered", "cub", "sinusoid", "leo", "ablation")  # layouts as the tables of papers
 EVERY = {
-    **{layout: (f"layout={layout}",) for layout in ("comparison", *DOCUMENTS)},
-    "free": ("layout=free", "rows=[method]", "cols=[task]"),
+    **{layout: (f"layout={layout}",) for layout in ("comparison", *PAPERS)},
+    "free": ("layout=free", "rows=[method,protocol.setting]", "cols=[task]", "layout.protocol=common"),
 }
-QUARTER, ABLATION = "omniglot_quarter_hour", "omniglot_leo"
+QUARTER, ABLATION = "omniglot/quarter_hour", "omniglot/leo"
+OWN = "layout.protocol=own"  # of the quarter hour's records
 
 # Layouts
 
@@ -33,77 +34,105 @@ QUARTER, ABLATION = "omniglot_quarter_hour", "omniglot_leo"
 @pytest.mark.parametrize("layout", EVERY)
 def test_every_layout_renders_from_the_committed_records_in_every_format(layout: str, results: Any) -> None:
     page = results(*EVERY[layout])
-    assert len(page.table) > 2
-    assert page.notes or layout in ("comparison", "free")
+    assert len(page.table) > 1
     for render in FORMATS.values():
         text = render(page)
         assert not re.search(r"\bnan\b", text, re.IGNORECASE)
-        assert ("LEO paper, Table 2" in text) == (layout in ("leo", "ablation"))
-        assert ("open-mmlab/mmfewshot" in text) == (layout == "mmfewshot")
+        assert ("LEO paper" in text) == (layout in ("mini", "tiered", "leo"))
+
+
+@pytest.mark.parametrize("layout", PAPERS)
+def test_tables_of_papers_have_at_most_five_columns_of_figures_and_twelve_footnotes(layout: str, results: Any) -> None:
+    page = results(f"layout={layout}")
+    figures = [heading for heading in page.table if re.search("-shot|test step", heading)]
+    assert 0 < len(figures) <= 5 and len(page.notes) <= 12 and len(set(page.notes)) == len(page.notes)
+    assert not any((page.table[heading].map(lambda entry: entry.text) == "–").all() for heading in page.table)
+    assert not any(entry.bold for row in page.table.iloc[page.measured :].to_numpy() for entry in row)
 
 
 def test_every_source_that_a_layout_names_has_figures(lab: Any) -> None:
-    named = {source for layout in DOCUMENTS for source in lab.settings(f"layout={layout}")["layout"]["sources"] or []}
+    named = {source for layout in PAPERS for source in lab.settings(f"layout={layout}")["layout"]["sources"] or []}
     assert named and named <= {record["published"]["source"] for record in read_published()}
 
 
 @pytest.mark.parametrize(
-    ("layout", "source", "heading", "text"),
+    ("layout", "source", "row", "heading", "text"),
     [
-        ("leo", "LEO paper, Table 2 (arXiv:1807.05960v3)", "mini 5-way 1-shot", "61.76 ± 0.08"),
-        ("leo", "deepmind/leo README, released code (de9a0c2)", "tiered 5-way 5-shot", "81.77 ± 0.09"),
-        ("leo", "measured here", "omniglot 5-way 1-shot", "92.67 ± 0.45"),
-        ("sinusoid", "gaoyuankidult/MAML-tf README (5da411e)", "sinusoid 10-shot, 5 adaptation steps", "0.2024"),
-        ("sinusoid", "MAML paper, Table 2 (arXiv:1703.03400v3)", "sinusoid 5-shot, 1 adaptation step", "0.67"),
+        ("leo", "LEO paper", {}, "mini 5-way 1-shot", "61.76 ± 0.08"),
+        ("leo", "LEO's code", {}, "tiered 5-way 5-shot", "81.77 ± 0.09"),
+        ("omniglot", "", {"method": "leo", "budget": "1 min"}, "5-way 1-shot", "92.67 ± 0.45"),
+        ("sinusoid", "MAML-tf", {"task": "10-shot"}, "5 test steps", "0.2024"),
+        ("sinusoid", "MAML paper", {}, "1 test step", "0.67"),
+        ("cub", "mmfewshot", {"backbone": "resnet12"}, "5-way 1-shot", "70.44 ± 0.55"),
     ],
 )
 def test_figures_stand_where_the_document_of_a_layout_has_them(
-    lab: Any, results: Any, layout: str, source: str, heading: str, text: str
+    lab: Any, results: Any, layout: str, source: str, row: dict[str, str], heading: str, text: str
 ) -> None:
-    page = results(f"layout={layout}", below=ABLATION)
-    rows = {row["source"]: row for row in lab.texts(page) if "multi" not in row["method"]}
-    assert rows[source][heading] == text
-    nothing_measured = ["no run belongs to this layout: the table shows published figures only"]
-    assert page.complaints == (nothing_measured if layout == "sinusoid" else [])
+    rows = [own for own in lab.texts(results(f"layout={layout}")) if {"source": source, **row}.items() <= own.items()]
+    assert [own[heading] for own in rows] == [text]
 
 
-def test_mmfewshot_has_mean_and_interval_apart(lab: Any, results: Any) -> None:
-    rows = lab.texts(results("layout=mmfewshot", below=QUARTER))
-    wanted = {"test": "cub 5-way 1-shot", "arch": "resnet12", "input size": "84", "way": "5", "shot": "1"}
-    [row] = [row for row in rows if wanted.items() <= row.items()]
-    assert (row["mean"], row["interval"]) == ("70.44", "± 0.55")
-
-
-def test_the_ablation_has_the_papers_rows_in_its_order(lab: Any, results: Any) -> None:
-    rows = [row["method"].split(" ")[0] for row in lab.texts(results("layout=ablation")) if "paper" in row["source"]]
+def test_the_ablation_has_the_papers_rows_in_its_order(lab: Any) -> None:
+    lab.write("run", algorithm="maml")
+    rows = [row["method"] for row in lab.texts(lab.page("layout=ablation"))]
     assert rows == [
         "meta_sgd", "leo_generator", "leo_generator_finetuning", "leo_random_prior", "leo_deterministic",
         "leo_no_finetuning", "leo",
     ]  # fmt: skip
 
 
-def test_omniglot_has_the_setting_in_a_column_and_published_figures_never_in_a_measured_protocol(
-    lab: Any, results: Any
-) -> None:
-    page = results("layout=omniglot", below=QUARTER)
-    rows = [row for row in lab.texts(page) if row["method"] == "reptile (conv4)"]
-    assert {row["setting"] for row in rows} == {"inductive", "transductive"}
-    for row in rows:
-        measured = {heading for heading, text in row.items() if heading.endswith(("none", "per_class")) and text != "–"}
-        assert bool(measured) == (row["source"] == "measured here")
-        assert not measured or row["omniglot 5-way 1-shot, as published"] == "–"
-    assert sum(row["omniglot 5-way 1-shot, as published"] != "–" for row in rows) == 4  # two versions, two settings
-    # The footnotes of a figure tell what it really is.
-    [row] = [row for row in page.table.to_dict("records") if "dragen1860" in row["source"].text]
-    notes = " ".join(page.notes[number - 1] for number in row["omniglot 20-way 1-shot"].notes)
-    assert "trains on the test split" in notes and "so it stands here as FOMAML" in notes
+def test_measured_rows_stand_above_published_ones_in_the_same_columns(lab: Any) -> None:
+    scores = {"accuracy": np.random.default_rng(0).uniform(0.9, 1, 600).round(6)}
+    paper = {"protocol__name": "paper", "protocol__query": 1, "protocol__manifest": "f" * 64, "recipe": "cbfinn"}
+    common = {"protocol__rotations": "none"}
+    lab.write("common", scores, **common, recipe="cbfinn")
+    lab.write("paper", scores, **paper)
+    lab.write("other", {"accuracy": scores["accuracy"] / 2}, **common, algorithm="reptile")
+    page = lab.page("layout=omniglot")
+    assert list(page.table)[2:] == ["5-way 1-shot", "5-way 5-shot", "20-way 1-shot", "20-way 5-shot", "source"]
+    rows = page.table.to_dict("records")
+    measured = [(row["method"].text, row["method"].notes, row["5-way 1-shot"].bold) for row in rows[: page.measured]]
+    assert measured == [("maml (conv4)", (), True), ("maml (conv4)", (1,), False), ("reptile", (), False)]
+    assert page.notes[0] == "as many queries as shots, rotated characters"
+    assert rows[page.measured]["source"].text == "MAML paper"
+    signs = {
+        "markdown": "| **published** ",
+        "latex": "\\midrule\nmaml (conv4) & trans. & 98.7",
+        "html": '<tr class="published">',
+    }
+    assert all(FORMATS[form](page).count(sign) == 1 for form, sign in signs.items())
+    # The paper's figures are of tests by the same words, but for the number of tasks that is the reference's here.
+    assert rows[page.measured]["source"].notes == (1,)
+
+
+def test_of_a_run_without_the_two_protocols_the_test_nearest_to_common_is_shown(lab: Any) -> None:
+    for query, rotations in ((1, "none"), (15, "none"), (15, "per_class")):
+        manifest = {"protocol__manifest": f"{query:02d}{len(rotations):02d}" * 16, "protocol__name": "mine"}
+        lab.write(f"{query}{rotations}", protocol__query=query, protocol__rotations=rotations, **manifest)
+    page = lab.page("layout=omniglot", "published=false")
+    assert len(page.table) == 1
+    footer = dict(page.footer)
+    assert "15 queries per class, unrotated" in footer["test"]
+    assert footer["left out"] == "tests by other protocols: layout=comparison layout.protocol=mine (2 tests)"
+
+
+def test_a_footnote_stands_at_the_row_where_all_its_cells_have_it_and_texts_of_equal_places_are_one(lab: Any) -> None:
+    lab.write("run")
+    page = lab.page("layout=mini")
+    [row] = [row for row in page.table.to_dict("records") if row["source"].text == "mmfewshot"][1:]
+    whole, one = row["source"].notes, row["5-way 1-shot"].notes
+    assert (len(whole), len(one), row["5-way 5-shot"].notes) == (1, 1, ())
+    assert page.notes[whole[0] - 1].startswith("15 queries per class, 2,000 test tasks; the column is headed std")
+    assert page.notes[one[0] - 1].startswith("meta-trained 5-way 5-shot")
 
 
 def test_published_figures_join_the_comparison_on_request(lab: Any, results: Any) -> None:
-    assert "source" not in lab.texts(results("published=true", below=ABLATION))[0]  # nobody reports LEO on Omniglot
-    sources = {row["source"] for row in lab.texts(results("published=true", below=QUARTER))}
-    assert "MAML paper, Table 1 (arXiv:1703.03400v3)" in sources
-    assert "source" not in lab.texts(results(below=QUARTER))[0]
+    assert "source" not in lab.texts(results("published=true"))[0]  # nobody reports LEO on Omniglot
+    page = results("published=true", OWN, below=QUARTER)
+    assert page.measured == 6
+    assert "MAML paper" in {row["source"] for row in lab.texts(page)}
+    assert "source" not in lab.texts(results(OWN, below=QUARTER))[0]
 
 
 def test_a_free_layout_takes_any_fields(lab: Any, results: Any) -> None:
@@ -122,7 +151,7 @@ def test_a_free_layout_takes_any_fields(lab: Any, results: Any) -> None:
         (["rows=[algorithm]", "cols=[task]"], r"protocol.setting \(inductive and transductive\): add protocol.setting"),
         (["rows=[algorithm,folder]", "cols=[protocol.query]"], "would share a column but their tests differ in"),
         (["rows=[algorithm,protocol.qery]"], "no field protocol.qery"),
-        (["rows=[protocol]"], "protocol is a group of fields; name one of them, such as protocol.dataset"),
+        (["rows=[protocol]"], "protocol is a group of fields; name one of them, such as protocol.name"),
         (["rows=algorithm"], "rows=algorithm: must be a list of fields"),
         ([], "a free layout needs rows"),
     ],
@@ -145,8 +174,8 @@ def test_bold_is_the_best_and_what_cannot_be_told_from_it_with_the_scores_of_see
     for (name, seed), shift in shifts.items():
         scores = {"accuracy": tasks + shift + random.normal(0, 0.01, 600)}
         lab.write(f"{name}{seed}", scores, algorithm=name, seed=seed)
-    rows = {row["method"].text.split(" ")[0]: row for row in lab.page().table.to_dict("records")}
-    assert [name for name, row in rows.items() if row["omniglot 5-way 1-shot"].bold] == ["best", "twin"]
+    rows = {row["method"].text: row for row in lab.page().table.to_dict("records")}
+    assert [name for name, row in rows.items() if row["5-way 1-shot"].bold] == ["best", "twin"]
 
 
 # Formats
@@ -155,8 +184,8 @@ def test_bold_is_the_best_and_what_cannot_be_told_from_it_with_the_scores_of_see
 def test_csv_has_a_line_per_cell_with_raw_numbers(results: Any) -> None:
     lines = list(csv.DictReader(io.StringIO(FORMATS["csv"](results(below=ABLATION)))))
     record = json.loads((RESULTS / ABLATION / "omniglot-5w1s/leo-features/record.json").read_text())
-    leo = {line["shot"]: line for line in lines if line["algorithm"] == "leo"}
-    assert len(lines) == 16
+    leo = {line["shot"]: line for line in lines if line["method"] == "leo"}
+    assert len(lines) == 17
     assert float(leo["1"]["value"]) == pytest.approx(100 * record["test"]["accuracy"], rel=1e-12)
     assert float(leo["1"]["ci95_over_episodes"]) == pytest.approx(100 * record["test"]["ci95"], rel=1e-12)
     assert leo["1"]["manifest"] == record["protocol"]["manifest"]
@@ -190,7 +219,7 @@ ODD = r'[a|b_c*d <i>&"\%$#{e}~^ _f_'  # signs that some format takes for its own
 )
 def test_signs_that_a_format_takes_for_its_own_are_escaped(lab: Any, form: str, escaped: str) -> None:
     lab.write("run", algorithm=ODD)
-    assert FORMATS[form](lab.page()).count(escaped) == 2  # in the table and in that of costs
+    assert FORMATS[form](lab.page("costs=true")).count(escaped) == 2  # in the table and in that of costs
 
 
 def compile_latex(folder: Path, body: str, packages: str) -> str:
@@ -250,50 +279,49 @@ def test_a_browser_shows_every_row_of_every_layout_on_a_narrow_screen(tmp_path: 
 
 
 def test_the_tables_in_results_are_current(lab: Any) -> None:
-    found = {path: refresh_table(path, lab.settings()) for path in RESULTS.rglob("*.md")}
-    with_tables = {path: made[0] for path, made in found.items() if made is not None}
-    assert {RESULTS / ABLATION / "README.md", RESULTS / QUARTER / "README.md"} <= set(with_tables)
-    for path, text in with_tables.items():
-        assert path.read_text(encoding="utf-8") == text, "run `python tools/table.py refresh=results`"
+    found = {path: refresh_tables(path, lab.settings()) for path in RESULTS.rglob("*.md")}
+    assert found.keys() == {RESULTS / "README.md"}
+    for path, made in found.items():
+        assert made is not None and made[1] == []
+        assert path.read_text(encoding="utf-8") == made[0], "run `python tools/table.py refresh=results`"
 
 
-def test_refresh_writes_the_table_between_its_marks_and_nothing_else(call: Any, lab: Any, tmp_path: Path) -> None:
+def test_refresh_writes_the_tables_between_their_marks_and_nothing_else(call: Any, lab: Any, tmp_path: Path) -> None:
     lab.write("results/maml")
+    lab.write_regression("results/lines/run")
     page = tmp_path / "results" / "README.md"
-    page.write_text("before\n<!-- table -->\nold\n<!-- /table -->\nafter\n")
+    first, second = "<!-- table -->", "<!-- table layout=sinusoid runs=lines published=false costs=true -->"
+    page.write_text(f"before\n{first}\nold\n<!-- /table -->\nbetween\n{second}\n<!-- /table -->\nafter\n")
     done = call("table", "refresh=results")
-    assert (done.code, done.out, done.err) == (0, "results/README.md: written\n", "")
-    text = page.read_text()
-    assert text.startswith("before\n<!-- table -->\n\n| method") and text.endswith("|\n\n<!-- /table -->\nafter\n")
+    assert (done.code, done.out) == (0, "results/README.md: written\n")
+    assert done.err == "warning: the table shows accuracy; for the runs scored by mse set layout.metric=mse\n"
+    one, two = (
+        FORMATS["markdown"](lab.page()),
+        FORMATS["markdown"](lab.page(*second.split()[2:-1], below="results/lines")),
+    )
+    text = f"before\n{first}\n\n{one}\n\n<!-- /table -->\nbetween\n{second}\n\n{two}\n\n<!-- /table -->\nafter\n"
+    assert page.read_text() == text
     assert call("table", "refresh=results").out == "results/README.md: current\n"
-
-
-def test_a_mark_may_name_its_layout(lab: Any, tmp_path: Path) -> None:
-    lab.write("maml")
-    path = tmp_path / "README.md"
-    path.write_text("<!-- table layout=omniglot -->\n<!-- /table -->\n")
-    made = refresh_table(path, lab.settings())
-    assert made is not None
-    wanted = FORMATS["markdown"](lab.page("layout=omniglot"))
-    assert made[0] == f"<!-- table layout=omniglot -->\n\n{wanted}\n\n<!-- /table -->\n"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("<!-- table -->\n", "a table stands between one <!-- table -->"),
-        ("<!-- /table --><!-- table -->", "a table stands between one <!-- table -->"),
-        (2 * "<!-- table --><!-- /table -->", "a table stands between one <!-- table -->"),
+        ("<!-- table -->\n", "each table stands between a <!-- table -->"),
+        ("<!-- /table --><!-- table -->", "each table stands between a <!-- table -->"),
+        ("<!-- table --><!-- table --><!-- /table --><!-- /table -->", "each table stands between a <!-- table -->"),
         ("<!-- table layout=omnigloss --><!-- /table -->", "layout=omnigloss: no such layout"),
+        ("<!-- table layout.prtcl=own --><!-- /table -->", "layout.prtcl=own: a table's mark has no such value"),
+        ("<!-- table seed=1 --><!-- /table -->", "seed=1: a table's mark has no such value"),
     ],
 )
-def test_marks_that_do_not_pair_or_name_no_layout_are_refused(
+def test_marks_that_do_not_pair_or_hold_what_there_is_not_are_refused(
     lab: Any, tmp_path: Path, text: str, message: str
 ) -> None:
     path = tmp_path / "README.md"
     path.write_text(text)
     with pytest.raises(FewshotError, match=message):
-        refresh_table(path, lab.settings())
+        refresh_tables(path, lab.settings())
 
 
 # The command
@@ -303,7 +331,7 @@ def test_a_table_goes_to_a_file_and_what_cannot_be_read_is_one_line(call: Any, l
     for name in ("a", "b"):
         lab.write(f"runs/{name}")
     (tmp_path / "runs/a/record.json").write_text("{")
-    done = call("table", "runs=runs", "format=latex", "out=paper/table.tex", "cost=false")
+    done = call("table", "runs=runs", "format=latex", "out=paper/table.tex", "costs=false")
     assert (done.code, done.out) == (0, "wrote paper/table.tex\n")
     assert done.err.startswith("warning: runs/a/record.json cannot be read") and len(done.err.splitlines()) == 1
     assert (tmp_path / "paper/table.tex").read_text().count(r"\begin{table}") == 1

@@ -1,4 +1,4 @@
-"""Plots show every run once, what was not measured alike apart, and names as they are written."""
+"""Plots show every run once, what was not measured alike apart, names as they are written, and fit on a page."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from fewshot.report.labels import ALGORITHMS
 from fewshot.report.pictures import Fit, draw_episode, draw_fits, episode, escape_math, fits, save_figure
 from fewshot.report.plots import method_styles, plot_bars, plot_by_shots, plot_by_steps, plot_curves
 
-MAML = "maml (conv4), inductive"
+MAML = "maml, ind."
 Make = Callable[..., dict[str, Any]]
 
 
@@ -47,16 +47,15 @@ def coordinates(line: Any) -> dict[float, float]:
 # Bars
 
 
-def test_each_protocol_is_a_panel_and_each_method_a_bar_with_its_interval(run: Make) -> None:
+def test_each_task_is_a_panel_and_each_method_a_bar_with_its_interval(run: Make) -> None:
     runs = [run("a", 0.6), run("b", 0.7, algorithm="leo"), run("c", 0.8, shot=5), run("d", 0.9, query=1)]
-    figure = plot_bars(runs)
+    (figure,) = plot_bars(runs)
     titles = [panel.get_title() for panel in figure.axes]
     assert titles == ["omniglot 5-way 1-shot, 1 query", "omniglot 5-way 1-shot, 15 queries", "omniglot 5-way 5-shot"]
     bars = [[bar for bar in panel.patches if isinstance(bar, Rectangle)] for panel in figure.axes]
     assert [[round(bar.get_width(), 6) for bar in part] for part in bars] == [[90.0], [60.0, 70.0], [80.0]]
     assert labels(figure.axes[1].texts) == ["60.00 ± 1.00", "70.00 ± 1.00"]
-    names = [labels(panel.get_yticklabels()) for panel in figure.axes]
-    assert names == [[MAML], [MAML, "leo (conv4), inductive"], [MAML]]
+    assert [labels(panel.get_yticklabels()) for panel in figure.axes] == [[MAML], [MAML, "leo, ind."], [MAML]]
 
 
 @pytest.mark.parametrize(
@@ -68,92 +67,93 @@ def test_each_protocol_is_a_panel_and_each_method_a_bar_with_its_interval(run: M
     ],
 )
 def test_a_bar_has_the_mean_over_seeds_and_no_unknown_interval(run: Make, runs: list[Any], text: str) -> None:
-    (panel,) = plot_bars([run(folder, score, None, seed=seed) for folder, score, seed in runs]).axes
+    (figure,) = plot_bars([run(folder, score, None, seed=seed) for folder, score, seed in runs])
     half = stats.t.ppf(0.975, 2) * stats.sem([0.5, 0.6, 0.64]) * 100
-    assert labels(panel.texts) == [text.format(half=half)]
+    assert labels(figure.axes[0].texts) == [text.format(half=half)]
 
 
-def test_bars_are_the_rows_of_the_table(run: Make) -> None:
-    (panel,) = plot_bars([run("r/tests/10", 0.7, adaptation_steps=10), run("r", 0.6, adaptation_steps=9)]).axes
-    names = [f"{MAML}, {steps} adaptation steps" for steps in (9, 10)]
-    assert labels(panel.get_yticklabels()) == names
+def test_many_bars_are_several_panels_and_many_panels_several_pages(run: Make) -> None:
+    figures = plot_bars([run(f"{i}", algorithm=f"mine{i}") for i in range(61)])
+    assert [[len(panel.get_yticklabels()) for panel in figure.axes] for figure in figures] == [[21, 21], [19]]
+    for figure in figures:
+        width, height = figure.get_size_inches()
+        assert width <= 12 and height <= 9
 
 
 # Lines
 
 
-def test_scores_after_several_numbers_of_steps_are_a_line_per_method_and_a_panel_per_protocol(run: Make) -> None:
+def test_scores_after_several_numbers_of_steps_are_a_line_per_method_and_a_panel_per_task(run: Make) -> None:
     runs = [
         run(f"{name}{query}{steps}", 0.1 * steps, algorithm=name, adaptation_steps=steps, query=query)
         for name in ("maml", "fomaml")
         for query in (1, 15)
         for steps in (1, 5, 2)
     ]
-    figure = plot_by_steps([*runs, run("other", algorithm="leo", adaptation_steps="5 latent, 5 fine-tuning")])
+    (figure,) = plot_by_steps([*runs, run("other", algorithm="leo", adaptation_steps="5 latent, 5 fine-tuning")])
     assert len(figure.axes) == 2
     for panel in figure.axes:
         assert [coordinates(container[0]) for container in panel.containers] == [{1: 10, 2: 20, 5: 50}] * 2
         assert (panel.get_xlabel(), panel.get_ylabel()) == ("adaptation steps at test", "test accuracy (%)")
+    assert labels(figure.legends[0].get_texts()) == [MAML, "fomaml, ind."]
 
 
 def test_errors_of_a_regression_are_drawn_as_they_are(run: Make) -> None:
     runs = [run(str(steps), adaptation_steps=steps, way=1, dataset="sinusoid") for steps in (1, 10)]
     for each, error in zip(runs, (0.6, 0.3), strict=True):
         each["test"] = {"mse": error, "ci95": None, "episodes": 600}
-    (panel,) = plot_by_steps(runs).axes
+    (panel,) = plot_by_steps(runs)[0].axes
     assert coordinates(panel.containers[0][0]) == {1: 0.6, 10: 0.3}
     assert panel.get_ylabel() == "test mean squared error"
 
 
 def test_scores_by_shots_are_a_line_per_method(run: Make) -> None:
     runs = [run(f"{name}{k}", 0.1 * k, algorithm=name, shot=k) for name in ("maml", "reptile") for k in (1, 5)]
-    figure = plot_by_shots([*runs, run("w1", way=20, shot=1), run("w5", way=20, shot=5)])
+    (figure,) = plot_by_shots([*runs, run("w1", way=20, shot=1), run("w5", way=20, shot=5)])
     assert [panel.get_title() for panel in figure.axes] == ["omniglot 5-way K-shot", "omniglot 20-way K-shot"]
     assert [len(panel.containers) for panel in figure.axes] == [2, 1]
 
 
 def test_a_run_tested_with_several_shots_is_a_line_with_its_own_test(run: Make) -> None:
-    (panel,) = plot_by_shots([run(f"r/{k}", 0.1 * k, shot=1, tested_shot=k) for k in (1, 5, 10)]).axes
-    assert [coordinates(container[0]) for container in panel.containers] == [{1: 10, 5: 50, 10: 100}]
+    runs = [run(f"r/{k}", 0.1 * k, shot=1, tested_shot=k) for k in (1, 5, 10)]
+    (figure,) = plot_by_shots([*runs, run("other", 0.9, shot=5)])
+    by_test, by_training = figure.axes[0].containers
+    assert coordinates(by_training[0]) == {1: 10, 5: 90}
+    assert coordinates(by_test[0]) == {1: 10, 5: 50, 10: 100}
+    assert labels(figure.legends[0].get_texts()) == [MAML, f"{MAML}, trained 1-shot"]
 
 
-def test_a_plot_without_anything_to_show_says_so(run: Make) -> None:
-    for plot, message in (
-        (plot_by_steps, "after several numbers of adaptation steps"),
-        (plot_by_shots, "with several shots"),
-        (plot_curves, "no metrics.jsonl beside the records"),
-    ):
-        with pytest.raises(FewshotError, match=message):
-            plot([run("r")])
+def test_there_is_no_figure_where_there_is_nothing_to_show(run: Make) -> None:
+    assert [plot([run("r")]) for plot in (plot_by_steps, plot_by_shots, plot_curves)] == [[], [], []]
 
 
 # Curves
 
 
-def test_each_run_is_a_line_and_seeds_share_colour_and_legend(tmp_path: Path, run: Make) -> None:
-    # A line for each outer step, and a validation at every tenth.
-    log = [{"step": step, "accuracy": None if step == 2 else step / 100} for step in range(1, 41)]
-    for line in log[9::10]:
-        line["validation_accuracy"] = line["step"] / 50
-    runs = [
-        run(str(tmp_path / name), algorithm=name[:-1], seed=int(name[-1]), shot=shot)
-        for name, shot in (("maml0", 1), ("maml1", 1), ("leo0", 1), ("leo1", 1), ("maml5", 5))
-    ]
-    for each in runs:
-        Path(each["folder"]).mkdir()
-        (Path(each["folder"]) / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-    figure = plot_curves([*runs, run(str(tmp_path / "unlogged"))])
-    tasks = [f"omniglot 5-way {shot}-shot: {part}" for shot in (1, 5) for part in ("training", "validation")]
-    assert [panel.get_title() for panel in figure.axes] == tasks
-    training, validation, *other_task = figure.axes
-    assert [len(panel.lines) for panel in (training, validation, *other_task)] == [4, 4, 1, 1]
-    assert len({line.get_color() for line in training.lines}) == 2
-    texts = labels(figure.legends[0].get_texts())
-    assert texts == [MAML, "leo (conv4), inductive"]
-    assert coordinates(validation.lines[0]) == {10: 20, 20: 40, 30: 60, 40: 80}
-    # The mean of the last two lines; the second step has no score.
-    assert list(coordinates(training.lines[0]).values())[:3] == [1, 2, 3.5]
-    assert len(coordinates(training.lines[0])) == 39
+def test_each_training_is_a_line_over_minutes_and_tasks_and_seeds_look_alike(tmp_path: Path, run: Make) -> None:
+    # A line for every tenth outer step, and a validation at every twentieth.
+    log = [{"step": step, "tasks": 4 * step, "train_seconds": 6.0 * step} for step in range(10, 101, 10)]
+    for line in log[1::2]:
+        line["validation_accuracy"] = line["step"] / 100
+    runs = []
+    for name, shot in (("maml0", 1), ("maml1", 1), ("leo0", 1), ("maml5", 5)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+        for test in ("common-inductive", "paper-inductive"):  # two tests of one training
+            where = str(folder / "tests" / test)
+            runs.append(run(where, algorithm=name[:-1], seed=int(name[-1]), shot=shot))
+    runs[4]["cost"]["extractor_seconds"] = 60.0
+    (figure,) = plot_curves([*runs, run(str(tmp_path / "unlogged"))])
+    assert [panel.get_title() for panel in figure.axes] == [f"omniglot 5-way {k}-shot" for k in (1, 1, 5, 5)]
+    assert [panel.get_xlabel() for panel in figure.axes[:2]] == ["minutes of training", "tasks of training"]
+    assert [len(panel.lines) for panel in figure.axes] == [3, 3, 1, 1]
+    minutes, tasks, *_ = figure.axes
+    assert coordinates(minutes.lines[0]) == {2: 20, 4: 40, 6: 60, 8: 80, 10: 100}
+    assert coordinates(minutes.lines[2]) == {3: 20, 5: 40, 7: 60, 9: 80, 11: 100}  # with the feature extractor
+    assert coordinates(tasks.lines[0]) == {80: 20, 160: 40, 240: 60, 320: 80, 400: 100}
+    assert len({line.get_color() for line in tasks.lines}) == 2
+    assert labels(figure.legends[0].get_texts()) == ["maml", "leo"]
 
 
 # Colours, names, files
@@ -169,8 +169,8 @@ def test_an_algorithm_has_its_colour_and_marker_whatever_stands_beside_it(run: M
 
 
 def test_figures_are_saved_in_three_formats_and_dollars_are_no_mathematics(run: Make) -> None:
-    figure = plot_bars([run("r", backbone="$x^2$ and $\\bad$")])
-    assert figure.axes[0].get_yticklabels()[0].get_text() == escape_math("maml ($x^2$ and $\\bad$), inductive")
+    (figure,) = plot_bars([run("r", algorithm="$x^2$ and $\\bad$")])
+    assert figure.axes[0].get_yticklabels()[0].get_text() == escape_math("$x^2$ and $\\bad$, ind.")
     for format, start in (("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")):
         first, again = save_figure(figure, format), save_figure(figure, format)
         assert first.startswith(start) and first == again

@@ -11,19 +11,14 @@ from scipy import stats
 from fewshot.core.errors import FewshotError
 from fewshot.report.gather import read_runs
 from fewshot.report.page import Page
-from fewshot.report.plots import plot_bars, plot_by_steps
 from fewshot.report.published import VIEWS
-from fewshot.report.records import read_record, summary, write_record
+from fewshot.report.records import protocol_name, read_record, summary, write_record
 from fewshot.report.statistics import holm
 from fewshot.report.table import markdown
 
 STEPS = (1, 5, 10)
 SINUSOID = ("layout=sinusoid", "published=false")
-
-
-def sinusoids(shots: tuple[int, ...], own: str = "") -> list[str]:
-    """The headings of layout=sinusoid, with what sets the tasks apart."""
-    return [f"sinusoid {k}-shot{own}, {n} adaptation step{'s' * (n > 1)}" for k in shots for n in STEPS]
+HEADINGS = ["1 test step", "5 test steps", "10 test steps"]
 
 
 # Writing and reading
@@ -70,6 +65,7 @@ def check_refused(path: Path, content: object, message: str) -> None:
         ({"seed": "0"}, "seed is '0' in place of int"),
         ({"seed": True}, "seed is True in place of int"),
         ({"cost__gradient_evaluations": "many"}, "cost.gradient_evaluations is 'many' in place of int or NoneType"),
+        ({"settings": ["x"]}, "settings is ['x'] in place of dict or NoneType"),
         ({"test__accuracy": 95.43}, "test.accuracy 95.43, not a fraction"),
         ({"test__accuracy": float("nan")}, "test.accuracy nan, not a fraction"),
         ({"test__episodes": 300}, "has scores of 300 of its 600 test episodes"),
@@ -104,6 +100,14 @@ def test_scores_and_steps_that_do_not_match_are_named_in_one_line(
     check_refused(tmp_path / "record.json", lab.write_regression("", **changes), message)
 
 
+def test_older_records_without_protocol_name_steps_and_settings_are_read(lab: Any, tmp_path: Path) -> None:
+    record = lab.write("", query=15, train={"shot": 1, "query": 1})
+    del record["protocol"]["name"], record["settings"]
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    assert protocol_name(read_record(tmp_path / "record.json")) == "own"
+    assert protocol_name(lab.record(protocol__name="common, query=5, episodes=100")) == "common"
+
+
 # One line for a person
 
 
@@ -127,80 +131,72 @@ def test_a_classification_is_summed_up_in_per_cent(lab: Any) -> None:
 # Tables
 
 
-def test_sinusoids_stand_by_shots_and_updates_beside_published_figures(lab: Any, tmp_path: Path) -> None:
+def test_sinusoids_stand_by_shots_and_updates_above_published_figures(lab: Any, tmp_path: Path) -> None:
     for algorithm, shift in (("maml", 0.0), ("reptile", 0.1)):
         for shot in (5, 10):
             lab.write_regression(f"{algorithm}{shot}", algorithm, shot, shift)
-    page = lab.page("layout=sinusoid")
-    rows = {row["method"]: row for row in lab.texts(page) if row["source"] == "measured here"}
-    headings = sinusoids((5, 10))
-    assert list(page.table)[3:] == headings and list(rows) == ["maml (mlp), inductive", "reptile (mlp), inductive"]
-    for heading, (shot, steps) in zip(headings, ((shot, steps) for shot in (5, 10) for steps in STEPS), strict=True):
+    page = lab.page("layout=sinusoid", "costs=true")
+    assert list(page.table)[-4:] == [*HEADINGS, "source"]
+    rows = lab.texts(page)
+    measured = [(name, task) for name in ("maml", "reptile") for task in ("5-shot", "10-shot")]
+    assert [(row["method"], row["task"]) for row in rows[: page.measured]] == measured
+    for row, shot in zip(rows, (5, 10), strict=False):
         test = read_record(tmp_path / f"maml{shot}" / "record.json")["test"]
-        text = f"{test['mse'][str(steps)]:.4f} ± {test['ci95'][str(steps)]:.4f}"
-        assert rows["maml (mlp), inductive"][heading] == text
-    [original] = [row for row in lab.texts(page) if row["source"].startswith("gaoyuankidult/MAML-tf README")]
-    assert [original[heading] for heading in headings] == ["0.6609", "0.3024", "0.2714", "0.4506", "0.2024", "0.1903"]
-    assert {row["training shots"] for row in lab.texts(page)} == {"10"}
-    assert all(entry.bold for entry in page.table.iloc[-2][headings])  # the lower error is the better one
-    assert not any(entry.bold for entry in page.table.iloc[-1][headings])
+        for heading, steps in zip(HEADINGS, map(str, STEPS), strict=True):
+            assert row[heading] == f"{test['mse'][steps]:.4f} ± {test['ci95'][steps]:.4f}"
+    original = [[row[heading] for heading in HEADINGS] for row in rows if row["source"] == "MAML-tf"]
+    assert original == [["0.6609", "0.3024", "0.2714"], ["0.4506", "0.2024", "0.1903"]]
+    assert {row["training shots"] for row in rows} == {"10"}
+    # The lower error of each task is the better one.
+    assert [[entry.bold for entry in page.table.iloc[i][HEADINGS]] for i in range(4)] == [[i < 2] * 3 for i in range(4)]
     # Costs have one line for all scores of a run.
-    assert page.cost is not None
-    costs = [(f"sinusoid {shot}-shot", "1, 5, 10") for shot in (5, 10)]
-    assert list(zip(page.cost["task"], page.cost["adaptation steps"], strict=True)) == costs * 2
+    assert page.costs is not None
+    costs = [(f"{shot}-shot", "1, 5, 10") for shot in (5, 10)]
+    assert list(zip(page.costs["task"], page.costs["adaptation steps"], strict=True)) == costs * 2
 
 
 def test_published_errors_join_only_what_was_measured_on_the_same_functions(lab: Any, tmp_path: Path) -> None:
-    def published_in(page: Page) -> set[str]:
-        rows = [row for row in lab.texts(page) if row["source"] != "measured here"]
-        return {heading for row in rows for heading, text in row.items() if "step" in heading and text != "–"}
+    def tasks(page: Page) -> list[set[str]]:
+        rows = lab.texts(page)
+        return [{row["task"] for row in part} for part in (rows[: page.measured], rows[page.measured :])]
 
     toy = "sine: amplitude 0.1 to 5, phase 0 to 6.283; x -5 to 5; noise 0"
     lab.write_regression("toy", "reptile", protocol__view=toy, data={"fingerprint": "1" * 64})
-    page = lab.page("layout=sinusoid")
-    assert published_in(page) == {*sinusoids((5,)), *sinusoids((10,), ", as published")}
+    assert tasks(lab.page("layout=sinusoid")) == [{"10-shot"}, {"5-shot", "10-shot, as published"}]
     with pytest.raises(FewshotError, match="tests differ in protocol.view .*: add task to rows or cols"):
-        lab.page("layout=sinusoid", "cols=[protocol.shot,protocol.adaptation_steps]")
+        lab.page("layout=sinusoid", "rows=[method,source]", "cols=[protocol.shot,protocol.adaptation_steps]")
     lab.write_regression("maml")
-    page = lab.page("layout=sinusoid")
-    assert published_in(page) == {*sinusoids((5,)), *sinusoids((10,), f", {VIEWS['sinusoid']}")}
-    [row] = [row for row in lab.texts(page) if row["method"].startswith("reptile")]
-    assert [heading for heading in row if row[heading] != "–"][3:] == sinusoids((10,), f", {toy}")
+    own = f"10-shot, {VIEWS['sinusoid']}"
+    assert tasks(lab.page("layout=sinusoid")) == [{f"10-shot, {toy}", own}, {"5-shot", own}]
 
 
 def test_training_shots_are_those_of_the_training(lab: Any, tmp_path: Path) -> None:
     lab.write_regression("", train={"shot": 20, "query": 5})
     [row] = lab.texts(lab.page(*SINUSOID))
-    assert (row["method"], row["training shots"]) == ("maml (mlp), inductive", "20")
+    assert (row["method"], row["training shots"]) == ("maml", "20")
 
 
 def test_a_later_test_with_one_more_number_of_steps_adds_only_that(lab: Any, tmp_path: Path) -> None:
     lab.write_regression("z")
     lab.write_regression("z/tests/again", steps=(*STEPS, 20))
     lab.write_regression("b", "reptile", shift=0.1)
-    page = lab.page(*SINUSOID)
+    page = lab.page(*SINUSOID, "costs=true")
     steps = {row["adaptation_steps"]: row["seeds"] for row in page.raw.to_dict("records") if row["algorithm"] == "maml"}
     assert steps == {1: 1, 5: 1, 10: 1, 20: 1}
-    assert list(page.cost["adaptation steps"]) == ["1, 5, 10", "20", "1, 5, 10"]  # the run's own record is shown
-    runs, _ = read_runs(tmp_path)
-    for plot in (plot_by_steps, plot_bars):
-        plot(runs)
+    assert list(page.costs["adaptation steps"]) == ["1, 5, 10", "20", "1, 5, 10"]  # the run's own record is shown
     lab.write_regression("z/tests/other", shift=0.01)
-    refused = r"z and .*z/tests/other are both maml .* with seed 0, and their mse is"
-    with pytest.raises(FewshotError, match=refused):
+    with pytest.raises(FewshotError, match=r"z and .*z/tests/other are both maml .* with seed 0, and their mse is"):
         lab.page("layout=sinusoid")
-    with pytest.raises(FewshotError, match=refused):
-        plot_by_steps(read_runs(tmp_path)[0])
 
 
-def test_a_regression_has_no_way_and_its_footer_no_images(lab: Any, tmp_path: Path) -> None:
+def test_a_regression_has_no_way_no_setting_and_no_images(lab: Any, tmp_path: Path) -> None:
     lab.write_regression("", shot=5)
     page = lab.page()
-    names = [f"maml (mlp), inductive, trained on sinusoid 10-shot, {n} adaptation step{'s' * (n > 1)}" for n in STEPS]
+    names = [f"maml, trained on 10-shot, {n} test step{'s' * (n > 1)}" for n in STEPS]
     assert [row["method"] for row in lab.texts(page)] == names
-    assert list(page.table)[1:] == ["sinusoid 5-shot"]
-    assert dict(page.footer)["sinusoid 5-shot"].startswith(
-        f"40 episodes of the test split, episode seed 0, 5 queries, {VIEWS['sinusoid']}; manifest"
+    assert list(page.table)[1:] == ["5-shot"]
+    assert dict(page.footer)["test"].startswith(
+        f"protocol common, 40 episodes, test split, episode seed 0, as many queries as shots, {VIEWS['sinusoid']}"
     )
     assert "way" not in markdown([read_record(tmp_path / "record.json")])
 
@@ -210,13 +206,13 @@ def test_errors_and_accuracies_are_two_tables(lab: Any, tmp_path: Path) -> None:
     lab.write("b")
     page = lab.page()
     assert page.complaints == ["the table shows accuracy; for the runs scored by mse set layout.metric=mse"]
-    assert page.title == "Accuracy in per cent" and "sinusoid 10-shot" not in page.table
+    assert page.title == "Omniglot, accuracy in per cent" and "10-shot" not in page.table
     page = lab.page("layout.metric=mse", "published=true")
-    assert (page.title, page.complaints) == ("Mean squared error", [])
-    names = [row["method"] for row in lab.texts(page) if "MAML-tf README" in row["source"]]
-    assert names == [f"maml (mlp), inductive, {steps} adaptation step{'s' * (steps > 1)}" for steps in STEPS]
+    assert (page.title, page.complaints) == ("Sinusoid, mean squared error", [])
+    names = [row["method"] for row in lab.texts(page) if row["source"] == "MAML-tf"]
+    assert names == [f"maml, {steps} test step{'s' * (steps > 1)}" for steps in STEPS]
     text = markdown([read_record(path) for path in sorted(tmp_path.rglob("record.json"))])
-    assert text.index("Accuracy in per cent.") < text.index("Mean squared error.")
+    assert text.index("Omniglot, accuracy in per cent:") < text.index("Sinusoid, mean squared error:")
     with pytest.raises(FewshotError, match="layout.metric=top5: choose one of accuracy, mse"):
         lab.page("layout.metric=top5")
 
@@ -224,9 +220,9 @@ def test_errors_and_accuracies_are_two_tables(lab: Any, tmp_path: Path) -> None:
 def test_accuracies_by_steps_are_rows_of_one_column(lab: Any, tmp_path: Path) -> None:
     scores = {"accuracy_0": np.tile([0.1, 0.3], 300), "accuracy_1": np.tile([0.8, 1.0], 300)}
     lab.write("", scores, protocol__adaptation_steps=[0, 1])
-    assert {row["method"]: row["omniglot 5-way 1-shot"] for row in lab.texts(lab.page())} == {
-        "maml (conv4), transductive, 0 adaptation steps": "20.00 ± 0.80",
-        "maml (conv4), transductive, 1 adaptation step": "90.00 ± 0.80",
+    assert {row["method"]: row["5-way 1-shot"] for row in lab.texts(lab.page())} == {
+        "maml, 0 test steps": "20.00 ± 0.80",
+        "maml, 1 test step": "90.00 ± 0.80",
     }
 
 
@@ -261,7 +257,7 @@ def test_what_cannot_be_read_is_one_line_each_and_the_rest_is_tabulated(lab: Any
     path = tmp_path / "leo" / "episodes.csv"
     path.write_text(path.read_text().replace("mse_5", "mse_50"))
     page = lab.page(*SINUSOID)
-    assert [row["method"].split(" ")[0] for row in lab.texts(page)] == ["fomaml", "reptile", "meta_sgd", "leo"]
+    assert [row["method"] for row in lab.texts(page)] == ["fomaml", "reptile", "meta_sgd", "leo"]
     for line, message in zip(
         page.complaints,
         ["test.mse -0.", "not have a line for each", "columns 'episode,mse_1,mse_50,mse_10', not episode and mse_5",
@@ -270,9 +266,7 @@ def test_what_cannot_be_read_is_one_line_each_and_the_rest_is_tabulated(lab: Any
     ):  # fmt: skip
         assert message in line and "\n" not in line
     assert all("its mean stands in the table" in line for line in page.complaints[1:])
-    best = {heading: entry.bold for heading, entry in page.table.iloc[-1].items()}
-    assert [best[heading] for heading in sinusoids((10,))] == [True, False, True]  # the other steps are compared
-    assert dict(page.footer)["not compared"].startswith("fomaml (mlp), inductive on sinusoid 10-shot, ")
+    assert [page.table.iloc[-1][heading].bold for heading in HEADINGS] == [True, False, True]  # other steps compare
 
 
 def test_records_are_found_at_any_depth_in_the_order_of_their_paths(lab: Any, tmp_path: Path) -> None:

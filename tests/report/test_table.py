@@ -1,4 +1,4 @@
-"""The table never lets two numbers stand together that were not measured alike."""
+"""The table never lets two numbers stand together that were not measured alike, and its names are words."""
 
 from typing import Any
 
@@ -6,11 +6,12 @@ import pytest
 
 from fewshot.core.errors import FewshotError
 from fewshot.report.cells import Layout
-from fewshot.report.labels import column_names
+from fewshot.report.labels import column_names, method_names
 from fewshot.report.page import make_page
 from fewshot.report.table import markdown
 
-MAML, SHORT = "maml (conv4), transductive", "omniglot 5-way 1-shot"
+MAML, SHORT = "maml, trans.", "5-way 1-shot"
+OLD = {"settings": None}  # as in older records
 
 
 # Rows, columns, cells
@@ -20,20 +21,34 @@ def test_rows_go_from_simple_to_elaborate_then_by_alphabet(lab: Any) -> None:
     names = ["zeta", "leo", "alpha", "reptile", "maml", "nearest", "fomaml"]
     table = lab.cells(*(lab.record(algorithm=name, backbone=None) for name in names))
     in_order = ["nearest", "maml", "fomaml", "reptile", "leo", "alpha", "zeta"]
-    assert list(table) == [f"{name}, transductive" for name in in_order]
+    assert list(table) == [f"{name}, trans." for name in in_order]
 
 
 def test_columns_go_by_dataset_way_and_shot_as_numbers(lab: Any) -> None:
-    wide = lab.record(way=20, protocol__way=20, algorithm="nearest")
+    wide = lab.record(way=20, train__way=20, protocol__way=20, algorithm="nearest")
     other = lab.record(dataset="cifar_fs", protocol__dataset="cifar_fs")
     table = lab.cells(wide, lab.shots(10), lab.shots(5), lab.record(), other)
     tasks = ["cifar_fs 5-way 1", "omniglot 5-way 1", "omniglot 5-way 5", "omniglot 5-way 10", "omniglot 20-way 1"]
     assert list(table[MAML]) == [f"{task}-shot" for task in tasks]
 
 
-def test_setting_and_backbone_make_a_row(lab: Any) -> None:
-    table = lab.cells(lab.record(), lab.record(protocol__setting="inductive"), lab.record(backbone="resnet12"))
-    assert list(table) == ["maml (conv4), inductive", MAML, "maml (resnet12), transductive"]
+def test_the_dataset_is_in_the_title_and_in_the_columns_only_where_there_are_several(lab: Any) -> None:
+    page = make_page([lab.record()])
+    assert (page.title, list(page.table)) == ("Omniglot, accuracy in per cent", ["method", "setting", SHORT])
+    page = make_page([lab.record(), lab.record(dataset="mini", protocol__dataset="mini")])
+    assert page.title == "Accuracy in per cent"
+    assert list(page.table)[2:] == ["mini 5-way 1-shot", "omniglot 5-way 1-shot"]
+
+
+def test_the_setting_is_a_column_and_the_backbone_is_named_where_an_algorithm_has_two(lab: Any) -> None:
+    runs = [lab.record(), lab.record(protocol__setting="inductive"), lab.record(backbone="resnet12")]
+    rows = [(row["method"], row["setting"]) for row in lab.texts(make_page([*runs, lab.record(algorithm="leo")]))]
+    assert rows == [
+        ("maml (conv4)", "ind."),
+        ("maml (conv4)", "trans."),
+        ("maml (resnet12)", "trans."),
+        ("leo", "trans."),
+    ]
 
 
 def test_a_single_episode_has_no_interval(lab: Any) -> None:
@@ -45,25 +60,23 @@ def test_a_single_episode_has_no_interval(lab: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("accuracies", "halves", "cell"),
+    ("accuracies", "cell"),
     [
         # t(0.975, 2) = 4.302653, standard error of the mean = 0.01 / sqrt(3)
-        ([0.94, 0.95, 0.96], [0.0041] * 3, "95.00 ± 2.48 (3 seeds; ± 0.41 over episodes)"),
-        ([0.94, 0.96], [0.0041] * 2, "95.00 ± 12.71 (2 seeds; ± 0.41 over episodes)"),
-        ([0.95, 0.95], [0.004, 0.006], "95.00 ± 0.00 (2 seeds; ± 0.50 over episodes)"),
+        ([0.94, 0.95, 0.96], "95.00 ± 2.48"),
+        ([0.94, 0.96], "95.00 ± 12.71"),
+        ([0.95, 0.95], "95.00 ± 0.00"),
     ],
 )
-def test_seeds_become_their_mean_with_the_t_interval_over_seeds(
-    lab: Any, accuracies: list[float], halves: list[float], cell: str
-) -> None:
-    pairs = enumerate(zip(accuracies, halves, strict=True))
-    runs = [lab.record(seed=seed, test__accuracy=mean, test__ci95=half) for seed, (mean, half) in pairs]
-    assert lab.cells(*runs)[MAML][SHORT] == cell
-    assert "over the means of those seeds, and apart from it one run's over episodes" in markdown(runs)
+def test_seeds_become_their_mean_with_the_t_interval_over_seeds(lab: Any, accuracies: list[float], cell: str) -> None:
+    page = make_page([lab.record(seed=seed, test__accuracy=mean) for seed, mean in enumerate(accuracies)])
+    assert lab.texts(page)[0][SHORT] == cell
+    assert page.notes == [f"mean of {len(accuracies)} training seeds; ± is over them"]
+    assert page.table.iloc[0]["method"].notes == (1,)
 
 
 def test_two_runs_that_differ_in_nothing_are_refused_by_name(lab: Any) -> None:
-    with pytest.raises(FewshotError, match=r"runs/a and runs/b are both maml .* on omniglot 5-way 1-shot with seed 0"):
+    with pytest.raises(FewshotError, match=r"runs/a and runs/b are both maml on 5-way 1-shot with seed 0"):
         make_page([lab.record("runs/a"), lab.record("runs/b", test__accuracy=0.5)])
 
 
@@ -73,22 +86,55 @@ def test_two_runs_that_differ_in_nothing_are_refused_by_name(lab: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "first", "second"),
     [
-        ({"protocol__adaptation_steps": 10}, "3 adaptation steps", "10 adaptation steps"),
-        ({"protocol__selection": "last"}, "selection: best validation accuracy", "selection: last"),
-        ({"query": 5}, "trained for 5 queries", "trained for 15 queries"),
-        ({"cost__train_tasks": 1000}, "1,000 training tasks", "120,000 training tasks"),
+        ({"settings__algorithm.learner.inner_lr": 0.1}, "inner_lr=0.1", "inner_lr=0.4"),
         ({"recipe": "cbfinn"}, "no recipe", "recipe cbfinn"),
-        ({"config": "a" * 64}, "configuration aaaaaaaa", "configuration c0ffee00"),
+        ({"recipe": "cbfinn", "settings__train.lr": 1}, "no recipe", "recipe cbfinn"),
+        ({"settings__train.lr": 1, "settings__train.outer.lr": 2}, "train.lr=0.1", "train.lr=1, train.outer.lr=2"),
+        ({"protocol__adaptation_steps": 10}, "3 test steps", "10 test steps"),
+        ({"protocol__adaptation_steps": 10, "settings__train.steps": 9}, "steps=9", "steps=4000"),
     ],
 )
 @pytest.mark.parametrize("seed", [0, 1])
 def test_runs_that_differ_in_more_than_the_seed_are_never_averaged(
     lab: Any, changes: dict[str, Any], first: str, second: str, seed: int
 ) -> None:
-    table = lab.cells(lab.record(), lab.record(seed=2), lab.record(seed=seed, **changes))
-    assert list(table) == [f"{MAML}, {first}", f"{MAML}, {second}"]
-    assert [SHORT in row for row in table.values()] == [True, True]
-    assert sum("(2 seeds;" in row[SHORT] for row in table.values()) == 1
+    other = lab.record(seed=seed, config="a" * 64, **changes)
+    page = make_page([lab.record(), lab.record(seed=2), other])
+    assert [row["method"] for row in lab.texts(page)] == [f"maml, {first}", f"maml, {second}"]
+    assert [SHORT in row for row in lab.texts(page)] == [True, True]
+    assert page.notes == ["mean of 2 training seeds; ± is over them"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "first", "second"),
+    [
+        ({"protocol__selection": "last"}, "selection: best validation accuracy", "selection: last"),
+        ({"cost__train_tasks": 1000}, "1,000 training tasks", "120,000 training tasks"),
+        ({"command": "train.py train.lr=1,2 algorithm.learner.inner_lr=0.1 data.x=2"}, "", "inner_lr=0.1"),
+    ],
+)
+def test_older_runs_are_told_apart_by_what_their_records_hold(
+    lab: Any, changes: dict[str, Any], first: str, second: str
+) -> None:
+    other = lab.record(**OLD, config="a" * 64, **changes)
+    names = [row["method"] for row in lab.texts(make_page([lab.record(**OLD), other]))]
+    assert names == [f"maml, {word}".removesuffix(", ") for word in (first, second)]
+
+
+def test_what_differs_in_many_settings_has_a_number_and_a_footnote(lab: Any) -> None:
+    many = {f"algorithm.learner.a{i}": i for i in range(4)}
+    first, second = (
+        lab.record(config=letter * 64, settings={"x": 1, **own}) for letter, own in (("a", many), ("b", {}))
+    )
+    names, notes = method_names([first, second])
+    assert names == ["maml (1), trans.", "maml (2), trans."]
+    assert notes == ["a0=0, a1=1, a2=2, a3=3", "a0=none, a1=none, a2=none, a3=none"]
+
+
+def test_older_runs_that_no_words_tell_apart_have_their_configuration_in_a_footnote_alone(lab: Any) -> None:
+    page = make_page([lab.record(**OLD, config="a" * 64), lab.record(**OLD)])
+    assert [row["method"] for row in lab.texts(page)] == ["maml (1)", "maml (2)"]
+    assert page.notes[0] == "an older record, which does not hold its settings: configuration aaaaaaaa"
 
 
 def test_steps_that_differ_only_between_columns_leave_one_row(lab: Any) -> None:
@@ -96,18 +142,20 @@ def test_steps_that_differ_only_between_columns_leave_one_row(lab: Any) -> None:
 
 
 def test_a_row_split_in_one_column_lines_up_in_the_others(lab: Any) -> None:
-    steps = {"protocol__adaptation_steps": 10}
-    assert lab.cells(lab.record(), lab.record(**steps), lab.shots(5, **steps)) == {
-        f"{MAML}, 3 adaptation steps": {SHORT: "95.43 ± 0.41", "omniglot 5-way 5-shot": "–"},
-        f"{MAML}, 10 adaptation steps": {SHORT: "95.43 ± 0.41", "omniglot 5-way 5-shot": "95.43 ± 0.41"},
+    other = {"settings__train.lr": 1, "config": "a" * 64}
+    assert lab.cells(lab.record(), lab.record(**other), lab.shots(5, **other)) == {
+        "maml, lr=0.1, trans.": {SHORT: "95.43 ± 0.41", "5-way 5-shot": "–"},
+        "maml, lr=1, trans.": {SHORT: "95.43 ± 0.41", "5-way 5-shot": "95.43 ± 0.41"},
     }
 
 
 def test_training_on_other_classes_or_another_task_than_usual_is_always_named(lab: Any) -> None:
     runs = [lab.record(protocol__train_on_val=True), lab.record(algorithm="leo"), lab.record(shot=5)]
-    on_val, on_task = f"{MAML}, trained on train+val", f"{MAML}, trained on omniglot 5-way 5-shot"
-    assert set(lab.cells(*runs)) == {on_val, on_task, "leo (conv4), transductive"}
-    assert f"validation classes trained on by {on_val}\n" in markdown(runs)
+    runs += [lab.record(train__way=20), lab.record(dataset="mini")]
+    added = ["train+val", "5-way 5-shot", "mini 5-way 1-shot"]
+    wanted = {f"maml, trained on {word}, trans." for word in added} | {"maml, trained 20-way, trans.", "leo, trans."}
+    assert set(lab.cells(*runs)) == wanted
+    assert "validation classes trained on by maml, trained on train+val;" in markdown(runs)
 
 
 # What tells columns apart
@@ -120,45 +168,52 @@ def test_training_on_other_classes_or_another_task_than_usual_is_always_named(la
         ({"protocol__query": 1}, "1 query", "15 queries"),
         ({"protocol__episodes": 1000, "test__episodes": 1000}, "1,000 episodes", "600 episodes"),
         ({"protocol__episode_seed": 1}, "episode seed 0", "episode seed 1"),
-        ({"protocol__rotations": None}, "rotations None", "rotations per_class"),
+        ({"protocol__rotations": "none"}, "unrotated", "rotated"),
         ({"protocol__view": "crop 84"}, "crop 84", "whole images"),
-        ({"protocol__manifest": "f" * 64}, "manifest 01234567", "manifest ffffffff"),
-        ({"data": {"fingerprint": "abad1dea" * 8}}, "data abad1dea", "data feedc0de"),
+        ({"data": {"fingerprint": "abad1dea" * 8, "about": {"split": "vinyals"}}}, "split vinyals", ""),
+        ({"protocol__manifest": "f" * 64}, "(1)", "(2)"),
+        ({"data": {"fingerprint": "abad1dea" * 8}}, "(1)", "(2)"),
     ],
 )
-def test_different_protocols_never_share_a_column(lab: Any, changes: dict[str, Any], first: str, second: str) -> None:
+def test_different_tests_never_share_a_column(lab: Any, changes: dict[str, Any], first: str, second: str) -> None:
     [row] = lab.cells(lab.record(), lab.record(seed=1, **changes)).values()
-    assert row == {f"{SHORT}, {first}": "95.43 ± 0.41", f"{SHORT}, {second}": "95.43 ± 0.41"}
+    names = [f"{SHORT} {word}" if "(" in word else f"{SHORT}, {word}".removesuffix(", ") for word in (first, second)]
+    assert row == dict.fromkeys(names, "95.43 ± 0.41")
 
 
-def test_the_manifest_is_added_only_where_labels_leave_a_doubt(lab: Any) -> None:
-    same_labels = lab.record(protocol__manifest="a" * 64)
+def test_a_column_is_named_by_what_differs_from_others_of_its_task(lab: Any) -> None:
     other_labels = lab.record(protocol__query=20, protocol__rotations="none", protocol__manifest="f" * 64)
-    assert list(column_names([lab.record(), same_labels, other_labels, lab.shots(5)]).values()) == [
-        f"{SHORT}, 15 queries, rotations per_class, manifest 01234567",
-        f"{SHORT}, 15 queries, rotations per_class, manifest aaaaaaaa",
-        f"{SHORT}, 20 queries, rotations none",
-        "omniglot 5-way 5-shot",
+    assert list(column_names([lab.record(), other_labels, lab.shots(5)]).values()) == [
+        f"{SHORT}, 15 queries, rotated",
+        f"{SHORT}, 20 queries, unrotated",
+        "5-way 5-shot",
     ]
-
-
-def test_protocols_whose_names_cannot_differ_are_refused(lab: Any) -> None:
-    with pytest.raises(FewshotError, match="first 8 digits"):
-        make_page([lab.record(), lab.record(protocol__manifest="01234567" * 8)])
 
 
 # The printed page
 
 
-def test_trailing_zeros_survive_printing_and_the_code_is_named(lab: Any) -> None:
+def test_what_columns_share_is_said_once_and_what_they_do_not_with_their_names(lab: Any) -> None:
+    other = lab.shots(5, protocol__episodes=1000, test__episodes=1000, protocol__manifest="fedcba98" * 8)
+    footer = dict(make_page([lab.record(code__commit=None, code__dirty=True), other]).footer)
+    assert footer["test"] == (
+        "protocol common, 600 episodes (5-way 1-shot) and 1,000 episodes (5-way 5-shot), test split, episode seed 0, "
+        "15 queries per class, rotated, the learner's own steps; manifests 01234567, fedcba98; data feedc0de"
+    )
+    assert footer["reading"].endswith(
+        "training: seed 0; network: conv4; checkpoint: best validation accuracy; "
+        "code 0.1.0 (abc1234, unknown commit with uncommitted changes)"
+    )
+
+
+def test_trailing_zeros_survive_printing(lab: Any) -> None:
     # Whole pages: tests/report/test_layouts.py, test_the_tables_in_results_are_current.
-    text = markdown([lab.record(test__accuracy=0.954, test__ci95=0.004, code__commit=None, code__dirty=True)])
-    assert "95.40 ± 0.40" in text and "- **code**: 0.1.0 (unknown commit with uncommitted changes)\n" in text
+    assert "95.40 ± 0.40" in markdown([lab.record(test__accuracy=0.954, test__ci95=0.004)])
 
 
 def test_costs_are_means_over_seeds_and_unknown_ones_are_dashes(lab: Any) -> None:
     other = lab.record(seed=1, cost__train_seconds=120.0, cost__peak_memory_bytes=None)
-    costs = make_page([lab.record(cost__train_seconds=60.0), other]).cost
+    costs = make_page([lab.record(cost__train_seconds=60.0), other], costs=True).costs
     assert costs is not None
     line = costs.iloc[0]
     assert (line["seeds"], line["minutes"], line["peak MiB"]) == ("2", "1.5", "–")
@@ -166,12 +221,58 @@ def test_costs_are_means_over_seeds_and_unknown_ones_are_dashes(lab: Any) -> Non
 
 
 def test_gradients_are_a_column_where_records_count_them(lab: Any) -> None:
-    costs = make_page([lab.record(cost__gradient_evaluations=1200)]).cost
+    costs = make_page([lab.record(cost__gradient_evaluations=1200)], costs=True).costs
     assert costs is not None
     assert costs.iloc[0]["gradients"] == "1,200"
 
 
-@pytest.mark.parametrize(("about", "size"), [({"size": 28}, "28"), ({"images": {"size": 84}}, "84"), ({}, "–")])
+@pytest.mark.parametrize(("about", "size"), [({"size": 28}, "28"), ({"images": {"size": 84}}, "84")])
 def test_the_input_size_is_what_the_reader_reports(lab: Any, about: object, size: str) -> None:
     record = lab.record(data={"fingerprint": "feedc0de" * 8, "about": about})
     assert lab.texts(make_page([record], layout=Layout(rows={"input": "input_size"})))[0]["input"] == size
+
+
+@pytest.mark.parametrize(
+    ("train", "minutes", "budget"),
+    [
+        ({"steps": 60000, "paper_steps": 60000}, 1, None),
+        ({"steps": 10900, "paper_steps": 60000}, 1, "11k of 60k steps"),
+        ({"steps": 4000, "paper_steps": 60000}, 1, "4k of 60k steps"),
+        ({"steps": 500, "paper_steps": None}, 1, None),
+        ({}, 15.2, "15 min"),
+    ],
+)
+def test_the_budget_is_shown_where_it_is_smaller_than_the_papers(
+    lab: Any, train: dict[str, Any], minutes: float, budget: str | None
+) -> None:
+    record = lab.record(train={"shot": 1, "query": 1, **train}, cost__train_seconds=60 * minutes)
+    [row] = lab.texts(make_page([record], layout=Layout(rows={"method": "method", "budget": "budget"})))
+    assert row.get("budget") == budget
+
+
+# Protocols
+
+
+def test_the_comparison_is_under_the_common_protocol_and_says_what_it_leaves_out(lab: Any) -> None:
+    own = {"protocol__query": 1, "protocol__manifest": "f" * 64}
+    lab.write("a")
+    lab.write("b", protocol__name="paper", **own)
+    lab.write("c", protocol__name="common, query=1", **own)
+    page = lab.page()
+    assert list(page.table)[2:] == [f"{SHORT}, 1 query", f"{SHORT}, 15 queries"]
+    assert dict(page.footer)["left out"] == "tests by other protocols: layout.protocol=paper (1 test)"
+    assert list(lab.page("layout.protocol=paper").table)[2:] == [SHORT]
+
+
+def test_without_the_common_protocol_the_only_other_is_shown_and_of_several_one_is_chosen(lab: Any) -> None:
+    lab.write("a", protocol__name="paper")
+    assert len(lab.page().table) == 1
+    record = lab.write("b")
+    del record["protocol"]["name"]
+    assert markdown([{**record, "folder": "b"}, lab.record(protocol__name="paper", seed=1)]).count("5-way 1-shot")
+    lab.write("b", protocol__name="mine")
+    message = (
+        r"no run was tested by the protocol common: choose layout.protocol=mine \(1 test\) or layout.protocol=paper"
+    )
+    with pytest.raises(FewshotError, match=message):
+        lab.page()

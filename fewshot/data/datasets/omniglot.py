@@ -39,9 +39,9 @@ AGAIN = (
 def read(
     root: str | Path,
     cache: str | Path,
-    split: str = "vinyals",
+    split: str = "random1200",
     size: int = 28,
-    resample: str = "lanczos",
+    resample: str = "nearest",
     download: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Bank]:

@@ -152,7 +152,7 @@ def test_both_halves_are_found_in_every_layout(tmp_path: Path, layout: str):
 
 def test_missing_files_are_answered_with_the_three_ways_to_get_them(tmp_path: Path):
     with pytest.raises(FewshotError) as caught:
-        omniglot.read(tmp_path / "root", tmp_path / "cache")
+        omniglot.read(tmp_path / "root", tmp_path / "cache", "vinyals")
     text = str(caught.value)
     assert "\n" not in text and str(tmp_path / "root") in text
     assert all(way in text for way in ("images_background.zip", "unpack", "dataset.reader.download=true"))
@@ -170,12 +170,12 @@ def test_a_download_is_asked_for_each_missing_half_and_then_read(whole: Path, tm
     (whole / "images_evaluation.zip").unlink()
     for name in ("torchvision", "torchvision.datasets"):  # importing the true one takes seconds
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(Omniglot=fetch))
-    assert omniglot.read(whole, tmp_path / "cache", download=True)["test"].names == ("Tengwar/character01",)
+    assert omniglot.read(whole, tmp_path / "cache", "vinyals", download=True)["test"].names == ("Tengwar/character01",)
     assert asked == [(False, True)]
 
 
 def test_the_banks_hold_the_drawings_of_each_split(whole: Path, cache: Path):
-    banks = omniglot.read(whole, cache)
+    banks = omniglot.read(whole, cache, "vinyals", resample="lanczos")
     assert {split: bank.names for split, bank in banks.items()} == {
         "train": ("Angelic/character01", "Greek/character01"),
         "val": ("Angelic/character02",),
@@ -190,8 +190,8 @@ def test_the_banks_hold_the_drawings_of_each_split(whole: Path, cache: Path):
 
 
 def test_the_cache_is_opened_without_the_source(whole: Path, tmp_path: Path):
-    first = omniglot.read(whole, tmp_path / "cache", resample="nearest", size=20)
-    again = omniglot.read(tmp_path / "gone", tmp_path / "cache", resample="nearest", size=20)
+    first = omniglot.read(whole, tmp_path / "cache", split="vinyals", size=20)
+    again = omniglot.read(tmp_path / "gone", tmp_path / "cache", split="vinyals", size=20)
     assert first["test"].fingerprint == again["test"].fingerprint
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["omniglot-vinyals-20-nearest"]
 
@@ -249,13 +249,13 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_folder_in_between_is_looked_through(whole: Path, tmp_path: Path, shape: str):
-    plain = omniglot.read(whole, tmp_path / "plain")
+    plain = omniglot.read(whole, tmp_path / "plain", "vinyals")
     place, form = SHAPES[shape]
     for half, names in (("images_background", NAMES), ("images_evaluation", ["Tengwar/character01"])):
         pngs = drawings(names).items()
         pngs = {form.format(name=n, folder=n.rsplit("/", 1)[0], file=n.rsplit("/", 1)[1]): data for n, data in pngs}
         as_folder(tmp_path / "other", pngs, place.format(half=half))
-    assert fingerprints(omniglot.read(tmp_path / "other", tmp_path / "cache")) == fingerprints(plain)
+    assert fingerprints(omniglot.read(tmp_path / "other", tmp_path / "cache", "vinyals")) == fingerprints(plain)
 
 
 def test_all_drawings_that_are_damaged_or_missing_are_listed(whole: Path, cache: Path):
@@ -269,5 +269,5 @@ def test_all_drawings_that_are_damaged_or_missing_are_listed(whole: Path, cache:
         refused_by(omniglot.read, whole, cache, f"{match}.*and [2-4] more; for each: remove what is there and fetch")
         assert len((cache / "omniglot-faults.txt").read_text().splitlines()) == 5
     as_zip(whole, pngs)
-    omniglot.read(whole, cache)
+    omniglot.read(whole, cache, "vinyals")
     assert not list(cache.glob("*faults*"))

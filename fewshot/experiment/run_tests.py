@@ -1,0 +1,147 @@
+"""The tests of a run: what its protocols ask for, the scores of the episodes, and the record of each setting."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fewshot.algorithms.learner import override_test_steps
+from fewshot.core.checks import check_number
+from fewshot.core.distributed import is_main, on_rank_zero, rank_slice
+from fewshot.core.errors import FewshotError
+from fewshot.core.progress import progress_bar
+from fewshot.engine.evaluate import evaluate_settings
+from fewshot.engine.probe import probe
+from fewshot.episodes import Tasks
+from fewshot.experiment.build import Experiment
+from fewshot.experiment.make_record import Scores, make_record, title
+from fewshot.experiment.protocol import Protocol
+from fewshot.report.records import Record, write_record
+from fewshot.training.loop import Trained
+
+
+@dataclass(frozen=True)
+class PlannedTest:
+    """A protocol on its tasks."""
+
+    protocol: Protocol
+    settings: Sequence[str]  # transductive, inductive or, where they differ, both
+    tasks: Tasks
+    steps: list[int]  # the numbers of adaptation steps to test
+
+    def folder(self, tests: Path, setting: str, parts: Sequence[str] = ()) -> Path:
+        """The folder of the test in one setting, below that of all tests; `parts` tell it apart from others."""
+        return tests / "-".join([self.protocol.slug, *parts, setting])
+
+
+def plan_tests(run: Experiment, trained: Trained | None = None) -> list[PlannedTest]:
+    """The tests that the protocols of a run ask for.
+
+    Args:
+        trained: the parameters to test, which may mix queries where those of the start do not.
+
+    Raises:
+        FewshotError: there is no such split, its classes cannot give such tasks, or the learner has no such steps.
+    """
+    if trained is not None:
+        probe(run.learner, run.first_task, trained.params, trained.state)
+    independent = run.behaviour.queries_independent
+    return [
+        PlannedTest(
+            protocol,
+            protocol.settings(independent),
+            run.protocol_tasks(protocol),
+            _steps(run, protocol),
+        )
+        for protocol in run.protocols
+    ]
+
+
+def _steps(run: Experiment, protocol: Protocol) -> list[int]:
+    given, learner, key = protocol.steps, run.learner, f"{protocol.key}.steps"
+    steps = given if isinstance(given, list) else [learner.test_steps if given is None else given]
+    for count in steps:
+        check_number(key, count, int, 0)
+    if not steps or len(set(steps)) < len(steps):
+        raise FewshotError(f"{key}={given}: name numbers of adaptation steps, each once, such as [1,5,10]")
+    if isinstance(given, list) and (hasattr(learner, "adaptation_steps") or not learner.init()[0]):
+        name = run.cfg.algorithm.name
+        raise FewshotError(f"{key}={given}: {name} has no single inner loop with steps to count; set null")
+    return sorted(steps)
+
+
+def write_tests(
+    run: Experiment,
+    trained: Trained,
+    tests: Path,
+    parts: Sequence[str] = (),
+    *,
+    again: bool = False,
+    amend: Callable[[Record], None] = lambda record: None,
+) -> list[Path]:
+    """Make the planned tests that have no record yet, the inductive one of each protocol last.
+
+    Args:
+        tests: the folder of all tests.
+        parts: words in the name of each test's folder.
+        again: make those that have a record too.
+        amend: changes each record before it is written.
+
+    Returns:
+        The folders of the planned tests.
+
+    Raises:
+        FewshotError: a score is not finite.
+    """
+    folders = []
+    for test in plan_tests(run, trained):
+        by_setting = {setting: test.folder(tests, setting, parts) for setting in test.settings}
+        missing = [name for name, path in by_setting.items() if again or not _has_record(path)]
+        for setting, (scores, steps) in (_run(run, trained, test, missing) if missing else {}).items():
+            record = make_record(run, trained, test.protocol, test.tasks, setting, scores, steps)
+            amend(record)
+            write_record(by_setting[setting], record, scores)
+        folders += by_setting.values()
+    return folders
+
+
+@on_rank_zero
+def _has_record(folder: Path) -> bool:
+    return (folder / "record.json").exists()
+
+
+def _run(
+    run: Experiment, trained: Trained, test: PlannedTest, settings: Sequence[str]
+) -> dict[str, tuple[Scores, Any]]:
+    """By setting the scores of each number of steps, and what the record calls these: a number, a list, or words."""
+    tasks, learner, listed = test.tasks, run.learner, isinstance(test.protocol.steps, list)
+    episodes = test.protocol.episodes
+    tested: dict[str, tuple[Scores, Any]] = {setting: ({}, []) for setting in settings}
+    label = f"{title(run.cfg)}: test ({test.protocol.name}, {' and '.join(settings)})"
+    total = len(rank_slice(episodes)) * len(test.steps)
+    with progress_bar(label, total) if is_main() else nullcontext() as advance:
+        for count in test.steps:
+            name = f"{tasks.metric}_{count}" if listed else tasks.metric
+            with override_test_steps(learner, count):
+                words = getattr(learner, "adaptation_steps", count)
+                by_setting = evaluate_settings(
+                    learner, trained.params, trained.state, tasks, episodes,
+                    settings=settings, engine=run.engine, advance=advance,
+                )  # fmt: skip
+            for setting, scores in by_setting.items():
+                if diverged := int((~np.isfinite(scores)).sum()):
+                    problem = f"{name} is not finite in {diverged} of {episodes} test episodes: adaptation diverges"
+                    if count == test.steps[0]:
+                        raise FewshotError(f"{problem}; lower algorithm.learner.inner_lr, or test fewer steps")
+                    if is_main():
+                        print(f"warning: {problem}; left out of the record", file=sys.stderr)
+                    continue
+                tested[setting][0][name] = scores
+                tested[setting] = tested[setting][0], [*tested[setting][1], count] if listed else words
+    return tested

@@ -1,0 +1,88 @@
+"""What runs took: the budget of a row's training, and the table of costs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from fewshot.report.cells import Cell, Key, Layout
+from fewshot.report.records import NUMBER, Record
+
+NOTHING = "–"
+COSTS = {  # heading: field, unit, decimals
+    "training tasks": ("train_tasks", 1, 0),
+    "minutes": ("train_seconds", 60, 1),
+    "extractor minutes": ("extractor_seconds", 60, 1),
+    "tasks/s": ("tasks_per_second", 1, 0),
+    "peak MiB": ("peak_memory_bytes", 2**20, 0),
+    "gradients": ("gradient_evaluations", 1, 0),
+}
+
+
+def list_costs(cells: list[Cell], layout: Layout) -> list[dict[str, str]]:
+    """What the runs took, means over seeds: a line per cell, but one for cells of a row that show the same runs."""
+    groups: dict[tuple[Key, Key], list[Cell]] = defaultdict(list)
+    for cell in cells:
+        if cell.figure is None:
+            groups[cell.row, tuple(run["folder"] for run in cell.runs)].append(cell)
+    lines = []
+    for same_runs in groups.values():
+        cell = same_runs[0]
+        values = layout.values_of(cell.row)
+        line = {name: _text(values[key]) for name, key in layout.rows.items() if key not in ("source", "budget")}
+        if "task" not in layout.rows.values():
+            line["task"] = cell.runs[0]["task"]
+        line["seeds"] = str(len(cell.runs))
+        for heading, (field, unit, decimals) in COSTS.items():
+            mean = mean_cost(cell, field)
+            line[heading] = NOTHING if mean is None else f"{mean / unit:,.{decimals}f}"
+        for heading, part in (("device", "cost"), ("adaptation_steps", "protocol"), ("selection", "protocol")):
+            found = (run[part][heading] for each in same_runs for run in each.runs)
+            texts = (f"{value:,.0f}" if isinstance(value, NUMBER) else _text(value) for value in found)
+            line[heading.replace("_", " ")] = ", ".join(dict.fromkeys(texts))
+        lines.append(line)
+    # Images have no extractor, and not every learner counts gradients.
+    empty = [name for name in ("extractor minutes", "gradients") if all(line[name] == NOTHING for line in lines)]
+    return [{name: text for name, text in line.items() if name not in empty} for line in lines]
+
+
+def mean_cost(cell: Cell, field: str) -> float | None:
+    """The mean over the runs; None where a run does not know it."""
+    values = [run["cost"].get(field) for run in cell.runs]
+    return sum(values) / len(values) if all(isinstance(value, NUMBER) for value in values) else None
+
+
+def _text(value: Any) -> str:
+    return NOTHING if value is None or value == "" else str(value)
+
+
+def is_short(run: Record) -> bool:
+    """Whether a run was trained for fewer steps than its paper's recipe has, or does not say for how many."""
+    if "published" in run:
+        return False
+    steps, paper = run["train"].get("steps"), run["train"].get("paper_steps")
+    return steps is None or (paper is not None and steps < paper)
+
+
+def join_budgets(row: Sequence[Cell]) -> str:
+    """How long a row's runs were trained: `60k steps`, `11k of 60k steps`, or minutes where a record has no steps."""
+    if row[0].figure is not None:
+        return ""
+    budgets: dict[str, dict[str, None]] = defaultdict(dict)
+    minutes: list[int] = []
+    for cell in row:
+        train = cell.runs[0]["train"]
+        steps, paper = train.get("steps"), train.get("paper_steps")
+        if steps:
+            of_paper = f" of {_thousands(paper)}" if paper is not None and steps < paper else ""
+            budgets[f"{of_paper} steps"][_thousands(steps)] = None
+        elif steps is None and cell.runs[0]["cost"]["train_tasks"]:
+            minutes.append(max(1, round((mean_cost(cell, "train_seconds") or 0) / 60)))
+    if minutes:
+        budgets[" min"][" to ".join(dict.fromkeys(map(str, (min(minutes), max(minutes)))))] = None
+    return ", ".join(f"{', '.join(values)}{unit}" for unit, values in budgets.items()) or NOTHING
+
+
+def _thousands(steps: int) -> str:
+    return f"{steps / 1000:.0f}k" if steps >= 10_000 or steps % 1000 == 0 else f"{steps:,}"

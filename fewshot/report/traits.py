@@ -1,0 +1,112 @@
+"""What sets runs of one algorithm apart: the words of a row's name, or a number and the footnote that explains it."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from fewshot.report.records import Record, field_of, protocol_name
+
+STEPS = "protocol.adaptation_steps"
+# How a name writes in what runs of one method differ, beside their settings.
+VARIATIONS = {
+    STEPS: "{} test steps",
+    "recipe": "recipe {}",
+    "protocol.selection": "selection: {}",
+    "cost.train_tasks": "{:,} training tasks",
+}
+OLDER = "an older record, which does not hold its settings: configuration "  # with the start of its hash
+GIVEN = re.compile(r"(?<= )((?:algorithm|backbone|train)\.[\w.]+)=(\S+)")  # settings in a command
+MOST_KEYS = 3  # in a name; runs that differ in more settings have numbers
+
+
+def tell_apart(records: list[Record], shown: Sequence[str]) -> tuple[list[str], list[str]]:
+    """For each record of one base name what its name adds, and what a number in that stands for."""
+    traits = [_traits(record, shown) for record in records]
+    contexts = [_context(record) for record in records]
+    varying = _varying(traits, contexts)
+    steps = [key for key in varying if key == STEPS]  # a test with several numbers of steps has a row for each
+    others = [key for key in varying if key != STEPS]
+    words = [key for key in others if key != "config"]
+    recipe = [key for key in words if key == "recipe"]
+    choices = (recipe, [key for key in words if key != "recipe"], [key for key in words if key in VARIATIONS])
+    fitting = (keys for keys in choices if len(keys) <= MOST_KEYS and _separates(traits, contexts, keys, others))
+    chosen = next(fitting, None)
+    if others and _separates(traits, contexts, others if chosen is None else chosen, steps):
+        steps = []
+    if chosen is not None:
+        return [_suffix("", own, [*chosen, *steps]) for own in traits], [""] * len(traits)
+    held = [(own, context) for own, context in zip(traits, contexts, strict=True) if "config" not in own]
+    settings = [key for key in _varying(*zip(*held, strict=True)) if key not in VARIATIONS] if held else []
+    # Without their settings runs of several tasks cannot be matched: each task counts its own.
+    numbers: dict[Hashable, dict[Hashable, int]] = defaultdict(dict)
+    suffixes: list[str] = []
+    notes: list[str] = []
+    for own, context in zip(traits, contexts, strict=True):
+        counted = numbers[context if "config" in own else None]
+        number = counted.setdefault(tuple(own.get(key) for key in others), len(counted) + 1)
+        suffixes.append(_suffix(f" ({number})", own, steps))
+        note = ", ".join(_trait_label(key, own.get(key), settings) for key in settings)
+        if "config" in own:
+            note = f"{OLDER}{own['config']:.8}"
+        notes.append(note)
+    return suffixes, notes
+
+
+def _suffix(number: str, traits: dict[str, Any], keys: list[str]) -> str:
+    return ", ".join([number, *(_trait_label(key, traits[key], keys) for key in keys if key in traits)])
+
+
+def _traits(record: Record, shown: Sequence[str]) -> dict[str, Any]:
+    """Everything but the task and the seed that makes two methods of two runs."""
+    traits = {STEPS: field_of(record, STEPS), **(record.get("settings") or {}), "recipe": record["recipe"]}
+    if not record.get("settings"):  # an older record, with the settings that its command gives
+        traits |= {field: field_of(record, field) for field in ("protocol.selection", "cost.train_tasks", "config")}
+        traits |= {key: value for key, value in GIVEN.findall(record.get("command") or "") if "," not in value}
+    return {key: str(value) if isinstance(value, list) else value for key, value in traits.items() if key not in shown}
+
+
+def _context(record: Record) -> Hashable:
+    """The task, setting and protocol of a test: within one, two runs with other traits are two methods."""
+    tested = [record["protocol"][key] for key in ("dataset", "way", "shot", "view", "setting")]
+    return (*tested, record["data"]["fingerprint"], protocol_name(record))
+
+
+def _varying(traits: Sequence[dict[str, Any]], contexts: Sequence[Hashable]) -> list[str]:
+    """The keys in which runs of one context differ; steps or budgets may change from task to task."""
+    values: dict[tuple[str, Hashable], set[Hashable]] = defaultdict(set)
+    keys = dict.fromkeys(key for own in traits for key in own)
+    for own, context in zip(traits, contexts, strict=True):
+        for key in keys:
+            values[key, context].add(own.get(key))
+    return [key for key in keys if any(len(values[key, context]) > 1 for context in set(contexts))]
+
+
+def _separates(traits: list[dict[str, Any]], contexts: list[Hashable], chosen: list[str], others: list[str]) -> bool:
+    """Whether runs of one context with equal values of the chosen keys are equal in all others."""
+    found: dict[Hashable, set[Hashable]] = defaultdict(set)
+    for own, context in zip(traits, contexts, strict=True):
+        found[context, *(own.get(key) for key in chosen)].add(tuple(own.get(key) for key in others))
+    return all(len(values) == 1 for values in found.values())
+
+
+def _trait_label(key: str, value: Hashable, keys: list[str]) -> str:
+    """`inner_lr=0.1`: the last part of the dotted key, or all of it where another key ends alike."""
+    if key == "recipe":
+        return f"recipe {value}" if value else "no recipe"
+    if key in VARIATIONS:
+        return format_label(VARIATIONS[key], value)
+    last = key.rpartition(".")[2]
+    name = key if sum(other.rpartition(".")[2] == last for other in keys) > 1 else last
+    return f"{name}={str(value).lower() if isinstance(value, bool) or value is None else value}"
+
+
+def format_label(form: str, value: Hashable) -> str:
+    """The form with the value in it, in the singular where the value is 1."""
+    label = form.format(value)
+    if value == 1:
+        for plural, singular in (("queries", "query"), ("steps", "step"), ("episodes", "episode"), ("tasks", "task")):
+            label = label.replace(plural, singular)
+    return label
