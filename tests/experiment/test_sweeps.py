@@ -57,7 +57,7 @@ def test_an_error_of_the_code_itself_ends_one_run_and_not_the_sweep(call: Any, m
     monkeypatch.setattr(Reptile, "init", broken)
     done = call("train", "-m", "algorithm=reptile,maml", "runs=sweep", *QUICK)
     assert done.code == 1
-    assert "| maml (conv4), transductive" in done.out
+    assert "| maml " in done.out
     assert done.err.count("Traceback") == 1
     assert done.err.splitlines()[-1] == "failed: algorithm=reptile: ZeroDivisionError: of a person's own algorithm"
     assert not {name for name in left_of("sweep") if name.startswith(".sweep")}
@@ -110,7 +110,7 @@ def test_runs_of_other_processes_end_in_the_same_table_and_failures(start: Any, 
     process = start(f"hydra/launcher={launcher}", *words)
     out, err = process.communicate()
     assert process.returncode == 1
-    assert "| maml (conv4), transductive" in out, err
+    assert "| maml " in out, err
     assert "failed: shot=30: glyphs, split train: shot=30 plus query=30 is more than" in err
     assert "Traceback" not in err
     (record,) = records("sweep")
@@ -120,7 +120,7 @@ def test_runs_of_other_processes_end_in_the_same_table_and_failures(start: Any, 
     before = records("sweep")
     again, _ = start(*words).communicate()
     assert records("sweep") == before
-    assert again.count("| maml (conv4), transductive") == out.count("| maml (conv4), transductive")
+    assert again.count("| maml ") == out.count("| maml ")
 
 
 def children(process: int) -> list[int]:
@@ -158,7 +158,7 @@ def test_a_sweep_that_was_killed_runs_what_is_missing_and_nothing_twice(start: A
     after = records("sweep")
     assert len(after) == 8
     assert before.items() <= after.items()
-    assert out.count("(4 seeds; ") == 2
+    assert out.count("mean of 4 training seeds") == 1
     assert not {name for name in left_of("sweep") if name.startswith(".sweep")}
 
 
@@ -174,7 +174,7 @@ def test_a_search_goes_by_validation_accuracy_and_comes_by_the_same_runs_again(s
     results = Path("sweep/optimization_results.yaml").read_text()
     assert len(found) == 3
     assert f"best_value: {max(found)}" in results
-    assert out.count("| maml (conv4), transductive, configuration") >= 3
+    assert out.count("| maml") >= 3
     before = records("sweep")
     process = start(*words, searched)
     process.communicate()
