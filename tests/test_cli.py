@@ -203,9 +203,6 @@ def test_a_run_goes_on_to_the_same_bits_where_a_class_has_moved(call: Any, monke
     ("words", "said"),
     [
         (("way=5",), "way=5: a function of sinusoid has one output; leave way out"),
-        (("protocol.common.steps=[1,1]",), "protocol.common.steps=[1, 1]: name numbers of adaptation steps, each once"),
-        (("protocol.common.steps=[]",), "protocol.common.steps=[]: name numbers of adaptation steps"),
-        (("protocol.common.steps=-1",), "protocol.common.steps=-1: must be a whole number >= 0"),
         (("train.train_on_val=true",), "train.train_on_val: not for functions"),
         (("dataset.reader.families.sine.phase=3",), "dataset.reader.families.sine.phase=3: a range has two numbers"),
         (("algorithm=leo",), "functions are learned by maml, fomaml, reptile and leo_regression"),
@@ -264,8 +261,8 @@ def test_a_finished_run_is_not_run_again_unless_told_to(call: Any) -> None:
 def test_a_sweep_ends_with_a_table_and_survives_a_broken_run(call: Any) -> None:
     done = call("train", "-m", "algorithm=maml,fomaml", "shot=1,30", "runs=sweep", *QUICK)
     assert done.code == 1
-    assert "| maml (conv4), transductive" in done.out, done.err
-    assert "| fomaml (conv4), transductive" in done.out
+    assert "| maml " in done.out, done.err
+    assert "| fomaml " in done.out
     assert done.err.count("error: ") == 2
     assert done.err.count("failed: ") == 2
     assert len(list(Path("sweep").rglob("record.json"))) == 2
@@ -424,13 +421,11 @@ MISTAKES = {
     "a file in place of a folder": (["run_dir=/dev/null"], ["/dev/null"]),
     "no override": (["algorithm"], ["command line"]),
     "unknown choice in the backbone": (["backbone.network.readout=max"], ["readout=max", "flatten, mean"]),
-    "unknown split": (["protocol.common.split=tset"], ["protocol.common.split=tset", "train"]),
     "a negative rate": (["train.outer_lr=-1"], ["train.outer_lr=-1"]),
     "a negative way": (["way=-3"], ["way=-3"]),
     "no such device": (["device=cuda:77"], ["device=cuda:77"]),
     "resume of nothing": (["resume=nowhere"], ["nowhere", "not a run folder"]),
     "resume with other settings": (["resume=nowhere", "way=3"], ["leave out way=3"]),
-    "episodes too few": (["protocol.common.episodes=0"], ["protocol.common.episodes=0"]),
     "no steps": (["train.meta_batch=0"], ["train.meta_batch=0"]),
 }
 

@@ -61,10 +61,11 @@ def parse_flags(words: list[str]) -> argparse.Namespace:
 class ToolHydra(Hydra):
     """Hydra whose `--help` lists only the groups that the tool's defaults list lets a person choose from."""
 
-    def get_help(self, *args: Any, **kwargs: Any) -> str:
+    def get_help(self, help_cfg: DictConfig, cfg: DictConfig, *args: Any, **kwargs: Any) -> str:
         choices = HydraConfig.get().runtime.choices
-        self._groups = {str(group) for group in choices if "@" not in str(group)}
-        return super().get_help(*args, **kwargs)
+        several = {"protocol"} & set(cfg)  # of which a person may choose several: Hydra does not list their choices
+        self._groups = {str(group) for group in choices if "@" not in str(group)} | several
+        return super().get_help(help_cfg, cfg, *args, **kwargs)
 
     def list_all_config_groups(self, parent: str = "") -> list[str]:
         return sorted(self._groups) if hasattr(self, "_groups") else list(super().list_all_config_groups(parent))

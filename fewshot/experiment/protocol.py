@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -11,7 +12,7 @@ from fewshot.core.checks import check_choice, check_number
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
 from fewshot.engine.evaluate import SETTINGS
-from fewshot.experiment.config import resolved
+from fewshot.experiment.config import config_hash, resolved
 from fewshot.experiment.recipes import apply_protocols
 from fewshot.tasks.sampler import ROTATIONS
 
@@ -36,8 +37,10 @@ class Protocol:
 
     @property
     def slug(self) -> str:
-        """The name as a part of the name of a folder: `common-query=5`."""
-        return self.name.translate(str.maketrans({",": "-", "[": None, "]": None, " ": None}))
+        """The name as a part of a folder's name: `common-query=5`; of a person's own with a hash of the values."""
+        slug = self.name.translate(str.maketrans({",": "-", "[": None, "]": None, " ": None}))
+        own = not _shipped_file(self.name.split(",")[0]).is_file()  # and may say something else tomorrow
+        return f"{slug}-{config_hash(asdict(replace(self, setting='')))[:8]}" if own else slug
 
     def settings(self, queries_independent: bool) -> tuple[str, ...]:
         """The settings to test in: the inductive one last, and alone where no query changes another's prediction."""
@@ -63,21 +66,22 @@ def _read(name: str, node: Any, cfg: DictConfig) -> Protocol:
         check_number(f"protocol.{name}.{key}", node[key], int, least)
     check_choice(f"protocol.{name}.setting", node["setting"], ("both", *SETTINGS))
     check_choice(f"protocol.{name}.rotations", node["rotations"], ROTATIONS)
-    standard = _standard(name, cfg) or node
-    changed = [key for key in keys if key != "setting" and node[key] != standard[key]]
+    standard = _standard(name, cfg) if _shipped_file(name).is_file() else node
+    changed = [key for key in keys if key != "setting" and (key not in standard or node[key] != standard[key])]
     words = [f"{key}={str(node[key]).replace(' ', '')}" for key in changed]
     return Protocol(name=", ".join([name, *words]), **node)
 
 
-def _standard(name: str, cfg: DictConfig) -> dict[str, Any] | None:
-    """The values of a protocol in conf/protocol for this task; None if it is a person's own, or has no such test."""
-    path = CONF / "protocol" / f"{name}.yaml"
-    if not path.is_file():
-        return None
+def _shipped_file(name: str) -> Path:
+    return CONF / "protocol" / f"{name}.yaml"
+
+
+def _standard(name: str, cfg: DictConfig) -> dict[str, Any]:
+    """The values of a protocol in conf/protocol for this task; empty if it has no such test."""
     plain = cfg.copy()
-    OmegaConf.update(plain, "protocol", {name: OmegaConf.load(path)}, merge=False)
+    OmegaConf.update(plain, "protocol", {name: OmegaConf.load(_shipped_file(name))}, merge=False)
     try:
         apply_protocols(plain, [])
     except FewshotError:
-        return None
+        return {}
     return resolved(plain)["protocol"][name]

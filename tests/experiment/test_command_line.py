@@ -19,7 +19,8 @@ from fewshot.experiment.cli import replace_unprintable
 from fewshot.experiment.command_line import parse_flags
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ("train.steps=0", "test.episodes=2", "test.validation_episodes=2", "backbone.network.filters=4", "query=1")
+TEST = ("protocol=common", "protocol.common.episodes=2", "protocol.common.setting=transductive")
+TINY = ("train.steps=0", "validation.episodes=2", "backbone.network.filters=4", "protocol.common.query=1", *TEST)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ TINY = ("train.steps=0", "test.episodes=2", "test.validation_episodes=2", "backb
         ["--cfg", "all", "--resolve"],
         ["--cfg", "hydra"],
         ["--cfg", "job", "--package", "train"],
-        ["--cfg=job", "-p", "test.episodes"],
+        ["--cfg=job", "-p", "protocol.common"],
         ["--info", "all"],
         ["--info"],
         ["-i", "searchpath"],
@@ -65,18 +66,21 @@ def test_cfg_job_shows_what_runs_with_the_recipe_in_it(call: Any) -> None:
 
 
 def test_a_run_says_how_many_settings_its_recipe_made(call: Any) -> None:
-    words = ("algorithm=maml", "dataset=sinusoid", "train.steps=0", "test.episodes=2", "run_dir=run")
+    words = ("algorithm=maml", "dataset=sinusoid", "train.steps=0", *TEST, "run_dir=run")
     recipe = call("train", *words).out.splitlines()[0]
     shown = OmegaConf.create(call("train", *words, "--cfg", "job").out)
     rows = OmegaConf.load(ROOT / "conf/recipes/cbfinn.yaml").rows
-    made = {key for row in rows if row.when.get("dataset") == "sinusoid" for key in row.set} - {words[2], words[3]}
-    made = {key for key in made if key not in ("train.steps", "test.episodes")}
+    made = {key for row in rows if row.when.get("dataset") == "sinusoid" for key in row.set} - {"train.steps"}
     assert recipe == f"recipe {shown.recipe}: {len(made)} settings; see --cfg job"
     assert not call("train", *words[1:-1], "recipe=none", "run_dir=other").out.startswith("recipe")
 
 
 def test_help_lists_the_groups_that_can_be_chosen_and_no_others(call: Any) -> None:
-    groups = {"train": {"algorithm", "backbone", "dataset", "experiment", "features"}, "table": {"layout"}}
+    groups = {
+        "train": {"algorithm", "backbone", "dataset", "experiment", "features", "protocol"},
+        "evaluate": {"dataset", "protocol"},
+        "table": {"layout"},
+    }
     for tool, wanted in groups.items():
         text = call(tool, "--help").out
         listed = text.split("group=option:\n")[1].split("\n\n")[0].splitlines()
@@ -132,14 +136,14 @@ def test_flags_stand_anywhere(place: int, flag: str) -> None:
 
 
 def test_a_sweep_by_hydras_mode_ends_with_its_table(call: Any) -> None:
-    done = call("train", "hydra.mode=MULTIRUN", "algorithm=nearest", "seed=0,1", "test.episodes=2", "runs=runs")
+    done = call("train", "hydra.mode=MULTIRUN", "algorithm=nearest", "seed=0,1", *TEST, "runs=runs")
     assert (done.code, done.err) == (0, "")
-    assert "| nearest (pixels), inductive" in done.out
+    assert "| nearest" in done.out
 
 
 def test_an_experiment_sweeps_its_cells_with_or_without_m(call: Any) -> None:
-    cells = ("way=2", "shot=1,2", "algorithm=nearest", "dataset=glyphs", "test.episodes=2", "runs=runs")
-    done = call("train", "experiment=omniglot_maml", *cells, "copy_records_to=kept", "inductive_too=false")
+    cells = ("way=2", "shot=1,2", "algorithm=nearest", "dataset=glyphs", *TEST, "runs=runs")
+    done = call("train", "experiment=omniglot_maml", *cells, "copy_records_to=kept")
     assert (done.code, done.err) == (0, "")
     assert len(list(Path("kept").rglob("record.json"))) == 2
 
@@ -150,7 +154,7 @@ def test_a_folder_of_ones_own_has_options_in_every_group(call: Any) -> None:
         (own / group).mkdir(parents=True)
         (own / group / "mine.yaml").write_text(f"defaults: [{name}]\n")
     (own / "experiment").mkdir()
-    (own / "experiment/mine.yaml").write_text("# @package _global_\nseed: 5\nquery: 3\n")
+    (own / "experiment/mine.yaml").write_text("# @package _global_\nseed: 5\n")
     (own / "mytrain.yaml").write_text("defaults: [train, _self_]\nshot: 2\n")
     words = ("algorithm=mine", "dataset=mine", "backbone=mine", "experiment=mine", "run_dir=run")
     for flag in (["--config-dir", "own"], ["--config-dir=own"], ["-cd", "own"]):
@@ -158,9 +162,7 @@ def test_a_folder_of_ones_own_has_options_in_every_group(call: Any) -> None:
         assert (shown.code, shown.err) == (0, "")
         assert OmegaConf.create(shown.out).seed == 5
     assert "seed: 5" in call("train", *words, "hydra.searchpath=[file://own]", "--cfg", "job").out
-    assert (
-        call("train", "--config-dir", "own", "--config-name=mytrain", *words[:-1], *TINY[:-1], "run_dir=run").code == 0
-    )
+    assert call("train", "--config-dir", "own", "--config-name=mytrain", *words[:-1], *TINY, "run_dir=run").code == 0
     assert "shot: 2" in Path("run/config.yaml").read_text()
     swept = call("train", *words[1:-1], "algorithm=mine,nearest", "--cfg=job", "--config-dir=own")
     assert "several values are a sweep" in swept.err
@@ -171,7 +173,7 @@ def test_a_folder_of_ones_own_has_options_in_every_group(call: Any) -> None:
 
 def test_a_sweep_in_words_of_hydra_runs_each(call: Any) -> None:
     algorithms = "algorithm=glob(nearest*,exclude=[*_mean])"
-    done = call("train", algorithms, "seed=range(0,2)", "query=choice(1,2)", "-m", "test.episodes=2", "runs=runs")
+    done = call("train", algorithms, "seed=range(0,2)", "shot=choice(1,2)", "-m", *TEST, "runs=runs")
     assert (done.code, len(list(Path("runs").rglob("record.json")))) == (0, 4)
 
 
@@ -194,7 +196,7 @@ def test_a_run_ends_well_on_an_ascii_terminal(data_dir: Path, tmp_path: Path) ->
     environment = os.environ | {
         "PYTHONIOENCODING": "ascii", "FEWSHOT_DATA": str(data_dir), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    words = ("algorithm=nearest", "test.episodes=2", 'runs="rüns\u2026"')
+    words = ("algorithm=nearest", *TEST, 'runs="rüns\u2026"')
     command = [sys.executable, str(ROOT / "tools/train.py"), *words]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")

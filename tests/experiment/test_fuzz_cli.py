@@ -22,11 +22,15 @@ ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 20  # of one command; what takes longer was accepted
 
 # What a variant that is still a command should cost: given first, so that a variant's own words win.
+TEST = (
+    "protocol=common", "protocol.common.episodes=3", "protocol.common.query=2", "protocol.common.setting=transductive",
+)  # fmt: skip
 BUDGETS = {
     "train": (
-        "train.steps=1", "train.meta_batch=2", "train.validate_every=0", "train.select=last", "test.episodes=3",
-        "test.validation_episodes=2", "query=2", "runs=runs",
+        "train.steps=1", "train.meta_batch=2", "train.validate_every=0", "train.select=last", "validation.episodes=2",
+        "runs=runs", *TEST,
     ),
+    "evaluate": TEST,
     "bench": ("seconds=0.01", "rounds=1", "engines=[loop]", "first_order=[true]"),
 }  # fmt: skip
 VALUES = (
@@ -40,8 +44,9 @@ FLAGS = (
     "--hydra-help", "--help", "--shell-completion", "--package=train --cfg job", "--experimental-rerun nowhere",
 )  # fmt: skip
 WORDS = (
-    "algorithm", "folder", "=", "=1", "1=2", "~seed", "~dataset", "~nothing", "~test.steps", "+new=1", "++new=1",
-    "+seed=1", "dataset@other=glyphs", "seed@other=1", "algorithm=mamal", "datset=mini", "hydra.run.dir=/dev/null",
+    "algorithm", "folder", "=", "=1", "1=2", "~seed", "~dataset", "~nothing", "~protocol.common.steps", "+new=1",
+    "++new=1", "+seed=1", "protocol=[]", "protocol.common=3", "dataset@other=glyphs", "seed@other=1",
+    "algorithm=mamal", "datset=mini", "hydra.run.dir=/dev/null",
     "hydra.mode=MULTIRUN", "hydra/launcher=nowhere", "hydra.nothing=1", "a..b=1", "ü=1", "", " ", "train=3",
     "dataset.reader=null", "dataset={a:1}", "hydra.searchpath=[nowhere]", "experiment=[omniglot_leo,omniglot_maml]",
 )  # fmt: skip

@@ -16,7 +16,8 @@ from fewshot.experiment import overrides
 from fewshot.experiment.command_line import open_hydra, parse_flags
 from fewshot.experiment.overrides import check_overrides, parse_overrides, typed
 
-TINY = ("train.steps=0", "test.episodes=2", "test.validation_episodes=2", "backbone.network.filters=4", "query=1")
+TEST = ("protocol=common", "protocol.common.episodes=2", "protocol.common.setting=transductive")
+TINY = ("train.steps=0", "validation.episodes=2", "backbone.network.filters=4", *TEST)
 
 # Texts that Hydra reads as something else than themselves, or not at all, unless they are quoted.
 NASTY = (
@@ -103,19 +104,19 @@ def test_of_a_sweep_the_options_of_groups_alone_are_composed_each(monkeypatch: p
 @pytest.mark.parametrize("text", ["a(b)${HOME}", "a\\${HOME}("])
 def test_a_text_with_a_literal_variable_is_the_folder_that_a_run_is_in(call: Any, text: str) -> None:
     (remedy,) = shlex.split(typed("run_dir", text))
-    words = ("algorithm=nearest", "way=2", *TINY[1:3], "query=1")
+    words = ("algorithm=nearest", "way=2", *TEST)
     done = call("train", *words, remedy)
     assert (done.code, [str(path) for path in Path().iterdir()]) == (0, [text]), done.err
-    for tool, key in (("train", "resume"), ("evaluate", "run")):
+    for tool, key, *test in (("train", "resume"), ("evaluate", "run", *TEST)):
         (again,) = shlex.split(typed(key, text))
-        done = call(tool, again)
+        done = call(tool, again, *test)
         assert done.code == 0, done.err
     assert [str(path) for path in Path().iterdir()] == [text]
 
 
 @pytest.mark.parametrize("title", ["$k$-shot accuracy", "~95 % intervals", "~", "$HOME"])
 def test_a_text_that_is_no_path_stays_as_it_is(call: Any, title: str) -> None:
-    assert call("train", "algorithm=nearest", "way=2", *TINY[1:3], "query=1", "run_dir=run").code == 0
+    assert call("train", "algorithm=nearest", "way=2", *TEST, "run_dir=run").code == 0
     done = call("table", f"layout.title={title}", "runs=run")
     assert (done.code, done.err) == (0, "")
     assert title in done.out
@@ -158,7 +159,7 @@ ACCEPTED = {  # words, and what they make of a key
     "a key twice": (["seed=1", "seed=2"], "seed", 2),
     "a quoted number": (["run_dir='1'"], "run_dir", "1"),
     "an empty text": (["run_dir="], "run_dir", ""),
-    "a list": (["test.steps=[1,5]"], "test.steps", [1, 5]),
+    "a list": (["protocol.common.steps=[1,5]"], "protocol.common.steps", [1, 5]),
     "a cast": (["seed=int('3')"], "seed", 3),
     "an interpolation": (["seed=${way}"], "seed", 5),
     "the environment": (["runs=${oc.env:FEWSHOT_DATA}/runs", "--resolve"], "way", 5),
@@ -191,14 +192,14 @@ REFUSED = {
     "no such shell": (["-sc", "install=nothing"], "No completion plugin for 'nothing'"),
     "no pickle": (["--experimental-rerun", "nowhere"], "nowhere does not exist"),
     "a mistake beside help": (["--help", "algorithm=mamal"], "algorithm=mamal: no such option, did you mean maml"),
-    "a null that is deleted": (["~test.steps"], "~test.steps: is null already, so there is nothing to delete"),
-    "no such key to delete": (["~test.stps"], "test.stps: no such key, did you mean test.steps or"),
+    "a null that is deleted": (["~train.way"], "~train.way: is null already, so there is nothing to delete"),
+    "no such key to delete": (["~train.stps"], "train.stps: no such key, did you mean train.steps or"),
     "another value to delete": (["~way=6"], "The value of 'way' is 5 and not 6"),
     "a deleted need": (["~way"], "~way: is always needed"),
     "a deleted class": (["~dataset.reader"], "dataset.reader: is needed and not in the configuration"),
     "a deleted part of it": (
-        ["~test.episodes=600"],
-        "~test.episodes=600: is always needed",
+        ["~validation.episodes=200"],
+        "~validation.episodes=200: is always needed",
     ),
     "all of it deleted": (["~train"], "~train: is always needed; it can be set, and not deleted"),
     "a deleted dataset": (["~dataset"], "dataset: is needed and not in the configuration"),
@@ -209,13 +210,13 @@ REFUSED = {
     "no key to delete": (["~"], "~: has no key"),
     "a key of digits": (["1=2"], "'1' cannot be a key"),
     "an open quote": (["runs='x"], "as text it is typed 'runs=\"x\"'"),
-    "an open bracket": (["test.steps=[1"], "test.steps: Hydra cannot read the value [1"),
+    "an open bracket": (["protocol.common.steps=[1"], "protocol.common.steps: Hydra cannot read the value [1"),
     "an unknown variable": (["recipe=${HOME}/x"], "an environment variable is ${oc.env:HOME}"),
     "no number": (["seed=five"], "seed=five: Value 'five' of type 'str' could not be converted to Integer"),
     "a number that is too large": (["seed=99999999999999999999"], "seed=99999999999999999999: too large a number"),
     "a number that is too small": (["seed=-99999999999999999999"], "too large a number"),
     "too large a count": (["algorithm.learner.inner_steps=9223372036854775807"], "too large a number"),
-    "a large number in a list": (["test.steps=[1,99999999999999999999]"], "too large a number"),
+    "a large number in a list": (["protocol.common.steps=[1,99999999999999999999]"], "too large a number"),
     "a large number in a sweep": (["-m", "seed=1,99999999999999999999"], "too large a number"),
     "a large number in a range": (["-m", "seed=range(1,99999999999999999999)"], "too large a number"),
     "an infinite number": (["seed=1e400"], "could not be converted to Integer"),
@@ -259,11 +260,11 @@ def test_what_hydra_refuses_is_one_line(call: Any, kind: str) -> None:
         ("train", "dataset.reader=null", "dataset.reader=None: has parts"),
         ("train", "backbone.network=conv4", "backbone.network=conv4: has parts"),
         ("train", "train=null", "train=null: "),
-        ("train", "test=null", "test=null: "),
+        ("train", "validation=null", "validation=null: "),
         ("bench", "rounds=0", "rounds=0: must be a whole number >= 1"),
         ("table", "layout.title=[1,2]", "layout.title=[1,2]: "),
         ("train", "train.outer_lr=nan", "train.outer_lr=nan: must be at least 0"),
-        ("evaluate", "steps=five", "not a run folder"),
+        ("evaluate", "protocol.common.steps=five", "not a run folder"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_one_line(call: Any, tool: str, word: str, said: str) -> None:

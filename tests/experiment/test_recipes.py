@@ -81,9 +81,6 @@ def test_a_recipe_that_was_asked_for_and_has_nothing_is_refused() -> None:
         composed("recipe=cbfin")
 
 
-OURS = ("ours", "quarter_hour")  # in no paper, so that there is no test of one
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -112,7 +109,8 @@ def test_a_recipe_that_sets_anything_of_a_protocol_is_refused(
 
 @pytest.mark.parametrize("path", sorted((CONF / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_row_of_every_recipe_sets_existing_keys_to_values_of_their_type(path: Path) -> None:
-    rows: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)["rows"]  # type: ignore[index]
+    recipe: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    rows, ours = recipe["rows"], recipe.get("ours", False)
     wanted = [{key: v if isinstance(v, list) else [v] for key, v in row["when"].items()} for row in rows]
     task = ("algorithm", "dataset", "way", "shot")
     assert all(set(when) <= {*task, "backbone", "inputs"} for when in wanted)
@@ -140,7 +138,7 @@ def test_every_row_of_every_recipe_sets_existing_keys_to_values_of_their_type(pa
         assert cfg.recipe == path.stem
         TrainSettings(**resolved(cfg)["train"])
         apply_protocols(cfg, ())
-        assert list(cfg.protocol) == (["common"] if path.stem in OURS else ["common", "paper"])
+        assert list(cfg.protocol) == (["common"] if ours else ["common", "paper"])
     backbones = set().union(*(OmegaConf.load(p).network for p in (CONF / "backbone").glob("*.yaml")))
     for key in (key for row in rows for key in row["set"] if key.startswith("backbone.")):
         assert key.removeprefix("backbone.network.") in backbones

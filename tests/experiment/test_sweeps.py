@@ -18,7 +18,8 @@ from fewshot.experiment import sweeps
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = (
     "backbone.network.filters=4", "train.steps=4", "train.meta_batch=2", "train.checkpoint_every=1",
-    "train.validate_every=2", "test.episodes=6", "test.validation_episodes=4", "query=2",
+    "train.validate_every=2", "validation.episodes=4", "validation.query=2", "protocol=common",
+    "protocol.common.episodes=6", "protocol.common.query=2", "protocol.common.setting=transductive",
 )  # fmt: skip
 BROKEN = "shot=1,30"  # there are 20 examples of a class
 
@@ -56,7 +57,7 @@ def test_an_error_of_the_code_itself_ends_one_run_and_not_the_sweep(call: Any, m
     monkeypatch.setattr(Reptile, "init", broken)
     done = call("train", "-m", "algorithm=reptile,maml", "runs=sweep", *QUICK)
     assert done.code == 1
-    assert "| maml (conv4), transductive" in done.out
+    assert "| maml " in done.out
     assert done.err.count("Traceback") == 1
     assert done.err.splitlines()[-1] == "failed: algorithm=reptile: ZeroDivisionError: of a person's own algorithm"
     assert not {name for name in left_of("sweep") if name.startswith(".sweep")}
@@ -109,7 +110,7 @@ def test_runs_of_other_processes_end_in_the_same_table_and_failures(start: Any, 
     process = start(f"hydra/launcher={launcher}", *words)
     out, err = process.communicate()
     assert process.returncode == 1
-    assert "| maml (conv4), transductive" in out, err
+    assert "| maml " in out, err
     assert "failed: shot=30: glyphs, split train: shot=30 plus query=30 is more than" in err
     assert "Traceback" not in err
     (record,) = records("sweep")
@@ -119,7 +120,7 @@ def test_runs_of_other_processes_end_in_the_same_table_and_failures(start: Any, 
     before = records("sweep")
     again, _ = start(*words).communicate()
     assert records("sweep") == before
-    assert again.count("| maml (conv4), transductive") == out.count("| maml (conv4), transductive")
+    assert again.count("| maml ") == out.count("| maml ")
 
 
 def children(process: int) -> list[int]:
@@ -157,7 +158,7 @@ def test_a_sweep_that_was_killed_runs_what_is_missing_and_nothing_twice(start: A
     after = records("sweep")
     assert len(after) == 8
     assert before.items() <= after.items()
-    assert out.count("(4 seeds; ") == 2
+    assert out.count("mean of 4 training seeds") == 1
     assert not {name for name in left_of("sweep") if name.startswith(".sweep")}
 
 
@@ -173,7 +174,7 @@ def test_a_search_goes_by_validation_accuracy_and_comes_by_the_same_runs_again(s
     results = Path("sweep/optimization_results.yaml").read_text()
     assert len(found) == 3
     assert f"best_value: {max(found)}" in results
-    assert out.count("| maml (conv4), transductive, configuration") >= 3
+    assert out.count("| maml") >= 3
     before = records("sweep")
     process = start(*words, searched)
     process.communicate()
@@ -184,13 +185,13 @@ def test_a_search_goes_by_validation_accuracy_and_comes_by_the_same_runs_again(s
 @pytest.mark.slow
 def test_the_random_search_for_leo_varies_its_six_values_within_their_ranges(start: Any) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    words = ("hydra/sweeper=optuna_leo", "hydra.sweeper.n_trials=2", "runs=sweep", "backbone=identity", "query=2")
+    words = ("hydra/sweeper=optuna_leo", "hydra.sweeper.n_trials=2", "runs=sweep", "backbone=identity", *QUICK[-5:])
     words += ("features=conv4", "features.network.filters=4", "features.settings.epochs=1", "train.steps=4")
-    words += ("train.validate_every=2", "test.episodes=6", "test.validation_episodes=4")
+    words += ("train.validate_every=2", "validation.episodes=4")
     process = start(*words)
     _, err = process.communicate()
     assert process.returncode == 0, err
-    configs = [(path.parent / "config.yaml").read_text() for path in records("sweep")]
+    configs = [(path.parents[2] / "config.yaml").read_text() for path in records("sweep")]
     assert len(configs) == 2
     values = ("outer_lr", "l2_weight", "orthogonality_weight", "dropout", "kl_weight", "encoder_penalty_weight")
     for value in values:
