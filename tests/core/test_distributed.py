@@ -294,7 +294,7 @@ def test_others_that_do_not_come_are_no_riddle(monkeypatch: pytest.MonkeyPatch, 
 def test_a_run_by_torchrun_leaves_what_a_run_leaves(both: dict[str, Any], data_dir: Path, tmp_path: Path) -> None:
     out, _ = by_two(tmp_path, data_dir, TRAIN, "run_dir=two", "device=cpu", *COMMON, *CASES["maml"])
     assert out.count("maml glyphs 5-way 1-shot: starts, 0 of 8") == 1
-    assert out.count(" % (61 episodes, ") == 1
+    assert out.count(" % (common, query=3, episodes=61, transductive; ") == 1
     one, two = both["one"] / "maml", tmp_path / "two"
     assert_close(one, two, atol=1e-6)
     assert record(two) == record(one)
@@ -343,7 +343,7 @@ def test_a_test_again_by_torchrun_is_that_of_one_process(call: Any, data_dir: Pa
     assert call("train", "run_dir=run", *COMMON, *CASES["leo"]).code == 0
     protocol = ("run=run", "protocol.common.query=4", EPISODES + "430", "protocol.common.episode_seed=3")
     out, _ = by_two(tmp_path, data_dir, str(ROOT / "tools/evaluate.py"), "out=two", *protocol)
-    assert out.count(" % (430 episodes, ") == 1
+    assert out.count(" % (common, query=4, episodes=430, episode_seed=3, inductive; ") == 1
     assert call("evaluate", "out=one", *protocol).code == 0
     assert record(Path("one")) == record(Path("two"))
     assert scores(Path("one")) == scores(Path("two"))
