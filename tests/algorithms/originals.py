@@ -34,7 +34,7 @@ def golden_files(*kinds: str) -> list[Any]:
 def outer_settings(outer_optimizer: str, outer_lr: float, **choices: Any) -> TrainSettings:
     """Settings of three outer steps."""
     settings: dict[str, Any] = {
-        "steps": 3, "meta_batch": 4, "shot": None, "query": None, "outer_lr_end": None, "clip": None,
+        "steps": 3, "meta_batch": 4, "way": None, "shot": None, "query": None, "outer_lr_end": None, "clip": None,
         "clip_norm": None, "nan_guard": False, "train_on_val": False, "validate_every": 0, "select": "last",
         "checkpoint_every": 1, "log_every": 1,
     }  # fmt: skip
