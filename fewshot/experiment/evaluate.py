@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from fewshot.algorithms.leo import Leo
+from fewshot.algorithms.leo import LEO
 from fewshot.core.distributed import is_main, main_first, process_group
 from fewshot.core.errors import FewshotError
 from fewshot.experiment.build import Experiment, build
@@ -37,7 +37,7 @@ def evaluate(cfg: DictConfig) -> None:
     run_dir = Path(cfg.run)
     trained_cfg, test_cfg = _configurations(cfg, run_dir)
     run = main_first(build)(test_cfg, None if cfg.dataset is not None else run_dir, trained_cfg.way)
-    if cfg.latents is not None and not isinstance(run.learner, Leo):
+    if cfg.latents is not None and not isinstance(run.learner, LEO):
         raise FewshotError("latents: are of classes; leave it out, or name a run of algorithm=leo")
     if cfg.dataset is not None:
         check_disjoint_classes(run_dir, run.cfg.dataset.name, run.first_tasks.source)
@@ -60,7 +60,7 @@ def evaluate(cfg: DictConfig) -> None:
     if cfg.plot:
         print(f"drawn: {draw_test(folders[0], run, trained)}")
     if cfg.latents is not None:
-        assert isinstance(run.learner, Leo) and isinstance(run.first_tasks, Sampler)  # LEO learns on examples
+        assert isinstance(run.learner, LEO) and isinstance(run.first_tasks, Sampler)  # LEO learns on examples
         write_latents(folders[0], run.learner, trained.params, run.first_tasks, cfg.latents, run.engine)
         files = " and ".join(str(folders[0] / name) for name in ("latents.npz", "latents.png"))
         print(f"latent codes of {cfg.latents} tasks: {files}")

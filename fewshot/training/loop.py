@@ -33,7 +33,7 @@ from fewshot.training.settings import TrainSettings
 from fewshot.training.trained import Trained
 
 
-def train(
+def run_training(
     learner: Learner,
     tasks: Tasks,
     settings: TrainSettings,
