@@ -24,12 +24,12 @@ from fewshot.core.paths import expand_path
 from fewshot.core.progress import progress_bar
 from fewshot.engine.engine import Engine
 from fewshot.engine.evaluate import SETTINGS, score_episodes
-from fewshot.engine.probe import probe
+from fewshot.engine.probe import check_training, probe
 from fewshot.episodes import Tasks
 from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import AS_STORED, Sampler
 from fewshot.training.inputs import inputs_of
-from fewshot.training.loop import load_selected, run_training
+from fewshot.training.loop import check_train_settings, is_trained, load_selected, run_training
 from fewshot.training.settings import TrainSettings
 from fewshot.training.trained import Trained
 
@@ -94,13 +94,16 @@ def train(
     made = replace(DEFAULTS, steps=steps, **(own | settings))
     check_number("meta_batch", made.meta_batch, int, 1)
     check_number("outer_lr", made.outer_lr, float, 0)
+    check_train_settings(made)
     place, engine = pick_device(device), Engine(engine) if isinstance(engine, str) else engine
     learner, tasks = with_defaults(learner), move_tasks(tasks, place)
     validation = None if validation is None else move_tasks(validation, place)
     if isinstance(learner.backbone, nn.Module):
         learner.backbone.to(place)
     tune_malloc()
-    for note in probe(learner, tasks.episodes(0, 1)[0]).notes if progress else ():
+    first = tasks.episodes(0, 1)
+    notes = [*probe(learner, first[0]).notes, check_training(learner, first) if is_trained(learner, tasks) else ""]
+    for note in filter(None, notes if progress else ()):
         print(f"note: {note}", file=sys.stderr)
 
     def validate(params: Tensors, state: Tensors) -> float:
