@@ -49,6 +49,7 @@ _PLACES = {
     "Engine": "engine.engine",
     "MetaGradient": "engine.reduce",
     "ci95": "engine.evaluate",
+    "score_episodes": "engine.evaluate",
     "evaluate": "training.api",
     # training, and what it leaves
     "Classifier": "training.classifier",

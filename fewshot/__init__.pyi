@@ -22,7 +22,7 @@ from fewshot.data.datasets.mini_imagenet import read as read_mini_imagenet
 from fewshot.data.datasets.omniglot import read as read_omniglot
 from fewshot.data.datasets.tiered_imagenet import read as read_tiered_imagenet
 from fewshot.engine.engine import Engine
-from fewshot.engine.evaluate import ci95
+from fewshot.engine.evaluate import ci95, score_episodes
 from fewshot.engine.reduce import MetaGradient
 from fewshot.episodes import Episodes, Tasks
 from fewshot.experiment.load import load_run
@@ -85,6 +85,7 @@ __all__ = [
     "read_records",
     "read_runs",
     "read_tiered_imagenet",
+    "score_episodes",
     "train",
     "write_banks",
 ]
