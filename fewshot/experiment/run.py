@@ -115,6 +115,8 @@ def _check_tasks(run: Experiment, processes: int) -> None:
             raise FewshotError(f"train.way={run.cfg.train.way}: {error}; learners without a head take any") from error
         if note:
             print_note(note)
+    elif run.cfg.train.way is not None:
+        raise FewshotError(f"train.way={run.cfg.train.way}: {run.cfg.algorithm.name} is not trained; leave it out")
     _ = run.validation, plan_tests(run)  # each is checked when it is made
 
 
