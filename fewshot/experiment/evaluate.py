@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from fewshot.algorithms.leo import Leo
+from fewshot.algorithms.leo import LEO
 from fewshot.core.distributed import is_main, main_first, process_group
 from fewshot.core.errors import FewshotError
 from fewshot.experiment.build import Experiment, build, print_note
@@ -20,7 +20,8 @@ from fewshot.experiment.run_tests import write_tests
 from fewshot.experiment.transfer import check_disjoint_classes, train_fingerprint, with_dataset
 from fewshot.report.records import read_record, summary
 from fewshot.tasks.sampler import Sampler
-from fewshot.training.loop import Trained, is_trained
+from fewshot.training.loop import is_trained
+from fewshot.training.trained import Trained
 
 REPLACED = ("way", "shot", "engine")  # keys of conf/evaluate.yaml that replace a setting of the run
 
@@ -35,7 +36,7 @@ def evaluate(cfg: DictConfig) -> None:
     run_dir = Path(cfg.run)
     trained_cfg, test_cfg = _configurations(cfg, run_dir)
     run = main_first(build)(test_cfg, None if cfg.dataset is not None else run_dir, trained_cfg.way)
-    if cfg.latents is not None and not isinstance(run.learner, Leo):
+    if cfg.latents is not None and not isinstance(run.learner, LEO):
         raise FewshotError("latents: are of classes; leave it out, or name a run of algorithm=leo")
     if cfg.dataset is not None:
         for protocol in run.protocols:
@@ -54,7 +55,7 @@ def evaluate(cfg: DictConfig) -> None:
     if cfg.plot:
         print(f"drawn: {draw_test(folders[0], run, trained)}")
     if cfg.latents is not None:
-        assert isinstance(run.learner, Leo) and isinstance(run.first_tasks, Sampler)  # LEO learns on examples
+        assert isinstance(run.learner, LEO) and isinstance(run.first_tasks, Sampler)  # LEO learns on examples
         write_latents(folders[0], run.learner, trained.params, run.first_tasks, cfg.latents, run.engine)
         files = " and ".join(str(folders[0] / name) for name in ("latents.npz", "latents.png"))
         print(f"latent codes of {cfg.latents} tasks: {files}")

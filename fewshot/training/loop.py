@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from fewshot.engine.reduce import over_processes
 from fewshot.episodes import Tasks
 from fewshot.training.checkpoint import check_state, load_checkpoint, save_checkpoint
 from fewshot.training.optimizer import (
+    OPTIMIZERS,
     NonFiniteGuard,
     load_optimizer_state,
     make_optimizer,
@@ -31,22 +31,10 @@ from fewshot.training.optimizer import (
     optimizer_step,
 )
 from fewshot.training.settings import TrainSettings
+from fewshot.training.trained import Trained
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What training leaves: the selected parameters, and what they cost."""
-
-    params: Tensors
-    state: Tensors
-    validation: dict[str, Any] | None  # {accuracy or mse, step} of these parameters, where they were validated
-    selection: str  # "best validation accuracy" (or mse) or "last", whichever these parameters are
-    steps: int  # outer steps of the whole training
-    nan_guarded: int  # steps whose gradient held a NaN and was replaced, see `replace_nan`
-    train_seconds: float  # of these steps: sampling, adaptation and update, without validation
-
-
-def train(
+def run_training(
     learner: Learner,
     tasks: Tasks,
     settings: TrainSettings,
@@ -68,10 +56,7 @@ def train(
         FewshotError: a loss or gradient is not finite; the checkpoints stay as they were.
     """
     folder = expand_path(folder)
-    check_choice("train.select", settings.select, ("best", "last"))
-    for name in ("clip", "clip_norm"):
-        if (limit := getattr(settings, name)) is not None and not limit > 0:
-            raise FewshotError(f"train.{name}={limit}: must be above 0, or null")
+    check_train_settings(settings)
     last, best = checkpoints(folder)
     if trained := is_trained(learner, tasks):
         check_training(learner, tasks.episodes(0, 1))
@@ -138,6 +123,15 @@ def train(
         checkpoint()
 
 
+def check_train_settings(settings: TrainSettings) -> None:
+    """Raises FewshotError where a choice is unknown or a limit is not above 0."""
+    check_choice("train.outer_optimizer", settings.outer_optimizer, OPTIMIZERS)
+    check_choice("train.select", settings.select, ("best", "last"))
+    for name in ("clip", "clip_norm"):
+        if (limit := getattr(settings, name)) is not None and not limit > 0:
+            raise FewshotError(f"train.{name}={limit}: must be above 0, or null")
+
+
 def is_trained(learner: Learner, tasks: Tasks) -> bool:
     """Whether the learner is trained at all: whether it has `outer_loss` or `outer_gradient`.
 
@@ -198,6 +192,7 @@ def load_selected(
     )
     _load_constants(learner, path, groups)
     return Trained(
+        learner,
         params,
         state,
         validation=header["validation"],
