@@ -227,7 +227,7 @@ def _predict(
 
 
 def _select(predictions: Predictions) -> list[int]:
-    """The queries of a page: all or, of too many, as many of the surest as of the least sure."""
+    """The queries of a page: all or, of too many, as many of the most as of the least probable."""
     numbers = np.flatnonzero(predictions.read)
     order = numbers[np.argsort(-predictions.probabilities[numbers].max(1), kind="stable")].tolist()
     return order if len(order) <= SHOWN else order[: SHOWN // 2] + order[-SHOWN // 2 :]

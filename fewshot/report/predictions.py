@@ -18,15 +18,16 @@ NAMED = 7  # classes at most whose names are headings of a confusion matrix; of 
 CONFUSIONS = 15
 STYLE = """
 header p, small { color: #555 } .score { font-size: 1.3rem } h2 { margin-top: 2.2rem }
-.class { margin: .8rem 0 } .class b { overflow-wrap: anywhere } .images { display: flex; flex-wrap: wrap; gap: .3rem }
-.images img { width: 4rem; height: 4rem } img { object-fit: contain; background: #f3f3f3 }
+.support { display: flex; flex-wrap: wrap; gap: .8rem 2rem } .support b, figcaption { overflow-wrap: anywhere }
+.images { display: flex; flex-wrap: wrap; gap: .3rem } .images img { width: 4rem; height: 4rem }
+img { object-fit: contain; background: #f3f3f3; border: 1px solid #e4e4e4; box-sizing: border-box }
 .queries { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .8rem }
-figure { margin: 0; min-width: 0 } .queries img { width: 100%; aspect-ratio: 1 }
-figcaption { overflow-wrap: anywhere; line-height: 1.3 } .bar { display: block; background: #e4e4e4; height: .5rem }
-.bar i { display: block; background: #0072B2; height: 100% } .right .bar i { background: #1B7837 }
-.wrong .bar i { background: #C51B2B } .right b { color: #1B7837 } .wrong b { color: #C51B2B }
-.matrix td { text-align: right } .matrix td:first-child { text-align: left } td.hit { font-weight: 600 }
-.matrix th, .matrix td { min-width: 2rem; max-width: 7rem; white-space: normal; overflow-wrap: anywhere }
+figure { margin: 0; min-width: 0 } .queries img { width: 100%; aspect-ratio: 1 } figcaption { line-height: 1.3 }
+.bar { display: block; background: #e4e4e4; height: .5rem } .bar i { display: block; background: #0072B2; height: 100% }
+.right b { color: #1B7837 } .right .bar i { background: #1B7837 }
+.wrong b { color: #C51B2B } .wrong .bar i { background: #C51B2B }
+.matrix th, .matrix td { min-width: 1.5rem; max-width: 8rem; white-space: normal; overflow-wrap: break-word }
+.matrix td { text-align: right } .matrix td:first-child { text-align: left } .hit { font-weight: 600 }
 """
 
 
@@ -132,7 +133,7 @@ def render_page(
     support: Mapping[str, Sequence[bytes]],
     thumbnails: Mapping[int, bytes],
 ) -> str:
-    """One HTML file without scripts: the support set, and the queries with their labels, the surest first.
+    """One HTML file without scripts: the support set, and the queries with their labels, the most probable first.
 
     Args:
         about: lines below the title.
@@ -145,18 +146,21 @@ def render_page(
         parts.append(f'<p class="score">Accuracy <b>{escape(predictions.accuracy)}</b></p>')
     if notes:
         parts.append("<ul>" + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>")
-    parts.append("<h2>Support set</h2>")
+    parts.append('<h2>Support set</h2><div class="support">')
     for name, images in support.items():
         shown = "".join(f'<img alt="" src="{_data_uri(image)}">' for image in images)
-        parts.append(f'<div class="class"><b>{escape(name)}</b><div class="images">{shown}</div></div>')
+        parts.append(f'<div><b>{escape(name)}</b><div class="images">{shown}</div></div>')
+    parts.append("</div>")
     if predictions.accuracy:
         whole = len(predictions.classes) <= MATRIX
         parts.append(f"<h2>{'Confusion matrix' if whole else 'Most frequent confusions'}</h2>")
         parts.append(_html_table(*confusion_table(predictions), whole))
     confidence = np.nan_to_num(predictions.probabilities).max(1)
     order = sorted(thumbnails, key=lambda number: -confidence[number])
-    some = "" if len(order) == predictions.read.sum() else f", {len(order):,} of {predictions.read.sum():,}"
-    parts.append(f'<h2>Queries, the surest first{some}</h2><div class="queries">')
+    heading, count = "Queries, the most probable first", int(predictions.read.sum())
+    if len(order) < count:
+        heading += f": the first and the last {len(order) // 2:,} of {count:,}"
+    parts.append(f'<h2>{heading}</h2><div class="queries">')
     parts += [_query(predictions, number, thumbnails[number]) for number in order]
     parts.append("</div>")
     return html_document(title, "\n".join(parts), STYLE)
@@ -169,7 +173,7 @@ def _query(predictions: Predictions, number: int, thumbnail: bytes) -> str:
     truth = f"<br>true: {escape(predictions.classes[true])}" if kind == "wrong" else ""
     return (
         f'<figure class="{kind}"><img alt="" src="{_data_uri(thumbnail)}"><figcaption>{sign}'
-        f"<b>{escape(predictions.classes[label])}</b> {percent:.0f} %{truth}"
+        f"<b>{escape(predictions.classes[label])}</b> {percent:.0f}&nbsp;%{truth}"
         f'<span class="bar"><i style="width:{percent:.1f}%"></i></span>'
         f"<small>{escape(predictions.files[number])}</small></figcaption></figure>"
     )
