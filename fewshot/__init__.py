@@ -53,6 +53,9 @@ _PLACES = {
     "extract_features": "training.extractor:features",
     "load_selected": "training.loop",
     "open_features": "training.extractor",
+    "Classifier": "training.classifier",
+    "Trained": "training.trained",
+    "load_run": "experiment.load",
     "train": "training.loop",
     # records and tables
     "markdown": "report.table",

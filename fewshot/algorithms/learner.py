@@ -43,7 +43,9 @@ class Learner(Protocol):
     - `scalars(params) -> dict[str, float]`: values for the log, such as the mean of a learned rate;
     - `gradient_evaluations: int`: gradients through the network that one training task costs, the outer one included;
     - `adaptation_steps: str`: the text that the record shows in place of `test_steps`;
-    - `notes: tuple[str, ...]`: lines that are printed at the start of a run.
+    - `notes: tuple[str, ...]`: lines that are printed at the start of a run;
+    - `unequal_shots: bool`: `adapt` takes classes of different sizes, by `support_y`. To others a person's support set
+      is given with the examples of smaller classes repeated.
 
     The class need not inherit from this one: attributes that it lacks have the values below.
     """

@@ -24,6 +24,7 @@ class Nearest(Learner):
             raise FewshotError("algorithm=nearest compares inputs as they are; choose backbone=identity")
         self.backbone = backbone
         self.mean = check_choice("algorithm.learner.reference", reference, ("neighbour", "mean")) == "mean"
+        self.unequal_shots = self.mean
 
     def init(self) -> tuple[Tensors, Tensors]:
         """No parameters, no state."""
@@ -31,9 +32,13 @@ class Nearest(Learner):
 
     def adapt(self, params: Tensors, state: Tensors, task: Episodes) -> Tensors:
         """The support examples of each class, or their mean: [N, K or 1, D]; in regression also their values."""
-        adapted = {"support": self.backbone(task.support_x).unflatten(0, (task.way, -1))}
-        if task.support_y.is_floating_point():
-            adapted["values"] = task.support_y.view(1, len(task.support_y), -1)
+        x, y = self.backbone(task.support_x), task.support_y
+        if self.mean and not y.is_floating_point():
+            member = (y == torch.arange(task.way, device=y.device)[:, None]).to(x.dtype)  # [N, N*K]
+            return {"support": (member @ x / member.sum(1, keepdim=True))[:, None]}
+        adapted = {"support": x.unflatten(0, (task.way, -1))}
+        if y.is_floating_point():
+            adapted["values"] = y.view(1, len(y), -1)
         return {name: value.mean(1, keepdim=True) for name, value in adapted.items()} if self.mean else adapted
 
     def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:

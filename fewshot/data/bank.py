@@ -22,6 +22,7 @@ import torch
 
 from fewshot.core.errors import FewshotError, writing
 from fewshot.core.paths import expand_path
+from fewshot.data.tensors import Examples, Labels, as_examples, check_finite, number_labels
 
 SPLITS = ("train", "val", "test")
 FORMAT = 1
@@ -51,6 +52,32 @@ class Bank:
     metadata: Mapping[str, Any]  # written by the reader: source, versions, choices
     folder: Path | None = None  # the bank folder
     tail: Bank | None = None  # a second bank whose rows follow these, see `concat_banks`
+
+    @classmethod
+    def from_tensors(cls, x: Examples, y: Labels, *, split: str = "train", name: str = "tensors") -> Bank:
+        """A bank in memory, of examples in any order.
+
+        Args:
+            x: [M, ...], one array or a list of M: images [M, C, H, W], uint8 or floats; features [M, D], which are
+                drawn as unit vectors; or other floats.
+            y: [M] labels of any kind that can be hashed, such as numbers or names.
+            split: a name, of which the draws of a sampler depend: two banks with two names give other tasks.
+            name: of the dataset, for messages and records.
+
+        Raises:
+            FewshotError: shapes, types or numbers of examples and labels are not these, or a value is not finite.
+        """
+        x = as_examples("x", x)
+        check_finite("x", x)
+        labels, numbers = number_labels("y", y, len(x))
+        names = [str(label) for label in labels]
+        if len(set(names)) < len(names):
+            names = [repr(label) for label in labels]
+        counts = torch.bincount(numbers, minlength=len(labels)).tolist()
+        examples = x.detach()[numbers.argsort(stable=True).to(x.device)].contiguous()
+        digest = fingerprint(Split(examples.cpu().numpy(), counts, names))
+        offsets = torch.tensor([0, *counts], device=x.device).cumsum(0)
+        return cls(examples, offsets, tuple(names), split, digest, {"dataset": name})
 
     @property
     def sizes(self) -> torch.Tensor:

@@ -36,11 +36,13 @@ def query_outputs(
     behaviour = probe(learner, task)
     with torch.no_grad():
         adapted = learner.adapt(params, state, task)
-        return _predict(learner, adapted, task, behaviour, "transductive" if transductive else "inductive")
+        return predict_queries(learner, adapted, task, behaviour, "transductive" if transductive else "inductive")
 
 
-def _predict(learner: Learner, adapted: Tensors, task: Episodes, behaviour: Behaviour, setting: str) -> torch.Tensor:
-    """Outputs of the queries of a task that the learner has adapted to."""
+def predict_queries(
+    learner: Learner, adapted: Tensors, task: Episodes, behaviour: Behaviour, setting: str
+) -> torch.Tensor:
+    """Outputs [N*Q, N] of the queries of a task that the learner has adapted to; `setting` is one of SETTINGS."""
     support, queries = task.support_x, task.query_x
     if setting == "transductive" or behaviour.queries_independent:
         return learner.predict(adapted, queries)
@@ -116,7 +118,7 @@ def evaluate_settings(
     @torch.no_grad()
     def score_task(learner: Learner, task: Episodes) -> torch.Tensor:
         adapted = learner.adapt(params, state, task)
-        outputs = [_predict(learner, adapted, task, behaviour, setting) for setting in different]
+        outputs = [predict_queries(learner, adapted, task, behaviour, setting) for setting in different]
         return torch.stack([score(each, task.query_y) for each in outputs])
 
     def score_batch(first: int) -> torch.Tensor:

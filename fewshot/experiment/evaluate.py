@@ -21,7 +21,8 @@ from fewshot.experiment.run_tests import write_tests
 from fewshot.experiment.transfer import check_disjoint_classes, train_fingerprint, with_dataset
 from fewshot.report.records import Record, read_record, summary
 from fewshot.tasks.sampler import Sampler
-from fewshot.training.loop import Trained, is_trained
+from fewshot.training.loop import is_trained
+from fewshot.training.trained import Trained
 
 REPLACED = ("way", "shot", "engine")  # keys of conf/evaluate.yaml that replace a setting of the run
 

@@ -21,7 +21,7 @@ from fewshot.experiment.run_tests import PlannedTest, plan_tests
 from fewshot.report.pictures import Fit, episode, fits
 from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
-from fewshot.training.loop import Trained
+from fewshot.training.trained import Trained
 
 TASKS, GRID, SAMPLES = 6, 200, 20  # in a picture of fits: panels, points of each curve, fits sampled by LEO
 IMAGES = 8  # at most, of each class, in the support set and in the query set of a drawn episode

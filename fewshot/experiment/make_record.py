@@ -21,7 +21,7 @@ from fewshot.experiment.recipes import paper_steps
 from fewshot.report import records
 from fewshot.report.records import Record
 from fewshot.tasks.functions import Functions
-from fewshot.training.loop import Trained
+from fewshot.training.trained import Trained
 
 Scores = dict[str, np.ndarray]  # by the heading of a column of episodes.csv: [episodes]
 

@@ -28,7 +28,8 @@ from fewshot.experiment.overrides import typed
 from fewshot.experiment.run_dir import DATA, TESTS, finished_tests, run_folder
 from fewshot.experiment.run_tests import plan_tests, write_tests
 from fewshot.training.checkpoint import load_checkpoint
-from fewshot.training.loop import Trained, check_shareable, checkpoints, is_trained, load_selected, train
+from fewshot.training.loop import check_shareable, checkpoints, is_trained, load_selected, train
+from fewshot.training.trained import Trained
 
 
 def training_run(cfg: DictConfig) -> tuple[Path, list[Path]]:

@@ -23,7 +23,7 @@ from fewshot.experiment.build import Experiment
 from fewshot.experiment.make_record import Scores, make_record, title
 from fewshot.experiment.protocol import Protocol
 from fewshot.report.records import Record, write_record
-from fewshot.training.loop import Trained
+from fewshot.training.trained import Trained
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class Sampler:
     """N-way K-shot episodes with Q queries per class.
 
     Args:
+        seed: of all draws; another seed gives other episodes.
         rotations: turns whole classes by multiples of 90 degrees: `none`; `per_class` draws one rotation for each class
             of an episode (cbfinn/maml, where two rotations of one character never meet in an episode); `as_classes`
             takes the four rotations of a class as four classes, which may meet (openai/supervised-reptile).
@@ -49,8 +50,8 @@ class Sampler:
     bank: Bank
     way: int
     shot: int
-    query: int
-    seed: int
+    query: int = 15
+    seed: int = 0
     rotations: str = "none"
     view: ImageTransform = AS_STORED
 
@@ -156,10 +157,8 @@ class Sampler:
             augment_keys: [...] streams for the random augmentation of each image.
         """
         items = self.bank.rows(rows.flatten()).view(*rows.shape, *self.bank.shape)
-        if len(self.bank.shape) == 3 or items.dtype == torch.uint8:
-            return self.view(items, augment_keys)
-        # Unit vectors, as deepmind/leo's data provider returns them.
-        return torch.nn.functional.normalize(items, dim=-1)
+        features = len(self.bank.shape) == 1 and items.dtype != torch.uint8
+        return unit_vectors(items) if features else self.view(items, augment_keys)
 
     def manifest(self, first: int, count: int) -> str:
         """SHA-256 of the bank and of the index lists of these episodes: equal means the very same tasks.
@@ -174,6 +173,11 @@ class Sampler:
                 digest.update(index.cpu().numpy().astype("<i8").tobytes())
         digest.update(f"{self.shot}/{self.query}".encode())
         return digest.hexdigest()
+
+
+def unit_vectors(features: torch.Tensor) -> torch.Tensor:
+    """Features [..., D] at length 1, as deepmind/leo's data provider returns them."""
+    return torch.nn.functional.normalize(features, dim=-1)
 
 
 def _rotate(items: torch.Tensor, quarter_turns: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
@@ -31,19 +30,7 @@ from fewshot.training.optimizer import (
     optimizer_step,
 )
 from fewshot.training.settings import TrainSettings
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What training leaves: the selected parameters, and what they cost."""
-
-    params: Tensors
-    state: Tensors
-    validation: dict[str, Any] | None  # {accuracy or mse, step} of these parameters, where they were validated
-    selection: str  # "best validation accuracy" (or mse) or "last", whichever these parameters are
-    steps: int  # outer steps of the whole training
-    nan_guarded: int  # steps whose gradient held a NaN and was replaced, see `replace_nan`
-    train_seconds: float  # of these steps: sampling, adaptation and update, without validation
+from fewshot.training.trained import Trained
 
 
 def train(
@@ -198,6 +185,7 @@ def load_selected(
     )
     _load_constants(learner, path, groups)
     return Trained(
+        learner,
         params,
         state,
         validation=header["validation"],

@@ -1,0 +1,127 @@
+"""A trained learner that has adapted to a person's support set, and labels new examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fewshot.algorithms.learner import Learner, Tensors
+from fewshot.core.errors import FewshotError
+from fewshot.core.random import stream
+from fewshot.data.tensors import Examples, Labels, as_examples, number_labels
+from fewshot.engine.evaluate import predict_queries
+from fewshot.engine.probe import Behaviour, probe
+from fewshot.episodes import Episodes
+from fewshot.training.inputs import Inputs
+
+QUERIES_AT_ONCE = 256  # examples that are prepared and predicted together
+EXAMPLES_AT_ONCE = 2000  # with the support set beside each query
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A learner after its adaptation; `Trained.adapt` makes it."""
+
+    labels: tuple[Any, ...]  # the N labels of the support set, in the order of the columns of `predict_proba`
+    learner: Learner
+    adapted: Tensors
+    task: Episodes  # the support set as the learner saw it, without queries
+    behaviour: Behaviour
+    inputs: Inputs
+
+    def predict(self, query_x: Examples, *, transductive: bool = False) -> np.ndarray:
+        """The label of each example, [B]; arguments as in `predict_proba`."""
+        found = self.predict_proba(query_x, transductive=transductive).argmax(1)
+        kinds = {type(label) for label in self.labels}
+        labels = np.empty(len(self.labels), object)
+        labels[:] = self.labels
+        return labels.astype(kinds.pop())[found] if kinds in ({bool}, {int}, {float}, {str}) else labels[found]
+
+    def predict_proba(self, query_x: Examples, *, transductive: bool = False) -> np.ndarray:
+        """The probability of each label for each example: [B, N] float32, the softmax of the logits.
+
+        Args:
+            query_x: examples [B, ...] of the kind of the support set: uint8 or float images [B, C, H, W] of any size,
+                or features [B, D]. Large sets are predicted in batches.
+            transductive: all of them share one batch, so that batch norms let each depend on the others. False: each
+                is predicted alone, beside the support set.
+
+        Raises:
+            FewshotError: they are no such examples.
+        """
+        x = as_examples("query_x", query_x)
+        self.inputs.check("query_x", x)
+        setting = "transductive" if transductive else "inductive"
+        with torch.no_grad():
+            parts = [self._outputs(part, setting).softmax(-1).cpu() for part in self._batches(x, setting)]
+        return torch.cat(parts).numpy()
+
+    def _batches(self, x: torch.Tensor, setting: str) -> Iterator[torch.Tensor]:
+        """The examples in groups that can be predicted one after the other."""
+        size = QUERIES_AT_ONCE
+        if not self.behaviour.queries_independent:
+            alone = max(1, EXAMPLES_AT_ONCE // (len(self.task.support_x) + 1))
+            size = len(x) if setting == "transductive" else min(size, alone)
+        yield from x.split(size)
+
+    def _outputs(self, x: torch.Tensor, setting: str) -> torch.Tensor:
+        support_x, support_y, _, _, key = self.task.tensors()
+        queries = self.inputs.prepare("query_x", x, support_x.device)
+        task = self.task.with_tensors(support_x, support_y, queries, support_y[:0], key)
+        return predict_queries(self.learner, self.adapted, task, self.behaviour, setting)
+
+
+def adapt_classifier(
+    learner: Learner,
+    params: Tensors,
+    state: Tensors,
+    inputs: Inputs,
+    support_x: Examples,
+    support_y: Labels,
+    device: torch.device,
+) -> Classifier:
+    """Adapt a learner to a support set, as in a test; see `Trained.adapt`."""
+    x = as_examples("support_x", support_x)
+    labels, numbers = number_labels("support_y", support_y, len(x))
+    if len(labels) == 1:
+        raise FewshotError(f"support_y: all examples are {labels[0]!r}; give examples of two classes or more")
+    x = inputs.prepare("support_x", x, device)
+    order = numbers.argsort(stable=True) if getattr(learner, "unequal_shots", False) else balanced(numbers)
+    key = torch.tensor(stream("adapt"), device=device)
+    support_y = numbers[order].to(device)
+    x = x[order.to(device)]
+    task = Episodes(x, support_y, x[:0], support_y[:0], key, way=len(labels))
+    try:
+        behaviour = probe(learner, task, params, state)
+    except FewshotError as error:
+        if len(labels) == inputs.way:
+            raise
+        raise FewshotError(
+            f"support_y: {len(labels)} classes, and this {type(learner).__name__} was trained for {inputs.way}; give "
+            f"examples of {inputs.way} classes, or train with way={len(labels)}"
+        ) from error
+    with torch.no_grad():
+        adapted = learner.adapt(params, state, task)
+    return Classifier(labels, learner, adapted, task, behaviour, inputs)
+
+
+def balanced(numbers: torch.Tensor) -> torch.Tensor:
+    """Rows of a support set sorted by class, those of smaller classes repeated in turn until all have as many.
+
+    Learners adapt to N*K examples. A class with one example then counts as much as one with five.
+
+    Args:
+        numbers: [B] int64, the class of each example; each of 0..N-1 occurs.
+
+    Returns:
+        [N*K] int64, K the size of the largest class.
+    """
+    counts = torch.bincount(numbers)
+    turn = torch.arange(int(counts.max()))
+    starts = counts.cumsum(0) - counts
+    rows = starts[:, None] + turn % counts[:, None]  # [N, K]
+    return numbers.argsort(stable=True)[rows.flatten()]

@@ -1,0 +1,74 @@
+"""How a person's examples become what a trained learner sees: resized, normalised, or turned into features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from fewshot.core.errors import FewshotError
+from fewshot.data.bank import Bank
+from fewshot.data.tensors import check_finite
+from fewshot.episodes import Tasks
+from fewshot.tasks.sampler import Sampler, unit_vectors
+from fewshot.tasks.transforms import ImageTransform
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The examples that a learner was trained on."""
+
+    shape: tuple[int, ...]  # of one example as it was stored, before the view: images (C, H, W), features (D,)
+    view: ImageTransform  # of images, as in the test
+    way: int  # N of the training tasks
+    dtype: torch.dtype  # of the stored examples: uint8 images, or floats
+    extractor: nn.Module | None = None  # makes the learner's features [B, D] of such images
+
+    def prepare(self, name: str, x: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """Examples as the learner sees them, float32 on the device.
+
+        Args:
+            name: of the argument, for messages.
+            x: [B, ...] as `as_examples` returns them. Images of another size or number of channels are changed to
+                those that the learner knows.
+
+        Raises:
+            FewshotError: they are of another kind than the learner's, or hold values that are not finite.
+        """
+        self.check(name, x)
+        check_finite(name, x)
+        x = x.to(device)
+        if len(self.shape) != 3:
+            return unit_vectors(x) if len(self.shape) == 1 else x
+        if self.dtype == torch.uint8 and x.is_floating_point() and (x.min() < 0 or x.max() > 1):
+            raise FewshotError(f"{name}: float images have values from 0 to 1 here; divide by 255, or give uint8")
+        if x.shape[1:] != self.shape:
+            x = ImageTransform(shape=self.shape)(x)
+        x = self.view(x)
+        if self.extractor is None:
+            return x
+        assert callable(self.extractor.features)
+        with torch.no_grad():
+            return unit_vectors(self.extractor.features(x))
+
+    def check(self, name: str, x: torch.Tensor) -> None:
+        """Raises FewshotError where examples [B, ...] are of another kind than the learner's."""
+        given, wanted = tuple(x.shape[1:]), self.shape
+        if len(given) == len(wanted) == 3 and (given[0] == wanted[0] or {given[0], wanted[0]} <= {1, 3}):
+            return
+        if given == wanted and (x.is_floating_point() or self.dtype == torch.uint8):
+            return
+        kind = {1: "features", 3: "images"}.get(len(wanted), "examples")
+        remedy = "give features of the extractor that it was trained with" if len(wanted) == 1 else f"give {kind}"
+        raise FewshotError(
+            f"{name}: examples of shape {list(given)}, and the learner knows {kind} {list(wanted)}; {remedy}"
+        )
+
+
+def inputs_of(tasks: Tasks) -> Inputs | None:
+    """The examples of classification tasks; None for other tasks, such as regression."""
+    if not isinstance(tasks, Sampler):
+        return None
+    bank: Bank = tasks.bank
+    return Inputs(bank.shape, replace(tasks.view, augment="none"), tasks.way, bank.examples.dtype)

@@ -1,0 +1,54 @@
+"""What training leaves: a learner with the selected parameters, ready to adapt to new classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fewshot.algorithms.learner import Learner, Tensors
+from fewshot.core.errors import FewshotError
+from fewshot.data.tensors import Examples, Labels
+from fewshot.training.classifier import Classifier, adapt_classifier
+from fewshot.training.inputs import Inputs
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained learner: the selected parameters, and what they cost."""
+
+    learner: Learner
+    params: Tensors
+    state: Tensors
+    validation: dict[str, Any] | None  # {accuracy or mse, step} of these parameters, where they were validated
+    selection: str  # "best validation accuracy" (or mse) or "last", whichever these parameters are
+    steps: int  # outer steps of the whole training
+    nan_guarded: int  # steps whose gradient held a NaN and was replaced, see `replace_nan`
+    train_seconds: float  # of these steps: sampling, adaptation and update, without validation
+    inputs: Inputs | None = None  # the examples that it was trained on; None for functions
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        backbone = self.learner.backbone
+        tensors = (*self.params.values(), *(backbone.parameters() if isinstance(backbone, nn.Module) else ()))
+        return tensors[0].device if tensors else torch.device("cpu")
+
+    def adapt(self, support_x: Examples, support_y: Labels) -> Classifier:
+        """Learn a person's support set, as at evaluation; the result predicts the labels of new examples.
+
+        Args:
+            support_x: [B, ...] examples of the kind that the learner was trained on: images [B, C, H, W], uint8 or
+                floats, of any size, which are resized and normalised as in the training; or features [B, D].
+            support_y: [B] labels of any kind that can be hashed, in any order. Classes may differ in size: examples
+                of the smaller ones are repeated. Another number of classes than in training suits learners without a
+                head, such as LEO and Nearest.
+
+        Raises:
+            FewshotError: shapes, types or numbers are not these, or the learner was trained on functions.
+        """
+        if self.inputs is None:
+            raise FewshotError("adapt: this learner was trained on functions, not on classes; call learner.adapt")
+        return adapt_classifier(self.learner, self.params, self.state, self.inputs, support_x, support_y, self.device)
