@@ -5,13 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from omegaconf import DictConfig
 from tabulate import tabulate
 
@@ -23,19 +21,17 @@ from fewshot.data.sources.faults import MAX_SHOWN
 from fewshot.data.sources.image_sets import ImageSet, LoadedImage, load_images, read_bytes, read_query, read_support
 from fewshot.data.sources.images import ImageSpec, make_thumbnail
 from fewshot.engine.evaluate import SETTINGS
-from fewshot.experiment.build import instantiate_node
-from fewshot.experiment.config import is_regression, resolved
-from fewshot.experiment.run_dir import load_data_info, saved_config
+from fewshot.experiment.load import load_run
+from fewshot.experiment.run_dir import saved_config
 from fewshot.report.predictions import Predictions, confusion_table, count_table, render_csv, render_page
-from fewshot.training.extractor import load_extractor
+from fewshot.training.classifier import Classifier
+from fewshot.training.inputs import Inputs
 
 AT_ONCE = 256  # queries that are predicted at once
 TOGETHER = 2000  # queries at most that transductive mode forwards as one batch
 SHOWN, SHOWN_SUPPORT = 1000, 20  # on a page: queries at most, and support images of each class
 THUMBNAIL = 96  # pixels
 LIGHT_ON_DARK = ("fewshot.read_omniglot", "fewshot.read_glyphs")  # readers of light strokes on a dark ground
-
-Prepare = Callable[[np.ndarray], torch.Tensor]  # images [B, C, H, W] uint8 to what the learner takes
 
 
 def predict(cfg: DictConfig) -> None:
@@ -50,9 +46,8 @@ def predict(cfg: DictConfig) -> None:
     for key, path in places.items():
         if path.is_dir():
             raise FewshotError(f"{key}={path}: is a folder; name a file in it")
-    run_cfg = saved_config(run_dir, device=cfg.device)
-    if is_regression(run_cfg.dataset):
-        raise FewshotError(f"run={run_dir}: learned functions, which have no classes; name a run on images")
+    run_cfg, run = saved_config(run_dir), load_run(run_dir, device=cfg.device)
+    spec = _image_spec(run_cfg, run_dir, run.inputs)
     support = read_support(Path(cfg.support))
     query = read_query(cfg.query, support.classes)
     if transductive and len(query.names) > TOGETHER:
@@ -60,21 +55,22 @@ def predict(cfg: DictConfig) -> None:
             f"setting=transductive: predicts all queries as one batch, and {len(query.names):,} are more than "
             f"{TOGETHER:,}; choose setting=inductive"
         )
-    info = load_data_info(run_dir)
-    if info is None:
-        raise FewshotError(f"run={run_dir}: has not begun; train it first")
-    spec = _image_spec(run_cfg, info)
     loaded, notes = _load_support(support, spec)
-    images = np.stack([image.pixels for image in loaded.values() if image.pixels is not None])
     labels = [support.labels[number] for number in loaded]
-    prepare = _preparation(cfg.invert, run_cfg, info, spec, images, cfg.device, notes)
-    classifier = _load_run(run_dir, cfg.device).adapt(prepare(images), labels)
+    images = np.stack([image.pixels for image in loaded.values() if image.pixels is not None])
+    invert = _should_invert(run_cfg, images) if cfg.invert is None else cfg.invert
+    if invert and cfg.invert is None:
+        notes.append("light and dark are exchanged, since the run knows light strokes on dark; invert=false keeps them")
     if shapes := {image.shape for image in loaded.values()} - {spec.shape}:
         notes.append(f"images are changed to {_size(spec.shape)}, which the run knows, from {_size(min(shapes))}")
+    try:
+        classifier = run.adapt(255 - images if invert else images, labels)
+    except FewshotError as error:  # about the argument of `adapt`
+        raise FewshotError(f"support={cfg.support}: {str(error).removeprefix('support_y: ')}") from error
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     known = {image.digest for image in loaded.values()}
-    predictions, problems = _predict(classifier, query, spec, prepare, known, transductive)
+    predictions, problems = _predict(classifier, query, spec, invert, known, transductive)
     for problem in problems:
         print(f"warning: {problem}", file=sys.stderr)
     about = (
@@ -98,20 +94,22 @@ def predict(cfg: DictConfig) -> None:
         print(f"wrote {places[key]}")
 
 
-def _image_spec(cfg: DictConfig, info: Mapping[str, Any]) -> ImageSpec:
-    """How the images of the run's own dataset were made examples."""
-    reader, shape = cfg.dataset.reader, info["shape"]
-    channels = shape[0]
-    if len(shape) != 3:  # features
-        channels = reader.get("channels") or (1 if reader._target_ in LIGHT_ON_DARK else 3)
-    size = reader.get("size") or max(shape[1:], default=0)
-    return ImageSpec(size, channels, reader.get("resize") or "squash", reader.get("resample") or "lanczos")
+def _image_spec(cfg: DictConfig, run_dir: Path, inputs: Inputs | None) -> ImageSpec:
+    """How the images of the run's own dataset were made examples.
 
-
-def _load_run(run_dir: Path, device: str) -> Any:
-    import fewshot
-
-    return fewshot.load_run(run_dir)
+    Raises:
+        FewshotError: the run learned on no images.
+    """
+    if inputs is None:
+        raise FewshotError(f"run={run_dir}: learned functions, which have no classes; name a run on images")
+    if len(inputs.shape) != 3:
+        remedy = "put its prepared data back" if "settings" in cfg.features.get("reader", {}) else "name another run"
+        raise FewshotError(
+            f"run={run_dir}: learned on features={cfg.features.name}, whose extractor is not there to make features of "
+            f"other images; {remedy}"
+        )
+    reader, (channels, *sides) = cfg.dataset.reader, inputs.shape
+    return ImageSpec(max(sides), channels, reader.get("resize") or "squash", reader.get("resample") or "lanczos")
 
 
 def _load_support(support: ImageSet, spec: ImageSpec) -> tuple[dict[int, LoadedImage], list[str]]:
@@ -151,42 +149,9 @@ def _list_damaged(key: str, images: ImageSet, damaged: dict[int, str]) -> list[s
     return [f"{key}: {count} left out, which cannot be read: {', '.join(texts[:MAX_SHOWN])}{rest}"]
 
 
-def _preparation(
-    invert: bool | None,
-    cfg: DictConfig,
-    info: Mapping[str, Any],
-    spec: ImageSpec,
-    support: np.ndarray,
-    device: str,
-    notes: list[str],
-) -> Prepare:
-    """The function that makes images what the run's own are: in light and dark, and by the same extractor."""
-    if invert is None:
-        # A person's drawings are dark on light; a learner that has only seen the opposite takes the ground for strokes.
-        invert = cfg.dataset.reader._target_ in LIGHT_ON_DARK and float(support.mean()) > 255 / 2
-        if invert:
-            notes.append(
-                "light and dark are exchanged, since the run knows light strokes on a dark ground; invert=false leaves "
-                "them"
-            )
-    extract = None
-    if cfg.features.name is not None:
-        reader = cfg.features.reader
-        if "settings" not in reader:
-            raise FewshotError(
-                f"features={cfg.features.name}: the run learned on features that cannot be made of other images; name "
-                "a run on images, or on the features of an extractor such as features=conv4"
-            )
-        extract = load_extractor(
-            instantiate_node(cfg.features.network), spec.shape, info["train"],
-            name=cfg.features.name, view=resolved(reader.view), cache=reader.cache, device=device,
-        )  # fmt: skip
-
-    def prepare(images: np.ndarray) -> torch.Tensor:
-        x = torch.from_numpy(255 - images if invert else images)
-        return x if extract is None else extract(x)
-
-    return prepare
+def _should_invert(cfg: DictConfig, support: np.ndarray) -> bool:
+    """Whether a person's drawings are dark on light, and the run has only seen the opposite."""
+    return cfg.dataset.reader._target_ in LIGHT_ON_DARK and float(support.mean()) > 255 / 2
 
 
 def _size(shape: Sequence[int]) -> str:
@@ -194,10 +159,10 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def _predict(
-    classifier: Any, query: ImageSet, spec: ImageSpec, prepare: Prepare, known: Collection[bytes], transductive: bool
+    classifier: Classifier, query: ImageSet, spec: ImageSpec, invert: bool, known: Collection[bytes], transductive: bool
 ) -> tuple[Predictions, list[str]]:
     """The predictions of all queries, and lines on those that cannot be read or are support images too."""
-    classes, total = [str(name) for name in classifier.classes], len(query.names)
+    classes, total = [str(name) for name in classifier.labels], len(query.names)
     probabilities = np.full((total, len(classes)), np.nan, np.float32)
     damaged: dict[int, str] = {}
     copies: list[int] = []
@@ -208,7 +173,8 @@ def _predict(
             damaged |= {n: image.problem for n, image in enumerate(batch, start=first) if image.pixels is None}
             copies += [number for number in good if batch[number - first].digest in known]
             if good:
-                x = prepare(np.stack([image.pixels for image in batch if image.pixels is not None]))
+                x = np.stack([image.pixels for image in batch if image.pixels is not None])
+                x = 255 - x if invert else x
                 probabilities[good] = classifier.predict_proba(x, transductive=transductive)
             first += len(batch)
             advance(by=len(batch))

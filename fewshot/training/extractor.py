@@ -223,20 +223,16 @@ def _schedule(kind: str, done: float) -> float:
 def _split(extractor: nn.Module, bank: Bank, transform: ImageTransform) -> Split:
     """Features [M, D] float32 of a split, each of one image alone."""
     extractor.eval()
+    device = next(extractor.parameters()).device
+    assert callable(extractor.features)
     features = np.empty((0, 0), np.float32)
     with torch.no_grad():
         for first in range(0, len(bank.examples), AT_ONCE):
-            part = _extract(extractor, transform, bank.examples[first : first + AT_ONCE]).numpy()
+            part = extractor.features(transform(bank.examples[first : first + AT_ONCE].to(device))).cpu().numpy()
             if not first:
                 features = np.empty((len(bank.examples), part.shape[1]), np.float32)
             features[first : first + AT_ONCE] = part
     return Split(features, bank.sizes.tolist(), list(bank.names))
-
-
-def _extract(extractor: nn.Module, transform: ImageTransform, images: torch.Tensor) -> torch.Tensor:
-    """Features [B, D] of images [B, C, H, W], on the CPU."""
-    assert callable(extractor.features)
-    return extractor.features(transform(images.to(next(extractor.parameters()).device))).cpu()
 
 
 def _validation(extractor: nn.Module, bank: Bank, transform: ImageTransform, settings: Mapping[str, Any]) -> float:
@@ -262,45 +258,3 @@ def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def load_extractor(
-    network: Callable[..., nn.Module],
-    shape: tuple[int, ...],
-    fingerprint: str,
-    *,
-    name: str,
-    view: Mapping[str, Any],
-    cache: str | Path,
-    device: str = "auto",
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The function that makes features of other images, with the extractor that made those of a run.
-
-    Args:
-        network, name, view, cache: as in `features`.
-        shape: (C, H, W) of an image.
-        fingerprint: of the features of "train".
-
-    Returns:
-        Images [B, C, H, W] uint8 to features [B, D].
-
-    Raises:
-        FewshotError: the extractor is not there, or damaged.
-    """
-    cache = expand_path(cache)
-    for folder in sorted(path.parent for path in cache.glob(f"features-*-{name}-*/bank.json")):
-        bank = open_banks(folder)["train"]
-        if bank.fingerprint == fingerprint:
-            break
-    else:
-        raise FewshotError(f"{cache}: the features that the run learned on are gone; put them back, or train anew")
-    transform, path = view_of(view), cache / "extractors" / folder.name.removeprefix("features-") / "best.safetensors"
-    extractor = network(shape=transform.output_shape(shape), way=len(bank.names)).to(pick_device(device)).eval()
-    _load(extractor, path, load_checkpoint(path, next(extractor.parameters()).device)[0])
-
-    @torch.no_grad()
-    def extract(images: torch.Tensor) -> torch.Tensor:
-        parts = images.split(AT_ONCE)
-        return torch.cat([_extract(extractor, transform, part) for part in parts])
-
-    return extract
