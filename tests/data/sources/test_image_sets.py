@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from fewshot.core.errors import FewshotError
+from fewshot.data.sources import image_sets
 from fewshot.data.sources.image_sets import load_images, read_query, read_support
 from fewshot.data.sources.images import ImageSpec
 
@@ -110,3 +112,16 @@ def test_a_member_of_an_archive_that_is_damaged_is_named(tmp_path: Path) -> None
         archive.writestr("a.png", b"no image")
     (image,) = load_images(read_query(str(tmp_path / "q.zip"), []), SPEC)
     assert image.problem == "damaged, or no image that Pillow can open"
+
+
+def test_only_a_few_images_are_in_memory_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_sets, "MAX_BYTES", 1 << 20)  # a file's buffer has this size before it is read
+    image = Image.effect_noise((200, 200), 90)
+    for number in range(300):
+        image.save(tmp_path / f"{number}.png")
+    images = read_query(str(tmp_path), [])
+    tracemalloc.start()
+    count = sum(image.pixels is not None for image in load_images(images, ImageSpec(200)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 300 and peak < 12e6  # all pixels are 36 MB
