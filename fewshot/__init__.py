@@ -1,7 +1,7 @@
 """Few-shot meta-learning under one roof and one protocol. The public names, on one screen.
 
 Each is imported when it is first used, so that `import fewshot` costs nothing. Configurations and saved runs name
-classes and readers by these names, wherever in the package they live.
+classes and readers by these names, wherever in the package they live. `__init__.pyi` lists the same for type checkers.
 """
 
 from importlib import import_module
@@ -37,34 +37,40 @@ _PLACES = {
     "ResNet12": "backbones.resnet12",
     "WRN": "backbones.wrn",
     # algorithms
+    "FOMAML": "algorithms.maml",
+    "LEO": "algorithms.leo",
+    "LEORegression": "algorithms.leo_regression",
     "Learner": "algorithms.learner",
-    "Leo": "algorithms.leo",
-    "LeoRegression": "algorithms.leo_regression",
-    "Maml": "algorithms.maml",
+    "MAML": "algorithms.maml",
+    "MetaSGD": "algorithms.maml",
     "Nearest": "algorithms.nearest",
     "Reptile": "algorithms.reptile",
     # engine and evaluation
     "Engine": "engine.engine",
     "MetaGradient": "engine.reduce",
     "ci95": "engine.evaluate",
-    "evaluate": "engine.evaluate",
-    # training
-    "TrainSettings": "training.settings",
-    "extract_features": "training.extractor:features",
-    "load_selected": "training.loop",
-    "open_features": "training.extractor",
+    "score_episodes": "engine.evaluate",
+    "evaluate": "training.api",
+    # training, and what it leaves
     "Classifier": "training.classifier",
     "Trained": "training.trained",
+    "TrainSettings": "training.settings",
+    "extract_features": "training.extractor:features",
     "load_run": "experiment.load",
-    "train": "training.loop",
+    "open_features": "training.extractor",
+    "train": "training.api",
     # records and tables
     "markdown": "report.table",
     "read_records": "report.records",
+    "read_runs": "report.frame",
 }
+# Names that runs were saved with before a class was renamed.
+_FORMER = {"Leo": "LEO", "LeoRegression": "LEORegression", "Maml": "MAML"}
 __all__ = sorted(_PLACES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
+    name = _FORMER.get(name, name)
     if name not in _PLACES:
         raise AttributeError(f"module 'fewshot' has no attribute {name!r}")
     module, _, there = _PLACES[name].partition(":")

@@ -22,8 +22,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import nn
 
-from fewshot.algorithms.leo import Leo
-from fewshot.algorithms.maml import Maml
+from fewshot.algorithms.leo import LEO
+from fewshot.algorithms.maml import MAML
 from fewshot.algorithms.nearest import Nearest
 from fewshot.algorithms.reptile import Reptile
 from fewshot.backbones.conv4 import Conv4
@@ -55,15 +55,15 @@ CONV4: dict[str, Any] = {
 MLP_: dict[str, Any] = {
     "widths": (7, 6), "norm": "batch", "norm_scale": True, "norm_eps": 1e-3, "adapt_norm": True, "head_init": "xavier",
 }  # fmt: skip
-MAML: dict[str, Any] = {
+MAML_SETTINGS: dict[str, Any] = {
     "inner_lr": 0.1, "inner_steps": 2, "test_steps": 3, "first_order": False, "inner_loss": "mean",
     "outer_loss": "mean",
 }  # fmt: skip
-REPTILE: dict[str, Any] = {
+REPTILE_SETTINGS: dict[str, Any] = {
     "inner_lr": 0.01, "inner_steps": 3, "inner_batch": 4, "test_steps": 4, "test_batch": 3, "inner_optimizer": "adam",
     "inner_loss": "sum", "adam_state": "sequential",
 }  # fmt: skip
-LEO: dict[str, Any] = {
+LEO_SETTINGS: dict[str, Any] = {
     "latent": 6, "latent_steps": 3, "finetune_steps": 2, "latent_lr": 1.0, "finetune_lr": 0.01, "dropout": 0.3,
     "kl_weight": 0.1, "encoder_penalty_weight": 0.1, "l2_weight": 0.01, "orthogonality_weight": 0.05,
     "prior": "encoder", "deterministic": False,
@@ -216,11 +216,11 @@ def make_learner(make_conv4: Callable[..., Conv4]) -> Callable[..., Any]:
     def make(name: str, backbone: nn.Module | None = None, **choices: Any) -> Any:
         if name in ("nearest", "leo"):
             inputs: Any = backbone or Identity((1, 8, 8), 3)
-            return Nearest(inputs) if name == "nearest" else _seeded(lambda: Leo(inputs, **(LEO | choices)))
+            return Nearest(inputs) if name == "nearest" else _seeded(lambda: LEO(inputs, **(LEO_SETTINGS | choices)))
         backbone = backbone or make_conv4()
         if "maml" in name or name == "meta_sgd":
-            return Maml(backbone, **(MAML | VARIANTS[name] | choices))
-        return Reptile(backbone, **(REPTILE | VARIANTS[name] | choices))
+            return MAML(backbone, **(MAML_SETTINGS | VARIANTS[name] | choices))
+        return Reptile(backbone, **(REPTILE_SETTINGS | VARIANTS[name] | choices))
 
     return make
 

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 import fewshot
-from fewshot.algorithms.maml import Maml
+from fewshot.algorithms.maml import MAML
 from fewshot.data.bank import Bank
 from fewshot.data.datasets.leo_embeddings import write_originals
 from fewshot.engine.engine import Engine
@@ -188,9 +188,9 @@ def test_a_run_goes_on_to_the_same_bits_where_a_class_has_moved(call: Any, monke
         patch.setattr(Engine, "outer", dies)
         assert call("train", "run_dir=died", *QUICK).code == 130
     moved = types.ModuleType("fewshot.elsewhere")
-    moved.Maml = type("Maml", (Maml,), {})  # pyright: ignore[reportAttributeAccessIssue]
+    moved.MAML = type("MAML", (MAML,), {})  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, "fewshot.elsewhere", moved)
-    monkeypatch.setitem(fewshot._PLACES, "Maml", "elsewhere")
+    monkeypatch.setitem(fewshot._PLACES, "MAML", "elsewhere")
     done = call("train", "resume=died")
     assert (done.code, done.err) == (0, "")
     whole, died = (load_file(f"{run}/checkpoints/last.safetensors") for run in ("whole", "died"))

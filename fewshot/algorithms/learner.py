@@ -43,6 +43,8 @@ class Learner(Protocol):
     - `scalars(params) -> dict[str, float]`: values for the log, such as the mean of a learned rate;
     - `gradient_evaluations: int`: gradients through the network that one training task costs, the outer one included;
     - `adaptation_steps: str`: the text that the record shows in place of `test_steps`;
+    - `outer_settings: Mapping[str, Any]`: fields of `TrainSettings` that `fewshot.train` takes for this learner where
+      the caller does not say otherwise, such as the outer optimiser;
     - `notes: tuple[str, ...]`: lines that are printed at the start of a run;
     - `unequal_shots: bool`: `adapt` takes classes of different sizes, by `support_y`. To others a person's support set
       is given with the examples of smaller classes repeated.

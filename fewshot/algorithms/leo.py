@@ -22,13 +22,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod, sqrt
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from fewshot.algorithms.learner import Tensors, check_settings, score
-from fewshot.algorithms.leo_common import KeyedNoise, LeoSteps, kl_estimate, orthogonality, rate_scalars
+from fewshot.algorithms.leo_common import KeyedNoise, LEOSteps, kl_estimate, orthogonality, rate_scalars
 from fewshot.backbones.identity import Identity
 from fewshot.core.checks import check_bool, check_choice
 from fewshot.core.errors import FewshotError
@@ -47,8 +48,10 @@ class Solution:
     tuned: list[torch.Tensor]  # w as mean over K, before each fine-tuning step and after the last, F+1 of [N, 1, D]
 
 
-class Leo(LeoSteps):
+class LEO(LEOSteps):
     """Adapt a low-dimensional code of the classifier's weights, which starts from an encoding of the support set.
+
+    Sizes and steps are by default the paper's; conf/recipes/deepmind.yaml has its tuned rates for each data set.
 
     Args:
         backbone: the identity: LEO learns on pixels or features as they are, [B, D].
@@ -65,22 +68,26 @@ class Leo(LeoSteps):
         FewshotError: another backbone, one class only, or a setting out of range.
     """
 
+    outer_settings = MappingProxyType(
+        {"outer_optimizer": "adam_tf", "clip": 0.1, "clip_norm": 0.1, "nan_guard": True, "meta_batch": 12}
+    )
+
     def __init__(
         self,
         backbone: Identity,
         *,
-        latent: int,
-        latent_steps: int,
-        finetune_steps: int,
-        latent_lr: float,
-        finetune_lr: float,
-        dropout: float,
-        kl_weight: float,
-        encoder_penalty_weight: float,
-        l2_weight: float,
-        orthogonality_weight: float,
-        prior: str,
-        deterministic: bool,
+        latent: int = 64,
+        latent_steps: int = 5,
+        finetune_steps: int = 5,
+        latent_lr: float = 1.0,
+        finetune_lr: float = 0.001,
+        dropout: float = 0.3,
+        kl_weight: float = 0.1,
+        encoder_penalty_weight: float = 1e-6,
+        l2_weight: float = 1e-8,
+        orthogonality_weight: float = 0.01,
+        prior: str = "encoder",
+        deterministic: bool = False,
     ) -> None:
         if not isinstance(backbone, Identity) or backbone.way < 2:
             raise FewshotError(

@@ -27,7 +27,7 @@ class KeyedNoise:
         return ~bernoulli(fold_in(self.key, stream(name)), shape, rate)
 
 
-class LeoSteps(Learner):
+class LEOSteps(Learner):
     """Start values and step counts of the two LEO learners."""
 
     latent_steps: int  # on the code z; `test_steps` counts the fine-tuning steps on the weights w

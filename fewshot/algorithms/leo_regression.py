@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import log
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -34,7 +35,7 @@ from fewshot.algorithms.learner import (
     score,
     task_loss,
 )
-from fewshot.algorithms.leo_common import KeyedNoise, LeoSteps, kl_estimate, orthogonality, rate_scalars
+from fewshot.algorithms.leo_common import KeyedNoise, LEOSteps, kl_estimate, orthogonality, rate_scalars
 from fewshot.backbones.mlp import MLP
 from fewshot.core.errors import FewshotError
 from fewshot.episodes import Episodes
@@ -53,7 +54,7 @@ class Fit:
     weights: torch.Tensor  # decoded from the last z and fine-tuned, [D]
 
 
-class LeoRegression(LeoSteps):
+class LEORegression(LEOSteps):
     """Adapt a low-dimensional code of all weights of a small network, which starts from an encoding of the support set.
 
     Args:
@@ -71,24 +72,26 @@ class LeoRegression(LeoSteps):
         FewshotError: a backbone of another kind, or a setting out of its range.
     """
 
+    outer_settings = MappingProxyType({"outer_lr": 0.003, "outer_lr_end": 0.0, "clip": 0.1, "clip_norm": 0.1})
+
     def __init__(
         self,
         backbone: nn.Module,
         *,
-        latent: int,
-        encoder_width: int,
-        relation_width: int,
-        decoder_width: int,
-        weight_stddev: float,
-        latent_steps: int,
-        finetune_steps: int,
-        latent_lr: float,
-        finetune_lr: float,
-        inner_clip: float,
-        kl_weight: float,
-        encoder_penalty_weight: float,
-        l2_weight: float,
-        orthogonality_weight: float,
+        latent: int = 16,
+        encoder_width: int = 16,
+        relation_width: int = 32,
+        decoder_width: int = 32,
+        weight_stddev: float = 0.01,
+        latent_steps: int = 5,
+        finetune_steps: int = 5,
+        latent_lr: float = 0.3,
+        finetune_lr: float = 0.005,
+        inner_clip: float = 2.0,
+        kl_weight: float = 0.01,
+        encoder_penalty_weight: float = 1e-6,
+        l2_weight: float = 1e-8,
+        orthogonality_weight: float = 0.01,
     ) -> None:
         if not isinstance(backbone, MLP) or backbone.has_norms or backbone.head.out_features != 1:
             raise FewshotError(

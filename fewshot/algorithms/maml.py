@@ -14,6 +14,7 @@ second-order meta-gradient depends on the version of TensorFlow: see tests/algor
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,8 +38,10 @@ from fewshot.episodes import Episodes
 ALPHA = "inner_lr/"  # prefix of the names of meta-learned step sizes
 
 
-class Maml(Learner):
+class MAML(Learner):
     """Learn an initialisation from which a few gradient steps solve a task (Algorithm 2 of the paper).
+
+    The defaults are the original's for miniImageNet.
 
     Args:
         backbone: examples [B, ...] to logits [B, N], or in regression to outputs [B, D].
@@ -59,12 +62,12 @@ class Maml(Learner):
         self,
         backbone: nn.Module,
         *,
-        inner_lr: float,
-        inner_steps: int,
-        test_steps: int,
-        first_order: bool,
-        inner_loss: str,
-        outer_loss: str,
+        inner_lr: float = 0.01,
+        inner_steps: int = 5,
+        test_steps: int = 10,
+        first_order: bool = False,
+        inner_loss: str = "per_shot",
+        outer_loss: str = "per_shot",
         learn_inner_lr: bool = False,
         adapted: str | Sequence[str] = "all",
     ) -> None:
@@ -128,6 +131,19 @@ class Maml(Learner):
     def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
         """Logits [B, N] of x [B, ...], or in regression outputs [B, D]."""
         return functional_forward(self.backbone, adapted, x)
+
+
+def FOMAML(backbone: nn.Module, **options: Any) -> MAML:
+    """First-order MAML: MAML that takes the inner gradients as constants. Options are those of MAML."""
+    return MAML(backbone, first_order=True, **options)
+
+
+def MetaSGD(
+    backbone: nn.Module, *, inner_lr: float = 0.01, inner_steps: int = 1, test_steps: int = 1, **options: Any
+) -> MAML:
+    """Meta-SGD: MAML that learns a step size for each weight, and takes one step. Other options are those of MAML."""
+    steps = {"inner_steps": inner_steps, "test_steps": test_steps}
+    return MAML(backbone, learn_inner_lr=True, inner_lr=inner_lr, **steps, **options)
 
 
 def _detached(params: Tensors) -> Tensors:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import log
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -44,6 +45,9 @@ class Reptile(Learner):
 
     The outer gradient of a task is phi - phi_task: the meta-step is plain SGD with the step size as learning rate.
 
+    It trains on support sets alone, which may be larger than those of the test: the original takes 15 shots where it
+    tests 1. The defaults are the original's for miniImageNet, but for adam_state.
+
     Args:
         backbone: examples [B, ...] to logits [B, N], or in regression to outputs [B, D].
         inner_lr: learning rate of the inner optimiser.
@@ -61,18 +65,20 @@ class Reptile(Learner):
         FewshotError: a setting out of range, an unknown choice, or a tail without `foml`.
     """
 
+    outer_settings = MappingProxyType({"outer_optimizer": "sgd", "outer_lr": 1.0, "outer_lr_end": 0.0, "meta_batch": 5})
+
     def __init__(
         self,
         backbone: nn.Module,
         *,
-        inner_lr: float,
-        inner_steps: int,
-        inner_batch: int,
-        test_steps: int,
-        test_batch: int,
-        inner_optimizer: str,
-        inner_loss: str,
-        adam_state: str,
+        inner_lr: float = 0.001,
+        inner_steps: int = 8,
+        inner_batch: int = 10,
+        test_steps: int = 50,
+        test_batch: int = 5,
+        inner_optimizer: str = "adam",
+        inner_loss: str = "sum",
+        adam_state: str = "shared",
         foml: bool = False,
         tail_shots: int | None = None,
     ) -> None:

@@ -13,7 +13,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fewshot.core.errors import FewshotError
 
-CONF = Path(__file__).resolve().parents[2] / "conf"  # the configuration of the tools
+
+def find_own(name: str) -> Path:
+    """A file or folder of this project that is no module: in the package if a wheel put it there, else beside it."""
+    package = Path(__file__).resolve().parents[1]
+    return package / name if (package / name).exists() else package.parent / name
+
+
+CONF = find_own("conf")  # the configuration of the tools
 # Keys that may differ between two configurations of one and the same run.
 UNHASHED_KEYS = ("protocol", "device", "data_dir", "runs", "run_dir", "resume", "force", "plot", "copy_records_to")
 VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)

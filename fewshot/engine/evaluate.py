@@ -59,7 +59,7 @@ def predict_queries(
     return torch.cat([vmap(predict_alone)(group) for group in queries[:, None].split(size)])
 
 
-def evaluate(
+def score_episodes(
     learner: Learner,
     params: Tensors,
     state: Tensors,

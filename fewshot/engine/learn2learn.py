@@ -7,7 +7,7 @@ import warnings
 import torch
 
 from fewshot.algorithms.learner import Learner, Tensors, score, task_loss
-from fewshot.algorithms.maml import Maml
+from fewshot.algorithms.maml import MAML
 from fewshot.backbones.checks import copy_network
 from fewshot.backbones.norm import BatchStatNorm
 from fewshot.core.errors import FewshotError
@@ -21,7 +21,7 @@ def outer_by_learn2learn(learner: Learner, params: Tensors, episodes: Episodes) 
     Raises:
         FewshotError: learn2learn is not installed, or cannot do what the learner does.
     """
-    if not isinstance(learner, Maml) or learner.learn_inner_lr:
+    if not isinstance(learner, MAML) or learner.learn_inner_lr:
         raise FewshotError("engine=learn2learn: only for maml and fomaml; choose engine=vmap or engine=loop")
     if len(learner.adapted) != len(params):
         raise FewshotError(
@@ -31,7 +31,7 @@ def outer_by_learn2learn(learner: Learner, params: Tensors, episodes: Episodes) 
     with warnings.catch_warnings():  # its import brings gym, which warns about itself
         warnings.simplefilter("ignore")
         try:
-            from learn2learn.algorithms import MAML
+            from learn2learn.algorithms import MAML as Original
         except ImportError as error:
             raise FewshotError(
                 "engine=learn2learn: not installed; `uv sync --group test` builds it, `pip install` cannot"
@@ -41,7 +41,9 @@ def outer_by_learn2learn(learner: Learner, params: Tensors, episodes: Episodes) 
     for part in backbone.modules():
         if isinstance(part, BatchStatNorm):
             part.fused = True  # torch's own batch norm, as in a user's network
-    meta = MAML(backbone, lr=learner.inner_lr, first_order=learner.first_order, allow_unused=True, allow_nograd=True)
+    meta = Original(
+        backbone, lr=learner.inner_lr, first_order=learner.first_order, allow_unused=True, allow_nograd=True
+    )
     losses, scores = [], []
     for task in (episodes[i] for i in range(len(episodes))):
         clone = meta.clone()

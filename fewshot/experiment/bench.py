@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.learner import Learner
-from fewshot.algorithms.maml import Maml
+from fewshot.algorithms.maml import MAML
 from fewshot.core.checks import check_choice, check_number
 from fewshot.core.device import pick_device, set_single_threaded, tune_malloc
 from fewshot.core.files import write_atomically
@@ -46,7 +46,7 @@ def make_learner(net: DictConfig, first_order: bool, device: torch.device) -> Le
     backbone = instantiate_node(net.network, shape=tuple(net.shape), way=net.way).to(device)
     if "inner_steps" not in net:
         return instantiate_node(OmegaConf.load(CONF / "algorithm/leo.yaml").algorithm.learner, backbone=backbone)
-    return Maml(
+    return MAML(
         backbone, inner_lr=0.01, inner_steps=net.inner_steps, test_steps=net.inner_steps, first_order=first_order,
         inner_loss="mean", outer_loss="mean",
     )  # fmt: skip

@@ -90,7 +90,12 @@ class Experiment:
             assert isinstance(validation, Bank)
             source = concat_banks(source, validation)
         view = replace(self.view, augment=cfg.dataset.augment.episodes)
-        return Sampler(source, way, shot, query, cfg.seed, cfg.dataset.rotations, view)
+        try:
+            return Sampler(source, way, shot, query, cfg.seed, cfg.dataset.rotations, view)
+        except FewshotError as error:
+            if cfg.train.way is None:
+                raise
+            raise FewshotError(f"train.way={way}: {error}") from error
 
     @cached_property
     def validation(self) -> Tasks:
@@ -187,6 +192,8 @@ def check_config(cfg: DictConfig) -> None:
     if is_regression(cfg.dataset):
         if cfg.way != 1:
             raise FewshotError(f"way={cfg.way}: a function of {cfg.dataset.name} has one output; leave way out")
+        if cfg.train.way is not None:
+            raise FewshotError(f"train.way={cfg.train.way}: functions have no ways; leave it out")
         if cfg.features.name is not None or cfg.train.train_on_val:
             key = "train.train_on_val" if cfg.train.train_on_val else "features"
             raise FewshotError(f"{key}: not for functions, as in dataset={cfg.dataset.name}; leave it out")

@@ -84,6 +84,12 @@ GROUP_PARTS = {"algorithm": "learner", "dataset": "reader", "features": "reader"
 UNTRAINED_KEYS = ("seed", "engine", "task_chunk")  # in which runs of one training may differ
 UNHASHED_READER_KEYS = ("root", "cache", "download", "device")
 READER_FILES = ("csv", "folder")  # files that their name identifies, in whatever folder
+# What classes were called when the first runs were made. A hash knows a class by that name: no run changes by a rename.
+FIRST_NAMES = {
+    "fewshot.MAML": "fewshot.Maml",
+    "fewshot.LEO": "fewshot.Leo",
+    "fewshot.LEORegression": "fewshot.LeoRegression",
+}
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -147,9 +153,9 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _without_paths(value: Any) -> Any:
-    """A value without the places of a reader's files and without nulls, at any depth."""
+    """A value without the places of a reader's files and without nulls, at any depth; classes by their first names."""
     if not isinstance(value, Mapping):
-        return value
+        return FIRST_NAMES.get(value, value) if isinstance(value, str) else value
     kept = {
         k: _without_paths(inner) for k, inner in value.items() if k not in UNHASHED_READER_KEYS and inner is not None
     }

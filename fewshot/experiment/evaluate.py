@@ -6,20 +6,19 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from fewshot.algorithms.leo import Leo
+from fewshot.algorithms.leo import LEO
 from fewshot.core.distributed import is_main, main_first, process_group
 from fewshot.core.errors import FewshotError
-from fewshot.experiment.build import Experiment, build
+from fewshot.experiment.build import Experiment, build, print_note
 from fewshot.experiment.config import config_hash, given_overrides, resolved
 from fewshot.experiment.figures import check_plot, draw_test
 from fewshot.experiment.latents import write_latents
-from fewshot.experiment.make_record import task_fields
 from fewshot.experiment.recipes import apply_protocols
 from fewshot.experiment.run import load_trained
 from fewshot.experiment.run_dir import TESTS, saved_config
 from fewshot.experiment.run_tests import write_tests
 from fewshot.experiment.transfer import check_disjoint_classes, train_fingerprint, with_dataset
-from fewshot.report.records import Record, read_record, summary
+from fewshot.report.records import read_record, summary
 from fewshot.tasks.sampler import Sampler
 from fewshot.training.loop import is_trained
 from fewshot.training.trained import Trained
@@ -37,22 +36,18 @@ def evaluate(cfg: DictConfig) -> None:
     run_dir = Path(cfg.run)
     trained_cfg, test_cfg = _configurations(cfg, run_dir)
     run = main_first(build)(test_cfg, None if cfg.dataset is not None else run_dir, trained_cfg.way)
-    if cfg.latents is not None and not isinstance(run.learner, Leo):
+    if cfg.latents is not None and not isinstance(run.learner, LEO):
         raise FewshotError("latents: are of classes; leave it out, or name a run of algorithm=leo")
     if cfg.dataset is not None:
-        check_disjoint_classes(run_dir, run.cfg.dataset.name, run.first_tasks.source)
+        for protocol in run.protocols:
+            check_disjoint_classes(run_dir, run.cfg.dataset.name, run.protocol_tasks(protocol).source)
     tests = Path(cfg.out) if cfg.out else run_dir / TESTS
     if (tests / "config.yaml").exists():
         raise FewshotError(f"out={tests}: holds a run; choose another folder")
     trained = load_trained(run, run_dir, cfg.checkpoint)
     parts = _name_parts(cfg, run, trained_cfg, trained)
-
-    def amend(record: Record) -> None:
-        record.update(task_fields(trained_cfg, trained.steps))
-        if cfg.dataset is not None:
-            record["data"]["train_fingerprint"] = train_fingerprint(run_dir, trained_cfg.train.train_on_val)
-
-    folders = write_tests(run, trained, tests, parts, again=cfg.force, amend=amend)
+    data = None if cfg.dataset is None else train_fingerprint(run_dir, trained_cfg.train.train_on_val)
+    folders = write_tests(run, trained, tests, parts, again=cfg.force, trained_cfg=trained_cfg, train_fingerprint=data)
     if not is_main():
         return
     for folder in folders:
@@ -60,7 +55,7 @@ def evaluate(cfg: DictConfig) -> None:
     if cfg.plot:
         print(f"drawn: {draw_test(folders[0], run, trained)}")
     if cfg.latents is not None:
-        assert isinstance(run.learner, Leo) and isinstance(run.first_tasks, Sampler)  # LEO learns on examples
+        assert isinstance(run.learner, LEO) and isinstance(run.first_tasks, Sampler)  # LEO learns on examples
         write_latents(folders[0], run.learner, trained.params, run.first_tasks, cfg.latents, run.engine)
         files = " and ".join(str(folders[0] / name) for name in ("latents.npz", "latents.png"))
         print(f"latent codes of {cfg.latents} tasks: {files}")
@@ -81,7 +76,8 @@ def _configurations(cfg: DictConfig, run_dir: Path) -> tuple[DictConfig, DictCon
         if cfg[key] is not None:
             test[key] = cfg[key]
     OmegaConf.update(test, "protocol", OmegaConf.to_container(cfg.protocol), merge=False)
-    apply_protocols(test, overrides)
+    if left_out := apply_protocols(test, overrides):
+        print_note(left_out)
     if cfg.plot:
         check_plot(test)
     if cfg.latents is not None and cfg.latents < 1:
@@ -96,10 +92,11 @@ def _name_parts(cfg: DictConfig, run: Experiment, trained_cfg: DictConfig, train
         parts.append(f"{run.cfg.way}w{run.cfg.shot}s")
     if cfg.dataset is not None:
         dataset = run.cfg.dataset
-        key = config_hash({"dataset": resolved(dataset), "images": run.first_tasks.source.fingerprint})[:8]
+        images = {split: source.fingerprint for split, source in run.sources.items()}
+        key = config_hash({"dataset": resolved(dataset), "images": images})[:8]
         parts.append(f"{dataset.name}-{key}")
     if cfg.checkpoint is not None:
         parts.append(Path(cfg.checkpoint).stem)
-    elif trained.steps < run.settings.steps and is_trained(run.learner, run.training):
+    if trained.steps < run.settings.steps and is_trained(run.learner, run.training):
         parts.append(f"step{trained.steps}")  # of a run that is not finished
     return parts

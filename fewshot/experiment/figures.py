@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch.func import vmap
 
 from fewshot.algorithms.learner import override_test_steps
-from fewshot.algorithms.leo_regression import LeoRegression
+from fewshot.algorithms.leo_regression import LEORegression
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
 from fewshot.core.random import split
@@ -61,10 +61,10 @@ def _fits(run: Experiment, trained: Trained, tasks: Regression, steps: Sequence[
             return learner.predict(adapted, x[:, None])[:, 0].cpu().numpy()
 
         def sampled(key: torch.Tensor, task=task) -> torch.Tensor:
-            assert isinstance(learner, LeoRegression)
+            assert isinstance(learner, LEORegression)
             return learner.predict(learner.sampled(trained.params, task, key), x[:, None])[:, 0]
 
-        if isinstance(learner, LeoRegression):
+        if isinstance(learner, LEORegression):
             keys = split(task.key, SAMPLES)
             lines, samples = {"not sampled": fitted(steps[-1])}, vmap(sampled)(keys).cpu().numpy()
         else:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fewshot.algorithms.learner import Tensors
-from fewshot.algorithms.leo import Leo
+from fewshot.algorithms.leo import LEO
 from fewshot.core.files import write_atomically
 from fewshot.engine.engine import Engine
 from fewshot.episodes import Episodes
@@ -18,14 +18,14 @@ from fewshot.tasks.sampler import Sampler
 COLOURED = 10  # classes that get a colour of their own: the most frequent ones
 
 
-def write_latents(folder: Path, leo: Leo, params: Tensors, sampler: Sampler, tasks: int, engine: Engine) -> None:
+def write_latents(folder: Path, leo: LEO, params: Tensors, sampler: Sampler, tasks: int, engine: Engine) -> None:
     """Write `latents.npz` and `latents.png` of the sampler's first tasks.
 
     The arrays are `before` and `after` [tasks, N, K, L], the codes z before the first latent step and after the last,
     and `classes` [tasks, N], indices into `names`. The picture shows the two principal components of all codes.
     """
 
-    def codes(leo: Leo, task: Episodes) -> torch.Tensor:
+    def codes(leo: LEO, task: Episodes) -> torch.Tensor:
         latents = leo.solve(params, task, None).latents
         return torch.stack([latents[0], latents[-1]])
 

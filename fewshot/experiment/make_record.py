@@ -46,7 +46,6 @@ def make_record(
         "format": records.FORMAT,
         "algorithm": cfg.algorithm.name,
         "backbone": network_name(cfg),
-        **task_fields(cfg, trained.steps),
         "seed": cfg.seed,
         "recipe": cfg.recipe,
         "protocol": {

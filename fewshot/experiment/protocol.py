@@ -14,7 +14,10 @@ from fewshot.core.paths import CONF
 from fewshot.engine.evaluate import SETTINGS
 from fewshot.experiment.config import config_hash, resolved
 from fewshot.experiment.recipes import apply_protocols
+from fewshot.report.records import Record
 from fewshot.tasks.sampler import ROTATIONS
+
+RECORDED = ("name", "split", "query", "episodes", "episode_seed", "rotations")  # as in a record's `protocol`
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,11 @@ class Protocol:
         own = not _shipped_file(self.name.split(",")[0]).is_file()  # and may say something else tomorrow
         return f"{slug}-{config_hash(asdict(replace(self, setting='')))[:8]}" if own else slug
 
+    def is_of(self, record: Record) -> bool:
+        """Whether a record is of a test by this very protocol, in whatever setting."""
+        tested = record["protocol"]
+        return all(tested.get(key) == getattr(self, key) for key in RECORDED)
+
     def settings(self, queries_independent: bool) -> tuple[str, ...]:
         """The settings to test in: the inductive one last, and alone where no query changes another's prediction."""
         if queries_independent:
@@ -66,6 +74,8 @@ def _read(name: str, node: Any, cfg: DictConfig) -> Protocol:
         check_number(f"protocol.{name}.{key}", node[key], int, least)
     check_choice(f"protocol.{name}.setting", node["setting"], ("both", *SETTINGS))
     check_choice(f"protocol.{name}.rotations", node["rotations"], ROTATIONS)
+    if isinstance(node["steps"], list) and all(type(count) is int for count in node["steps"]):
+        node = {**node, "steps": sorted(node["steps"])}
     standard = _standard(name, cfg) if _shipped_file(name).is_file() else node
     changed = [key for key in keys if key != "setting" and (key not in standard or node[key] != standard[key])]
     words = [f"{key}={str(node[key]).replace(' ', '')}" for key in changed]

@@ -21,7 +21,8 @@ def complete(cfg: DictConfig, overrides: Iterable[str]) -> str:
     """Fill in the values that Hydra does not compose: the images' view, and the rows of the recipe and the protocols.
 
     Returns:
-        A line that names the recipe and says how many settings it made; empty if there is no recipe.
+        A line that names the recipe and says how many settings it made, where there is one, and the line of
+        `apply_protocols`.
 
     Raises:
         FewshotError: as `apply_recipe` and `apply_protocols`.
@@ -32,14 +33,18 @@ def complete(cfg: DictConfig, overrides: Iterable[str]) -> str:
     if "recipe" not in cfg or cfg.resume:  # a resumed run has all in its own configuration
         return ""
     count = apply_recipe(cfg, overrides)
-    apply_protocols(cfg, overrides)
-    return f"recipe {cfg.recipe}: {count} settings; see --cfg job" if count else ""
+    left_out = apply_protocols(cfg, overrides)
+    lines = [f"recipe {cfg.recipe}: {count} settings; see --cfg job"] if count else []
+    return "\n".join([*lines, *([left_out] if left_out else [])])
 
 
-def apply_protocols(cfg: DictConfig, overrides: Iterable[str]) -> None:
+def apply_protocols(cfg: DictConfig, overrides: Iterable[str]) -> str:
     """Fill in the `rows` of each protocol that hold for this task; what `overrides` sets stays.
 
     A protocol without a number of queries has no test for this task, and is left out.
+
+    Returns:
+        A line about those of `overrides` that were left out; empty if there are none.
 
     Raises:
         FewshotError: none is left, or one is no protocol.
@@ -58,9 +63,12 @@ def apply_protocols(cfg: DictConfig, overrides: Iterable[str]) -> None:
         for name, node in nodes.items()
         if node.get("query", 0) is not None
     }
+    left_out = [name for name in chosen if name not in cfg.protocol]
+    task = ", ".join(f"{key}={facts[key]}" for key in ("recipe", "dataset", "way", "shot"))
     if not cfg.protocol:
-        task = ", ".join(f"{key}={facts[key]}" for key in ("recipe", "dataset", "way", "shot"))
         raise FewshotError(f"protocol={','.join(chosen)}: has no test for {task}; choose protocol=common")
+    asked = any(override.startswith("protocol=") for override in overrides)
+    return f"protocol {', '.join(left_out)}: no test for {task}; left out" if left_out and asked else ""
 
 
 def _protocol_node(cfg: DictConfig, name: str) -> dict[str, Any]:
@@ -153,7 +161,7 @@ def recipe_settings(name: str, cfg: DictConfig) -> dict[str, Any]:
 
 
 def task_facts(cfg: DictConfig) -> dict[str, Any]:
-    """What the conditions of rows may ask for. `recipe` is the one in use or, without one, that of the algorithm."""
+    """What the conditions of rows may ask for."""
     inputs = "functions" if is_regression(cfg.dataset) else "images" if cfg.features.name is None else "features"
     return {
         "algorithm": cfg.algorithm.name,
@@ -162,7 +170,7 @@ def task_facts(cfg: DictConfig) -> dict[str, Any]:
         "shot": cfg.shot,
         "backbone": cfg.backbone.name,
         "inputs": inputs,
-        "recipe": cfg.recipe or cfg.algorithm.get("recipe"),
+        "recipe": cfg.recipe,
     }
 
 

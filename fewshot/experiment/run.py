@@ -19,7 +19,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.files import lock_dir, write_atomically
 from fewshot.core.paths import absolute_paths
 from fewshot.core.progress import show_training
-from fewshot.engine.evaluate import evaluate
+from fewshot.engine.evaluate import score_episodes
 from fewshot.engine.probe import check_training
 from fewshot.experiment.build import Experiment, build, check_config, print_note, read_sources
 from fewshot.experiment.config import resolved
@@ -28,7 +28,7 @@ from fewshot.experiment.overrides import typed
 from fewshot.experiment.run_dir import DATA, TESTS, finished_tests, run_folder
 from fewshot.experiment.run_tests import plan_tests, write_tests
 from fewshot.training.checkpoint import load_checkpoint
-from fewshot.training.loop import check_shareable, checkpoints, is_trained, load_selected, train
+from fewshot.training.loop import check_shareable, checkpoints, is_trained, load_selected, run_training
 from fewshot.training.trained import Trained
 
 
@@ -115,6 +115,8 @@ def _check_tasks(run: Experiment, processes: int) -> None:
             raise FewshotError(f"train.way={run.cfg.train.way}: {error}; learners without a head take any") from error
         if note:
             print_note(note)
+    elif run.cfg.train.way is not None:
+        raise FewshotError(f"train.way={run.cfg.train.way}: {run.cfg.algorithm.name} is not trained; leave it out")
     _ = run.validation, plan_tests(run)  # each is checked when it is made
 
 
@@ -138,14 +140,14 @@ def _train(run: Experiment, folder: Path) -> None:
     """Step 4: train to the last step, from the last checkpoint where there is one."""
 
     def validate(params: Tensors, state: Tensors) -> float:
-        scores = evaluate(
+        scores = score_episodes(
             run.learner, params, state, run.validation, run.cfg.validation.episodes,
             transductive=run.cfg.validation.transductive, engine=run.engine,
         )  # fmt: skip
         return float(scores.mean())
 
     with _display(run, folder) as show:
-        train(run.learner, run.training, run.settings, run.engine, folder, validate, show)
+        run_training(run.learner, run.training, run.settings, run.engine, folder, validate, show)
 
 
 @contextmanager

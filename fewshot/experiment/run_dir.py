@@ -16,7 +16,7 @@ from fewshot.core.files import LOCK
 from fewshot.core.paths import SAVED_PATH_KEYS, UNHASHED_KEYS, literal
 from fewshot.engine.evaluate import SETTINGS
 from fewshot.experiment.config import GROUP_PARTS, config_hash, is_regression, key_names, resolved, typed_settings
-from fewshot.experiment.protocol import read_protocols
+from fewshot.experiment.protocol import Protocol, read_protocols
 from fewshot.report.records import read_record
 
 TESTS = "tests"  # the folder of a run's records, one below it for each test
@@ -59,7 +59,14 @@ def finished_tests(folder: Path, cfg: DictConfig) -> list[Path]:
         inductive = folder / TESTS / f"{protocol.slug}-{SETTINGS[-1]}"
         for setting in protocol.settings(_queries_independent(inductive)):
             tests.append(folder / TESTS / f"{protocol.slug}-{setting}")
-    return tests if all((test / "record.json").exists() for test in tests) else []
+            if not _is_tested(tests[-1], protocol):
+                return []
+    return tests
+
+
+def _is_tested(test: Path, protocol: Protocol) -> bool:
+    record = test / "record.json"
+    return record.exists() and protocol.is_of(read_record(record))
 
 
 def _queries_independent(inductive: Path) -> bool:

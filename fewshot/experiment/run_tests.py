@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import DictConfig
 
 from fewshot.algorithms.learner import override_test_steps
 from fewshot.core.checks import check_number
@@ -20,9 +21,9 @@ from fewshot.engine.evaluate import evaluate_settings
 from fewshot.engine.probe import probe
 from fewshot.episodes import Tasks
 from fewshot.experiment.build import Experiment
-from fewshot.experiment.make_record import Scores, make_record, title
+from fewshot.experiment.make_record import Scores, make_record, task_fields, title
 from fewshot.experiment.protocol import Protocol
-from fewshot.report.records import Record, write_record
+from fewshot.report.records import Record, read_record, write_record
 from fewshot.training.trained import Trained
 
 
@@ -70,7 +71,7 @@ def _steps(run: Experiment, protocol: Protocol) -> list[int]:
         check_number(key, count, int, 0)
     if not steps or len(set(steps)) < len(steps):
         raise FewshotError(f"{key}={given}: name numbers of adaptation steps, each once, such as [1,5,10]")
-    if isinstance(given, list) and (hasattr(learner, "adaptation_steps") or not learner.init()[0]):
+    if given is not None and (hasattr(learner, "adaptation_steps") or not learner.init()[0]):
         name = run.cfg.algorithm.name
         raise FewshotError(f"{key}={given}: {name} has no single inner loop with steps to count; set null")
     return sorted(steps)
@@ -83,37 +84,51 @@ def write_tests(
     parts: Sequence[str] = (),
     *,
     again: bool = False,
-    amend: Callable[[Record], None] = lambda record: None,
+    trained_cfg: DictConfig | None = None,
+    train_fingerprint: str | None = None,
 ) -> list[Path]:
-    """Make the planned tests that have no record yet, the inductive one of each protocol last.
+    """Make the planned tests that have no record of these parameters yet, the inductive one of each protocol last.
 
     Args:
         tests: the folder of all tests.
         parts: words in the name of each test's folder.
         again: make those that have a record too.
-        amend: changes each record before it is written.
+        trained_cfg: the configuration of the training, where the run has that of a later test.
+        train_fingerprint: of the data of the training, likewise.
 
     Returns:
         The folders of the planned tests.
 
     Raises:
-        FewshotError: a score is not finite.
+        FewshotError: a score is not finite, or a folder holds a test of another run.
     """
-    folders = []
+    folders, training = [], task_fields(trained_cfg or run.cfg, trained.steps)
     for test in plan_tests(run, trained):
         by_setting = {setting: test.folder(tests, setting, parts) for setting in test.settings}
-        missing = [name for name, path in by_setting.items() if again or not _has_record(path)]
+        missing = [
+            name for name, path in by_setting.items() if again or not _is_tested(path, run, trained, test, training)
+        ]
         for setting, (scores, steps) in (_run(run, trained, test, missing) if missing else {}).items():
             record = make_record(run, trained, test.protocol, test.tasks, setting, scores, steps)
-            amend(record)
+            record |= training
+            if train_fingerprint is not None:
+                record["data"]["train_fingerprint"] = train_fingerprint
             write_record(by_setting[setting], record, scores)
         folders += by_setting.values()
     return folders
 
 
 @on_rank_zero
-def _has_record(folder: Path) -> bool:
-    return (folder / "record.json").exists()
+def _is_tested(folder: Path, run: Experiment, trained: Trained, test: PlannedTest, training: Record) -> bool:
+    """Whether a folder holds the record of this very test; not where the protocol or the parameters were others."""
+    path = folder / "record.json"
+    if not path.exists():
+        return False
+    record = read_record(path)
+    if (record["config"], record["seed"]) != (training["config"], run.cfg.seed):
+        raise FewshotError(f"{folder}: holds a test of another run; choose another folder, or force=true")
+    same_weights = (record["train"].get("steps"), record["protocol"]["selection"]) == (trained.steps, trained.selection)
+    return same_weights and test.protocol.is_of(record)
 
 
 def _run(

@@ -74,6 +74,8 @@ def select_protocol(runs: Sequence[Record], name: str | None) -> tuple[list[Reco
     if name is None or len(tests) < 2:
         return list(runs), ""
     others = _ways_to_see(Counter({other: count for other, count in tests.items() if other != name}))
+    if name not in tests and name == COMMON:  # the default: better all of them than nothing
+        return list(runs), ""
     if name not in tests:
         raise FewshotError(f"no run was tested by the protocol {name}: choose {others}")
     return [run for run in runs if protocol_name(run) == name], others

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fewshot.report.gather import COMMON
 from fewshot.report.labels import AS_SHOTS, column_of, label_test
 from fewshot.report.published import CAVEATS, UNKNOWN
-from fewshot.report.records import Record, metric_of, protocol_name
+from fewshot.report.records import Record, metric_of
 from fewshot.report.traits import OLDER, format_label
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _test_line(cells: Sequence[Cell], reference: Test | None) -> str:
     firsts = {column_of(run): run for run in reversed(runs)}
     tests = [(run["task"], label_test(run), run) for run in firsts.values()]
     tests.sort(key=lambda test: test[2]["order"])
-    names = list(dict.fromkeys(protocol_name(run) for run in runs))
+    names = list(dict.fromkeys(run["protocol"].get("name", "own") for run in runs))
     parts = [f"protocol {' and '.join(names)}"]
     if len(runs) < len(cells):
         parts[0] += " unless a footnote says otherwise"

@@ -11,9 +11,10 @@ import csv
 from pathlib import Path
 
 from fewshot.core.errors import FewshotError, one_line
+from fewshot.core.paths import find_own
 from fewshot.report.records import METRICS, Record
 
-PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "published.csv"
+PUBLISHED = find_own("results/published.csv")
 UNKNOWN = "unknown"
 COUNTS = ("shot", "way", "query", "episodes", "input_size", "adaptation_steps")  # whole numbers where they are known
 

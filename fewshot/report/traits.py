@@ -16,6 +16,7 @@ VARIATIONS = {
     "recipe": "recipe {}",
     "protocol.selection": "selection: {}",
     "cost.train_tasks": "{:,} training tasks",
+    "step": "at step {:,}",
 }
 OLDER = "an older record, which does not hold its settings: configuration "  # with the start of its hash
 GIVEN = re.compile(r"(?<= )((?:algorithm|backbone|train)\.[\w.]+)=(\S+)")  # settings in a command
@@ -62,8 +63,11 @@ def _suffix(number: str, traits: dict[str, Any], keys: list[str]) -> str:
 def _traits(record: Record, shown: Sequence[str]) -> dict[str, Any]:
     """Everything but the task and the seed that makes two methods of two runs."""
     traits = {STEPS: field_of(record, STEPS), **(record.get("settings") or {}), "recipe": record["recipe"]}
+    traits["protocol.selection"] = field_of(record, "protocol.selection")
+    if 0 < (record["train"].get("steps") or 0) < traits.get("train.steps", 0):
+        traits["step"] = record["train"]["steps"]  # of a run that was tested before its end
     if not record.get("settings"):  # an older record, with the settings that its command gives
-        traits |= {field: field_of(record, field) for field in ("protocol.selection", "cost.train_tasks", "config")}
+        traits |= {field: field_of(record, field) for field in ("cost.train_tasks", "config")}
         traits |= {key: value for key, value in GIVEN.findall(record.get("command") or "") if "," not in value}
     return {key: str(value) if isinstance(value, list) else value for key, value in traits.items() if key not in shown}
 

@@ -63,9 +63,7 @@ class Sampler:
         check_choice("dataset.rotations", self.rotations, ROTATIONS)
         bank, where = self.bank, f"{self.bank.metadata.get('dataset', 'bank')}, split {self.bank.split}"
         if self.rotations != "none" and (len(bank.shape) != 3 or bank.shape[-1] != bank.shape[-2]):
-            raise FewshotError(
-                f"{where}: rotations={self.rotations} takes square images; set dataset.rotations to none"
-            )
+            raise FewshotError(f"{where}: rotations={self.rotations} takes square images; set rotations to none")
         if self.way > self._classes:
             raise FewshotError(f"{where}: way={self.way}, but there are only {self._classes} classes; lower way")
         self.view.output_shape(bank.shape)

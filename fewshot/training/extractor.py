@@ -31,7 +31,7 @@ from fewshot.core.progress import progress_bar
 from fewshot.core.random import fold_in, permutation, stream
 from fewshot.data.bank import Bank, Split, open_banks, write_banks
 from fewshot.engine.engine import Engine
-from fewshot.engine.evaluate import evaluate
+from fewshot.engine.evaluate import score_episodes
 from fewshot.tasks.sampler import Sampler
 from fewshot.tasks.transforms import ImageTransform, view_of
 from fewshot.training.checkpoint import check_state, load_checkpoint, save_checkpoint
@@ -241,7 +241,9 @@ def _validation(extractor: nn.Module, bank: Bank, transform: ImageTransform, set
     features = Bank(torch.from_numpy(split.examples), bank.offsets, bank.names, bank.split, "", bank.metadata)
     sampler = _validation_sampler(features, settings)
     learner = Nearest(Identity(features.shape, settings["way"]), reference="mean")
-    return float(evaluate(learner, {}, {}, sampler, settings["episodes"], transductive=False, engine=Engine()).mean())
+    return float(
+        score_episodes(learner, {}, {}, sampler, settings["episodes"], transductive=False, engine=Engine()).mean()
+    )
 
 
 def _validation_sampler(bank: Bank, settings: Mapping[str, Any]) -> Sampler:

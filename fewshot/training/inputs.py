@@ -39,8 +39,10 @@ class Inputs:
         self.check(name, x)
         check_finite(name, x)
         x = x.to(device)
+        if x.dim() == 2:
+            return unit_vectors(x)
         if len(self.shape) != 3:
-            return unit_vectors(x) if len(self.shape) == 1 else x
+            return x
         if self.dtype == torch.uint8 and x.is_floating_point() and (x.min() < 0 or x.max() > 1):
             raise FewshotError(f"{name}: float images have values from 0 to 1 here; divide by 255, or give uint8")
         if x.shape[1:] != self.shape:
@@ -55,6 +57,8 @@ class Inputs:
     def check(self, name: str, x: torch.Tensor) -> None:
         """Raises FewshotError where examples [B, ...] are of another kind than the learner's."""
         given, wanted = tuple(x.shape[1:]), self.shape
+        if self.extractor is not None and len(given) == 1 and x.is_floating_point():
+            return  # the features themselves
         if len(given) == len(wanted) == 3 and (given[0] == wanted[0] or {given[0], wanted[0]} <= {1, 3}):
             return
         if given == wanted and (x.is_floating_point() or self.dtype == torch.uint8):
@@ -64,6 +68,23 @@ class Inputs:
         raise FewshotError(
             f"{name}: examples of shape {list(given)}, and the learner knows {kind} {list(wanted)}; {remedy}"
         )
+
+    def sampler(self, tasks: Sampler) -> Sampler:
+        """The same episodes with examples as the learner sees them."""
+        self.check("tasks", tasks.bank.examples[:0])
+        return replace(tasks, view=_View(inputs=self)) if len(tasks.bank.shape) == 3 else tasks
+
+
+@dataclass(frozen=True)
+class _View(ImageTransform):
+    """The view of a learner's inputs, for a sampler of other images."""
+
+    inputs: Inputs | None = None
+
+    def __call__(self, images: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
+        assert self.inputs is not None
+        x = self.inputs.prepare("tasks", images.flatten(0, -4), images.device)
+        return x.unflatten(0, images.shape[:-3])
 
 
 def inputs_of(tasks: Tasks) -> Inputs | None:

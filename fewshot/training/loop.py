@@ -23,6 +23,7 @@ from fewshot.engine.reduce import over_processes
 from fewshot.episodes import Tasks
 from fewshot.training.checkpoint import check_state, load_checkpoint, save_checkpoint
 from fewshot.training.optimizer import (
+    OPTIMIZERS,
     NonFiniteGuard,
     load_optimizer_state,
     make_optimizer,
@@ -33,7 +34,7 @@ from fewshot.training.settings import TrainSettings
 from fewshot.training.trained import Trained
 
 
-def train(
+def run_training(
     learner: Learner,
     tasks: Tasks,
     settings: TrainSettings,
@@ -55,10 +56,7 @@ def train(
         FewshotError: a loss or gradient is not finite; the checkpoints stay as they were.
     """
     folder = expand_path(folder)
-    check_choice("train.select", settings.select, ("best", "last"))
-    for name in ("clip", "clip_norm"):
-        if (limit := getattr(settings, name)) is not None and not limit > 0:
-            raise FewshotError(f"train.{name}={limit}: must be above 0, or null")
+    check_train_settings(settings)
     last, best = checkpoints(folder)
     if trained := is_trained(learner, tasks):
         check_training(learner, tasks.episodes(0, 1))
@@ -123,6 +121,15 @@ def train(
             checkpoint()
     if not last.exists():
         checkpoint()
+
+
+def check_train_settings(settings: TrainSettings) -> None:
+    """Raises FewshotError where a choice is unknown or a limit is not above 0."""
+    check_choice("train.outer_optimizer", settings.outer_optimizer, OPTIMIZERS)
+    check_choice("train.select", settings.select, ("best", "last"))
+    for name in ("clip", "clip_norm"):
+        if (limit := getattr(settings, name)) is not None and not limit > 0:
+            raise FewshotError(f"train.{name}={limit}: must be above 0, or null")
 
 
 def is_trained(learner: Learner, tasks: Tasks) -> bool:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from fewshot.algorithms.learner import Tensors
-from fewshot.core.checks import check_choice
 from fewshot.core.errors import FewshotError
 from fewshot.engine.reduce import MetaGradient
 
 if TYPE_CHECKING:
     from fewshot.training.settings import TrainSettings
+
+OPTIMIZERS = ("adam", "adam_tf", "sgd")
 
 
 def replace_nan(gradient: Tensors, loss: torch.Tensor, params: Tensors) -> tuple[Tensors, torch.Tensor]:
@@ -75,12 +76,7 @@ def clipped(gradient: Tensors, element: float | None, norm: float | None) -> Ten
 
 
 def make_optimizer(settings: TrainSettings, params: Tensors) -> torch.optim.Optimizer | None:
-    """The optimiser that `train.outer_optimizer` names; None if there are no parameters.
-
-    Raises:
-        FewshotError: there is no such optimiser.
-    """
-    check_choice("train.outer_optimizer", settings.outer_optimizer, ("adam", "adam_tf", "sgd"))
+    """The optimiser that `train.outer_optimizer` names, one of OPTIMIZERS; None if there are no parameters."""
     if not params:
         return None
     if settings.outer_optimizer.startswith("adam"):

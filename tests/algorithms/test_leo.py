@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fewshot.algorithms.leo import Leo
+from fewshot.algorithms.leo import LEO
 from fewshot.algorithms.leo_common import KeyedNoise, kl_estimate, orthogonality
 from fewshot.backbones.identity import Identity
 from fewshot.core.errors import FewshotError
@@ -52,7 +52,7 @@ class Golden(Original):
             for key, value in self.stored.items()
             if key.split("/")[0] in ("param", "data", "noise", "mask")
         }
-        self.learner = Leo(
+        self.learner = LEO(
             Identity((config["embedding_dim"],), config["num_classes"]), latent=config["num_latents"],
             latent_steps=config["inner_unroll_length"], finetune_steps=config["finetuning_unroll_length"],
             latent_lr=config["inner_lr_init"], finetune_lr=config["finetuning_lr_init"],

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fewshot.algorithms.leo_common import KeyedNoise
-from fewshot.algorithms.leo_regression import Fit, LeoRegression
+from fewshot.algorithms.leo_regression import Fit, LEORegression
 from fewshot.core.errors import FewshotError
 from fewshot.core.random import fold_in
 from fewshot.engine.engine import Engine
@@ -32,14 +32,14 @@ Make = Callable[..., Any]
 
 
 @pytest.fixture
-def make_leo(make_mlp: Make) -> Callable[..., LeoRegression]:
+def make_leo(make_mlp: Make) -> Callable[..., LEORegression]:
     """On a network of 1-5-6-1, whose parameters are 53."""
 
-    def make(backbone: torch.nn.Module | None = None, **choices: Any) -> LeoRegression:
+    def make(backbone: torch.nn.Module | None = None, **choices: Any) -> LEORegression:
         chosen: Any = backbone or make_mlp((1,), 1, widths=(5, 6), norm="none")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return LeoRegression(chosen, **(SETTINGS | choices))
+            return LEORegression(chosen, **(SETTINGS | choices))
 
     return make
 
@@ -50,7 +50,7 @@ def episodes(count: int = 4, first: int = 0) -> Episodes:
     return Regression(train, shot=5, query=6, seed=0).episodes(first, count).to(torch.get_default_dtype())
 
 
-def support_error(leo: LeoRegression, adapted: dict[str, torch.Tensor], task: Episodes) -> float:
+def support_error(leo: LEORegression, adapted: dict[str, torch.Tensor], task: Episodes) -> float:
     return float((leo.predict(adapted, task.support_x)[:, 0] - task.support_y).square().mean())
 
 

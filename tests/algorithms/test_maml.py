@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import functional_call
 
 from fewshot.algorithms.learner import Tensors
-from fewshot.algorithms.maml import Maml
+from fewshot.algorithms.maml import MAML
 from fewshot.backbones.norm import BatchStatNorm
 from fewshot.core.errors import FewshotError
 from fewshot.engine.engine import Engine
@@ -34,7 +34,7 @@ def plain_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(outputs, targets)
 
 
-def adapted(learner: Maml, params: Tensors, task: Episodes, scale: float) -> Tensors:
+def adapted(learner: MAML, params: Tensors, task: Episodes, scale: float) -> Tensors:
     """The weights after the inner loop, by torch.autograd."""
     fast = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
     for _ in range(learner.inner_steps):
@@ -46,7 +46,7 @@ def adapted(learner: Maml, params: Tensors, task: Episodes, scale: float) -> Ten
     return fast
 
 
-def unrolled(learner: Maml, params: Tensors, episodes: Episodes, scale: float) -> float:
+def unrolled(learner: MAML, params: Tensors, episodes: Episodes, scale: float) -> float:
     """The mean query loss after the inner loop."""
     losses = []
     for task in (episodes[i] for i in range(len(episodes))):
@@ -55,7 +55,7 @@ def unrolled(learner: Maml, params: Tensors, episodes: Episodes, scale: float) -
     return float(torch.stack(losses).mean().detach())
 
 
-def outer_of(learner: Maml, engine: str, episodes: Episodes) -> MetaGradient:
+def outer_of(learner: MAML, engine: str, episodes: Episodes) -> MetaGradient:
     params, state = learner.init()
     return Engine(engine).outer(learner, params, state, episodes)
 
@@ -71,7 +71,7 @@ def direction(like: Tensors) -> Tensors:
     return {name: value / norm for name, value in drawn.items()}
 
 
-def assert_gradient(learner: Maml, episodes: Episodes, scale: float, engine: str = "vmap") -> None:
+def assert_gradient(learner: MAML, episodes: Episodes, scale: float, engine: str = "vmap") -> None:
     """Compare with finite differences, along a random direction and along each tensor's own gradient."""
     params, state = learner.init()
     outer = Engine(engine).outer(learner, params, state, episodes)
@@ -187,7 +187,7 @@ class Scalar(nn.Module):
         return x[:, :1].sqrt() * (self.t - x[:, 1:])
 
 
-class ScalarMaml(Maml):
+class ScalarMAML(MAML):
     """MAML with squared instead of cross-entropy losses."""
 
     def support_loss(self, params: Tensors, task: Episodes) -> torch.Tensor:
@@ -210,7 +210,7 @@ def scalar_gradients(a: list[float], inner_lr: float, steps: int, engine: str = 
     settings: dict[str, Any] = {"inner_loss": "mean", "outer_loss": "mean", "test_steps": steps, "inner_steps": steps}
     maml, fomaml = (
         outer_of(
-            ScalarMaml(Scalar(T0), inner_lr=inner_lr, first_order=first_order, **settings),
+            ScalarMAML(Scalar(T0), inner_lr=inner_lr, first_order=first_order, **settings),
             engine,
             Episodes(support, label, query, label, label[:, 0]),
         ).gradient["t"]

@@ -12,7 +12,7 @@ import torch
 from fewshot.algorithms.nearest import Nearest
 from fewshot.backbones.identity import Identity
 from fewshot.engine.engine import Engine
-from fewshot.engine.evaluate import evaluate, query_outputs
+from fewshot.engine.evaluate import query_outputs, score_episodes
 from fewshot.episodes import Episodes
 from fewshot.tasks.sampler import Sampler
 
@@ -30,7 +30,7 @@ def by_numpy(task: Episodes) -> np.ndarray:
 @pytest.mark.parametrize(("shot", "engine"), [(1, "vmap"), (3, "loop")])
 def test_predictions_and_scores_are_numpys(make_bank: Make, shot: int, engine: str, transductive: bool):
     learner, sampler = Nearest(Identity((1, 8, 8), 3)), Sampler(make_bank(noise=200), 3, shot, 4, 0)
-    scores = evaluate(learner, {}, {}, sampler, 20, transductive=transductive, engine=Engine(engine))
+    scores = score_episodes(learner, {}, {}, sampler, 20, transductive=transductive, engine=Engine(engine))
     episodes, shares = sampler.episodes(0, 20), []
     for task in (episodes[i] for i in range(20)):
         logits = query_outputs(learner, {}, {}, task, transductive)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fewshot.algorithms.learner import score, task_loss
-from fewshot.algorithms.maml import Maml
+from fewshot.algorithms.maml import MAML
 from fewshot.backbones.mlp import MLP
 from fewshot.engine.engine import Engine
 from fewshot.engine.evaluate import query_outputs
@@ -48,7 +48,7 @@ class MamlOriginal(Original):
         offsets = sorted(key.removeprefix("param/") for key in self.arrays if key.startswith("param/beta"))
         self.names |= {name: f"{layer}.norm.offset" for name, layer in zip(offsets, layers, strict=normed)}
         loss = "mean" if config["datasource"] == "sinusoid" else "per_shot"
-        self.learner = Maml(
+        self.learner = MAML(
             network, inner_lr=config["update_lr"], inner_steps=config["num_updates"], test_steps=0,
             first_order=config["stop_grad"], inner_loss=loss, outer_loss=loss,
         )  # fmt: skip

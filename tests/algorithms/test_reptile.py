@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from fewshot.algorithms import reptile
 from fewshot.algorithms.learner import Tensors
-from fewshot.algorithms.maml import Maml
+from fewshot.algorithms.maml import MAML
 from fewshot.algorithms.reptile import Reptile, minibatches
 from fewshot.backbones.mlp import MLP
 from fewshot.core.errors import FewshotError
@@ -300,7 +300,7 @@ def test_two_steps_agree_with_the_taylor_expansions_to_first_order(make_episodes
         whole = Episodes(*(value[None] for value in task.tensors()))
         gradients = [flat(Engine("loop").outer(learner, params, {}, whole).gradient) / rate]
         for first_order in (True, False):
-            maml = Maml(network, inner_steps=1, first_order=first_order, outer_loss="mean", **common)
+            maml = MAML(network, inner_steps=1, first_order=first_order, outer_loss="mean", **common)
             gradients.append(flat(Engine("loop").outer(maml, params, {}, episodes).gradient))
         expansions = [
             g[0] + g[1] - rate * h[1] @ g[0],

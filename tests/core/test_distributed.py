@@ -39,7 +39,7 @@ from fewshot.experiment.build import build
 from fewshot.experiment.recipes import complete
 from fewshot.experiment.run import training_run
 from fewshot.training.checkpoint import load_checkpoint
-from fewshot.training.loop import check_shareable, train
+from fewshot.training.loop import check_shareable, run_training
 from fewshot.training.optimizer import replace_nan
 from fewshot.training.settings import TrainSettings
 
@@ -119,7 +119,7 @@ def train_in_float64(cfg: Any, folder: Path) -> None:
     settings = replace(TrainSettings(**run.config["train"]), validate_every=0)
     tasks: Any = Float64(run.training)
     torch.set_default_dtype(torch.float64)
-    train(run.learner, tasks, settings, run.engine, folder, lambda *_: 0.0, lambda *_: None)
+    run_training(run.learner, tasks, settings, run.engine, folder, lambda *_: 0.0, lambda *_: None)
     torch.set_default_dtype(torch.float32)
 
 

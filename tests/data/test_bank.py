@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 from fewshot.core.errors import FewshotError
 from fewshot.data import bank
-from fewshot.data.bank import Split, fingerprint, fingerprint_of_file, open_banks, write_banks
+from fewshot.data.bank import Bank, Split, fingerprint, fingerprint_of_file, open_banks, write_banks
 
 
 def split(seed: int = 0, counts: tuple[int, ...] = (2, 3, 1)) -> Split:
@@ -214,3 +215,49 @@ def test_concatenated_banks_give_the_examples_of_both_and_copy_neither(tmp_path:
     assert both.rows(torch.tensor([8, 0, 6, 5])).tolist() == [[104, 105], [0, 1], [100, 101], [10, 11]]
     assert both.examples is banks["train"].examples
     assert both.fingerprint not in [each.fingerprint for each in banks.values()]
+
+
+# A person's own arrays
+
+
+@pytest.mark.parametrize("labels", [[5, 2, 5, 9, 2], ["e", "b", "e", "i", "b"], np.array([5, 2, 5, 9, 2])])
+def test_tensors_in_any_order_are_sorted_by_class(labels: Any):
+    x = torch.arange(5 * 16, dtype=torch.uint8).view(5, 1, 4, 4)
+    made = Bank.from_tensors(x, labels, split="test", name="mine")
+    assert made.names == tuple(str(label) for label in sorted(set(labels)))
+    assert made.offsets.tolist() == [0, 2, 4, 5]
+    assert torch.equal(made.examples, x[[1, 4, 0, 2, 3]])
+    assert (made.split, made.metadata["dataset"]) == ("test", "mine")
+    assert made.fingerprint == fingerprint(Split(made.examples.numpy(), [2, 2, 1], list(made.names)))
+
+
+def test_the_bank_of_tensors_depends_on_their_content_and_not_on_their_kind():
+    x, y = np.random.RandomState(0).rand(4, 7), [0, 1, 0, 1]
+    made = Bank.from_tensors(x, y)
+    assert made.examples.dtype == torch.float32
+    for same in (torch.from_numpy(x).float(), list(x), torch.from_numpy(x).requires_grad_()):
+        assert Bank.from_tensors(same, torch.tensor(y)).fingerprint == made.fingerprint
+    assert Bank.from_tensors(x + 1, y).fingerprint != made.fingerprint
+    assert Bank.from_tensors(x, [1, 0, 0, 1]).fingerprint != made.fingerprint
+
+
+def test_labels_that_are_written_alike_stay_apart():
+    assert Bank.from_tensors(torch.rand(2, 3), [1, "1"]).names == ("1", "'1'")
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "said"),
+    [
+        (torch.rand(3, 4), [0, 1], "y: 2 labels for 3 examples"),
+        (torch.rand(2, 4), [[0], [1]], r"y: \[0\] is no label"),
+        (torch.rand(2, 4), torch.eye(2), "is no label; give one number or name"),
+        (torch.rand(2), [0, 1], r"x: shape \[2\] holds no examples"),
+        (torch.zeros(2, 4, dtype=torch.uint8), [0, 1], "uint8 of shape"),
+        (torch.zeros(2, 8, 8, 3), [0, 1], "end in their channels"),
+        (torch.tensor([[1.0], [float("inf")]]), [0, 1], "not finite"),
+        ([torch.rand(2), torch.rand(3)], [0, 1], "all of one shape"),
+    ],
+)
+def test_arrays_that_make_no_bank_are_refused_in_one_line(x: Any, y: Any, said: str):
+    with pytest.raises(FewshotError, match=said):
+        Bank.from_tensors(x, y)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fewshot.algorithms.learner import Tensors, override_test_steps
-from fewshot.algorithms.maml import Maml
+from fewshot.algorithms.maml import MAML
 from fewshot.core.errors import FewshotError
 from fewshot.engine import engine as engines
 from fewshot.engine.engine import Engine
@@ -299,7 +299,7 @@ def test_a_compiled_step_that_draws_gives_the_same_gradient_up_to_float32(
 def test_a_step_that_cannot_be_compiled_is_refused_in_one_line(
     compiling: Make, make_regression: Make, make_learner: Make
 ):
-    class Asking(Maml):
+    class Asking(MAML):
         def outer_loss(self, params: Tensors, task: Episodes) -> tuple[torch.Tensor, torch.Tensor]:
             print(threading.current_thread())  # which no compiler can trace
             return super().outer_loss(params, task)
@@ -367,14 +367,14 @@ LITTLE_MEMORY = """
 import resource
 from pathlib import Path
 import torch
-from fewshot.algorithms.maml import Maml
+from fewshot.algorithms.maml import MAML
 from fewshot.backbones.conv4 import Conv4
 from fewshot.engine.engine import Engine
 from fewshot.episodes import Episodes
 torch.manual_seed(0), torch.set_default_dtype(torch.float64), torch.set_num_threads(1)
 network = Conv4((3, 84, 84), 5, filters=4, downsample="max_pool", pool="valid", readout="flatten", norm="batch",
                 norm_scale=True, norm_eps=1e-3, adapt_norm=True, conv_init="xavier", head_init="xavier")
-learner = Maml(network, inner_lr=0.01, inner_steps=10, test_steps=0, first_order=False, inner_loss="mean",
+learner = MAML(network, inner_lr=0.01, inner_steps=10, test_steps=0, first_order=False, inner_loss="mean",
                outer_loss="mean")
 x, y = torch.rand(4, 5, 3, 84, 84), torch.arange(5).expand(4, -1)
 tasks, (params, state) = Episodes(x, y, x, y, torch.arange(4)), learner.init()

@@ -16,7 +16,7 @@ from scipy import stats
 from fewshot.algorithms.learner import score
 from fewshot.engine import evaluate as evaluation
 from fewshot.engine.engine import Engine
-from fewshot.engine.evaluate import SETTINGS, ci95, evaluate, evaluate_settings, query_outputs
+from fewshot.engine.evaluate import SETTINGS, ci95, evaluate_settings, query_outputs, score_episodes
 from fewshot.engine.probe import probe
 from fewshot.episodes import Episodes
 from fewshot.tasks.sampler import Sampler
@@ -128,7 +128,7 @@ def test_every_learner_is_better_than_chance_on_easy_tasks(make_learner: Make, m
         choices = {"finetune_steps": 20, "finetune_lr": 0.1}
     learner = make_learner(algorithm, **choices)
     easy = Sampler(make_bank(noise=30), 3, 3, 3, seed=1)
-    scores = evaluate(learner, *learner.init(), easy, 10, transductive=True, engine=Engine("vmap"))
+    scores = score_episodes(learner, *learner.init(), easy, 10, transductive=True, engine=Engine("vmap"))
     assert scores.mean() - ci95(scores) > 0.6
 
 
@@ -142,7 +142,7 @@ def test_scoring_whole_classes_is_scoring_each_query(
     params, state = learner.init()
     by_class, calls = evaluation._evaluate_by_class, []
     monkeypatch.setattr(evaluation, "_evaluate_by_class", lambda *given: calls.append(1) or by_class(*given))
-    scores = evaluate(learner, params, state, sampler, 20, transductive=False, engine=Engine(engine))
+    scores = score_episodes(learner, params, state, sampler, 20, transductive=False, engine=Engine(engine))
     assert calls == [1]
     tasks = sampler.episodes(0, 20)
     wanted = [score(query_outputs(learner, params, state, task, False), task.query_y) for task in tasks]
@@ -156,7 +156,7 @@ import sys
 import torch
 from fewshot.engine import evaluate as evaluation
 from fewshot.engine.engine import Engine
-from fewshot.algorithms.maml import Maml
+from fewshot.algorithms.maml import MAML
 from fewshot.backbones.conv4 import Conv4
 from fewshot.data.bank import Bank
 from fewshot.core.device import tune_malloc, peak_memory_bytes
@@ -166,14 +166,14 @@ torch.manual_seed(0)
 evaluation.EXAMPLES_AT_ONCE = int(sys.argv[1])
 network = Conv4((1, 28, 28), 5, filters=8, downsample="max_pool", pool="valid", readout="flatten", norm="batch",
                 norm_scale=True, norm_eps=1e-3, adapt_norm=True, conv_init="xavier", head_init="xavier")
-learner = Maml(network, inner_lr=0.01, inner_steps=1, test_steps=3, first_order=False, inner_loss="mean",
+learner = MAML(network, inner_lr=0.01, inner_steps=1, test_steps=3, first_order=False, inner_loss="mean",
                outer_loss="mean")
 images = torch.randint(256, (400, 1, 28, 28), dtype=torch.uint8)
 bank = Bank(images, torch.arange(21) * 20, tuple("abcdefghijklmnopqrst"), "test", "random", {})
 sampler, (params, state) = Sampler(bank, 5, 1, 15, 0), learner.init()
 for batches in map(int, sys.argv[2:]):
     episodes = batches * (evaluation.EXAMPLES_AT_ONCE // 80)
-    scores = evaluation.evaluate(learner, params, state, sampler, episodes, transductive=True, engine=Engine())
+    scores = evaluation.score_episodes(learner, params, state, sampler, episodes, transductive=True, engine=Engine())
     print(len(scores), peak_memory_bytes(torch.device("cpu")))
 """
 

@@ -13,7 +13,7 @@ from torch import nn
 from fewshot.backbones.mlp import MLP
 from fewshot.core.errors import FewshotError
 from fewshot.engine.engine import Engine
-from fewshot.engine.evaluate import evaluate, query_outputs
+from fewshot.engine.evaluate import query_outputs, score_episodes
 from fewshot.engine.probe import check_training, probe, why_not_batched
 from fewshot.episodes import Episodes
 from fewshot.tasks.sampler import Sampler
@@ -51,7 +51,9 @@ def test_queries_that_depend_on_each_other_are_found_and_inductive_mode_never_le
     sampler = Sampler(make_bank(noise=200), 3, 2, 3, seed=0)
 
     def scores(engine: str, transductive: bool) -> list[float]:
-        return evaluate(learner, params, state, sampler, 2, transductive=transductive, engine=Engine(engine)).tolist()
+        return score_episodes(
+            learner, params, state, sampler, 2, transductive=transductive, engine=Engine(engine)
+        ).tolist()
 
     assert scores("auto", False) == (inductive := scores("auto", False))
     assert inductive == pytest.approx(scores("loop", False), abs=1e-6)
@@ -180,10 +182,10 @@ def test_a_mixing_that_training_brings_is_found_with_the_trained_parameters(make
     learner, sampler = make_learner("fomaml", Own(gated)), Sampler(make_bank(), 3, 2, 3, seed=0)
     params, state = learner.init()
     params["body.bias"] = torch.full((4,), -1.0)
-    evaluate(learner, params, state, sampler, 2, transductive=False, engine=Engine())
+    score_episodes(learner, params, state, sampler, 2, transductive=False, engine=Engine())
     task = sampler.episodes(0, 1)[0]
     params["body.bias"] = torch.full((4,), 1.0)
-    evaluate(learner, params, state, sampler, 2, transductive=False, engine=Engine())
+    score_episodes(learner, params, state, sampler, 2, transductive=False, engine=Engine())
     assert not probe(learner, task).queries_independent
 
 
@@ -214,7 +216,7 @@ def test_learners_without_a_head_take_any_number_of_ways(make_learner: Make, mak
     learner = make_learner(name)
     for way in (2, 5):
         sampler = Sampler(make_bank(noise=30), way, 2, 2, seed=0)
-        scores = evaluate(learner, *learner.init(), sampler, 10, transductive=False, engine=Engine())
+        scores = score_episodes(learner, *learner.init(), sampler, 10, transductive=False, engine=Engine())
         assert name == "leo" or scores.mean() > 1 / way
 
 
@@ -222,7 +224,7 @@ def test_learners_without_a_head_take_any_number_of_ways(make_learner: Make, mak
 def test_a_head_of_other_ways_is_refused(make_learner: Make, make_bank: Make, name: str, way: int):
     learner, sampler = make_learner(name), Sampler(make_bank(), way, 2, 2, seed=0)
     with pytest.raises(FewshotError, match=rf"made for 3 ways, the tasks have {way}"):
-        evaluate(learner, *learner.init(), sampler, 2, transductive=True, engine=Engine())
+        score_episodes(learner, *learner.init(), sampler, 2, transductive=True, engine=Engine())
 
 
 def regression(width: int) -> Episodes:

@@ -62,7 +62,7 @@ def test_cfg_job_shows_what_runs_with_the_recipe_in_it(call: Any) -> None:
     cfg = OmegaConf.create(shown.out)
     assert (cfg.recipe, cfg.algorithm.learner.inner_lr, cfg.train.meta_batch) == ("cbfinn", 0.4, 7)
     part = call("train", "algorithm=maml", "dataset=omniglot", "--cfg=job", "--package=algorithm.learner")
-    assert part.out.startswith("# @package algorithm.learner\n_target_: fewshot.Maml\n")
+    assert part.out.startswith("# @package algorithm.learner\n_target_: fewshot.MAML\n")
 
 
 def test_a_run_says_how_many_settings_its_recipe_made(call: Any) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+import fewshot
 from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
 from fewshot.experiment.build import build
-from fewshot.experiment.config import config_hash, resolved
+from fewshot.experiment.config import FIRST_NAMES, config_hash, resolved, training_settings
 from fewshot.experiment.run_dir import saved_config
 
 from ..conftest import composed
@@ -48,6 +49,17 @@ def test_identity_covers_what_a_result_depends_on_and_nothing_else() -> None:
     assert config_hash(base) != config_hash(resolved(composed("seed=1")))
     for of_training in ("train.outer_lr=0.1", "train.way=4", "validation.query=5", "dataset.rotations=per_class"):
         assert config_hash(base) != config_hash(resolved(composed(of_training)))
+
+
+def test_a_rename_of_a_class_changes_no_identity() -> None:
+    assert FIRST_NAMES.keys() == {f"fewshot.{name}" for name in fewshot._FORMER.values()}
+    config = resolved(composed("algorithm=maml"))
+    assert config["algorithm"]["learner"]["_target_"] == "fewshot.MAML"
+    former = resolved(composed("algorithm=maml", "algorithm.learner._target_=fewshot.Maml"))
+    assert config_hash(config) == config_hash(former)
+    assert training_settings(config) == training_settings(former)
+    for name, now in fewshot._FORMER.items():
+        assert getattr(fewshot, name) is getattr(fewshot, now)
 
 
 def test_near_names() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewshot.algorithms.learner import Tensors, adapted_names
-from fewshot.algorithms.maml import Maml
+from fewshot.algorithms.maml import MAML
 from fewshot.algorithms.reptile import Reptile, minibatches
 from fewshot.backbones.mlp import MLP
 from fewshot.core.errors import FewshotError
@@ -25,7 +25,7 @@ from fewshot.tasks.functions import read
 from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
 from fewshot.training.checkpoint import load_checkpoint
-from fewshot.training.loop import load_selected, train
+from fewshot.training.loop import load_selected, run_training
 from fewshot.training.settings import TrainSettings
 
 SETTINGS = TrainSettings(
@@ -51,8 +51,8 @@ def network() -> MLP:
                head_init="xavier")  # fmt: skip
 
 
-def maml() -> Maml:
-    return Maml(network(), inner_lr=0.1, inner_steps=1, test_steps=2, first_order=False, inner_loss="mean",
+def maml() -> MAML:
+    return MAML(network(), inner_lr=0.1, inner_steps=1, test_steps=2, first_order=False, inner_loss="mean",
                 outer_loss="mean")  # fmt: skip
 
 
@@ -61,7 +61,7 @@ def reptile(adam_state: str = "sequential") -> Reptile:
                    inner_optimizer="adam", inner_loss="sum", adam_state=adam_state)  # fmt: skip
 
 
-class Doubtful(Maml):
+class Doubtful(MAML):
     """Some of whose tasks, and with them steps, have no finite loss."""
 
     def outer_loss(self, params: Tensors, task: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,7 +69,7 @@ class Doubtful(Maml):
         return torch.where(task.key % 5 == 2, math.nan, loss), share
 
 
-def doubtful() -> Maml:
+def doubtful() -> MAML:
     return Doubtful(network(), inner_lr=0.1, inner_steps=1, test_steps=2, first_order=False, inner_loss="mean",
                     outer_loss="mean")  # fmt: skip
 
@@ -96,7 +96,7 @@ def run(
         if step == die_at:
             raise KeyboardInterrupt
 
-    train(learner, Sampler(bank(), 3, 2, 2, 0), settings, engine or Engine(), folder, validate, show)
+    run_training(learner, Sampler(bank(), 3, 2, 2, 0), settings, engine or Engine(), folder, validate, show)
     return shown
 
 
@@ -164,7 +164,9 @@ def test_clipping_bounds_each_element_of_the_outer_gradient(tmp_path: Path) -> N
 
 def test_the_best_on_validation_is_selected_and_the_first_of_equals(tmp_path: Path) -> None:
     scores = iter([0.2, 0.8, 0.8])
-    train(maml(), Sampler(bank(), 3, 2, 2, 0), SETTINGS, Engine(), tmp_path, lambda *_: next(scores), lambda *_: None)
+    run_training(
+        maml(), Sampler(bank(), 3, 2, 2, 0), SETTINGS, Engine(), tmp_path, lambda *_: next(scores), lambda *_: None
+    )
     best = load_selected(maml(), SETTINGS, tmp_path, CPU)
     assert best.validation == {"accuracy": 0.8, "step": 4}
     last = load_selected(maml(), replace(SETTINGS, select="last"), tmp_path, CPU)
@@ -175,12 +177,12 @@ def test_the_best_on_validation_is_selected_and_the_first_of_equals(tmp_path: Pa
 
 def test_the_best_of_a_regression_has_the_least_error(make_regression: Any, tmp_path: Path) -> None:
     backbone, _ = make_regression()
-    learner = Maml(backbone, inner_lr=0.01, inner_steps=1, test_steps=1, first_order=False, inner_loss="mean",
+    learner = MAML(backbone, inner_lr=0.01, inner_steps=1, test_steps=1, first_order=False, inner_loss="mean",
                    outer_loss="mean")  # fmt: skip
     functions = read({"sine": {"amplitude": (1, 2), "phase": (0, 1)}}, (-1, 1), 0)["train"]
     found = iter([0.7, 0.2, 0.4])
     shown: list[dict[str, float]] = []
-    train(
+    run_training(
         learner, Regression(functions, 3, 3, 0), SETTINGS, Engine(), tmp_path, lambda params, state: next(found),
         lambda step, values: shown.append(values),
     )  # fmt: skip
@@ -223,7 +225,7 @@ def test_the_chunk_that_fitted_into_memory_is_kept_for_the_same_bits(tmp_path: P
     engine.fitted_chunk["outer"] = 2
     for steps, each in ((2, engine), (4, resumed)):
         settings = replace(SETTINGS, steps=steps, validate_every=0)
-        train(
+        run_training(
             maml(), Sampler(bank(), 3, 2, 2, 0), settings, each, tmp_path, lambda p, c: 0.0, lambda step, values: None
         )
     assert resumed.fitted_chunk == {"outer": 2}
@@ -265,7 +267,7 @@ def test_a_step_that_is_not_logged_asks_nothing_of_the_device(name: str, nan_gua
             counts.append(reads.count)
             reads.count = 0
 
-        train(learner, tasks, settings, Engine("vmap"), tmp_path, lambda params, state: 0.0, show)
+        run_training(learner, tasks, settings, Engine("vmap"), tmp_path, lambda params, state: 0.0, show)
     assert all((count > 0) == (step % 3 == 0) for step, count in enumerate(counts[1:], 2))
 
 
@@ -293,7 +295,7 @@ def test_what_is_frozen_is_not_trained_and_comes_back_with_the_checkpoint(algori
     def learner() -> Any:
         if algorithm == "maml":
             choices: dict[str, Any] = {"inner_steps": 1, "test_steps": 2, "first_order": False}
-            return Maml(HalfFrozen(), inner_lr=0.1, inner_loss="mean", outer_loss="mean", **choices)
+            return MAML(HalfFrozen(), inner_lr=0.1, inner_loss="mean", outer_loss="mean", **choices)
         return Reptile(HalfFrozen(), inner_lr=0.01, inner_steps=2, inner_batch=4, test_steps=3, test_batch=2,
                        inner_optimizer="adam", inner_loss="sum", adam_state="shared")  # fmt: skip
 

@@ -1,0 +1,52 @@
+"""Your own folder of images, one folder for each class: meta-train, test, and label a new image.
+
+    python examples/own_folder.py pictures
+
+The classes are divided into training, validation and test at random; fewshot/data/README.md lists other layouts.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+import fewshot as fs
+
+SIZE = 28
+
+
+def read_images(paths: list[Path]) -> np.ndarray:
+    """Images [B, 3, SIZE, SIZE] uint8."""
+    images = [np.asarray(Image.open(path).convert("RGB").resize((SIZE, SIZE))) for path in paths]
+    return np.stack(images).transpose(0, 3, 1, 2)
+
+
+def main(folder: str | Path, run: str | Path = "runs/own_folder", steps: int = 300, episodes: int = 200) -> list[str]:
+    banks = fs.read_folder(folder, "data/banks", name="pictures", size=SIZE)
+    train, val, test = (fs.Sampler(banks[split], way=3, shot=1, query=3) for split in ("train", "val", "test"))
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(16, 16, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(16 * 7 * 7, 3),
+    )  # fmt: skip
+    trained = fs.train(fs.FOMAML(network), train, steps=steps, validation=val, folder=run)  # continues what is there
+    scores = fs.evaluate(trained, test, episodes=episodes)
+    print(f"accuracy on new classes: {scores.mean():.3f} ± {fs.ci95(scores):.3f}")
+
+    support = [sorted((Path(folder) / name).iterdir())[0] for name in banks["test"].names[:3]]
+    classifier = trained.adapt(read_images(support), [path.parent.name for path in support])
+    queries = [path for each in support for path in sorted(each.parent.iterdir())[1:3]]
+    labels = classifier.predict(read_images(queries)).tolist()
+    for path, label in zip(queries, labels, strict=True):
+        print(f"{path} is taken for {label}")
+    return labels
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("give the folder of your class folders: python examples/own_folder.py pictures")
+    main(sys.argv[1])

@@ -1,0 +1,141 @@
+"""A run from its folder: its network, parameters and view, without its images."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fewshot as fs
+from fewshot.core.errors import FewshotError
+from fewshot.experiment.run import training_run
+
+from ..conftest import composed
+
+QUICK = (
+    "way=3", "train.steps=2", "train.meta_batch=2", "train.validate_every=0", "protocol=common",
+    "protocol.common.query=3", "protocol.common.episodes=4", "device=cpu",
+)  # fmt: skip
+MAML = ("algorithm=maml", "backbone.network.filters=4")
+
+
+@pytest.fixture(scope="module")
+def maml_run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small run of MAML on glyphs, made once."""
+    return train_run(tmp_path_factory.mktemp("runs") / "maml", data_dir, *MAML)
+
+
+@pytest.fixture
+def maml_copy(maml_run: Path, tmp_path: Path) -> Path:
+    """A copy of that run, to be changed."""
+    return shutil.copytree(maml_run, tmp_path / "run")
+
+
+def train_run(folder: Path, data: Path, *words: str) -> Path:
+    return training_run(composed(*QUICK, f"data_dir={data}", f"run_dir={folder}", *words))[0]
+
+
+def read_scores(folder: Path, setting: str) -> np.ndarray:
+    (file,) = [path for path in folder.rglob("episodes.csv") if path.parent.name.endswith(f"-{setting}")]
+    return np.loadtxt(file, delimiter=",", skiprows=1)[:, 1]
+
+
+def glyphs(data_dir: Path) -> dict[str, fs.Bank]:
+    return fs.read_glyphs(data_dir / "banks")
+
+
+def check_scores(folder: Path, data_dir: Path) -> None:
+    """Check that the loaded run has the scores of its record."""
+    seed = fs.read_records(folder)[0]["protocol"]["episode_seed"]
+    tasks = fs.Sampler(glyphs(data_dir)["test"], way=3, shot=1, query=3, seed=seed)
+    scores = fs.evaluate(fs.load_run(folder, device="cpu"), tasks, episodes=4)
+    np.testing.assert_allclose(scores, read_scores(folder, "inductive"), atol=1e-6)
+
+
+def test_a_loaded_run_has_the_scores_of_its_record(maml_run: Path, data_dir: Path, tmp_path: Path) -> None:
+    check_scores(maml_run, data_dir)
+    check_scores(train_run(tmp_path / "nearest", data_dir, "algorithm=nearest"), data_dir)
+
+
+def test_a_run_is_loaded_without_its_data(maml_copy: Path, data_dir: Path, tmp_path: Path) -> None:
+    config = maml_copy / "config.yaml"
+    config.write_text(config.read_text().replace(str(data_dir), str(tmp_path / "gone")))
+    x = torch.zeros(3, 1, 28, 28, dtype=torch.uint8)
+    assert fs.load_run(maml_copy, device="cpu").adapt(x, [1, 2, 3]).predict(x).shape == (3,)
+
+
+def test_a_view_of_the_images_is_the_runs_own(data_dir: Path, tmp_path: Path) -> None:
+    view = ("dataset.crop=24", "dataset.mean=[0.5]", "dataset.std=[0.25]")
+    trained = fs.load_run(train_run(tmp_path / "run", data_dir, *MAML, "train.steps=1", *view), device="cpu")
+    x = glyphs(data_dir)["test"].examples[[0, 20, 40]]
+    classifier = trained.adapt(x, ["a", "b", "c"])
+    expected = (x[:, :, 2:26, 2:26] / 255 - 0.5) / 0.25
+    torch.testing.assert_close(classifier.task.support_x, expected)
+    large = x.repeat_interleave(4, -1).repeat_interleave(4, -2).expand(-1, 3, -1, -1)
+    assert classifier.predict(large).shape == (3,)
+
+
+def test_a_run_on_features_takes_images_while_its_extractor_is_there(data_dir: Path, tmp_path: Path) -> None:
+    own = tmp_path / "data"
+    (own / "banks").mkdir(parents=True)
+    for bank in (data_dir / "banks").glob("glyphs-*"):
+        (own / "banks" / bank.name).symlink_to(bank)
+    folder = train_run(
+        tmp_path / "run", own, "algorithm=leo", "features.settings.epochs=1", "features.network.filters=4",
+        "features.settings.episodes=2", "validation.episodes=2", "train.query=3", "validation.query=3",
+    )  # fmt: skip
+    rows, names = [0, 20, 40, 60], list("abcd")  # of other ways than in training
+    images, trained = glyphs(data_dir)["test"].examples, fs.load_run(folder, device="cpu")
+    (features,) = (own / "banks").glob("features-*")
+    values = fs.open_banks(features)["test"].examples
+    classifier = trained.adapt(images[rows], names)
+    torch.testing.assert_close(classifier.task.support_x, torch.nn.functional.normalize(values[rows]))
+    found = trained.adapt(values[rows], names).predict_proba(values[:5])
+    np.testing.assert_allclose(classifier.predict_proba(images[:5]), found, atol=1e-5)
+    shutil.rmtree(own / "banks/extractors")
+    alone = fs.load_run(folder, device="cpu")
+    assert alone.adapt(values[rows], names).predict(values[:5]).shape == (5,)
+    with pytest.raises(FewshotError, match="knows features .*; give features of the extractor"):
+        alone.adapt(images[rows], names)
+
+
+def test_a_run_of_functions_has_no_classes(data_dir: Path, tmp_path: Path) -> None:
+    words = [word for word in QUICK if not word.startswith("way=")]
+    cfg = composed("dataset=sinusoid", *words, f"data_dir={data_dir}", f"run_dir={tmp_path / 'run'}")
+    trained = fs.load_run(training_run(cfg)[0], device="cpu")
+    with pytest.raises(FewshotError, match="trained on functions"):
+        trained.adapt(torch.zeros(2, 1), [0, 1])
+
+
+def test_a_run_that_was_saved_under_a_former_name_is_loaded(maml_copy: Path) -> None:
+    config = maml_copy / "config.yaml"
+    assert "fewshot.MAML" in config.read_text()
+    config.write_text(config.read_text().replace("fewshot.MAML", "fewshot.Maml"))
+    assert type(fs.load_run(maml_copy, device="cpu").learner) is fs.MAML
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: shutil.rmtree(folder), "not a run folder"),
+        (lambda folder: (folder / "data.json").unlink(), "has not begun"),
+        (lambda folder: shutil.rmtree(folder / "checkpoints"), "no checkpoint there"),
+    ],
+)
+def test_what_is_no_trained_run_is_refused(maml_copy: Path, spoil: Any, said: str) -> None:
+    spoil(maml_copy)
+    with pytest.raises(FewshotError, match=said):
+        fs.load_run(maml_copy)
+
+
+def test_records_become_a_table_of_dotted_columns(maml_run: Path, tmp_path: Path) -> None:
+    runs, records = fs.read_runs(maml_run), fs.read_records(maml_run)
+    assert len(runs) == len(records) > 0
+    assert runs["test.accuracy"].tolist() == [record["test"]["accuracy"] for record in records]
+    assert {"algorithm", "seed", "protocol.setting", "folder"} <= set(runs.columns)
+    with pytest.raises(FewshotError, match=r"no record\.json below"):
+        fs.read_runs(tmp_path)

@@ -1,0 +1,182 @@
+"""Training and testing in one call: defaults of each learner, folders that go on, validation, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fewshot as fs
+from fewshot.core.errors import FewshotError
+from fewshot.tasks import functions
+from fewshot.tasks.transforms import ImageTransform
+from fewshot.training.api import LISTED
+
+MakeBank = Callable[..., fs.Bank]
+
+
+def network(way: int = 3) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, way))
+
+
+def quick(learner: Any, tasks: fs.Tasks, **options: Any) -> fs.Trained:
+    return fs.train(learner, tasks, **({"steps": 2, "meta_batch": 2, "progress": False, "device": "cpu"} | options))
+
+
+def test_training_raises_the_accuracy_on_the_same_tasks(make_bank: MakeBank) -> None:
+    tasks = fs.Sampler(make_bank(noise=150), way=3, shot=1, query=3)
+    before = fs.evaluate(quick(fs.MAML(network()), tasks, steps=0), tasks, episodes=40)
+    trained = quick(fs.MAML(network()), tasks, steps=60, meta_batch=8)
+    after = fs.evaluate(trained, tasks, episodes=40)
+    assert after.shape == (40,) and after.dtype == np.float64
+    assert after.mean() > before.mean() + 0.1
+    assert (trained.steps, trained.selection, trained.validation) == (60, "last", None)
+
+
+@pytest.mark.parametrize("make", [fs.MAML, fs.FOMAML, fs.MetaSGD, fs.Reptile])
+def test_learners_need_a_network_alone(make: Callable[..., Any], make_bank: MakeBank) -> None:
+    tasks = fs.Sampler(make_bank(), way=3, shot=2, query=2)
+    trained = quick(make(network(), test_steps=1), tasks)
+    for setting in ("inductive", "transductive"):
+        assert fs.evaluate(trained, tasks, episodes=2, setting=setting).shape == (2,)
+
+
+@pytest.mark.parametrize(("make", "steps"), [(fs.LEO, 2), (fs.Nearest, 0)])
+def test_learners_on_inputs_as_they_are_need_their_shape_alone(
+    make: Callable[..., Any], steps: int, make_bank: MakeBank
+) -> None:
+    tasks = fs.Sampler(make_bank(), way=3, shot=2, query=2)
+    trained = quick(make(fs.Identity((1, 8, 8), 3)), tasks)
+    assert trained.steps == steps
+    assert fs.evaluate(trained, tasks, episodes=2).shape == (2,)
+
+
+def test_variants_of_maml_differ_in_one_setting_each() -> None:
+    maml, first, sgd = fs.MAML(network()), fs.FOMAML(network(), inner_lr=0.3), fs.MetaSGD(network())
+    assert (maml.first_order, first.first_order, first.inner_lr) == (False, True, 0.3)
+    assert (maml.learn_inner_lr, sgd.learn_inner_lr, sgd.inner_steps) == (False, True, 1)
+
+
+def test_the_outer_optimiser_is_the_learners_own_unless_it_is_given(make_bank: MakeBank, tmp_path: Path) -> None:
+    tasks = fs.Sampler(make_bank(), way=3, shot=2, query=2)
+    for name, options in {"own": {}, "given": {"outer_optimizer": "adam", "outer_lr": 0.01}}.items():
+        fs.train(fs.Reptile(network()), tasks, steps=1, folder=tmp_path / name, progress=False, **options)
+    own, given = (json.loads((tmp_path / name / LISTED).read_text())["settings"] for name in ("own", "given"))
+    assert (own["outer_optimizer"], own["outer_lr"], own["meta_batch"]) == ("sgd", 1.0, 5)
+    assert (given["outer_optimizer"], given["outer_lr"], given["meta_batch"]) == ("adam", 0.01, 5)
+
+
+def test_a_training_without_a_folder_leaves_nothing(
+    make_bank: MakeBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    quick(fs.MAML(network()), fs.Sampler(make_bank(), way=3, shot=1, query=2))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_training_in_a_folder_goes_on(make_bank: MakeBank, tmp_path: Path) -> None:
+    tasks = fs.Sampler(make_bank(), way=3, shot=1, query=2)
+    whole = quick(fs.MAML(network()), tasks, steps=4, folder=tmp_path / "whole")
+    quick(fs.MAML(network()), tasks, folder=tmp_path / "parts")
+    parts = quick(fs.MAML(network(), test_steps=3), tasks, steps=4, folder=tmp_path / "parts")
+    assert all(torch.equal(value, parts.params[name]) for name, value in whole.params.items())
+    assert len((tmp_path / "parts/metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("learner", "tasks", "options", "said"),
+    [
+        ({"inner_lr": 0.2}, {}, {}, "other inner_lr"),
+        ({}, {"shot": 2}, {}, "other shot"),
+        ({}, {}, {"outer_lr": 0.1}, "other outer_lr"),
+    ],
+)
+def test_another_training_does_not_go_on(
+    make_bank: MakeBank, tmp_path: Path, learner: Any, tasks: Any, options: Any, said: str
+) -> None:
+    def run(learner: Any, tasks: Any, options: Any) -> None:
+        sampler = fs.Sampler(make_bank(), **({"way": 3, "shot": 1, "query": 2} | tasks))
+        quick(fs.MAML(network(), **learner), sampler, folder=tmp_path / "run", **options)
+
+    run({}, {}, {})
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(FewshotError, match=rf"holds another training \({said}\); choose another folder"):
+        run(learner, tasks, options)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    (tmp_path / "run" / LISTED).write_text("{")
+    with pytest.raises(FewshotError, match="damaged"):
+        run({}, {}, {})
+
+
+def test_a_run_of_the_tools_is_not_overwritten(make_bank: MakeBank, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(FewshotError, match=r"holds a run of tools/train.py"):
+        quick(fs.MAML(network()), fs.Sampler(make_bank(), way=3, shot=1, query=2), folder=tmp_path)
+
+
+def test_validation_tasks_select_the_parameters(make_bank: MakeBank) -> None:
+    tasks = fs.Sampler(make_bank(), way=3, shot=1, query=2)
+    validation = fs.Sampler(make_bank(seed=1, split="val"), way=3, shot=1, query=2)
+    trained = quick(fs.MAML(network()), tasks, steps=4, validation=validation, validation_episodes=3, validate_every=2)
+    assert trained.selection == "best validation accuracy"
+    assert trained.validation is not None and trained.validation["step"] in (2, 4)
+
+
+def test_progress_is_shown(make_bank: MakeBank, capsys: pytest.CaptureFixture[str]) -> None:
+    quick(fs.MAML(network()), fs.Sampler(make_bank(), way=3, shot=1, query=2), progress=True)
+    assert "MAML 3-way 1-shot: starts, 0 of 2" in capsys.readouterr().out
+
+
+def test_functions_are_learned_too(make_mlp: Callable[..., Any]) -> None:
+    source = functions.read({"sine": {"amplitude": (1, 3), "phase": (0, 3)}}, (-2, 2), 0.1)["train"]
+    tasks = fs.Regression(source, 4, 5, seed=0)
+    trained = quick(fs.MAML(make_mlp((1,), 1, norm="none"), inner_loss="mean"), tasks)
+    assert fs.evaluate(trained, tasks, episodes=3).shape == (3,)
+    assert trained.inputs is None
+
+
+def test_test_images_are_seen_as_in_the_training(make_bank: MakeBank) -> None:
+    bank = make_bank()
+    tasks = fs.Sampler(bank, way=3, shot=1, query=2, view=ImageTransform(mean=(0.5,), std=(0.2,)))
+    trained = quick(fs.MAML(network()), tasks)
+    expected = fs.evaluate(trained, tasks, episodes=10)
+    np.testing.assert_array_equal(fs.evaluate(trained, fs.Sampler(bank, way=3, shot=1, query=2), episodes=10), expected)
+    y = torch.arange(len(bank.names)).repeat_interleave(bank.sizes)
+    large = fs.Bank.from_tensors(bank.examples.repeat_interleave(2, -1).repeat_interleave(2, -2), y)
+    assert fs.evaluate(trained, fs.Sampler(large, way=3, shot=1, query=2), episodes=10).shape == (10,)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"steps": -1}, "steps=-1: must be a whole number >= 0"),
+        ({"meta_batch": 0}, "meta_batch=0"),
+        ({"outer_lr": float("nan")}, "outer_lr=nan"),
+        ({"outer_optimizer": "adamw"}, "outer_optimizer=adamw: choose one of"),
+        ({"engine": "fast"}, "engine=fast: choose one of"),
+        ({"device": "abacus"}, "device=abacus: not available here"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(
+    make_bank: MakeBank, tmp_path: Path, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(FewshotError, match=said):
+        quick(fs.MAML(network()), fs.Sampler(make_bank(), way=3, shot=1, query=2), folder=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_of_other_ways_and_a_setting_that_is_none_are_refused(make_bank: MakeBank) -> None:
+    tasks = fs.Sampler(make_bank(), way=3, shot=1, query=2)
+    with pytest.raises(FewshotError, match="made for 4 ways, the tasks have 3"):
+        quick(fs.MAML(network(way=4)), tasks)
+    with pytest.raises(FewshotError, match="setting=both: choose one of"):
+        fs.evaluate(quick(fs.MAML(network()), tasks), tasks, setting="both")
