@@ -114,7 +114,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("tool", "title"),
     [
-        ("train", "Train"), ("evaluate", "Test a run"), ("table", "Tables and reports"),
+        ("train", "Train"), ("evaluate", "Test a run"), ("predict", "Use a run"), ("table", "Tables and reports"),
         ("report", "Tables and reports"), ("prepare", "Data and features"), ("pretrain", "Data and features"),
         ("bench", "Speed"),
     ],
@@ -127,7 +127,7 @@ def test_every_key_of_a_tool_is_described_with_its_default(tool: str, title: str
         if key.split(".")[0] in ("defaults", "hydra"):
             continue
         assert key in defaults, f"{key} of conf/{tool}.yaml has no row in conf/README.md"
-        if tool in ("train", "evaluate") and not str(value).startswith(("$", "?")):
+        if tool in ("train", "evaluate", "predict") and not str(value).startswith(("$", "?")):
             assert defaults[key] == f"`{value if isinstance(value, str) else json.dumps(value)}`", key
 
 

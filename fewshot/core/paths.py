@@ -32,13 +32,13 @@ LITERAL = "\0"  # marks, in a value that is being expanded, a `$` that stays; no
 SAVED_PATH_KEYS = ("data_dir", "runs", "run_dir", "copy_records_to", "root", "cache", "csv", "folder")
 PATH_KEYS = (
     *SAVED_PATH_KEYS, "run", "resume", "checkpoint", "source", "sheet", "export_leo_format", "out", "pictures",
-    "refresh",
+    "refresh", "support", "query", "page",
 )  # fmt: skip
 
 
 def is_path_key(key: str) -> bool:
-    """Whether the value of a dotted key is a path."""
-    return key.rsplit(".", 1)[-1] in PATH_KEYS
+    """Whether the value of a dotted key is a path. `query` is one alone; `train.query` and others are numbers."""
+    return key.rsplit(".", 1)[-1] in PATH_KEYS and not key.endswith(".query")
 
 
 def expand_path(path: str | os.PathLike[str]) -> Path:

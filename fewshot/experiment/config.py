@@ -29,9 +29,10 @@ from fewshot.core.paths import CONF, UNHASHED_KEYS
 NULLABLE: dict[str, tuple[str, ...]] = {
     "int": ("task_chunk", "way", "shot", "query", "latents"),
     "float": ("outer_lr_end", "clip", "clip_norm"),
+    "bool": ("invert",),
     "str": (
         "recipe", "root", "run_dir", "resume", "copy_records_to", "checkpoint", "engine", "out",
-        "export_leo_format", "source", "sheet", "refresh", "pictures", "title", "metric",
+        "export_leo_format", "source", "sheet", "refresh", "pictures", "page", "title", "metric",
     ),
     "list": ("engines", "algorithms", "datasets", "sources"),
 }  # fmt: skip
@@ -41,7 +42,7 @@ NODES: dict[str, Callable[..., ValueNode]] = {
     "bool": BooleanNode,
     "str": StringNode,
 }
-TOOLS = ("train", "evaluate", "pretrain", "prepare", "table", "report", "bench")
+TOOLS = ("train", "evaluate", "predict", "pretrain", "prepare", "table", "report", "bench")
 
 
 def typed_settings(tool: str, *, placeholders: bool = False) -> DictConfig:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,7 @@ MAGIC = re.compile(
 )
 HEAD_BYTES = 1 << 12  # of a file without a suffix, read to see whether it is an image
 MAX_PIXELS = 89_478_485  # of a decoded image; beyond it Pillow warns of decompression bombs
-FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bilinear": Image.Resampling.BILINEAR}
+FILTERS = {name: Image.Resampling[name.upper()] for name in ("lanczos", "bilinear", "nearest")}
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class ImageSpec:
         channels: 3 (RGB) or 1 (grey).
         resize: "squash" ignores the proportions, as cbfinn/maml does; "crop" resizes the short side to `size` and
             keeps the middle of the long one, as torchvision's Resize and CenterCrop do.
-        resample: "lanczos" (cbfinn/maml) or "bilinear" (mmfewshot).
+        resample: "lanczos" (cbfinn/maml), "bilinear" (mmfewshot) or "nearest" (Omniglot's drawings).
 
     Raises:
         FewshotError: an argument is out of range.
@@ -85,7 +86,18 @@ def decode_image(data: bytes | np.ndarray, spec: ImageSpec) -> np.ndarray:
     if isinstance(data, np.ndarray):
         if data.dtype != np.uint8 or not data.size or data.ndim not in (2, 3) or data.shape[2:] not in ((), (1,), (3,)):
             raise ValueError(f"an array {data.shape} of {data.dtype}, not [height, width, 3] of uint8")
-        return _resize(Image.fromarray(data.squeeze(2) if data.shape[2:] == (1,) else data), spec)
+        return fit_image(Image.fromarray(data.squeeze(2) if data.shape[2:] == (1,) else data), spec)
+    with open_image(data) as image:
+        return fit_image(image, spec)
+
+
+@contextmanager
+def open_image(data: bytes) -> Iterator[Image.Image]:
+    """Open the bytes of an image file, in mode RGB or L, as `decode_image` says.
+
+    Raises:
+        ValueError: as `decode_image`, or the block failed.
+    """
     if not data:
         raise ValueError("it is empty")
     if is_web_page(data):
@@ -94,13 +106,26 @@ def decode_image(data: bytes | np.ndarray, spec: ImageSpec) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            return _resize(_to_8_bits(image), spec)
+            yield _to_8_bits(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError("it has more pixels than is safe to unpack") from error
     except UnidentifiedImageError as error:  # its own message holds a memory address
         raise ValueError("damaged, or no image that Pillow can open") from error
     except Exception as error:  # Pillow raises many kinds of errors on damaged files
         raise ValueError(f"damaged, or unfit ({one_line(error)})") from error
+
+
+def make_thumbnail(data: bytes, side: int) -> bytes:
+    """A JPEG of colour, or a PNG of grey, of at most `side` pixels in width and height.
+
+    Raises:
+        ValueError: as `decode_image`.
+    """
+    with open_image(data) as image:
+        image.thumbnail((side, side))
+        file = io.BytesIO()
+        image.save(file, "PNG" if image.mode == "L" else "JPEG", quality=80, optimize=True)
+    return file.getvalue()
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
@@ -117,8 +142,8 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
-def _resize(image: Image.Image, spec: ImageSpec) -> np.ndarray:
-    """[C, size, size] uint8."""
+def fit_image(image: Image.Image, spec: ImageSpec) -> np.ndarray:
+    """The image as an example: [C, size, size] uint8."""
     image = image.convert("L" if spec.channels == 1 else "RGB")
     width, height = image.size
     if spec.resize == "crop" and width != height:

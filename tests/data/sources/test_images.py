@@ -341,7 +341,7 @@ def test_damaged_files_give_an_example_or_a_reason_and_nothing_else(kind: str):
         ({"size": 0}, "size=0: choose 1 to 1024"), ({"size": 1025}, "size=1025"), ({"size": 84.5}, "size=84.5"),
         ({"size": "84"}, "size=84"), ({"channels": 2}, "channels=2"),
         ({"resize": "stretch"}, "resize=stretch: choose one of squash, crop"),
-        ({"resample": "nearest"}, "resample=nearest: choose one of lanczos, bilinear"),
+        ({"resample": "cubic"}, "resample=cubic: choose one of lanczos, bilinear, nearest"),
     ],
 )  # fmt: skip
 def test_a_choice_that_cannot_be_is_refused(choices: dict, message: str):

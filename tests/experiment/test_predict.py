@@ -1,0 +1,192 @@
+"""tools/predict.py as a person uses it: on class folders of unequal sizes, labelled or not, with mistakes in them."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from fewshot.data.bank import open_banks
+from fewshot.experiment.config import resolved
+from fewshot.experiment.run import training_run
+
+from ..conftest import composed
+
+WORDS = (
+    "train.steps=30", "train.meta_batch=4", "train.validate_every=0", "train.select=last", "protocol=common",
+    "protocol.common.episodes=2", "protocol.common.query=2", "backbone.network.filters=8", "way=3", "shot=2",
+)  # fmt: skip
+NAMES = ("alpha", "b & c", "gamma, the third")
+
+
+@pytest.fixture(scope="module")
+def runs(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function that trains a small run of an algorithm on the glyphs, once."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def run(algorithm: str) -> Path:
+        words = [word for word in WORDS if algorithm != "nearest_mean" or not word.startswith("backbone")]
+        if algorithm == "nearest_mean":
+            words += ["features.settings.epochs=1", "features.network.filters=4", "features.settings.episodes=2"]
+        if not (folder / algorithm).exists():
+            training_run(
+                composed(f"algorithm={algorithm}", f"run_dir={folder / algorithm}", f"data_dir={data_dir}", *words)
+            )
+        return folder / algorithm
+
+    return run
+
+
+@pytest.fixture
+def pictures(data_dir: Path, tmp_path: Path) -> Path:
+    """Dark characters on white at 56x56: `support` of 1 to 3 images, `labelled` and `query` of 4 of each class."""
+    bank = open_banks(next((data_dir / "banks").glob("glyphs-*")))["test"]
+    for number, name in enumerate(NAMES):
+        rows = bank.examples[bank.offsets[40 * number] :][:20, 0].numpy()
+        for place, pixels in enumerate(rows[: number + 5]):
+            image = Image.fromarray(255 - pixels).resize((56, 56)).convert("RGB")
+            label = "support" if place <= number else "labelled"
+            for path in [tmp_path / label / name / f"{place}.png"] + (
+                [tmp_path / "query" / f"{number}_{place}.png"] if label == "labelled" else []
+            ):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                image.save(path)
+    return tmp_path
+
+
+def read_rows(path: str | Path = "predictions.csv") -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("algorithm", ["maml", "nearest_mean"])
+def test_unlabelled_images_get_a_label_and_probabilities(call: Any, runs: Any, pictures: Path, algorithm: str) -> None:
+    done = call("predict", f"run={runs(algorithm)}", "support=support", "query=query", "page=page.html")
+    assert done.code == 0
+    assert done.err.splitlines() == [
+        "note: light and dark are exchanged, since the run knows light strokes on dark; invert=false keeps them",
+        "note: images are changed to 28x28 grey, which the run knows, from 56x56 colour",
+    ]
+    assert f"{algorithm}, inductive, 6 support images of 3 classes, 12 images labelled in " in done.out
+    assert done.out.endswith("wrote predictions.csv\nwrote page.html\n") and "accuracy" not in done.out
+    rows = read_rows()
+    assert [row["file"] for row in rows] == sorted(path.name for path in Path("query").iterdir())
+    right = 0
+    for row in rows:
+        found = {name: float(row[f"probability {name}"]) for name in NAMES}
+        assert sum(found.values()) == pytest.approx(1, abs=1e-4)
+        assert row["label"] == max(found, key=lambda name: found[name]) and "true" not in row
+        right += row["label"] == NAMES[int(row["file"][0])]
+    assert right >= 8  # 4 by chance
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert page.count("<figure") == 12 and page.count("<img") == 18 and "b &amp; c" in page
+
+
+def test_class_folders_of_queries_give_accuracy_and_confusions(call: Any, runs: Any, pictures: Path) -> None:
+    call("predict", f"run={runs('maml')}", "support=support", "query=query")
+    unlabelled = read_rows()
+    (pictures / "labelled" / "other").mkdir()
+    shutil.copy(pictures / "query" / "0_1.png", pictures / "labelled" / "other" / "0.png")
+    done = call("predict", f"run={runs('maml')}", "support=support", "query=labelled", "out=far/away.csv")
+    rows = read_rows("far/away.csv")
+    right = sum(row["label"] == row["true"] for row in rows)
+    assert f"accuracy: {100 * right / 12:.2f} % ({right} of 12 right)" in done.out
+    assert "true \\ predicted" in done.out
+    assert [row["true"] for row in rows] == [*(name for name in NAMES for _ in range(4)), ""]
+    probability = f"probability {NAMES[0]}"
+    assert sorted(row[probability] for row in rows[:12]) == sorted(row[probability] for row in unlabelled)
+
+
+def test_each_image_is_predicted_alone_unless_asked_otherwise(call: Any, runs: Any, pictures: Path) -> None:
+    words = (f"run={runs('maml')}", "support=support")
+
+    def predict(query: str, *more: str) -> dict[str, float]:
+        assert call("predict", *words, f"query={query}", *more).code == 0
+        return {Path(row["file"]).name: float(row[f"probability {NAMES[0]}"]) for row in read_rows()}
+
+    every, few, one = predict("query"), predict("query/0*.png"), predict("query/1_2.png")
+    assert few == pytest.approx({name: every[name] for name in few}, abs=1e-4)
+    assert len(few) == 4 and one == pytest.approx({"1_2.png": every["1_2.png"]}, abs=1e-4)
+    together = predict("query", "setting=transductive")
+    assert together.keys() == every.keys() and together != pytest.approx(every, abs=1e-3)
+
+
+def test_damaged_and_repeated_images_are_listed_and_the_rest_is_done(call: Any, runs: Any, pictures: Path) -> None:
+    Path("labelled/alpha/broken.png").write_bytes(b"no image")
+    Path("support/alpha/empty.png").write_bytes(b"")
+    shutil.copy("support/alpha/0.png", "labelled/alpha/again.png")
+    done = call("predict", f"run={runs('maml')}", "support=support", "query=labelled", "page=page.html")
+    assert done.code == 0
+    lines = done.err.splitlines()
+    assert lines[0] == "note: support: 1 image is left out, which cannot be read: alpha/empty.png (it is empty)"
+    assert lines[-2:] == [
+        "warning: query: 1 image is left out, which cannot be read: alpha/broken.png (damaged, or no image that Pillow "
+        "can open)",
+        "warning: query: 1 image is in the support set too, such as alpha/again.png; left out of the accuracy",
+    ]
+    assert "of 12 right" in done.out
+    (broken,) = [row for row in read_rows() if row["label"] == ""]
+    assert broken["file"] == "alpha/broken.png" and broken[f"probability {NAMES[0]}"] == ""
+    assert "alpha/broken.png (damaged" in Path("page.html").read_text()
+
+
+def add_class() -> None:
+    Path("support/more").mkdir()
+    Image.new("L", (9, 9)).save("support/more/0.png")
+
+
+def fill(folder: str, *names: str) -> None:
+    for name in names:
+        (Path(folder) / name).mkdir(parents=True)
+        shutil.copy("support/alpha/0.png", Path(folder) / name / f"{len(name)}.png")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words", "said"),
+    [
+        (lambda: None, ["support=none"], "support=none: no such folder; name one that holds a folder of images"),
+        (lambda: Path("none").mkdir(), ["support=none"], "support=none: no images are there; put a folder of images"),
+        (lambda: Path("support/none").mkdir(), [], "support=support: class none has no images; put some there, or"),
+        (lambda: fill("one", "a"), ["support=one"], "support=one: has one class, a, and two are needed"),
+        (lambda: fill("two", "a", "b2"), ["support=two"], "a/1.png and b2/2.png are the same image in two classes"),
+        (
+            lambda: Path("support/alpha/0.png").write_bytes(b""),
+            [],
+            "support=support: no image of class alpha can be read, such as alpha/0.png (it is empty)",
+        ),
+        (add_class, [], "support=support: 4 classes, and this M"),
+        (lambda: None, ["query=none"], "query=none: no such file or folder; name a folder of images, a file, or"),
+        (lambda: Path("none").mkdir(), ["query=none"], "query=none: no images are there"),
+        (lambda: Path("x.png").write_bytes(b"x"), ["query=x.png"], "query: no image can be read, such as x.png (dam"),
+        (lambda: Path("there").mkdir(), ["out=there"], "out=there: is a folder; name a file in it"),
+        (lambda: None, ["page=support"], "page=support: is a folder; name a file in it"),
+        (lambda: None, ["setting=both"], "setting=both: choose one of transductive, inductive"),
+        (lambda: None, ["run=support"], "support: not a run folder"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    call: Any, runs: Any, pictures: Path, prepare: Callable[[], Any], words: list[str], said: str
+) -> None:
+    prepare()
+    given = {"run": f"run={runs('maml')}", "support": "support=support", "query": "query=query"}
+    given |= {word.split("=")[0]: word for word in words}
+    before = set(Path().rglob("*"))
+    done = call("predict", *given.values())
+    assert done.code == 1
+    (line,) = [line for line in done.err.splitlines() if not line.startswith("note: ")]
+    assert line.startswith("error: ") and said in line
+    assert set(Path().rglob("*")) == before
+
+
+def test_a_run_on_functions_is_refused(call: Any, pictures: Path, tmp_path: Path) -> None:
+    words = [word for word in WORDS if not word.startswith(("way", "backbone"))]
+    cfg = composed("algorithm=maml", "dataset=sinusoid", f"run_dir={tmp_path / 'sines'}", *words)
+    assert resolved(cfg)["way"] == 1
+    training_run(cfg)
+    done = call("predict", "run=sines", "support=support", "query=query")
+    assert done.err == "error: run=sines: learned functions, which have no classes; name a run on images\n"
