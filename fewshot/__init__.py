@@ -35,7 +35,10 @@ _PLACES = {
     "Identity": "backbones.identity",
     "MLP": "backbones.mlp",
     "ResNet12": "backbones.resnet12",
+    "TorchVision": "backbones.torchvision",
     "WRN": "backbones.wrn",
+    "WithHead": "backbones.module",
+    "replace_batch_norms": "backbones.norm",
     # algorithms
     "Learner": "algorithms.learner",
     "Leo": "algorithms.leo",

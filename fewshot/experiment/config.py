@@ -82,7 +82,7 @@ for tool in TOOLS if CONF.is_dir() else ():
 GROUP_PARTS = {"algorithm": "learner", "dataset": "reader", "features": "reader", "backbone": "network"}
 UNTRAINED_KEYS = ("seed", "engine", "task_chunk")  # in which runs of one training may differ
 UNHASHED_READER_KEYS = ("root", "cache", "download", "device")
-READER_FILES = ("csv", "folder")  # files that their name identifies, in whatever folder
+READER_FILES = ("csv", "folder", "weights")  # files that their name identifies, in whatever folder
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
