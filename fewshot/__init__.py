@@ -56,6 +56,7 @@ _PLACES = {
     "extract_features": "training.extractor:features",
     "load_selected": "training.loop",
     "open_features": "training.extractor",
+    "pretrained_features": "training.pretrained",
     "train": "training.loop",
     # records and tables
     "markdown": "report.table",

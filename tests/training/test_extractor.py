@@ -179,7 +179,7 @@ def test_norms_that_let_images_see_each_other_are_refused(images: dict[str, Bank
 
 def test_momentum_zero_resumes(images: dict[str, Bank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patch:
-        patch.setattr(pretraining, "_split", lambda *args: pytest.fail("no banks yet"))
+        patch.setattr(pretraining, "extract", lambda *args: pytest.fail("no banks yet"))
         patch.setattr(pretraining, "_validation", lambda *args: 0.5)
         with pytest.raises(pytest.fail.Exception):
             made(images, tmp_path, momentum=0.0)
