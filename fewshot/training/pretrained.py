@@ -95,7 +95,8 @@ def _preprocessing(
     """(size, mean, std), by default as torchvision prepares images for the weights that it has of the model."""
     from torchvision.models import get_model_weights
 
-    own: Any = get_model_weights(checked_name(model)).DEFAULT.transforms()
+    weights: Any = get_model_weights(checked_name(model))
+    own = weights.DEFAULT.transforms()
     return (
         own.crop_size[0] if size is None else size,
         tuple(own.mean if mean is None else mean),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torchvision import models
 
@@ -114,3 +116,40 @@ def test_mistakes_are_one_line_and_leave_nothing(
         pretrained_features(images, **arguments)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_runs_on_pretrained_features_and_weights_name_them_in_record_and_table(
+    call: Any, weights: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    for split in ("train", "val", "test"):
+        for number in range(9):
+            path = tmp_path / f"pictures/{split}/{split}{number % 3}/{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((255 * torch.rand(SIZE, SIZE, 3)).byte().numpy()).save(path)
+    own = (
+        "dataset=folder", "dataset.reader.root=pictures", f"dataset.reader.size={SIZE}", "data_dir=data", "way=3",
+        "protocol=common", "protocol.common.query=1", "protocol.common.episodes=2", "train.steps=1",
+        "train.meta_batch=1", "train.validate_every=0", "train.select=last", "validation.query=1", "engine=loop",
+    )  # fmt: skip
+    features = ("features=torchvision", f"features.model={MODEL}", f"features.weights={weights}", "features.size=32")
+    done = call("train", "algorithm=nearest_mean", *features, *own, "run_dir=runs/features")
+    assert done.code == 0, done.err
+    network = [f"backbone.network.{key}" for key in (f"model={MODEL}", f"weights={weights}", "norm=running")]
+    done = call(
+        "train", "algorithm=fomaml", "algorithm.learner.adapted=head", "backbone=torchvision", *network, *own,
+        "run_dir=runs/weights",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    by_run = {
+        name: json.loads(next(Path("runs", name).rglob("record.json")).read_text()) for name in ("features", "weights")
+    }
+    sha256 = by_run["weights"]["weights"]["sha256"]
+    assert by_run["weights"]["backbone"] == f"{MODEL}-{sha256:.8}"
+    assert by_run["weights"]["queries_independent"]
+    assert by_run["features"]["backbone"] == f"{MODEL}-{sha256:.8} features"
+    assert by_run["features"]["data"]["about"]["extractor"]["preprocessing"]["size"] == SIZE
+    again = call("evaluate", "run=runs/weights", "protocol.common.query=2")
+    assert again.code == 0, again.err
+    table = call("table", "runs=runs").out
+    assert "pretrained weights, which may know test classes; images resized to 32 pixels, mean 0.485" in table
