@@ -35,7 +35,10 @@ _PLACES = {
     "Identity": "backbones.identity",
     "MLP": "backbones.mlp",
     "ResNet12": "backbones.resnet12",
+    "TorchVision": "backbones.torchvision",
     "WRN": "backbones.wrn",
+    "WithHead": "backbones.module",
+    "replace_batch_norms": "backbones.norm",
     # algorithms
     "FOMAML": "algorithms.maml",
     "LEO": "algorithms.leo",
@@ -58,6 +61,7 @@ _PLACES = {
     "extract_features": "training.extractor:features",
     "load_run": "experiment.load",
     "open_features": "training.extractor",
+    "pretrained_features": "training.pretrained",
     "train": "training.api",
     # records and tables
     "markdown": "report.table",

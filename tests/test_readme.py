@@ -199,11 +199,31 @@ def test_an_algorithm_of_ones_own_learns_and_is_tested(call: Any, own_modules: N
 def test_a_network_of_ones_own_is_trained(call: Any, own_modules: None, data_dir: Path) -> None:
     text = section(BACKBONES, "Bring a network")
     assert write_files(text) == ["small.py", "small.yaml"]
-    ((tool, words),) = own_commands(text)
-    done = call(tool, *words, *QUICK, f"data_dir={data_dir}", "run_dir=run")
-    assert (done.code, done.err) == (0, "")
-    record = json.loads(next(Path("run").rglob("record.json")).read_text())
-    assert (record["backbone"], record["protocol"]["setting"]) == ("small", "inductive")
+    for number, (tool, words) in enumerate(own_commands(text)):
+        done = call(tool, *words, *QUICK, f"data_dir={data_dir}", f"run_dir=run{number}")
+        assert (done.code, done.err) == (0, "")
+    records = [json.loads(path.read_text()) for path in sorted(Path().rglob("record.json"))]
+    assert [record["backbone"] for record in records] == ["small.Small", "small"]
+    assert [record["protocol"]["setting"] for record in records] == ["inductive"] * 2
+    assert records[0]["test"] == records[1]["test"]
+
+
+def test_a_network_of_features_gets_a_head_or_is_compared_as_it_is(
+    call: Any, own_modules: None, data_dir: Path
+) -> None:
+    Path("mine").mkdir()
+    Path("mine/small.py").write_text("from torch import nn\n\n\ndef make():\n    return nn.AvgPool2d(7)\n")
+    own = ("backbone=module", "backbone.target=small.make", "backbone.outputs=features", f"data_dir={data_dir}")
+    for algorithm in ("algorithm=fomaml", "algorithm=nearest_mean"):
+        done = call("train", algorithm, "features=none", *own, *QUICK)
+        assert done.code == 0, done.err
+    unnamed = call("train", "algorithm=maml", "backbone=module")
+    assert unnamed.err == "error: backbone.target: has no value; set backbone.target=<value>\n"
+    missing = call("train", "algorithm=maml", "backbone=module", "backbone.target=nowhere.Net", f"data_dir={data_dir}")
+    assert missing.err == (
+        "error: backbone.network._target_=nowhere.Net: No module named 'nowhere'; name what can be imported, and put "
+        "its folder on PYTHONPATH\n"
+    )
 
 
 def test_a_dataset_of_ones_own_is_prepared_and_trained_on(call: Any, own_modules: None) -> None:

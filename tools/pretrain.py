@@ -20,6 +20,8 @@ def pretrain(cfg: DictConfig) -> None:
     for override in given_overrides():
         if override.startswith("backbone."):
             raise FewshotError(f"{override}: of an extractor, write features.{override.removeprefix('backbone.')}")
+    if "weights" in cfg.features:
+        raise FewshotError("features=torchvision: trains nothing; tools/train.py makes its features by itself")
     if "settings" not in cfg.features.get("reader", {}):
         raise FewshotError(f"dataset={cfg.dataset.name}: an extractor takes images; choose a dataset with images")
     banks = read_sources(cfg)

@@ -1,8 +1,11 @@
-"""Nearest neighbour or nearest mean on inputs as they are: what a task gives away without any learning."""
+"""Nearest neighbour or nearest mean, on inputs or a network's features as they are: what needs no meta-learning."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import nn
 
 from fewshot.algorithms.learner import Learner, Tensors
 from fewshot.backbones.identity import Identity
@@ -15,15 +18,22 @@ class Nearest(Learner):
     """Each query gets the class, or in regression the value, at the smallest Euclidean distance. Nothing is trained.
 
     Args:
-        backbone: pixels or features as they are.
-        reference: `neighbour`, the nearest support example of a class, or `mean`, the mean of them. Where shots
-            differ, the mean of few examples is farther from all queries than that of many, by the variance of a class
-            over its number of shots; the difference is taken off the squared distance.
+        backbone: the identity; or a network, as it is built, with a method `embed`, [B, ...] to features [B, D].
+        reference: `neighbour`, the nearest support example of a class, or `mean`, the mean of them.
+
+    Raises:
+        FewshotError: a network without `embed`, or an unknown choice.
     """
 
-    def __init__(self, backbone: Identity, *, reference: str = "neighbour") -> None:
+    def __init__(self, backbone: nn.Module, *, reference: str = "neighbour") -> None:
         if not isinstance(backbone, Identity):
-            raise FewshotError("algorithm=nearest compares inputs as they are; choose backbone=identity")
+            if not callable(getattr(backbone, "embed", None)):
+                raise FewshotError(
+                    f"algorithm=nearest compares features, and {type(backbone).__name__} has no method embed(x) for "
+                    "them; write one, or take a network of features with backbone=module backbone.outputs=features, in "
+                    "Python fewshot.WithHead, or choose backbone=identity"
+                )
+            self.notes = ("nearest trains nothing: it compares the features of the network as it is built",)
         self.backbone = backbone
         self.mean = check_choice("algorithm.learner.reference", reference, ("neighbour", "mean")) == "mean"
         self.unequal_shots = self.mean
@@ -32,18 +42,19 @@ class Nearest(Learner):
         """No parameters, no state."""
         return {}, {}
 
-    def adapt(self, params: Tensors, state: Tensors, task: Episodes) -> Tensors:
-        """The support examples of each class, or their mean: [N, K or 1, D]; in regression also their values.
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        """What is compared of examples [B, ...]: [B, D]."""
+        if isinstance(self.backbone, Identity):
+            return self.backbone(x)
+        embed: Callable[[torch.Tensor], torch.Tensor] = self.backbone.embed  # pyright: ignore[reportAssignmentType]
+        return embed(x).flatten(1)
 
-        Of means also the excess [N] of their squared distances.
-        """
-        x, y = self.backbone(task.support_x), task.support_y
-        if self.mean and not y.is_floating_point():
+    def adapt(self, params: Tensors, state: Tensors, task: Episodes) -> Tensors:
+        """The support examples of each class, or their mean: [N, K or 1, D]; in regression also their values."""
+        x, y = self.embed(task.support_x), task.support_y
+        if self.mean and not y.is_floating_point():  # of as many as each class has
             member = (y == torch.arange(task.way, device=y.device)[:, None]).to(x.dtype)  # [N, N*K]
-            shots = member.sum(1)
-            means = member @ x / shots[:, None]
-            variance = (x - means[y]).square().sum() / (len(x) - task.way if len(x) > task.way else 1)
-            return {"support": means[:, None], "excess": variance * (1 / shots - 1 / shots.max())}
+            return {"support": (member @ x / member.sum(1, keepdim=True))[:, None]}
         adapted = {"support": x.unflatten(0, (task.way, -1))}
         if y.is_floating_point():
             adapted["values"] = y.view(1, len(y), -1)
@@ -53,11 +64,7 @@ class Nearest(Learner):
         """Logits [B, N], minus the distance to the nearest of each class; or the value of the nearest, [B, D]."""
         support = adapted["support"].flatten(0, 1)
         # Without the matrix product, whose rounding depends on the other rows.
-        distance = torch.cdist(self.backbone(x), support, compute_mode="donot_use_mm_for_euclid_dist")
+        distance = torch.cdist(self.embed(x), support, compute_mode="donot_use_mm_for_euclid_dist")
         if "values" in adapted:
             return adapted["values"][0][distance.argmin(-1)]
-        distance = distance.unflatten(-1, (len(adapted["support"]), -1)).amin(-1)
-        if "excess" in adapted:  # 0 where all classes have as many shots
-            excess = adapted["excess"]
-            distance = torch.where(excess > 0, (distance.square() - excess).clamp_min(0).sqrt(), distance)
-        return -distance
+        return -distance.unflatten(-1, (len(adapted["support"]), -1)).amin(-1)

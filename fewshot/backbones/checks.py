@@ -133,7 +133,11 @@ def _state_fault(layer: str, module: nn.Module, name: str) -> str:
     if isinstance(module, RunningNorm):
         remedy = "set backbone.network.norm=batch"
     elif isinstance(module, _BatchNorm):
-        remedy = "build it with track_running_stats=False for statistics of the batch at hand, or take GroupNorm"
+        remedy = (
+            "build it with track_running_stats=False for statistics of the batch at hand, or take GroupNorm; "
+            "backbone=module backbone.norm=batch changes them all, in Python fewshot.replace_batch_norms(network, "
+            "'batch')"
+        )
     elif isinstance(module, _NormBase):
         remedy = "build it with track_running_stats=False"
     return (
@@ -203,7 +207,10 @@ def check_outputs(outputs: Any, count: int, targets: torch.Tensor, way: int) -> 
         if regression and shape == [count]:
             remedy = "keep the last axis, without squeeze"
         elif len(shape) == 2 and shape[0] == count and floats and not regression:
-            remedy = f"it is made for {shape[1]} ways, the tasks have {way}: change one of them"
+            remedy = (
+                f"it is made for {shape[1]} ways, the tasks have {way}: change one of them, or, if these are features, "
+                "take backbone=module backbone.outputs=features, in Python fewshot.WithHead(network, shape, way)"
+            )
     wanted = f"{'outputs' if regression else 'logits'} [{count}, {width}]"
     raise FewshotError(f"backbone: {count} examples give {given}, and {wanted} of floats are wanted; {remedy}")
 

@@ -136,13 +136,13 @@ class Conv4(nn.Module):
         initialise_convolutions(self, conv_init)
         initialise_head(self.head, head_init)
 
-    def features(self, x: torch.Tensor) -> torch.Tensor:
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] to [B, features] before the head."""
         x = self.blocks(x)
         return x.mean((2, 3)) if self.readout == "mean" else x.flatten(1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.features(x))
+        return self.head(self.embed(x))
 
 
 def initialise_convolutions(network: nn.Module, how: str) -> None:

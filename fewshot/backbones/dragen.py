@@ -77,9 +77,9 @@ class Dragen(nn.Module):
         self.head = nn.Linear(filters * height * width, way)
         initialise_head(self.head, head_init)
 
-    def features(self, x: torch.Tensor) -> torch.Tensor:
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] to [B, features] before the head."""
         return self.blocks(x).flatten(1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.features(x))
+        return self.head(self.embed(x))

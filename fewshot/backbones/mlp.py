@@ -66,5 +66,9 @@ class MLP(nn.Module):
         self.head = nn.Linear(sizes[-1], way)
         initialise_head(self.head, head_init)
 
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, ...] to [B, units of the last hidden layer] before the head."""
+        return self.body(x)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.body(x))
+        return self.head(self.embed(x))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fewshot.core.checks import check_choice
 
@@ -98,3 +99,35 @@ def prepare_for_second_order(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, BatchStatNorm):
             part.fused = False
+
+
+def replace_batch_norms(network: nn.Module, kind: str) -> nn.Module:
+    """Give every batch norm of a network, such as one of torchvision's, another behaviour, in place.
+
+    Args:
+        kind: `batch`, the statistics of the batch at hand, with the scale and offset that the norm has (BatchStatNorm);
+            `running`, the running averages that the norm has, as constants; or `none`, no norm.
+
+    Returns:
+        The network; its replacement where it is a norm itself.
+
+    Raises:
+        FewshotError: an unknown kind.
+    """
+    check_choice("norm", kind, ("batch", "running", "none"))
+    if isinstance(network, _BatchNorm):
+        if kind == "running":
+            return network.eval()
+        return nn.Identity() if kind == "none" else _with_batch_statistics(network)
+    for name, part in network.named_children():
+        setattr(network, name, replace_batch_norms(part, kind))
+    return network
+
+
+def _with_batch_statistics(norm: _BatchNorm) -> BatchStatNorm:
+    made = BatchStatNorm(norm.num_features, scale=norm.affine, eps=norm.eps)
+    if norm.affine:
+        made.scale, made.offset = norm.weight, norm.bias
+    else:
+        made.offset.requires_grad_(False)  # always 0, as in the norm that it replaces
+    return made

@@ -113,9 +113,9 @@ class ResNet12(nn.Module):
         initialise_convolutions(self, "kaiming")
         initialise_head(self.head, head_init)
 
-    def features(self, x: torch.Tensor) -> torch.Tensor:
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] to [B, widths[-1]] before the head."""
         return self.blocks(x).mean((2, 3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.features(x))
+        return self.head(self.embed(x))

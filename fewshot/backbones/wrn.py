@@ -103,9 +103,9 @@ class WRN(nn.Module):
         initialise_convolutions(self, "kaiming")
         initialise_head(self.head, head_init)
 
-    def features(self, x: torch.Tensor) -> torch.Tensor:
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] to [B, 64 * widen] before the head."""
         return torch.relu(self.norm(self.groups(self.conv(x)))).mean((2, 3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.features(x))
+        return self.head(self.embed(x))

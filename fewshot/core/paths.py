@@ -29,7 +29,7 @@ BRACE = re.compile(r"(\\*)\$\{(?:([A-Za-z_]\w*)\})?", re.ASCII)  # with the back
 HOME = re.compile(r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|(?<=[=,\[])~[\w.-]*(?=[/,\]]|$)""", re.ASCII | re.DOTALL)
 LITERAL = "\0"  # marks, in a value that is being expanded, a `$` that stays; no path has this character
 # Last parts of the keys whose values are paths, in any tool and at any depth. First those that a run saves.
-SAVED_PATH_KEYS = ("data_dir", "runs", "run_dir", "copy_records_to", "root", "cache", "csv", "folder")
+SAVED_PATH_KEYS = ("data_dir", "runs", "run_dir", "copy_records_to", "root", "cache", "csv", "folder", "weights")
 PATH_KEYS = (
     *SAVED_PATH_KEYS, "run", "resume", "checkpoint", "source", "sheet", "export_leo_format", "out", "pictures",
     "refresh", "support", "query", "page",
@@ -176,8 +176,9 @@ def absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
             return absolute_paths(value)
         if isinstance(value, list):
             return [saved("", each) for each in value]
-        # A CSV file may be relative to the images that it lists.
-        if key in SAVED_PATH_KEYS and isinstance(value, str) and (key != "csv" or Path(value).exists()):
+        # A CSV file may be relative to the images that it lists, and weights a name of torchvision's.
+        may_be_no_path = key in ("csv", "weights")
+        if key in SAVED_PATH_KEYS and isinstance(value, str) and (not may_be_no_path or Path(value).exists()):
             value = str(Path(value).absolute())
         return literal(value) if isinstance(value, str) else value
 

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fewshot.algorithms.learner import Learner
+from fewshot.backbones.module import fit_network
 from fewshot.core.device import fits_on_device, pick_device, set_single_threaded, tune_malloc
 from fewshot.core.distributed import is_rank_zero
 from fewshot.core.errors import FewshotError, one_line
@@ -165,7 +166,7 @@ def build(cfg: DictConfig, run_dir: Path | None = None, ways: int | None = None)
     shape = view.output_shape(sources["train"].shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        network = make_network(cfg.backbone.network, shape, ways or cfg.way)
+        network = make_network(cfg.backbone, shape, ways or cfg.way)
         learner = instantiate_node(cfg.algorithm.learner, backbone=network.to(device))
     if not is_small(prod(shape)):
         tune_malloc(one_arena=True)  # before the threads of the engine have heaps of their own
@@ -239,25 +240,28 @@ def _move(source: Any, device: torch.device) -> Any:
     return source.to(device)
 
 
-def make_network(node: DictConfig, shape: tuple[int, ...], way: int) -> nn.Module:
-    """The network of a configuration node. It gets `shape`, of one example, and `way` if it has such arguments.
+def make_network(backbone: DictConfig, shape: tuple[int, ...], way: int) -> nn.Module:
+    """The network of `backbone`. It gets `shape`, of one example, and `way` if it has such arguments.
 
     Raises:
-        FewshotError: it cannot be made, or is no nn.Module.
+        FewshotError: it cannot be made, or is no nn.Module; as `fit_network`.
     """
+    node = backbone.network
     module, _, name = str(node._target_).rpartition(".")
     try:
         accepted = inspect.signature(getattr(import_module(module), name)).parameters
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise FewshotError(
-            f"backbone.network._target_={node._target_}: {one_line(error)}; name what can be imported"
+            f"backbone.network._target_={node._target_}: {one_line(error)}; name what can be imported, and put its "
+            "folder on PYTHONPATH"
         ) from error
     network = instantiate_node(node, **{k: v for k, v in {"shape": shape, "way": way}.items() if k in accepted})
     if not isinstance(network, nn.Module):
         raise FewshotError(
             f"backbone.network._target_={node._target_}: makes a {type(network).__name__}, and an nn.Module is wanted"
         )
-    return network
+    choices: dict[str, Any] = {key: backbone[key] for key in ("outputs", "norm", "frozen") if key in backbone}
+    return fit_network(network, shape, way, **choices) if choices else network
 
 
 def instantiate_node(node: DictConfig, **kwargs: Any) -> Any:

@@ -9,6 +9,7 @@ import argparse
 import codecs
 import io
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -244,6 +245,8 @@ def _format_key_error(error: OmegaConfBaseException) -> str:
     key, text = error.full_key, next(iter(str(error).strip().splitlines()), type(error).__name__)
     if isinstance(error, MissingMandatoryValue) and key:
         return f"{key}: has no value; set {key}=<value>"
+    if missing := re.search(r"interpolation: Missing mandatory value: (\S+)", text):
+        return f"{missing[1]}: has no value; set {missing[1]}=<value>"
     if isinstance(error, ConfigAttributeError | ConfigKeyError) and key:
         return f"{key}: is needed and not in the configuration; a ~ deleted it, or its file in conf lacks it"
     return f"{key}: {text}" if key and key not in text else text

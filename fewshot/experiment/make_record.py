@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -42,10 +43,12 @@ def make_record(
     train_tasks = trained.steps * cfg.train.meta_batch
     splits = ("train", "val") if cfg.train.train_on_val else ("train",)
     validation = trained.validation
+    extractor, weights = source.metadata.get("extractor", {}), getattr(run.learner.backbone, "weights", None)
     return {
         "format": records.FORMAT,
         "algorithm": cfg.algorithm.name,
-        "backbone": network_name(cfg),
+        "backbone": network_name(cfg, extractor, weights),
+        "weights": weights,  # file and hash of the pretrained weights of the backbone
         "seed": cfg.seed,
         "recipe": cfg.recipe,
         "protocol": {
@@ -71,7 +74,7 @@ def make_record(
         "queries_independent": run.behaviour.queries_independent,  # so that the settings do not differ
         "cost": {
             "train_seconds": round(trained.train_seconds, 2),
-            "extractor_seconds": source.metadata.get("extractor", {}).get("train_seconds"),
+            "extractor_seconds": extractor.get("train_seconds"),
             "nan_guarded_steps": trained.nan_guarded,
             "train_tasks": train_tasks,
             "gradient_evaluations": train_tasks * getattr(run.learner, "gradient_evaluations", 0),
@@ -142,10 +145,19 @@ def view_words(cfg: DictConfig) -> str:
     return ", ".join(words) or "whole images"
 
 
-def network_name(cfg: DictConfig) -> str:
-    """The name of the backbone, and of the extractor whose features it takes, if any."""
-    plain = cfg.backbone.name == "identity"
+def network_name(cfg: DictConfig, extractor: Mapping[str, Any], weights: Mapping[str, str] | None) -> str:
+    """The name of the backbone and of the extractor whose features it takes, each with the hash of its weights.
+
+    Args:
+        extractor: what the features' metadata says of it.
+        weights: {"file", "sha256"} of the backbone's pretrained weights.
+    """
+    plain, own = cfg.backbone.name == "identity", f"{cfg.backbone.name}{_weights_label(weights)}"
     if cfg.features.name is None:
-        return "pixels" if plain else cfg.backbone.name
-    on = f"{cfg.features.name} features"
-    return on if plain else f"{cfg.backbone.name} on {on}"
+        return "pixels" if plain else own
+    on = f"{cfg.features.name}{_weights_label(extractor.get('weights'))} features"
+    return on if plain else f"{own} on {on}"
+
+
+def _weights_label(weights: Mapping[str, str] | None) -> str:
+    return f"-{weights['sha256']:.8}" if weights else ""

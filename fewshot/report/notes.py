@@ -177,6 +177,7 @@ def _reading_line(cells: Sequence[Cell], reference: Test | None, shown: Sequence
     training = [f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}"]
     if "backbone" not in shown:
         training.append(_networks(runs))
+    training += dict.fromkeys(filter(None, map(_pretrained, runs)))
     training.append(f"checkpoint: {' or '.join(sorted({str(run['protocol']['selection']) for run in runs}))}")
     on_val = sorted({run["method"] for run in runs if run["protocol"]["train_on_val"]})
     training += [f"validation classes trained on by {'; '.join(on_val)}"] if on_val else []
@@ -192,6 +193,19 @@ def _networks(runs: Sequence[Record]) -> str:
     first, *others = sorted(algorithms, key=lambda backbone: -len(algorithms[backbone])) or [""]
     parts = [first, *(f"{other} ({', '.join(dict.fromkeys(algorithms[other]))})" for other in others)]
     return f"network: {', '.join(parts)}" if first else ""
+
+
+def _pretrained(run: Record) -> str:
+    """The pretrained weights of a run's network or extractor, and how that takes the images; empty without any."""
+    extractor = run["data"].get("about", {}).get("extractor", {})
+    parts = []
+    for weights in filter(None, (extractor.get("weights"), run.get("weights"))):
+        parts.append(f"{weights['file']} ({weights['sha256']:.8}): pretrained weights, which may know test classes")
+    if view := extractor.get("preprocessing"):
+        crop = f"cropped to {view['crop']} pixels, " if view["crop"] else ""
+        mean, std = (" ".join(map(str, view[key])) for key in ("mean", "std"))
+        parts[0] += f"; images {crop}resized to {view['size']} pixels, mean {mean}, std {std}"
+    return "; ".join(parts)
 
 
 def _code_versions(runs: Sequence[Record]) -> str:

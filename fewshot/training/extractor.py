@@ -56,7 +56,7 @@ def features(
 
     Args:
         images: the banks "train", "val" and "test".
-        network: makes the classifier from `shape` and `way`: a module with `features(x) -> [B, D]`.
+        network: makes the classifier from `shape` and `way`: a module with `embed(x) -> [B, D]`.
         name: of the network, for messages and folders.
         settings: epochs, batch, lr, schedule (cosine | step), momentum, weight_decay, augment (none | natural), seed,
             and way, shot, query and episodes of the validation by nearest class means that selects the epoch.
@@ -74,8 +74,10 @@ def features(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings["seed"])
         extractor = network(shape=shape, way=classes)
-    if not hasattr(extractor, "features"):
-        raise FewshotError(f"features={name}: this network has no features; choose conv4, resnet12 or wrn28_10")
+    if not hasattr(extractor, "embed"):
+        raise FewshotError(
+            f"features={name}: this network has no features, no method embed(x); choose conv4, resnet12 or wrn28_10"
+        )
     if any(isinstance(module, BatchStatNorm) for module in extractor.modules()):
         raise FewshotError("features.network.norm=batch: an image's features would depend on others; set norm=running")
     _validation_sampler(images["val"], settings)
@@ -111,7 +113,7 @@ def features(
                 },
                 "images": {split: dict(bank.metadata) for split, bank in images.items()}["train"],
             }
-            splits = {split: _split(extractor, bank, transform) for split, bank in images.items()}
+            splits = {split: extract(extractor, bank, transform) for split, bank in images.items()}
             write_banks(folder, splits, about)
     return open_banks(folder)
 
@@ -220,24 +222,36 @@ def _schedule(kind: str, done: float) -> float:
     return 0.5 * (1 + cos(pi * done)) if kind == "cosine" else 0.1 ** ((done >= 0.5) + (done >= 0.75))
 
 
-def _split(extractor: nn.Module, bank: Bank, transform: ImageTransform) -> Split:
-    """Features [M, D] float32 of a split, each of one image alone."""
+def extract(
+    extractor: nn.Module,
+    bank: Bank,
+    transform: ImageTransform,
+    at_once: int = AT_ONCE,
+    advance: Callable[..., None] = lambda by: None,
+) -> Split:
+    """Features [M, D] float32 of a split, each of one image alone, by the extractor's `embed`.
+
+    Args:
+        at_once: images of one forward.
+        advance: called after each forward with `by`, its number of images; see `progress_bar`.
+    """
     extractor.eval()
     device = next(extractor.parameters()).device
-    assert callable(extractor.features)
+    assert callable(extractor.embed)
     features = np.empty((0, 0), np.float32)
     with torch.no_grad():
-        for first in range(0, len(bank.examples), AT_ONCE):
-            part = extractor.features(transform(bank.examples[first : first + AT_ONCE].to(device))).cpu().numpy()
+        for first in range(0, len(bank.examples), at_once):
+            part = extractor.embed(transform(bank.examples[first : first + at_once].to(device))).cpu().numpy()
             if not first:
                 features = np.empty((len(bank.examples), part.shape[1]), np.float32)
-            features[first : first + AT_ONCE] = part
+            features[first : first + at_once] = part
+            advance(by=len(part))
     return Split(features, bank.sizes.tolist(), list(bank.names))
 
 
 def _validation(extractor: nn.Module, bank: Bank, transform: ImageTransform, settings: Mapping[str, Any]) -> float:
     """Few-shot accuracy of nearest class means on the features of the validation classes."""
-    split = _split(extractor, bank, transform)
+    split = extract(extractor, bank, transform)
     features = Bank(torch.from_numpy(split.examples), bank.offsets, bank.names, bank.split, "", bank.metadata)
     sampler = _validation_sampler(features, settings)
     learner = Nearest(Identity(features.shape, settings["way"]), reference="mean")

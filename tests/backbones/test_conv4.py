@@ -33,14 +33,14 @@ def test_images_are_halved_four_times(
     for block, side in zip(network.blocks, sides, strict=True):
         x = block(x)
         assert x.shape == (2, 4, side, side)
-    assert network.features(torch.zeros(2, *shape)).shape == (2, 4 * sides[-1] ** 2)
+    assert network.embed(torch.zeros(2, *shape)).shape == (2, 4 * sides[-1] ** 2)
 
 
 def test_the_mean_readout_is_the_mean_over_space(make_conv4: MakeConv4):
     network, x = make_conv4((1, 28, 28), readout="mean"), torch.randn(3, 1, 28, 28)
     maps = network.blocks(x)
     assert maps.shape == (3, 4, 2, 2)
-    torch.testing.assert_close(network.features(x), maps.flatten(2).mean(2))
+    torch.testing.assert_close(network.embed(x), maps.flatten(2).mean(2))
 
 
 def textbook(network: Conv4, norm: str, downsample: str, pool: str) -> nn.Sequential:

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from fewshot.backbones.norm import BatchStatNorm, RunningNorm, make_norm
+from fewshot.backbones.norm import BatchStatNorm, RunningNorm, make_norm, replace_batch_norms
+from fewshot.core.errors import FewshotError
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -97,3 +98,38 @@ def test_each_kind_of_norm_is_made_with_its_settings():
     x = torch.randn(4, 3)
     assert torch.equal(running(x), scaled(x))
     assert make_norm("none", 3, scale=True, eps=0.5)(x) is x
+
+
+def make_residual() -> nn.Module:
+    """Batch norms at two depths, one without scale and offset; not at their start values."""
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, eps=1e-2), nn.ReLU(inplace=True))
+    network = nn.Sequential(inner, nn.BatchNorm2d(4, affine=False), nn.Flatten())
+    for _ in range(2):
+        network(2 + torch.randn(8, 3, 2, 2))
+    with torch.no_grad():
+        for value in network.parameters():
+            value.add_(torch.randn_like(value))
+    return network
+
+
+def test_replaced_batch_norms_compute_what_torchs_do_in_training_and_keep_no_state() -> None:
+    x = torch.randn(5, 3, 2, 2)
+    expected = make_residual().train()(x)
+    network = replace_batch_norms(make_residual(), "batch")
+    before = [name for name, value in network.named_parameters() if value.requires_grad]
+    assert before == ["0.0.weight", "0.0.bias", "0.1.scale", "0.1.offset"]
+    assert list(network.buffers()) == []
+    for mode in (True, False):
+        torch.testing.assert_close(network.train(mode)(x), expected)
+
+
+def test_running_averages_become_constants_and_no_norm_is_no_norm() -> None:
+    x = torch.randn(5, 3, 2, 2)
+    network = replace_batch_norms(make_residual(), "running")
+    torch.testing.assert_close(network(x), make_residual().eval()(x))
+    plain = replace_batch_norms(make_residual(), "none")
+    torch.testing.assert_close(plain(x), torch.relu(make_residual()[0][0](x)).flatten(1))
+    assert isinstance(replace_batch_norms(nn.BatchNorm1d(3), "batch"), BatchStatNorm)
+    with pytest.raises(FewshotError, match="norm=layer: choose one of batch, running, none"):
+        replace_batch_norms(make_residual(), "layer")

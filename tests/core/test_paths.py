@@ -233,6 +233,17 @@ def test_a_list_that_is_relative_to_its_images_stays_so(tmp_path: Path, monkeypa
     }
 
 
+def test_weights_are_a_file_or_a_name_of_torchvisions_and_their_place_is_no_part_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("here.pth").touch()
+    config = {"network": {"weights": "here.pth"}, "features": {"weights": "IMAGENET1K_V1"}}
+    saved = absolute_paths(config)
+    assert saved == {"network": {"weights": f"{tmp_path}/here.pth"}, "features": {"weights": "IMAGENET1K_V1"}}
+    assert config_hash(saved) == config_hash(config) != config_hash(config | {"network": {"weights": "other.pth"}})
+
+
 @pytest.fixture
 def moved(call: Any, tmp_path: Path) -> Path:
     """Where the images of the run `run` went, as a copy with other times."""

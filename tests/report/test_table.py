@@ -206,6 +206,21 @@ def test_what_columns_share_is_said_once_and_what_they_do_not_with_their_names(l
     )
 
 
+def test_pretrained_weights_and_their_preprocessing_stand_below_the_table(lab: Any) -> None:
+    extractor = {
+        "weights": {"file": "a.pth", "sha256": "0123456789"},
+        "preprocessing": {"crop": None, "size": 224, "mean": [0.5, 0.4], "std": [0.2, 0.3]},
+    }
+    features = lab.record(data={"fingerprint": "feedc0de" * 8, "about": {"extractor": extractor}})
+    assert (
+        "; a.pth (01234567): pretrained weights, which may know test classes; images resized to 224 pixels, mean 0.5 "
+        "0.4, std 0.2 0.3; checkpoint"
+    ) in dict(make_page([features]).footer)["reading"]
+    backbone = lab.record(weights={"file": "b.pth", "sha256": "abcdefghij"})
+    reading = dict(make_page([backbone]).footer)["reading"]
+    assert "; b.pth (abcdefgh): pretrained weights, which may know test classes; checkpoint" in reading
+
+
 def test_trailing_zeros_survive_printing(lab: Any) -> None:
     # Whole pages: tests/report/test_layouts.py, test_the_tables_in_results_are_current.
     assert "95.40 ± 0.40" in markdown([lab.record(test__accuracy=0.954, test__ci95=0.004)])

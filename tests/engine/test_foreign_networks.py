@@ -1,0 +1,156 @@
+"""Networks of strangers, trained and tested by each learner in both settings, or refused by a line with the remedy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+from fewshot.backbones.module import fit_network
+from fewshot.core.errors import FewshotError
+from fewshot.engine.engine import Engine
+from fewshot.engine.evaluate import SETTINGS, evaluate_settings
+from fewshot.engine.probe import probe
+from fewshot.tasks.sampler import Sampler
+
+Make = Callable[..., Any]
+SHAPE, WAY = (3, 8, 8), 3
+LEARNERS: dict[str, dict[str, Any]] = {
+    "maml": {"inner_steps": 1, "test_steps": 1},
+    "fomaml": {"inner_steps": 1, "test_steps": 1},
+    "reptile-shared": {"inner_steps": 1, "test_steps": 1},
+    "nearest": {},
+}
+
+
+class LSTM(nn.Module):
+    """The rows of an image one after the other."""
+
+    def __init__(self, outputs: int | None) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(3 * 8, 6, batch_first=True)
+        self.head = nn.Identity() if outputs is None else nn.Linear(6, outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.rnn(x.transpose(1, 2).flatten(2))[0][:, -1])
+
+
+class Narrow(models.ResNet):
+    """torchvision's ResNet-18 with an eighth of its channels, for speed."""
+
+    def _make_layer(self, block: Any, planes: int, *args: Any, **choices: Any) -> nn.Sequential:
+        return super()._make_layer(block, planes // 8, *args, **choices)
+
+
+def narrow_resnet18(outputs: int | None, **choices: Any) -> nn.Module:
+    network: Any = Narrow(models.resnet.BasicBlock, [2, 2, 2, 2], **choices)
+    network.fc = nn.Identity() if outputs is None else nn.Linear(64, outputs)
+    return network
+
+
+def resnet18(outputs: int | None, **choices: Any) -> nn.Module:
+    network: Any = models.resnet18(num_classes=outputs or 1, **choices)
+    if outputs is None:
+        network.fc = nn.Identity()
+    return network
+
+
+def group_norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(4, channels)
+
+
+def small_vit(outputs: int | None) -> nn.Module:
+    network = models.VisionTransformer(8, 4, 1, 2, 8, 16, num_classes=outputs or 1)
+    if outputs is None:
+        network.heads = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+    nn.init.normal_(network.class_token, std=0.1)
+    return network
+
+
+# Networks by their outputs, None being features; with the norm to take for theirs.
+NETWORKS: dict[str, tuple[Callable[[int | None], nn.Module], str | None]] = {
+    "narrow resnet18, batch statistics": (narrow_resnet18, "batch"),
+    "narrow resnet18 without batch norm": (lambda n: narrow_resnet18(n, norm_layer=group_norm), None),
+    "lstm": (LSTM, None),
+    "vit": (small_vit, None),
+    "resnet18, batch statistics": (resnet18, "batch"),
+    "resnet18 without batch norm": (lambda n: resnet18(n, norm_layer=group_norm), None),
+}
+SLOW = [name for name in NETWORKS if name.startswith("resnet18")]  # 11 million parameters
+each_network = pytest.mark.parametrize(
+    "network", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in NETWORKS]
+)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def train_and_test(learner: Any, sampler: Sampler) -> dict[str, np.ndarray]:
+    """Scores by setting, after two outer steps of a learner that has any."""
+    probe(learner, sampler.episodes(0, 1)[0])
+    params, state = learner.init()
+    for step in range(2 if params else 0):
+        outer = Engine().outer(learner, params, state, sampler.episodes(2 * step, 2))
+        assert all(value.isfinite().all() for value in outer.gradient.values())
+        assert any(value.any() for value in outer.gradient.values())
+        params = {name: value - 0.01 * outer.gradient[name] for name, value in params.items()}
+    return evaluate_settings(learner, params, state, sampler, 3, settings=SETTINGS, engine=Engine())
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+@each_network
+def test_a_strangers_network_is_trained_and_tested_in_both_settings(
+    make_bank: Make, make_learner: Make, network: str, name: str
+) -> None:
+    build, norm = NETWORKS[network]
+    sampler = Sampler(make_bank(shape=SHAPE), WAY, 1, 2, 0)
+    if name == "nearest":
+        backbone = fit_network(build(None), SHAPE, WAY, outputs="features", norm=norm)
+    else:
+        backbone = fit_network(build(WAY), SHAPE, WAY, norm=norm)
+    scores = train_and_test(make_learner(name, backbone, **LEARNERS[name]), sampler)
+    assert set(scores) == set(SETTINGS)
+    for each in scores.values():
+        assert each.shape == (3,) and ((each >= 0) & (each <= 1)).all()
+
+
+@pytest.mark.parametrize("name", [name for name in LEARNERS if name != "nearest"])
+def test_running_averages_are_refused_with_the_ways_to_replace_them(
+    make_bank: Make, make_learner: Make, name: str
+) -> None:
+    sampler = Sampler(make_bank(shape=SHAPE), WAY, 1, 2, 0)
+    with pytest.raises(FewshotError, match=r"layer bn1 \(BatchNorm2d\) .*backbone.norm=batch.*replace_batch_norms"):
+        probe(make_learner(name, narrow_resnet18(WAY)), sampler.episodes(0, 1)[0])
+
+
+def test_a_network_without_features_is_refused_with_the_ways_to_give_them(make_learner: Make) -> None:
+    with pytest.raises(FewshotError, match=r"LSTM has no method embed\(x\).*backbone.outputs=features.*WithHead"):
+        make_learner("nearest", LSTM(WAY))
+
+
+def test_a_network_of_features_is_refused_by_maml_with_the_way_to_a_head(make_bank: Make, make_learner: Make) -> None:
+    sampler = Sampler(make_bank(shape=SHAPE), WAY, 1, 2, 0)
+    with pytest.raises(FewshotError, match=r"made for 6 ways.*backbone.outputs=features.*WithHead"):
+        probe(make_learner("maml", LSTM(None)), sampler.episodes(0, 1)[0])
+
+
+def test_nearest_mean_on_a_network_is_nearest_mean_on_its_features(make_bank: Make, make_learner: Make) -> None:
+    network = fit_network(LSTM(None), SHAPE, WAY, outputs="features")
+    learner = make_learner("nearest", network)
+    task = Sampler(make_bank(shape=SHAPE), WAY, 2, 2, 0).episodes(0, 1)[0]
+    plain = make_learner("nearest")
+    plain.backbone = copy.deepcopy(plain.backbone)
+    features = task.with_tensors(
+        network.embed(task.support_x), task.support_y, network.embed(task.query_x), task.query_y, task.key
+    )
+    ours = learner.predict(learner.adapt({}, {}, task), task.query_x)
+    theirs = plain.predict(plain.adapt({}, {}, features), features.query_x)
+    torch.testing.assert_close(ours, theirs)
