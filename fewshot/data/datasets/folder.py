@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fewshot.core.checks import check_choice
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import expand_path
@@ -23,6 +21,7 @@ from fewshot.data.sources.faults import list_faults, raise_faults
 from fewshot.data.sources.images import ImageSpec, describe_skipped
 from fewshot.data.sources.layouts import WANTED, Classes, class_folders, find_images
 from fewshot.data.sources.parts import check_parts, part_of_files
+from fewshot.data.sources.random_split import check_shares, split_at_random, split_sizes
 
 MIN_CLASSES = 2  # of each split of a random split
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -78,11 +77,7 @@ def read(
     check_choice("dataset.reader.on_overlap", on_overlap, ("refuse", "count"))
     if csv is not None and split not in ("auto", "csv"):
         raise FewshotError(f"dataset.reader.csv is given, and split={split}: leave one of them out")
-    shares = fractions if isinstance(fractions, Sequence) and len(fractions) == 3 else [0]
-    if not all(isinstance(share, int | float) and share > 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
-        raise FewshotError(f"dataset.reader.fractions={fractions}: write three numbers above 0 with the sum 1")
-    if type(seed) is not int or not 0 <= seed < 1 << 32:
-        raise FewshotError(f"dataset.reader.seed={seed}: choose a whole number from 0 to 2^32 - 1")
+    shares = check_shares(fractions, seed)
     cache = expand_path(cache)
     with list_faults(cache / f"{name}-faults.txt"):
         files = open_files(expand_path(str(root)))
@@ -145,19 +140,16 @@ def _split_at_random(
     files: Files, pooled: Classes, shares: Sequence[float], seed: int
 ) -> tuple[dict[str, Classes], str]:
     """The classes of each split, and a text on how they were chosen."""
-    names, count = sorted(pooled), len(pooled)
-    train, val = (int(count * share + 0.5) for share in shares[:2])
-    sizes = {"train": train, "val": val, "test": count - train - val}
-    numbers = "/".join(map(str, sizes.values()))
-    if min(sizes.values()) < MIN_CLASSES:
+    count, sizes = len(pooled), split_sizes(len(pooled), shares)
+    numbers = "/".join(map(str, sizes))
+    if min(sizes) < MIN_CLASSES:
         few = count < 3 * MIN_CLASSES
         remedy = "add classes" if few else "set dataset.reader.fractions=[0.34,0.33,0.33], or add classes"
         raise FewshotError(
             f"{files.root}: {count} classes would be split {numbers}, and each split needs {MIN_CLASSES}: {remedy}"
         )
-    # RandomState, not Generator: NumPy promises that its numbers stay the same in every version.
-    order = iter(np.random.RandomState(seed).permutation(count).tolist())
-    splits = {split: {(name := names[next(order)]): pooled[name] for _ in range(n)} for split, n in sizes.items()}
+    names = split_at_random(list(pooled), shares, seed)
+    splits = {split: {name: pooled[name] for name in own} for split, own in names.items()}
     return splits, f"{numbers} of the sorted classes, shuffled by numpy RandomState({seed})"
 
 
