@@ -191,6 +191,10 @@ def check_config(cfg: DictConfig) -> None:
             key = "train.train_on_val" if cfg.train.train_on_val else "features"
             raise FewshotError(f"{key}: not for a regression, as in dataset={cfg.dataset.name}; leave it out")
         return
+    if cfg.train.train_on_val and cfg.dataset.reader.get("classes") == "same":
+        raise FewshotError(
+            "train.train_on_val=true: with dataset.reader.classes=same each class would be two; leave it out"
+        )
     if not isinstance(cfg.dataset.augment, DictConfig):
         raise FewshotError(
             f"dataset.augment={cfg.dataset.augment}: has parts; set dataset.augment.episodes or extractor"

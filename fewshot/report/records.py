@@ -226,6 +226,9 @@ def summary(record: Record, folder: Path) -> str:
     else:
         result = _score(metric, test[metric], test["ci95"], test.get("r2"))
     tested = protocol.get("name", "own") + (f", {protocol['setting']}" if metric == "accuracy" else "")
+    about = record["data"].get("about", {})
+    if about.get("images", about).get("classes") == "same":
+        tested += ", classes seen in training"
     guarded = record["cost"].get("nan_guarded_steps")
     warning = f" WARNING: {guarded} steps had a NaN and took the parameters as their gradient;" if guarded else ""
     return (
