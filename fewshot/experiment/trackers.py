@@ -184,6 +184,7 @@ class Mlflow:
         from mlflow.entities import Metric  # pyright: ignore[reportMissingImports]
         from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
 
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 wants a database otherwise
         self.metric = Metric
         self.client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or (folder.absolute() / "mlruns").as_uri())
         self.run_id = _run_id(folder, "mlflow", lambda: self._create(title))
