@@ -21,6 +21,7 @@ QUICK = (
     "train.validate_every=0", "train.checkpoint_every=1", "protocol=common", "protocol.common.steps=1",
     "protocol.common.episodes=4",
 )  # fmt: skip
+TEST = "common-episodes=4-steps=1-inductive"
 CURVES = {"mse", "loss", "outer_lr"}
 
 
@@ -87,9 +88,9 @@ def test_wandb_gets_one_run_offline(call: Any, fake_wandb: list[FakeRun]) -> Non
     assert [values["step"] for values in training.logged] == [1, 2, 3]
     assert training.logged[0].keys() >= CURVES
     (scores, picture) = results.logged
-    assert scores["common-episodes=4-inductive/mse"] > 0
+    assert scores[f"{TEST}/mse"] > 0
     assert picture["fits"] > 10_000
-    assert results.saved == ["common-episodes=4-inductive/record.json"]
+    assert results.saved == [f"{TEST}/record.json"]
 
 
 def test_a_run_that_goes_on_keeps_its_place_and_a_forced_one_gets_another(call: Any, fake_wandb: list[FakeRun]) -> None:
