@@ -15,6 +15,7 @@ _PLACES = {
     # data
     "Bank": "data.bank",
     "Split": "data.bank",
+    "Tables": "data.tables",
     "open_banks": "data.bank",
     "write_banks": "data.bank",
     "read_cub": "data.datasets.cub:read",
@@ -23,6 +24,7 @@ _PLACES = {
     "read_leo_embeddings": "data.datasets.leo_embeddings:read",
     "read_mini_imagenet": "data.datasets.mini_imagenet:read",
     "read_omniglot": "data.datasets.omniglot:read",
+    "read_tables": "data.datasets.tables:read",
     "read_tiered_imagenet": "data.datasets.tiered_imagenet:read",
     # tasks
     "Functions": "tasks.functions",

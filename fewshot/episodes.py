@@ -57,13 +57,13 @@ class Episodes:
 
 
 class Source(Protocol):
-    """The data of one split, from which tasks are drawn: a Bank of examples, or Functions."""
+    """The data of one split, from which tasks are drawn: a Bank of examples, Functions or Tables."""
 
     @property
     def split(self) -> str: ...
 
     @property
-    def names(self) -> tuple[str, ...]: ...  # of the classes; empty for functions
+    def names(self) -> tuple[str, ...]: ...  # of the classes or tables; empty for functions
 
     @property
     def shape(self) -> tuple[int, ...]: ...  # of one example

@@ -199,13 +199,73 @@ def test_a_run_goes_on_to_the_same_bits_where_a_class_has_moved(call: Any, monke
     assert read_test("whole")["test"] == read_test("died")["test"]
 
 
+def write_tables(folder: str, inputs: int, outputs: int) -> None:
+    """Nine tables of a random linear map each, in folders of splits."""
+    random = np.random.RandomState(0)
+    header = [f"x{i}" for i in range(inputs)] + [f"y{i}" for i in range(outputs)]
+    for number in range(9):
+        path = Path(folder) / ("train", "val", "test")[number % 3] / f"{number}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        x = random.randn(12, inputs)
+        rows = np.concatenate([x, 100 * x @ random.randn(inputs, outputs)], axis=1)
+        path.write_text("\n".join([",".join(header), *(",".join(map(str, row)) for row in rows)]) + "\n")
+
+
+TABLES = ("dataset=tables", "dataset.reader.root=tables", "shot=4", "validation.query=5", "protocol.common.query=6")
+
+
+@pytest.mark.parametrize("algorithm", ["maml", "fomaml", "reptile"])
+def test_tables_of_ones_own_are_learned_with_several_inputs_and_outputs(call: Any, algorithm: str) -> None:
+    write_tables("tables", 3, 2)
+    done = call("train", f"algorithm={algorithm}", *TABLES, "run_dir=run", *FEW)
+    assert (done.code, done.err) == (0, "")
+    assert "after 1, " in done.out and "(R2 " in done.out
+    record = read_test("run")
+    assert record["protocol"]["view"] == "x0, x1, x2 to y0, y1; y in standard deviations of training"
+    assert record["data"]["about"]["tables"] == {"train": 3, "val": 3, "test": 3}
+    assert record["data"]["about"]["scale"]["y"][1][0] > 10
+    variance = {steps: record["test"]["mse"][steps] / (1 - record["test"]["r2"][steps]) for steps in ("1", "5", "10")}
+    assert max(variance.values()) == pytest.approx(min(variance.values()))
+    again = call("evaluate", "run=run", "shot=2", "protocol.common.steps=3", "protocol.common.query=6", SEVEN)
+    assert again.code == 0 and "tables 2-shot: MSE " in again.out
+
+
+def test_fits_of_tables_are_drawn_over_one_input_and_refused_over_several(call: Any) -> None:
+    write_tables("tables", 1, 2)
+    done = call("train", *TABLES, "plot=true", "run_dir=run", *FEW)
+    assert (done.code, done.err) == (0, "")
+    assert Path("run/fits.png").stat().st_size > 10_000
+    write_tables("tables", 2, 1)
+    refused = call("train", *TABLES, "plot=true", "run_dir=other", *FEW)
+    assert refused.err == "error: plot=true: tables has several columns of x, not one; leave plot out\n"
+    assert not Path("other").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("way=5",), "way=5: a function of sinusoid has one output; leave way out"),
-        (("train.train_on_val=true",), "train.train_on_val: not for functions"),
+        (("way=5",), "way=5: tables is a regression, without classes; leave way out"),
+        (("shot=20",), "tables, split test: shots and queries are 26 rows, which is more than table test/2 has (12)"),
+        (("algorithm=leo",), "a regression is learned by maml, fomaml, reptile and leo_regression"),
+        (("dataset.reader.root=none",), "none: no such file or folder"),
+    ],
+)
+def test_mistakes_about_tables_are_one_line(call: Any, words: tuple[str, ...], said: str) -> None:
+    write_tables("tables", 2, 2)
+    done = call("train", *TABLES, "run_dir=run", *FEW, *words)
+    assert done.code == 1
+    assert said in done.err
+    assert len(done.err.splitlines()) == 1
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("way=5",), "way=5: sinusoid is a regression, without classes; leave way out"),
+        (("train.train_on_val=true",), "train.train_on_val: not for a regression"),
         (("dataset.reader.families.sine.phase=3",), "dataset.reader.families.sine.phase=3: a range has two numbers"),
-        (("algorithm=leo",), "functions are learned by maml, fomaml, reptile and leo_regression"),
+        (("algorithm=leo",), "a regression is learned by maml, fomaml, reptile and leo_regression"),
         (("features=none", "backbone=identity", "algorithm=leo"), "on functions choose algorithm=leo_regression"),
     ],
 )
@@ -221,7 +281,7 @@ def test_mistakes_about_regressions_are_one_line(call: Any, words: tuple[str, ..
 def test_functions_are_refused_where_images_are_wanted(call: Any, tool: str) -> None:
     done = call(tool, "dataset=sinusoid")
     assert done.code == 1
-    assert "dataset=sinusoid: is of functions, which only tools/train.py takes" in done.err
+    assert "dataset=sinusoid: is a regression, which only tools/train.py takes" in done.err
     assert len(done.err.splitlines()) == 1
 
 

@@ -1,4 +1,4 @@
-"""Signs of life of long work: a progress bar on a terminal, else a line every 15 seconds; TensorBoard files."""
+"""Signs of life of long work: a progress bar on a terminal, else a line every 15 seconds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 SECONDS = 15.0  # between two lines where stdout is no terminal
 
@@ -72,12 +71,17 @@ def _duration(seconds: float) -> str:
 
 @contextmanager
 def show_training(
-    folder: Path, title: str, steps: int, done: int, meta_batch: int, log_every: int
+    track: Callable[[Mapping[str, float], int], None],
+    title: str,
+    steps: int,
+    done: int,
+    meta_batch: int,
+    log_every: int,
 ) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-    """Show outer steps as they are done: score, tasks per second and time left; and write TensorBoard files.
+    """Show outer steps as they are done: score, tasks per second and time left; and track their metrics.
 
     Args:
-        folder: gets the TensorBoard files, with the steps that metrics.jsonl has too.
+        track: called as track(metrics, step) at the steps that metrics.jsonl has too.
         done: outer steps that were done before, in an earlier process.
 
     Yields:
@@ -86,10 +90,7 @@ def show_training(
     if done >= steps:
         yield lambda step, metrics: None
         return
-    from torch.utils.tensorboard import SummaryWriter  # here, since its import takes a second
-
     start, texts = time.perf_counter(), {"score": "", "validation": ""}
-    board = SummaryWriter(str(folder), purge_step=done + 1)
     with progress_bar(title, steps, done) as advance:
 
         def show(step: int, metrics: Mapping[str, float]) -> None:
@@ -101,13 +102,9 @@ def show_training(
             rate = (step - done) * meta_batch / max(1e-9, time.perf_counter() - start)
             advance(", ".join(text for text in (*texts.values(), f"{rate:.0f} tasks/s") if text))
             if step % log_every == 0 or any(name.startswith("validation_") for name in metrics):
-                for name, value in metrics.items():
-                    board.add_scalar(name, value, step)
+                track(metrics, step)
 
-        try:
-            yield show
-        finally:
-            board.close()
+        yield show
 
 
 def _format_score(name: str, value: float) -> str:

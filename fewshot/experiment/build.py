@@ -29,8 +29,7 @@ from fewshot.episodes import Episodes, Tasks
 from fewshot.experiment.config import is_regression, resolved
 from fewshot.experiment.protocol import Protocol, read_protocols
 from fewshot.experiment.run_dir import load_data_info
-from fewshot.tasks.functions import Functions
-from fewshot.tasks.regression import Regression
+from fewshot.tasks.regression import PointSource, Regression
 from fewshot.tasks.sampler import Sampler
 from fewshot.tasks.transforms import ImageTransform, view_of
 from fewshot.training.settings import TrainSettings
@@ -56,7 +55,7 @@ class Experiment:
     cfg: DictConfig
     config: dict[str, Any]  # the same, as plain values
     device: torch.device
-    sources: dict[str, Bank] | dict[str, Functions]  # by split
+    sources: dict[str, Bank] | dict[str, PointSource]  # by split
     view: ImageTransform  # of images, in validation and test
     learner: Learner
     engine: Engine
@@ -80,7 +79,7 @@ class Experiment:
         """
         cfg, source = self.cfg, self.sources["train"]
         way, shot, query = training_shape(cfg)
-        if isinstance(source, Functions):
+        if not isinstance(source, Bank):
             return Regression(source, shot, query, cfg.seed)
         if cfg.dataset.shape is not None:
             raise FewshotError(
@@ -116,7 +115,7 @@ class Experiment:
             FewshotError: there is no such split, or its classes cannot give such tasks.
         """
         if is_regression(self.cfg.dataset) and protocol.rotations != "none":
-            raise FewshotError(f"{protocol.key}.rotations={protocol.rotations}: functions have none; set none")
+            raise FewshotError(f"{protocol.key}.rotations={protocol.rotations}: are of images; set none")
         return self._tasks(protocol.key, protocol.split, protocol.query, protocol.episode_seed, protocol.rotations)
 
     def _tasks(self, name: str, split: str, query: int, seed: int, rotations: str) -> Tasks:
@@ -124,7 +123,7 @@ class Experiment:
             raise FewshotError(f"{name}.split={split}: there are {', '.join(self.sources)}")
         cfg, source = self.cfg, self.sources[split]
         try:
-            if isinstance(source, Functions):
+            if not isinstance(source, Bank):
                 return Regression(source, cfg.shot, query, seed)
             return Sampler(source, cfg.way, cfg.shot, query, seed, rotations, self.view)
         except FewshotError as error:
@@ -157,16 +156,17 @@ def build(cfg: DictConfig, run_dir: Path | None = None, ways: int | None = None)
         FewshotError: a mistake in the configuration or the data, or a network that does not fit the tasks.
     """
     check_config(cfg)
-    functions = is_regression(cfg.dataset)
+    regression = is_regression(cfg.dataset)
     device = pick_device(cfg.device)
-    set_single_threaded(functions)
+    set_single_threaded(regression)
     sources = read_sources(cfg, run_dir)
     # Features were extracted from images that the view had changed already.
-    view = ImageTransform() if functions or cfg.features.name is not None else view_of(resolved(cfg.dataset))
+    view = ImageTransform() if regression or cfg.features.name is not None else view_of(resolved(cfg.dataset))
     shape = view.output_shape(sources["train"].shape)
+    width = len(sources["train"].outputs) if regression else ways or cfg.way
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        network = make_network(cfg.backbone, shape, ways or cfg.way)
+        network = make_network(cfg.backbone, shape, width)
         learner = instantiate_node(cfg.algorithm.learner, backbone=network.to(device))
     if not is_small(prod(shape)):
         tune_malloc(one_arena=True)  # before the threads of the engine have heaps of their own
@@ -192,13 +192,17 @@ def check_config(cfg: DictConfig) -> None:
             raise FewshotError(f"{key}={OmegaConf.select(cfg, key)}: must be at least {least}")
     if is_regression(cfg.dataset):
         if cfg.way != 1:
-            raise FewshotError(f"way={cfg.way}: a function of {cfg.dataset.name} has one output; leave way out")
+            raise FewshotError(f"way={cfg.way}: {cfg.dataset.name} is a regression, without classes; leave way out")
         if cfg.train.way is not None:
             raise FewshotError(f"train.way={cfg.train.way}: functions have no ways; leave it out")
         if cfg.features.name is not None or cfg.train.train_on_val:
             key = "train.train_on_val" if cfg.train.train_on_val else "features"
-            raise FewshotError(f"{key}: not for functions, as in dataset={cfg.dataset.name}; leave it out")
+            raise FewshotError(f"{key}: not for a regression, as in dataset={cfg.dataset.name}; leave it out")
         return
+    if cfg.train.train_on_val and cfg.dataset.reader.get("classes") == "same":
+        raise FewshotError(
+            "train.train_on_val=true: with dataset.reader.classes=same each class would be two; leave it out"
+        )
     if not isinstance(cfg.dataset.augment, DictConfig):
         raise FewshotError(
             f"dataset.augment={cfg.dataset.augment}: has parts; set dataset.augment.episodes or extractor"
@@ -215,7 +219,7 @@ def training_shape(cfg: DictConfig) -> tuple[int, int, int]:
 
 
 def read_sources(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]:
-    """A Bank of images or features by split, or Functions by split.
+    """A Bank of images or features by split, or in a regression Functions or Tables.
 
     Raises:
         FewshotError: something is wrong with the data, or it is not the data that the run in `run_dir` began with.

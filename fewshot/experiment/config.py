@@ -109,8 +109,8 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def is_regression(dataset: Mapping[str, Any] | DictConfig) -> bool:
-    """Whether a dataset, `dataset` of a configuration, is a distribution over functions, and not images."""
-    return "families" in dataset["reader"]
+    """Whether a dataset, `dataset` of a configuration, is of functions or tables, and not of images."""
+    return "families" in dataset["reader"] or "outputs" in dataset["reader"]
 
 
 def check_groups(cfg: DictConfig) -> None:

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from torch.func import vmap
 
 from fewshot.algorithms.learner import override_test_steps
-from fewshot.algorithms.leo_regression import LEORegression
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
-from fewshot.core.random import split
 from fewshot.engine.evaluate import query_outputs
 from fewshot.experiment.build import Experiment
+from fewshot.experiment.config import is_regression
+from fewshot.experiment.fits import check_one_input, fits_of
 from fewshot.experiment.run_tests import PlannedTest, plan_tests
-from fewshot.report.pictures import Fit, episode, fits
+from fewshot.report.pictures import episode, fits
 from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
 from fewshot.training.trained import Trained
 
-TASKS, GRID, SAMPLES = 6, 200, 20  # in a picture of fits: panels, points of each curve, fits sampled by LEO
 IMAGES = 8  # at most, of each class, in the support set and in the query set of a drawn episode
 
 
@@ -31,6 +28,8 @@ def check_plot(cfg: DictConfig) -> None:
     """Raises FewshotError where there is nothing to draw."""
     if cfg.features.name is not None:
         raise FewshotError(f"plot=true: features={cfg.features.name} are no images to draw; leave plot out")
+    if is_regression(cfg.dataset):
+        check_one_input(cfg)
 
 
 def draw_test(folder: Path, run: Experiment, trained: Trained) -> Path:
@@ -38,42 +37,11 @@ def draw_test(folder: Path, run: Experiment, trained: Trained) -> Path:
     check_plot(run.cfg)
     test = plan_tests(run, trained)[0]
     if isinstance(test.tasks, Regression):
-        path, picture = folder / "fits.png", fits(_fits(run, trained, test.tasks, test.steps))
+        path, picture = folder / "fits.png", fits(fits_of(run, trained, test.tasks, test.steps))
     else:
         path, picture = folder / "episode.png", _episode(run, trained, test)
     write_atomically(path, picture)
     return path
-
-
-def _fits(run: Experiment, trained: Trained, tasks: Regression, steps: Sequence[int]) -> list[Fit]:
-    """The first tasks, each with the true function, the learned curves, and for LEO fits from sampled codes."""
-    learner, (low, high) = run.learner, tasks.source.x
-    curves, episodes = tasks.draw(0, TASKS), tasks.episodes(0, TASKS)
-    x = torch.linspace(low, high, GRID, device=run.device)
-    truth = curves.at(x.expand(TASKS, GRID)).cpu().numpy()
-    drawings = []
-    for index in range(TASKS):
-        task = episodes[index]
-
-        def fitted(steps: int, task=task) -> np.ndarray:
-            with override_test_steps(learner, steps):
-                adapted = learner.adapt(trained.params, trained.state, task)
-            return learner.predict(adapted, x[:, None])[:, 0].cpu().numpy()
-
-        def sampled(key: torch.Tensor, task=task) -> torch.Tensor:
-            assert isinstance(learner, LEORegression)
-            return learner.predict(learner.sampled(trained.params, task, key), x[:, None])[:, 0]
-
-        if isinstance(learner, LEORegression):
-            keys = split(task.key, SAMPLES)
-            lines, samples = {"not sampled": fitted(steps[-1])}, vmap(sampled)(keys).cpu().numpy()
-        else:
-            counts = sorted({0, *steps})
-            lines = {f"after {count}" if count else "before": fitted(count) for count in counts}
-            samples = None
-        points = task.support_x[:, 0].cpu().numpy(), task.support_y.cpu().numpy()
-        drawings.append(Fit(x.cpu().numpy(), truth[index], *points, curves=lines, samples=samples))
-    return drawings
 
 
 def _episode(run: Experiment, trained: Trained, test: PlannedTest) -> bytes:

@@ -21,7 +21,7 @@ from fewshot.experiment.protocol import Protocol
 from fewshot.experiment.recipes import paper_steps
 from fewshot.report import records
 from fewshot.report.records import Record
-from fewshot.tasks.functions import Functions
+from fewshot.tasks.regression import Regression
 from fewshot.training.trained import Trained
 
 Scores = dict[str, np.ndarray]  # by the heading of a column of episodes.csv: [episodes]
@@ -39,7 +39,7 @@ def make_record(
         steps: what the record calls these: a number, a list, or words.
     """
     cfg = run.cfg
-    source, functions = tasks.source, isinstance(tasks.source, Functions)
+    source = tasks.source
     train_tasks = trained.steps * cfg.train.meta_batch
     splits = ("train", "val") if cfg.train.train_on_val else ("train",)
     validation = trained.validation
@@ -61,7 +61,7 @@ def make_record(
             "episodes": protocol.episodes,
             "episode_seed": protocol.episode_seed,
             "rotations": protocol.rotations,
-            "view": source.description if isinstance(source, Functions) else view_words(cfg),
+            "view": tasks.source.description if isinstance(tasks, Regression) else view_words(cfg),
             "setting": setting,
             "adaptation_steps": steps,
             "train_on_val": cfg.train.train_on_val,
@@ -70,7 +70,7 @@ def make_record(
         },
         "validation": validation
         and {**validation, "episodes": cfg.validation.episodes, "adaptation_steps": run.learner.test_steps},
-        "test": _summary(tasks.metric, scores, steps) | {"episodes": protocol.episodes},
+        "test": _summary(tasks, scores, steps, protocol.episodes) | {"episodes": protocol.episodes},
         "queries_independent": run.behaviour.queries_independent,  # so that the settings do not differ
         "cost": {
             "train_seconds": round(trained.train_seconds, 2),
@@ -90,7 +90,7 @@ def make_record(
             "features_fingerprint": None if cfg.features.name is None else source.fingerprint,
             "train_fingerprint": "+".join(run.sources[split].fingerprint for split in splits),
             "about": dict(source.metadata),
-            "view": None if functions else _view(run, source.shape),
+            "view": None if isinstance(tasks, Regression) else _view(run, source.shape),
         },
         "command": shlex.join(["python", *sys.argv]),
     }
@@ -116,14 +116,26 @@ def task_fields(cfg: DictConfig, steps: int) -> dict[str, Any]:
     }
 
 
-def _summary(metric: str, scores: Scores, adaptation_steps: Any) -> dict[str, Any]:
-    """Mean and interval of the test; by number of adaptation steps if there are several."""
+def _summary(tasks: Tasks, scores: Scores, adaptation_steps: Any, episodes: int) -> dict[str, Any]:
+    """Mean and interval of the test, in regression also R2; by number of adaptation steps if there are several."""
     means = [float(each.mean()) for each in scores.values()]
-    intervals = [None if len(each) < 2 else ci95(each) for each in scores.values()]
+    columns = {tasks.metric: means, "ci95": [None if len(each) < 2 else ci95(each) for each in scores.values()]}
+    if isinstance(tasks, Regression):
+        variance = query_variance(tasks, episodes)
+        columns["r2"] = [1 - mean / variance if variance else None for mean in means]
     if not isinstance(adaptation_steps, list):
-        return {metric: means[0], "ci95": intervals[0]}
+        return {name: values[0] for name, values in columns.items()}
     counts = [str(count) for count in adaptation_steps]
-    return {metric: dict(zip(counts, means, strict=True)), "ci95": dict(zip(counts, intervals, strict=True))}
+    return {name: dict(zip(counts, values, strict=True)) for name, values in columns.items()}
+
+
+def query_variance(tasks: Tasks, episodes: int) -> float:
+    """Mean squared error of predicting each value of y by its mean over the queries of the task: R2 is 0 there."""
+    total = 0.0
+    for first in range(0, episodes, 1000):
+        y = tasks.episodes(first, min(1000, episodes - first)).query_y.double()
+        total += float(y.reshape(*y.shape[:2], -1).var(1, correction=0).mean(1).sum())
+    return total / episodes
 
 
 def _view(run: Experiment, shape: tuple[int, ...]) -> dict[str, Any]:

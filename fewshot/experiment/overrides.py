@@ -250,16 +250,15 @@ def _reason(error: Exception, override: Override, line: str, before: DictConfig,
     if isinstance(error, MissingConfigException):
         missing, options = str(error.missing_cfg_file or ""), list(error.options or [])
         if missing.startswith("features/") and key != "features":
-            if _is_of_functions(missing.removeprefix("features/"), hydra):
-                return (
-                    f"{line}: features are of images; functions are learned by maml, fomaml, reptile and leo_regression"
-                )
+            if _is_of_regression(missing.removeprefix("features/"), hydra):
+                learners = "maml, fomaml, reptile and leo_regression"
+                return f"{line}: features are of images; a regression is learned by {learners}"
             return (
                 f"{line}: wants conf/{missing}.yaml, an extractor for this dataset; write it, or choose features=conv4"
             )
         return f"{line}: no such option{did_you_mean(value, options)}; there are {', '.join(options)}"
-    if key == "dataset" and config != "train" and _is_of_functions(value, hydra):
-        return f"dataset={value}: is of functions, which only tools/train.py takes; choose a dataset of images"
+    if key == "dataset" and config != "train" and _is_of_regression(value, hydra):
+        return f"dataset={value}: is a regression, which only tools/train.py takes; choose a dataset of images"
     known = [name for name in key_names(before) if key.startswith("hydra") or not name.startswith("hydra")]
     if override.is_delete() and key in known and OmegaConf.select(before, key, throw_on_missing=False) is None:
         return f"{line}: is null already, so there is nothing to delete; leave it out, or set {key}=<value>"
@@ -278,7 +277,7 @@ def _reason(error: Exception, override: Override, line: str, before: DictConfig,
     return f"{line}: {first if isinstance(cause, OmegaConfBaseException) else one_line(cause)}"
 
 
-def _is_of_functions(dataset: str, hydra: Hydra) -> bool:
+def _is_of_regression(dataset: str, hydra: Hydra) -> bool:
     try:
         return is_regression(_compose(hydra, "train", [f"dataset={dataset}"]).dataset)
     except Exception:  # not a known dataset

@@ -97,7 +97,7 @@ def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> int:
     """Fill in the published settings for this algorithm, dataset, way and shot; what `overrides` sets stays.
 
     Recipes are files in conf/recipes: `rows` of conditions (`when`) and values (`set`), each row over the ones before
-    it, and `inputs` (images, features or functions), a condition of all rows. `auto` takes the recipe of the
+    it, and `inputs` (images, features, functions or tables), a condition of all rows. `auto` takes the recipe of the
     algorithm's paper or, if that has none for this combination, `ours`. `cfg.recipe` becomes the name of the recipe,
     or None.
 
@@ -162,7 +162,9 @@ def recipe_settings(name: str, cfg: DictConfig) -> dict[str, Any]:
 
 def task_facts(cfg: DictConfig) -> dict[str, Any]:
     """What the conditions of rows may ask for."""
-    inputs = "functions" if is_regression(cfg.dataset) else "images" if cfg.features.name is None else "features"
+    inputs = "images" if cfg.features.name is None else "features"
+    if is_regression(cfg.dataset):
+        inputs = "functions" if "families" in cfg.dataset.reader else "tables"
     return {
         "algorithm": cfg.algorithm.name,
         "dataset": cfg.dataset.name,

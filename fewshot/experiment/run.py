@@ -27,6 +27,7 @@ from fewshot.experiment.make_record import title
 from fewshot.experiment.overrides import typed
 from fewshot.experiment.run_dir import DATA, TESTS, finished_tests, run_folder
 from fewshot.experiment.run_tests import plan_tests, write_tests
+from fewshot.experiment.trackers import IDS, open_tracker
 from fewshot.training.checkpoint import load_checkpoint
 from fewshot.training.loop import check_shareable, checkpoints, is_trained, load_selected, run_training
 from fewshot.training.trained import Trained
@@ -128,6 +129,7 @@ def _begin(run: Experiment, folder: Path) -> None:
         for path in checkpoints(folder):
             path.unlink(missing_ok=True)
         shutil.rmtree(folder / TESTS, ignore_errors=True)  # of weights that go
+        (folder / IDS).unlink(missing_ok=True)
     # The number of a GPU is kept only if a person named it: resumed by several processes, each takes its own.
     saved = absolute_paths(run.config) | {"device": cfg.device if ":" in cfg.device else run.device.type}
     data: dict[str, Any] = {split: source.fingerprint for split, source in run.sources.items()}
@@ -160,7 +162,9 @@ def _display(run: Experiment, folder: Path) -> Iterator[Any]:
     done = load_checkpoint(last, "cpu")[1]["step"] if last.exists() else 0
     if 0 < done < settings.steps:
         print(f"{folder}: goes on from step {done}")
-    with show_training(
-        folder, title(run.cfg), settings.steps, done, settings.meta_batch, settings.log_every
-    ) as callback:
+    counts = settings.steps, done, settings.meta_batch, settings.log_every
+    with (
+        open_tracker(run.cfg.logger, folder, title(run.cfg), run.config, done) as tracker,
+        show_training(tracker.track, title(run.cfg), *counts) as callback,
+    ):
         yield callback

@@ -95,6 +95,7 @@ def saved_config(
         schema, saved = typed_settings("train"), OmegaConf.load(listed)
         assert isinstance(saved, DictConfig)
         keys, saved_keys = set(key_names(schema)), set(key_names(saved))
+        saved_keys |= keys & set(UNHASHED_KEYS)  # of which a run of an older version may lack some
         if different := {key for key in keys ^ saved_keys if key.split(".")[0] not in (*GROUP_PARTS, "protocol")}:
             raise ValueError(f"{min(different)} is {'missing' if min(different) in keys else 'no key'}")
         cfg = OmegaConf.merge(schema, saved, {"run_dir": literal(str(folder)), "force": False})

@@ -9,15 +9,17 @@ from omegaconf import DictConfig
 from fewshot.core.distributed import is_main, process_group
 from fewshot.core.errors import FewshotError
 from fewshot.experiment.build import build
-from fewshot.experiment.config import given_overrides
+from fewshot.experiment.config import given_overrides, resolved
 from fewshot.experiment.figures import check_plot, draw_test
+from fewshot.experiment.make_record import title
 from fewshot.experiment.run import training_run
-from fewshot.experiment.run_dir import saved_config
+from fewshot.experiment.run_dir import TESTS, run_folder, saved_config
+from fewshot.experiment.trackers import check_logger, open_tracker, track_test
 from fewshot.report.records import copy_record, read_record, summary
 from fewshot.training.loop import load_selected
 
 FILES_MOVED = ("root", "data_dir")  # may be given with resume=, of a run whose files moved
-AFTER_TRAINING = ("plot", "copy_records_to")  # may be given with resume=, in place of the run's own
+AFTER_TRAINING = ("plot", "copy_records_to", "logger")  # may be given with resume=, in place of the run's own
 
 
 @process_group()
@@ -34,8 +36,10 @@ def train(cfg: DictConfig) -> list[Path]:
         cfg = _resumed(cfg)
     elif cfg.root is not None:
         raise FewshotError(f"root={cfg.root}: is for resume=<run folder>; of a new run set dataset.reader.root")
+    check_logger(cfg.logger)
     if cfg.plot:
         check_plot(cfg)
+    known = set() if cfg.force else set((run_folder(resolved(cfg)) / TESTS).glob("*"))
     folder, tests = training_run(cfg)
     if not is_main():
         return []
@@ -44,10 +48,22 @@ def train(cfg: DictConfig) -> list[Path]:
         if cfg.copy_records_to:
             runs = Path(cfg.runs) if folder.is_relative_to(cfg.runs) else folder.parent
             copy_record(test, Path(cfg.copy_records_to), runs)
-    if cfg.plot:
-        run = build(cfg, folder)
-        print(f"drawn: {draw_test(folder, run, load_selected(run.learner, run.settings, folder, run.device))}")
+    picture = _draw(cfg, folder) if cfg.plot else None
+    if picture or not known.issuperset(tests):
+        with open_tracker(cfg.logger, folder, title(cfg), resolved(cfg)) as tracker:
+            for test in tests:
+                if test not in known:
+                    track_test(tracker, test)
+            if picture:
+                tracker.track_file(picture)
     return [test / "record.json" for test in tests]
+
+
+def _draw(cfg: DictConfig, folder: Path) -> Path:
+    run = build(cfg, folder)
+    picture = draw_test(folder, run, load_selected(run.learner, run.settings, folder, run.device))
+    print(f"drawn: {picture}")
+    return picture
 
 
 def _resumed(cfg: DictConfig) -> DictConfig:

@@ -24,10 +24,10 @@ def with_dataset(cfg: DictConfig, run: Path, dataset: DictConfig) -> DictConfig:
         dataset: `dataset` of the other dataset, without interpolations that lead out of it.
 
     Raises:
-        FewshotError: the run learns on features or functions, or a setting is given that the run has already.
+        FewshotError: the run learns on features or a regression, or a setting is given that the run has already.
     """
     if is_regression(cfg.dataset):
-        raise FewshotError(f"dataset={dataset.name}: the run in {run} learns functions; leave dataset out")
+        raise FewshotError(f"dataset={dataset.name}: the run in {run} learns a regression; leave dataset out")
     if cfg.features.name is not None:
         raise FewshotError(
             f"dataset={dataset.name}: the run in {run} learns on features, which only its own extractor can give of "

@@ -43,7 +43,7 @@ COLUMN = {
 }
 PARTS = slice(3, 9)  # of COLUMN, in a name where columns of one task differ in it
 # What the data's reader says of the images, in a name where columns of one task differ in it.
-DATA = {"split": "split {}", "resample": "resample {}", "size": "{} pixels"}
+DATA = {"split": "split {}", "resample": "resample {}", "size": "{} pixels", "classes": "{} classes as in training"}
 
 AS_SHOTS = "as many queries as shots"
 

@@ -161,26 +161,32 @@ def shorten(name: str, letters: int) -> str:
 
 @dataclass(frozen=True)
 class Fit:
-    """One regression task: the true function and its fits, over a grid of G inputs."""
+    """One regression task: the true function, or the rows of the table, and the fits over a grid of G inputs."""
 
     x: np.ndarray  # [G]
-    truth: np.ndarray  # [G]
+    truth: np.ndarray | tuple[np.ndarray, np.ndarray]  # [G], or x and y of R rows, [R] each
     support_x: np.ndarray  # [K]
     support_y: np.ndarray  # [K]
     curves: Mapping[str, np.ndarray] = field(default_factory=dict)  # {label, such as before or after 1: [G]}
     samples: np.ndarray | None = None  # [S, G]: fits drawn at random
+    name: str = ""  # of the task
+    axes: tuple[str, str] = ("x", "y")
 
 
 def fits(tasks: Sequence[Fit]) -> bytes:
-    """A PNG with a panel per task: the true function, its support points, and the fits before and after adaptation."""
+    """A PNG with a panel per task: the truth, the support points, and the fits before and after adaptation."""
     return save_figure(draw_fits(tasks))
 
 
 def draw_fits(tasks: Sequence[Fit]) -> Figure:
     """The figure of `fits`."""
-    panels, (figure,) = make_panels([f"task {number}" for number in range(1, len(tasks) + 1)], 2.85, 0.3)
+    names = [task.name or f"task {number}" for number, task in enumerate(tasks, start=1)]
+    panels, (figure,) = make_panels(names, 2.85, 0.3)
     for task, panel in zip(tasks, panels, strict=True):
-        panel.plot(task.x, task.truth, color="0.75", linewidth=4.5, label="truth")
+        if isinstance(task.truth, tuple):
+            panel.plot(*task.truth, ".", color="0.75", markersize=7, label="all rows")
+        else:
+            panel.plot(task.x, task.truth, color="0.75", linewidth=4.5, label="truth")
         for number, sample in enumerate(() if task.samples is None else task.samples):
             label = None if number else "samples"
             panel.plot(task.x, sample, color="#AA4499", alpha=0.3, linewidth=0.8, label=label)
@@ -188,7 +194,7 @@ def draw_fits(tasks: Sequence[Fit]) -> Figure:
             colour, line = CURVES[number % len(CURVES)], LINES[(number + 1) % len(LINES)]  # the first one dashed
             panel.plot(task.x, curve, color=colour, linestyle=line, linewidth=1.6, label=escape_math(label))
         panel.plot(task.support_x, task.support_y, "^", color="black", markersize=6, label="support", zorder=5)
-        panel.set(xlabel="x", ylabel="y")
+        panel.set(xlabel=escape_math(task.axes[0]), ylabel=escape_math(task.axes[1]))
     handles = panels[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     return figure

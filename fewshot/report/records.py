@@ -220,12 +220,15 @@ def summary(record: Record, folder: Path) -> str:
     """One line for a person: the run, its score and how it was tested."""
     test, protocol, metric = record["test"], record["protocol"], metric_of(record)
     if isinstance(test[metric], dict):
-        halves = test["ci95"]
-        scores = [f"{_score(metric, score, halves[n])} after {n}" for n, score in test[metric].items()]
+        halves, r2 = test["ci95"], test.get("r2") or {}
+        scores = [f"{_score(metric, score, halves[n], r2.get(n))} after {n}" for n, score in test[metric].items()]
         result = f"{', '.join(scores)} update{'' if scores[-1].endswith(' 1') else 's'}"
     else:
-        result = _score(metric, test[metric], test["ci95"])
+        result = _score(metric, test[metric], test["ci95"], test.get("r2"))
     tested = protocol.get("name", "own") + (f", {protocol['setting']}" if metric == "accuracy" else "")
+    about = record["data"].get("about", {})
+    if about.get("images", about).get("classes") == "same":
+        tested += ", classes seen in training"
     guarded = record["cost"].get("nan_guarded_steps")
     warning = f" WARNING: {guarded} steps had a NaN and took the parameters as their gradient;" if guarded else ""
     return (
@@ -235,10 +238,11 @@ def summary(record: Record, folder: Path) -> str:
     )
 
 
-def _score(metric: str, value: float, half: float | None) -> str:
+def _score(metric: str, value: float, half: float | None, r2: float | None = None) -> str:
     unit, decimals, sign = (100, 2, " %") if metric == "accuracy" else (1, 4, "")
     interval = "" if half is None else f" ± {half * unit:.{decimals}f}"
-    return f"{value * unit:.{decimals}f}{interval}{sign}"
+    explained = "" if r2 is None else f" (R2 {r2:.3f})"
+    return f"{value * unit:.{decimals}f}{interval}{sign}{explained}"
 
 
 def field_of(record: Record, field: str) -> Any:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any
 
 import torch
+from torch.func import vmap
 
 from fewshot.core.checks import check_number
 from fewshot.core.errors import FewshotError
+from fewshot.core.random import fold_in, normal, randint, split, uniform
 
 # The parameters of each family, and its function of x [T, M] and of each parameter [T, 1].
 FAMILIES: Mapping[str, tuple[tuple[str, ...], Callable[..., torch.Tensor]]] = {
@@ -24,6 +26,27 @@ FAMILIES: Mapping[str, tuple[tuple[str, ...], Callable[..., torch.Tensor]]] = {
     "line": (("slope", "intercept"), lambda x, slope, intercept: slope * x + intercept),
 }
 Range = tuple[float, float]
+_FAMILY, _PARAMETERS, _X, _NOISE = range(4)  # streams of one task
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The functions of T tasks and P points of each."""
+
+    family: torch.Tensor  # [T] index of the task's family in `parameters`
+    parameters: Mapping[str, tuple[torch.Tensor, ...]]  # family to [T, 1] of each parameter, drawn for every task
+    x: torch.Tensor  # [T, P, 1]
+    y: torch.Tensor  # [T, P], with noise
+
+    def identity(self) -> Iterator[bytes]:
+        """What tells these draws from others."""
+        yield self.family.cpu().numpy().astype("<i8").tobytes()
+        for values in (*(p for parameters in self.parameters.values() for p in parameters), self.x):
+            yield values.cpu().numpy().astype("<f4").tobytes()
+
+    def at(self, x: torch.Tensor) -> torch.Tensor:
+        """The values of the functions without noise, [T, M] at x [T, M]."""
+        return _values(self.family, self.parameters, x)
 
 
 @dataclass(frozen=True)
@@ -40,6 +63,7 @@ class Functions:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     shape = (1,)  # of one x
+    outputs = ("y",)
     names: tuple[str, ...] = ()  # there are no classes
 
     @property
@@ -70,6 +94,38 @@ class Functions:
     def to(self, device: torch.device | str) -> Functions:
         """The same distribution, with tasks drawn on a device."""
         return replace(self, device=torch.device(device))
+
+    def draw(self, task: torch.Tensor, count: int) -> Curves:
+        """The functions of T tasks, and `count` points of each.
+
+        Args:
+            task: [T] int64, the stream of each task.
+        """
+
+        def bits(of: int, count: int) -> torch.Tensor:
+            return split(fold_in(task, of), count)  # [T, count]
+
+        family = randint(bits(_FAMILY, 1)[:, 0], len(self.families))
+        unused = iter(bits(_PARAMETERS, sum(map(len, self.families.values()))).unbind(1))
+        parameters = {
+            name: tuple(_uniform(limits, next(unused)[:, None]) for limits in ranges.values())
+            for name, ranges in self.families.items()
+        }
+        x = _uniform(self.x, bits(_X, count))
+        y = _values(family, parameters, x)
+        if self.noise:
+            y = y + self.noise * vmap(lambda key: normal(key, (count,)))(fold_in(task, _NOISE))
+        return Curves(family, parameters, x[..., None], y)
+
+
+def _values(family: torch.Tensor, parameters: Mapping[str, tuple[torch.Tensor, ...]], x: torch.Tensor) -> torch.Tensor:
+    values = [FAMILIES[name][1](x, *own) for name, own in parameters.items()]
+    return torch.stack(values).gather(0, family[None, :, None].expand(1, *x.shape))[0]
+
+
+def _uniform(limits: Range, bits: torch.Tensor) -> torch.Tensor:
+    low, high = limits
+    return low + (high - low) * uniform(bits)
 
 
 def read(

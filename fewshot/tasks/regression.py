@@ -1,102 +1,107 @@
-"""Regression tasks from a distribution over functions: task i is a pure function of (seed, split, i)."""
+"""Regression tasks from functions or from tables: task i is a pure function of (seed, split, i)."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from torch.func import vmap
 
 from fewshot.core.checks import check_number
-from fewshot.core.random import fold_in, normal, randint, split, stream, uniform
-from fewshot.episodes import Episodes
-from fewshot.tasks.functions import FAMILIES, Functions, Range
+from fewshot.core.random import fold_in, stream
+from fewshot.episodes import Episodes, Source
 
-_FAMILY, _PARAMETERS, _X, _NOISE, _LEARNER = range(5)  # streams of one task
+_LEARNER = 4  # stream of one task; those before it belong to the source
 
 
-@dataclass(frozen=True)
-class Curves:
-    """The functions of T tasks and their points, without noise."""
+class Points(Protocol):
+    """P points of each of T tasks, in random order: Curves or Rows."""
 
-    family: torch.Tensor  # [T] index of the task's family in `parameters`
-    parameters: Mapping[str, tuple[torch.Tensor, ...]]  # family to [T, 1] of each parameter, drawn for every task
-    x: torch.Tensor  # [T, K+Q] the points; the first K are the support set
-    key: torch.Tensor  # [T] stream of a task
+    @property
+    def x(self) -> torch.Tensor: ...  # [T, P, inputs]
 
-    def at(self, x: torch.Tensor) -> torch.Tensor:
-        """The values of the functions, [T, M] at x [T, M]."""
-        values = [FAMILIES[name][1](x, *parameters) for name, parameters in self.parameters.items()]
-        return torch.stack(values).gather(0, self.family[None, :, None].expand(1, *x.shape))[0]
+    @property
+    def y(self) -> torch.Tensor: ...  # [T, P], or [T, P, outputs]
+
+    def identity(self) -> Iterator[bytes]:
+        """What tells these draws from others of the same source."""
+        ...
+
+
+class PointSource(Source, Protocol):
+    """The data of one split of a regression: Functions or Tables."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]: ...  # names of the values of y
+
+    @property
+    def description(self) -> str: ...  # one line for tables
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def to(self, device: torch.device | str) -> PointSource:
+        """The same source, with tasks drawn on a device."""
+        ...
+
+    def draw(self, task: torch.Tensor, count: int) -> Points:
+        """Draw `count` points of T tasks, each a function of its stream: task [T] int64.
+
+        Raises:
+            FewshotError: a task has fewer points.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class Regression:
-    """K-shot regression: K support points and Q query points of a function.
+    """K-shot regression: K support points and Q query points of a function, or rows of a table.
 
     Raises:
-        FewshotError: fewer than one support point, or less than no query point.
+        FewshotError: fewer than one support point, less than no query point, or more points than a task has.
     """
 
-    source: Functions
+    source: PointSource
     shot: int
     query: int
     seed: int
 
-    way = 1  # a function has one output
+    way = 1  # there are no classes
     metric = "mse"
 
     def __post_init__(self) -> None:
         check_number("shot", self.shot, int, 1)
         check_number("query", self.query, int, 0)
+        self.draw(0, 1)  # the source has so many points
 
     @property
     def device(self) -> torch.device:
         """The device on which tasks are drawn."""
         return self.source.device
 
-    def draw(self, first: int, count: int) -> Curves:
-        """The functions of tasks first..first+count-1, and their points."""
+    def _streams(self, first: int, count: int) -> torch.Tensor:
+        """The streams [T] of tasks first..first+count-1."""
         number = torch.arange(first, first + count, dtype=torch.int64, device=self.device)
-        task = fold_in(stream(self.seed, self.source.split), number)  # [T]
+        return fold_in(stream(self.seed, self.source.split), number)
 
-        def bits(of: int, count: int) -> torch.Tensor:
-            return split(fold_in(task, of), count)  # [T, count]
-
-        families = self.source.families
-        family = randint(bits(_FAMILY, 1)[:, 0], len(families))
-        unused = iter(bits(_PARAMETERS, sum(map(len, families.values()))).unbind(1))
-        parameters = {
-            name: tuple(_uniform(limits, next(unused)[:, None]) for limits in ranges.values())
-            for name, ranges in families.items()
-        }
-        x = _uniform(self.source.x, bits(_X, self.shot + self.query))
-        return Curves(family, parameters, x, task)
+    def draw(self, first: int, count: int) -> Points:
+        """The points of tasks first..first+count-1; the first K are the support set."""
+        return self.source.draw(self._streams(first, count), self.shot + self.query)
 
     def episodes(self, first: int, count: int) -> Episodes:
-        """Tasks first..first+count-1: support x [T, K, 1] and y [T, K], query x [T, Q, 1] and y [T, Q]."""
-        curves = self.draw(first, count)
-        y = curves.at(curves.x)
-        if self.source.noise:
-            keys = fold_in(curves.key, _NOISE)
-            y = y + self.source.noise * vmap(lambda key: normal(key, (curves.x.shape[1],)))(keys)
-        x, k = curves.x[..., None], self.shot
-        return Episodes(x[:, :k], y[:, :k], x[:, k:], y[:, k:], fold_in(curves.key, _LEARNER), self.way)
+        """Tasks first..first+count-1: support x [T, K, inputs] and y [T, K] or [T, K, outputs], query likewise."""
+        task, k = self._streams(first, count), self.shot
+        points = self.source.draw(task, k + self.query)
+        support, query = (points.x[:, :k], points.y[:, :k]), (points.x[:, k:], points.y[:, k:])
+        return Episodes(*support, *query, fold_in(task, _LEARNER), self.way)
 
     def manifest(self, first: int, count: int) -> str:
-        """SHA-256 of the distribution and of the draws of these tasks: equal means the very same tasks."""
+        """SHA-256 of the source and of the draws of these tasks: equal means the very same tasks."""
         digest = hashlib.sha256(self.source.fingerprint.encode())
         for start in range(first, first + count, 1000):
-            curves = self.draw(start, min(1000, first + count - start))
-            digest.update(curves.family.cpu().numpy().astype("<i8").tobytes())
-            for values in (*(p for parameters in curves.parameters.values() for p in parameters), curves.x):
-                digest.update(values.cpu().numpy().astype("<f4").tobytes())
+            for part in self.draw(start, min(1000, first + count - start)).identity():
+                digest.update(part)
         digest.update(f"{self.shot}/{self.query}".encode())
         return digest.hexdigest()
-
-
-def _uniform(limits: Range, bits: torch.Tensor) -> torch.Tensor:
-    low, high = limits
-    return low + (high - low) * uniform(bits)

@@ -70,9 +70,12 @@ class Sampler:
         smallest = int(bank.sizes.argmin())
         count = int(bank.sizes[smallest])
         if self.shot + self.query > count:
+            # Tasks of unequal shots or queries would not fit into one batch.
+            others = int((bank.sizes < self.shot + self.query).sum()) - 1
             raise FewshotError(
-                f"{where}: shot={self.shot} plus query={self.query} is more than class "
-                f"{bank.names[smallest]} has ({count} examples); lower shot or query"
+                f"{where}: shot={self.shot} plus query={self.query} is more than class {bank.names[smallest]} has "
+                f"({count} examples){f', and than {others} others have' if others else ''}; all classes of a task have "
+                "as many of each: lower shot or query, or take the class out"
             )
 
     @property

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from fewshot.core.errors import FewshotError
-from fewshot.tasks import regression
+from fewshot.tasks import functions
 from fewshot.tasks.functions import read
 from fewshot.tasks.regression import Regression
 
@@ -68,8 +68,8 @@ def test_families_are_fair_and_parameters_and_x_are_uniform():
 
 
 def test_the_tests_of_uniformity_see_what_is_not_uniform(monkeypatch: pytest.MonkeyPatch):
-    uniform = regression.uniform
-    monkeypatch.setattr(regression, "uniform", lambda bits: uniform(bits) ** 1.2)
+    uniform = functions.uniform
+    monkeypatch.setattr(functions, "uniform", lambda bits: uniform(bits) ** 1.2)
     with pytest.raises(AssertionError):
         test_families_are_fair_and_parameters_and_x_are_uniform()
 

@@ -231,3 +231,10 @@ def test_what_makes_no_tasks_is_refused_in_one_line(make_bank: MakeBank, bank: A
 def test_all_examples_of_the_smallest_class_may_be_drawn(make_bank: MakeBank):
     assert Sampler(make_bank((9, 6, 8)), 3, 3, 3, 0).draw(0, 1).rows.shape == (1, 3, 6)
     assert len(Sampler(make_bank(shape=(1, 8, 6)), 3, 1, 1, 0).episodes(0, 2)) == 2
+
+
+def test_classes_with_too_few_examples_are_counted(make_bank: Callable[..., Bank]):
+    with pytest.raises(FewshotError, match=r"more than class class 1 has \(3 examples\), and than 2 others have; all"):
+        Sampler(make_bank((9, 3, 4, 4)), way=2, shot=2, query=3, seed=0)
+    with pytest.raises(FewshotError, match=r"has \(3 examples\); all classes of a task have as many of each: lower"):
+        Sampler(make_bank((9, 3, 8)), way=2, shot=2, query=3, seed=0)

@@ -6,11 +6,9 @@ import hashlib
 import json
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from fewshot.core.checks import check_choice
 from fewshot.core.errors import FewshotError
@@ -23,10 +21,12 @@ from fewshot.data.sources.faults import list_faults, raise_faults
 from fewshot.data.sources.images import ImageSpec, describe_skipped
 from fewshot.data.sources.layouts import WANTED, Classes, class_folders, find_images
 from fewshot.data.sources.parts import check_parts, part_of_files
+from fewshot.data.sources.random_split import check_shares, split_at_random, split_sizes
 
 MIN_CLASSES = 2  # of each split of a random split
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 RANDOM = "dataset.reader.split=random to split the classes anew"
+SHARED = "rename one, or set dataset.reader.classes=same to test on classes of the training"
 
 
 def read(
@@ -41,6 +41,7 @@ def read(
     fractions: Sequence[float] = (0.64, 0.16, 0.20),
     seed: int = 0,
     csv: str | Path | None = None,
+    classes: str | None = None,
     on_overlap: str = "refuse",
     overwrite: bool = False,
 ) -> dict[str, Bank]:
@@ -60,10 +61,11 @@ def read(
             images anywhere); or train.csv, val.csv and test.csv do, with columns filename,label. A filename is
             absolute, relative to `root`, or a unique end of a path. Images that are not listed are left out.
             "random": fractions of the classes. "auto": csv if there is one, else folders if there are, else random.
-        fractions: of the classes in train, val and test if random. The classes are sorted by name, then shuffled by
-            numpy RandomState(seed), whose numbers are the same in every version of NumPy.
+        fractions: of the classes in train, val and test if random, see `split_at_random`.
         seed: of that shuffle.
         csv: path of a CSV file that is used instead of split.csv.
+        classes: None: no two splits share a class. "same": all splits have the same classes and other images of them; a
+            random split is then one of the images of each class. The metadata say that the classes are the same.
         on_overlap: "refuse" images that two splits share, or "count" them.
         overwrite: convert anew, whatever the cache holds.
 
@@ -76,19 +78,21 @@ def read(
         raise FewshotError(f"dataset.reader.name={name}: write letters, digits and ._- only, because it names a folder")
     check_choice("dataset.reader.split", split, ("auto", "folders", "csv", "random"))
     check_choice("dataset.reader.on_overlap", on_overlap, ("refuse", "count"))
+    if classes is not None:
+        check_choice("dataset.reader.classes", classes, ("same",))
     if csv is not None and split not in ("auto", "csv"):
         raise FewshotError(f"dataset.reader.csv is given, and split={split}: leave one of them out")
-    shares = fractions if isinstance(fractions, Sequence) and len(fractions) == 3 else [0]
-    if not all(isinstance(share, int | float) and share > 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
-        raise FewshotError(f"dataset.reader.fractions={fractions}: write three numbers above 0 with the sum 1")
-    if type(seed) is not int or not 0 <= seed < 1 << 32:
-        raise FewshotError(f"dataset.reader.seed={seed}: choose a whole number from 0 to 2^32 - 1")
+    shares = check_shares(fractions, seed)
     cache = expand_path(cache)
     with list_faults(cache / f"{name}-faults.txt"):
         files = open_files(expand_path(str(root)))
         images = find_images(files)
-        splits, metadata = _find_splits(files, images, split, shares, seed, csv)
+        cut = _split_at_random if classes is None else _split_images_at_random
+        splits, metadata = _find_splits(files, images, split, csv, lambda pooled: cut(files, pooled, shares, seed))
         _check_names(files, splits)
+        if classes is not None:
+            _check_same_classes(files, splits)
+            metadata["classes"] = classes
         taken = sorted(file for classes in splits.values() for group in classes.values() for file in group)
         states = file_states([files.root / file for file in taken] if files.root.is_dir() else [files.root])
         metadata |= {"dataset": name, "source": "one's own images", "size": size, "channels": channels}
@@ -100,14 +104,18 @@ def read(
             if notes := [*metadata.get("notes", []), *skipped.pop("notes", [])]:
                 metadata["notes"] = notes
             parts = {each: part_of_files(files, splits[each]) for each in SPLITS}
-            check_parts(str(files.root), parts)
+            check_parts(str(files.root), parts, SHARED if classes is None else None)
             convert(folder, parts, spec, metadata | skipped, on_overlap=on_overlap, overwrite=overwrite)
         remove_attempts(cache, f"{name}-{'?' * 12}")
     return open_banks(folder)
 
 
 def _find_splits(
-    files: Files, images: list[str], split: str, shares: Sequence[float], seed: int, csv: str | Path | None
+    files: Files,
+    images: list[str],
+    split: str,
+    csv: str | Path | None,
+    split_at_random: Callable[[Classes], tuple[dict[str, Classes], str]],
 ) -> tuple[dict[str, Classes], dict[str, Any]]:
     """The images of each class of each split, and metadata on where the split comes from."""
     if split in ("auto", "csv"):
@@ -131,7 +139,7 @@ def _find_splits(
         raise FewshotError(f"{files.root}: {lack}, or set {RANDOM}")
     if split != "random" and "" not in classes_of and not (loose and len(classes_of) == 1):
         return classes_of, {"layout": "class folders in folders of the splits", "split_source": "the folders' own"}
-    splits, source = _split_at_random(files, _pool(classes_of), shares, seed)
+    splits, source = split_at_random(_pool(classes_of))
     sources = ", ".join(sorted(classes_of))
     metadata: dict[str, Any] = {"layout": f"class folders, pooled from {sources}" if sources else "class folders"}
     if loose:
@@ -145,20 +153,45 @@ def _split_at_random(
     files: Files, pooled: Classes, shares: Sequence[float], seed: int
 ) -> tuple[dict[str, Classes], str]:
     """The classes of each split, and a text on how they were chosen."""
-    names, count = sorted(pooled), len(pooled)
-    train, val = (int(count * share + 0.5) for share in shares[:2])
-    sizes = {"train": train, "val": val, "test": count - train - val}
-    numbers = "/".join(map(str, sizes.values()))
-    if min(sizes.values()) < MIN_CLASSES:
+    count, sizes = len(pooled), split_sizes(len(pooled), shares)
+    numbers = "/".join(map(str, sizes))
+    if min(sizes) < MIN_CLASSES:
         few = count < 3 * MIN_CLASSES
         remedy = "add classes" if few else "set dataset.reader.fractions=[0.34,0.33,0.33], or add classes"
         raise FewshotError(
             f"{files.root}: {count} classes would be split {numbers}, and each split needs {MIN_CLASSES}: {remedy}"
         )
-    # RandomState, not Generator: NumPy promises that its numbers stay the same in every version.
-    order = iter(np.random.RandomState(seed).permutation(count).tolist())
-    splits = {split: {(name := names[next(order)]): pooled[name] for _ in range(n)} for split, n in sizes.items()}
+    names = split_at_random(list(pooled), shares, seed)
+    splits = {split: {name: pooled[name] for name in own} for split, own in names.items()}
     return splits, f"{numbers} of the sorted classes, shuffled by numpy RandomState({seed})"
+
+
+def _split_images_at_random(
+    files: Files, pooled: Classes, shares: Sequence[float], seed: int
+) -> tuple[dict[str, Classes], str]:
+    """Other images of the same classes in each split, and a text on how they were chosen."""
+    splits: dict[str, Classes] = {split: {} for split in SPLITS}
+    few = []
+    for name, images in sorted(pooled.items()):
+        for split, own in split_at_random(images, shares, seed).items():
+            splits[split][name] = own
+            if not own:
+                few.append(f"{files.root}: class {name}: {len(images)} images leave none for {split}")
+    raise_faults("splits of a class without images", few, "add images, or change dataset.reader.fractions")
+    percent = "/".join(f"{share:.0%}".rstrip("%") for share in shares)
+    return splits, f"{percent} % of the sorted images of each class, shuffled by numpy RandomState({seed})"
+
+
+def _check_same_classes(files: Files, splits: Mapping[str, Classes]) -> None:
+    """Raise a FewshotError if a split lacks a class of another."""
+    names = sorted(set().union(*splits.values()))
+    lacking = [
+        f"{files.root}: class {name} is not in {split}"
+        for name in names
+        for split in SPLITS
+        if name not in splits[split]
+    ]
+    raise_faults("classes that a split lacks", lacking, "add or remove it, or leave dataset.reader.classes out")
 
 
 def _pool(splits: Mapping[str, Classes]) -> Classes:

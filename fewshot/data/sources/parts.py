@@ -104,8 +104,13 @@ def part_of_labels(
     )
 
 
-def check_parts(where: str, parts: Mapping[str, SplitSource]) -> None:
+def check_parts(
+    where: str, parts: Mapping[str, SplitSource], repeated_remedy: str | None = "rename one: splits share no class"
+) -> None:
     """Check that the splits of a source can become banks.
+
+    Args:
+        repeated_remedy: what to do about a class of two splits; None: nothing, splits may share classes.
 
     Raises:
         FewshotError: a split has no classes, a class has no images, or a name occurs twice.
@@ -121,4 +126,5 @@ def check_parts(where: str, parts: Mapping[str, SplitSource]) -> None:
                 repeated.append(f"{where}: class {name} is in {owners[name]} and in {split}")
             owners[name] = split
     raise_faults("classes without images", empty, "add some, or remove the class")
-    raise_faults("classes that occur twice", repeated, "rename one: splits share no class")
+    if repeated_remedy is not None:
+        raise_faults("classes that occur twice", repeated, repeated_remedy)

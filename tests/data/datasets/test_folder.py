@@ -267,7 +267,7 @@ MISTAKES: dict[str, tuple[dict[str, bytes], str]] = {
     "case in splits": (SPLIT | tree("test/TrainA/1.png"), r"traina \(train\) and TrainA \(test\) differ only by case"),
     "a class in two splits": (
         SPLIT | tree("test/vala/1.png"),
-        "vala is in val and in test; rename one: splits share no class",
+        "vala is in val and in test; rename one, or set dataset.reader.classes=same",
     ),
     # Splits.
     "no val": ({p: d for p, d in SPLIT.items() if p[:3] != "val"}, "no classes of val; add some.*split=random"),
@@ -531,3 +531,46 @@ def test_an_image_that_cannot_be_read_does_not_hide_the_others(
     monkeypatch.setattr(folder, "open_files", lambda path: broken)
     reason = r"cannot be read \(\[Errno 5\] Input/output error\); "
     refused(root, cache, f"^2 damaged images: .*/class [ab]/..(png|jpg): {reason}.*/class [ab]/..(png|jpg): {reason}")
+
+
+TWO = classes(["cat", "dog"], each=10)
+
+
+def test_the_same_classes_in_all_splits_have_other_images(tmp_path: Path) -> None:
+    root = as_folder(tmp_path / "pets", TWO)
+    banks = read(root, tmp_path / "banks", classes="same", fractions=[0.5, 0.2, 0.3])
+    assert named(banks) == {split: ["cat", "dog"] for split in SPLITS}
+    assert [bank.sizes.tolist() for bank in banks.values()] == [[5, 5], [2, 2], [3, 3]]
+    images = [image.numpy().tobytes() for bank in banks.values() for image in bank.examples]
+    assert len(set(images)) == 20
+    about = banks["test"].metadata
+    assert about["classes"] == "same"
+    assert about["split_source"] == "50/20/30 % of the sorted images of each class, shuffled by numpy RandomState(0)"
+    again = read(root, tmp_path / "banks", classes="same", fractions=[0.5, 0.2, 0.3], seed=1)
+    assert fingerprints(again) != fingerprints(banks)
+
+
+@pytest.mark.parametrize("layout", ["folders", "csv"])
+def test_the_same_classes_are_taken_from_folders_of_splits_and_a_csv(tmp_path: Path, layout: str) -> None:
+    files = tree(*(f"{split}/{name}/{i}.png" for split in SPLITS for name in ("cat", "dog") for i in range(2)))
+    if layout == "csv":
+        rows = [(path.replace("/", "_"), *path.split("/")[:2]) for path in files]
+        files = {path.replace("/", "_"): data for path, data in files.items()}
+        files["split.csv"] = "\n".join(["filename,split,label", *map(",".join, rows)]).encode()
+    banks = read(as_folder(tmp_path / "pets", files), tmp_path / "banks", classes="same")
+    assert named(banks) == {split: ["cat", "dog"] for split in SPLITS}
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "message"),
+    [
+        (classes(["cat", "dog"], each=2), {}, "class cat: 2 images leave none for val; "),
+        (SPLIT, {}, "class testa is not in train"),
+        (TWO, {"classes": "equal"}, "dataset.reader.classes=equal: choose one of same"),
+    ],
+)
+def test_mistakes_about_the_same_classes_are_one_line(
+    tmp_path: Path, files: dict[str, bytes], options: dict[str, Any], message: str
+) -> None:
+    root = as_folder(tmp_path / "pets", files)
+    refused(root, tmp_path / "banks", message, **({"classes": "same"} | options))

@@ -1,0 +1,162 @@
+"""One's own tables: which files and columns are read, how they are split and standardised, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fewshot.core.errors import FewshotError
+from fewshot.data.datasets.tables import read
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make_tables(tmp_path: Path) -> Make:
+    """A function that writes CSV files of random rows: names to numbers of rows."""
+
+    def make(rows: Mapping[str, int], header: str = "x1,x2,y", scale: float = 1.0) -> Path:
+        random = np.random.RandomState(0)
+        for name, count in rows.items():
+            path = tmp_path / "tables" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            values = scale * random.randn(count, header.count(",") + 1) + 7
+            lines = [header, *(",".join(f"{value:.9g}" for value in row) for row in values)]
+            path.write_text("\n".join(lines) + "\n")
+        return tmp_path / "tables"
+
+    return make
+
+
+TEN = {f"t{i}.csv": 5 + i for i in range(10)}
+
+
+def test_rows_are_those_of_the_files(make_tables: Make):
+    root = make_tables(TEN, "y,id,X_a,x2")
+    tables = read(root, standardize="none", fractions=[0.4, 0.3, 0.3])
+    assert [len(each.names) for each in tables.values()] == [4, 3, 3]
+    assert sorted(name for each in tables.values() for name in each.names) == sorted(name[:-4] for name in TEN)
+    train = tables["train"]
+    assert (train.inputs, train.outputs, train.shape) == (("X_a", "x2"), ("y",), (2,))
+    assert train.metadata["columns_left_out"] == ["id"]
+    assert train.description == "X_a, x2 to y"
+    for each in tables.values():
+        for index, name in enumerate(each.names):
+            values = np.loadtxt(root / f"{name}.csv", delimiter=",", skiprows=1)
+            x, y = each.table(index)
+            np.testing.assert_allclose(x, values[:, 2:], rtol=1e-6)
+            np.testing.assert_allclose(y, values[:, :1], rtol=1e-6)
+
+
+def test_columns_have_mean_0_and_deviation_1_over_the_training_rows(make_tables: Make):
+    root = make_tables(TEN, scale=300)
+    raw, inputs, both = (read(root, standardize=kind) for kind in ("none", "inputs", "both"))
+    for values in (inputs["train"].x, both["train"].x, both["train"].y):
+        torch.testing.assert_close(values.mean(0), torch.zeros(values.shape[1]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(values.std(0, correction=0), torch.ones(values.shape[1]))
+    assert torch.equal(inputs["train"].y, raw["train"].y)
+    for split in ("train", "val", "test"):  # with the numbers of training, which bring the values back
+        mean, std = (torch.tensor(each) for each in both[split].scale["y"])
+        torch.testing.assert_close(both[split].y * std + mean, raw[split].y)
+        assert len({each[split].fingerprint for each in (raw, inputs, both)}) == 3
+    assert both["test"].description == "x1, x2 to y; y in standard deviations of training"
+
+
+def test_a_constant_column_is_only_shifted(make_tables: Make):
+    root = make_tables(TEN, scale=0)
+    assert read(root)["train"].x.abs().max() == 0
+
+
+def test_folders_of_splits_are_taken_and_files_lie_at_any_depth(make_tables: Make):
+    root = make_tables({"data/train/a/1.csv": 5, "data/train/2.csv": 5, "data/valid/3.csv": 6, "data/test/4.csv": 7})
+    tables = read(root)
+    assert {split: each.names for split, each in tables.items()} == {
+        "train": ("data/train/2", "data/train/a/1"), "val": ("data/valid/3",), "test": ("data/test/4",),
+    }  # fmt: skip
+    assert tables["test"].metadata["split_source"] == "the folders' own"
+
+
+def test_the_seed_decides_a_random_split(make_tables: Make):
+    root = make_tables(TEN)
+    names = [read(root, seed=seed)["train"].names for seed in (0, 0, 1)]
+    assert names[0] == names[1] != names[2]
+
+
+def test_columns_are_chosen_by_name(make_tables: Make):
+    root = make_tables(TEN, "age,dose,time")
+    train = read(root, inputs=["time", "age"], outputs=["dose"])["train"]
+    assert (train.inputs, train.outputs) == (("time", "age"), ("dose",))
+
+
+def test_a_changed_value_is_another_fingerprint_and_other_splits_stay(make_tables: Make):
+    root = make_tables({"train/1.csv": 5, "val/2.csv": 5, "test/3.csv": 5})
+    before = read(root)
+    text = (root / "val/2.csv").read_text()
+    (root / "val/2.csv").write_text(text.replace("7.", "9.", 1) if "7." in text else text.replace("6.", "9.", 1))
+    after = read(root)
+    changed = {split for split in before if before[split].fingerprint != after[split].fingerprint}
+    assert changed == {"val"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x1,x2,y\n1,2,three\n", "bad.csv: row 1, column y: three is no number; mend or remove it"),
+        ("x1,x2,y\n1,2,3\n1,,3\n", "row 2, column x2: nan is no number"),
+        ("x1,x2,y\n1,inf,3\n", "row 1, column x2: inf is no number"),
+        ("x1,x2,y\n1,1e39,3\n", "row 1, column x2: 1e+39 is no number"),
+        ("x1,y\n1,2\n", "bad.csv: has no column x2; its columns are x1, y"),
+        ("x1,x2,y\n", "bad.csv: has no rows"),
+        ("", "bad.csv: not a CSV file (No columns"),
+        ("x1,x2,y\n1,2,3,4\n", "bad.csv: not a CSV file (Length of header"),
+        ("x1,x2, x2,y\n1,2,3,4\n", "bad.csv: two columns have the name x2"),
+        ("\x00\xff\x00", "bad.csv: "),
+    ],
+)
+def test_a_file_that_is_no_table_is_named(make_tables: Make, content: str, message: str):
+    root = make_tables({"train/1.csv": 5, "val/2.csv": 5, "test/3.csv": 5})
+    (root / "train/bad.csv").write_text(content)
+    with pytest.raises(FewshotError) as error:
+        read(root)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ({"1.txt": 5}, {}, "no CSV files are there"),
+        ({"1.csv": 5, "2.csv": 5}, {}, "2 files leave none for val; add files"),
+        ({"train/1.csv": 5, "test/2.csv": 5}, {}, "2 files leave none for val; add some, or set dataset.reader.split"),
+        ({"train/1.csv": 5, "2.csv": 5}, {}, "2.csv is beside the folders of splits and in none of them"),
+        (TEN, {"split": "folders"}, "no folders train, val and test are there"),
+        (TEN, {"inputs": ["x9"]}, "has no column x9; its columns are x1, x2, y"),
+        (TEN, {"inputs": "x1"}, "dataset.reader.inputs=x1: write a list of columns"),
+        (TEN, {"outputs": ["x1"]}, "dataset.reader.outputs: x1 is an input too"),
+        (TEN, {"standardize": "all"}, "dataset.reader.standardize=all: choose one of both, inputs, none"),
+        (TEN, {"fractions": [1, 1, 1]}, "write three numbers above 0 with the sum 1"),
+    ],
+)
+def test_mistakes_are_one_line(make_tables: Make, rows: dict[str, int], options: dict[str, Any], message: str):
+    root = make_tables(rows)
+    with pytest.raises(FewshotError) as error:
+        read(root, **options)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_header_without_x_or_y_is_named(make_tables: Make):
+    with pytest.raises(
+        FewshotError, match=r"no column is named y; its columns are x, year; name some by dataset.reader.ou"
+    ):
+        read(make_tables(TEN, "x,year"))
+
+
+def test_a_file_in_two_splits_is_refused(make_tables: Make):
+    root = make_tables({"train/1.csv": 5, "val/2.csv": 5, "test/3.csv": 5})
+    (root / "test/4.csv").write_bytes((root / "train/1.csv").read_bytes())
+    with pytest.raises(FewshotError, match=r"test/4.csv \(test\) is the same as .*train/1.csv \(train\); remove one"):
+        read(root)
