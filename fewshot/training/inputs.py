@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -50,9 +51,9 @@ class Inputs:
         x = self.view(x)
         if self.extractor is None:
             return x
-        assert callable(self.extractor.features)
+        embed: Callable[[torch.Tensor], torch.Tensor] = self.extractor.embed  # pyright: ignore[reportAssignmentType]
         with torch.no_grad():
-            return unit_vectors(self.extractor.features(x))
+            return unit_vectors(embed(x))
 
     def check(self, name: str, x: torch.Tensor) -> None:
         """Raises FewshotError where examples [B, ...] are of another kind than the learner's."""
