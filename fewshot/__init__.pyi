@@ -10,7 +10,10 @@ from fewshot.backbones.conv4 import Conv4
 from fewshot.backbones.dragen import Dragen
 from fewshot.backbones.identity import Identity
 from fewshot.backbones.mlp import MLP
+from fewshot.backbones.module import WithHead
+from fewshot.backbones.norm import replace_batch_norms
 from fewshot.backbones.resnet12 import ResNet12
+from fewshot.backbones.torchvision import TorchVision
 from fewshot.backbones.wrn import WRN
 from fewshot.core.errors import FewshotError
 from fewshot.data.bank import Bank, Split, open_banks, write_banks
@@ -20,7 +23,9 @@ from fewshot.data.datasets.glyphs import read as read_glyphs
 from fewshot.data.datasets.leo_embeddings import read as read_leo_embeddings
 from fewshot.data.datasets.mini_imagenet import read as read_mini_imagenet
 from fewshot.data.datasets.omniglot import read as read_omniglot
+from fewshot.data.datasets.tables import read as read_tables
 from fewshot.data.datasets.tiered_imagenet import read as read_tiered_imagenet
+from fewshot.data.tables import Tables
 from fewshot.engine.engine import Engine
 from fewshot.engine.evaluate import ci95, score_episodes
 from fewshot.engine.reduce import MetaGradient
@@ -37,6 +42,7 @@ from fewshot.training.api import evaluate, train
 from fewshot.training.classifier import Classifier
 from fewshot.training.extractor import features as extract_features
 from fewshot.training.extractor import open_features
+from fewshot.training.pretrained import pretrained_features
 from fewshot.training.settings import TrainSettings
 from fewshot.training.trained import Trained
 
@@ -65,9 +71,12 @@ __all__ = [
     "ResNet12",
     "Sampler",
     "Split",
+    "Tables",
     "Tasks",
+    "TorchVision",
     "TrainSettings",
     "Trained",
+    "WithHead",
     "ci95",
     "evaluate",
     "extract_features",
@@ -75,6 +84,7 @@ __all__ = [
     "markdown",
     "open_banks",
     "open_features",
+    "pretrained_features",
     "read_cub",
     "read_folder",
     "read_functions",
@@ -84,7 +94,9 @@ __all__ = [
     "read_omniglot",
     "read_records",
     "read_runs",
+    "read_tables",
     "read_tiered_imagenet",
+    "replace_batch_norms",
     "score_episodes",
     "train",
     "write_banks",

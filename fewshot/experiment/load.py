@@ -45,7 +45,7 @@ def load_run(folder: str | Path, *, checkpoint: str | None = None, device: str =
     if info is None:
         raise FewshotError(f"{folder}: the run has not begun; train it first")
     shape = tuple(info["shape"])
-    network = make_network(cfg.backbone.network, shape, cfg.way)
+    network = make_network(cfg.backbone, shape, cfg.way)
     learner = instantiate_node(cfg.algorithm.learner, backbone=network.to(place))
     settings = TrainSettings(**resolved(cfg)["train"])
     trained = load_selected(learner, settings, folder, place, checkpoint)
