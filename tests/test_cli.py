@@ -477,7 +477,7 @@ MISTAKES = {
     "no number": (["algorithm.learner.inner_lr=fast"], ["algorithm.learner.inner_lr=fast", "a number"]),
     "no queries to learn from": (["train.query=0"], ["train.query=0"]),
     "nothing to train": (["backbone=identity"], ["no parameters"]),
-    "a backbone that the algorithm cannot use": (["algorithm=nearest", "backbone=conv4"], ["backbone=identity"]),
+    "a backbone that the algorithm cannot use": (["dataset=sinusoid", "backbone=conv4"], ["choose mlp or linear"]),
     "a file in place of a folder": (["run_dir=/dev/null"], ["/dev/null"]),
     "no override": (["algorithm"], ["command line"]),
     "unknown choice in the backbone": (["backbone.network.readout=max"], ["readout=max", "flatten, mean"]),
