@@ -59,12 +59,13 @@ def finished_tests(folder: Path, cfg: DictConfig) -> list[Path]:
         inductive = folder / TESTS / f"{protocol.slug}-{SETTINGS[-1]}"
         for setting in protocol.settings(_queries_independent(inductive)):
             tests.append(folder / TESTS / f"{protocol.slug}-{setting}")
-            if not _is_tested(tests[-1], protocol):
+            if not _has_test(tests[-1], protocol):
                 return []
     return tests
 
 
-def _is_tested(test: Path, protocol: Protocol) -> bool:
+def _has_test(test: Path, protocol: Protocol) -> bool:
+    """Whether a folder holds the record of a test by this protocol."""
     record = test / "record.json"
     return record.exists() and protocol.is_of(read_record(record))
 

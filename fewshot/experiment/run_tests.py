@@ -54,17 +54,13 @@ def plan_tests(run: Experiment, trained: Trained | None = None) -> list[PlannedT
         probe(run.learner, run.first_task, trained.params, trained.state)
     independent = run.behaviour.queries_independent
     return [
-        PlannedTest(
-            protocol,
-            protocol.settings(independent),
-            run.protocol_tasks(protocol),
-            _steps(run, protocol),
-        )
+        PlannedTest(protocol, protocol.settings(independent), run.protocol_tasks(protocol), _steps(run, protocol))
         for protocol in run.protocols
     ]
 
 
 def _steps(run: Experiment, protocol: Protocol) -> list[int]:
+    """The numbers of adaptation steps of a protocol, sorted; the learner's own where the protocol names none."""
     given, learner, key = protocol.steps, run.learner, f"{protocol.key}.steps"
     steps = given if isinstance(given, list) else [learner.test_steps if given is None else given]
     for count in steps:
