@@ -57,12 +57,12 @@ class Dragen(nn.Module):
         shape: tuple[int, ...],
         way: int,
         *,
-        filters: int,
-        norm: str,
-        norm_scale: bool,
-        norm_eps: float,
-        adapt_norm: bool,
-        head_init: str,
+        filters: int = 32,
+        norm: str = "batch",
+        norm_scale: bool = True,
+        norm_eps: float = 0.00001,
+        adapt_norm: bool = True,
+        head_init: str = "kaiming",
     ) -> None:
         super().__init__()
         check_image("conv4_dragen", shape, SMALLEST_SIDE)

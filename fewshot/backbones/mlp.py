@@ -49,12 +49,12 @@ class MLP(nn.Module):
         shape: tuple[int, ...],
         way: int,
         *,
-        widths: Sequence[int],
-        norm: str,
-        norm_scale: bool,
-        norm_eps: float,
-        adapt_norm: bool,
-        head_init: str,
+        widths: Sequence[int] = (256, 128, 64, 64),
+        norm: str = "batch",
+        norm_scale: bool = True,
+        norm_eps: float = 0.001,
+        adapt_norm: bool = True,
+        head_init: str = "zeros",
         init: str = "xavier",
     ) -> None:
         super().__init__()

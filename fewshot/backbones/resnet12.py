@@ -84,14 +84,14 @@ class ResNet12(nn.Module):
         shape: tuple[int, ...],
         way: int,
         *,
-        widths: Sequence[int],
-        norm: str,
-        norm_scale: bool,
-        norm_eps: float,
-        drop_rate: float,
-        drop_block: int,
-        adapt_norm: bool,
-        head_init: str,
+        widths: Sequence[int] = (64, 160, 320, 640),
+        norm: str = "batch",
+        norm_scale: bool = True,
+        norm_eps: float = 0.00001,
+        drop_rate: float = 0.0,
+        drop_block: int = 5,
+        adapt_norm: bool = True,
+        head_init: str = "zeros",
     ) -> None:
         super().__init__()
         check_image("resnet12", shape, least=16)

@@ -69,14 +69,14 @@ class WRN(nn.Module):
         shape: tuple[int, ...],
         way: int,
         *,
-        depth: int,
-        widen: int,
-        norm: str,
-        norm_scale: bool,
-        norm_eps: float,
-        dropout: float,
-        adapt_norm: bool,
-        head_init: str,
+        depth: int = 28,
+        widen: int = 10,
+        norm: str = "batch",
+        norm_scale: bool = True,
+        norm_eps: float = 0.00001,
+        dropout: float = 0.0,
+        adapt_norm: bool = True,
+        head_init: str = "zeros",
     ) -> None:
         super().__init__()
         check_image("wrn", shape, least=1)

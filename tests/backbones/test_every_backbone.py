@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 from torch.func import functional_call, vmap
 
@@ -119,6 +120,15 @@ def test_nothing_random_is_drawn_unless_asked_for(name: str) -> None:
     state = torch.get_rng_state()
     network(x)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", [*SMALL, "mlp"])
+def test_the_defaults_in_python_are_those_of_conf(name: str) -> None:
+    configuration: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    network = configuration["network"]
+    parameters = signature(get_class(network.pop("_target_"))).parameters
+    defaults = {key: parameters[key].default for key in network}
+    assert {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()} == network
 
 
 @pytest.mark.usefixtures("float64")
