@@ -248,6 +248,20 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file of weights of torchvision's shufflenet_v2_x0_5 whose running averages are not at their start values."""
+    from torchvision import models
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = models.get_model("shufflenet_v2_x0_5", weights=None)
+        model.train()(torch.rand(4, 3, 32, 32))
+    path = tmp_path_factory.mktemp("weights") / "weights.pth"
+    torch.save(model.state_dict(), path)
+    return str(path)
+
+
 class Outcome(NamedTuple):
     """Exit code, stdout and stderr of a tool that was called in this process."""
 

@@ -3,6 +3,7 @@
 `support` holds a folder of images for each class, as many in each as there are. The run's learner adapts to them and
 labels the images of `query`: predictions.csv has a row per image with the probability of each class, and
 `page=predictions.html` shows them. Where `query` has class folders too, accuracy and a confusion matrix are printed.
+Without a run: `method=nearest_mean features=torchvision features.model=resnet18 features.weights=<file>`.
 """
 
 from omegaconf import DictConfig

@@ -47,7 +47,8 @@ class Learner(Protocol):
       the caller does not say otherwise, such as the outer optimiser;
     - `notes: tuple[str, ...]`: lines that are printed at the start of a run;
     - `unequal_shots: bool`: `adapt` takes classes of different sizes, by `support_y`. To others a person's support set
-      is given with the examples of smaller classes repeated.
+      is given with the examples of smaller classes repeated;
+    - `probabilities(adapted, logits) -> [B, N]`: the probabilities that a person sees in place of the logits' softmax.
 
     The class need not inherit from this one: attributes that it lacks have the values below.
     """

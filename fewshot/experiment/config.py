@@ -33,6 +33,7 @@ NULLABLE: dict[str, tuple[str, ...]] = {
     "str": (
         "recipe", "root", "run_dir", "resume", "copy_records_to", "checkpoint", "engine", "out",
         "export_leo_format", "source", "sheet", "refresh", "pictures", "page", "title", "metric",
+        "method",
     ),
     "list": ("engines", "algorithms", "datasets", "sources"),
 }  # fmt: skip

@@ -9,18 +9,19 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import nn
 
 from fewshot.core.device import pick_device
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import expand_path
 from fewshot.experiment.build import instantiate_node, make_network
 from fewshot.experiment.config import is_regression, resolved
-from fewshot.experiment.run_dir import load_data_info, saved_config
+from fewshot.experiment.run_dir import TESTS, load_data_info, saved_config
+from fewshot.report.records import read_record
 from fewshot.tasks.transforms import ImageTransform, view_of
 from fewshot.training.checkpoint import load_checkpoint
 from fewshot.training.inputs import Inputs
 from fewshot.training.loop import load_selected
+from fewshot.training.pretrained import pretrained_extractor
 from fewshot.training.settings import TrainSettings
 from fewshot.training.trained import Trained
 
@@ -28,8 +29,8 @@ from fewshot.training.trained import Trained
 def load_run(folder: str | Path, *, checkpoint: str | None = None, device: str = "auto") -> Trained:
     """The trained learner of a run that tools/train.py left, with its network and its view of images.
 
-    A run on features that this project's extractor made takes images too, where its extractor is still in the folder of
-    prepared data; else it takes features.
+    A run on features takes images too, where their extractor is still there: one of this project's in the folder of
+    prepared data, or the file of torchvision's weights. Else it takes features alone.
 
     Args:
         folder: of the run, as the tool printed it.
@@ -51,41 +52,74 @@ def load_run(folder: str | Path, *, checkpoint: str | None = None, device: str =
     trained = load_selected(learner, settings, folder, place, checkpoint)
     if is_regression(cfg.dataset):
         return trained
-    return replace(trained, inputs=_inputs(cfg, info, place))
+    return replace(trained, inputs=_inputs(cfg, info, folder, place))
 
 
-def _inputs(cfg: DictConfig, info: dict[str, Any], device: torch.device) -> Inputs:
+def _inputs(cfg: DictConfig, info: dict[str, Any], folder: Path, device: torch.device) -> Inputs:
     """The examples that the run was trained on."""
     shape, dataset = tuple(info["shape"]), resolved(cfg)["dataset"]
     if cfg.features.name is not None:
-        found = _find_extractor(cfg, info, device) if "settings" in cfg.features.reader else None
-        if found is None:
-            return Inputs(shape, ImageTransform(), cfg.way, torch.float32)
-        extractor, images = found
-        return Inputs(images, view_of(dataset), cfg.way, torch.uint8, extractor)
+        try:
+            return _inputs_of_features(cfg, info, folder, device)
+        except FewshotError as error:
+            return Inputs(shape, ImageTransform(), cfg.way, torch.float32, no_extractor=str(error))
     if len(shape) == 3 and dataset["crop"] is not None:  # of images that the reader made this large
         shape = shape[0], *[dataset["reader"].get("size", dataset["crop"])] * 2
     return Inputs(shape, view_of(dataset), cfg.way, torch.uint8 if len(shape) == 3 else torch.float32)
 
 
-def _find_extractor(
-    cfg: DictConfig, info: dict[str, Any], device: torch.device
-) -> tuple[nn.Module, tuple[int, ...]] | None:
-    """The extractor of the features that a run began with, and the shape of its images; None where it is not there."""
-    cache = expand_path(cfg.features.reader.cache)
+def _inputs_of_features(cfg: DictConfig, info: dict[str, Any], folder: Path, device: torch.device) -> Inputs:
+    """The images whose features a run was trained on, with their extractor.
+
+    Raises:
+        FewshotError: it is not there, or no longer the one that the run began with.
+    """
+    reader = resolved(cfg)["features"]["reader"]
+    pretrained = reader["_target_"] == "fewshot.pretrained_features"
+    if not pretrained and "settings" not in reader:
+        raise FewshotError(
+            f"features={cfg.features.name} are read without their extractor; name a run that trained its own, or one "
+            "on features=torchvision"
+        )
+    cache = expand_path(reader["cache"])
+    about = _read_about(cache, info, folder)
+    images = _find_bank(cache, about["extractor"]["images"]["train"])
+    if images is None:
+        raise FewshotError(f"the run's prepared images are not in {cache}; put them back")
+    stored = images["splits"]["train"]
+    shape = tuple(stored["shape"][1:])
+    if pretrained:
+        choices = {key: reader[key] for key in ("size", "mean", "std", "crop")}
+        extractor, view = pretrained_extractor(reader["model"], reader["weights"], **choices)
+        expected = about["extractor"]["weights"]["sha256"]
+        if extractor.weights is None or extractor.weights["sha256"] != expected:
+            raise FewshotError(
+                f"weights={reader['weights']}: not the file that the run began with, whose SHA-256 begins with "
+                f"{expected:.12}; put that one back"
+            )
+        return Inputs(shape, view, cfg.way, torch.uint8, extractor.to(device))
+    weights = cache / "extractors" / about["folder"].removeprefix("features-") / "best.safetensors"
+    if not weights.is_file():
+        raise FewshotError(f"{weights}: the extractor is not there; put it back")
+    view = view_of(resolved(cfg)["dataset"])
+    network = instantiate_node(cfg.features.reader.network)
+    extractor = network(shape=view.output_shape(shape), way=len(stored["names"])).to(device)
+    extractor.load_state_dict(load_checkpoint(weights, device)[0]["weights"])
+    return Inputs(shape, view, cfg.way, torch.uint8, extractor.eval())
+
+
+def _read_about(cache: Path, info: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What the features of a run say of their extractor: in a record of the run, or, before its first test, there.
+
+    Raises:
+        FewshotError: there is neither.
+    """
+    for record in sorted((folder / TESTS).glob("*/record.json")):
+        return read_record(record)["data"]["about"]
     features = _find_bank(cache, info["train"])
     if features is None:
-        return None
-    images = _find_bank(cache, features["about"]["extractor"]["images"]["train"])
-    weights = cache / "extractors" / str(features["about"]["folder"]).removeprefix("features-") / "best.safetensors"
-    if images is None or not weights.is_file():
-        return None
-    stored, reader = images["splits"]["train"], cfg.features.reader
-    image_shape = tuple(stored["shape"][1:])
-    shape = view_of(resolved(cfg)["dataset"]).output_shape(image_shape)
-    extractor = instantiate_node(reader.network)(shape=shape, way=len(stored["names"])).to(device)
-    extractor.load_state_dict(load_checkpoint(weights, device)[0]["weights"])
-    return extractor.eval(), image_shape
+        raise FewshotError(f"the run has no record, and its prepared features are not in {cache}; put them back")
+    return features["about"]
 
 
 def _find_bank(cache: Path, fingerprint: str) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""What tools/predict.py does: a trained run adapts to a person's own examples and labels other images."""
+"""What tools/predict.py does: a learner adapts to a person's own examples and labels other images."""
 
 from __future__ import annotations
 
@@ -17,21 +17,18 @@ from fewshot.core.checks import check_choice
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
 from fewshot.core.progress import progress_bar
-from fewshot.data.sources.faults import MAX_SHOWN
-from fewshot.data.sources.image_sets import ImageSet, LoadedImage, load_images, read_bytes, read_query, read_support
+from fewshot.data.sources.image_sets import ImageSet, load_images, read_bytes, read_query, read_support
 from fewshot.data.sources.images import ImageSpec, make_thumbnail
 from fewshot.engine.evaluate import SETTINGS
-from fewshot.experiment.load import load_run
-from fewshot.experiment.run_dir import saved_config
+from fewshot.experiment.predictor import load_predictor
+from fewshot.experiment.support_set import SupportSet, list_damaged, load_support
 from fewshot.report.predictions import Predictions, confusion_table, count_table, render_csv, render_page
 from fewshot.training.classifier import Classifier
-from fewshot.training.inputs import Inputs
 
 AT_ONCE = 256  # queries that are predicted at once
 TOGETHER = 2000  # queries at most that transductive mode forwards as one batch
 SHOWN, SHOWN_SUPPORT = 1000, 20  # on a page: queries at most, and support images of each class
 THUMBNAIL = 96  # pixels
-LIGHT_ON_DARK = ("fewshot.read_omniglot", "fewshot.read_glyphs")  # readers of light strokes on a dark ground
 
 
 def predict(cfg: DictConfig) -> None:
@@ -40,122 +37,53 @@ def predict(cfg: DictConfig) -> None:
     Raises:
         FewshotError: the run, the support set or the queries are unfit, or a file cannot be written.
     """
-    start, run_dir, transductive = time.perf_counter(), Path(cfg.run), cfg.setting == "transductive"
+    start, transductive = time.perf_counter(), cfg.setting == "transductive"
     check_choice("setting", cfg.setting, SETTINGS)
     places = {"out": Path(cfg.out)} | ({} if cfg.page is None else {"page": Path(cfg.page)})
     for key, path in places.items():
         if path.is_dir():
             raise FewshotError(f"{key}={path}: is a folder; name a file in it")
-    run_cfg, run = saved_config(run_dir), load_run(run_dir, device=cfg.device)
-    spec = _image_spec(run_cfg, run_dir, run.inputs)
-    support = read_support(Path(cfg.support))
-    query = read_query(cfg.query, support.classes)
+    predictor = load_predictor(cfg)
+    images = read_support(Path(cfg.support))
+    query = read_query(cfg.query, images.classes)
     if transductive and len(query.names) > TOGETHER:
         raise FewshotError(
             f"setting=transductive: predicts all queries as one batch, and {len(query.names):,} are more than "
             f"{TOGETHER:,}; choose setting=inductive"
         )
-    loaded, notes = _load_support(support, spec)
-    labels = [support.labels[number] for number in loaded]
-    images = np.stack([image.pixels for image in loaded.values() if image.pixels is not None])
-    invert = _should_invert(run_cfg, images) if cfg.invert is None else cfg.invert
+    support = load_support(images, predictor.spec)
+    dark_on_light = predictor.light_on_dark and float(support.pixels.mean()) > 255 / 2
+    invert, notes = (dark_on_light if cfg.invert is None else cfg.invert), list(support.notes)
     if invert and cfg.invert is None:
         notes.append("light and dark are exchanged, since the run knows light strokes on dark; invert=false keeps them")
-    if shapes := {image.shape for image in loaded.values()} - {spec.shape}:
-        notes.append(f"images are changed to {_size(spec.shape)}, which the run knows, from {_size(min(shapes))}")
     try:
-        classifier = run.adapt(255 - images if invert else images, labels)
+        classifier = predictor.trained.adapt(255 - support.pixels if invert else support.pixels, support.labels)
     except FewshotError as error:  # about the argument of `adapt`
         raise FewshotError(f"support={cfg.support}: {str(error).removeprefix('support_y: ')}") from error
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    known = {image.digest for image in loaded.values()}
-    predictions, problems = _predict(classifier, query, spec, invert, known, transductive)
+    predictions, problems = _predict(classifier, query, predictor.spec, invert, support.digests, transductive)
     for problem in problems:
         print(f"warning: {problem}", file=sys.stderr)
     about = (
-        f"{run_cfg.algorithm.name}, {cfg.setting}, {len(labels)} support images of {len(predictions.classes)} classes, "
+        f"{predictor.name}, {cfg.setting}, {len(support.labels)} support images of {len(predictions.classes)} classes, "
         f"{predictions.read.sum():,} images labelled in {time.perf_counter() - start:.1f} s"
     )
     contents = {"out": render_csv(predictions).encode("utf-8", "surrogateescape")}
     if "page" in places:
-        shown = _thumbnails(support, _first_of_each(labels, list(loaded)))
+        shown = _thumbnails(images, _first_of_each(support))
         by_class: dict[str, list[bytes]] = {name: [] for name in predictions.classes}
         for number, image in shown.items():
-            by_class[support.labels[number]].append(image)
+            by_class[images.labels[number]].append(image)
         title = f"Predictions for {Path(cfg.query).absolute().name}"
         queries = _thumbnails(query, _select(predictions))
         text = render_page(predictions, title, [about], [*notes, *problems], by_class, queries)
         contents["page"] = text.encode("utf-8", "replace")
-    _print_tables(predictions, [labels.count(name) for name in predictions.classes])
+    _print_tables(predictions, [support.labels.count(name) for name in predictions.classes])
     print(about)
     for key, content in contents.items():  # nothing is written before all of them are made
         write_atomically(places[key], content)
         print(f"wrote {places[key]}")
-
-
-def _image_spec(cfg: DictConfig, run_dir: Path, inputs: Inputs | None) -> ImageSpec:
-    """How the images of the run's own dataset were made examples.
-
-    Raises:
-        FewshotError: the run learned on no images.
-    """
-    if inputs is None:
-        raise FewshotError(f"run={run_dir}: learned functions, which have no classes; name a run on images")
-    if len(inputs.shape) != 3:
-        remedy = "put its prepared data back" if "settings" in cfg.features.get("reader", {}) else "name another run"
-        raise FewshotError(
-            f"run={run_dir}: learned on features={cfg.features.name}, whose extractor is not there to make features of "
-            f"other images; {remedy}"
-        )
-    reader, (channels, *sides) = cfg.dataset.reader, inputs.shape
-    return ImageSpec(max(sides), channels, reader.get("resize") or "squash", reader.get("resample") or "lanczos")
-
-
-def _load_support(support: ImageSet, spec: ImageSpec) -> tuple[dict[int, LoadedImage], list[str]]:
-    """The support images that can be read by their numbers, and notes on the others.
-
-    Raises:
-        FewshotError: none of a class can be read, or two classes have the same image.
-    """
-    loaded = dict(enumerate(load_images(support, spec)))
-    damaged = {number: image.problem for number, image in loaded.items() if image.pixels is None}
-    loaded = {number: image for number, image in loaded.items() if image.pixels is not None}
-    if gone := set(support.classes) - {support.labels[number] for number in loaded}:
-        name = min(gone)
-        number = support.labels.index(name)
-        raise FewshotError(
-            f"support={support.files.root}: no image of class {name} can be read, such as {support.names[number]} "
-            f"({damaged[number]}); replace them, or remove the folder"
-        )
-    first: dict[bytes, int] = {}
-    for number, image in loaded.items():
-        other = first.setdefault(image.digest, number)
-        if support.labels[other] != support.labels[number]:
-            raise FewshotError(
-                f"support={support.files.root}: {support.names[other]} and {support.names[number]} are the same image "
-                "in two classes; remove one"
-            )
-    return loaded, _list_damaged("support", support, damaged)
-
-
-def _list_damaged(key: str, images: ImageSet, damaged: dict[int, str]) -> list[str]:
-    """A line that names the images that cannot be read; no line without them."""
-    texts = [f"{images.names[number]} ({problem})" for number, problem in damaged.items()]
-    if not texts:
-        return []
-    rest = f" and {len(texts) - MAX_SHOWN:,} more" if len(texts) > MAX_SHOWN else ""
-    count = "1 image is" if len(texts) == 1 else f"{len(texts):,} images are"
-    return [f"{key}: {count} left out, which cannot be read: {', '.join(texts[:MAX_SHOWN])}{rest}"]
-
-
-def _should_invert(cfg: DictConfig, support: np.ndarray) -> bool:
-    """Whether a person's drawings are dark on light, and the run has only seen the opposite."""
-    return cfg.dataset.reader._target_ in LIGHT_ON_DARK and float(support.mean()) > 255 / 2
-
-
-def _size(shape: Sequence[int]) -> str:
-    return f"{shape[2]}x{shape[1]} {'grey' if shape[0] == 1 else 'colour'}"
 
 
 def _predict(
@@ -180,7 +108,7 @@ def _predict(
             advance(by=len(batch))
     if len(damaged) == total:
         raise FewshotError(f"query: no image can be read, such as {query.names[0]} ({damaged[0]}); name others")
-    problems = _list_damaged("query", query, damaged)
+    problems = list_damaged("query", query, damaged)
     place = {name: number for number, name in enumerate(classes)}
     true = np.array([place.get(label, -1) for label in query.labels])
     counted = true >= 0
@@ -199,13 +127,13 @@ def _select(predictions: Predictions) -> list[int]:
     return order if len(order) <= SHOWN else order[: SHOWN // 2] + order[-SHOWN // 2 :]
 
 
-def _first_of_each(labels: Sequence[str], numbers: Sequence[int]) -> list[int]:
-    """The numbers of the first SHOWN_SUPPORT images of each label."""
+def _first_of_each(support: SupportSet) -> list[int]:
+    """The numbers of the first SHOWN_SUPPORT images of each class."""
     chosen: dict[str, list[int]] = defaultdict(list)
-    for label, number in zip(labels, numbers, strict=True):
+    for label, number in zip(support.labels, support.numbers, strict=True):
         if len(chosen[label]) < SHOWN_SUPPORT:
             chosen[label].append(number)
-    return sorted(number for own in chosen.values() for number in own)
+    return sorted(number for numbers in chosen.values() for number in numbers)
 
 
 def _thumbnails(images: ImageSet, numbers: Sequence[int]) -> dict[int, bytes]:

@@ -27,7 +27,9 @@ figure { margin: 0; min-width: 0 } .queries img { width: 100%; aspect-ratio: 1 }
 .right b { color: #1B7837 } .right .bar i { background: #1B7837 }
 .wrong b { color: #C51B2B } .wrong .bar i { background: #C51B2B }
 .matrix th, .matrix td { min-width: 1.5rem; max-width: 8rem; white-space: normal; overflow-wrap: break-word }
-.matrix td { text-align: right } .matrix td:first-child { text-align: left } .hit { font-weight: 600 }
+.matrix td, .matrix th { text-align: right } .matrix td:first-child, .matrix th:first-child { text-align: left }
+.matrix .hit { background: #E3F1E5; font-weight: 600 } .matrix .none { color: #aaa }
+.scroll { width: fit-content; max-width: 100% }
 """
 
 
@@ -183,10 +185,11 @@ def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]], matrix: 
     head = "".join(f"<th>{escape(text)}</th>" for text in headings)
     body = ""
     for number, row in enumerate(rows):
-        cells = [
-            f"<td{' class=hit' if matrix and column == number + 1 else ''}>{escape(text)}</td>"
-            for column, text in enumerate(row)
+        kinds = [
+            "hit" if matrix and n == number + 1 else "none" if matrix and n and t == "0" else ""
+            for n, t in enumerate(row)
         ]
+        cells = [f'<td class="{kind}">{escape(text)}</td>' for kind, text in zip(kinds, row, strict=True)]
         body += f"<tr>{''.join(cells)}</tr>"
     return f'<div class="scroll" tabindex="0"><table class="matrix"><tr>{head}</tr>{body}</table></div>'
 

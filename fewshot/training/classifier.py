@@ -42,7 +42,10 @@ class Classifier:
         return labels.astype(kinds.pop())[found] if kinds in ({bool}, {int}, {float}, {str}) else labels[found]
 
     def predict_proba(self, query_x: Examples, *, transductive: bool = False) -> np.ndarray:
-        """The probability of each label for each example: [B, N] float32, the softmax of the logits.
+        """The probability of each label for each example: [B, N] float32.
+
+        The softmax of the learner's logits, or what the learner has as `probabilities`. A few examples say little of
+        how sure one may be: take them as an order of the queries, and measure on labelled images where it matters.
 
         Args:
             query_x: examples [B, ...] of the kind of the support set: uint8 or float images [B, C, H, W] of any size,
@@ -57,7 +60,7 @@ class Classifier:
         self.inputs.check("query_x", x)
         setting = "transductive" if transductive else "inductive"
         with torch.no_grad():
-            parts = [self._outputs(part, setting).softmax(-1).cpu() for part in self._batches(x, setting)]
+            parts = [self._probabilities(part, setting).cpu() for part in self._batches(x, setting)]
         return torch.cat(parts).numpy()
 
     def _batches(self, x: torch.Tensor, setting: str) -> Iterator[torch.Tensor]:
@@ -68,11 +71,13 @@ class Classifier:
             size = len(x) if setting == "transductive" else min(size, alone)
         yield from x.split(size)
 
-    def _outputs(self, x: torch.Tensor, setting: str) -> torch.Tensor:
+    def _probabilities(self, x: torch.Tensor, setting: str) -> torch.Tensor:
         support_x, support_y, _, _, key = self.task.tensors()
         queries = self.inputs.prepare("query_x", x, support_x.device)
         task = self.task.with_tensors(support_x, support_y, queries, support_y[:0], key)
-        return predict_queries(self.learner, self.adapted, task, self.behaviour, setting)
+        logits = predict_queries(self.learner, self.adapted, task, self.behaviour, setting)
+        own = getattr(self.learner, "probabilities", None)
+        return logits.softmax(-1) if own is None else own(self.adapted, logits)
 
 
 def adapt_classifier(

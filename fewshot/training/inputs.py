@@ -15,6 +15,8 @@ from fewshot.episodes import Tasks
 from fewshot.tasks.sampler import Sampler, unit_vectors
 from fewshot.tasks.transforms import ImageTransform
 
+PIXELS_AT_ONCE = 1 << 21  # of the images that an extractor forwards at once, which bounds its memory: 41 of 224x224
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -25,6 +27,7 @@ class Inputs:
     way: int  # N of the training tasks
     dtype: torch.dtype  # of the stored examples: uint8 images, or floats
     extractor: nn.Module | None = None  # makes the learner's features [B, D] of such images
+    no_extractor: str = ""  # why features cannot be made of images, and what to do
 
     def prepare(self, name: str, x: torch.Tensor, device: torch.device) -> torch.Tensor:
         """Examples as the learner sees them, float32 on the device.
@@ -46,14 +49,19 @@ class Inputs:
             return x
         if self.dtype == torch.uint8 and x.is_floating_point() and (x.min() < 0 or x.max() > 1):
             raise FewshotError(f"{name}: float images have values from 0 to 1 here; divide by 255, or give uint8")
-        if x.shape[1:] != self.shape:
-            x = ImageTransform(shape=self.shape)(x)
-        x = self.view(x)
         if self.extractor is None:
-            return x
+            return self._see(x)
         embed: Callable[[torch.Tensor], torch.Tensor] = self.extractor.embed  # pyright: ignore[reportAssignmentType]
+        _, height, width = self.view.output_shape(self.shape)
+        parts = x.split(max(1, PIXELS_AT_ONCE // (height * width)))
         with torch.no_grad():
-            return unit_vectors(embed(x))
+            return unit_vectors(torch.cat([embed(self._see(part)) for part in parts]))
+
+    def _see(self, images: torch.Tensor) -> torch.Tensor:
+        """Images of any size and number of channels as the learner, or its extractor, sees them."""
+        if images.shape[1:] != self.shape:
+            images = ImageTransform(shape=self.shape)(images)
+        return self.view(images)
 
     def check(self, name: str, x: torch.Tensor) -> None:
         """Raises FewshotError where examples [B, ...] are of another kind than the learner's."""
@@ -66,6 +74,8 @@ class Inputs:
             return
         kind = {1: "features", 3: "images"}.get(len(wanted), "examples")
         remedy = "give features of the extractor that it was trained with" if len(wanted) == 1 else f"give {kind}"
+        if self.no_extractor and len(given) == 3:
+            remedy = f"they cannot be made of images: {self.no_extractor}"
         raise FewshotError(
             f"{name}: examples of shape {list(given)}, and the learner knows {kind} {list(wanted)}; {remedy}"
         )

@@ -20,8 +20,7 @@ from fewshot.core.progress import progress_bar
 from fewshot.data.bank import Bank, Split, open_banks, write_banks
 from fewshot.tasks.transforms import ImageTransform
 from fewshot.training.extractor import extract
-
-PIXELS_AT_ONCE = 1 << 21  # of the images of one forward, which bounds its memory: 41 of 224x224
+from fewshot.training.inputs import PIXELS_AT_ONCE
 
 
 def pretrained_features(
@@ -55,22 +54,12 @@ def pretrained_features(
     Raises:
         FewshotError: as `TorchVision`, or a setting out of range.
     """
-    size, mean, std = _preprocessing(model, size, mean, std)
-    check_number("features.size", size, int, 1)
-    try:
-        transform = ImageTransform(shape=(3, size, size), crop=crop, mean=mean, std=std)
-    except FewshotError as error:
-        raise FewshotError(re.sub(r"^dataset\.(mean|std)", r"features.\1", str(error))) from error
+    extractor, transform = pretrained_extractor(model, weights, size=size, mean=mean, std=std, crop=crop)
+    assert extractor.weights is not None and transform.shape and transform.mean and transform.std
     for bank in images.values():
         if len(bank.shape) != 3:
             raise FewshotError(f"features={model}: takes images, not features of {bank.shape[0]} values; leave it out")
         transform.output_shape(bank.shape)
-    if not weights:
-        raise FewshotError("features.weights: has no value; set features.weights=<file>")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        extractor = TorchVision((3, size, size), 1, model=model, weights=weights, norm="running").eval()
-    assert extractor.weights is not None
     fingerprints = {split: bank.fingerprint for split, bank in images.items()}
     inputs = json.dumps([fingerprints, model, extractor.weights["sha256"], str(transform)], sort_keys=True)
     first = next(iter(images.values()))
@@ -81,12 +70,44 @@ def pretrained_features(
         about = {
             "name": model,
             "weights": extractor.weights,
-            "preprocessing": {"crop": crop, "size": size, "mean": list(mean), "std": list(std)},
+            "preprocessing": {
+                "crop": crop,
+                "size": transform.shape[1],
+                "mean": list(transform.mean),
+                "std": list(transform.std),
+            },
             "images": fingerprints,
         }
         metadata = {"dataset": dataset, "folder": folder.name, "extractor": about, "images": dict(first.metadata)}
         write_banks(folder, _extract(extractor, images, transform, f"features of {dataset} by {model}"), metadata)
     return open_banks(folder)
+
+
+def pretrained_extractor(
+    model: str,
+    weights: str,
+    *,
+    size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    crop: int | None = None,
+) -> tuple[TorchVision, ImageTransform]:
+    """The network whose `embed` makes features, on the CPU, and the transform of the images that it takes.
+
+    Args and errors are those of `pretrained_features`.
+    """
+    size, mean, std = _preprocessing(model, size, mean, std)
+    check_number("features.size", size, int, 1)
+    try:
+        transform = ImageTransform(shape=(3, size, size), crop=crop, mean=mean, std=std)
+    except FewshotError as error:
+        raise FewshotError(re.sub(r"^dataset\.(mean|std)", r"features.\1", str(error))) from error
+    if not weights:
+        raise FewshotError("features.weights: has no value; set features.weights=<file>")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        extractor = TorchVision((3, size, size), 1, model=model, weights=weights, norm="running")
+    return extractor.eval(), transform
 
 
 def _preprocessing(

@@ -55,7 +55,25 @@ def test_logits_are_minus_the_distance_to_the_nearest_of_each_class():
 
 
 def test_a_mean_is_of_as_many_examples_as_its_class_has():
-    x = torch.tensor([[1.0, 0.0], [3.0, 0.0], [8.0, 2.0]])
+    x = torch.tensor([[1.0, 0.0], [3.0, 0.0], [6.0, 8.0]])
     task = Episodes(x, torch.tensor([0, 0, 1]), x, torch.tensor([0, 0, 1]), torch.tensor(0))
-    learner = Nearest(Identity((2,), 2), reference="mean")
-    assert learner.adapt({}, {}, task)["support"].tolist() == [[[2.0, 0.0]], [[8.0, 2.0]]]
+    pixels = Nearest(Identity((1, 1, 2), 2), reference="mean")
+    assert pixels.adapt({}, {}, task)["support"].tolist() == [[[2.0, 0.0]], [[6.0, 8.0]]]
+    features = Nearest(Identity((2,), 2), reference="mean").adapt({}, {}, task)["support"]
+    torch.testing.assert_close(features, torch.tensor([[[1.0, 0.0]], [[0.6, 0.8]]]))
+
+
+def test_probabilities_do_not_depend_on_the_unit_of_distance_and_leave_the_nearest_first():
+    support = torch.tensor([[[0.0, 0.0]], [[1.0, 0.0]], [[0.0, 3.0]]])
+    x = torch.tensor([[0.2, 0.0], [0.4999, 0.0], [0.0, 2.0]])
+    learner = Nearest(Identity((2,), 3))
+    logits = learner.predict({"support": support}, x)
+    found = learner.probabilities({"support": support}, logits)
+    assert torch.equal(found.argmax(1), logits.argmax(1))
+    between = (1 + 9 + 10) / 3
+    torch.testing.assert_close(found, (-12 * logits.square() / between).softmax(1))
+    torch.testing.assert_close(learner.probabilities({"support": 7 * support}, 7 * logits), found)
+    same = torch.zeros(3, 1, 2)
+    torch.testing.assert_close(
+        learner.probabilities({"support": same}, torch.full((1, 3), -1.0)), torch.full((1, 3), 1 / 3)
+    )

@@ -99,7 +99,7 @@ def test_a_run_on_features_takes_images_while_its_extractor_is_there(data_dir: P
     shutil.rmtree(own / "banks/extractors")
     alone = fs.load_run(folder, device="cpu")
     assert alone.adapt(values[rows], names).predict(values[:5]).shape == (5,)
-    with pytest.raises(FewshotError, match="knows features .*; give features of the extractor"):
+    with pytest.raises(FewshotError, match="they cannot be made of images: .*best.safetensors: .*; put it back"):
         alone.adapt(images[rows], names)
 
 

@@ -69,8 +69,8 @@ def test_unlabelled_images_get_a_label_and_probabilities(call: Any, runs: Any, p
     done = call("predict", f"run={runs(algorithm)}", "support=support", "query=query", "page=page.html")
     assert done.code == 0
     assert done.err.splitlines() == [
+        "note: images are changed to 28x28 grey, which the learner knows, from 56x56 colour",
         "note: light and dark are exchanged, since the run knows light strokes on dark; invert=false keeps them",
-        "note: images are changed to 28x28 grey, which the run knows, from 56x56 colour",
     ]
     assert f"{algorithm}, inductive, 6 support images of 3 classes, 12 images labelled in " in done.out
     assert done.out.endswith("wrote predictions.csv\nwrote page.html\n") and "accuracy" not in done.out
@@ -133,6 +133,33 @@ def test_damaged_and_repeated_images_are_listed_and_the_rest_is_done(call: Any, 
     (broken,) = [row for row in read_rows() if row["label"] == ""]
     assert broken["file"] == "alpha/broken.png" and broken[f"probability {NAMES[0]}"] == ""
     assert "alpha/broken.png (damaged" in Path("page.html").read_text()
+
+
+def test_class_means_of_a_pretrained_network_need_no_run(call: Any, weights: str, pictures: Path) -> None:
+    features = ("features=torchvision", "features.model=shufflenet_v2_x0_5", "features.size=32")
+    words = ("method=nearest_mean", *features, f"features.weights={weights}", "support=support")
+    done = call("predict", *words, "query=labelled", "device=cpu")
+    assert done.code == 0, done.err
+    assert done.err == "note: images are changed to 32x32 colour, which the learner knows, from 56x56 colour\n"
+    assert "nearest_mean of shufflenet_v2_x0_5 features, inductive, 6 support images of 3 classes, 12 im" in done.out
+    labelled = read_rows()
+    assert call("predict", *words, "query=query", "device=cpu").code == 0
+    assert sorted(row["label"] for row in read_rows()) == sorted(row["label"] for row in labelled)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "run: has no value; set run=<run folder>, or method=nearest_mean features=torchvision"),
+        (["method=nearest_mean"], "method=nearest_mean: takes features=torchvision features.weights=<file>; for an"),
+        (["method=nearest_mean", "features=torchvision"], "features.weights: has no value; set features.weights="),
+        (["method=nearest_mean", "run=mine"], "method=nearest_mean: needs no run; leave run out, or method"),
+        (["features=torchvision", "features.weights=w", "run=mine"], "features=resnet18: a run has its own; leave fea"),
+    ],
+)  # fmt: skip
+def test_a_method_and_a_run_exclude_each_other(call: Any, tmp_path: Path, words: list[str], said: str) -> None:
+    done = call("predict", *words, "support=support", "query=query")
+    assert done.code == 1 and done.err.startswith(f"error: {said}") and done.err.count("\n") == 1
 
 
 def add_class() -> None:

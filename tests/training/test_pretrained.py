@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import nn
 from torchvision import models
 
+import fewshot as fs
 import fewshot.training.pretrained as pretrained
 from fewshot.core.errors import FewshotError
 from fewshot.data.bank import Bank
@@ -20,7 +22,7 @@ from fewshot.tasks.sampler import Sampler
 from fewshot.training.pretrained import pretrained_features
 
 Make = Callable[..., Any]
-MODEL, SIZE = "shufflenet_v2_x0_5", 32
+MODEL, SIZE = "shufflenet_v2_x0_5", 32  # as of the fixture `weights`
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
@@ -32,17 +34,6 @@ def images(make_bank: Make) -> dict[str, Bank]:
         split: make_bank(counts, seed=seed, split=split, shape=(1, 16, 16))
         for seed, split in enumerate(("train", "val", "test"))
     }
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A file of weights whose running averages are not at their start values."""
-    torch.manual_seed(0)
-    model = models.get_model(MODEL, weights=None)
-    model.train()(torch.rand(4, 3, SIZE, SIZE))
-    path = tmp_path_factory.mktemp("weights") / "weights.pth"
-    torch.save(model.state_dict(), path)
-    return str(path)
 
 
 def made(images: dict[str, Bank], weights: str, cache: Path, **choices: Any) -> dict[str, Bank]:
@@ -127,6 +118,7 @@ def test_runs_on_pretrained_features_and_weights_name_them_in_record_and_table(
             path = tmp_path / f"pictures/{split}/{split}{number % 3}/{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray((255 * torch.rand(SIZE, SIZE, 3)).byte().numpy()).save(path)
+    weights = shutil.copy(weights, "mine.pth")
     own = (
         "dataset=folder", "dataset.reader.root=pictures", f"dataset.reader.size={SIZE}", "data_dir=data", "way=3",
         "protocol=common", "protocol.common.query=1", "protocol.common.episodes=2", "train.steps=1",
@@ -149,7 +141,22 @@ def test_runs_on_pretrained_features_and_weights_name_them_in_record_and_table(
     assert by_run["weights"]["queries_independent"]
     assert by_run["features"]["backbone"] == f"{MODEL}-{sha256:.8} features"
     assert by_run["features"]["data"]["about"]["extractor"]["preprocessing"]["size"] == SIZE
+    values = fs.open_banks(next(Path("data/banks").glob("features-*")))["test"].examples
+    (pictures,) = [path for path in Path("data/banks").iterdir() if not path.name.startswith("features-")]
+    x = fs.open_banks(pictures)["test"].examples[::3]
+    found = fs.load_run("runs/features", device="cpu").adapt(x, "abc").task.support_x
+    torch.testing.assert_close(found, nn.functional.normalize(values[::3]), rtol=1e-4, atol=1e-5)
     again = call("evaluate", "run=runs/weights", "protocol.common.query=2")
     assert again.code == 0, again.err
     table = call("table", "runs=runs").out
     assert "pretrained weights, which may know test classes; images resized to 32 pixels, mean 0.485" in table
+    state = torch.load(weights, weights_only=True)
+    torch.save({name: value + 1 for name, value in state.items()}, weights)
+    with pytest.raises(FewshotError, match=r"cannot be made of images: weights=\S+mine.pth: not the file that the run"):
+        fs.load_run("runs/features", device="cpu").adapt(x, "abc")
+    Path(weights).unlink()
+    gone = call("predict", "run=runs/features", "support=pictures/test", "query=pictures/test")
+    assert gone.err.startswith(
+        f"error: run=runs/features: learned on features={MODEL}, which cannot be made of other images: "
+    )
+    assert "mine.pth: no such file" in gone.err

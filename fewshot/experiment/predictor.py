@@ -1,0 +1,89 @@
+"""What labels a person's images: the learner of a run, or class means of a pretrained network's features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from fewshot.algorithms.nearest import Nearest
+from fewshot.backbones.identity import Identity
+from fewshot.core.checks import check_choice
+from fewshot.core.device import pick_device
+from fewshot.core.errors import FewshotError
+from fewshot.data.sources.images import ImageSpec
+from fewshot.experiment.load import load_run
+from fewshot.experiment.run_dir import saved_config
+from fewshot.training.inputs import Inputs
+from fewshot.training.pretrained import pretrained_extractor
+from fewshot.training.trained import Trained
+
+LIGHT_ON_DARK = ("fewshot.read_omniglot", "fewshot.read_glyphs")  # readers of light strokes on a dark ground
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A learner, and how a person's images become examples of it."""
+
+    name: str
+    trained: Trained
+    spec: ImageSpec
+    light_on_dark: bool = False  # whether it has seen nothing but light strokes on a dark ground
+
+
+def load_predictor(cfg: DictConfig) -> Predictor:
+    """What `run` names, or `method` and `features`.
+
+    Raises:
+        FewshotError: none or both are given, the run is on no images, or the extractor is not there.
+    """
+    if cfg.method is None:
+        if OmegaConf.is_missing(cfg, "run"):
+            raise FewshotError(
+                "run: has no value; set run=<run folder>, or method=nearest_mean features=torchvision "
+                "features.weights=<file>"
+            )
+        if cfg.features.name is not None:
+            raise FewshotError(
+                f"features={cfg.features.name}: a run has its own; leave features out, or give a method, not a run"
+            )
+        return _of_run(Path(cfg.run), cfg.device)
+    check_choice("method", cfg.method, ("nearest_mean",))
+    if not OmegaConf.is_missing(cfg, "run"):
+        raise FewshotError(f"method={cfg.method}: needs no run; leave run out, or method")
+    return _of_features(cfg)
+
+
+def _of_run(folder: Path, device: str) -> Predictor:
+    cfg, trained = saved_config(folder), load_run(folder, device=device)
+    if trained.inputs is None:
+        raise FewshotError(f"run={folder}: learned functions, which have no classes; name a run on images")
+    if len(trained.inputs.shape) != 3:
+        raise FewshotError(
+            f"run={folder}: learned on features={cfg.features.name}, which cannot be made of other images: "
+            f"{trained.inputs.no_extractor}"
+        )
+    reader, (channels, *sides) = cfg.dataset.reader, trained.inputs.shape
+    spec = ImageSpec(max(sides), channels, reader.get("resize") or "squash", reader.get("resample") or "lanczos")
+    return Predictor(cfg.algorithm.name, trained, spec, reader._target_ in LIGHT_ON_DARK)
+
+
+def _of_features(cfg: DictConfig) -> Predictor:
+    if "model" not in cfg.features:
+        raise FewshotError(
+            f"method={cfg.method}: takes features=torchvision features.weights=<file>; for an extractor of your own "
+            "images train algorithm=nearest_mean, which trains nothing else, and give its run"
+        )
+    chosen = cfg.features
+    extractor, view = pretrained_extractor(
+        chosen.model, chosen.weights, size=chosen.size, mean=chosen.mean, std=chosen.std
+    )
+    assert view.shape is not None
+    device, width = pick_device(cfg.device), extractor.head.in_features
+    inputs = Inputs(view.shape, view, 2, torch.uint8, extractor.to(device))
+    learner = Nearest(Identity((width,), 2), reference="mean")
+    trained = Trained(learner, {}, {}, None, "last", 0, 0, 0.0, inputs)
+    name = f"{cfg.method} of {chosen.name} features"
+    return Predictor(name, trained, ImageSpec(view.shape[1], resample="bilinear"))
