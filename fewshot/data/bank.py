@@ -94,6 +94,11 @@ class Bank:
         """Shape of one example."""
         return tuple(self.examples.shape[1:])
 
+    def image_names(self) -> list[str]:
+        """[M] a name for each example: that of its class and its number there, from 0, such as `cat/3`."""
+        counts = self.sizes.tolist()
+        return [f"{name}/{i}" for name, count in zip(self.names, counts, strict=True) for i in range(count)]
+
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """The examples at the given rows: [R] int64 to [R, ...], on the index's device."""
         if self.tail is None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 FORMAT = 2
 Record = dict[str, Any]
 METRICS = ("accuracy", "mse")
+PREDICTIONS = "predictions.csv"  # beside a record, where one was asked for
 
 NUMBER = (int, float)
 TEXT, COUNT, NONE = (str,), (int,), type(None)
