@@ -80,10 +80,11 @@ def test_a_regression_leaves_its_error_by_number_of_steps_and_a_drawing(call: An
     assert (done.code, done.err) == (0, "")
     record = read_test("run")
     heading, *lines = (find_test("run") / "episodes.csv").read_text().splitlines()
-    assert heading == "episode,mse_0,mse_2"
+    assert heading == "episode,mse_0,mse_2,variance"
     assert len(lines) == 7
     means = np.array([line.split(",") for line in lines], dtype=float).mean(0)
-    assert list(record["test"]["mse"].values()) == pytest.approx(means[1:], rel=1e-4)
+    assert list(record["test"]["mse"].values()) == pytest.approx(means[1:3], rel=1e-4)
+    assert list(record["test"]["r2"].values()) == pytest.approx(1 - means[1:3] / means[3], rel=1e-4)
     assert record["protocol"]["adaptation_steps"] == [0, 2]
     assert record["way"] == 1
     assert Path("run/fits.png").stat().st_size > 10_000

@@ -21,10 +21,11 @@ from fewshot.engine.evaluate import evaluate_settings
 from fewshot.engine.probe import probe
 from fewshot.episodes import Tasks
 from fewshot.experiment.build import Experiment
-from fewshot.experiment.make_record import Scores, make_record, task_fields, title
+from fewshot.experiment.make_record import Scores, make_record, query_variances, task_fields, title
 from fewshot.experiment.protocol import Protocol
 from fewshot.experiment.query_table import check_same_scores, check_size, score_labels, write_predictions
 from fewshot.report.records import PREDICTIONS, Record, read_record, write_record
+from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
 from fewshot.training.trained import Trained
 
@@ -116,16 +117,19 @@ def write_tests(
         wanted = missing
         if predictions:
             wanted = [name for name, path in by_setting.items() if name in missing or not _has_predictions(path)]
+        regression = wanted and isinstance(test.tasks, Regression)
+        variances = query_variances(test.tasks, test.protocol.episodes) if regression else None
         for setting, result in (_run(run, trained, test, wanted, predictions) if wanted else {}).items():
             folder = by_setting[setting]
             if setting in missing:
-                record = make_record(run, trained, test.protocol, test.tasks, setting, result.scores, result.steps)
+                scores, steps = result.scores, result.steps
+                record = make_record(run, trained, test.protocol, test.tasks, setting, scores, steps, variances)
                 record |= training
                 if train_fingerprint is not None:
                     record["data"]["train_fingerprint"] = train_fingerprint
                 if is_main():
                     (folder / PREDICTIONS).unlink(missing_ok=True)  # of the record that this one replaces
-                write_record(folder, record, result.scores)
+                write_record(folder, record, scores if variances is None else {**scores, "variance": variances})
             else:
                 check_same_scores(folder, result.scores)
             if predictions:
