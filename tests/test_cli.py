@@ -80,10 +80,11 @@ def test_a_regression_leaves_its_error_by_number_of_steps_and_a_drawing(call: An
     assert (done.code, done.err) == (0, "")
     record = read_test("run")
     heading, *lines = (find_test("run") / "episodes.csv").read_text().splitlines()
-    assert heading == "episode,mse_0,mse_2"
+    assert heading == "episode,mse_0,mse_2,variance"
     assert len(lines) == 7
     means = np.array([line.split(",") for line in lines], dtype=float).mean(0)
-    assert list(record["test"]["mse"].values()) == pytest.approx(means[1:], rel=1e-4)
+    assert list(record["test"]["mse"].values()) == pytest.approx(means[1:3], rel=1e-4)
+    assert list(record["test"]["r2"].values()) == pytest.approx(1 - means[1:3] / means[3], rel=1e-4)
     assert record["protocol"]["adaptation_steps"] == [0, 2]
     assert record["way"] == 1
     assert Path("run/fits.png").stat().st_size > 10_000
@@ -111,6 +112,9 @@ def test_leo_on_functions_leaves_both_its_loops_and_a_drawing(call: Any) -> None
     several = call("evaluate", "run=run", "protocol.common.steps=[2,5]")
     assert several.code == 1
     assert "protocol.common.steps=[2, 5]: leo_regression has no single inner loop with steps to count" in several.err
+    labels = call("evaluate", "run=run", "predictions=true")
+    assert labels.code == 1
+    assert "predictions=true: sines_and_lines is a regression, without classes; leave it out" in labels.err
 
 
 def test_records_are_copied_to_a_folder_of_their_own(call: Any) -> None:
@@ -283,6 +287,24 @@ def test_functions_are_refused_where_images_are_wanted(call: Any, tool: str) -> 
     assert done.code == 1
     assert "dataset=sinusoid: is a regression, which only tools/train.py takes" in done.err
     assert len(done.err.splitlines()) == 1
+
+
+def test_a_test_leaves_its_predictions_where_they_are_asked_for(call: Any) -> None:
+    assert call("train", "run_dir=run", *QUICK).code == 0
+    test = find_test("run")
+    kept = [(test / name).read_bytes() for name in ("record.json", "episodes.csv")]
+    assert not (test / "predictions.csv").exists()
+    done = call("evaluate", "run=run", "predictions=true", *TEST)
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[-1] == f"predictions: {test}/predictions.csv"
+    assert [(test / name).read_bytes() for name in ("record.json", "episodes.csv")] == kept
+    table = (test / "predictions.csv").read_bytes()
+    assert len(table.splitlines()) == 1 + 6 * 5 * 2
+    # A test that is made again without them leaves none of the one that it replaces.
+    assert call("evaluate", "run=run", "force=true", *TEST).code == 0
+    assert not (test / "predictions.csv").exists()
+    assert call("evaluate", "run=run", "force=true", "predictions=true", *TEST).code == 0
+    assert (test / "predictions.csv").read_bytes() == table
 
 
 def test_an_episode_is_drawn_with_its_predictions(call: Any) -> None:

@@ -14,9 +14,9 @@ from fewshot.core.checks import check_choice
 from fewshot.core.errors import FewshotError
 from fewshot.episodes import Episodes
 
-# Of probabilities. On test classes of glyphs and Omniglot, 5 and 20 ways, 1 to 5 shots, probabilities from features are
-# off by 0.3 to 6 per cent, from pixels by 2 to 22 (expected calibration error; of -distance alone 63 to 84, 4 to 35).
-SHARPNESS_OF_FEATURES, SHARPNESS_OF_IMAGES = 12.0, 6.0
+# Of probabilities; chosen on validation classes of glyphs and Omniglot, 5 and 20 ways, 1 and 5 shots. There
+# probabilities from features are off by 0.2 to 2.2 per cent, from pixels by 4 to 17 (expected calibration error).
+SHARPNESS_OF_FEATURES, SHARPNESS_OF_IMAGES = 14.0, 6.0
 
 
 class Nearest(Learner):

@@ -121,8 +121,8 @@ def all_reduce_sum(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def pad_to_global(values: torch.Tensor, indices: range, count: int) -> torch.Tensor:
-    """Zero-filled [count] with this rank's values at its indices; an all-reduce gives the whole."""
-    whole = values.new_zeros(count)
+    """Zero-filled [count, ...] with this rank's values at its indices; an all-reduce gives the whole."""
+    whole = values.new_zeros(count, *values.shape[1:])
     whole[indices.start : indices.stop] = values
     return whole
 

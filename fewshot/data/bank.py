@@ -1,7 +1,8 @@
 """The Bank: the examples of one split, sorted by class and memory-mapped from disk.
 
 On disk a bank folder holds `bank.json` (format, metadata, and for each split its class names, class sizes and SHA-256)
-and one `<split>.npy` per split. Nothing is pickled. Opening reads the JSON and maps the arrays.
+and one `<split>.npy` per split; `<split>.txt` has a line with the file of each image, where images came from files.
+Nothing is pickled. Opening reads the JSON and maps the arrays.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tokenize import TokenError
@@ -52,6 +54,7 @@ class Bank:
     metadata: Mapping[str, Any]  # written by the reader: source, versions, choices
     folder: Path | None = None  # the bank folder
     tail: Bank | None = None  # a second bank whose rows follow these, see `concat_banks`
+    images: Bank | None = None  # the images whose features these are, row by row
 
     @classmethod
     def from_tensors(cls, x: Examples, y: Labels, *, split: str = "train", name: str = "tensors") -> Bank:
@@ -93,6 +96,18 @@ class Bank:
     def shape(self) -> tuple[int, ...]:
         """Shape of one example."""
         return tuple(self.examples.shape[1:])
+
+    def image_names(self) -> list[str]:
+        """[M] the file of each image, relative to the source; without files class and number there, from 0: `cat/3`."""
+        if self.images is not None:
+            return self.images.image_names()
+        if self.folder is not None:
+            with suppress(OSError, ValueError):
+                names = (self.folder / f"{self.split}.txt").read_text(encoding="utf-8").split("\n")[:-1]
+                if len(names) == len(self.examples):
+                    return names
+        counts = self.sizes.tolist()
+        return [f"{name}/{i}" for name, count in zip(self.names, counts, strict=True) for i in range(count)]
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """The examples at the given rows: [R] int64 to [R, ...], on the index's device."""
@@ -187,6 +202,12 @@ def write_listing(folder: Path, listing: Mapping[str, Any], metadata: Mapping[st
     (folder / "bank.json").write_text(text + "\n", encoding="utf-8")
 
 
+def list_images(folder: Path, split: str, names: Sequence[str]) -> None:
+    """Write the name of the image in each row of a split, which `Bank.image_names` reads."""
+    text = "".join(f"{name}\n" for name in names)
+    (folder / f"{split}.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
 def replace_folder(scratch: Path, folder: Path) -> None:
     """Atomically replace `folder` with `scratch`; restore the old one on failure."""
     aside = None
@@ -243,4 +264,4 @@ def concat_banks(first: Bank, second: Bank) -> Bank:
     digest = hashlib.sha256((first.fingerprint + second.fingerprint).encode()).hexdigest()
     offsets = torch.cat([first.offsets, second.offsets[1:] + len(first.examples)])
     names = first.names + second.names
-    return replace(first, offsets=offsets, names=names, fingerprint=digest, folder=None, tail=second)
+    return replace(first, offsets=offsets, names=names, fingerprint=digest, folder=None, tail=second, images=None)

@@ -87,6 +87,7 @@ def evaluate_settings(
     *,
     settings: Sequence[str] = SETTINGS,
     engine: Engine,
+    labels: bool = False,
     advance: Callable[..., None] | None = None,
 ) -> dict[str, np.ndarray]:
     """Scores of the first `episodes` episodes in each setting, by the tasks' own metric: [episodes] float64.
@@ -96,6 +97,7 @@ def evaluate_settings(
 
     Args:
         settings: of SETTINGS; where no query depends on another, all have the same scores.
+        labels: return the label 0..N-1 that is predicted for each query, [episodes, N*Q] int64, in place of scores.
         advance: called after each batch of this process with `by`, its number of episodes; see `progress_bar`.
 
     Raises:
@@ -105,7 +107,8 @@ def evaluate_settings(
     behaviour = probe(learner, first[0], params, state)
     independent = behaviour.queries_independent
     different = settings[:1] if independent else settings
-    by_class = independent and _queries_cover_classes(tasks) and not why_not_batched(learner, first)
+    whole_classes = independent and not labels and _queries_cover_classes(tasks)
+    by_class = whole_classes and not why_not_batched(learner, first)
     alone = "inductive" in different and not independent
     if alone and engine.name == "auto" and tasks.device.type == "cpu":
         engine = Engine("loop")  # so many examples for each task leave nothing to batch over tasks
@@ -116,27 +119,28 @@ def evaluate_settings(
     batch = TASKS_AT_ONCE if by_class else max(1, EXAMPLES_AT_ONCE // size)
 
     @torch.no_grad()
-    def score_task(learner: Learner, task: Episodes) -> torch.Tensor:
+    def test_task(learner: Learner, task: Episodes) -> torch.Tensor:
         adapted = learner.adapt(params, state, task)
         outputs = [predict_queries(learner, adapted, task, behaviour, setting) for setting in different]
-        return torch.stack([score(each, task.query_y) for each in outputs])
+        return torch.stack([each.argmax(-1) if labels else score(each, task.query_y) for each in outputs])
 
-    def score_batch(first: int) -> torch.Tensor:
+    def test_batch(first: int) -> torch.Tensor:
         count = min(batch, episodes - first)
         if by_class:
             assert isinstance(tasks, Sampler)
             return _evaluate_by_class(learner, params, state, tasks, engine, first, count)[:, None]
-        return engine.map(score_task, learner, tasks.episodes(first, count))
+        return engine.map(test_task, learner, tasks.episodes(first, count))
 
     batches = range(0, episodes, batch)
     own = rank_slice(len(batches))
-    scores = [torch.zeros(0, len(different), dtype=torch.float64)]
+    shape, dtype = ((queries,), torch.int64) if labels else ((), torch.float64)
+    results = [torch.zeros(0, len(different), *shape, dtype=dtype)]
     for first in batches[own.start : own.stop]:
-        scores.append(score_batch(first).double().cpu())
+        results.append(test_batch(first).to(dtype).cpu())
         if advance is not None:
-            advance(by=len(scores[-1]))
+            advance(by=len(results[-1]))
     own_episodes = range(own.start * batch, min(own.stop * batch, episodes))
-    columns = [pad_to_global(column, own_episodes, episodes) for column in torch.cat(scores).unbind(1)]
+    columns = [pad_to_global(column, own_episodes, episodes) for column in torch.cat(results).unbind(1)]
     summed = [column.numpy() for column in all_reduce_sum(columns)]
     return {setting: summed[0 if independent else number] for number, setting in enumerate(settings)}
 

@@ -10,7 +10,7 @@ from fewshot.algorithms.leo import LEO
 from fewshot.core.distributed import is_main, main_first, process_group
 from fewshot.core.errors import FewshotError
 from fewshot.experiment.build import Experiment, build, print_note
-from fewshot.experiment.config import config_hash, given_overrides, resolved
+from fewshot.experiment.config import config_hash, given_overrides, is_regression, resolved
 from fewshot.experiment.figures import check_plot, draw_test
 from fewshot.experiment.latents import write_latents
 from fewshot.experiment.recipes import apply_protocols
@@ -18,7 +18,7 @@ from fewshot.experiment.run import load_trained
 from fewshot.experiment.run_dir import TESTS, saved_config
 from fewshot.experiment.run_tests import write_tests
 from fewshot.experiment.transfer import check_disjoint_classes, train_fingerprint, with_dataset
-from fewshot.report.records import read_record, summary
+from fewshot.report.records import PREDICTIONS, read_record, summary
 from fewshot.tasks.sampler import Sampler
 from fewshot.training.loop import is_trained
 from fewshot.training.trained import Trained
@@ -47,11 +47,22 @@ def evaluate(cfg: DictConfig) -> None:
     trained = load_trained(run, run_dir, cfg.checkpoint)
     parts = _name_parts(cfg, run, trained_cfg, trained)
     data = None if cfg.dataset is None else train_fingerprint(run_dir, trained_cfg.train.train_on_val)
-    folders = write_tests(run, trained, tests, parts, again=cfg.force, trained_cfg=trained_cfg, train_fingerprint=data)
+    folders = write_tests(
+        run,
+        trained,
+        tests,
+        parts,
+        again=cfg.force,
+        predictions=cfg.predictions,
+        trained_cfg=trained_cfg,
+        train_fingerprint=data,
+    )
     if not is_main():
         return
     for folder in folders:
         print(summary(read_record(folder / "record.json"), folder))
+        if cfg.predictions:
+            print(f"predictions: {folder / PREDICTIONS}")
     if cfg.plot:
         print(f"drawn: {draw_test(folders[0], run, trained)}")
     if cfg.latents is not None:
@@ -80,6 +91,8 @@ def _configurations(cfg: DictConfig, run_dir: Path) -> tuple[DictConfig, DictCon
         print_note(left_out)
     if cfg.plot:
         check_plot(test)
+    if cfg.predictions and is_regression(test.dataset):
+        raise FewshotError(f"predictions=true: {test.dataset.name} is a regression, without classes; leave it out")
     if cfg.latents is not None and cfg.latents < 1:
         raise FewshotError(f"latents={cfg.latents}: must be at least 1")
     return trained, test

@@ -28,7 +28,14 @@ Scores = dict[str, np.ndarray]  # by the heading of a column of episodes.csv: [e
 
 
 def make_record(
-    run: Experiment, trained: Trained, protocol: Protocol, tasks: Tasks, setting: str, scores: Scores, steps: Any
+    run: Experiment,
+    trained: Trained,
+    protocol: Protocol,
+    tasks: Tasks,
+    setting: str,
+    scores: Scores,
+    steps: Any,
+    variances: np.ndarray | None = None,
 ) -> Record:
     """The record of one test.
 
@@ -37,6 +44,7 @@ def make_record(
         setting: transductive or inductive.
         scores: of each number of adaptation steps.
         steps: what the record calls these: a number, a list, or words.
+        variances: in regression of each episode, see `query_variances`.
     """
     cfg = run.cfg
     source = tasks.source
@@ -70,7 +78,7 @@ def make_record(
         },
         "validation": validation
         and {**validation, "episodes": cfg.validation.episodes, "adaptation_steps": run.learner.test_steps},
-        "test": _summary(tasks, scores, steps, protocol.episodes) | {"episodes": protocol.episodes},
+        "test": _summary(tasks.metric, scores, steps, variances) | {"episodes": protocol.episodes},
         "queries_independent": run.behaviour.queries_independent,  # so that the settings do not differ
         "cost": {
             "train_seconds": round(trained.train_seconds, 2),
@@ -116,12 +124,12 @@ def task_fields(cfg: DictConfig, steps: int) -> dict[str, Any]:
     }
 
 
-def _summary(tasks: Tasks, scores: Scores, adaptation_steps: Any, episodes: int) -> dict[str, Any]:
+def _summary(metric: str, scores: Scores, adaptation_steps: Any, variances: np.ndarray | None) -> dict[str, Any]:
     """Mean and interval of the test, in regression also R2; by number of adaptation steps if there are several."""
     means = [float(each.mean()) for each in scores.values()]
-    columns = {tasks.metric: means, "ci95": [None if len(each) < 2 else ci95(each) for each in scores.values()]}
-    if isinstance(tasks, Regression):
-        variance = query_variance(tasks, episodes)
+    columns = {metric: means, "ci95": [None if len(each) < 2 else ci95(each) for each in scores.values()]}
+    if variances is not None:
+        variance = float(variances.mean())
         columns["r2"] = [1 - mean / variance if variance else None for mean in means]
     if not isinstance(adaptation_steps, list):
         return {name: values[0] for name, values in columns.items()}
@@ -129,13 +137,13 @@ def _summary(tasks: Tasks, scores: Scores, adaptation_steps: Any, episodes: int)
     return {name: dict(zip(counts, values, strict=True)) for name, values in columns.items()}
 
 
-def query_variance(tasks: Tasks, episodes: int) -> float:
-    """Mean squared error of predicting each value of y by its mean over the queries of the task: R2 is 0 there."""
-    total = 0.0
+def query_variances(tasks: Tasks, episodes: int) -> np.ndarray:
+    """Of each episode the squared error of predicting its queries by their mean, [episodes] float64: R2 is 0 there."""
+    parts = []
     for first in range(0, episodes, 1000):
         y = tasks.episodes(first, min(1000, episodes - first)).query_y.double()
-        total += float(y.reshape(*y.shape[:2], -1).var(1, correction=0).mean(1).sum())
-    return total / episodes
+        parts.append(y.reshape(*y.shape[:2], -1).var(1, correction=0).mean(1).cpu().numpy())
+    return np.concatenate(parts)
 
 
 def _view(run: Experiment, shape: tuple[int, ...]) -> dict[str, Any]:

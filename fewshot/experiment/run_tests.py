@@ -21,9 +21,12 @@ from fewshot.engine.evaluate import evaluate_settings
 from fewshot.engine.probe import probe
 from fewshot.episodes import Tasks
 from fewshot.experiment.build import Experiment
-from fewshot.experiment.make_record import Scores, make_record, task_fields, title
+from fewshot.experiment.make_record import Scores, make_record, query_variances, task_fields, title
 from fewshot.experiment.protocol import Protocol
-from fewshot.report.records import Record, read_record, write_record
+from fewshot.experiment.query_table import check_same_scores, check_size, score_labels, write_predictions
+from fewshot.report.records import PREDICTIONS, Record, read_record, write_record
+from fewshot.tasks.regression import Regression
+from fewshot.tasks.sampler import Sampler
 from fewshot.training.trained import Trained
 
 
@@ -81,6 +84,7 @@ def write_tests(
     parts: Sequence[str] = (),
     *,
     again: bool = False,
+    predictions: bool = False,
     trained_cfg: DictConfig | None = None,
     train_fingerprint: str | None = None,
 ) -> list[Path]:
@@ -90,6 +94,7 @@ def write_tests(
         tests: the folder of all tests.
         parts: words in the name of each test's folder.
         again: make those that have a record too.
+        predictions: leave what is predicted for each query too, in classification.
         trained_cfg: the configuration of the training, where the run has that of a later test.
         train_fingerprint: of the data of the training, likewise.
 
@@ -97,22 +102,46 @@ def write_tests(
         The folders of the planned tests.
 
     Raises:
-        FewshotError: a score is not finite, or a folder holds a test of another run.
+        FewshotError: a score is not finite, a folder holds a test of another run, or a test that is repeated for its
+            predictions has other scores than in its record.
     """
     folders, training = [], task_fields(trained_cfg or run.cfg, trained.steps)
-    for test in plan_tests(run, trained):
+    planned = plan_tests(run, trained)
+    for test in planned if predictions else ():
+        check_size(test.tasks, test.protocol.episodes, test.protocol.key)
+    for test in planned:
         by_setting = {setting: test.folder(tests, setting, parts) for setting in test.settings}
         missing = [
             name for name, path in by_setting.items() if again or not _is_tested(path, run, trained, test, training)
         ]
-        for setting, (scores, steps) in (_run(run, trained, test, missing) if missing else {}).items():
-            record = make_record(run, trained, test.protocol, test.tasks, setting, scores, steps)
-            record |= training
-            if train_fingerprint is not None:
-                record["data"]["train_fingerprint"] = train_fingerprint
-            write_record(by_setting[setting], record, scores)
+        wanted = missing
+        if predictions:
+            wanted = [name for name, path in by_setting.items() if name in missing or not _has_predictions(path)]
+        regression = wanted and isinstance(test.tasks, Regression)
+        variances = query_variances(test.tasks, test.protocol.episodes) if regression else None
+        for setting, result in (_run(run, trained, test, wanted, predictions) if wanted else {}).items():
+            folder = by_setting[setting]
+            if setting in missing:
+                scores, steps = result.scores, result.steps
+                record = make_record(run, trained, test.protocol, test.tasks, setting, scores, steps, variances)
+                record |= training
+                if train_fingerprint is not None:
+                    record["data"]["train_fingerprint"] = train_fingerprint
+                if is_main():
+                    (folder / PREDICTIONS).unlink(missing_ok=True)  # of the record that this one replaces
+                write_record(folder, record, scores if variances is None else {**scores, "variance": variances})
+            else:
+                check_same_scores(folder, result.scores)
+            if predictions:
+                assert isinstance(test.tasks, Sampler)
+                write_predictions(folder, test.tasks, result.labels)
         folders += by_setting.values()
     return folders
+
+
+@on_rank_zero
+def _has_predictions(folder: Path) -> bool:
+    return (folder / PREDICTIONS).exists()
 
 
 @on_rank_zero
@@ -128,25 +157,39 @@ def _is_tested(folder: Path, run: Experiment, trained: Trained, test: PlannedTes
     return same_weights and test.protocol.is_of(record)
 
 
+@dataclass
+class Result:
+    """What a test found in one setting, by number of steps."""
+
+    scores: Scores
+    steps: Any  # what the record calls these: a number, a list, or words
+    labels: dict[str, np.ndarray]  # [episodes, N*Q] predicted, by the column of predictions.csv; empty if not asked for
+
+
 def _run(
-    run: Experiment, trained: Trained, test: PlannedTest, settings: Sequence[str]
-) -> dict[str, tuple[Scores, Any]]:
-    """By setting the scores of each number of steps, and what the record calls these: a number, a list, or words."""
+    run: Experiment, trained: Trained, test: PlannedTest, settings: Sequence[str], predictions: bool
+) -> dict[str, Result]:
+    """The results of a test by setting."""
     tasks, learner, listed = test.tasks, run.learner, isinstance(test.protocol.steps, list)
     episodes = test.protocol.episodes
-    tested: dict[str, tuple[Scores, Any]] = {setting: ({}, []) for setting in settings}
+    tested = {setting: Result({}, [], {}) for setting in settings}
     label = f"{title(run.cfg)}: test ({test.protocol.name}, {' and '.join(settings)})"
     total = len(rank_slice(episodes)) * len(test.steps)
     with progress_bar(label, total) if is_main() else nullcontext() as advance:
         for count in test.steps:
-            name = f"{tasks.metric}_{count}" if listed else tasks.metric
+            end = f"_{count}" if listed else ""
+            name = f"{tasks.metric}{end}"
             with override_test_steps(learner, count):
                 words = getattr(learner, "adaptation_steps", count)
                 by_setting = evaluate_settings(
                     learner, trained.params, trained.state, tasks, episodes,
-                    settings=settings, engine=run.engine, advance=advance,
+                    settings=settings, engine=run.engine, labels=predictions, advance=advance,
                 )  # fmt: skip
-            for setting, scores in by_setting.items():
+            for setting, values in by_setting.items():
+                result, scores = tested[setting], values
+                if predictions:
+                    assert isinstance(tasks, Sampler)
+                    scores, result.labels[f"prediction{end}"] = score_labels(tasks, values), values
                 if diverged := int((~np.isfinite(scores)).sum()):
                     problem = f"{name} is not finite in {diverged} of {episodes} test episodes: adaptation diverges"
                     if count == test.steps[0]:
@@ -154,6 +197,6 @@ def _run(
                     if is_main():
                         print(f"warning: {problem}; left out of the record", file=sys.stderr)
                     continue
-                tested[setting][0][name] = scores
-                tested[setting] = tested[setting][0], [*tested[setting][1], count] if listed else words
+                result.scores[name] = scores
+                result.steps = [*result.steps, count] if listed else words
     return tested

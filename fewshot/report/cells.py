@@ -83,6 +83,11 @@ class Cell:
         """The mean over the runs."""
         return sum(run["test"][self.metric] for run in self.runs) / len(self.runs)
 
+    def r2(self) -> float | None:
+        """R2 of a regression, the mean over the runs; None where a record lacks it."""
+        values = [run["test"].get("r2") for run in self.runs]
+        return None if None in values else sum(values) / len(values)
+
     def over_seeds(self) -> float | None:
         """Half width of the 95 % Student t interval over several runs."""
         if len(self.runs) < 2:

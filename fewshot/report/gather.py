@@ -50,11 +50,12 @@ def split_by_steps(record: Record) -> list[Record]:
     metric, test = metric_of(record), record["test"]
     if not isinstance(test[metric], dict):
         return [{"scores": metric, **record}]
+    r2 = test.get("r2") or {}
     return [
         {
             **record,
             "protocol": {**record["protocol"], "adaptation_steps": int(steps)},
-            "test": {**test, metric: value, "ci95": test["ci95"][steps]},
+            "test": {**test, metric: value, "ci95": test["ci95"][steps], "r2": r2.get(steps)},
             "scores": f"{metric}_{steps}",
         }
         for steps, value in test[metric].items()

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
+from fewshot.report import confusion
+from fewshot.report.confusion import html_test, read_confusion
 from fewshot.report.formats import html_document, html_section, html_table
 from fewshot.report.gather import select_protocol
-from fewshot.report.labels import SETTING, method_names
+from fewshot.report.labels import SETTING, method_names, short_task
 from fewshot.report.page import DATASETS, NOTHING, Page
 from fewshot.report.pictures import save_figure
-from fewshot.report.records import Record, protocol_name, task_name
+from fewshot.report.records import PREDICTIONS, Record, protocol_name, task_name
 from fewshot.report.table import make_table, metrics_of, read_layout
 
 if TYPE_CHECKING:
@@ -67,7 +69,8 @@ def render_report(
         papers = [settings | paper for paper in _paper_layouts(dataset)]
         tables = [_table(page) for paper in papers for page in _make_pages(own, paper, complaints)]
         figures = [_figure(name, image) for name, image in images.items()]
-        sections[DATASETS.get(dataset) or dataset] = "".join(tables + figures)
+        confused = _confusions(own, complaints)
+        sections[DATASETS.get(dataset) or dataset] = "".join([*tables, *figures, *confused])
     details = _details(folder, runs, pages, settings, complaints)
     complaints = list(dict.fromkeys(complaints))
     if complaints:
@@ -83,7 +86,9 @@ def render_report(
     parts = "\n".join(
         f'<section id="{slug(name)}"><h2>{escape(name)}</h2>{text}</section>' for name, text in sections.items()
     )
-    return html_document(title, f"{head}\n<nav>{links}</nav>\n<main>\n{parts}\n</main>", OWN_STYLE), complaints
+    return html_document(
+        title, f"{head}\n<nav>{links}</nav>\n<main>\n{parts}\n</main>", OWN_STYLE + confusion.STYLE
+    ), complaints
 
 
 def _make_pages(runs: Sequence[Record], settings: dict[str, Any], complaints: list[str]) -> list[Page]:
@@ -97,6 +102,23 @@ def _make_pages(runs: Sequence[Record], settings: dict[str, Any], complaints: li
         except FewshotError as error:
             complaints.append(str(error))
     return pages
+
+
+def _confusions(runs: Sequence[Record], complaints: list[str]) -> list[str]:
+    """Which classes are confused, for each test that kept its predictions; folded away where there are several."""
+    kept = [run for run in runs if (Path(run["folder"]) / PREDICTIONS).is_file()]
+    parts = []
+    for name, run in zip(method_names(kept)[0], kept, strict=True):
+        try:
+            text = html_test(read_confusion(run))
+        except FewshotError as error:
+            complaints.append(str(error))
+            continue
+        task = f"{short_task(run['protocol'], False)}, seed {run['seed']}, protocol {protocol_name(run)}"
+        is_open = " open" if len(kept) == 1 else ""
+        summary = f"<summary>{escape(f'Confusions of {name}')} <small>({escape(task)})</small></summary>"
+        parts.append(f"<details{is_open}>{summary}{text}</details>")
+    return parts
 
 
 def _paper_layouts(dataset: str) -> list[dict[str, Any]]:

@@ -173,6 +173,8 @@ def _reading_line(cells: Sequence[Cell], reference: Test | None, shown: Sequence
             f"bold: the best{same} in a column and what cannot be told from it at 5 % (paired t test over the "
             f"episodes{averaged}, Holm's correction over all pairs)"
         )
+    if any(cell.r2() is not None for cell in cells):
+        parts.append("R2 is 1 - error / variance of the queries around their task's mean")
     seeds = sorted({run["seed"] for run in runs})
     training = [f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}"]
     if "backbone" not in shown:

@@ -142,6 +142,8 @@ def _entries(cell: Cell, layout: Layout, numbers: tuple[int, ...]) -> list[Entry
         mean = f"{cell.mean() * unit:.{decimals}f}"
         width = cell.half_width()
         interval = "± n/a" if width is None else f"± {width * unit:.{decimals}f}"  # one episode has no interval
+    if (r2 := cell.r2()) is not None:
+        interval += f" (R2 {r2:.3f})"
     if not layout.cols:
         return [Entry(mean, bold, numbers), Entry(interval or NOTHING)]
     return [Entry(f"{mean} {interval}".strip(), bold, numbers)]
@@ -164,6 +166,7 @@ def _raw(cell: Cell, layout: Layout) -> dict[str, Any]:
         "metric": "accuracy in per cent" if cell.metric == "accuracy" else cell.metric,
         "value": cell.mean() * unit,
         **{name: None if half is None else half * unit for name, half in halves.items()},
+        **({"r2": cell.r2()} if cell.metric == "mse" else {}),
         "interval_kind": figure["interval_kind"] if figure else None,
         "seeds": None if figure else len(cell.runs),
         "p_holm": cell.p,

@@ -11,11 +11,10 @@ from html import escape
 
 import numpy as np
 
+from fewshot.report import confusion
+from fewshot.report.confusion import MATRIX, html_confusions, matrix_rows, most_frequent
 from fewshot.report.formats import html_document
 
-MATRIX = 20  # classes at most of a confusion matrix; of more, the most frequent confusions are listed
-NAMED = 7  # classes at most whose names are headings of a confusion matrix; of more, their numbers are
-CONFUSIONS = 15
 STYLE = """
 header p, small { color: #555 } .score { font-size: 1.3rem } h2 { margin-top: 2.2rem }
 .support { display: flex; flex-wrap: wrap; gap: .8rem 2rem } .support b, figcaption { overflow-wrap: anywhere }
@@ -26,10 +25,6 @@ figure { margin: 0; min-width: 0 } .queries img { width: 100%; aspect-ratio: 1 }
 .bar { display: block; background: #e4e4e4; height: .5rem } .bar i { display: block; background: #0072B2; height: 100% }
 .right b { color: #1B7837 } .right .bar i { background: #1B7837 }
 .wrong b { color: #C51B2B } .wrong .bar i { background: #C51B2B }
-.matrix th, .matrix td { min-width: 1.5rem; max-width: 8rem; white-space: normal; overflow-wrap: break-word }
-.matrix td, .matrix th { text-align: right } .matrix td:first-child, .matrix th:first-child { text-align: left }
-.matrix .hit { background: #E3F1E5; font-weight: 600 } .matrix .none { color: #aaa }
-.scroll { width: fit-content; max-width: 100% }
 """
 
 
@@ -111,19 +106,11 @@ def count_table(predictions: Predictions, support: Sequence[int]) -> tuple[list[
 
 def confusion_table(predictions: Predictions) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of the confusion matrix; of more than MATRIX classes the most frequent confusions."""
-    matrix, classes = predictions.confusion, predictions.classes
+    counts, classes = predictions.confusion, predictions.classes
     if len(classes) <= MATRIX:
-        short, names = list(classes), list(classes)
-        if len(classes) > NAMED:
-            short = [str(number) for number in range(1, len(classes) + 1)]
-            names = [f"{number} {name}" for number, name in zip(short, classes, strict=True)]
-        rows = zip(names, matrix.tolist(), strict=True)
-        return ["true \\ predicted", *short], [[name, *map(str, row)] for name, row in rows]
-    wrong = matrix - np.diag(matrix.diagonal())
-    order = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS]
-    places = [divmod(int(place), len(classes)) for place in order if wrong.flat[place]]
+        return matrix_rows(classes, [list(map(str, row)) for row in counts.tolist()])
     return ["true", "predicted", "images"], [
-        [classes[true], classes[label], str(wrong[true, label])] for true, label in places
+        [classes[true], classes[label], str(counts[true, label])] for true, label in most_frequent(counts)
     ]
 
 
@@ -156,7 +143,7 @@ def render_page(
     if predictions.accuracy:
         whole = len(predictions.classes) <= MATRIX
         parts.append(f"<h2>{'Confusion matrix' if whole else 'Most frequent confusions'}</h2>")
-        parts.append(_html_table(*confusion_table(predictions), whole))
+        parts.append(html_confusions(*confusion_table(predictions), whole))
     confidence = np.nan_to_num(predictions.probabilities).max(1)
     order = sorted(thumbnails, key=lambda number: -confidence[number])
     heading, count = "Queries, the most probable first", int(predictions.read.sum())
@@ -165,7 +152,7 @@ def render_page(
     parts.append(f'<h2>{heading}</h2><div class="queries">')
     parts += [_query(predictions, number, thumbnails[number]) for number in order]
     parts.append("</div>")
-    return html_document(title, "\n".join(parts), STYLE)
+    return html_document(title, "\n".join(parts), STYLE + confusion.STYLE)
 
 
 def _query(predictions: Predictions, number: int, thumbnail: bytes) -> str:
@@ -179,19 +166,6 @@ def _query(predictions: Predictions, number: int, thumbnail: bytes) -> str:
         f'<span class="bar"><i style="width:{percent:.1f}%"></i></span>'
         f"<small>{escape(predictions.files[number])}</small></figcaption></figure>"
     )
-
-
-def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]], matrix: bool) -> str:
-    head = "".join(f"<th>{escape(text)}</th>" for text in headings)
-    body = ""
-    for number, row in enumerate(rows):
-        kinds = [
-            "hit" if matrix and n == number + 1 else "none" if matrix and n and t == "0" else ""
-            for n, t in enumerate(row)
-        ]
-        cells = [f'<td class="{kind}">{escape(text)}</td>' for kind, text in zip(kinds, row, strict=True)]
-        body += f"<tr>{''.join(cells)}</tr>"
-    return f'<div class="scroll" tabindex="0"><table class="matrix"><tr>{head}</tr>{body}</table></div>'
 
 
 def _data_uri(image: bytes) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 FORMAT = 2
 Record = dict[str, Any]
 METRICS = ("accuracy", "mse")
+PREDICTIONS = "predictions.csv"  # beside a record, where one was asked for
 
 NUMBER = (int, float)
 TEXT, COUNT, NONE = (str,), (int,), type(None)
@@ -52,7 +53,9 @@ def write_record(folder: Path, record: Mapping[str, Any], scores: Mapping[str, n
 
     Args:
         scores: the scores [episodes] by column of `episodes.csv`. The column is the metric, such as `accuracy`. A test
-            after several numbers of adaptation steps has a column for each: `mse_1`, `mse_5`, `mse_10`.
+            after several numbers of adaptation steps has a column for each: `mse_1`, `mse_5`, `mse_10`. In regression
+            a last column `variance` has the error of predicting an episode's queries by their mean: the record's R2 is
+            1 - mean error / mean variance.
 
     Raises:
         ValueError: the columns have different lengths.

@@ -128,6 +128,14 @@ class Sampler:
         chosen = tickets.topk(self.shot + self.query, dim=-1, largest=False, sorted=True).indices
         return self.bank.offsets[classes][..., None] + chosen
 
+    def class_names(self, draw: EpisodeIndices) -> list[list[str]]:
+        """The names [T][N] of the classes of these draws; with `as_classes` they say by how much a class is turned."""
+        names, turned = self.bank.names, self.rotations == "as_classes"
+        return [
+            [names[label] + (f" turned {90 * quarter}" if turned else "") for label, quarter in zip(*task, strict=True)]
+            for task in zip(draw.classes.tolist(), draw.quarter_turns.tolist(), strict=True)
+        ]
+
     def episodes(self, first: int, count: int) -> Episodes:
         """Episodes first..first+count-1, images [T, N*K, C, H, W] as the view has them, features [T, N*K, D]."""
         return self.load(self.draw(first, count))

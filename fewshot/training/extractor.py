@@ -115,7 +115,7 @@ def features(
             }
             splits = {split: extract(extractor, bank, transform) for split, bank in images.items()}
             write_banks(folder, splits, about)
-    return open_banks(folder)
+    return {split: replace(bank, images=images[split]) for split, bank in open_banks(folder).items()}
 
 
 def open_features(images: Mapping[str, Bank], folder: str | Path) -> dict[str, Bank]:
@@ -136,7 +136,7 @@ def open_features(images: Mapping[str, Bank], folder: str | Path) -> dict[str, B
                 f"{folder}: its extractor was trained on another split or on other images ({split} differs), so that "
                 "it may know the test classes; run tools/pretrain.py with the dataset as it is set here"
             )
-    return banks
+    return {split: replace(bank, images=images.get(split)) for split, bank in banks.items()}
 
 
 def _check(settings: Mapping[str, Any]) -> None:

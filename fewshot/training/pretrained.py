@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def pretrained_features(
         }
         metadata = {"dataset": dataset, "folder": folder.name, "extractor": about, "images": dict(first.metadata)}
         write_banks(folder, _extract(extractor, images, transform, f"features of {dataset} by {model}"), metadata)
-    return open_banks(folder)
+    return {split: replace(bank, images=images[split]) for split, bank in open_banks(folder).items()}
 
 
 def pretrained_extractor(

@@ -119,6 +119,10 @@ def test_scores_are_shares_of_right_queries_in_any_batch_on_any_engine_and_threa
         for setting, shares in expected.items():
             assert scores[setting].shape == (6,) and scores[setting].dtype == np.float64
             assert scores[setting] == pytest.approx(shares, abs=1e-6)
+    labels = evaluate_settings(learner, *start, sampler, 6, engine=Engine("vmap", 5), labels=True)
+    for setting, shares in expected.items():
+        assert labels[setting].shape == (6, 9) and labels[setting].dtype == np.int64
+        assert (labels[setting] == sampler.episodes(0, 6).query_y.numpy()).mean(1) == pytest.approx(shares)
 
 
 def test_every_learner_is_better_than_chance_on_easy_tasks(make_learner: Make, make_bank: Make, algorithm: str):

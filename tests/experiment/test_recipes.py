@@ -74,6 +74,12 @@ def test_a_row_for_images_does_not_apply_to_features() -> None:
     assert (on_features.recipe, on_features.train.steps) == (None, 300)
 
 
+@pytest.mark.parametrize(("algorithm", "steps"), [("maml", 5), ("fomaml", 5), ("reptile", 10)])
+def test_tables_of_any_name_have_settings_of_their_own(algorithm: str, steps: int) -> None:
+    cfg = composed(f"algorithm={algorithm}", "dataset=tables", "dataset.reader.root=x", "dataset.name=plants")
+    assert (cfg.recipe, cfg.algorithm.learner.inner_steps, cfg.algorithm.learner.test_steps) == ("ours", steps, steps)
+
+
 def test_a_recipe_that_was_asked_for_and_has_nothing_is_refused() -> None:
     with pytest.raises(FewshotError, match="recipe=openai: has no settings for algorithm=maml"):
         composed("algorithm=maml", "dataset=omniglot", "recipe=openai")

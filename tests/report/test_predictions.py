@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fewshot.report.confusion import MATRIX, NAMED
 from fewshot.report.predictions import (
-    MATRIX,
-    NAMED,
     Predictions,
     confusion_table,
     count_table,

@@ -155,6 +155,18 @@ def test_sinusoids_stand_by_shots_and_updates_above_published_figures(lab: Any, 
     assert list(zip(page.costs["task"], page.costs["adaptation steps"], strict=True)) == costs * 2
 
 
+def test_r2_stands_beside_the_error_of_records_that_have_it(lab: Any) -> None:
+    for seed, r2 in ((0, 0.5), (1, 0.25)):
+        test = {"mse": 0.2, "ci95": 0.1, "r2": r2, "episodes": 40}
+        lab.write_regression(f"maml{seed}", seed=seed, steps=(1,), test=test, protocol__adaptation_steps=1)
+    lab.write_regression("reptile", "reptile", steps=(1,), protocol__adaptation_steps=[1])
+    page = lab.page()
+    cells = {row["method"]: row["10-shot"] for row in lab.texts(page)}
+    assert cells["maml"] == "0.2000 ± 0.0000 (R2 0.375)" and "R2" not in cells["reptile"]
+    assert page.raw["r2"].tolist()[0] == 0.375
+    assert "R2 is 1 - error / variance" in dict(page.footer)["reading"]
+
+
 def test_published_errors_join_only_what_was_measured_on_the_same_functions(lab: Any, tmp_path: Path) -> None:
     def tasks(page: Page) -> list[set[str]]:
         rows = lab.texts(page)

@@ -85,6 +85,7 @@ def test_tasks_of_features_are_the_tasks_of_their_images(images: dict[str, Bank]
     mine, theirs = (Sampler(split["test"], 3, 1, 2, seed=0).manifest(0, 5) for split in (banks, images))
     assert mine == theirs != Sampler(images["val"], 3, 1, 2, seed=0).manifest(0, 5)
     assert banks["test"].fingerprint != images["test"].fingerprint == banks["test"].image_fingerprint
+    assert banks["test"].images is images["test"]  # whose names of images are those of the features
 
 
 def test_features_are_made_once(images: dict[str, Bank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

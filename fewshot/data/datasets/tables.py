@@ -147,6 +147,14 @@ def _find_columns(
     return columns, [each for each in header if each not in columns["inputs"] + columns["outputs"]]
 
 
+def _find_format(data: bytes) -> tuple[str, str]:
+    """The separator and the decimal sign: semicolons, and with them commas, as spreadsheets of some countries write."""
+    header = data.partition(b"\n")[0]
+    if b";" not in header or b"," in header:
+        return ",", "."
+    return ";", "," if b"," in data else "."
+
+
 def _read_csv(data: bytes, rows: int | None = None) -> Any:
     """The CSV as a data frame with stripped column names.
 
@@ -158,7 +166,10 @@ def _read_csv(data: bytes, rows: int | None = None) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # of rows that are longer than the header
         try:
-            frame = pd.read_csv(io.BytesIO(data), nrows=rows, index_col=False, encoding="utf-8-sig")
+            separator, decimal = _find_format(data)
+            frame = pd.read_csv(
+                io.BytesIO(data), sep=separator, decimal=decimal, nrows=rows, index_col=False, encoding="utf-8-sig"
+            )
         except (ValueError, Warning) as error:
             raise ValueError(f"not a CSV file ({one_line(error)})") from error
     frame.columns = [str(each).strip() for each in frame.columns]
@@ -167,25 +178,31 @@ def _read_csv(data: bytes, rows: int | None = None) -> Any:
     return frame
 
 
+def _to_numbers(column: Any, commas: bool) -> np.ndarray:
+    """The column [rows] as float64, NaN where a value is no number; `commas`: where commas are decimal."""
+    import pandas as pd
+
+    if commas and not pd.api.types.is_numeric_dtype(column):
+        column = column.mask(column.astype(str).str.contains(".", regex=False))  # 1.234 may mean 1234
+    return np.asarray(pd.to_numeric(column, errors="coerce"), np.float64)
+
+
 def _parse(data: bytes, columns: Mapping[str, Sequence[str]]) -> Table:
     """The values of a file.
 
     Raises:
         ValueError: a column is missing, or a value is no finite number.
     """
-    import pandas as pd
-
-    frame = _read_csv(data)
+    frame, commas = _read_csv(data), _find_format(data)[1] == ","
     arrays = []
     for names in columns.values():
         for column in names:
             if column not in frame.columns:
                 raise ValueError(f"has no column {column}; its columns are {', '.join(frame.columns)}")
-        values = np.stack(
-            [np.asarray(pd.to_numeric(frame[each], errors="coerce"), np.float64) for each in names], axis=1
-        )
+        values = np.stack([_to_numbers(frame[each], commas) for each in names], axis=1)
         for row, place in np.argwhere(~(np.abs(values) <= np.finfo(np.float32).max)):
-            raise ValueError(f"row {row + 1}, column {names[place]}: {frame[names[place]].iloc[row]} is no number")
+            why = " in a file with decimal commas" if commas else ""
+            raise ValueError(f"row {row + 1}, column {names[place]}: {frame[names[place]].iloc[row]} is no number{why}")
         arrays.append(values)
     if not len(frame):
         raise ValueError("has no rows")

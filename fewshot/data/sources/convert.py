@@ -23,7 +23,7 @@ import numpy as np
 
 from fewshot.core.errors import FewshotError, one_line, writing
 from fewshot.core.progress import progress_bar
-from fewshot.data.bank import fingerprint_of_file, list_split, open_banks, replace_folder, write_listing
+from fewshot.data.bank import fingerprint_of_file, list_images, list_split, open_banks, replace_folder, write_listing
 from fewshot.data.sources.archives import DAMAGED
 from fewshot.data.sources.faults import raise_faults
 from fewshot.data.sources.images import ImageSpec, decode_image
@@ -87,6 +87,9 @@ def convert(
             ]
             raise_faults("images that two splits share", texts, "remove one, or set dataset.reader.on_overlap=count")
         write_listing(work, listing, dict(metadata) | {"shared_images": len(pairs)})
+        for split, part in parts.items():
+            if part.files:
+                list_images(work, split, [part.files[int(image)] for image in np.argsort(part.rows)])
         replace_folder(work, folder)
         # The lock goes last: a process that opened it waits for it, and a later process makes a new folder.
         for name in ("progress.json", "lock"):

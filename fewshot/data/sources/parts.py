@@ -25,6 +25,7 @@ class SplitSource:
         newest_change: newest_change(n) is the time of the latest change of the first n images' files, in seconds since
             1970.
         separate: whether an image can be read although the one before it cannot.
+        files: the file of each image in reading order, relative to the source; empty where images have no files.
     """
 
     names: Sequence[str]
@@ -34,6 +35,7 @@ class SplitSource:
     describe: Callable[[int], str]
     newest_change: Callable[[int], float] = lambda n: 0.0
     separate: bool = False
+    files: Sequence[str] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -69,6 +71,7 @@ def part_of_files(
         describe=lambda i: files.describe(order[i]),
         newest_change=lambda n: files.newest_change(order[:n]),
         separate=files.root.is_dir() or files.root.suffix.lower() == ".zip",
+        files=order,
     )
 
 

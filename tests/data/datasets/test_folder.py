@@ -106,6 +106,8 @@ def test_every_shape_gives_the_same_banks(root: Path, cache: Path, plain: list[s
     banks = read(make(root, files), cache)
     assert named(banks) == OF_SPLIT and all(bank.sizes.tolist() == [3, 3] for bank in banks.values())
     assert fingerprints(banks) == plain
+    for split, bank in banks.items():
+        assert [files[name] for name in bank.image_names()] == [SPLIT[p] for p in sorted(SPLIT) if p.startswith(split)]
     metadata = banks["val"].metadata
     assert metadata["layout"] == words and metadata["images_left_out"] == 0 and metadata["shared_images"] == 0
     assert str(root.parent) not in str(metadata) and {"dataset", "source", "split_source", "size"} <= set(metadata)

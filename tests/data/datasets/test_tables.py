@@ -53,6 +53,16 @@ def test_rows_are_those_of_the_files(make_tables: Make):
             np.testing.assert_allclose(y, values[:, :1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("decimal", [".", ","])
+def test_semicolons_and_decimal_commas_are_those_of_spreadsheets(make_tables: Make, decimal: str):
+    root = make_tables(TEN)
+    plain = read(root)
+    for path in root.iterdir():
+        path.write_bytes(path.read_text().replace(",", ";").replace(".", decimal).replace("\n", "\r\n").encode())
+    for split, tables in read(root).items():
+        assert tables.fingerprint == plain[split].fingerprint
+
+
 def test_columns_have_mean_0_and_deviation_1_over_the_training_rows(make_tables: Make):
     root = make_tables(TEN, scale=300)
     raw, inputs, both = (read(root, standardize=kind) for kind in ("none", "inputs", "both"))
@@ -114,6 +124,8 @@ def test_a_changed_value_is_another_fingerprint_and_other_splits_stay(make_table
         ("x1,x2,y\n", "bad.csv: has no rows"),
         ("", "bad.csv: not a CSV file (No columns"),
         ("x1,x2,y\n1,2,3,4\n", "bad.csv: not a CSV file (Length of header"),
+        ("x1;x2;y\n1;2;1.234,5\n", "row 1, column y: 1.234,5 is no number in a file with decimal commas"),
+        ("x1;x2;y\n1,5;2;1\n0,5;1;1.234\n", "row 2, column y: 1.234 is no number in a file with decimal commas"),
         ("x1,x2, x2,y\n1,2,3,4\n", "bad.csv: two columns have the name x2"),
         ("\x00\xff\x00", "bad.csv: "),
     ],
