@@ -15,7 +15,7 @@ from fewshot.experiment.figures import check_plot, draw_test
 from fewshot.experiment.latents import write_latents
 from fewshot.experiment.recipes import apply_protocols
 from fewshot.experiment.run import load_trained
-from fewshot.experiment.run_dir import TESTS, saved_config
+from fewshot.experiment.run_dir import TESTS, find_run, saved_config
 from fewshot.experiment.run_tests import write_tests
 from fewshot.experiment.transfer import check_disjoint_classes, train_fingerprint, with_dataset
 from fewshot.report.records import PREDICTIONS, read_record, summary
@@ -33,7 +33,7 @@ def evaluate(cfg: DictConfig) -> None:
     Raises:
         FewshotError: there is no such run, or it cannot be tested so.
     """
-    run_dir = Path(cfg.run)
+    run_dir = find_run(Path(cfg.run))
     trained_cfg, test_cfg = _configurations(cfg, run_dir)
     run = main_first(build)(test_cfg, None if cfg.dataset is not None else run_dir, trained_cfg.way)
     if cfg.latents is not None and not isinstance(run.learner, LEO):

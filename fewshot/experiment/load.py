@@ -15,7 +15,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.paths import expand_path
 from fewshot.experiment.build import instantiate_node, make_network
 from fewshot.experiment.config import is_regression, resolved
-from fewshot.experiment.run_dir import TESTS, load_data_info, saved_config
+from fewshot.experiment.run_dir import TESTS, find_run, load_data_info, saved_config
 from fewshot.report.records import read_record
 from fewshot.tasks.transforms import ImageTransform, view_of
 from fewshot.training.checkpoint import load_checkpoint
@@ -33,14 +33,14 @@ def load_run(folder: str | Path, *, checkpoint: str | None = None, device: str =
     prepared data, or the file of torchvision's weights. Else it takes features alone.
 
     Args:
-        folder: of the run, as the tool printed it.
+        folder: of the run, or of a test of it, as train.py prints it.
         checkpoint: `best`, `last` or a file beside them; None: the one that the run selects.
         device: `cpu`, `cuda`, or `auto`, a GPU where there is one.
 
     Raises:
         FewshotError: the folder holds no run that has been trained, or it is damaged.
     """
-    folder, place = expand_path(folder), pick_device(device)
+    folder, place = find_run(expand_path(folder)), pick_device(device)
     cfg = saved_config(folder)
     info = load_data_info(folder)
     if info is None:

@@ -15,7 +15,7 @@ from fewshot.core.device import pick_device
 from fewshot.core.errors import FewshotError
 from fewshot.data.sources.images import ImageSpec
 from fewshot.experiment.load import load_run
-from fewshot.experiment.run_dir import saved_config
+from fewshot.experiment.run_dir import find_run, saved_config
 from fewshot.training.inputs import Inputs
 from fewshot.training.pretrained import pretrained_extractor
 from fewshot.training.trained import Trained
@@ -49,7 +49,7 @@ def load_predictor(cfg: DictConfig) -> Predictor:
             raise FewshotError(
                 f"features={cfg.features.name}: a run has its own; leave features out, or give a method, not a run"
             )
-        return _of_run(Path(cfg.run), cfg.device)
+        return _of_run(find_run(Path(cfg.run)), cfg.device)
     check_choice("method", cfg.method, ("nearest_mean",))
     if not OmegaConf.is_missing(cfg, "run"):
         raise FewshotError(f"method={cfg.method}: needs no run; leave run out, or method")

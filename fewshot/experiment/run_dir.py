@@ -76,6 +76,22 @@ def _queries_independent(inductive: Path) -> bool:
     return record.exists() and read_record(record).get("queries_independent", False)
 
 
+def find_run(folder: Path) -> Path:
+    """The run folder that a person names: the folder itself, or, of the folder of a test, the run that it is of.
+
+    Raises:
+        FewshotError: there is none.
+    """
+    if (folder / "config.yaml").is_file():
+        return folder
+    tests = folder.absolute().parent
+    if tests.name == TESTS and (tests.parent / "config.yaml").is_file():
+        return tests.parent
+    runs = sorted(path.parent for path in (*folder.glob("*/config.yaml"), *folder.glob("*/*/config.yaml")))
+    hint = f"; name a run in it, such as {runs[0]}" if runs else "; name a folder that train.py left below runs"
+    raise FewshotError(f"{folder}: not a run folder, without config.yaml{hint}")
+
+
 def saved_config(
     folder: Path, *, device: str | None = None, root: str | None = None, data_dir: str | None = None
 ) -> DictConfig:
@@ -87,11 +103,9 @@ def saved_config(
         data_dir: where the prepared data of the run are now.
 
     Raises:
-        FewshotError: the folder holds no run, or the files are not there.
+        FewshotError: the configuration is damaged, or the files are not there.
     """
     listed = folder / "config.yaml"
-    if not listed.is_file():
-        raise FewshotError(f"{folder}: not a run folder (no config.yaml); give the folder that a run printed")
     try:
         schema, saved = typed_settings("train"), OmegaConf.load(listed)
         assert isinstance(saved, DictConfig)

@@ -13,7 +13,7 @@ from fewshot.experiment.config import given_overrides, resolved
 from fewshot.experiment.figures import check_plot, draw_test
 from fewshot.experiment.make_record import title
 from fewshot.experiment.run import training_run
-from fewshot.experiment.run_dir import TESTS, run_folder, saved_config
+from fewshot.experiment.run_dir import TESTS, find_run, run_folder, saved_config
 from fewshot.experiment.trackers import check_logger, open_tracker, track_test
 from fewshot.report.records import copy_record, read_record, summary
 from fewshot.training.loop import load_selected
@@ -73,6 +73,6 @@ def _resumed(cfg: DictConfig) -> DictConfig:
     if others := [override for key, override in given.items() if key not in allowed]:
         raise FewshotError(f"resume={cfg.resume}: the run keeps its own settings; leave out {' '.join(others)}")
     moved = {key: cfg[key] for key in FILES_MOVED if key in given}
-    saved = saved_config(Path(cfg.resume), device=None if cfg.device == "auto" else cfg.device, **moved)
+    saved = saved_config(find_run(Path(cfg.resume)), device=None if cfg.device == "auto" else cfg.device, **moved)
     saved.update({"plot": False} | {key: cfg[key] for key in AFTER_TRAINING if key in given})
     return saved

@@ -13,6 +13,7 @@ import torch
 import fewshot as fs
 from fewshot.core.errors import FewshotError
 from fewshot.experiment.run import training_run
+from fewshot.experiment.run_dir import find_run
 
 from ..conftest import composed
 
@@ -130,6 +131,13 @@ def test_what_is_no_trained_run_is_refused(maml_copy: Path, spoil: Any, said: st
     spoil(maml_copy)
     with pytest.raises(FewshotError, match=said):
         fs.load_run(maml_copy)
+
+
+def test_a_test_names_its_run_and_a_folder_of_runs_is_told_one(maml_run: Path) -> None:
+    test = maml_run / "tests" / "common-inductive"
+    assert find_run(test) == find_run(maml_run) == maml_run
+    with pytest.raises(FewshotError, match=f"name a run in it, such as {maml_run}"):
+        find_run(maml_run.parent)
 
 
 def test_records_become_a_table_of_dotted_columns(maml_run: Path, tmp_path: Path) -> None:
