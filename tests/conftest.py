@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import logging
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from omegaconf import DictConfig
 from torch import nn
 
@@ -40,6 +42,24 @@ from fewshot.tasks.sampler import Sampler
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the many processes of the tests share compiled modules
 gc.freeze()  # a collection, as before each measurement of memory, need not look through all modules
+
+
+def read_once() -> None:
+    """Let Hydra parse each file of conf/ once in a process: the tests compose thousands of configurations of them."""
+    parse, parsed = FileConfigSource.load_config, {}
+
+    def load_config(self: FileConfigSource, config_path: str) -> Any:
+        path = Path(self.path, self._normalize_file_name(config_path))
+        if not path.is_relative_to(CONF):
+            return parse(self, config_path)
+        if path not in parsed:
+            parsed[path] = parse(self, config_path)
+        return copy.deepcopy(parsed[path])
+
+    FileConfigSource.load_config = load_config
+
+
+read_once()
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 

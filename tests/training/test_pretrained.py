@@ -149,7 +149,7 @@ def test_runs_on_pretrained_features_and_weights_name_them_in_record_and_table(
     assert by_run["weights"]["queries_independent"]
     assert by_run["features"]["backbone"] == f"{MODEL}-{sha256:.8} features"
     assert by_run["features"]["data"]["about"]["extractor"]["preprocessing"]["size"] == SIZE
-    again = call("evaluate", "run=runs/weights", "protocol.common.query=2")
+    again = call("evaluate", "run=runs/weights", "protocol.common.query=2", "protocol.common.episodes=2")
     assert again.code == 0, again.err
     table = call("table", "runs=runs").out
     assert "pretrained weights, which may know test classes; images resized to 32 pixels, mean 0.485" in table
