@@ -262,9 +262,11 @@ def _shaken(backbone: M) -> M:
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder in which the glyphs are made once for all tests."""
-    folder = tmp_path_factory.mktemp("data")
-    glyphs.read(folder / "banks")
+    """A data folder of this process, with the glyphs, which are drawn once for all processes of pytest-xdist."""
+    base, folder = tmp_path_factory.getbasetemp(), tmp_path_factory.mktemp("data")
+    drawn = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    glyphs.read(drawn / "banks")
+    shutil.copytree(drawn / "banks", folder / "banks")
     return folder
 
 

@@ -127,7 +127,9 @@ def test_running_averages_are_refused_with_the_ways_to_replace_them(
     make_bank: Make, make_learner: Make, name: str
 ) -> None:
     sampler = Sampler(make_bank(shape=SHAPE), WAY, 1, 2, 0)
-    with pytest.raises(FewshotError, match=r"layer (model\.)?bn1 \(BatchNorm2d\) .*backbone.norm=batch.*replace_batch_norms"):
+    with pytest.raises(
+        FewshotError, match=r"layer (model\.)?bn1 \(BatchNorm2d\) .*backbone.norm=batch.*replace_batch_norms"
+    ):
         probe(make(narrow_resnet, None, name, make_learner), sampler.episodes(0, 1)[0])
 
 
