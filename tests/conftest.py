@@ -21,6 +21,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 from torch import nn
 
@@ -42,6 +43,7 @@ from fewshot.tasks.sampler import Sampler
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the many processes of the tests share compiled modules
 gc.freeze()  # a collection, as before each measurement of memory, need not look through all modules
+gc.set_threshold(20_000)  # the many small objects of configurations start fewer of them
 
 
 def read_once() -> None:
@@ -57,6 +59,8 @@ def read_once() -> None:
         return copy.deepcopy(parsed[path])
 
     FileConfigSource.load_config = load_config
+    # Each composition copies its sources, and with them the one store of this process, which copies what it gives.
+    setattr(ConfigStore, "__deepcopy__", lambda self, memo: self)  # noqa: B010
 
 
 read_once()
