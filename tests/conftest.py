@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import logging
@@ -19,6 +20,8 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 from torch import nn
 
@@ -40,6 +43,27 @@ from fewshot.tasks.sampler import Sampler
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the many processes of the tests share compiled modules
 gc.freeze()  # a collection, as before each measurement of memory, need not look through all modules
+gc.set_threshold(20_000)  # the many small objects of configurations start fewer of them
+
+
+def read_once() -> None:
+    """Let Hydra parse each file of conf/ once in a process: the tests compose thousands of configurations of them."""
+    parse, parsed = FileConfigSource.load_config, {}
+
+    def load_config(self: FileConfigSource, config_path: str) -> Any:
+        path = Path(self.path, self._normalize_file_name(config_path))
+        if not path.is_relative_to(CONF):
+            return parse(self, config_path)
+        if path not in parsed:
+            parsed[path] = parse(self, config_path)
+        return copy.deepcopy(parsed[path])
+
+    FileConfigSource.load_config = load_config
+    # Each composition copies its sources, and with them the one store of this process, which copies what it gives.
+    setattr(ConfigStore, "__deepcopy__", lambda self, memo: self)  # noqa: B010
+
+
+read_once()
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 
@@ -242,9 +266,11 @@ def _shaken(backbone: M) -> M:
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder in which the glyphs are made once for all tests."""
-    folder = tmp_path_factory.mktemp("data")
-    glyphs.read(folder / "banks")
+    """A data folder of this process, with the glyphs, which are drawn once for all processes of pytest-xdist."""
+    base, folder = tmp_path_factory.getbasetemp(), tmp_path_factory.mktemp("data")
+    drawn = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    glyphs.read(drawn / "banks")
+    shutil.copytree(drawn / "banks", folder / "banks")
     return folder
 
 

@@ -442,13 +442,16 @@ def test_other_algorithms_run_on_the_same_features(call: Any, published: None, a
     assert read_test("run")["backbone"] == wanted
 
 
-def test_mistakes_with_features_are_one_line(call: Any, published: None) -> None:
+def test_mistakes_with_features_are_one_line(call: Any, published: None, data_dir: Path) -> None:
     for words, said in (
         (("features.reader.width=640",), "width 64, not 640"),
         (("protocol.paper.query=596",), "shot=5 plus query=596 is more than class n020 has (600 examples)"),
         (("features=none", "protocol=common"), "no miniImageNet is there"),
         (("features=conv4", "protocol=common"), "no miniImageNet is there"),
-        (("dataset=glyphs", "features=bank", "features.reader.folder=nowhere", "protocol=common"), "no features there"),
+        (
+            ("dataset=glyphs", f"data_dir={data_dir}", "features=bank", "features.reader.folder=no", "protocol=common"),
+            "no features there",
+        ),
     ):
         named = {word.split("=")[0].split(".")[0] for word in words}
         others = [word for word in LEO if word.split("=")[0].split(".")[0] not in named]

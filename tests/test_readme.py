@@ -192,7 +192,7 @@ def test_an_algorithm_of_ones_own_learns_and_is_tested(call: Any, own_modules: N
     record = json.loads(next(Path("run").rglob("record.json")).read_text())
     assert (record["algorithm"], record["protocol"]["adaptation_steps"]) == ("prototypes", 0)
     assert record["test"]["accuracy"] > 0.35  # 0.25 without training
-    again = call("evaluate", "run=run", "protocol.common.query=1")
+    again = call("evaluate", "run=run", "protocol.common.query=1", "protocol.common.episodes=3")
     assert (again.code, again.err) == (0, "")
 
 
@@ -215,7 +215,7 @@ def test_a_network_of_features_gets_a_head_or_is_compared_as_it_is(
     Path("mine/small.py").write_text("from torch import nn\n\n\ndef make():\n    return nn.AvgPool2d(7)\n")
     own = ("backbone=module", "backbone.target=small.make", "backbone.outputs=features", f"data_dir={data_dir}")
     for algorithm in ("algorithm=fomaml", "algorithm=nearest_mean"):
-        done = call("train", algorithm, "features=none", *own, *QUICK)
+        done = call("train", algorithm, "features=none", *QUICK, *own)
         assert done.code == 0, done.err
     unnamed = call("train", "algorithm=maml", "backbone=module")
     assert unnamed.err == "error: backbone.target: has no value; set backbone.target=<value>\n"

@@ -142,13 +142,14 @@ def config_hash(config: Mapping[str, Any]) -> str:
 def training_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings by dotted keys in which two runs of one method agree: all that count for a hash, but the seed."""
     kept = _without_paths({key: value for key, value in config.items() if key not in UNHASHED_KEYS + UNTRAINED_KEYS})
-    return dict(_flatten(kept))
+    return dict(flatten(kept))
 
 
-def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a configuration with their dotted keys."""
     for key, inner in value.items():
         if isinstance(inner, Mapping):
-            yield from _flatten(inner, f"{prefix}{key}.")
+            yield from flatten(inner, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", inner
 

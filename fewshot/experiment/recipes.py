@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -214,6 +216,12 @@ def paper_steps(cfg: DictConfig) -> int | None:
 
 
 def _read_recipe(name: str) -> dict[str, Any]:
+    return _parse(CONF / "recipes" / f"{name}.yaml")
+
+
+@cache
+def _parse(path: Path) -> dict[str, Any]:
+    """The content of a recipe's file, read once in a process; nobody changes it."""
     # Not resolved: an interpolation such as ${shot} refers to the configuration that takes the value.
-    recipe: Any = OmegaConf.to_container(OmegaConf.load(CONF / "recipes" / f"{name}.yaml"), resolve=False)
+    recipe: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     return recipe

@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from fewshot.core.checks import check_choice
 from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.files import write_atomically
+from fewshot.experiment.config import flatten
 from fewshot.report.records import read_record
 
 LOGGERS = ("tensorboard", "wandb", "mlflow", "none")
@@ -153,6 +154,7 @@ class Wandb:
         import wandb  # pyright: ignore[reportMissingImports]
 
         self.wandb = wandb
+        wandb.setup(wandb.Settings(silent=True, show_warnings=False))  # else a line for each file that it links
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=title,
@@ -161,7 +163,8 @@ class Wandb:
             config=dict(config),
             mode=os.environ.get("WANDB_MODE", "offline"),
             resume="allow",
-            settings=wandb.Settings(silent=True, console="off"),
+            # Hard links, not symbolic ones, which would break when the run folder moves.
+            settings=wandb.Settings(silent=True, console="off", symlink=False),
         )
 
     def track(self, values: Mapping[str, float], step: int) -> None:
@@ -181,20 +184,24 @@ class Mlflow:
     """A run of MLflow: files in `mlruns` of the run folder, or on the server that MLFLOW_TRACKING_URI names."""
 
     def __init__(self, folder: Path, title: str, config: Mapping[str, Any], done: int | None) -> None:
-        from mlflow.entities import Metric  # pyright: ignore[reportMissingImports]
+        from mlflow.entities import Metric, Param  # pyright: ignore[reportMissingImports]
         from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
 
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 wants a database otherwise
-        self.metric = Metric
+        self.metric, self.param = Metric, Param
         self.client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or (folder.absolute() / "mlruns").as_uri())
-        self.run_id = _run_id(folder, "mlflow", lambda: self._create(title))
+        self.run_id = _run_id(folder, "mlflow", lambda: self._create(title, config))
         self.client.update_run(self.run_id, "RUNNING")
         self.client.log_dict(self.run_id, dict(config), "config.yaml")
 
-    def _create(self, title: str) -> str:
+    def _create(self, title: str, config: Mapping[str, Any]) -> str:
         experiment = self.client.get_experiment_by_name(PROJECT)
         number = self.client.create_experiment(PROJECT) if experiment is None else experiment.experiment_id
-        return self.client.create_run(number, run_name=title).info.run_id
+        run_id = self.client.create_run(number, run_name=title).info.run_id
+        params = [self.param(key, str(value)[:500]) for key, value in flatten(config)]
+        for first in range(0, len(params), 100):  # what MLflow takes at once, of up to 500 characters each
+            self.client.log_batch(run_id, params=params[first : first + 100])
+        return run_id
 
     def track(self, values: Mapping[str, float], step: int) -> None:
         now = int(time.time() * 1000)

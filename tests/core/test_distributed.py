@@ -47,9 +47,9 @@ ROOT = Path(__file__).resolve().parents[2]
 TRAIN = str(ROOT / "tools/train.py")
 COMMON = (
     "recipe=none",
-    "train.steps=8",
-    "train.validate_every=4",
-    "train.checkpoint_every=3",
+    "train.steps=5",
+    "train.validate_every=3",
+    "train.checkpoint_every=2",
     "train.log_every=1",
     "validation.episodes=5",
     "validation.query=3",
@@ -57,8 +57,8 @@ COMMON = (
     "protocol.common.setting=transductive",
 )
 EPISODES = "protocol.common.episodes="
-SMALL = ("backbone.network.filters=4", "protocol.common.query=3", EPISODES + "61")
-SINES = ("dataset=sinusoid", "train.shot=5", "train.query=5", "protocol.common.steps=2", EPISODES + "50")
+SMALL = ("backbone.network.filters=4", "protocol.common.query=3", EPISODES + "21")
+SINES = ("dataset=sinusoid", "train.shot=5", "train.query=5", "protocol.common.steps=2", EPISODES + "21")
 EXTRACTOR = ("features.network.filters=4", "features.settings.epochs=1", "features.settings.episodes=20")
 # A meta-batch of 5 is none that two processes share equally.
 CASES = {
@@ -78,7 +78,7 @@ CASES = {
     ),
     "untrained": (*SMALL, "algorithm=maml", "train.steps=0"),
     "untrained sines": (*SINES, "algorithm=maml", "train.steps=0"),
-    "nearest": ("algorithm=nearest", EPISODES + "33", "train.meta_batch=1"),
+    "nearest": ("algorithm=nearest", EPISODES + "13", "train.meta_batch=1"),
 }
 # In float32 the last digit, which chunks in one process change too, becomes 3e-3 in 20 steps of LEO and Adam.
 FLOAT64 = ("leo", "leo_regression")
@@ -293,14 +293,14 @@ def test_others_that_do_not_come_are_no_riddle(monkeypatch: pytest.MonkeyPatch, 
 
 def test_a_run_by_torchrun_leaves_what_a_run_leaves(both: dict[str, Any], data_dir: Path, tmp_path: Path) -> None:
     out, _ = by_two(tmp_path, data_dir, TRAIN, "run_dir=two", "device=cpu", *COMMON, *CASES["maml"])
-    assert out.count("maml glyphs 5-way 1-shot: starts, 0 of 8") == 1
-    assert out.count(" % (common, query=3, episodes=61, transductive; ") == 1
+    assert out.count("maml glyphs 5-way 1-shot: starts, 0 of 5") == 1
+    assert out.count(" % (common, query=3, episodes=21, transductive; ") == 1
     one, two = both["one"] / "maml", tmp_path / "two"
     assert_close(one, two, atol=1e-6)
     assert record(two) == record(one)
     assert set(files(two)) == set(files(one))  # the tool opens TensorBoard's file again for the tests
     steps = [json.loads(line)["step"] for line in (two / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 9))
+    assert steps == list(range(1, 6))
     assert json.loads((find_test(two) / "record.json").read_text())["cost"]["processes"] == 2
 
 

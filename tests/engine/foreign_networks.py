@@ -121,12 +121,16 @@ def with_experts(network: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def residual(shape: tuple[int, ...] = (1, 8, 8), way: int = 3, **norm: Any) -> nn.Module:
-    """torchvision's ResNet with one block a stage."""
+    """torchvision's ResNet with one block a stage and an eighth of its channels."""
     from torchvision.models.resnet import BasicBlock, ResNet
 
+    class Narrow(ResNet):
+        def _make_layer(self, block: Any, planes: int, *args: Any, **choices: Any) -> nn.Sequential:
+            return super()._make_layer(block, planes // 8, *args, **choices)
+
     layer = partial(nn.BatchNorm2d, **norm) if norm else None
-    network = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=way, norm_layer=layer)
-    network.conv1 = nn.Conv2d(shape[0], 64, 3, 2, 1)
+    network = Narrow(BasicBlock, [1, 1, 1, 1], num_classes=way, norm_layer=layer)
+    network.conv1, network.fc = nn.Conv2d(shape[0], 64, 3, 2, 1), nn.Linear(64, way)
     return network
 
 

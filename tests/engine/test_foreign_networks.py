@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 from torchvision import models
 
+from fewshot.algorithms.nearest import Nearest
+from fewshot.backbones.identity import Identity
 from fewshot.backbones.module import fit_network
 from fewshot.core.errors import FewshotError
 from fewshot.engine.engine import Engine
@@ -25,7 +26,7 @@ LEARNERS: dict[str, dict[str, Any]] = {
     "maml": {"inner_steps": 1, "test_steps": 1},
     "fomaml": {"inner_steps": 1, "test_steps": 1},
     "reptile-shared": {"inner_steps": 1, "test_steps": 1},
-    "nearest": {},
+    "nearest_mean": {},
 }
 
 
@@ -42,14 +43,14 @@ class LSTM(nn.Module):
 
 
 class Narrow(models.ResNet):
-    """torchvision's ResNet-18 with an eighth of its channels, for speed."""
+    """torchvision's ResNet with an eighth of its channels, for speed."""
 
     def _make_layer(self, block: Any, planes: int, *args: Any, **choices: Any) -> nn.Sequential:
         return super()._make_layer(block, planes // 8, *args, **choices)
 
 
-def narrow_resnet18(outputs: int | None, **choices: Any) -> nn.Module:
-    network: Any = Narrow(models.resnet.BasicBlock, [2, 2, 2, 2], **choices)
+def narrow_resnet(outputs: int | None, **choices: Any) -> nn.Module:
+    network: Any = Narrow(models.resnet.BasicBlock, [1, 1, 1, 1], **choices)
     network.fc = nn.Identity() if outputs is None else nn.Linear(64, outputs)
     return network
 
@@ -75,8 +76,8 @@ def small_vit(outputs: int | None) -> nn.Module:
 
 # Networks by their outputs, None being features; with the norm to take for theirs.
 NETWORKS: dict[str, tuple[Callable[[int | None], nn.Module], str | None]] = {
-    "narrow resnet18, batch statistics": (narrow_resnet18, "batch"),
-    "narrow resnet18 without batch norm": (lambda n: narrow_resnet18(n, norm_layer=group_norm), None),
+    "narrow resnet, batch statistics": (narrow_resnet, "batch"),
+    "narrow resnet without batch norm": (lambda n: narrow_resnet(n, norm_layer=group_norm), None),
     "lstm": (LSTM, None),
     "vit": (small_vit, None),
     "resnet18, batch statistics": (resnet18, "batch"),
@@ -93,16 +94,11 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def train_and_test(learner: Any, sampler: Sampler) -> dict[str, np.ndarray]:
-    """Scores by setting, after two outer steps of a learner that has any."""
-    probe(learner, sampler.episodes(0, 1)[0])
-    params, state = learner.init()
-    for step in range(2 if params else 0):
-        outer = Engine().outer(learner, params, state, sampler.episodes(2 * step, 2))
-        assert all(value.isfinite().all() for value in outer.gradient.values())
-        assert any(value.any() for value in outer.gradient.values())
-        params = {name: value - 0.01 * outer.gradient[name] for name, value in params.items()}
-    return evaluate_settings(learner, params, state, sampler, 3, settings=SETTINGS, engine=Engine())
+def make(build: Callable[[int | None], nn.Module], norm: str | None, name: str, make_learner: Make) -> Any:
+    """A learner on a network with logits, or on one with features for nearest_mean."""
+    if name == "nearest_mean":
+        return Nearest(fit_network(build(None), SHAPE, WAY, outputs="features", norm=norm), reference="mean")
+    return make_learner(name, fit_network(build(WAY), SHAPE, WAY, norm=norm), **LEARNERS[name])
 
 
 @pytest.mark.parametrize("name", LEARNERS)
@@ -110,30 +106,36 @@ def train_and_test(learner: Any, sampler: Sampler) -> dict[str, np.ndarray]:
 def test_a_strangers_network_is_trained_and_tested_in_both_settings(
     make_bank: Make, make_learner: Make, network: str, name: str
 ) -> None:
-    build, norm = NETWORKS[network]
-    sampler = Sampler(make_bank(shape=SHAPE), WAY, 1, 2, 0)
-    if name == "nearest":
-        backbone = fit_network(build(None), SHAPE, WAY, outputs="features", norm=norm)
-    else:
-        backbone = fit_network(build(WAY), SHAPE, WAY, norm=norm)
-    scores = train_and_test(make_learner(name, backbone, **LEARNERS[name]), sampler)
+    sampler, learner = Sampler(make_bank(shape=SHAPE), WAY, 1, 2, 0), make(*NETWORKS[network], name, make_learner)
+    behaviour = probe(learner, sampler.episodes(0, 1)[0])
+    params, state = learner.init()
+    assert bool(params) == (name != "nearest_mean")  # which trains nothing
+    if params:
+        outer = Engine().outer(learner, params, state, sampler.episodes(0, 2))
+        assert all(value.isfinite().all() for value in outer.gradient.values())
+        assert any(value.any() for value in outer.gradient.values())
+        params = {name: value - 0.01 * outer.gradient[name] for name, value in params.items()}
+    scores = evaluate_settings(learner, params, state, sampler, 2, settings=SETTINGS, engine=Engine())
     assert set(scores) == set(SETTINGS)
+    assert behaviour.queries_independent == (NETWORKS[network][1] is None)
     for each in scores.values():
-        assert each.shape == (3,) and ((each >= 0) & (each <= 1)).all()
+        assert each.shape == (2,) and ((each >= 0) & (each <= 1)).all()
 
 
-@pytest.mark.parametrize("name", [name for name in LEARNERS if name != "nearest"])
+@pytest.mark.parametrize("name", LEARNERS)
 def test_running_averages_are_refused_with_the_ways_to_replace_them(
     make_bank: Make, make_learner: Make, name: str
 ) -> None:
     sampler = Sampler(make_bank(shape=SHAPE), WAY, 1, 2, 0)
-    with pytest.raises(FewshotError, match=r"layer bn1 \(BatchNorm2d\) .*backbone.norm=batch.*replace_batch_norms"):
-        probe(make_learner(name, narrow_resnet18(WAY)), sampler.episodes(0, 1)[0])
+    with pytest.raises(
+        FewshotError, match=r"layer (model\.)?bn1 \(BatchNorm2d\) .*backbone.norm=batch.*replace_batch_norms"
+    ):
+        probe(make(narrow_resnet, None, name, make_learner), sampler.episodes(0, 1)[0])
 
 
-def test_a_network_without_features_is_refused_with_the_ways_to_give_them(make_learner: Make) -> None:
+def test_a_network_without_features_is_refused_with_the_ways_to_give_them() -> None:
     with pytest.raises(FewshotError, match=r"LSTM has no method embed\(x\).*backbone.outputs=features.*WithHead"):
-        make_learner("nearest", LSTM(WAY))
+        Nearest(LSTM(WAY), reference="mean")
 
 
 def test_a_network_of_features_is_refused_by_maml_with_the_way_to_a_head(make_bank: Make, make_learner: Make) -> None:
@@ -142,15 +144,11 @@ def test_a_network_of_features_is_refused_by_maml_with_the_way_to_a_head(make_ba
         probe(make_learner("maml", LSTM(None)), sampler.episodes(0, 1)[0])
 
 
-def test_nearest_mean_on_a_network_is_nearest_mean_on_its_features(make_bank: Make, make_learner: Make) -> None:
-    network = fit_network(LSTM(None), SHAPE, WAY, outputs="features")
-    learner = make_learner("nearest", network)
+def test_nearest_mean_on_a_network_is_nearest_mean_on_its_features(make_bank: Make) -> None:
+    network: Any = fit_network(LSTM(None), SHAPE, WAY, outputs="features")
+    learner, plain = Nearest(network, reference="mean"), Nearest(Identity((6,), WAY), reference="mean")
     task = Sampler(make_bank(shape=SHAPE), WAY, 2, 2, 0).episodes(0, 1)[0]
-    plain = make_learner("nearest")
-    plain.backbone = copy.deepcopy(plain.backbone)
-    features = task.with_tensors(
-        network.embed(task.support_x), task.support_y, network.embed(task.query_x), task.query_y, task.key
-    )
+    features = replace(task, support_x=network.embed(task.support_x), query_x=network.embed(task.query_x))
     ours = learner.predict(learner.adapt({}, {}, task), task.query_x)
     theirs = plain.predict(plain.adapt({}, {}, features), features.query_x)
     torch.testing.assert_close(ours, theirs)

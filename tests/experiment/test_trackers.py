@@ -47,7 +47,7 @@ def fake_wandb(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
         return runs[-1]
 
     module: Any = types.ModuleType("wandb")
-    module.init, module.Settings, module.Image = init, dict, lambda path: Path(path).stat().st_size
+    module.init, module.setup, module.Settings, module.Image = init, dict, dict, lambda path: Path(path).stat().st_size
     monkeypatch.setitem(sys.modules, "wandb", module)
     monkeypatch.setattr(trackers, "find_spec", lambda name: module)
     for name in ("WANDB_MODE", "WANDB_PROJECT"):
@@ -105,6 +105,7 @@ def test_a_run_that_goes_on_keeps_its_place_and_a_forced_one_gets_another(call: 
 
 def test_mlflow_gets_one_run_in_files(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
+    given: dict[str, str] = {}
 
     class FakeClient:
         def __init__(self, uri: str) -> None:
@@ -117,15 +118,16 @@ def test_mlflow_gets_one_run_in_files(call: Any, monkeypatch: pytest.MonkeyPatch
             calls.append(("create_run", experiment, run_name))
             return types.SimpleNamespace(info=types.SimpleNamespace(run_id="r1"))
 
-        def log_batch(self, run: str, metrics: list[Any]) -> None:
+        def log_batch(self, run: str, metrics: Any = (), params: Any = ()) -> None:
             calls.extend((run, *metric) for metric in metrics)
+            given.update(params)
 
         def __getattr__(self, name: str) -> Any:
             return lambda *words: calls.append((name, *words))
 
     for name, members in (
         ("mlflow", {}),
-        ("mlflow.entities", {"Metric": lambda name, value, now, step: (name, step)}),
+        ("mlflow.entities", {"Metric": lambda name, value, now, step: (name, step), "Param": lambda *pair: pair}),
         ("mlflow.tracking", {"MlflowClient": FakeClient}),
     ):
         module = types.ModuleType(name)
@@ -137,6 +139,7 @@ def test_mlflow_gets_one_run_in_files(call: Any, monkeypatch: pytest.MonkeyPatch
     assert (done.code, done.err) == (0, "")
     assert [each for each in calls if each[0] == "uri"] == [("uri", (Path("run").absolute() / "mlruns").as_uri())] * 2
     assert [each for each in calls if each[0] == "create_run"] == [("create_run", "7", "maml sinusoid 10-shot")]
+    assert (given["train.steps"], given["algorithm.learner._target_"]) == ("3", "fewshot.MAML")
     assert [each[2] for each in calls if each[:2] == ("r1", "mse")] == [1, 2, 3]
     assert any(each[0] == "r1" and each[1].endswith("-inductive/mse") and each[2] == 3 for each in calls)
     artifacts = [each[2:] for each in calls if each[0] == "log_artifact"]
@@ -187,6 +190,7 @@ def test_mlflow_itself_writes_below_the_run_folder(tmp_path: Path, monkeypatch: 
     client = importlib.import_module("mlflow.tracking").MlflowClient((tmp_path / "mlruns").as_uri())
     (experiment,) = (each for each in client.search_experiments() if each.name == "fewshot")
     (run,) = client.search_runs([experiment.experiment_id])
+    assert run.data.params == {"way": "1", "train.steps": "3"}
     assert run.info.run_name == "maml sinusoid" and run.info.status == "FINISHED"
     assert [point.value for point in client.get_metric_history(run.info.run_id, "test/mse")] == [0.5, 0.5]
     names = {each.path for each in client.list_artifacts(run.info.run_id)}

@@ -146,7 +146,7 @@ def test_runs_on_pretrained_features_and_weights_name_them_in_record_and_table(
     x = fs.open_banks(pictures)["test"].examples[::3]
     found = fs.load_run("runs/features", device="cpu").adapt(x, "abc").task.support_x
     torch.testing.assert_close(found, nn.functional.normalize(values[::3]), rtol=1e-4, atol=1e-5)
-    again = call("evaluate", "run=runs/weights", "protocol.common.query=2")
+    again = call("evaluate", "run=runs/weights", "protocol.common.query=2", "protocol.common.episodes=2")
     assert again.code == 0, again.err
     table = call("table", "runs=runs").out
     assert "pretrained weights, which may know test classes; images resized to 32 pixels, mean 0.485" in table
