@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 from torch import nn
 
@@ -48,9 +49,11 @@ gc.set_threshold(20_000)  # the many small objects of configurations start fewer
 
 def read_once() -> None:
     """Let Hydra parse each file of conf/ once in a process: the tests compose thousands of configurations of them."""
-    parse, parsed = FileConfigSource.load_config, {}
+    Plugins.instance()  # executes the modules of Hydra's sources anew, and registers the classes of that
+    source, parsed = SourcesRegistry.instance().resolve("file"), {}
+    parse = source.load_config
 
-    def load_config(self: FileConfigSource, config_path: str) -> Any:
+    def load_config(self: Any, config_path: str) -> Any:
         path = Path(self.path, self._normalize_file_name(config_path))
         if not path.is_relative_to(CONF):
             return parse(self, config_path)
@@ -58,7 +61,7 @@ def read_once() -> None:
             parsed[path] = parse(self, config_path)
         return copy.deepcopy(parsed[path])
 
-    FileConfigSource.load_config = load_config
+    source.load_config = load_config
     # Each composition copies its sources, and with them the one store of this process, which copies what it gives.
     setattr(ConfigStore, "__deepcopy__", lambda self, memo: self)  # noqa: B010
 
