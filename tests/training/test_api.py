@@ -17,7 +17,7 @@ import fewshot as fs
 from fewshot.core.errors import FewshotError
 from fewshot.tasks import functions
 from fewshot.tasks.transforms import ImageTransform
-from fewshot.training.api import LISTED
+from fewshot.training.folder import LISTED
 
 MakeBank = Callable[..., fs.Bank]
 
