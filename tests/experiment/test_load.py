@@ -14,6 +14,7 @@ import fewshot as fs
 from fewshot.core.errors import FewshotError
 from fewshot.experiment.run import training_run
 from fewshot.experiment.run_dir import find_run
+from fewshot.training.folder import LISTED
 
 from ..conftest import composed
 
@@ -131,6 +132,12 @@ def test_what_is_no_trained_run_is_refused(maml_copy: Path, spoil: Any, said: st
     spoil(maml_copy)
     with pytest.raises(FewshotError, match=said):
         fs.load_run(maml_copy)
+
+
+def test_a_training_by_the_python_interface_is_continued_there(tmp_path: Path) -> None:
+    (tmp_path / LISTED).write_text("{}")
+    with pytest.raises(FewshotError, match=r"a training by fewshot.train, .*; there call fewshot.train again"):
+        fs.load_run(tmp_path)
 
 
 def test_a_test_names_its_run_and_a_folder_of_runs_is_told_one(maml_run: Path) -> None:
