@@ -70,12 +70,12 @@ def test_a_validation_has_whole_numbers(make_bank: MakeBank, options: dict[str, 
 def test_validation_tasks_are_checked_before_the_training(make_bank: MakeBank) -> None:
     train, val = make_bank(), make_bank(seed=1)
     tasks = fs.Sampler(train, way=3, shot=1, query=2)
-    mistakes: tuple[tuple[Any, str], ...] = (
+    mistakes: list[tuple[Any, str]] = [
         (fs.Sampler(train, way=3, shot=1, query=2, seed=1), "has the very examples of the training"),
         (fs.Sampler(val, way=3, shot=1, query=0), "query=0: a score needs queries"),
         (fs.Sampler(val, way=2, shot=1, query=2), "made for 3 ways, the tasks have 2"),
         (val, "validation: a Bank holds examples"),
-    )
+    ]
     for validation, said in mistakes:
         with pytest.raises(FewshotError, match=said):
             fs.train(maml(), tasks, steps=10**6, validation=validation, device="cpu")
@@ -97,11 +97,11 @@ def test_what_is_no_learner_is_refused(make_bank: MakeBank) -> None:
 
 def test_what_is_no_tasks_is_refused(make_bank: MakeBank) -> None:
     trained = Trained(maml(), {}, {}, None, "", 0, 0, 0.0)
-    mistakes: tuple[tuple[Any, str], ...] = (
+    mistakes: list[tuple[Any, str]] = [
         (make_bank(), r"tasks: a Bank holds examples; give tasks of them, as in Sampler\(bank"),
         (fs.Sampler, "tasks: Sampler is no tasks"),
         ({}, "tasks: dict is no tasks"),
-    )
+    ]
     for tasks, said in mistakes:
         with pytest.raises(FewshotError, match=said):
             fs.train(maml(), tasks)
