@@ -14,7 +14,6 @@ import fewshot as fs
 from fewshot.core.errors import FewshotError
 from fewshot.experiment.run import training_run
 from fewshot.experiment.run_dir import find_run
-from fewshot.training.folder import LISTED
 
 from ..conftest import composed
 
@@ -135,7 +134,7 @@ def test_what_is_no_trained_run_is_refused(maml_copy: Path, spoil: Any, said: st
 
 
 def test_a_training_by_the_python_interface_is_continued_there(tmp_path: Path) -> None:
-    (tmp_path / LISTED).write_text("{}")
+    (tmp_path / "training.json").write_text("{}")
     with pytest.raises(FewshotError, match=r"a training by fewshot.train, .*; there call fewshot.train again"):
         fs.load_run(tmp_path)
 
