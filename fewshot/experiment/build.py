@@ -21,7 +21,7 @@ from fewshot.algorithms.learner import Learner
 from fewshot.backbones.module import fit_network
 from fewshot.core.device import fits_on_device, pick_device, set_single_threaded, tune_malloc
 from fewshot.core.distributed import is_rank_zero
-from fewshot.core.errors import FewshotError, one_line
+from fewshot.core.errors import FewshotError, TaskSizeError, one_line
 from fewshot.data.bank import Bank, concat_banks
 from fewshot.engine.engine import Engine, is_small
 from fewshot.engine.probe import Behaviour, probe
@@ -92,10 +92,10 @@ class Experiment:
         view = replace(self.view, augment=cfg.dataset.augment.episodes)
         try:
             return Sampler(source, way, shot, query, cfg.seed, cfg.dataset.rotations, view)
-        except FewshotError as error:
-            if cfg.train.way is None:
-                raise
-            raise FewshotError(f"train.way={way}: {error}") from error
+        except TaskSizeError as error:
+            name = "" if cfg.train.way is None else f"train.way={way}: "
+            keys = "train.shot, or else shot, and train.query, or else as many"
+            raise TaskSizeError(f"{name}{error}; here these are {keys}") from error
 
     @cached_property
     def validation(self) -> Tasks:
@@ -126,6 +126,8 @@ class Experiment:
             if not isinstance(source, Bank):
                 return Regression(source, cfg.shot, query, seed)
             return Sampler(source, cfg.way, cfg.shot, query, seed, rotations, self.view)
+        except TaskSizeError as error:
+            raise TaskSizeError(f"{name}: {error}; query is {name}.query") from error
         except FewshotError as error:
             raise FewshotError(f"{name}: {error}") from error
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fewshot.core.checks import check_choice
-from fewshot.core.errors import FewshotError
+from fewshot.core.errors import FewshotError, TaskSizeError
 from fewshot.core.paths import expand_path
 from fewshot.data.bank import SPLITS, Bank, open_banks
 from fewshot.data.sources import split_csv
@@ -158,8 +158,10 @@ def _split_at_random(
     if min(sizes) < MIN_CLASSES:
         few = count < 3 * MIN_CLASSES
         remedy = "add classes" if few else "set dataset.reader.fractions=[0.34,0.33,0.33], or add classes"
-        raise FewshotError(
-            f"{files.root}: {count} classes would be split {numbers}, and each split needs {MIN_CLASSES}: {remedy}"
+        raise TaskSizeError(
+            f"{files.root}: {count} classes would be split {numbers}, and each split needs {MIN_CLASSES}: {remedy}, or "
+            "set dataset.reader.classes=same to test on other images of the same classes",
+            {name: len(images) for name, images in pooled.items()},
         )
     names = split_at_random(list(pooled), shares, seed)
     splits = {split: {name: pooled[name] for name in own} for split, own in names.items()}
