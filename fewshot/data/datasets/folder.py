@@ -139,7 +139,10 @@ def _find_splits(
         raise FewshotError(f"{files.root}: {lack}, or set {RANDOM}")
     if split != "random" and "" not in classes_of and not (loose and len(classes_of) == 1):
         return classes_of, {"layout": "class folders in folders of the splits", "split_source": "the folders' own"}
-    splits, source = split_at_random(_pool(classes_of))
+    pooled = _pool(classes_of)
+    empty = [f"{files.root}: class {name} has no images" for name, group in sorted(pooled.items()) if not group]
+    raise_faults("classes without images", empty, "add some, or remove the folder")
+    splits, source = split_at_random(pooled)
     sources = ", ".join(sorted(classes_of))
     metadata: dict[str, Any] = {"layout": f"class folders, pooled from {sources}" if sources else "class folders"}
     if loose:
@@ -175,11 +178,13 @@ def _split_images_at_random(
     splits: dict[str, Classes] = {split: {} for split in SPLITS}
     few = []
     for name, images in sorted(pooled.items()):
-        for split, own in split_at_random(images, shares, seed).items():
+        parts = split_at_random(images, shares, seed)
+        for split, own in parts.items():
             splits[split][name] = own
-            if not own:
-                few.append(f"{files.root}: class {name}: {len(images)} images leave none for {split}")
-    raise_faults("splits of a class without images", few, "add images, or change dataset.reader.fractions")
+        if lacking := [split for split, own in parts.items() if not own]:
+            count = "1 image leaves" if len(images) == 1 else f"{len(images)} images leave"
+            few.append(f"{files.root}: class {name}: {count} none for {' and '.join(lacking)}")
+    raise_faults("classes with too few images", few, "add images, or change dataset.reader.fractions")
     percent = "/".join(f"{share:.0%}".rstrip("%") for share in shares)
     return splits, f"{percent} % of the sorted images of each class, shuffled by numpy RandomState({seed})"
 
