@@ -105,7 +105,12 @@ def read(
                 metadata["notes"] = notes
             parts = {each: part_of_files(files, splits[each]) for each in SPLITS}
             check_parts(str(files.root), parts, SHARED if classes is None else None)
-            convert(folder, parts, spec, metadata | skipped, on_overlap=on_overlap, overwrite=overwrite)
+            try:
+                convert(folder, parts, spec, metadata | skipped, on_overlap=on_overlap, overwrite=overwrite)
+            except FewshotError as error:
+                if not isinstance(error.__cause__, OSError):  # a full disk, after which the same command goes on
+                    remove_attempts(cache, folder.name)  # a mended source is another bank
+                raise
         remove_attempts(cache, f"{name}-{'?' * 12}")
     return open_banks(folder)
 
