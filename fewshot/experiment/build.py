@@ -30,7 +30,7 @@ from fewshot.experiment.config import is_regression, resolved
 from fewshot.experiment.protocol import Protocol, read_protocols
 from fewshot.experiment.run_dir import load_data_info
 from fewshot.tasks.regression import PointSource, Regression
-from fewshot.tasks.sampler import Sampler
+from fewshot.tasks.sampler import LOWER, Sampler
 from fewshot.tasks.transforms import ImageTransform, view_of
 from fewshot.training.settings import TrainSettings
 
@@ -94,8 +94,8 @@ class Experiment:
             return Sampler(source, way, shot, query, cfg.seed, cfg.dataset.rotations, view)
         except TaskSizeError as error:
             name = "" if cfg.train.way is None else f"train.way={way}: "
-            keys = "train.shot, or else shot, and train.query, or else as many"
-            raise TaskSizeError(f"{name}{error}; here these are {keys}") from error
+            text = str(error).replace(LOWER, "lower shot, or train.shot and train.query")
+            raise TaskSizeError(f"{name}{text}") from error
 
     @cached_property
     def validation(self) -> Tasks:
@@ -127,7 +127,8 @@ class Experiment:
                 return Regression(source, cfg.shot, query, seed)
             return Sampler(source, cfg.way, cfg.shot, query, seed, rotations, self.view)
         except TaskSizeError as error:
-            raise TaskSizeError(f"{name}: {error}; query is {name}.query") from error
+            text = str(error).replace(LOWER, f"lower shot or {name}.query")
+            raise TaskSizeError(f"{name}: {text}") from error
         except FewshotError as error:
             raise FewshotError(f"{name}: {error}") from error
 

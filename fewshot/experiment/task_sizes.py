@@ -117,7 +117,9 @@ def _list_problems(values: Mapping[str, Any], tasks: Sequence[TaskSize], sizes: 
         classes = sizes[task.split]
         name = min(classes, key=classes.__getitem__, default=None)
         if name is not None and values[task.shot] + values[task.query] > classes[name]:
-            wanted = f"{task.query}={values[task.query]} plus {task.shot}={values[task.shot]}"
+            shot = f"{task.shot}={values[task.shot]}"
+            as_many = task.query == task.shot  # train.query=null
+            wanted = f"{shot} plus as many queries" if as_many else f"{task.query}={values[task.query]} plus {shot}"
             short.setdefault(classes[name], []).append(wanted)
             where.setdefault(classes[name], f"{classes[name]} images of class {name} in {task.split}")
     for count, wanted in short.items():
@@ -128,8 +130,10 @@ def _list_problems(values: Mapping[str, Any], tasks: Sequence[TaskSize], sizes: 
 def _find_fit(
     values: Mapping[str, Any], tasks: Sequence[TaskSize], pooled: Mapping[str, int], fixed: Sizes | None
 ) -> dict[str, Any] | None:
-    """The changes of settings that fit the images: of queries, and, as little as needed, of fractions, classes, ways
-    and shots; None if there are none."""
+    """The changes of settings that fit the images; None if there are none.
+
+    They change queries, and as little as needed of fractions, classes, ways and shots, in this order.
+    """
     way, count, same = values["way"], len(pooled), {CLASSES: "same"}
     if fixed is not None:
         least = min(len(classes) for classes in fixed.values())

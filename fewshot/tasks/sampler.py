@@ -17,6 +17,7 @@ from fewshot.tasks.transforms import ImageTransform
 
 ROTATIONS = ("none", "per_class", "as_classes")
 AS_STORED = ImageTransform()
+LOWER = "lower shot or query"  # in a message, where others put their own keys
 _CLASSES, _EXAMPLES, _ROTATIONS, _LEARNER, _VIEW = range(5)  # streams of one episode
 
 
@@ -75,7 +76,7 @@ class Sampler:
             raise TaskSizeError(
                 f"{where}: shot={self.shot} plus query={self.query} is more than class {bank.names[smallest]} has "
                 f"({count} examples){f', and than {others} others have' if others else ''}; all classes of a task have "
-                "as many of each: lower shot or query, or take the class out"
+                f"as many of each: {LOWER}, or take the class out"
             )
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,3 +76,17 @@ def test_shots_are_lowered_where_classes_are_small() -> None:
 
 def test_one_class_alone_gets_no_command() -> None:
     assert describe_misfit(CONFIG, {"a": 90}, None).endswith("; add images or classes, or leave small classes out")
+
+
+def test_the_command_is_that_of_the_run_with_other_values(call: Any) -> None:
+    for number in range(8):
+        Path(f"mine/kind {number}").mkdir(parents=True)
+        for image in range(3):
+            Path(f"mine/kind {number}/{image}.png").touch()  # which is not read: the classes cannot be split
+    words = ["algorithm=nearest", "dataset=folder", "dataset.reader.root=mine", "way=2", "validation.query=9"]
+    done = call("train", *words, "protocol=common")
+    assert done.err.startswith("error: mine: way=2 is more than the classes of val (1); ") and not Path("runs").exists()
+    assert advice(done.err) == [
+        *words[:-1], "protocol=common", "dataset.reader.fractions=[0.5,0.25,0.25]", "validation.query=2",
+        "protocol.common.query=2",
+    ]  # fmt: skip
