@@ -97,7 +97,7 @@ def _inputs_of_features(cfg: DictConfig, info: dict[str, Any], folder: Path, dev
                 f"weights={reader['weights']}: not the file that the run began with, whose SHA-256 begins with "
                 f"{expected:.12}; put that one back"
             )
-        return Inputs(shape, view, cfg.way, torch.uint8, extractor.to(device))
+        return Inputs(shape, view, cfg.way, torch.uint8, extractor.to(device), info["shape"][0])
     weights = cache / "extractors" / about["folder"].removeprefix("features-") / "best.safetensors"
     if not weights.is_file():
         raise FewshotError(f"{weights}: the extractor is not there; put it back")
@@ -108,7 +108,7 @@ def _inputs_of_features(cfg: DictConfig, info: dict[str, Any], folder: Path, dev
     if digest_tensors(tensors) != about["extractor"]["fingerprint"]:
         raise FewshotError(f"{weights}: not the extractor that the run began with; put that one back")
     extractor.load_state_dict(tensors)
-    return Inputs(shape, view, cfg.way, torch.uint8, extractor.eval())
+    return Inputs(shape, view, cfg.way, torch.uint8, extractor.eval(), info["shape"][0])
 
 
 def _read_about(cache: Path, info: dict[str, Any], folder: Path) -> dict[str, Any]:

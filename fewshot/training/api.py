@@ -106,9 +106,11 @@ def train(
     for note in filter(None, notes if progress else ()):
         print(f"note: {note}", file=sys.stderr)
 
+    inputs = inputs_of(tasks)
+
     def validate(params: Tensors, state: Tensors) -> float:
         assert validation is not None
-        trained = Trained(learner, params, state, None, "", 0, 0, 0.0, inputs_of(tasks))
+        trained = Trained(learner, params, state, None, "", 0, 0, 0.0, inputs)
         return float(evaluate(trained, validation, episodes=validation_episodes, setting=setting, engine=engine).mean())
 
     with ExitStack() as stack:
@@ -121,7 +123,7 @@ def train(
             _claim(path, learner, tasks, made)
         show = stack.enter_context(_display(learner, tasks, made, path, progress))
         run_training(learner, tasks, made, engine, path, validate, show)
-        return replace(load_selected(learner, made, path, place), inputs=inputs_of(tasks))
+        return replace(load_selected(learner, made, path, place), inputs=inputs)
 
 
 def evaluate(
