@@ -87,7 +87,7 @@ class ImageTransform:
         return shape
 
     def __call__(self, images: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
-        """Change images [..., C, H, W], uint8 or float32 in 0..1; the result is float32.
+        """Change images [..., C, H, W], uint8 or float32 (in 0..1 to augment them); the result is float32.
 
         Args:
             keys: [...] int64 for the random augmentation in training; None: no augmentation.
