@@ -490,7 +490,7 @@ MISTAKES = {
     "more ways than classes": (["way=2000"], ["way=2000", "classes", "lower way"]),
     "more examples than the smallest class": (
         ["shot=5", "protocol.common.query=16"],
-        ["protocol.common: ", "shot=5", "query=16", "20 examples", "U+"],
+        ["protocol.common: ", "shot=5", "query=16", "20 examples", "U+", "lower shot or protocol.common.query"],
     ),
     "missing data": (["dataset=omniglot"], ["images_background", "dataset.reader.download=true"]),
     "unknown key": (["shoot=5"], ["shoot", "did you mean shot"]),

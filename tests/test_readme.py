@@ -212,7 +212,9 @@ def test_a_network_of_features_gets_a_head_or_is_compared_as_it_is(
     call: Any, own_modules: None, data_dir: Path
 ) -> None:
     Path("mine").mkdir()
-    Path("mine/small.py").write_text("from torch import nn\n\n\ndef make():\n    return nn.AvgPool2d(7)\n")
+    Path("mine/small.py").write_text(
+        "from torch import nn\n\n\ndef make():\n    return nn.AvgPool2d(7)\n\n\ndef other(width, *, n_classes): ...\n"
+    )
     own = ("backbone=module", "backbone.target=small.make", "backbone.outputs=features", f"data_dir={data_dir}")
     for algorithm in ("algorithm=fomaml", "algorithm=nearest_mean"):
         done = call("train", algorithm, "features=none", *QUICK, *own)
@@ -223,6 +225,11 @@ def test_a_network_of_features_gets_a_head_or_is_compared_as_it_is(
     assert missing.err == (
         "error: backbone.network._target_=nowhere.Net: No module named 'nowhere'; name what can be imported, and put "
         "its folder on PYTHONPATH\n"
+    )
+    lacking = call("train", "algorithm=maml", *own, "backbone.target=small.other")
+    assert lacking.err == (
+        "error: backbone: other needs width and n_classes; add '+backbone.network.width=<value>' "
+        "'+backbone.network.n_classes=${way}'\n"
     )
 
 

@@ -208,8 +208,9 @@ def check_outputs(outputs: Any, count: int, targets: torch.Tensor, way: int) -> 
             remedy = "keep the last axis, without squeeze"
         elif len(shape) == 2 and shape[0] == count and floats and not regression:
             remedy = (
-                f"it is made for {shape[1]} ways, the tasks have {way}: change one of them, or, if these are features, "
-                "take backbone=module backbone.outputs=features, in Python fewshot.WithHead(network, shape, way)"
+                f"it is made for {shape[1]} ways, the tasks have {way}: change one of them, as by an argument "
+                "'+backbone.network.num_classes=${way}', or, if these are features, take backbone=module "
+                "backbone.outputs=features, in Python fewshot.WithHead(network, shape, way)"
             )
     wanted = f"{'outputs' if regression else 'logits'} [{count}, {width}]"
     raise FewshotError(f"backbone: {count} examples give {given}, and {wanted} of floats are wanted; {remedy}")

@@ -45,8 +45,16 @@ def find_weights(model: str, weights: str) -> Path:
     url = str(names[weights].url)
     cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not cached.is_file():
-        raise FewshotError(f"weights={weights}: {cached} is not there, and nothing is fetched; get it from {url}")
+        raise FewshotError(
+            f"weights={weights}: {cached} is not there, and nothing is fetched; get it from {url}, or by "
+            f"{cache_command(model, weights)}"
+        )
     return cached
+
+
+def cache_command(model: str, weights: str = "DEFAULT") -> str:
+    """What to type, where there is a network, to have torchvision put weights into its cache; for messages."""
+    return f"`python -c \"import torchvision; torchvision.models.get_model('{model}', weights='{weights}')\"`"
 
 
 def hash_file(path: Path) -> str:

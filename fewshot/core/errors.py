@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,18 @@ class FewshotError(Exception):
 
     The tools print it on stderr without a traceback and exit with a code other than 0.
     """
+
+
+class TaskSizeError(FewshotError):
+    """Data have too few classes, or too few examples of one, for the tasks that are asked for.
+
+    Attributes:
+        class_sizes: the number of examples of each class, where the data could not be split; else None.
+    """
+
+    def __init__(self, message: str, class_sizes: Mapping[str, int] | None = None) -> None:
+        super().__init__(message)
+        self.class_sizes = class_sizes
 
 
 def one_line(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 
 from fewshot.algorithms.learner import Learner, Tensors, score
 from fewshot.core.distributed import all_reduce_sum, pad_to_global, rank_slice
+from fewshot.core.errors import FewshotError
 from fewshot.engine.engine import Engine
 from fewshot.engine.probe import Behaviour, probe, why_not_batched
 from fewshot.episodes import Episodes, Tasks
@@ -101,8 +102,9 @@ def evaluate_settings(
         advance: called after each batch of this process with `by`, its number of episodes; see `progress_bar`.
 
     Raises:
-        FewshotError: the learner does not fit the tasks.
+        FewshotError: the learner does not fit the tasks, or they have no queries.
     """
+    check_queries(tasks)
     first = tasks.episodes(0, 2)
     behaviour = probe(learner, first[0], params, state)
     independent = behaviour.queries_independent
@@ -143,6 +145,12 @@ def evaluate_settings(
     columns = [pad_to_global(column, own_episodes, episodes) for column in torch.cat(results).unbind(1)]
     summed = [column.numpy() for column in all_reduce_sum(columns)]
     return {setting: summed[0 if independent else number] for number, setting in enumerate(settings)}
+
+
+def check_queries(tasks: Tasks) -> None:
+    """Raises FewshotError if tasks that are to be scored have no queries."""
+    if tasks.query < 1:
+        raise FewshotError(f"query={tasks.query}: a score needs queries; set query to at least 1 in the tasks")
 
 
 def _queries_cover_classes(tasks: Tasks) -> bool:

@@ -21,7 +21,7 @@ from fewshot.algorithms.learner import Learner
 from fewshot.backbones.module import fit_network
 from fewshot.core.device import fits_on_device, pick_device, set_single_threaded, tune_malloc
 from fewshot.core.distributed import is_rank_zero
-from fewshot.core.errors import FewshotError, one_line
+from fewshot.core.errors import FewshotError, TaskSizeError, one_line
 from fewshot.data.bank import Bank, concat_banks
 from fewshot.engine.engine import Engine, is_small
 from fewshot.engine.probe import Behaviour, probe
@@ -30,7 +30,7 @@ from fewshot.experiment.config import is_regression, resolved
 from fewshot.experiment.protocol import Protocol, read_protocols
 from fewshot.experiment.run_dir import load_data_info
 from fewshot.tasks.regression import PointSource, Regression
-from fewshot.tasks.sampler import Sampler
+from fewshot.tasks.sampler import LOWER, Sampler
 from fewshot.tasks.transforms import ImageTransform, view_of
 from fewshot.training.settings import TrainSettings
 
@@ -92,10 +92,10 @@ class Experiment:
         view = replace(self.view, augment=cfg.dataset.augment.episodes)
         try:
             return Sampler(source, way, shot, query, cfg.seed, cfg.dataset.rotations, view)
-        except FewshotError as error:
-            if cfg.train.way is None:
-                raise
-            raise FewshotError(f"train.way={way}: {error}") from error
+        except TaskSizeError as error:
+            name = "" if cfg.train.way is None else f"train.way={way}: "
+            text = str(error).replace(LOWER, "lower shot, or train.shot and train.query")
+            raise TaskSizeError(f"{name}{text}") from error
 
     @cached_property
     def validation(self) -> Tasks:
@@ -126,6 +126,9 @@ class Experiment:
             if not isinstance(source, Bank):
                 return Regression(source, cfg.shot, query, seed)
             return Sampler(source, cfg.way, cfg.shot, query, seed, rotations, self.view)
+        except TaskSizeError as error:
+            text = str(error).replace(LOWER, f"lower shot or {name}.query")
+            raise TaskSizeError(f"{name}: {text}") from error
         except FewshotError as error:
             raise FewshotError(f"{name}: {error}") from error
 
@@ -270,7 +273,16 @@ def make_network(backbone: DictConfig, shape: tuple[int, ...], way: int) -> nn.M
             f"backbone.network._target_={node._target_}: {one_line(error)}; name what can be imported, and put its "
             "folder on PYTHONPATH"
         ) from error
-    network = instantiate_node(node, **{k: v for k, v in {"shape": shape, "way": way}.items() if k in accepted})
+    given: dict[str, Any] = {k: v for k, v in {"shape": shape, "way": way}.items() if k in accepted}
+    needed = [
+        p.name
+        for p in accepted.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    if lacking := [key for key in needed if key not in given and key not in node]:
+        words = " ".join(f"'+backbone.network.{key}={'${way}' if 'class' in key else '<value>'}'" for key in lacking)
+        raise FewshotError(f"backbone: {name} needs {' and '.join(lacking)}; add {words}")
+    network = instantiate_node(node, **given)
     if not isinstance(network, nn.Module):
         raise FewshotError(
             f"backbone.network._target_={node._target_}: makes a {type(network).__name__}, and an nn.Module is wanted"

@@ -13,6 +13,7 @@ from fewshot.experiment.build import Experiment, build, print_note
 from fewshot.experiment.config import config_hash, given_overrides, is_regression, resolved
 from fewshot.experiment.figures import check_plot, draw_test
 from fewshot.experiment.latents import write_latents
+from fewshot.experiment.protocol import keep_changed_values
 from fewshot.experiment.recipes import apply_protocols
 from fewshot.experiment.run import load_trained
 from fewshot.experiment.run_dir import TESTS, find_run, saved_config
@@ -89,6 +90,7 @@ def _configurations(cfg: DictConfig, run_dir: Path) -> tuple[DictConfig, DictCon
     OmegaConf.update(test, "protocol", OmegaConf.to_container(cfg.protocol), merge=False)
     if left_out := apply_protocols(test, overrides):
         print_note(left_out)
+    keep_changed_values(test, trained, overrides)
     if cfg.plot:
         check_plot(test)
     if cfg.predictions and is_regression(test.dataset):

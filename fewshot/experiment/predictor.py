@@ -50,6 +50,8 @@ def load_predictor(cfg: DictConfig) -> Predictor:
                 f"features={cfg.features.name}: a run has its own; leave features out, or give a method, not a run"
             )
         return _of_run(find_run(Path(cfg.run)), cfg.device)
+    if cfg.method == "nearest":
+        raise FewshotError("method=nearest: compares pixels by a run; train algorithm=nearest, and give its run")
     check_choice("method", cfg.method, ("nearest_mean",))
     if not OmegaConf.is_missing(cfg, "run"):
         raise FewshotError(f"method={cfg.method}: needs no run; leave run out, or method")
@@ -77,9 +79,8 @@ def _of_features(cfg: DictConfig) -> Predictor:
             "images train algorithm=nearest_mean, which trains nothing else, and give its run"
         )
     chosen = cfg.features
-    extractor, view = pretrained_extractor(
-        chosen.model, chosen.weights, size=chosen.size, mean=chosen.mean, std=chosen.std
-    )
+    weights = None if OmegaConf.is_missing(chosen, "weights") else chosen.weights
+    extractor, view = pretrained_extractor(chosen.model, weights, size=chosen.size, mean=chosen.mean, std=chosen.std)
     assert view.shape is not None
     device, width = pick_device(cfg.device), extractor.head.in_features
     inputs = Inputs(view.shape, view, 2, torch.uint8, extractor.to(device), width)

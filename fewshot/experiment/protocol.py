@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
 from fewshot.engine.evaluate import SETTINGS
 from fewshot.experiment.config import config_hash, resolved
-from fewshot.experiment.recipes import apply_protocols
+from fewshot.experiment.recipes import apply_protocols, set_values
 from fewshot.report.records import Record
 from fewshot.tasks.sampler import ROTATIONS
 
@@ -80,6 +81,21 @@ def _read(name: str, node: Any, cfg: DictConfig) -> Protocol:
     changed = [key for key in keys if key != "setting" and (key not in standard or node[key] != standard[key])]
     words = [f"{key}={str(node[key]).replace(' ', '')}" for key in changed]
     return Protocol(name=", ".join([name, *words]), **node)
+
+
+def keep_changed_values(test: DictConfig, trained: DictConfig, overrides: Iterable[str]) -> None:
+    """Let the protocols of a later test have the values that a person changed when the run was trained and tested.
+
+    Args:
+        test: the configuration of the test, whose protocols are filled in.
+        trained: the configuration that the run was trained with.
+        overrides: of the later test; what they set stays.
+    """
+    overrides, saved = list(overrides), resolved(trained)["protocol"]
+    for name in test.protocol:
+        if name in saved and _shipped_file(name).is_file() and (standard := _standard(name, trained)):
+            changed = {key: value for key, value in saved[name].items() if value != standard.get(key)}
+            set_values(test, {f"protocol.{name}.{key}": value for key, value in changed.items()}, overrides)
 
 
 def _shipped_file(name: str) -> Path:

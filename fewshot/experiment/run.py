@@ -27,6 +27,7 @@ from fewshot.experiment.make_record import title
 from fewshot.experiment.overrides import typed
 from fewshot.experiment.run_dir import DATA, TESTS, finished_tests, run_folder
 from fewshot.experiment.run_tests import plan_tests, write_tests
+from fewshot.experiment.task_sizes import explain_task_sizes
 from fewshot.experiment.trackers import IDS, open_tracker
 from fewshot.training.checkpoint import load_checkpoint
 from fewshot.training.loop import check_shareable, checkpoints, is_trained, load_selected, run_training
@@ -98,8 +99,9 @@ def load_trained(run: Experiment, folder: Path, checkpoint: str | None = None) -
 
 def _prepare(cfg: DictConfig, folder: Path) -> Experiment:
     """Steps 2 and 3, data and learner. What cannot be trained or tested leaves no folder and costs no training."""
-    run = _build(cfg, None if cfg.force else folder)
-    _check_tasks(run, world()[1])
+    with explain_task_sizes(cfg):
+        run = _build(cfg, None if cfg.force else folder)
+        _check_tasks(run, world()[1])
     reset_peak_memory(run.device)
     return run
 

@@ -18,6 +18,7 @@ from fewshot.engine.evaluate import SETTINGS
 from fewshot.experiment.config import GROUP_PARTS, config_hash, is_regression, key_names, resolved, typed_settings
 from fewshot.experiment.protocol import Protocol, read_protocols
 from fewshot.report.records import read_record
+from fewshot.training.folder import LISTED
 
 TESTS = "tests"  # the folder of a run's records, one below it for each test
 DATA = "data.json"  # the data that a run began with
@@ -87,6 +88,11 @@ def find_run(folder: Path) -> Path:
     tests = folder.absolute().parent
     if tests.name == TESTS and (tests.parent / "config.yaml").is_file():
         return tests.parent
+    if (folder / LISTED).is_file():
+        raise FewshotError(
+            f"{folder}: a training by fewshot.train, whose network your script alone knows; there call fewshot.train "
+            "again with the same arguments and this folder, which returns what it holds, or continues it"
+        )
     runs = sorted(path.parent for path in (*folder.glob("*/config.yaml"), *folder.glob("*/*/config.yaml")))
     hint = f"; name a run in it, such as {runs[0]}" if runs else "; name a folder that train.py left below runs"
     raise FewshotError(f"{folder}: not a run folder, without config.yaml{hint}")

@@ -20,6 +20,7 @@ NOTHING = ("0", "0.0", "–")  # in grey
 STYLE = """
 .matrix th, .matrix td { min-width: 1.5rem; max-width: 8rem; white-space: normal; overflow-wrap: break-word }
 .matrix td, .matrix th { text-align: right } .matrix td:first-child, .matrix th:first-child { text-align: left }
+.pairs td:nth-child(n + 3), .pairs th:nth-child(n + 3) { text-align: right }
 .matrix .hit { background: #E3F1E5; font-weight: 600 } .matrix .none { color: #aaa }
 .scroll { width: fit-content; max-width: 100% }
 """
@@ -122,7 +123,8 @@ def html_confusions(headings: Sequence[str], rows: Sequence[Sequence[str]], matr
         ]
         cells = [f'<td class="{kind}">{escape(text)}</td>' for kind, text in zip(kinds, row, strict=True)]
         body += f"<tr>{''.join(cells)}</tr>"
-    return f'<div class="scroll" tabindex="0"><table class="matrix"><tr>{head}</tr>{body}</table></div>'
+    kind = "matrix" if matrix else "pairs"
+    return f'<div class="scroll" tabindex="0"><table class="{kind}"><tr>{head}</tr>{body}</table></div>'
 
 
 def html_test(confusion: TestConfusion) -> str:

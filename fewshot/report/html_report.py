@@ -80,7 +80,8 @@ def render_report(
     sections["Details"] = "\n".join(folded)
     title = f"Report of {folder.resolve().name}"
     algorithms = ", ".join(dict.fromkeys(run["algorithm"] for run in runs))
-    about = f"{len({run['folder'] for run in runs})} records of {algorithms}"
+    count = len({run["folder"] for run in runs})
+    about = f"{count} record{'s' * (count > 1)} of {algorithms}"
     head = f"<header><h1>{escape(title)}</h1><p>{escape(about)}</p></header>"
     links = "\n".join(f'<a href="#{slug(name)}">{escape(name)}</a>' for name in sections)
     parts = "\n".join(

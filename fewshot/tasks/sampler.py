@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 
 from fewshot.core.checks import check_choice, check_number
-from fewshot.core.errors import FewshotError
+from fewshot.core.errors import FewshotError, TaskSizeError
 from fewshot.core.random import fold_in, randint, sample_without_replacement, stream
 from fewshot.data.bank import Bank
 from fewshot.episodes import Episodes
@@ -17,6 +17,7 @@ from fewshot.tasks.transforms import ImageTransform
 
 ROTATIONS = ("none", "per_class", "as_classes")
 AS_STORED = ImageTransform()
+LOWER = "lower shot or query"  # in a message, where others put their own keys
 _CLASSES, _EXAMPLES, _ROTATIONS, _LEARNER, _VIEW = range(5)  # streams of one episode
 
 
@@ -43,8 +44,8 @@ class Sampler:
         view: how the learner sees images.
 
     Raises:
-        FewshotError: fewer classes than `way`, a class with fewer than `shot + query` examples, or a setting that does
-            not fit the bank.
+        TaskSizeError: fewer classes than `way`, or a class with fewer than `shot + query` examples.
+        FewshotError: a setting that does not fit the bank.
     """
 
     bank: Bank
@@ -65,17 +66,17 @@ class Sampler:
         if self.rotations != "none" and (len(bank.shape) != 3 or bank.shape[-1] != bank.shape[-2]):
             raise FewshotError(f"{where}: rotations={self.rotations} takes square images; set rotations to none")
         if self.way > self._classes:
-            raise FewshotError(f"{where}: way={self.way}, but there are only {self._classes} classes; lower way")
+            raise TaskSizeError(f"{where}: way={self.way}, but there are only {self._classes} classes; lower way")
         self.view.output_shape(bank.shape)
         smallest = int(bank.sizes.argmin())
         count = int(bank.sizes[smallest])
         if self.shot + self.query > count:
             # Tasks of unequal shots or queries would not fit into one batch.
             others = int((bank.sizes < self.shot + self.query).sum()) - 1
-            raise FewshotError(
+            raise TaskSizeError(
                 f"{where}: shot={self.shot} plus query={self.query} is more than class {bank.names[smallest]} has "
                 f"({count} examples){f', and than {others} others have' if others else ''}; all classes of a task have "
-                "as many of each: lower shot or query, or take the class out"
+                f"as many of each: {LOWER}, or take the class out"
             )
 
     @property

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from fewshot.algorithms.learner import Learner, Tensors, with_defaults
+from fewshot.algorithms.learner import Learner, Tensors
 from fewshot.core.checks import check_choice, check_number
 from fewshot.core.device import fits_on_device, pick_device, tune_malloc
 from fewshot.core.errors import FewshotError
-from fewshot.core.files import lock_dir, write_atomically
+from fewshot.core.files import lock_dir
 from fewshot.core.paths import expand_path
 from fewshot.core.progress import progress_bar
 from fewshot.engine.engine import Engine
@@ -28,18 +28,12 @@ from fewshot.engine.probe import check_training, probe
 from fewshot.episodes import Tasks
 from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import AS_STORED, Sampler
-from fewshot.training.inputs import inputs_of
-from fewshot.training.loop import check_train_settings, is_trained, load_selected, run_training
+from fewshot.training.arguments import check_learner, check_tasks, check_validation, make_settings
+from fewshot.training.folder import claim_folder, describe_tasks, describe_training
+from fewshot.training.inputs import Inputs, inputs_of
+from fewshot.training.loop import is_trained, load_selected, run_training
 from fewshot.training.settings import TrainSettings
 from fewshot.training.trained import Trained
-
-DEFAULTS = TrainSettings(
-    steps=1000, meta_batch=16, way=None, shot=None, query=None, outer_optimizer="adam", outer_lr=0.001,
-    outer_lr_end=None, clip=None, clip_norm=None, nan_guard=False, train_on_val=False, validate_every=0,
-    select="best", checkpoint_every=100, log_every=10,
-)  # fmt: skip
-CONTINUED = ("steps", "validate_every", "select", "checkpoint_every", "log_every")  # may change when a training goes on
-LISTED = "training.json"  # what the folder of a training holds
 
 
 def train(
@@ -63,18 +57,19 @@ def train(
     """Meta-train a learner, such as `MAML(network)`, on tasks, such as `Sampler(bank, way=5, shot=1)`.
 
     Args:
-        learner: on a network, which is moved to the device and stays as it is otherwise.
+        learner: on a network, which is moved to the device and put into eval(); its weights stay as they are.
         tasks: of the training.
         steps: outer steps.
         meta_batch: tasks of each. None, as for the next two: the learner's own (Reptile: 5; LEO: 12), else 16.
         outer_lr: learning rate of the outer loop; else 0.001 (Reptile: 1, falling to 0).
         outer_optimizer: adam | adam_tf | sgd; else adam (Reptile: sgd; LEO: adam_tf).
-        validation: tasks of other classes, which select the best parameters; None: the last are taken.
+        validation: tasks of other classes, which select the best parameters; None: the last are taken. The next three
+            are for it.
         validation_episodes: how many of them.
         validate_every: outer steps between validations; None: ten validations in all.
         setting: of the validation, see `evaluate`.
-        folder: keeps the checkpoints and metrics.jsonl; the same call continues a training that is there. None: the
-            training leaves nothing on disk.
+        folder: keeps the checkpoints and metrics.jsonl; the same call continues a training that is there, from the
+            parameters there, or returns it. None: the training leaves nothing on disk.
         engine: auto | vmap | compiled | loop | learn2learn, or an `Engine`.
         device: auto, a GPU where there is one, or a name, such as cpu.
         progress: whether to show a progress bar, or lines where stdout is no terminal.
@@ -82,29 +77,33 @@ def train(
             log_every.
 
     Raises:
-        FewshotError: the network does not fit the tasks, a setting is out of range, a loss is not finite, or the folder
-            holds another training.
+        FewshotError: an argument is unknown or out of range, the network does not fit the tasks, a loss is not finite,
+            or the folder holds another training.
     """
+    learner, tasks = check_learner(learner), check_tasks("tasks", tasks)
+    check_validation(tasks, validation, validate_every, validation_episodes, setting)
+    if folder is not None and not isinstance(folder, str | PathLike):
+        raise FewshotError(f"folder={folder!r}: must be a path, or None to leave nothing on disk")
     check_number("steps", steps, int, 0)
+    if validation is not None and validate_every is None:
+        validate_every = max(1, steps // 10)
     chosen = {"meta_batch": meta_batch, "outer_lr": outer_lr, "outer_optimizer": outer_optimizer}
-    settings |= {name: value for name, value in chosen.items() if value is not None}
-    own = dict(getattr(learner, "outer_settings", {}))
-    if validation is not None:
-        own["validate_every"] = max(1, steps // 10) if validate_every is None else validate_every
-    made = replace(DEFAULTS, steps=steps, **(own | settings))
-    check_number("meta_batch", made.meta_batch, int, 1)
-    check_number("outer_lr", made.outer_lr, float, 0)
-    check_train_settings(made)
-    place, engine = pick_device(device), Engine(engine) if isinstance(engine, str) else engine
-    learner, tasks = with_defaults(learner), move_tasks(tasks, place)
+    made = make_settings(learner, tasks, chosen | {"steps": steps, "validate_every": validate_every}, settings)
+    place, engine = pick_device(device), _engine(engine)
+    tasks = move_tasks(tasks, place)
     validation = None if validation is None else move_tasks(validation, place)
     if isinstance(learner.backbone, nn.Module):
         learner.backbone.to(place)
     tune_malloc()
-    first = tasks.episodes(0, 1)
+    first, inputs = tasks.episodes(0, 1), inputs_of(tasks)
     notes = [*probe(learner, first[0]).notes, check_training(learner, first) if is_trained(learner, tasks) else ""]
     for note in filter(None, notes if progress else ()):
         print(f"note: {note}", file=sys.stderr)
+    described = None
+    if validation is not None:
+        probe(learner, _seen_tasks(validation, inputs).episodes(0, 1)[0])
+        scores = {"setting": setting, "episodes": validation_episodes}
+        described = {"validation": type(validation).__name__, **describe_tasks(validation), **scores}
 
     inputs = inputs_of(tasks)
 
@@ -120,7 +119,7 @@ def train(
         else:
             path = expand_path(folder)
             stack.enter_context(lock_dir(path))
-            _claim(path, learner, tasks, made)
+            claim_folder(path, describe_training(learner, tasks, made, described))
         show = stack.enter_context(_display(learner, tasks, made, path, progress))
         run_training(learner, tasks, made, engine, path, validate, show)
         return replace(load_selected(learner, made, path, place), inputs=inputs)
@@ -148,14 +147,14 @@ def evaluate(
     Raises:
         FewshotError: the learner does not fit the tasks.
     """
+    if not isinstance(trained, Trained):
+        raise FewshotError(f"trained: {type(trained).__name__} is not trained; give what train or load_run returns")
     check_number("episodes", episodes, int, 1)
     check_choice("setting", setting, SETTINGS)
-    tasks = move_tasks(tasks, trained.device)
-    if trained.inputs is not None and isinstance(tasks, Sampler) and tasks.view == AS_STORED:
-        tasks = trained.inputs.sampler(tasks)
+    tasks = _seen_tasks(move_tasks(check_tasks("tasks", tasks), trained.device), trained.inputs)
     return score_episodes(
         trained.learner, trained.params, trained.state, tasks, episodes,
-        transductive=setting == "transductive", engine=Engine(engine) if isinstance(engine, str) else engine,
+        transductive=setting == "transductive", engine=_engine(engine),
     )  # fmt: skip
 
 
@@ -171,36 +170,15 @@ def move_tasks(tasks: Tasks, device: torch.device) -> Tasks:
     raise FewshotError(f"tasks are on {tasks.device}, and the learner on {device}; give tasks on the same device")
 
 
-def _claim(folder: Path, learner: Learner, tasks: Tasks, settings: TrainSettings) -> None:
-    """Write what the folder holds, or check that it holds this training.
+def _engine(engine: str | Engine) -> Engine:
+    return engine if isinstance(engine, Engine) else Engine(engine)
 
-    Raises:
-        FewshotError: it holds another.
-    """
-    options = {
-        name: value
-        for name, value in vars(learner).items()
-        if isinstance(value, bool | int | float | str) and not name.startswith("_") and name != "test_steps"
-    }
-    fields = {"way": tasks.way, "shot": tasks.shot, "query": tasks.query, "seed": getattr(tasks, "seed", None)}
-    training: dict[str, Any] = {
-        "learner": {"class": type(learner).__name__, **options},
-        "tasks": {"data": tasks.source.fingerprint, **fields},
-        "settings": {name: value for name, value in asdict(settings).items() if name not in CONTINUED},
-    }
-    listed = folder / LISTED
-    if listed.exists():
-        try:
-            saved = json.loads(listed.read_text(encoding="utf-8"))
-            other = [name for part in training for name in training[part] if training[part][name] != saved[part][name]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise FewshotError(f"{listed}: damaged, or of another version; choose another folder") from error
-        if other:
-            raise FewshotError(f"{folder}: holds another training (other {', '.join(other)}); choose another folder")
-    elif (folder / "config.yaml").exists() or (folder / "checkpoints").exists():
-        raise FewshotError(f"{folder}: holds a run of tools/train.py; choose another folder")
-    else:
-        write_atomically(listed, (json.dumps(training, indent=1) + "\n").encode())
+
+def _seen_tasks(tasks: Tasks, inputs: Inputs | None) -> Tasks:
+    """The tasks with examples as a learner of these inputs sees them, unless they have a view of their own."""
+    if inputs is None or not isinstance(tasks, Sampler) or tasks.view != AS_STORED:
+        return tasks
+    return inputs.sampler(tasks)
 
 
 @contextmanager

@@ -111,7 +111,7 @@ def adapt_classifier(
             raise
         raise FewshotError(
             f"support_y: {len(labels)} classes, and this {type(learner).__name__} was trained for {inputs.way}; give "
-            f"examples of {inputs.way} classes, or train with way={len(labels)}"
+            f"examples of {inputs.way} classes, or train with way={len(labels)}, or nearest_mean, which takes any"
         ) from error
     with torch.no_grad():
         adapted = learner.adapt(params, state, task)

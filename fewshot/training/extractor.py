@@ -24,7 +24,7 @@ from fewshot.backbones.identity import Identity
 from fewshot.backbones.norm import BatchStatNorm
 from fewshot.core.checks import check_choice, check_number
 from fewshot.core.device import pick_device
-from fewshot.core.errors import FewshotError
+from fewshot.core.errors import FewshotError, TaskSizeError
 from fewshot.core.files import lock_dir
 from fewshot.core.paths import expand_path
 from fewshot.core.progress import progress_bar
@@ -263,9 +263,9 @@ def _validation(extractor: nn.Module, bank: Bank, transform: ImageTransform, set
 def _validation_sampler(bank: Bank, settings: Mapping[str, Any]) -> Sampler:
     try:
         return Sampler(bank, settings["way"], settings["shot"], settings["query"], settings["seed"])
-    except FewshotError as error:
+    except TaskSizeError as error:
         keys = "features.settings.way, features.settings.shot and features.settings.query"
-        raise FewshotError(f"validation of the extractor: {error}; here these are {keys}") from error
+        raise TaskSizeError(f"validation of the extractor: {error}; here these are {keys}") from error
 
 
 def digest_tensors(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -93,8 +93,18 @@ class Inputs:
         )
 
     def sampler(self, tasks: Sampler) -> Sampler:
-        """The same episodes with examples as the learner sees them."""
+        """The same episodes with examples as the learner sees them.
+
+        Raises:
+            FewshotError: they are of another kind than the learner's, or are turned and cannot be.
+        """
         self.check("tasks", tasks.bank.examples[:0])
+        seen = (0,) if self.extractor is not None else self.view.output_shape(self.shape)
+        if tasks.rotations != "none" and (len(seen) < 3 or seen[-1] != seen[-2]):
+            kind = "features" if len(seen) < 3 else f"images of {seen[-1]}x{seen[-2]}"
+            raise FewshotError(
+                f"rotations={tasks.rotations}: the learner sees {kind}, which cannot be turned; set none"
+            )
         return replace(tasks, view=_View(inputs=self)) if len(tasks.bank.shape) == 3 else tasks
 
 

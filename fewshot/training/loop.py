@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from fewshot.algorithms.learner import Learner, Tensors, backbone_constants
-from fewshot.core.checks import check_choice
 from fewshot.core.distributed import all_reduce_sum, is_main, pad_to_global, rank_slice, world
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
@@ -23,14 +22,13 @@ from fewshot.engine.reduce import over_processes
 from fewshot.episodes import Tasks
 from fewshot.training.checkpoint import check_state, load_checkpoint, save_checkpoint
 from fewshot.training.optimizer import (
-    OPTIMIZERS,
     NonFiniteGuard,
     load_optimizer_state,
     make_optimizer,
     optimizer_state,
     optimizer_step,
 )
-from fewshot.training.settings import TrainSettings
+from fewshot.training.settings import TrainSettings, check_train_settings
 from fewshot.training.trained import Trained
 
 
@@ -121,15 +119,6 @@ def run_training(
             checkpoint()
     if not last.exists():
         checkpoint()
-
-
-def check_train_settings(settings: TrainSettings) -> None:
-    """Raises FewshotError where a choice is unknown or a limit is not above 0."""
-    check_choice("train.outer_optimizer", settings.outer_optimizer, OPTIMIZERS)
-    check_choice("train.select", settings.select, ("best", "last"))
-    for name in ("clip", "clip_norm"):
-        if (limit := getattr(settings, name)) is not None and not limit > 0:
-            raise FewshotError(f"train.{name}={limit}: must be above 0, or null")
 
 
 def is_trained(learner: Learner, tasks: Tasks) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fewshot.backbones.torchvision import TorchVision, checked_name
+from fewshot.backbones.weights import cache_command
 from fewshot.core.checks import check_number
 from fewshot.core.device import pick_device
 from fewshot.core.errors import FewshotError
@@ -86,7 +87,7 @@ def pretrained_features(
 
 def pretrained_extractor(
     model: str,
-    weights: str,
+    weights: str | None,
     *,
     size: int | None = None,
     mean: Sequence[float] | None = None,
@@ -104,7 +105,10 @@ def pretrained_extractor(
     except FewshotError as error:
         raise FewshotError(re.sub(r"^dataset\.(mean|std)", r"features.\1", str(error))) from error
     if not weights:
-        raise FewshotError("features.weights: has no value; set features.weights=<file>")
+        raise FewshotError(
+            "features.weights: has no value; set features.weights=<file>, or features.weights=DEFAULT after "
+            f"{cache_command(model)}, which fetches the file into torchvision's cache"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         extractor = TorchVision((3, size, size), 1, model=model, weights=weights, norm="running")

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fewshot.core.checks import check_bool, check_choice, check_number
+from fewshot.core.errors import FewshotError
+from fewshot.training.optimizer import OPTIMIZERS
+
 
 @dataclass
 class TrainSettings:
@@ -25,3 +29,25 @@ class TrainSettings:
     select: str  # best (on validation) | last
     checkpoint_every: int  # outer steps
     log_every: int  # outer steps
+
+
+def check_train_settings(settings: TrainSettings) -> None:
+    """Raises FewshotError where a choice is unknown or a number is out of range."""
+    for name, least in (
+        ("steps", 0),
+        ("meta_batch", 1),
+        ("validate_every", 0),
+        ("checkpoint_every", 1),
+        ("log_every", 1),
+    ):
+        check_number(f"train.{name}", getattr(settings, name), int, least)
+    for name in ("outer_lr", "outer_lr_end", "clip", "clip_norm"):
+        value = getattr(settings, name)
+        if value is None and name != "outer_lr":
+            continue
+        check_number(f"train.{name}", value, float, 0)
+        if value == 0 and name.startswith("clip"):
+            raise FewshotError(f"train.{name}={value}: must be above 0, or null")
+    check_bool("train.nan_guard", settings.nan_guard)
+    check_choice("train.outer_optimizer", settings.outer_optimizer, OPTIMIZERS)
+    check_choice("train.select", settings.select, ("best", "last"))

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fewshot.backbones.mlp import MLP
+from fewshot.backbones.second_derivatives import check_second_derivatives
 from fewshot.core.errors import FewshotError
 from fewshot.engine.engine import Engine
 from fewshot.engine.evaluate import query_outputs, score_episodes
@@ -87,6 +88,22 @@ def test_second_derivatives_that_differ_from_finite_differences_are_noted(
     assert ("second derivatives of" in note) == (name in WITHOUT_SECOND)
     if note:
         assert not check_training(make_learner("fomaml", network(name)), make_episodes(1))
+
+
+def test_a_kink_beside_the_parameters_at_hand_is_no_wrong_second_derivative():
+    class Kinked(nn.Module):
+        """Its first parameters lie closer to a kink than any step of finite differences."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4))
+            self.kinks: list[torch.Tensor] = []
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.kinks = self.kinks or [self.weight.detach().clone()]
+            return x * ((self.weight - self.kinks[0]).relu() + self.weight.square())
+
+    assert check_second_derivatives(Kinked(), torch.randn(3, 4)) == ""
 
 
 @pytest.mark.parametrize("name", ["batch norm", "layer norm", "instance norm"])

@@ -142,6 +142,12 @@ def test_what_is_no_trained_run_is_refused(maml_copy: Path, spoil: Any, said: st
         fs.load_run(maml_copy)
 
 
+def test_a_training_by_the_python_interface_is_continued_there(tmp_path: Path) -> None:
+    (tmp_path / "training.json").write_text("{}")
+    with pytest.raises(FewshotError, match=r"a training by fewshot.train, .*; there call fewshot.train again"):
+        fs.load_run(tmp_path)
+
+
 def test_a_test_names_its_run_and_a_folder_of_runs_is_told_one(maml_run: Path) -> None:
     test = maml_run / "tests" / "common-inductive"
     assert find_run(test) == find_run(maml_run) == maml_run

@@ -154,6 +154,7 @@ def test_class_means_of_a_pretrained_network_need_no_run(call: Any, weights: str
         ([], "run: has no value; set run=<run folder>, or method=nearest_mean features=torchvision"),
         (["method=nearest_mean"], "method=nearest_mean: takes features=torchvision features.weights=<file>; for an"),
         (["method=nearest_mean", "features=torchvision"], "features.weights: has no value; set features.weights="),
+        (["method=nearest"], "method=nearest: compares pixels by a run; train algorithm=nearest, and give its run"),
         (["method=nearest_mean", "run=mine"], "method=nearest_mean: needs no run; leave run out, or method"),
         (["features=torchvision", "features.weights=w", "run=mine"], "features=resnet18: a run has its own; leave fea"),
     ],

@@ -179,6 +179,15 @@ def test_a_trained_run_is_tested_again_with_other_values(call: Any) -> None:
     assert [name for name, time in records_of("run").items() if time != first[name]] == [f"{name}-inductive"]
 
 
+def test_a_later_test_keeps_the_values_that_the_run_was_tested_with(call: Any) -> None:
+    assert call("train", "algorithm=nearest", "run_dir=run", "protocol=common", *FEW).code == 0
+    for words in (("predictions=true",), ("protocol.common.query=1",), ("shot=2",)):
+        done = call("evaluate", "run=run", *words)
+        assert (done.code, done.err) == (0, "")
+    names = [BOTH[0], "common-query=1-episodes=6-inductive", "common-query=2-episodes=6-5w2s-inductive"]
+    assert list(records_of("run")) == sorted(names)
+
+
 def test_a_protocol_of_ones_own_is_a_file(call: Any) -> None:
     path = Path("own/protocol/mine.yaml")
     path.parent.mkdir(parents=True)

@@ -17,7 +17,7 @@ import fewshot as fs
 from fewshot.core.errors import FewshotError
 from fewshot.tasks import functions
 from fewshot.tasks.transforms import ImageTransform
-from fewshot.training.api import LISTED
+from fewshot.training.folder import LISTED
 
 MakeBank = Callable[..., fs.Bank]
 
@@ -92,37 +92,6 @@ def test_a_training_in_a_folder_goes_on(make_bank: MakeBank, tmp_path: Path) -> 
     assert len((tmp_path / "parts/metrics.jsonl").read_text().splitlines()) == 2
 
 
-@pytest.mark.parametrize(
-    ("learner", "tasks", "options", "said"),
-    [
-        ({"inner_lr": 0.2}, {}, {}, "other inner_lr"),
-        ({}, {"shot": 2}, {}, "other shot"),
-        ({}, {}, {"outer_lr": 0.1}, "other outer_lr"),
-    ],
-)
-def test_another_training_does_not_go_on(
-    make_bank: MakeBank, tmp_path: Path, learner: Any, tasks: Any, options: Any, said: str
-) -> None:
-    def run(learner: Any, tasks: Any, options: Any) -> None:
-        sampler = fs.Sampler(make_bank(), **({"way": 3, "shot": 1, "query": 2} | tasks))
-        quick(fs.MAML(network(), **learner), sampler, folder=tmp_path / "run", **options)
-
-    run({}, {}, {})
-    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    with pytest.raises(FewshotError, match=rf"holds another training \({said}\); choose another folder"):
-        run(learner, tasks, options)
-    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
-    (tmp_path / "run" / LISTED).write_text("{")
-    with pytest.raises(FewshotError, match="damaged"):
-        run({}, {}, {})
-
-
-def test_a_run_of_the_tools_is_not_overwritten(make_bank: MakeBank, tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("")
-    with pytest.raises(FewshotError, match=r"holds a run of tools/train.py"):
-        quick(fs.MAML(network()), fs.Sampler(make_bank(), way=3, shot=1, query=2), folder=tmp_path)
-
-
 def test_validation_tasks_select_the_parameters(make_bank: MakeBank) -> None:
     tasks = fs.Sampler(make_bank(), way=3, shot=1, query=2)
     validation = fs.Sampler(make_bank(seed=1, split="val"), way=3, shot=1, query=2)
@@ -153,25 +122,6 @@ def test_test_images_are_seen_as_in_the_training(make_bank: MakeBank) -> None:
     y = torch.arange(len(bank.names)).repeat_interleave(bank.sizes)
     large = fs.Bank.from_tensors(bank.examples.repeat_interleave(2, -1).repeat_interleave(2, -2), y)
     assert fs.evaluate(trained, fs.Sampler(large, way=3, shot=1, query=2), episodes=10).shape == (10,)
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"steps": -1}, "steps=-1: must be a whole number >= 0"),
-        ({"meta_batch": 0}, "meta_batch=0"),
-        ({"outer_lr": float("nan")}, "outer_lr=nan"),
-        ({"outer_optimizer": "adamw"}, "outer_optimizer=adamw: choose one of"),
-        ({"engine": "fast"}, "engine=fast: choose one of"),
-        ({"device": "abacus"}, "device=abacus: not available here"),
-    ],
-)
-def test_mistakes_are_one_line_and_leave_nothing(
-    make_bank: MakeBank, tmp_path: Path, options: dict[str, Any], said: str
-) -> None:
-    with pytest.raises(FewshotError, match=said):
-        quick(fs.MAML(network()), fs.Sampler(make_bank(), way=3, shot=1, query=2), folder=tmp_path / "run", **options)
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_network_of_other_ways_and_a_setting_that_is_none_are_refused(make_bank: MakeBank) -> None:

@@ -206,3 +206,15 @@ def test_features_are_as_wide_as_those_of_the_extractor(make_conv4: Callable[...
 def test_a_learner_of_functions_has_no_classes(make_trained: Callable[..., Trained]) -> None:
     with pytest.raises(FewshotError, match="trained on functions"):
         replace(make_trained("maml"), inputs=None).adapt(torch.zeros(2, 1), [0, 1])
+
+
+def test_features_are_not_turned(make_bank: Callable[..., Bank]) -> None:
+    inputs = Inputs((1, 8, 8), ImageTransform(), 3, torch.uint8, torch.nn.Flatten())
+    wide = Inputs((1, 8, 16), ImageTransform(), 3, torch.uint8)
+    turned = Sampler(make_bank(), 3, 1, 2, rotations="as_classes")
+    for each, said in ((inputs, "features"), (wide, "images of 16x8")):
+        with pytest.raises(
+            FewshotError, match=f"rotations=as_classes: the learner sees {said}, which cannot be turned"
+        ):
+            each.sampler(turned)
+    assert inputs.sampler(Sampler(make_bank(), 3, 1, 2)).rotations == "none"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fewshot.core.checks import check_choice
-from fewshot.core.errors import FewshotError
+from fewshot.core.errors import FewshotError, TaskSizeError
 from fewshot.core.paths import expand_path
 from fewshot.data.bank import SPLITS, Bank, open_banks
 from fewshot.data.sources import split_csv
@@ -105,7 +105,12 @@ def read(
                 metadata["notes"] = notes
             parts = {each: part_of_files(files, splits[each]) for each in SPLITS}
             check_parts(str(files.root), parts, SHARED if classes is None else None)
-            convert(folder, parts, spec, metadata | skipped, on_overlap=on_overlap, overwrite=overwrite)
+            try:
+                convert(folder, parts, spec, metadata | skipped, on_overlap=on_overlap, overwrite=overwrite)
+            except FewshotError as error:
+                if not isinstance(error.__cause__, OSError):  # a full disk, after which the same command goes on
+                    remove_attempts(cache, folder.name)  # a mended source is another bank
+                raise
         remove_attempts(cache, f"{name}-{'?' * 12}")
     return open_banks(folder)
 
@@ -139,7 +144,10 @@ def _find_splits(
         raise FewshotError(f"{files.root}: {lack}, or set {RANDOM}")
     if split != "random" and "" not in classes_of and not (loose and len(classes_of) == 1):
         return classes_of, {"layout": "class folders in folders of the splits", "split_source": "the folders' own"}
-    splits, source = split_at_random(_pool(classes_of))
+    pooled = _pool(classes_of)
+    empty = [f"{files.root}: class {name} has no images" for name, group in sorted(pooled.items()) if not group]
+    raise_faults("classes without images", empty, "add some, or remove the folder")
+    splits, source = split_at_random(pooled)
     sources = ", ".join(sorted(classes_of))
     metadata: dict[str, Any] = {"layout": f"class folders, pooled from {sources}" if sources else "class folders"}
     if loose:
@@ -158,8 +166,10 @@ def _split_at_random(
     if min(sizes) < MIN_CLASSES:
         few = count < 3 * MIN_CLASSES
         remedy = "add classes" if few else "set dataset.reader.fractions=[0.34,0.33,0.33], or add classes"
-        raise FewshotError(
-            f"{files.root}: {count} classes would be split {numbers}, and each split needs {MIN_CLASSES}: {remedy}"
+        raise TaskSizeError(
+            f"{files.root}: {count} classes would be split {numbers}, and each split needs {MIN_CLASSES}: {remedy}, or "
+            "set dataset.reader.classes=same to test on other images of the same classes",
+            {name: len(images) for name, images in pooled.items()},
         )
     names = split_at_random(list(pooled), shares, seed)
     splits = {split: {name: pooled[name] for name in own} for split, own in names.items()}
@@ -173,11 +183,13 @@ def _split_images_at_random(
     splits: dict[str, Classes] = {split: {} for split in SPLITS}
     few = []
     for name, images in sorted(pooled.items()):
-        for split, own in split_at_random(images, shares, seed).items():
+        parts = split_at_random(images, shares, seed)
+        for split, own in parts.items():
             splits[split][name] = own
-            if not own:
-                few.append(f"{files.root}: class {name}: {len(images)} images leave none for {split}")
-    raise_faults("splits of a class without images", few, "add images, or change dataset.reader.fractions")
+        if lacking := [split for split, own in parts.items() if not own]:
+            count = "1 image leaves" if len(images) == 1 else f"{len(images)} images leave"
+            few.append(f"{files.root}: class {name}: {count} none for {' and '.join(lacking)}")
+    raise_faults("classes with too few images", few, "add images, or change dataset.reader.fractions")
     percent = "/".join(f"{share:.0%}".rstrip("%") for share in shares)
     return splits, f"{percent} % of the sorted images of each class, shuffled by numpy RandomState({seed})"
 

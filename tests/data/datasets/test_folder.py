@@ -259,7 +259,7 @@ MISTAKES: dict[str, tuple[dict[str, bytes], str]] = {
     "an archive inside": ({"images.zip": b"PK"}, "no images are there.*; give the archive .*images.zip instead"),
     "a class of other files": (
         classes() | {"class k/1.heic": b"-"},
-        "class class k of .* has no images; add some, or remove the class",
+        "class class k has no images; add some, or remove the folder",
     ),
     "such a class in a split": (SPLIT | {"val/z/1.txt": b"-"}, "class z of val has no images"),
     "too few classes": (classes(NAMES[:5]), "5 classes would be split 3/1/1, and each split needs 2: add classes"),
@@ -324,7 +324,7 @@ def test_a_row_that_leads_out_of_the_root_has_no_image(root: Path, cache: Path, 
 def test_an_empty_class_folder_is_refused(root: Path, cache: Path, place: str):
     as_folder(root, classes(below="images/" if "/" in place else ""))
     (root / place).mkdir()
-    refused(root, cache, "class class k of .* has no images; add some, or remove the class")
+    refused(root, cache, "class class k has no images; add some, or remove the folder")
     (root / place).rename(root / place.replace("class k", ".hidden"))
     assert len(read(root, cache)["train"].names) == 6
 
@@ -392,7 +392,7 @@ def test_one_folder_of_the_same_name_in_every_class_is_looked_through(root: Path
     other = root.with_name("other")
     assert fingerprints(read(as_folder(other, inner | {"class a/boxes.txt": b"1"}), cache)) == fingerprints(plain)
     as_folder(other, {"class k/boxes.txt": b"1"})
-    refused(other, cache / "b", "class class k of .* has no images")
+    refused(other, cache / "b", "class class k has no images")
 
 
 ONE_CLASS_EACH = {"train": [f"c{i}" for i in range(6)], "val": ["bird"], "test": ["fish"]}
@@ -510,7 +510,7 @@ def test_all_damaged_images_are_in_a_file_and_nothing_of_the_attempt_stays(root:
     listed = (cache / "folder-faults.txt").read_text().splitlines()
     assert len(listed) == 5 and str(cache / "folder-faults.txt") in text
     assert all(any(f"{path}: " in line for line in listed) for path in bad)
-    assert len(list(cache.glob("*.part"))) == 1
+    assert not list(cache.glob("*.part"))
     good = classes(each=3)
     assert fingerprints(read(make(root, good), cache)) == fingerprints(
         read(make(root.with_name("good"), good), root / "other")

@@ -1,0 +1,145 @@
+"""What the folder of a training by `fewshot.train` holds: training.json, by which the same call continues it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fewshot.algorithms.learner import Learner, Tensors, backbone_constants
+from fewshot.core.errors import FewshotError
+from fewshot.core.files import write_atomically
+from fewshot.episodes import Tasks
+from fewshot.training.settings import TrainSettings
+
+LISTED = "training.json"
+CONTINUED = ("steps", "validate_every", "select", "checkpoint_every", "log_every")  # may change when a training goes on
+# Attributes of a learner that its training does not depend on, or that are described by others.
+NOT_OPTIONS = ("backbone", "test_steps", "notes", "use_autograd")
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+def describe_training(
+    learner: Learner, tasks: Tasks, settings: TrainSettings, validation: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """All that makes a training this one, as JSON has it: {learner, network, tasks, validation, settings}.
+
+    The start values of trained parameters are left out, since a script without a seed draws them anew; those of the
+    checkpoint take their place. But a parameter that starts at one value, such as a rate of LEO, is a setting.
+
+    Args:
+        learner: with the values that it has before the training, on any device.
+        validation: as `describe_tasks` and the arguments of `train` describe it; None without validation.
+    """
+    backbone, (params, state) = learner.backbone, learner.init()
+    options = {n: _describe(v) for n, v in vars(learner).items() if not n.startswith("_") and n not in NOT_OPTIONS}
+    if hasattr(learner, "adaptation_steps"):  # of both LEO learners, whose test_steps count in training too
+        options["adaptation_steps"] = learner.adaptation_steps  # pyright: ignore[reportAttributeAccessIssue]
+    modules = {name: [type(module).__name__, _settings(module)] for name, module in backbone.named_modules()}
+    training = {
+        "learner": {"learner": type(learner).__name__, **options},
+        "network": {
+            "network": _digest(json.dumps(modules, sort_keys=True).encode()),
+            "parameters": _digest(json.dumps([_start(params), _start(state)], sort_keys=True).encode()),
+            "frozen values": _digest(*_content(backbone_constants(backbone))),
+        },
+        "tasks": {"tasks": type(tasks).__name__, **describe_tasks(tasks)},
+        "validation": validation,
+        "settings": {name: value for name, value in asdict(settings).items() if name not in CONTINUED},
+    }
+    return json.loads(json.dumps(training))
+
+
+def describe_tasks(tasks: Tasks) -> dict[str, Any]:
+    """The data of some tasks, and how they are drawn and seen."""
+    names = ("way", "shot", "query", "seed", "rotations", "view")
+    source = {"data": tasks.source.fingerprint, "split": tasks.source.split}
+    return source | {name: _describe(getattr(tasks, name)) for name in names if hasattr(tasks, name)}
+
+
+def claim_folder(folder: Path, training: Mapping[str, Any]) -> None:
+    """Write what the folder holds, or check that it holds this training.
+
+    Raises:
+        FewshotError: it holds another.
+    """
+    listed = folder / LISTED
+    if listed.exists():
+        try:
+            saved = json.loads(listed.read_text(encoding="utf-8"))
+            other = [name for part in training for name in _differences(part, saved[part], training[part])]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FewshotError(f"{listed}: damaged, or of another version; choose another folder") from error
+        if other:
+            raise FewshotError(f"{folder}: holds another training (other {', '.join(other)}); choose another folder")
+    elif (folder / "config.yaml").exists() or (folder / "checkpoints").exists():
+        raise FewshotError(f"{folder}: holds a run of tools/train.py; choose another folder")
+    else:
+        write_atomically(listed, (json.dumps(training, indent=1) + "\n").encode())
+
+
+def _differences(part: str, saved: Mapping[str, Any] | None, wanted: Mapping[str, Any] | None) -> list[str]:
+    """The names of what differs in a part of two trainings; the part alone where it is of another kind."""
+    if saved is None or wanted is None:
+        return [] if saved == wanted else [part]
+    names = [name for name in {**wanted, **saved} if saved.get(name) != wanted.get(name)]
+    if part in names:
+        return [part]
+    return [f"validation {name}" for name in names] if part == "validation" else names
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """The plain attributes of a module, without those of its parts."""
+    return {n: _describe(v) for n, v in vars(module).items() if not n.startswith("_") and n != "training"}
+
+
+def _describe(value: Any) -> Any:
+    """A setting as JSON has it, the same in each process."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): _describe(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_describe(each) for each in value]
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    if isinstance(value, torch.Tensor):
+        return f"tensor {list(value.shape)}"
+    return getattr(value, "__qualname__", None) or ADDRESS.sub("", repr(value))
+
+
+def _start(tensors: Tensors) -> dict[str, Any]:
+    """The shape of each tensor, and its value where all its elements have one."""
+    return {name: [list(value.shape), _only_value(value)] for name, value in tensors.items()}
+
+
+def _only_value(tensor: torch.Tensor) -> float | None:
+    first = tensor.flatten()[:1]
+    return float(first) if tensor.numel() > 1 and bool((tensor == first).all()) else None
+
+
+def _content(tensors: Tensors) -> list[bytes]:
+    """Names and bytes of tensors."""
+    arrays = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    return [
+        part
+        for name, value in arrays.items()
+        for part in (name.encode(), value.flatten().view(torch.uint8).numpy().tobytes())
+    ]
+
+
+def _digest(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()

@@ -1,0 +1,161 @@
+"""A folder goes on with the training that it holds, and with no other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fewshot as fs
+from fewshot.core.errors import FewshotError
+from fewshot.tasks.transforms import ImageTransform
+from fewshot.training.arguments import DEFAULTS
+from fewshot.training.folder import LISTED, claim_folder, describe_tasks, describe_training
+
+MakeBank = Callable[..., fs.Bank]
+
+
+def network(*, width: int = 4, frozen: float | None = None, bias: float | None = None) -> nn.Module:
+    """A network that is drawn anew in each call, but for what is given."""
+    first, second = nn.Linear(64, width), nn.Linear(width, 3)
+    if frozen is not None:
+        nn.init.constant_(first.weight, frozen)
+        first.weight.requires_grad_(False)
+    if bias is not None:
+        nn.init.constant_(second.bias, bias)
+    return nn.Sequential(nn.Flatten(), first, second)
+
+
+@pytest.fixture
+def describe(make_bank: MakeBank) -> Callable[..., dict[str, Any]]:
+    """Describe a small training with changes."""
+    bank, other = make_bank(), make_bank(seed=1)
+
+    def describe(
+        learner: fs.Learner | None = None, tasks: Any = None, validation: Any = None, **settings: Any
+    ) -> dict[str, Any]:
+        shape: dict[str, Any] = {"way": 3, "shot": 1, "query": 2}
+        if validation is not None:
+            sampler = fs.Sampler(other, **(shape | validation))
+            validation = {"validation": "Sampler", **describe_tasks(sampler), "setting": "inductive"}
+        learner = learner or fs.MAML(network())
+        return describe_training(
+            learner, fs.Sampler(bank, **(shape | (tasks or {}))), replace(DEFAULTS, **settings), validation
+        )
+
+    return describe
+
+
+def refused(folder: Path, first: dict[str, Any], second: dict[str, Any]) -> str:
+    """What differs, as the message lists it."""
+    claim_folder(folder, first)
+    before = (folder / LISTED).read_bytes()
+    with pytest.raises(FewshotError, match=r"holds another training \(other .*\); choose another folder") as caught:
+        claim_folder(folder, second)
+    assert (folder / LISTED).read_bytes() == before
+    return str(caught.value).split("(other ")[1].split(");")[0]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: fs.MAML(network(), adapted="head"),
+        lambda: fs.LEO(fs.Identity((1, 8, 8), 3), latent=4),
+        lambda: fs.Reptile(fs.Conv4((1, 8, 8), 3, filters=2)),
+    ],
+)
+def test_the_same_training_with_other_start_values_goes_on(
+    make: Callable[[], fs.Learner], describe: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    claim_folder(tmp_path, describe(make(), {"view": ImageTransform(mean=(0.5,))}, steps=1))
+    claim_folder(tmp_path, describe(make(), {"view": ImageTransform(mean=(0.5,))}, steps=2, log_every=1))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"learner": lambda: fs.Reptile(network())}, "learner, parameters"),
+        ({"learner": lambda: fs.MAML(network(), inner_lr=0.2)}, "inner_lr"),
+        ({"learner": lambda: fs.MAML(network(), adapted=["2.*"])}, "adapted"),
+        ({"learner": lambda: fs.MAML(network(width=5))}, "network"),
+        ({"learner": lambda: fs.MAML(network(bias=0))}, "parameters"),
+        ({"learner": lambda: fs.MAML(network(frozen=1), adapted=["1.*", "2.*"])}, "adapted, parameters, frozen values"),
+        ({"tasks": {"shot": 2, "seed": 1}}, "shot, seed"),
+        ({"tasks": {"rotations": "per_class"}}, "rotations"),
+        ({"tasks": {"view": ImageTransform(std=(0.1,))}}, "view"),
+        ({"validation": {}}, "validation"),
+        ({"outer_lr": 0.1, "steps": 3}, "outer_lr"),
+    ],
+)
+def test_another_training_is_named_by_what_differs(
+    change: dict[str, Any], said: str, describe: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    if "learner" in change:
+        change = {"learner": change["learner"]()}
+    assert refused(tmp_path, describe(), describe(**change)) == said
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        (lambda: fs.MAML(network(frozen=1)), lambda: fs.MAML(network(frozen=2)), "frozen values"),
+        (
+            lambda: fs.LEO(fs.Identity((1, 8, 8), 3)),
+            lambda: fs.LEO(fs.Identity((1, 8, 8), 3), latent_lr=0.5),
+            "parameters",
+        ),
+        (
+            lambda: fs.LEO(fs.Identity((1, 8, 8), 3)),
+            lambda: fs.LEO(fs.Identity((1, 8, 8), 3), finetune_steps=1),
+            "adaptation_steps",
+        ),
+        (
+            lambda: fs.Reptile(fs.Conv4((1, 8, 8), 3, filters=2)),
+            lambda: fs.Reptile(fs.Conv4((1, 8, 8), 3, filters=2, norm_eps=0.1)),
+            "network",
+        ),
+    ],
+)
+def test_what_no_name_of_a_parameter_tells_is_told_too(
+    first: Any, second: Any, said: str, describe: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    assert refused(tmp_path, describe(first()), describe(second())) == said
+
+
+def test_scores_of_two_validations_are_not_compared(describe: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    first, second = describe(validation={}), describe(validation={"shot": 5})
+    assert refused(tmp_path, first, second) == "validation shot"
+
+
+def test_frozen_values_of_the_caller_stay_as_they_are(make_bank: MakeBank, tmp_path: Path) -> None:
+    tasks = fs.Sampler(make_bank(), way=3, shot=1, query=2)
+    options: dict[str, Any] = {"steps": 1, "meta_batch": 1, "progress": False, "device": "cpu", "folder": tmp_path}
+    fs.train(fs.FOMAML(network(frozen=1)), tasks, **options)
+    second = network(frozen=2)
+    with pytest.raises(FewshotError, match="other frozen values"):
+        fs.train(fs.FOMAML(second), tasks, **options)
+    assert torch.equal(second.get_parameter("1.weight"), torch.full((4, 64), 2.0))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"learner": {}, "tasks": {}, "settings": {}}'])
+def test_a_damaged_listing_is_refused(text: str, describe: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / LISTED).write_text(text)
+    with pytest.raises(FewshotError, match=r"training.json: damaged, or of another version; choose another folder"):
+        claim_folder(tmp_path, describe())
+
+
+def test_a_run_of_the_tools_is_not_overwritten(describe: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(FewshotError, match=r"holds a run of tools/train.py"):
+        claim_folder(tmp_path, describe())
+
+
+def test_the_listing_is_plain_json(describe: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    claim_folder(tmp_path, described := describe(validation={}))
+    assert json.loads((tmp_path / LISTED).read_text()) == described
