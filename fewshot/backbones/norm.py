@@ -8,12 +8,15 @@ that image alone.
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fewshot.core.checks import check_choice
+from fewshot.core.errors import FewshotError
 
 
 class BatchStatNorm(nn.Module):
@@ -76,6 +79,25 @@ class RunningNorm(nn.BatchNorm2d):
         """Accept any number of axes: this check is the only difference between torch's 1d, 2d and 3d."""
 
 
+class ConstantNorm(RunningNorm):
+    """The running averages of a batch norm as constants, in train() too, with its scale and offset.
+
+    Args:
+        norm: one of torch's batch norms with running averages.
+    """
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__(norm.num_features, eps=norm.eps)
+        self.affine, self.weight, self.bias = norm.affine, norm.weight, norm.bias
+        self.running_mean, self.running_var = norm.running_mean, norm.running_var
+        self.num_batches_tracked = norm.num_batches_tracked
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval(), where the averages do not move."""
+        return super().train(False)
+
+
 def make_norm(kind: str, channels: int, *, scale: bool, eps: float) -> nn.Module:
     """The norm of a backbone, [B, C, ...] to [B, C, ...].
 
@@ -106,25 +128,37 @@ def replace_batch_norms(network: nn.Module, kind: str) -> nn.Module:
 
     Args:
         kind: `batch`, the statistics of the batch at hand, with the scale and offset that the norm has (BatchStatNorm);
-            `running`, the running averages that the norm has, as constants; or `none`, no norm.
+            `running`, the running averages that the norm has, as constants (ConstantNorm); or `none`, no norm.
 
     Returns:
         The network; its replacement where it is a norm itself.
 
     Raises:
-        FewshotError: an unknown kind.
+        FewshotError: an unknown kind, or a norm without running averages for `running`; the network is unchanged.
     """
     check_choice("norm", kind, ("batch", "running", "none"))
-    if isinstance(network, _BatchNorm):
-        if kind == "running":
-            return network.eval()
-        return nn.Identity() if kind == "none" else _with_batch_statistics(network)
-    for name, part in network.named_children():
-        setattr(network, name, replace_batch_norms(part, kind))
+    replacements: dict[nn.Module, nn.Module] = {}
+    for name, part in network.named_modules():
+        if isinstance(part, BatchStatNorm | _BatchNorm):
+            replacements[part] = _replacement(name, part, kind)
+    for name, part in [*network.named_modules(remove_duplicate=False)]:  # a norm may have several names
+        if part in replacements:
+            if not name:
+                return replacements[part]
+            network.set_submodule(name, replacements[part])
     return network
 
 
-def _with_batch_statistics(norm: _BatchNorm) -> BatchStatNorm:
+def _replacement(name: str, norm: BatchStatNorm | _BatchNorm, kind: str) -> nn.Module:
+    if kind == "none":
+        return nn.Identity()
+    if kind == "running":
+        if isinstance(norm, BatchStatNorm) or norm.running_mean is None:
+            layer = f"{type(norm).__name__} {name}".strip()
+            raise FewshotError(f"norm=running: {layer} keeps no running averages; choose batch or none")
+        return ConstantNorm(norm)
+    if isinstance(norm, BatchStatNorm):
+        return norm
     made = BatchStatNorm(norm.num_features, scale=norm.affine, eps=norm.eps)
     if norm.affine:
         made.scale, made.offset = norm.weight, norm.bias

@@ -99,6 +99,10 @@ class Bank:
 
     def image_names(self) -> list[str]:
         """[M] the file of each image, relative to the source; without files class and number there, from 0: `cat/3`."""
+        if self.tail is not None:
+            classes = len(self.names) - len(self.tail.names)
+            head = replace(self, offsets=self.offsets[: classes + 1], names=self.names[:classes], tail=None)
+            return head.image_names() + self.tail.image_names()
         if self.images is not None:
             return self.images.image_names()
         if self.folder is not None:
@@ -264,4 +268,4 @@ def concat_banks(first: Bank, second: Bank) -> Bank:
     digest = hashlib.sha256((first.fingerprint + second.fingerprint).encode()).hexdigest()
     offsets = torch.cat([first.offsets, second.offsets[1:] + len(first.examples)])
     names = first.names + second.names
-    return replace(first, offsets=offsets, names=names, fingerprint=digest, folder=None, tail=second, images=None)
+    return replace(first, offsets=offsets, names=names, fingerprint=digest, tail=second)

@@ -30,8 +30,8 @@ def as_examples(name: str, x: Examples) -> torch.Tensor:
     """
     try:
         if not isinstance(x, torch.Tensor | np.ndarray):
-            x = torch.stack([torch.as_tensor(each) for each in x])
-        x = torch.as_tensor(x)
+            x = torch.stack([_as_tensor(each) for each in x])
+        x = _as_tensor(x)
     except (TypeError, ValueError, RuntimeError) as error:
         raise FewshotError(f"{name}: no array of examples; give a tensor [B, ...], all of one shape") from error
     if x.dim() < 2 or not x.numel():
@@ -47,6 +47,11 @@ def as_examples(name: str, x: Examples) -> torch.Tensor:
     if x.dim() == 4 and x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3):
         raise FewshotError(f"{name}: images {list(x.shape)} end in their channels; give [B, C, H, W]")
     return x if x.dtype == torch.uint8 else x.float()
+
+
+def _as_tensor(x: Any) -> torch.Tensor:
+    """The tensor of an array. Torch takes no negative strides, such as those of a flipped array."""
+    return torch.as_tensor(np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x)
 
 
 def check_finite(name: str, x: torch.Tensor) -> None:
@@ -69,7 +74,11 @@ def number_labels(name: str, y: Labels, count: int) -> tuple[tuple[Any, ...], to
     Raises:
         FewshotError: there are not so many labels, or one cannot be a label.
     """
-    values: list[Any] = y.tolist() if isinstance(y, torch.Tensor | np.ndarray) else list(y)
+    values: Any = y.tolist() if isinstance(y, torch.Tensor | np.ndarray) else y
+    try:
+        values = list(values)
+    except TypeError as error:
+        raise FewshotError(f"{name}: {values!r} is no list; give a label for each of the {count} examples") from error
     if len(values) != count:
         raise FewshotError(f"{name}: {len(values)} labels for {count} examples; give one for each")
     values = [each.item() if isinstance(each, torch.Tensor | np.generic) else each for each in values]
@@ -77,6 +86,8 @@ def number_labels(name: str, y: Labels, count: int) -> tuple[tuple[Any, ...], to
         labels = list(dict.fromkeys(values))
     except TypeError as error:
         raise FewshotError(f"{name}: {values[0]} is no label; give one number or name for each example") from error
+    if any(isinstance(label, float) and label != label for label in labels):
+        raise FewshotError(f"{name}: NaN is no label; leave those examples out, or give them a label")
     with suppress(TypeError):  # labels of several kinds stay in the order in which they come
         labels.sort()
     numbers = {label: number for number, label in enumerate(labels)}

@@ -167,10 +167,7 @@ def build(cfg: DictConfig, run_dir: Path | None = None, ways: int | None = None)
     view = ImageTransform() if regression or cfg.features.name is not None else view_of(resolved(cfg.dataset))
     shape = view.output_shape(sources["train"].shape)
     width = len(sources["train"].outputs) if regression else ways or cfg.way
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cfg.seed)
-        network = make_network(cfg.backbone, shape, width)
-        learner = instantiate_node(cfg.algorithm.learner, backbone=network.to(device))
+    learner = make_learner(cfg, shape, width, device)
     if not is_small(prod(shape)):
         tune_malloc(one_arena=True)  # before the threads of the engine have heaps of their own
     sources = {split: _move(source, device) for split, source in sources.items()}
@@ -245,6 +242,20 @@ def _move(source: Any, device: torch.device) -> Any:
     if isinstance(source, Bank):
         return source.to(device, examples=fits_on_device(source.examples.nbytes, device))
     return source.to(device)
+
+
+def make_learner(cfg: DictConfig, shape: tuple[int, ...], way: int, device: torch.device) -> Learner:
+    """The learner of a configuration on the device, with the initialisation of its seed.
+
+    What is not trained, such as the network of `Nearest`, is in no checkpoint and follows from the seed alone.
+
+    Raises:
+        FewshotError: as `make_network` and `instantiate_node`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed)
+        network = make_network(cfg.backbone, shape, way)
+        return instantiate_node(cfg.algorithm.learner, backbone=network.to(device))
 
 
 def make_network(backbone: DictConfig, shape: tuple[int, ...], way: int) -> nn.Module:

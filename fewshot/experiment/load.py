@@ -13,12 +13,13 @@ from omegaconf import DictConfig
 from fewshot.core.device import pick_device
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import expand_path
-from fewshot.experiment.build import instantiate_node, make_network
+from fewshot.experiment.build import instantiate_node, make_learner
 from fewshot.experiment.config import is_regression, resolved
 from fewshot.experiment.run_dir import TESTS, find_run, load_data_info, saved_config
 from fewshot.report.records import read_record
 from fewshot.tasks.transforms import ImageTransform, view_of
-from fewshot.training.checkpoint import load_checkpoint
+from fewshot.training.checkpoint import check_state, load_checkpoint
+from fewshot.training.extractor import digest_tensors
 from fewshot.training.inputs import Inputs
 from fewshot.training.loop import load_selected
 from fewshot.training.pretrained import pretrained_extractor
@@ -46,8 +47,7 @@ def load_run(folder: str | Path, *, checkpoint: str | None = None, device: str =
     if info is None:
         raise FewshotError(f"{folder}: the run has not begun; train it first")
     shape = tuple(info["shape"])
-    network = make_network(cfg.backbone, shape, cfg.way)
-    learner = instantiate_node(cfg.algorithm.learner, backbone=network.to(place))
+    learner = make_learner(cfg, shape, cfg.way, place)
     settings = TrainSettings(**resolved(cfg)["train"])
     trained = load_selected(learner, settings, folder, place, checkpoint)
     if is_regression(cfg.dataset):
@@ -97,15 +97,18 @@ def _inputs_of_features(cfg: DictConfig, info: dict[str, Any], folder: Path, dev
                 f"weights={reader['weights']}: not the file that the run began with, whose SHA-256 begins with "
                 f"{expected:.12}; put that one back"
             )
-        return Inputs(shape, view, cfg.way, torch.uint8, extractor.to(device))
+        return Inputs(shape, view, cfg.way, torch.uint8, extractor.to(device), info["shape"][0])
     weights = cache / "extractors" / about["folder"].removeprefix("features-") / "best.safetensors"
     if not weights.is_file():
         raise FewshotError(f"{weights}: the extractor is not there; put it back")
     view = view_of(resolved(cfg)["dataset"])
     network = instantiate_node(cfg.features.reader.network)
     extractor = network(shape=view.output_shape(shape), way=len(stored["names"])).to(device)
-    extractor.load_state_dict(load_checkpoint(weights, device)[0]["weights"])
-    return Inputs(shape, view, cfg.way, torch.uint8, extractor.eval())
+    tensors = check_state(weights, load_checkpoint(weights, device)[0].get("weights", {}), extractor.state_dict())
+    if digest_tensors(tensors) != about["extractor"]["fingerprint"]:
+        raise FewshotError(f"{weights}: not the extractor that the run began with; put that one back")
+    extractor.load_state_dict(tensors)
+    return Inputs(shape, view, cfg.way, torch.uint8, extractor.eval(), info["shape"][0])
 
 
 def _read_about(cache: Path, info: dict[str, Any], folder: Path) -> dict[str, Any]:

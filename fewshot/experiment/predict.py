@@ -17,6 +17,7 @@ from fewshot.core.checks import check_choice
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
 from fewshot.core.progress import progress_bar
+from fewshot.data.sources.faults import MAX_SHOWN
 from fewshot.data.sources.image_sets import ImageSet, load_images, read_bytes, read_query, read_support
 from fewshot.data.sources.images import ImageSpec, make_thumbnail
 from fewshot.engine.evaluate import SETTINGS
@@ -113,6 +114,12 @@ def _predict(
     true = np.array([place.get(label, -1) for label in query.labels])
     counted = true >= 0
     counted[[*damaged, *copies]] = False
+    lost = zip(query.names, query.labels, strict=True)
+    folders = sorted({name.split("/")[0] for name, label in lost if not label and "/" in name})
+    if folders and query.classes:  # else the folders are not meant as classes
+        rest = f" and {len(folders) - MAX_SHOWN:,} more" if len(folders) > MAX_SHOWN else ""
+        names = ", ".join(folders[:MAX_SHOWN])
+        problems.append(f"query: folders named after no class, left out of the accuracy: {names}{rest}")
     if copies:
         count = "1 image is" if len(copies) == 1 else f"{len(copies):,} images are"
         left_out = "; left out of the accuracy" if (true >= 0).any() else ""

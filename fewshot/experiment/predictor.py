@@ -83,7 +83,7 @@ def _of_features(cfg: DictConfig) -> Predictor:
     extractor, view = pretrained_extractor(chosen.model, weights, size=chosen.size, mean=chosen.mean, std=chosen.std)
     assert view.shape is not None
     device, width = pick_device(cfg.device), extractor.head.in_features
-    inputs = Inputs(view.shape, view, 2, torch.uint8, extractor.to(device))
+    inputs = Inputs(view.shape, view, 2, torch.uint8, extractor.to(device), width)
     learner = Nearest(Identity((width,), 2), reference="mean")
     trained = Trained(learner, {}, {}, None, "last", 0, 0, 0.0, inputs)
     name = f"{cfg.method} of {chosen.name} features"

@@ -42,8 +42,8 @@ class Tracker(Protocol):
         """Add a file: a PNG is shown, others are kept."""
         ...
 
-    def close(self) -> None:
-        """Write all that is not written yet."""
+    def close(self, *, failed: bool) -> None:
+        """Write all that is not written yet; `failed`: the process was interrupted, or an error ended it."""
         ...
 
 
@@ -80,8 +80,10 @@ def open_tracker(
         raise FewshotError(f"logger={name}: {one_line(error)}; mend it, or choose logger=tensorboard") from error
     try:
         yield tracker
-    finally:
-        tracker.close()
+    except BaseException:
+        tracker.close(failed=True)
+        raise
+    tracker.close(failed=False)
 
 
 def track_test(tracker: Tracker, folder: Path) -> None:
@@ -109,7 +111,7 @@ class Nothing:
 
     def track_file(self, path: Path) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, *, failed: bool) -> None: ...
 
 
 class TensorBoard:
@@ -142,7 +144,7 @@ class TensorBoard:
         with Image.open(path) as image:
             self.board.add_image(path.stem, np.asarray(image.convert("RGB")), dataformats="HWC")
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         if "board" in self.__dict__:
             self.board.close()
 
@@ -176,8 +178,8 @@ class Wandb:
         else:
             self.run.save(str(path), base_path=str(path.parent.parent), policy="now")
 
-    def close(self) -> None:
-        self.run.finish()
+    def close(self, *, failed: bool) -> None:
+        self.run.finish(exit_code=int(failed))
 
 
 class Mlflow:
@@ -211,8 +213,8 @@ class Mlflow:
     def track_file(self, path: Path) -> None:
         self.client.log_artifact(self.run_id, str(path), None if path.suffix == ".png" else path.parent.name)
 
-    def close(self) -> None:
-        self.client.set_terminated(self.run_id)
+    def close(self, *, failed: bool) -> None:
+        self.client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
 
 
 def _run_id(folder: Path, tracker: str, make: Callable[[], str]) -> str:

@@ -87,7 +87,7 @@ class ImageTransform:
         return shape
 
     def __call__(self, images: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
-        """Change images [..., C, H, W], uint8 or float32 in 0..1; the result is float32.
+        """Change images [..., C, H, W], uint8 or float32 (in 0..1 to augment them); the result is float32.
 
         Args:
             keys: [...] int64 for the random augmentation in training; None: no augmentation.
@@ -101,6 +101,7 @@ class ImageTransform:
             x = x[..., top : top + self.crop, left : left + self.crop]
         if self.shape is not None and x.shape[-3:] != self.shape:
             x = _adapt(x, self.shape)
+            x = x.clamp(0, 1) if images.dtype == torch.uint8 else x  # floats may have any range
         if self.mean is not None:
             x = x - x.new_tensor(self.mean).view(-1, 1, 1)
         if self.std is not None:
@@ -119,13 +120,13 @@ def view_of(settings: Mapping[str, Any]) -> ImageTransform:
 
 
 def _adapt(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Resize images [..., C, H, W] in 0..1 to a shape (C, H, W), grey or colour."""
+    """Resize images [..., C, H, W] to a shape (C, H, W), grey or colour."""
     if x.shape[-3] != shape[0]:
         x = _grey(x) if shape[0] == 1 else x.expand(*x.shape[:-3], shape[0], -1, -1)
     if x.shape[-2:] == shape[1:]:
         return x
     flat = F.interpolate(x.flatten(0, -4), shape[1:], mode="bilinear", antialias=True)
-    return flat.view(*x.shape[:-3], *shape).clamp(0, 1)
+    return flat.view(*x.shape[:-3], *shape)
 
 
 def random_augment(x: torch.Tensor, keys: torch.Tensor, side: Sequence[int]) -> torch.Tensor:

@@ -105,6 +105,8 @@ def train(
         scores = {"setting": setting, "episodes": validation_episodes}
         described = {"validation": type(validation).__name__, **describe_tasks(validation), **scores}
 
+    inputs = inputs_of(tasks)
+
     def validate(params: Tensors, state: Tensors) -> float:
         assert validation is not None
         trained = Trained(learner, params, state, None, "", 0, 0, 0.0, inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +40,10 @@ class Classifier:
         kinds = {type(label) for label in self.labels}
         labels = np.empty(len(self.labels), object)
         labels[:] = self.labels
-        return labels.astype(kinds.pop())[found] if kinds in ({bool}, {int}, {float}, {str}) else labels[found]
+        if kinds in ({bool}, {int}, {float}, {str}):
+            with suppress(OverflowError):  # numbers of more than 64 bits stay Python's
+                labels = labels.astype(kinds.pop())
+        return labels[found]
 
     def predict_proba(self, query_x: Examples, *, transductive: bool = False) -> np.ndarray:
         """The probability of each label for each example: [B, N] float32.

@@ -83,7 +83,7 @@ def features(
     _validation_sampler(images["val"], settings)
     fingerprints = {split: bank.fingerprint for split, bank in images.items()}
     choices = [str(getattr(network, "func", network)), str(getattr(network, "keywords", {}))]
-    initial = _digest(extractor.state_dict())
+    initial = digest_tensors(extractor.state_dict())
     inputs = json.dumps([fingerprints, initial, choices, dict(settings), str(transform)], sort_keys=True)
     key = hashlib.sha256(inputs.encode()).hexdigest()[:12]
     title = f"{images['train'].metadata.get('dataset', 'images')}-{name}-{key}"
@@ -107,7 +107,7 @@ def features(
                     "validation": f"{settings['way']}-way {settings['shot']}-shot, nearest class mean",
                     "epoch": best["epoch"],
                     "train_seconds": best["train_seconds"],
-                    "fingerprint": _digest(extractor.state_dict()),
+                    "fingerprint": digest_tensors(extractor.state_dict()),
                     "images": fingerprints,
                     "settings": dict(settings),
                 },
@@ -268,7 +268,8 @@ def _validation_sampler(bank: Bank, settings: Mapping[str, Any]) -> Sampler:
         raise TaskSizeError(f"validation of the extractor: {error}; here these are {keys}") from error
 
 
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+def digest_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over the names and bytes of tensors in their order."""
     digest = hashlib.sha256()
     for name, value in tensors.items():
         digest.update(name.encode())

@@ -27,7 +27,9 @@ class Inputs:
     way: int  # N of the training tasks
     dtype: torch.dtype  # of the stored examples: uint8 images, or floats
     extractor: nn.Module | None = None  # makes the learner's features [B, D] of such images
+    features: int = 0  # D, with an extractor
     no_extractor: str = ""  # why features cannot be made of images, and what to do
+    unit_range: bool = True  # whether the values lie within 0..1, or are uint8, which are divided by 255
 
     def prepare(self, name: str, x: torch.Tensor, device: torch.device) -> torch.Tensor:
         """Examples as the learner sees them, float32 on the device.
@@ -38,7 +40,7 @@ class Inputs:
                 those that the learner knows.
 
         Raises:
-            FewshotError: they are of another kind than the learner's, or hold values that are not finite.
+            FewshotError: they are of another kind or scale than the learner's, or hold values that are not finite.
         """
         self.check(name, x)
         check_finite(name, x)
@@ -67,7 +69,17 @@ class Inputs:
         """Raises FewshotError where examples [B, ...] are of another kind than the learner's."""
         given, wanted = tuple(x.shape[1:]), self.shape
         if self.extractor is not None and len(given) == 1 and x.is_floating_point():
-            return  # the features themselves
+            if given == (self.features,):
+                return  # the features themselves
+            raise FewshotError(
+                f"{name}: {given[0]} features, and the learner knows {self.features}; give images {list(wanted)}, or "
+                "features of the extractor that it was trained with"
+            )
+        if len(given) == len(wanted) == 3 and x.dtype == torch.uint8 and not self.unit_range:
+            raise FewshotError(
+                f"{name}: uint8 images, and the learner was trained on floats that are not within 0..1; give floats "
+                "made as those of the training"
+            )
         if len(given) == len(wanted) == 3 and (given[0] == wanted[0] or {given[0], wanted[0]} <= {1, 3}):
             return
         if given == wanted and (x.is_floating_point() or self.dtype == torch.uint8):
@@ -109,8 +121,10 @@ class _View(ImageTransform):
 
 
 def inputs_of(tasks: Tasks) -> Inputs | None:
-    """The examples of classification tasks; None for other tasks, such as regression."""
+    """The examples of classification tasks; None for other tasks, such as regression. Reads all float images."""
     if not isinstance(tasks, Sampler):
         return None
     bank: Bank = tasks.bank
-    return Inputs(bank.shape, replace(tasks.view, augment="none"), tasks.way, bank.examples.dtype)
+    x = bank.examples
+    unit_range = x.dtype == torch.uint8 or len(bank.shape) != 3 or bool(x.min() >= 0 and x.max() <= 1)
+    return Inputs(bank.shape, replace(tasks.view, augment="none"), tasks.way, x.dtype, unit_range=unit_range)

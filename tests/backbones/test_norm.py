@@ -127,9 +127,27 @@ def test_replaced_batch_norms_compute_what_torchs_do_in_training_and_keep_no_sta
 def test_running_averages_become_constants_and_no_norm_is_no_norm() -> None:
     x = torch.randn(5, 3, 2, 2)
     network = replace_batch_norms(make_residual(), "running")
-    torch.testing.assert_close(network(x), make_residual().eval()(x))
+    assert network.state_dict().keys() == make_residual().state_dict().keys()
+    for mode in (True, False):  # train() does not move them
+        torch.testing.assert_close(network.train(mode)(x), make_residual().eval()(x))
     plain = replace_batch_norms(make_residual(), "none")
     torch.testing.assert_close(plain(x), torch.relu(make_residual()[0][0](x)).flatten(1))
     assert isinstance(replace_batch_norms(nn.BatchNorm1d(3), "batch"), BatchStatNorm)
     with pytest.raises(FewshotError, match="norm=layer: choose one of batch, running, none"):
         replace_batch_norms(make_residual(), "layer")
+
+
+def test_a_norm_with_two_names_gets_one_replacement() -> None:
+    shared = nn.BatchNorm2d(3)
+    network = replace_batch_norms(nn.Sequential(shared, nn.ReLU(), nn.ModuleDict({"again": shared})), "batch")
+    assert isinstance(network[0], BatchStatNorm) and network[2]["again"] is network[0]
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(3, track_running_stats=False), BatchStatNorm(3)])
+def test_a_norm_without_running_averages_is_replaced_or_refused(norm: nn.Module) -> None:
+    network = nn.Sequential(nn.BatchNorm1d(3), norm)
+    with pytest.raises(FewshotError, match=f"norm=running: {type(norm).__name__} 1 keeps no running averages; choose"):
+        replace_batch_norms(network, "running")
+    assert type(network[0]) is nn.BatchNorm1d and network[1] is norm
+    kinds = [type(part) for part in replace_batch_norms(network, "none")]
+    assert kinds == [nn.Identity, nn.Identity]

@@ -214,6 +214,10 @@ def test_concatenated_banks_give_the_examples_of_both_and_copy_neither(tmp_path:
     assert (both.names, both.sizes.tolist(), both.split) == (("a", "b", "c"), [2, 4, 3], "train")
     assert both.rows(torch.tensor([8, 0, 6, 5])).tolist() == [[104, 105], [0, 1], [100, 101], [10, 11]]
     assert both.examples is banks["train"].examples
+    assert both.image_names() == ["a/0", "a/1", "b/0", "b/1", "b/2", "b/3", "c/0", "c/1", "c/2"]
+    (tmp_path / "bank/train.txt").write_text("".join(f"{i}.png\n" for i in range(6)))
+    (tmp_path / "bank/val.txt").write_text("".join(f"{i}.jpg\n" for i in range(3)))
+    assert both.image_names() == [f"{i}.png" for i in range(6)] + [f"{i}.jpg" for i in range(3)]
     assert both.fingerprint not in [each.fingerprint for each in banks.values()]
 
 

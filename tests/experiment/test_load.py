@@ -14,6 +14,7 @@ import fewshot as fs
 from fewshot.core.errors import FewshotError
 from fewshot.experiment.run import training_run
 from fewshot.experiment.run_dir import find_run
+from fewshot.training.checkpoint import load_checkpoint, save_checkpoint
 
 from ..conftest import composed
 
@@ -60,6 +61,8 @@ def check_scores(folder: Path, data_dir: Path) -> None:
 def test_a_loaded_run_has_the_scores_of_its_record(maml_run: Path, data_dir: Path, tmp_path: Path) -> None:
     check_scores(maml_run, data_dir)
     check_scores(train_run(tmp_path / "nearest", data_dir, "algorithm=nearest"), data_dir)
+    network = ("algorithm=nearest_mean", "features=none", "backbone=conv4", "backbone.network.filters=4")
+    check_scores(train_run(tmp_path / "untrained", data_dir, *network), data_dir)  # its weights are in no checkpoint
 
 
 def test_a_run_is_loaded_without_its_data(maml_copy: Path, data_dir: Path, tmp_path: Path) -> None:
@@ -97,6 +100,12 @@ def test_a_run_on_features_takes_images_while_its_extractor_is_there(data_dir: P
     torch.testing.assert_close(classifier.task.support_x, torch.nn.functional.normalize(values[rows]))
     found = trained.adapt(values[rows], names).predict_proba(values[:5])
     np.testing.assert_allclose(classifier.predict_proba(images[:5]), found, atol=1e-5)
+    (best,) = (own / "banks/extractors").glob("*/best.safetensors")
+    groups, header = load_checkpoint(best, "cpu")
+    next(iter(groups["weights"].values()))[:1] += 1
+    save_checkpoint(best, groups, header)
+    with pytest.raises(FewshotError, match="best.safetensors: not the extractor that the run began with; put that one"):
+        fs.load_run(folder, device="cpu").adapt(images[rows], names)
     shutil.rmtree(own / "banks/extractors")
     alone = fs.load_run(folder, device="cpu")
     assert alone.adapt(values[rows], names).predict(values[:5]).shape == (5,)

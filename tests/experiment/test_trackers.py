@@ -29,8 +29,11 @@ class FakeRun:
     """Keeps what W&B's run would send."""
 
     def __init__(self, **options: Any) -> None:
-        self.options, self.logged, self.saved, self.finished = options, [], [], False
-        self.log, self.finish = self.logged.append, lambda: setattr(self, "finished", True)
+        self.options, self.logged, self.saved, self.exit_code = options, [], [], None
+        self.log = self.logged.append
+
+    def finish(self, exit_code: int) -> None:
+        self.exit_code = exit_code
 
     def save(self, path: str, base_path: str, policy: str) -> None:
         assert Path(path).is_file() and policy == "now"
@@ -81,7 +84,7 @@ def test_wandb_gets_one_run_offline(call: Any, fake_wandb: list[FakeRun]) -> Non
     done = call("train", *QUICK, "logger=wandb")
     assert (done.code, done.err) == (0, "")
     training, results = fake_wandb
-    assert training.finished and results.finished
+    assert training.exit_code == results.exit_code == 0
     assert training.options["id"] == results.options["id"] == json.loads(Path("run/trackers.json").read_text())["wandb"]
     assert (training.options["mode"], training.options["dir"]) == ("offline", "run")
     assert training.options["config"]["train"]["steps"] == 3
@@ -144,7 +147,10 @@ def test_mlflow_gets_one_run_in_files(call: Any, monkeypatch: pytest.MonkeyPatch
     assert any(each[0] == "r1" and each[1].endswith("-inductive/mse") and each[2] == 3 for each in calls)
     artifacts = [each[2:] for each in calls if each[0] == "log_artifact"]
     assert [Path(path).name for path, _ in artifacts] == ["record.json", "fits.png"]
-    assert [each[0] for each in calls].count("set_terminated") == 2
+    assert [each for each in calls if each[0] == "set_terminated"] == [("set_terminated", "r1", "FINISHED")] * 2
+    with pytest.raises(KeyboardInterrupt), open_tracker("mlflow", Path("run"), "maml", {}):
+        raise KeyboardInterrupt
+    assert calls[-1] == ("set_terminated", "r1", "FAILED")
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
@@ -164,6 +170,12 @@ def test_a_tracker_that_does_not_start_is_one_line(fake_wandb: Any, monkeypatch:
     message = "^logger=wandb: no answer from the server; mend it, or choose"
     with pytest.raises(FewshotError, match=message), open_tracker("wandb", tmp_path, "maml", {}):
         pass
+
+
+def test_a_run_that_an_error_ended_has_failed(fake_wandb: list[FakeRun], tmp_path: Path) -> None:
+    with pytest.raises(FewshotError, match="not finite"), open_tracker("wandb", tmp_path, "maml", {}):
+        raise FewshotError("the loss is not finite")
+    assert fake_wandb[0].exit_code == 1
 
 
 def test_an_unknown_tracker_is_refused():

@@ -59,6 +59,12 @@ def test_a_flat_image_keeps_its_value_through_every_change_of_shape():
     torch.testing.assert_close(ImageTransform(shape=(3, 84, 84), crop=20)(flat), torch.full((1, 3, 84, 84), 0.2))
 
 
+def test_floats_of_any_range_keep_it_when_they_are_resized():
+    x = images(2, 3, 12, 12) / 255
+    small = ImageTransform(shape=(1, 8, 8))
+    torch.testing.assert_close(small(5 * x - 2), 5 * small(x) - 2, atol=1e-3, rtol=1e-3)
+
+
 def test_augmentation_is_a_function_of_the_key_alone():
     x = torch.rand(1, 3, 16, 16).expand(6, -1, -1, -1)
     together = random_augment(x, KEYS[:6], (12, 12))

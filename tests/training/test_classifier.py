@@ -16,6 +16,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.data.bank import Bank
 from fewshot.tasks.sampler import Sampler
 from fewshot.tasks.transforms import ImageTransform
+from fewshot.training.api import evaluate
 from fewshot.training.classifier import balanced
 from fewshot.training.inputs import Inputs, inputs_of
 from fewshot.training.trained import Trained
@@ -53,7 +54,16 @@ def test_unequal_classes_of_any_label_are_learned_and_predicted(
         assert classifier.predict(x[QUERIES]).tolist() == ANSWERS
 
 
-@pytest.mark.parametrize("form", [np.asarray, list, lambda x: x / 255, lambda x: (x / 255).double().numpy()])
+@pytest.mark.parametrize(
+    "form",
+    [
+        np.asarray,
+        lambda x: x.flip(-1).numpy()[..., ::-1],
+        list,
+        lambda x: x / 255,
+        lambda x: (x / 255).double().numpy(),
+    ],
+)
 def test_arrays_lists_and_floats_are_the_same_examples(
     make_trained: Callable[..., Trained], make_bank: Callable[..., Bank], form: Callable[..., Any]
 ) -> None:
@@ -131,7 +141,8 @@ def test_smaller_classes_are_repeated_in_turn() -> None:
 
 
 @pytest.mark.parametrize(
-    "labels", [[3, 1, 1], ["b", "a", "a"], [(1, 2), (0, 1), (0, 1)], [1, "a", "a"], [True, False, False]]
+    "labels",
+    [[3, 1, 1], ["b", "a", "a"], [(1, 2), (0, 1), (0, 1)], [1, "a", "a"], [True, False, False], [2**63, -1, -1]],
 )
 def test_predictions_are_the_labels_that_were_given(
     make_trained: Callable[..., Trained], make_bank: Callable[..., Bank], labels: list[Any]
@@ -145,6 +156,8 @@ def test_predictions_are_the_labels_that_were_given(
     [
         (torch.zeros(2, 1, 8, 8), [1, 1], "support_y: all examples are 1; give examples of two classes"),
         (torch.zeros(2, 1, 8, 8), [1], "support_y: 1 labels for 2 examples"),
+        (torch.zeros(2, 1, 8, 8), 5, "support_y: 5 is no list; give a label for each of the 2 examples"),
+        (torch.zeros(2, 1, 8, 8), [float("nan"), 1.0], "support_y: NaN is no label"),
         (torch.zeros(2, 1, 8, 8), [[1], [2]], r"support_y: \[1\] is no label"),
         (torch.zeros(2, 7), [1, 2], r"support_x: examples of shape \[7\], and the learner knows images \[1, 8, 8\]"),
         (torch.zeros(2, 5, 8, 8), [1, 2], r"the learner knows images \[1, 8, 8\]; give images"),
@@ -161,6 +174,33 @@ def test_mistakes_are_one_line(make_trained: Callable[..., Trained], x: Any, y: 
     with pytest.raises(FewshotError, match=said) as caught:
         make_trained("nearest").adapt(x, y)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("scale", "shift", "fits"), [(1.0, 0.0, True), (255.0, 0.0, False), (1.0, -0.5, False)])
+def test_uint8_images_suit_a_learner_of_floats_within_0_to_1_alone(
+    make_bank: Callable[..., Bank], scale: float, shift: float, fits: bool
+) -> None:
+    bank = make_bank()
+    floats = replace(bank, examples=bank.examples / 255 * scale + shift)
+    trained = Trained(
+        Nearest(Identity((1, 8, 8), 3)), {}, {}, None, "last", 0, 0, 0.0, inputs_of(Sampler(floats, 3, 1, 2))
+    )
+    assert trained.adapt(floats.examples[UNEQUAL], LABELS).predict(floats.examples[QUERIES]).tolist() == ANSWERS
+    if fits:
+        assert trained.adapt(bank.examples[UNEQUAL], LABELS).predict(bank.examples[QUERIES]).tolist() == ANSWERS
+        return
+    with pytest.raises(FewshotError, match="support_x: uint8 images, and the learner was trained on floats that are"):
+        trained.adapt(bank.examples[UNEQUAL], LABELS)
+    with pytest.raises(FewshotError, match="tasks: uint8 images"):
+        evaluate(trained, Sampler(bank, 3, 1, 2), episodes=2)
+
+
+def test_features_are_as_wide_as_those_of_the_extractor(make_conv4: Callable[..., Any]) -> None:
+    inputs = Inputs((1, 8, 8), ImageTransform(), 3, torch.uint8, make_conv4(), 16)
+    trained = Trained(Nearest(Identity((16,), 3)), {}, {}, None, "last", 0, 0, 0.0, inputs)
+    assert trained.adapt(torch.eye(3, 16), [1, 2, 3]).predict(torch.eye(3, 16)).tolist() == [1, 2, 3]
+    with pytest.raises(FewshotError, match=r"support_x: 7 features, and the learner knows 16; give images \[1, 8, 8\]"):
+        trained.adapt(torch.eye(3, 7), [1, 2, 3])
 
 
 def test_a_learner_of_functions_has_no_classes(make_trained: Callable[..., Trained]) -> None:

@@ -217,7 +217,8 @@ def _scale(training: Sequence[Table], standardize: str) -> dict[str, tuple[tuple
     ):
         values = np.concatenate(parts)
         mean, std = values.mean(0), values.std(0)
-        std[std == 0] = 1  # a constant
+        constant = (values == values[0]).all(0)  # its computed deviation is often not quite 0
+        mean[constant], std[constant | (std == 0)] = values[0, constant], 1
         if not changed:
             mean, std = np.zeros_like(mean), np.ones_like(std)
         scale[kind] = tuple(mean.tolist()), tuple(std.tolist())

@@ -78,8 +78,13 @@ def test_columns_have_mean_0_and_deviation_1_over_the_training_rows(make_tables:
 
 
 def test_a_constant_column_is_only_shifted(make_tables: Make):
-    root = make_tables(TEN, scale=0)
-    assert read(root)["train"].x.abs().max() == 0
+    root = make_tables({f"{split}/{i}.csv": 7 for split in ("train", "val", "test") for i in range(3)})
+    for number, path in enumerate(root.rglob("*.csv")):  # 21 values of 0.1 have a computed deviation above 0
+        value = 0.2 if path.parent.name == "test" else 0.1
+        path.write_text("x1,x2,y\n" + f"{value},{number},7\n" * 7)
+    tables = read(root)
+    assert tables["train"].x[:, 0].abs().max() == tables["train"].y.abs().max() == 0
+    torch.testing.assert_close(tables["test"].x[:, 0], torch.full((21,), 0.1))
 
 
 def test_folders_of_splits_are_taken_and_files_lie_at_any_depth(make_tables: Make):
