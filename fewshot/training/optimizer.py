@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from fewshot.algorithms.learner import Tensors
 from fewshot.core.errors import FewshotError
 from fewshot.engine.reduce import MetaGradient
-
-if TYPE_CHECKING:
-    from fewshot.training.settings import TrainSettings
-
-OPTIMIZERS = ("adam", "adam_tf", "sgd")
+from fewshot.training.settings import TrainSettings
 
 
 def replace_nan(gradient: Tensors, loss: torch.Tensor, params: Tensors) -> tuple[Tensors, torch.Tensor]:

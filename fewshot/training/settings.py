@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from fewshot.core.checks import check_bool, check_choice, check_number
 from fewshot.core.errors import FewshotError
-from fewshot.training.optimizer import OPTIMIZERS
+
+OPTIMIZERS = ("adam", "adam_tf", "sgd")
 
 
 @dataclass
