@@ -60,9 +60,9 @@ _PLACES = {
     "Classifier": "training.classifier",
     "Trained": "training.trained",
     "TrainSettings": "training.settings",
-    "extract_features": "training.extractor:features",
+    "extract_features": "training.features:features",
     "load_run": "experiment.load",
-    "open_features": "training.extractor",
+    "open_features": "training.features",
     "pretrained_features": "training.pretrained",
     "train": "training.api",
     # records and tables

@@ -19,7 +19,7 @@ from fewshot.experiment.run_dir import TESTS, find_run, load_data_info, saved_co
 from fewshot.report.records import read_record
 from fewshot.tasks.transforms import ImageTransform, view_of
 from fewshot.training.checkpoint import check_state, load_checkpoint
-from fewshot.training.extractor import digest_tensors
+from fewshot.training.features import digest_tensors
 from fewshot.training.inputs import Inputs
 from fewshot.training.loop import load_selected
 from fewshot.training.pretrained import pretrained_extractor

@@ -30,8 +30,8 @@ class ImageTransform:
         shape: (C, H, W) that images are changed to, for a learner that was trained on others: resized (bilinear,
             antialiased), grey copied to three channels, colour made grey. None: as they are.
         crop: side of the square cut from the middle or, in training with `augment`, from anywhere. None: all.
-        augment: "none", or "natural": a random crop resized to `crop`, a mirror image in half of the cases, and colour
-            jitter, drawn for each image (mmfewshot's training).
+        augment: "none", or "natural": a random crop resized to `shape`, else to `crop`, a mirror image in half of the
+            cases, and colour jitter, drawn for each image (mmfewshot's training).
         mean, std: of each channel, in units of 0..1. None: 0 and 1.
 
     Raises:
@@ -95,6 +95,7 @@ class ImageTransform:
         x = images / 255 if images.dtype == torch.uint8 else images
         if keys is not None and self.augment == "natural":
             side = x.shape[-2:] if self.crop is None else (self.crop, self.crop)
+            side = side if self.shape is None else self.shape[1:]
             x = random_augment(x.flatten(0, -4), keys.flatten(), side).unflatten(0, keys.shape)
         elif self.crop is not None:
             top, left = (round((side - self.crop) / 2) for side in x.shape[-2:])

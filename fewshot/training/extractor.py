@@ -1,12 +1,7 @@
-"""Feature extractors: a classifier of the meta-train classes, trained once, whose features become a Bank.
-
-LEO learns on such features. Its authors released features (`fewshot.data.datasets.leo_embeddings`), but no extractor.
-"""
+"""The training of a feature extractor: a classifier of the meta-train classes, selected by nearest class means."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -21,131 +16,87 @@ from torch import nn
 
 from fewshot.algorithms.nearest import Nearest
 from fewshot.backbones.identity import Identity
-from fewshot.backbones.norm import BatchStatNorm
 from fewshot.core.checks import check_choice, check_number
-from fewshot.core.device import pick_device
 from fewshot.core.errors import FewshotError, TaskSizeError
-from fewshot.core.files import lock_dir
-from fewshot.core.paths import expand_path
 from fewshot.core.progress import progress_bar
 from fewshot.core.random import fold_in, permutation, stream
-from fewshot.data.bank import Bank, Split, open_banks, write_banks
+from fewshot.data.bank import Bank, Split
 from fewshot.engine.engine import Engine
 from fewshot.engine.evaluate import score_episodes
 from fewshot.tasks.sampler import Sampler
-from fewshot.tasks.transforms import ImageTransform, view_of
+from fewshot.tasks.transforms import ImageTransform
 from fewshot.training.checkpoint import check_state, load_checkpoint, save_checkpoint
 
 AT_ONCE = 500  # images per forward pass when features are extracted
 
 
-def features(
-    images: Mapping[str, Bank],
-    network: Callable[..., nn.Module],
-    *,
-    name: str,
-    settings: Mapping[str, Any],
-    view: Mapping[str, Any],
-    cache: str | Path,
-    device: str = "auto",
-    may_train: bool = True,
-) -> dict[str, Bank]:
-    """The features of every split, by an extractor that is trained on the classes of "train" alone.
-
-    They are made once and then opened. An interrupted training continues from its last epoch.
-
-    Args:
-        images: the banks "train", "val" and "test".
-        network: makes the classifier from `shape` and `way`: a module with `embed(x) -> [B, D]`.
-        name: of the network, for messages and folders.
-        settings: epochs, batch, lr, schedule (cosine | step), momentum, weight_decay, augment (none | natural), seed,
-            and way, shot, query and episodes of the validation by nearest class means that selects the epoch.
-        view: crop, mean, std and shape of the dataset's configuration, see `ImageTransform`.
-        may_train: False for a run that began on such features: if they are gone, they must not be made anew.
-        cache: folder in which the features are kept; the extractor is kept below `extractors`.
-
-    Raises:
-        FewshotError: a setting out of range, a network that has no features, a loss that is not finite, or a damaged
-            checkpoint.
-    """
-    _check(settings)
-    transform = view_of(view)
-    shape, classes = transform.output_shape(images["train"].shape), len(images["train"].names)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings["seed"])
-        extractor = network(shape=shape, way=classes)
-    if not hasattr(extractor, "embed"):
-        raise FewshotError(
-            f"features={name}: this network has no features, no method embed(x); choose conv4, resnet12 or wrn28_10"
-        )
-    if any(isinstance(module, BatchStatNorm) for module in extractor.modules()):
-        raise FewshotError("features.network.norm=batch: an image's features would depend on others; set norm=running")
-    _validation_sampler(images["val"], settings)
-    fingerprints = {split: bank.fingerprint for split, bank in images.items()}
-    choices = [str(getattr(network, "func", network)), str(getattr(network, "keywords", {}))]
-    initial = digest_tensors(extractor.state_dict())
-    inputs = json.dumps([fingerprints, initial, choices, dict(settings), str(transform)], sort_keys=True)
-    key = hashlib.sha256(inputs.encode()).hexdigest()[:12]
-    title = f"{images['train'].metadata.get('dataset', 'images')}-{name}-{key}"
-    cache = expand_path(cache)
-    folder, work = cache / f"features-{title}", cache / "extractors" / title
-    if not (folder / "bank.json").exists():
-        if not may_train:
-            raise FewshotError(
-                f"{folder}: the features that this run learned on are gone, or these are not the images of the run; "
-                "put them back, or train anew"
-            )
-        extractor.to(pick_device(device))
-        with lock_dir(work):
-            best = _train(extractor, images, transform, settings, work, f"extractor {name}, {classes} classes")
-            about = {
-                "dataset": images["train"].metadata.get("dataset", "images"),
-                "folder": folder.name,
-                "extractor": {
-                    "name": name,
-                    "validation_accuracy": best["accuracy"],
-                    "validation": f"{settings['way']}-way {settings['shot']}-shot, nearest class mean",
-                    "epoch": best["epoch"],
-                    "train_seconds": best["train_seconds"],
-                    "fingerprint": digest_tensors(extractor.state_dict()),
-                    "images": fingerprints,
-                    "settings": dict(settings),
-                },
-                "images": {split: dict(bank.metadata) for split, bank in images.items()}["train"],
-            }
-            splits = {split: extract(extractor, bank, transform) for split, bank in images.items()}
-            write_banks(folder, splits, about)
-    return {split: replace(bank, images=images[split]) for split, bank in open_banks(folder).items()}
-
-
-def open_features(images: Mapping[str, Bank], folder: str | Path) -> dict[str, Bank]:
-    """Open features that `tools/pretrain.py` wrote for these images.
-
-    Raises:
-        FewshotError: the folder has no features, or their extractor was trained on other images than the meta-train
-            classes at hand, or they are features of other images.
-    """
-    folder = expand_path(folder)
-    if not (folder / "bank.json").is_file():
-        raise FewshotError(f"{folder}: no features there; give the folder that tools/pretrain.py printed")
-    banks = open_banks(folder)
-    fingerprints = next(iter(banks.values())).metadata.get("extractor", {}).get("images", {})
-    for split in ("train", "val", "test"):
-        if fingerprints.get(split) != images[split].fingerprint:
-            raise FewshotError(
-                f"{folder}: its extractor was trained on another split or on other images ({split} differs), so that "
-                "it may know the test classes; run tools/pretrain.py with the dataset as it is set here"
-            )
-    return {split: replace(bank, images=images.get(split)) for split, bank in banks.items()}
-
-
-def _check(settings: Mapping[str, Any]) -> None:
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raises FewshotError for a setting of `train_extractor` that is out of range."""
     for name in ("epochs", "batch", "way", "shot", "query", "episodes"):
         check_number(f"features.settings.{name}", settings[name], int, 1)
     for name in ("lr", "momentum", "weight_decay"):
         check_number(f"features.settings.{name}", settings[name], float, 0)
     check_choice("features.settings.schedule", settings["schedule"], ("cosine", "step"))
     check_choice("features.settings.augment", settings["augment"], ("none", "natural"))
+    check_choice("features.settings.precision", settings["precision"], ("float32", "bfloat16"))
+    check_number("features.settings.small_epochs", settings["small_epochs"], int, 0)
+    if settings["small_epochs"]:
+        check_number("features.settings.small_size", settings["small_size"], int, 1)
+
+
+def train_extractor(
+    network: Callable[..., nn.Module],
+    images: Mapping[str, Bank],
+    transform: ImageTransform,
+    settings: Mapping[str, Any],
+    work: Path,
+    *,
+    device: torch.device,
+    title: str,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Train a classifier of the classes of "train", and select the epoch whose features serve "val" best.
+
+    Epochs on small images come first, where `small_epochs` asks for them: there an epoch takes a fraction of the time.
+    The convolutions go on from what they learned there; the head, whose size depends on that of the images, begins
+    anew.
+
+    Args:
+        network: makes the classifier from `shape` and `way`: a module with `embed(x) -> [B, D]`.
+        transform: the view of the images.
+        settings: those of `extract_features`.
+        work: folder of the checkpoints; an interrupted training continues from its last epoch.
+
+    Returns:
+        The extractor with the weights of the selected epoch, and {accuracy, epoch, train_seconds}.
+
+    Raises:
+        FewshotError: a loss that is not finite, or a damaged checkpoint.
+    """
+    shape = transform.output_shape(images["train"].shape)
+    extractor = make_classifier(network, shape, images["train"], settings).to(device)
+    spent = 0.0
+    if settings["small_epochs"]:
+        small_shape = (shape[0], settings["small_size"], settings["small_size"])
+        small = make_classifier(network, small_shape, images["train"], settings).to(device)
+        small_settings = dict(settings) | {"epochs": settings["small_epochs"]}
+        view = replace(transform, shape=small_shape)
+        spent = _train(small, images, view, small_settings, work / "small", f"{title}, small")["train_seconds"]
+        weights, learned = extractor.state_dict(), small.state_dict()
+        extractor.load_state_dict(
+            {name: learned[name] if learned[name].shape == weights[name].shape else weights[name] for name in weights}
+        )
+    selected = _train(extractor, images, transform, settings, work, title)
+    return extractor, selected | {"train_seconds": round(spent + selected["train_seconds"], 3)}
+
+
+def make_classifier(
+    network: Callable[..., nn.Module], shape: tuple[int, ...], bank: Bank, settings: Mapping[str, Any]
+) -> nn.Module:
+    """The untrained classifier of a bank's classes, whose initialisation depends on `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings["seed"])
+        # Where channels are the last axis in memory, convolutions of many images are faster.
+        return network(shape=shape, way=len(bank.names)).to(memory_format=torch.channels_last)
 
 
 def _train(
@@ -185,19 +136,23 @@ def _train(
                 step = epoch * batches + index
                 keys = fold_in(stream(settings["seed"], "augment", epoch), rows)
                 x = augmented(bank.examples[rows].to(device), keys.to(device))
+                rate = settings["lr"] * _schedule(settings["schedule"], step / (batches * settings["epochs"]))
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(stream(settings["seed"], "dropout", step))
-                    loss = F.cross_entropy(extractor(x), labels[rows].to(device))
-                for group in optimizer.param_groups:
-                    group["lr"] = settings["lr"] * _schedule(
-                        settings["schedule"], step / (batches * settings["epochs"])
-                    )
+                    loss = _loss(extractor, x, labels[rows].to(device), settings["precision"])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 advance("" if state["best"] is None else f"validation {state['best']['accuracy']:.1%}")
-            if not bool(torch.isfinite(loss)):
-                raise FewshotError(f"extractor: epoch {epoch + 1}: the loss is not finite; lower features.settings.lr")
+            if not all(bool(torch.isfinite(value).all()) for value in (loss, *extractor.parameters())):
+                # oneDNN leaves the gradient of a weight that meets only padding unwritten in bfloat16 (torch 2.15).
+                remedy = "set features.settings.precision=float32, or " * (settings["precision"] == "bfloat16")
+                raise FewshotError(
+                    f"extractor: epoch {epoch + 1}: the loss or a weight is not finite; {remedy}lower "
+                    "features.settings.lr"
+                )
             state["epoch"], state["seconds"] = epoch + 1, state["seconds"] + time.perf_counter() - start
             accuracy = _validation(extractor, images["val"], transform, settings)
             if state["best"] is None or accuracy > state["best"]["accuracy"]:
@@ -211,6 +166,14 @@ def _train(
             save_checkpoint(last, {"weights": extractor.state_dict(), "momentum": momentum}, state)
     _load(extractor, best, load_checkpoint(best, device)[0])
     return state["best"] | {"train_seconds": round(state["seconds"], 3)}
+
+
+def _loss(extractor: nn.Module, x: torch.Tensor, labels: torch.Tensor, precision: str) -> torch.Tensor:
+    """The mean cross-entropy of a batch: float32, after a forward of which `precision` says how it multiplies."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        logits = extractor(x)
+    return F.cross_entropy(logits.float(), labels)
 
 
 def _load(extractor: nn.Module, path: Path, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
@@ -253,25 +216,16 @@ def _validation(extractor: nn.Module, bank: Bank, transform: ImageTransform, set
     """Few-shot accuracy of nearest class means on the features of the validation classes."""
     split = extract(extractor, bank, transform)
     features = Bank(torch.from_numpy(split.examples), bank.offsets, bank.names, bank.split, "", bank.metadata)
-    sampler = _validation_sampler(features, settings)
+    sampler = validation_sampler(features, settings)
     learner = Nearest(Identity(features.shape, settings["way"]), reference="mean")
     return float(
         score_episodes(learner, {}, {}, sampler, settings["episodes"], transductive=False, engine=Engine()).mean()
     )
 
 
-def _validation_sampler(bank: Bank, settings: Mapping[str, Any]) -> Sampler:
+def validation_sampler(bank: Bank, settings: Mapping[str, Any]) -> Sampler:
     try:
         return Sampler(bank, settings["way"], settings["shot"], settings["query"], settings["seed"])
     except TaskSizeError as error:
         keys = "features.settings.way, features.settings.shot and features.settings.query"
         raise TaskSizeError(f"validation of the extractor: {error}; here these are {keys}") from error
-
-
-def digest_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over the names and bytes of tensors in their order."""
-    digest = hashlib.sha256()
-    for name, value in tensors.items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

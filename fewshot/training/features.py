@@ -1,0 +1,134 @@
+"""Features of images by an extractor that was trained on the meta-train classes, as Banks.
+
+LEO learns on such features. Its authors released features (`fewshot.data.datasets.leo_embeddings`), but no extractor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fewshot.backbones.norm import BatchStatNorm
+from fewshot.core.device import pick_device
+from fewshot.core.errors import FewshotError
+from fewshot.core.files import lock_dir
+from fewshot.core.paths import expand_path
+from fewshot.data.bank import Bank, open_banks, write_banks
+from fewshot.tasks.transforms import view_of
+from fewshot.training.extractor import check_settings, extract, make_classifier, train_extractor, validation_sampler
+
+
+def features(
+    images: Mapping[str, Bank],
+    network: Callable[..., nn.Module],
+    *,
+    name: str,
+    settings: Mapping[str, Any],
+    view: Mapping[str, Any],
+    cache: str | Path,
+    device: str = "auto",
+    may_train: bool = True,
+) -> dict[str, Bank]:
+    """The features of every split, by an extractor that is trained on the classes of "train" alone.
+
+    They are made once and then opened. An interrupted training continues from its last epoch.
+
+    Args:
+        images: the banks "train", "val" and "test".
+        network: makes the classifier from `shape` and `way`: a module with `embed(x) -> [B, D]`.
+        name: of the network, for messages and folders.
+        settings: epochs, batch, lr, schedule (cosine | step), momentum, weight_decay, augment (none | natural),
+            precision (float32 | bfloat16), seed; small_size and small_epochs of the training on small images before;
+            and way, shot, query and episodes of the validation by nearest class means that selects the epoch.
+        view: crop, mean, std and shape of the dataset's configuration, see `ImageTransform`.
+        may_train: False for a run that began on such features: if they are gone, they must not be made anew.
+        cache: folder in which the features are kept; the extractor is kept below `extractors`.
+
+    Raises:
+        FewshotError: a setting out of range, a network that has no features, a loss that is not finite, or a damaged
+            checkpoint.
+    """
+    check_settings(settings)
+    transform = view_of(view)
+    extractor = make_classifier(network, transform.output_shape(images["train"].shape), images["train"], settings)
+    if not hasattr(extractor, "embed"):
+        raise FewshotError(
+            f"features={name}: this network has no features, no method embed(x); choose conv4, resnet12 or wrn28_10"
+        )
+    if any(isinstance(module, BatchStatNorm) for module in extractor.modules()):
+        raise FewshotError("features.network.norm=batch: an image's features would depend on others; set norm=running")
+    validation_sampler(images["val"], settings)
+    fingerprints = {split: bank.fingerprint for split, bank in images.items()}
+    choices = [str(getattr(network, "func", network)), str(getattr(network, "keywords", {}))]
+    initial = digest_tensors(extractor.state_dict())
+    inputs = json.dumps([fingerprints, initial, choices, dict(settings), str(transform)], sort_keys=True)
+    key = hashlib.sha256(inputs.encode()).hexdigest()[:12]
+    title = f"{images['train'].metadata.get('dataset', 'images')}-{name}-{key}"
+    cache = expand_path(cache)
+    folder, work = cache / f"features-{title}", cache / "extractors" / title
+    if not (folder / "bank.json").exists():
+        if not may_train:
+            raise FewshotError(
+                f"{folder}: the features that this run learned on are gone, or these are not the images of the run; "
+                "put them back, or train anew"
+            )
+        title_of_bar = f"extractor {name}, {len(images['train'].names)} classes"
+        with lock_dir(work):
+            extractor, best = train_extractor(
+                network, images, transform, settings, work, device=pick_device(device), title=title_of_bar
+            )
+            about = {
+                "dataset": images["train"].metadata.get("dataset", "images"),
+                "folder": folder.name,
+                "extractor": {
+                    "name": name,
+                    "validation_accuracy": best["accuracy"],
+                    "validation": f"{settings['way']}-way {settings['shot']}-shot, nearest class mean",
+                    "epoch": best["epoch"],
+                    "train_seconds": best["train_seconds"],
+                    "fingerprint": digest_tensors(extractor.state_dict()),
+                    "images": fingerprints,
+                    "settings": dict(settings),
+                },
+                "images": {split: dict(bank.metadata) for split, bank in images.items()}["train"],
+            }
+            splits = {split: extract(extractor, bank, transform) for split, bank in images.items()}
+            write_banks(folder, splits, about)
+    return {split: replace(bank, images=images[split]) for split, bank in open_banks(folder).items()}
+
+
+def open_features(images: Mapping[str, Bank], folder: str | Path) -> dict[str, Bank]:
+    """Open features that `tools/pretrain.py` wrote for these images.
+
+    Raises:
+        FewshotError: the folder has no features, or their extractor was trained on other images than the meta-train
+            classes at hand, or they are features of other images.
+    """
+    folder = expand_path(folder)
+    if not (folder / "bank.json").is_file():
+        raise FewshotError(f"{folder}: no features there; give the folder that tools/pretrain.py printed")
+    banks = open_banks(folder)
+    fingerprints = next(iter(banks.values())).metadata.get("extractor", {}).get("images", {})
+    for split in ("train", "val", "test"):
+        if fingerprints.get(split) != images[split].fingerprint:
+            raise FewshotError(
+                f"{folder}: its extractor was trained on another split or on other images ({split} differs), so that "
+                "it may know the test classes; run tools/pretrain.py with the dataset as it is set here"
+            )
+    return {split: replace(bank, images=images.get(split)) for split, bank in banks.items()}
+
+
+def digest_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over the names and bytes of tensors in their order."""
+    digest = hashlib.sha256()
+    for name, value in tensors.items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
