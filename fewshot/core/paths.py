@@ -24,6 +24,7 @@ CONF = find_own("conf")  # the configuration of the tools
 # Keys that may differ between two configurations of one and the same run.
 UNHASHED_KEYS = (
     "protocol", "device", "data_dir", "runs", "run_dir", "resume", "force", "plot", "copy_records_to", "logger",
+    "sweeps",
 )  # fmt: skip
 VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
 BRACE = re.compile(r"(\\*)\$\{(?:([A-Za-z_]\w*)\})?", re.ASCII)  # with the backslashes before it

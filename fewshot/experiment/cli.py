@@ -42,7 +42,14 @@ from fewshot.experiment.command_line import has_sweep_mode, open_hydra, parse_fl
 from fewshot.experiment.config import check_groups, given_overrides, key_names
 from fewshot.experiment.overrides import check_overrides, parse_overrides
 from fewshot.experiment.recipes import complete
-from fewshot.experiment.sweeps import exit_with_parent, objective, print_sweep_summary, sweep_status_dir, write_status
+from fewshot.experiment.sweeps import (
+    exit_with_parent,
+    objective,
+    print_sweep_summary,
+    split_sweeps,
+    sweep_status_dir,
+    write_status,
+)
 
 MISTAKES = (FewshotError, OmegaConfBaseException, OSError)  # of a person or a machine, not of this code
 T = TypeVar("T")
@@ -122,10 +129,14 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
             _one_line(lambda: hydra.run(config, guarded, [*lines, "hydra.mode=RUN"]))
         else:
             lines.append("hydra.mode=MULTIRUN")
-            folder = _one_line(lambda: hydra.compose_config(config, lines, RunMode.MULTIRUN).hydra.sweep.dir)
-            with sweep_status_dir(Path(folder), lines) as status:
-                completed = _run_sweep(lambda: hydra.multirun(config, guarded, lines))
-                if not (print_sweep_summary(status) and completed):
+            cfg = _one_line(lambda: hydra.compose_config(config, lines, RunMode.MULTIRUN))
+            parts = split_sweeps(cfg.get("sweeps") or [], overrides)
+            with sweep_status_dir(Path(cfg.hydra.sweep.dir), lines) as folder:
+                completed = True
+                for number, part in enumerate(parts):
+                    status = folder / f"{number:03d}"
+                    completed &= _run_sweep(lambda part=part: hydra.multirun(config, guarded, [*part, lines[-1]]))
+                if not (print_sweep_summary(folder) and completed):
                     sys.exit(1)
     except FewshotError as error:
         if is_rank_zero():  # every process of torchrun finds the same mistake

@@ -35,7 +35,7 @@ NULLABLE: dict[str, tuple[str, ...]] = {
         "export_leo_format", "source", "sheet", "refresh", "pictures", "page", "title", "metric",
         "method",
     ),
-    "list": ("engines", "algorithms", "datasets", "sources"),
+    "list": ("engines", "algorithms", "datasets", "sources", "sweeps"),
 }  # fmt: skip
 NODES: dict[str, Callable[..., ValueNode]] = {
     "int": IntegerNode,

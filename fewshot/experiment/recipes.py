@@ -15,7 +15,15 @@ from fewshot.core.paths import CONF
 from fewshot.experiment.config import GROUP_PARTS, is_regression
 
 DEFAULT_RECIPE = "ours"  # for combinations that are in no paper
-TRAINING_KEYS = ("algorithm.learner.", "train.", "validation.", "dataset.", "backbone.network.")
+TRAINING_KEYS = (
+    "algorithm.learner.",
+    "train.",
+    "validation.",
+    "dataset.",
+    "backbone.network.",
+    "features.network.",
+    "features.settings.",
+)
 TEST_KEYS = ("dataset.reader.split",)  # decides which classes are tested
 
 

@@ -14,13 +14,14 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
@@ -65,6 +66,40 @@ def sweep_status_dir(sweep_dir: Path, command: list[str]) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def split_sweeps(sweeps: Sequence[str], overrides: Sequence[Override]) -> list[list[str]]:
+    """The overrides of each sweep of an experiment, with those of the command line.
+
+    What the command line says of a key of a sweep chooses among its values there. A sweep of which it leaves no value
+    is left out. All other overrides hold for every sweep.
+
+    Args:
+        sweeps: such as ["algorithm=maml,reptile dataset=mini shot=1,5"]; none: the command line is the only sweep.
+
+    Raises:
+        FewshotError: no sweep is left.
+    """
+    if not sweeps:
+        return [[override.input_line or "" for override in overrides]]
+    given = {override.key_or_group: _values(override) for override in overrides}
+    parts = []
+    for sweep in sweeps:
+        offered = {key: values.split(",") for key, _, values in (word.partition("=") for word in sweep.split())}
+        chosen = {key: [value for value in offered[key] if value in given.get(key, [value])] for key in offered}
+        if all(chosen.values()):
+            others = [override.input_line or "" for override in overrides if override.key_or_group not in offered]
+            parts.append([*(f"{key}={','.join(values)}" for key, values in chosen.items()), *others, "sweeps=null"])
+    if not parts:
+        words = " ".join(override.input_line or "" for override in overrides)
+        raise FewshotError(f"{words}: has no run of this experiment; its sweeps are: {'; '.join(sweeps)}")
+    return parts
+
+
+def _values(override: Override) -> list[str]:
+    if override.is_sweep_override():
+        return [str(value) for value in override.sweep_string_iterator()]
+    return [override.get_value_string()]
+
+
 @functools.cache  # once in a process
 def exit_with_parent(parent: int) -> None:
     """Let this process end as soon as its parent process is gone.
@@ -105,7 +140,7 @@ def print_sweep_summary(folder: Path) -> bool:
     from fewshot.report.table import markdown
 
     jobs: list[dict[str, Any]] = [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.json"))
     ]
     failures = [f"{_distinct_overrides(job, jobs)}{job['failure']}" for job in jobs if job["failure"]]
     # A search may run the same configuration twice.

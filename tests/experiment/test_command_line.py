@@ -148,6 +148,23 @@ def test_an_experiment_sweeps_its_cells_with_or_without_m(call: Any) -> None:
     assert len(list(Path("kept").rglob("record.json"))) == 2
 
 
+def test_an_experiment_of_several_sweeps_ends_in_one_table_and_the_command_line_takes_a_part_of_them(call: Any) -> None:
+    Path("own/experiment").mkdir(parents=True)
+    Path("own/experiment/two.yaml").write_text(
+        "# @package _global_\n"
+        "sweeps: [algorithm=nearest shot=1 way=2, algorithm=nearest shot=1 way=3, algorithm=reptile shot=1 way=2]\n"
+        "hydra: {mode: MULTIRUN}\n"
+    )
+    words = ("--config-dir", "own", "experiment=two", "dataset=glyphs", *TEST, "runs=runs")
+    done = call("train", *words, "algorithm=nearest", "seed=0,1")
+    assert (done.code, done.err) == (0, "")
+    assert {"2-way 1-shot", "3-way 1-shot"} <= {cell.strip() for cell in done.out.split("|")}
+    assert len(list(Path("runs").rglob("record.json"))) == 4
+    refused = call("train", *words, "shot=5")
+    assert (refused.code, refused.err.count("\n")) == (1, 1)
+    assert "shot=5: has no run of this experiment; its sweeps are: algorithm=nearest shot=1 way=2;" in refused.err
+
+
 def test_a_folder_of_ones_own_has_options_in_every_group(call: Any) -> None:
     own = Path("own")
     for group, name in (("algorithm", "maml"), ("dataset", "glyphs"), ("backbone", "conv4"), ("layout", "free")):

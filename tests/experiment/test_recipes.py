@@ -261,7 +261,26 @@ def test_features_are_not_rotated_and_images_are_where_the_dataset_says(dataset:
     assert plain.dataset.rotations == ("per_class" if dataset == "omniglot" else "none")
 
 
-EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+def benchmark_cells() -> list[tuple[str, ...]]:
+    """The overrides of every run of conf/experiment/cpu_benchmark.yaml."""
+    cells = []
+    for sweep in composed("experiment=cpu_benchmark").sweeps:
+        words = [word.partition("=") for word in sweep.split()]
+        cells += product(*([f"{key}={value}" for value in values.split(",")] for key, _, values in words))
+    return cells
+
+
+@pytest.mark.parametrize("cell", benchmark_cells(), ids=" ".join)
+def test_the_benchmark_has_a_recipe_for_every_cell_and_selects_on_validation_classes(cell: tuple[str, ...]) -> None:
+    cfg = composed("experiment=cpu_benchmark", *cell)
+    assert cfg.recipe in ("half_hour", "one_hour")
+    assert list(cfg.protocol) == ["common"]
+    assert (cfg.protocol.common.split, cfg.protocol.common.episodes, cfg.protocol.common.query) == ("test", 1000, 15)
+    assert not cfg.train.train_on_val
+    assert cfg.copy_records_to == "results/cpu_benchmark"
+
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("omniglot_*.yaml"))
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
