@@ -117,14 +117,20 @@ def test_leo_on_functions_leaves_both_its_loops_and_a_drawing(call: Any) -> None
     assert "predictions=true: sines_and_lines is a regression, without classes; leave it out" in labels.err
 
 
-def test_records_are_copied_to_a_folder_of_their_own(call: Any) -> None:
-    done = call("train", "runs=runs", "copy_records_to=kept", *QUICK)
+def test_records_and_curves_are_copied_to_a_folder_of_their_own(call: Any) -> None:
+    done = call("train", "runs=runs", "copy_records_to=kept", *QUICK, "train.validate_every=2", "train.log_every=1")
     assert (done.code, done.err) == (0, "")
     (record,) = Path("runs").rglob("record.json")
     copies = sorted(path.relative_to("kept") for path in Path("kept").rglob("*") if path.is_file())
     where = record.parent.relative_to("runs")
-    assert copies == [where / "episodes.csv", where / "record.json"]
+    assert copies == [where.parents[1] / "metrics.jsonl", where / "episodes.csv", where / "record.json"]
     assert (Path("kept") / where / "record.json").read_bytes() == record.read_bytes()
+    steps, kept = (
+        [json.loads(line) for line in (Path(runs) / where.parents[1] / "metrics.jsonl").read_text().splitlines()]
+        for runs in ("runs", "kept")
+    )
+    assert 0 < len(kept) < len(steps)
+    assert kept == [line for line in steps if "validation_accuracy" in line]
 
 
 def test_checkpoints_are_those_of_the_run(call: Any) -> None:

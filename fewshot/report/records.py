@@ -67,10 +67,17 @@ def write_record(folder: Path, record: Mapping[str, Any], scores: Mapping[str, n
 
 
 def copy_record(folder: Path, target: Path, runs: Path) -> None:
-    """Copy the record and scores in `folder` to the same place below `target` that `folder` has below `runs`."""
+    """Copy the record and scores in `folder` to the same place below `target` that `folder` has below `runs`.
+
+    Of the training's `metrics.jsonl`, two folders up, the lines with validation scores are copied too: its curve.
+    """
     copy = target / folder.relative_to(runs)
     for name in ("episodes.csv", "record.json"):
         write_atomically(copy / name, (folder / name).read_bytes())
+    log = folder.parents[1] / "metrics.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True) if log.exists() else []
+    if curve := b"".join(line for line in lines if b'"validation_' in line):
+        write_atomically(copy.parents[1] / log.name, curve)
 
 
 def code() -> dict[str, Any]:
