@@ -15,7 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from hydra import version
 from hydra._internal.hydra import Hydra
@@ -81,6 +81,9 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
             if (recipe := complete(cfg, given_overrides())) and is_rank_zero():
                 print(recipe, flush=True)
             records = function(cfg) or []
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _end_unread()
         except Exception as error:
             failure = format_error(error)
             if os.environ.get("HYDRA_FULL_ERROR"):
@@ -156,10 +159,18 @@ def _one_line(step: Callable[[], T]) -> T:
         return step()
     except FewshotError:
         raise
+    except BrokenPipeError:
+        _end_unread()
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             traceback.print_exc()
         raise FewshotError(format_error(error)) from error
+
+
+def _end_unread() -> NoReturn:
+    """End without a word where nobody reads stdout any more, as in `| head`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush goes nowhere
+    sys.exit(1)
 
 
 def _show(hydra: Hydra, config: str, flags: argparse.Namespace) -> None:
@@ -179,7 +190,7 @@ def _show(hydra: Hydra, config: str, flags: argparse.Namespace) -> None:
         cfg.hydra.help.header = f"{(sys.modules['__main__'].__doc__ or config).strip()}\n"
         settings = hydra.get_sanitized_cfg(cfg.copy(), "job")
         text = hydra.get_help(cfg.hydra.help, settings, get_args_parser(), flags.resolve)
-        print(text.replace("Choose with group=option:\n\n", ""))  # a tool without groups
+        print(text.replace("Choose with group=option:\n\n", ""), flush=True)  # a tool without groups
         return
     shown: Any = hydra.get_sanitized_cfg(cfg, flags.cfg)
     if flags.package not in (None, "_global_"):
@@ -194,7 +205,7 @@ def _show(hydra: Hydra, config: str, flags: argparse.Namespace) -> None:
     if flags.resolve:
         expand_configuration(cfg)
         OmegaConf.resolve(shown)
-    print(OmegaConf.to_yaml(shown), end="")
+    print(OmegaConf.to_yaml(shown), end="", flush=True)
 
 
 def replace_unprintable() -> None:

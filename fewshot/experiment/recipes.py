@@ -132,7 +132,7 @@ def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> int:
         if auto:
             cfg.recipe = None
             return 0
-        facts = task_facts(cfg) | {"features": cfg.features.name}
+        facts = task_facts(cfg)
         combination = ", ".join(f"{key}={facts[key]}" for key in facts if key not in ("inputs", "recipe"))
         raise FewshotError(
             f"recipe={cfg.recipe}: has no settings for {combination}; leave recipe out or set recipe=none"
@@ -181,6 +181,7 @@ def task_facts(cfg: DictConfig) -> dict[str, Any]:
         "way": cfg.way,
         "shot": cfg.shot,
         "backbone": cfg.backbone.name,
+        "features": cfg.features.name,
         "inputs": inputs,
         "recipe": cfg.recipe,
     }

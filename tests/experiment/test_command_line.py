@@ -57,6 +57,16 @@ def test_hydras_flags_print_what_they_are_for(call: Any, words: list[str]) -> No
     assert not list(Path().iterdir())
 
 
+@pytest.mark.parametrize("words", [["table", "runs=results/sines_and_lines"], ["train", "--cfg=job"]], ids=" ".join)
+def test_a_reader_that_has_read_enough_is_no_error(words: list[str]) -> None:
+    command = [sys.executable, f"tools/{words[0]}.py", *words[1:]]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.stderr, done.returncode) == ("", 1)
+
+
 def test_cfg_job_shows_what_runs_with_the_recipe_in_it(call: Any) -> None:
     shown = call("train", "algorithm=maml", "dataset=omniglot", "train.meta_batch=7", "--cfg", "job")
     cfg = OmegaConf.create(shown.out)
