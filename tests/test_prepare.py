@@ -275,7 +275,7 @@ def test_a_run_on_cropped_normalised_and_changed_images_can_be_told_from_its_rec
         (("dataset.mean=0.5",), "must be a list of numbers"),
         (("dataset.crop=40",), "crop=40: the images are 28x28"),
         (("dataset.mean=[0.5,0.5,0.5]",), "mean has 3 values, the images 1 channels"),
-        (("dataset.augment.episodes=wild",), "choose one of none, natural"),
+        (("dataset.augment.episodes=wild",), "choose one of none, gentle, natural"),
         (("dataset.std=[0.0]",), "must be above 0"),
         (("dataset.shape=[1,28,28]",), "is for tests on another dataset"),
         (("features=conv4", "backbone=linear", "dataset.augment.episodes=natural"), "not of features; leave it out"),

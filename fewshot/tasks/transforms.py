@@ -17,9 +17,18 @@ from fewshot.core.checks import check_choice, check_number
 from fewshot.core.errors import FewshotError
 from fewshot.core.random import split, uniform
 
-AREA = (0.08, 1.0)  # of a random crop, as a share of the image: torchvision's RandomResizedCrop
-RATIO = (3 / 4, 4 / 3)  # width to height of a random crop
-JITTER = 0.4  # brightness, contrast and saturation are multiplied with 1 - JITTER to 1 + JITTER
+RATIO = (3 / 4, 4 / 3)  # width to height of a random crop: torchvision's RandomResizedCrop
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How far a random augmentation goes."""
+
+    area: float  # of a random crop, as a share of the image, at least
+    jitter: float  # brightness, contrast and saturation are multiplied with 1 - jitter to 1 + jitter
+
+
+AUGMENTATIONS = {"none": None, "gentle": Strength(0.5, 0.0), "natural": Strength(0.08, 0.4)}
 
 
 @dataclass(frozen=True)
@@ -30,8 +39,9 @@ class ImageTransform:
         shape: (C, H, W) that images are changed to, for a learner that was trained on others: resized (bilinear,
             antialiased), grey copied to three channels, colour made grey. None: as they are.
         crop: side of the square cut from the middle or, in training with `augment`, from anywhere. None: all.
-        augment: "none", or "natural": a random crop resized to `shape`, else to `crop`, a mirror image in half of the
-            cases, and colour jitter, drawn for each image (mmfewshot's training).
+        augment: "none"; or "natural": a random crop resized to `shape`, else to `crop`, a mirror image in half of the
+            cases, and colour jitter, drawn for each image (mmfewshot's training); or "gentle": the same without colour
+            jitter, and with at least half of the image in a crop.
         mean, std: of each channel, in units of 0..1. None: 0 and 1.
 
     Raises:
@@ -45,7 +55,7 @@ class ImageTransform:
     std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_choice("dataset.augment", self.augment, ("none", "natural"))
+        check_choice("dataset.augment", self.augment, tuple(AUGMENTATIONS))
         if self.crop is not None:
             check_number("dataset.crop", self.crop, int, 1)
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -93,10 +103,11 @@ class ImageTransform:
             keys: [...] int64 for the random augmentation in training; None: no augmentation.
         """
         x = images / 255 if images.dtype == torch.uint8 else images
-        if keys is not None and self.augment == "natural":
+        strength = AUGMENTATIONS[self.augment]
+        if keys is not None and strength is not None:
             side = x.shape[-2:] if self.crop is None else (self.crop, self.crop)
             side = side if self.shape is None else self.shape[1:]
-            x = random_augment(x.flatten(0, -4), keys.flatten(), side).unflatten(0, keys.shape)
+            x = random_augment(x.flatten(0, -4), keys.flatten(), side, strength).unflatten(0, keys.shape)
         elif self.crop is not None:
             top, left = (round((side - self.crop) / 2) for side in x.shape[-2:])
             x = x[..., top : top + self.crop, left : left + self.crop]
@@ -130,7 +141,7 @@ def _adapt(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     return flat.view(*x.shape[:-3], *shape)
 
 
-def random_augment(x: torch.Tensor, keys: torch.Tensor, side: Sequence[int]) -> torch.Tensor:
+def random_augment(x: torch.Tensor, keys: torch.Tensor, side: Sequence[int], strength: Strength) -> torch.Tensor:
     """A random crop, mirror image and colour jitter of each image: [B, C, H, W] in 0..1 to [B, C, *side].
 
     Torchvision's RandomResizedCrop, RandomHorizontalFlip and ColorJitter, drawn for each image, where torchvision
@@ -142,7 +153,7 @@ def random_augment(x: torch.Tensor, keys: torch.Tensor, side: Sequence[int]) -> 
         side: height and width of the result.
     """
     u = uniform(split(keys, 8))  # [B, 8]
-    area = AREA[0] + (AREA[1] - AREA[0]) * u[:, 0]
+    area = strength.area + (1 - strength.area) * u[:, 0]
     ratio = torch.exp(log(RATIO[0]) + (log(RATIO[1]) - log(RATIO[0])) * u[:, 1])
     # In affine_grid's units, where the image reaches from -1 to 1.
     width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
@@ -152,7 +163,9 @@ def random_augment(x: torch.Tensor, keys: torch.Tensor, side: Sequence[int]) -> 
     rows = [torch.stack([width * mirror, nothing, left], 1), torch.stack([nothing, height, top], 1)]
     grid = F.affine_grid(torch.stack(rows, 1), [*x.shape[:2], *side], align_corners=False)
     x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
-    brightness, contrast, saturation = (1 + JITTER * (2 * u[:, 5:, None, None, None] - 1)).unbind(1)
+    if not strength.jitter:
+        return x
+    brightness, contrast, saturation = (1 + strength.jitter * (2 * u[:, 5:, None, None, None] - 1)).unbind(1)
     x = (x * brightness).clamp(0, 1)
     x = x.lerp(_grey(x).mean((1, 2, 3), keepdim=True), 1 - contrast).clamp(0, 1)
     return x.lerp(_grey(x), 1 - saturation).clamp(0, 1)

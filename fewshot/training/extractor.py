@@ -24,7 +24,7 @@ from fewshot.data.bank import Bank, Split
 from fewshot.engine.engine import Engine
 from fewshot.engine.evaluate import score_episodes
 from fewshot.tasks.sampler import Sampler
-from fewshot.tasks.transforms import ImageTransform
+from fewshot.tasks.transforms import AUGMENTATIONS, ImageTransform
 from fewshot.training.checkpoint import check_state, load_checkpoint, save_checkpoint
 
 AT_ONCE = 500  # images per forward pass when features are extracted
@@ -37,7 +37,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for name in ("lr", "momentum", "weight_decay"):
         check_number(f"features.settings.{name}", settings[name], float, 0)
     check_choice("features.settings.schedule", settings["schedule"], ("cosine", "step"))
-    check_choice("features.settings.augment", settings["augment"], ("none", "natural"))
+    check_choice("features.settings.augment", settings["augment"], tuple(AUGMENTATIONS))
     check_choice("features.settings.precision", settings["precision"], ("float32", "bfloat16"))
     check_number("features.settings.small_epochs", settings["small_epochs"], int, 0)
     if settings["small_epochs"]:

@@ -44,7 +44,7 @@ def features(
         images: the banks "train", "val" and "test".
         network: makes the classifier from `shape` and `way`: a module with `embed(x) -> [B, D]`.
         name: of the network, for messages and folders.
-        settings: epochs, batch, lr, schedule (cosine | step), momentum, weight_decay, augment (none | natural),
+        settings: epochs, batch, lr, schedule (cosine | step), momentum, weight_decay, augment (as `ImageTransform`'s),
             precision (float32 | bfloat16), seed; small_size and small_epochs of the training on small images before;
             and way, shot, query and episodes of the validation by nearest class means that selects the epoch.
         view: crop, mean, std and shape of the dataset's configuration, see `ImageTransform`.

@@ -12,8 +12,10 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.random import fold_in
 from fewshot.tasks import transforms
 from fewshot.tasks.sampler import Sampler
-from fewshot.tasks.transforms import ImageTransform, random_augment
+from fewshot.tasks.transforms import AUGMENTATIONS, ImageTransform, Strength, random_augment
 
+NATURAL = AUGMENTATIONS["natural"]
+assert NATURAL is not None
 KEYS = fold_in(7, torch.arange(400))
 
 
@@ -67,46 +69,47 @@ def test_floats_of_any_range_keep_it_when_they_are_resized():
 
 def test_augmentation_is_a_function_of_the_key_alone():
     x = torch.rand(1, 3, 16, 16).expand(6, -1, -1, -1)
-    together = random_augment(x, KEYS[:6], (12, 12))
-    apart = [random_augment(x[i : i + 1], KEYS[i : i + 1], (12, 12)) for i in range(6)]
+    together = random_augment(x, KEYS[:6], (12, 12), NATURAL)
+    apart = [random_augment(x[i : i + 1], KEYS[i : i + 1], (12, 12), NATURAL) for i in range(6)]
     assert together.shape == (6, 3, 12, 12)
     assert torch.equal(together, torch.cat(apart))
     assert all(not torch.equal(together[0], other) for other in together[1:])
 
 
 def test_augmentation_stays_in_0_to_1_and_keeps_grey_grey():
-    assert random_augment(torch.rand(400, 1, 8, 8), KEYS, (8, 8)).min() >= 0
+    assert random_augment(torch.rand(400, 1, 8, 8), KEYS, (8, 8), NATURAL).min() >= 0
     x = torch.rand(400, 1, 8, 8).expand(-1, 3, -1, -1)
-    changed = random_augment(x, KEYS, (8, 8))
+    changed = random_augment(x, KEYS, (8, 8), NATURAL)
     assert changed.max() <= 1
     torch.testing.assert_close(changed[:, 0], changed[:, 2])
 
 
 def test_half_of_the_images_are_mirrored_and_nothing_else_happens_without_crop_and_jitter(monkeypatch):
-    monkeypatch.setattr(transforms, "AREA", (1.0, 1.0))
     monkeypatch.setattr(transforms, "RATIO", (1.0, 1.0))
-    monkeypatch.setattr(transforms, "JITTER", 0.0)
     x = torch.rand(400, 3, 8, 8)
-    changed = random_augment(x, KEYS, (8, 8))
+    changed = random_augment(x, KEYS, (8, 8), Strength(area=1.0, jitter=0.0))
     same = (changed - x).abs().amax((1, 2, 3)) < 1e-5
     mirrored = (changed - x.flip(-1)).abs().amax((1, 2, 3)) < 1e-5
     assert torch.equal(same, ~mirrored)
     assert 150 < mirrored.sum() < 250
 
 
-def test_a_crop_shows_a_part_of_the_image_of_the_wanted_size(monkeypatch):
-    monkeypatch.setattr(transforms, "JITTER", 0.0)
+@pytest.mark.parametrize(("strength", "least"), [(Strength(0.08, 0.0), (0.22, 0.4)), ("gentle", (0.61, 0.71))])
+def test_a_crop_shows_a_part_of_the_image_of_the_wanted_size(strength: Strength | str, least: tuple[float, float]):
     # A ramp from left to right: the values of the crop's columns tell where it lies.
-    ramp = (torch.arange(64) + 0.5) / 64
-    changed = random_augment(ramp.expand(400, 1, 64, 64), KEYS, (32, 32))[:, 0, 0]
+    ramp = ((torch.arange(64) + 0.5) / 64).expand(400, 1, 64, 64)
+    if isinstance(strength, Strength):
+        changed = random_augment(ramp, KEYS, (32, 32), strength)[:, 0, 0]
+    else:
+        changed = ImageTransform(augment=strength, shape=(1, 32, 32))(ramp, KEYS)[:, 0, 0]
     step = (changed[:, 1:] - changed[:, :-1])[:, 10:20].mean(1)
     width = step.abs() * 32  # as a share of the image
-    assert 0.22 < width.min() < 0.4 and 0.9 < width.max() <= 1.001
+    assert least[0] < width.min() < least[1] and 0.9 < width.max() <= 1.001
     assert 0.4 < (step < 0).float().mean() < 0.6
 
 
 def test_jitter_changes_brightness_by_up_to_four_tenths():
-    level = random_augment(torch.full((400, 3, 4, 4), 0.5), KEYS, (4, 4)).mean((1, 2, 3))
+    level = random_augment(torch.full((400, 3, 4, 4), 0.5), KEYS, (4, 4), NATURAL).mean((1, 2, 3))
     assert 0.3 <= level.min() < 0.32 and 0.68 < level.max() <= 0.7001
 
 
@@ -125,7 +128,7 @@ def test_training_episodes_are_augmented_each_by_itself_and_test_episodes_are_no
 @pytest.mark.parametrize(
     ("settings", "shape", "message"),
     [
-        ({"augment": "wild"}, (3, 8, 8), "augment=wild: choose one of none, natural"),
+        ({"augment": "wild"}, (3, 8, 8), "augment=wild: choose one of none, gentle, natural"),
         ({"std": (0.1, 0.0, 0.1)}, (3, 8, 8), "must be above 0"),
         ({"mean": (0.5,)}, (3, 8, 8), "mean has 1 values, the images 3 channels"),
         ({"std": (0.5, 0.5, 0.5)}, (1, 8, 8), "std has 3 values, the images 1 channels"),

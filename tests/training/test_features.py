@@ -191,7 +191,7 @@ def test_momentum_zero_resumes(images: dict[str, Bank], tmp_path: Path, monkeypa
         ({"epochs": 0}, "features.settings.epochs=0"),
         ({"lr": -1.0}, "features.settings.lr=-1.0"),
         ({"schedule": "linear"}, "choose one of cosine, step"),
-        ({"augment": "all"}, "choose one of none, natural"),
+        ({"augment": "all"}, "choose one of none, gentle, natural"),
         ({"precision": "float16"}, "choose one of float32, bfloat16"),
         ({"small_epochs": 1}, "features.settings.small_size=None"),
         ({"lr": 1e30}, "the loss or a weight is not finite"),
