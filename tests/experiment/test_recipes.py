@@ -277,6 +277,7 @@ def test_the_benchmark_has_a_recipe_for_every_cell_and_selects_on_validation_cla
     assert list(cfg.protocol) == ["common"]
     assert (cfg.protocol.common.split, cfg.protocol.common.episodes, cfg.protocol.common.query) == ("test", 1000, 15)
     assert not cfg.train.train_on_val
+    assert "train.steps" in recipes.recipe_settings(cfg.recipe, cfg)
     assert cfg.copy_records_to == f"results/{cfg.dataset.name}/{cfg.recipe}"
 
 
