@@ -40,8 +40,8 @@ from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
 from fewshot.training.api import evaluate, train
 from fewshot.training.classifier import Classifier
-from fewshot.training.extractor import features as extract_features
-from fewshot.training.extractor import open_features
+from fewshot.training.features import features as extract_features
+from fewshot.training.features import open_features
 from fewshot.training.pretrained import pretrained_features
 from fewshot.training.settings import TrainSettings
 from fewshot.training.trained import Trained
