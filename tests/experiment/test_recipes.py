@@ -119,23 +119,23 @@ def test_every_row_of_every_recipe_sets_existing_keys_to_values_of_their_type(pa
     rows, ours = recipe["rows"], recipe.get("ours", False)
     wanted = [{key: v if isinstance(v, list) else [v] for key, v in row["when"].items()} for row in rows]
     task = ("algorithm", "dataset", "way", "shot")
-    assert all(set(when) <= {*task, "backbone", "inputs"} for when in wanted)
+    assert all(set(when) <= {*task, "backbone", "features", "inputs"} for when in wanted)
     # Rows that leave a condition out change what another row says.
     settings = {
-        (when.get("backbone", [None])[0], *found)
+        (when.get("backbone", [None])[0], when.get("features", [None])[0], *found)
         for when in wanted
         if set(task) <= set(when)
         for found in product(*(when[key] for key in task))
     }
     bases = {
         key: composed(
-            f"algorithm={key[1]}",
-            f"dataset={key[2]}",
+            f"algorithm={key[2]}",
+            f"dataset={key[3]}",
             f"recipe={path.stem}",
-            *([f"backbone={key[0]}"] if key[0] else []),
+            *(f"{group}={option}" for group, option in zip(("backbone", "features"), key[:2], strict=True) if option),
             completed=False,
         )
-        for key in {setting[:3] for setting in settings}
+        for key in {setting[:4] for setting in settings}
     }
     for *key, way, shot in settings:
         cfg = bases[tuple(key)].copy()
