@@ -261,24 +261,29 @@ def test_features_are_not_rotated_and_images_are_where_the_dataset_says(dataset:
     assert plain.dataset.rotations == ("per_class" if dataset == "omniglot" else "none")
 
 
-def benchmark_cells() -> list[tuple[str, ...]]:
-    """The overrides of every run of conf/experiment/cpu_benchmark.yaml."""
-    cells = []
+def benchmark_blocks() -> list[tuple[tuple[str, ...], list[tuple[int, int]]]]:
+    """The runs of conf/experiment/cpu_benchmark.yaml: common overrides, and (way, shot) of each."""
+    blocks = []
     for sweep in composed("experiment=cpu_benchmark").sweeps:
-        words = [word.partition("=") for word in sweep.split()]
-        cells += product(*([f"{key}={value}" for value in values.split(",")] for key, _, values in words))
-    return cells
+        values = {key: words.split(",") for key, _, words in (word.partition("=") for word in sweep.split())}
+        tasks = [(int(way), int(shot)) for way, shot in product(values.pop("way"), values.pop("shot"))]
+        words = product(*([f"{key}={value}" for value in offered] for key, offered in values.items()))
+        blocks += [(each, tasks) for each in words]
+    return blocks
 
 
-@pytest.mark.parametrize("cell", benchmark_cells(), ids=" ".join)
-def test_the_benchmark_has_a_recipe_for_every_cell_and_selects_on_validation_classes(cell: tuple[str, ...]) -> None:
-    cfg = composed("experiment=cpu_benchmark", *cell)
+@pytest.mark.parametrize(("words", "tasks"), benchmark_blocks())
+def test_the_benchmark_has_a_recipe_for_every_cell_and_selects_on_validation_classes(
+    words: tuple[str, ...], tasks: list[tuple[int, int]]
+) -> None:
+    cfg = composed("experiment=cpu_benchmark", *words, f"way={tasks[0][0]}", f"shot={tasks[0][1]}")
     assert cfg.recipe in ("half_hour", "one_hour")
     assert list(cfg.protocol) == ["common"]
     assert (cfg.protocol.common.split, cfg.protocol.common.episodes, cfg.protocol.common.query) == ("test", 1000, 15)
     assert not cfg.train.train_on_val
-    assert "train.steps" in recipes.recipe_settings(cfg.recipe, cfg)
     assert cfg.copy_records_to == f"results/{cfg.dataset.name}/{cfg.recipe}"
+    for cfg.way, cfg.shot in tasks:
+        assert "train.steps" in recipes.recipe_settings(cfg.recipe, cfg)
 
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("omniglot_*.yaml"))
