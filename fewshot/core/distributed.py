@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -29,6 +28,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+class RankZeroFailed(Exception):
+    """What the other ranks raise where rank 0 failed alone; it says why."""
+
+
 def _launched() -> int:
     """The number of processes that torchrun started; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -36,7 +39,7 @@ def _launched() -> int:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the other processes that torchrun started, and leave them at the end.
+    """Join the other processes that torchrun started, and leave them at the end of the outermost block.
 
     The backend is NCCL if each process has a GPU of its own, which becomes its current one; else gloo. A process that
     waits longer than `$FEWSHOT_TIMEOUT` seconds (600 by default) for the others gives up.
@@ -49,6 +52,22 @@ def process_group() -> Iterator[None]:
     if size == 1:
         yield
         return
+    import torch.distributed as dist
+
+    outermost = not dist.is_initialized()
+    if outermost:
+        _join(size)
+    try:
+        yield
+    except FewshotError as error:
+        if is_main():
+            raise
+        raise FewshotError(f"process {dist.get_rank()}: {error}") from error
+    if outermost:
+        dist.destroy_process_group()  # not after an error: it would wait for the others
+
+
+def _join(size: int) -> None:
     import torch
     import torch.distributed as dist
 
@@ -62,13 +81,6 @@ def process_group() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     with _translate_dist_errors():
         dist.init_process_group("cpu:gloo,cuda:nccl" if own_gpu else "gloo", timeout=timedelta(seconds=int(seconds)))
-    try:
-        yield
-    except FewshotError as error:
-        if is_main():
-            raise
-        raise FewshotError(f"process {dist.get_rank()}: {error}") from error
-    dist.destroy_process_group()  # not after an error: it would wait for the others
 
 
 def world() -> tuple[int, int]:
@@ -130,8 +142,8 @@ def pad_to_global(values: torch.Tensor, indices: range, count: int) -> torch.Ten
 def on_rank_zero(function: Callable[P, T]) -> Callable[P, T]:
     """Decorator: rank 0 alone calls the function; every rank returns its result.
 
-    The other ranks wait, for days if need be. If the function fails, rank 0 raises the error and the others exit
-    without a message.
+    The other ranks wait, for days if need be. If the function fails, rank 0 raises the error, and the others
+    RankZeroFailed.
     """
 
     @wraps(function)
@@ -155,7 +167,7 @@ def on_rank_zero(function: Callable[P, T]) -> Callable[P, T]:
                 dist.destroy_process_group(group)
         succeeded, result = outcome
         if not succeeded:
-            sys.exit(1)
+            raise RankZeroFailed
         return result
 
     return call
@@ -177,6 +189,20 @@ def main_first(function: Callable[P, T]) -> Callable[P, T]:
             return function(*args, **kwargs)
 
     return call
+
+
+@contextmanager
+def on_all_cores() -> Iterator[None]:
+    """In what rank 0 does alone, let it compute on the cores of the processes that wait."""
+    import torch
+
+    before = torch.get_num_threads()
+    if _alone:
+        torch.set_num_threads(before * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from omegaconf.errors import (
 
 from fewshot.core.checks import did_you_mean
 from fewshot.core.device import out_of_memory, tune_malloc
-from fewshot.core.distributed import is_rank_zero
+from fewshot.core.distributed import RankZeroFailed, is_rank_zero, process_group
 from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.paths import CONF, expand_configuration, expand_home
 from fewshot.experiment.command_line import has_sweep_mode, open_hydra, parse_flags
@@ -74,22 +74,26 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
         if os.getpid() != process:
             _init_worker(argv, process)
         tune_malloc()
-        records, failure = [], None
+        records, failure, speaks = [], None, is_rank_zero()  # of what every process of torchrun finds
         try:
             expand_configuration(cfg)
             check_groups(cfg)
             if (recipe := complete(cfg, given_overrides())) and is_rank_zero():
                 print(recipe, flush=True)
+            speaks = True
             records = function(cfg) or []
             sys.stdout.flush()
         except BrokenPipeError:
             _end_unread()
+        except RankZeroFailed:
+            failure = "process 0 failed"
         except Exception as error:
             failure = format_error(error)
             if os.environ.get("HYDRA_FULL_ERROR"):
                 traceback.print_exc()
             if isinstance(error, MISTAKES) or out_of_memory(error):
-                print_error(failure)
+                if speaks:
+                    print_error(failure)
             elif not os.environ.get("HYDRA_FULL_ERROR"):
                 traceback.print_exc()
         if status:
@@ -117,10 +121,6 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
             return
         runs = not (flags.cfg or flags.info or flags.help or flags.hydra_help)
         sweep = runs and (flags.multirun or has_sweep_mode(flags, hydra, config))
-        if sweep and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise FewshotError(
-                "-m: torchrun shares one run among processes; start a sweep without it, or run by run with it"
-            )
         overrides = parse_overrides(flags.overrides, hydra, sweep)
         lines = [override.input_line or "" for override in overrides]
         if not flags.hydra_help:
@@ -131,15 +131,17 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
         elif not sweep:
             _one_line(lambda: hydra.run(config, guarded, [*lines, "hydra.mode=RUN"]))
         else:
-            lines.append("hydra.mode=MULTIRUN")
-            cfg = _one_line(lambda: hydra.compose_config(config, lines, RunMode.MULTIRUN))
+            mode = ["hydra.mode=MULTIRUN"]
+            if not is_rank_zero():
+                mode.append("hydra/hydra_logging=none")  # one process names the jobs
+            cfg = _one_line(lambda: hydra.compose_config(config, [*lines, *mode], RunMode.MULTIRUN))
             parts = split_sweeps(cfg.get("sweeps") or [], overrides)
-            with sweep_status_dir(Path(cfg.hydra.sweep.dir), lines) as folder:
+            with sweep_status_dir(Path(cfg.hydra.sweep.dir), lines) as folder, process_group():
                 completed = True
                 for number, part in enumerate(parts):
                     status = folder / f"{number:03d}"
-                    completed &= _run_sweep(lambda part=part: hydra.multirun(config, guarded, [*part, lines[-1]]))
-                if not (print_sweep_summary(folder) and completed):
+                    completed &= _run_sweep(lambda part=part: hydra.multirun(config, guarded, [*part, *mode]))
+                if is_rank_zero() and not (print_sweep_summary(folder) and completed):
                     sys.exit(1)
     except FewshotError as error:
         if is_rank_zero():  # every process of torchrun finds the same mistake

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -100,8 +101,17 @@ def make_record(
             "about": dict(source.metadata),
             "view": None if isinstance(tasks, Regression) else _view(run, source.shape),
         },
-        "command": shlex.join(["python", *sys.argv]),
+        "command": _command(),
     }
+
+
+def _command() -> str:
+    """The command line of this process, with torchrun where that started it."""
+    _, size = world()
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    nodes = [f"--nnodes={size // local}"] if size > local else []
+    launcher = ["torchrun", *nodes, f"--nproc_per_node={local}"] if size > 1 else ["python"]
+    return shlex.join([*launcher, *sys.argv])
 
 
 def title(cfg: DictConfig) -> str:

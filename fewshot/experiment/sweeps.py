@@ -23,6 +23,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 
+from fewshot.core.distributed import is_rank_zero
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
 from fewshot.experiment.config import given_overrides
@@ -39,7 +40,7 @@ def check_plugin(group: str, choice: str, sweep: bool) -> None:
     if not sweep:
         raise FewshotError(f"{group}={choice}: is for sweeps; add -m")
     if "RANK" in os.environ:
-        raise FewshotError(f"{group}={choice}: not under torchrun, which shares out single runs")
+        raise FewshotError(f"{group}={choice}: not under torchrun, whose processes share out each run of a sweep")
     extra = choice.split("_")[0]
     if extra not in EXTRAS:  # a launcher of Hydra itself, or one that a person added
         return
@@ -59,6 +60,9 @@ def sweep_status_dir(sweep_dir: Path, command: list[str]) -> Iterator[Path]:
     """
     name = hashlib.sha256(json.dumps(command).encode()).hexdigest()[:8]
     folder = sweep_dir.resolve() / f".sweep-{name}"
+    if not is_rank_zero():
+        yield folder
+        return
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield folder
@@ -117,6 +121,8 @@ def exit_with_parent(parent: int) -> None:
 
 def write_status(folder: Path, records: list[Path], failure: str | None) -> None:
     """Write what became of the job that this process runs: the records it wrote, or why it failed."""
+    if not is_rank_zero():
+        return
     status = {
         "overrides": given_overrides(),
         "records": [str(record.resolve()) for record in records],

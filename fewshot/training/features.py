@@ -17,6 +17,7 @@ from torch import nn
 
 from fewshot.backbones.norm import BatchStatNorm
 from fewshot.core.device import pick_device
+from fewshot.core.distributed import on_all_cores
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import lock_dir
 from fewshot.core.paths import expand_path
@@ -80,7 +81,7 @@ def features(
                 "put them back, or train anew"
             )
         title_of_bar = f"extractor {name}, {len(images['train'].names)} classes"
-        with lock_dir(work):
+        with lock_dir(work), on_all_cores():
             extractor, best = train_extractor(
                 network, images, transform, settings, work, device=pick_device(device), title=title_of_bar
             )

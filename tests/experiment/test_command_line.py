@@ -204,14 +204,6 @@ def test_a_sweep_in_words_of_hydra_runs_each(call: Any) -> None:
     assert (done.code, len(list(Path("runs").rglob("record.json")))) == (0, 4)
 
 
-def test_a_sweep_is_not_for_processes_of_torchrun(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for words in (["seed=0,1", "-m"], ["hydra.mode=MULTIRUN"]):
-        done = call("train", *words)
-        assert (done.code, done.err.count("\n")) == (1, 1)
-        assert "torchrun shares one run among processes" in done.err
-
-
 def test_words_that_look_like_a_flags_value_are_overrides() -> None:
     flags = parse_flags(["a=1", "--cfg", "job", "b=2", "--package", "x", "c=3", "-m"][:-1])
     assert (flags.overrides, flags.cfg, flags.package) == (["a=1", "b=2", "c=3"], "job", "x")
