@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class RankZeroFailed(Exception):
-    """What the other ranks raise where rank 0 failed alone; it says why."""
+    """Raised by the other ranks when rank 0 failed in what it does alone. Rank 0 says why."""
 
 
 def _launched() -> int:
