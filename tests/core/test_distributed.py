@@ -27,6 +27,7 @@ from fewshot.core.distributed import (
     all_reduce_sum,
     is_main,
     main_first,
+    on_all_cores,
     on_rank_zero,
     pad_to_global,
     process_group,
@@ -37,6 +38,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
 from fewshot.engine.reduce import MetaGradient, over_processes
 from fewshot.episodes import Episodes
+from fewshot.experiment import make_record
 from fewshot.experiment.build import build
 from fewshot.experiment.recipes import complete
 from fewshot.experiment.run import training_run
@@ -259,6 +261,29 @@ def test_one_process_is_all_there_is_without_torchrun() -> None:
         assert rank_slice(5) == range(5)
         values = torch.arange(3.0)
         assert all_reduce_sum([pad_to_global(values, range(3), 3)])[0].equal(values)
+
+
+def test_what_rank_zero_does_alone_takes_the_cores_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    before = torch.get_num_threads()
+    for alone, threads in ((False, before), (True, 2 * before)):
+        monkeypatch.setattr(distributed, "_alone", alone)
+        with on_all_cores():
+            assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("size", "local", "launcher"),
+    [(1, 1, "python"), (2, 2, "torchrun --nproc_per_node=2"), (4, 2, "torchrun --nnodes=2 --nproc_per_node=2")],
+)
+def test_a_record_names_what_started_its_processes(
+    monkeypatch: pytest.MonkeyPatch, size: int, local: int, launcher: str
+) -> None:
+    monkeypatch.setattr(make_record, "world", lambda: (0, size))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
+    monkeypatch.setattr(sys, "argv", ["tools/train.py", "shot=5"])
+    assert make_record._command() == f"{launcher} tools/train.py shot=5"
 
 
 def test_a_chain_and_a_meta_batch_too_small_are_refused(make_learner: Any) -> None:
