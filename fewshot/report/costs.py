@@ -66,21 +66,28 @@ def is_short(run: Record) -> bool:
 
 
 def join_budgets(row: Sequence[Cell]) -> str:
-    """How long a row's runs and their extractors were trained: `15 min`, or `19 min, 11k of 60k steps`."""
+    """How long a row's runs and their extractors were trained: `15 min`, or `14 and 8 min, 1,200 and 800 of 60k steps`.
+
+    Two cells in the order of their columns; of more, the least and the most.
+    """
     if row[0].figure is not None:
         return ""
     seconds = [(mean_cost(cell, "train_seconds") or 0) + (mean_cost(cell, "extractor_seconds") or 0) for cell in row]
     if not any(seconds):
         return NOTHING
-    ends = (max(1, round(end / 60)) for end in (min(seconds), max(seconds)))
-    steps: dict[str, dict[str, None]] = defaultdict(dict)  # by the end of the words
+    steps: dict[str, list[int]] = defaultdict(list)  # by the end of the words
     for train in (cell.runs[0]["train"] for cell in row):
         paper = train.get("paper_steps")
         if paper is not None and train.get("steps"):
             of_paper = f" of {_thousands(paper)}" if train["steps"] < paper else ""
-            steps[f"{of_paper} steps"][_thousands(train["steps"])] = None
-    parts = [f"{' or '.join(counts)}{words}" for words, counts in steps.items()]
-    return ", ".join([f"{' to '.join(dict.fromkeys(map(str, ends)))} min", *parts])
+            steps[f"{of_paper} steps"].append(train["steps"])
+    minutes = _join([max(1, round(value / 60)) for value in seconds])
+    return ", ".join([f"{minutes} min", *(f"{_join(counts)}{words}" for words, counts in steps.items())])
+
+
+def _join(values: Sequence[int]) -> str:
+    shown = values if len(values) == 2 else (min(values), max(values))
+    return (" and " if len(values) == 2 else " to ").join(dict.fromkeys(map(_thousands, shown)))
 
 
 def _thousands(steps: int) -> str:

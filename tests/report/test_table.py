@@ -265,6 +265,23 @@ def test_the_budget_is_shown_where_it_is_smaller_than_the_papers(
     assert row.get("budget") == budget
 
 
+@pytest.mark.parametrize(
+    ("shots", "budget"),
+    [
+        ({1: (14, 1200), 5: (8, 800)}, "14 and 8 min, 1,200 and 800 of 60k steps"),
+        ({1: (14, 800), 5: (8, 800)}, "14 and 8 min, 800 of 60k steps"),
+        ({1: (14, 1200), 5: (8, 800), 10: (9, 900)}, "8 to 14 min, 800 to 1,200 of 60k steps"),
+    ],
+)
+def test_budgets_stand_in_the_order_of_the_columns(lab: Any, shots: dict[int, tuple[float, int]], budget: str) -> None:
+    records = [
+        lab.shots(shot, train__steps=steps, train__paper_steps=60000, cost__train_seconds=60 * minutes)
+        for shot, (minutes, steps) in shots.items()
+    ]
+    [row] = lab.texts(make_page(records, layout=Layout(rows={"method": "method", "budget": "budget"})))
+    assert row.get("budget") == budget
+
+
 # Protocols
 
 
