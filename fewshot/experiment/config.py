@@ -24,6 +24,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF, UNHASHED_KEYS
+from fewshot.training.settings import LATER_SETTINGS
 
 # Types of the settings that are null in conf/<tool>.yaml; all others have the type of their value there.
 NULLABLE: dict[str, tuple[str, ...]] = {
@@ -155,11 +156,16 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def _without_paths(value: Any) -> Any:
-    """A value without the places of a reader's files and without nulls, at any depth; classes by their first names."""
+    """A value without the places of a reader's files and without nulls, at any depth; classes by their first names.
+
+    Later settings at what held before they were there are left out: no run changes by them.
+    """
     if not isinstance(value, Mapping):
         return FIRST_NAMES.get(value, value) if isinstance(value, str) else value
     kept = {
-        k: _without_paths(inner) for k, inner in value.items() if k not in UNHASHED_READER_KEYS and inner is not None
+        k: _without_paths(inner)
+        for k, inner in value.items()
+        if k not in UNHASHED_READER_KEYS and inner is not None and (k, inner) not in LATER_SETTINGS.items()
     }
     return kept | {k: Path(kept[k]).name for k in READER_FILES if isinstance(kept.get(k), str)}
 

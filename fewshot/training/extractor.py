@@ -42,6 +42,10 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     check_number("features.settings.small_epochs", settings["small_epochs"], int, 0)
     if settings["small_epochs"]:
         check_number("features.settings.small_size", settings["small_size"], int, 1)
+    elif settings["small_size"] is not None:
+        raise FewshotError(
+            f"features.settings.small_size={settings['small_size']}: is for features.settings.small_epochs, which is 0"
+        )
 
 
 def train_extractor(
@@ -57,7 +61,7 @@ def train_extractor(
     """Train a classifier of the classes of "train", and select the epoch whose features serve "val" best.
 
     Epochs on small images come first, where `small_epochs` asks for them: there an epoch takes a fraction of the time.
-    The convolutions go on from what they learned there; the head, whose size depends on that of the images, begins
+    The weights go on from what they learned there; those whose shape depends on the size of the images, a head's, begin
     anew.
 
     Args:
@@ -118,6 +122,8 @@ def _train(
     optimizer = torch.optim.SGD(
         extractor.parameters(), lr=settings["lr"], momentum=settings["momentum"], weight_decay=settings["weight_decay"]
     )
+    if settings["precision"] == "bfloat16" and device.type == "cpu":
+        _check_reached(extractor, transform.output_shape(bank.shape))
     last, best = work / "last.safetensors", work / "best.safetensors"
     state: dict[str, Any] = {"epoch": 0, "best": None, "seconds": 0.0}
     if last.exists():
@@ -147,11 +153,8 @@ def _train(
                 optimizer.step()
                 advance("" if state["best"] is None else f"validation {state['best']['accuracy']:.1%}")
             if not all(bool(torch.isfinite(value).all()) for value in (loss, *extractor.parameters())):
-                # oneDNN leaves the gradient of a weight that meets only padding unwritten in bfloat16 (torch 2.15).
-                remedy = "set features.settings.precision=float32, or " * (settings["precision"] == "bfloat16")
                 raise FewshotError(
-                    f"extractor: epoch {epoch + 1}: the loss or a weight is not finite; {remedy}lower "
-                    "features.settings.lr"
+                    f"extractor: epoch {epoch + 1}: the loss or a weight is not finite; lower features.settings.lr"
                 )
             state["epoch"], state["seconds"] = epoch + 1, state["seconds"] + time.perf_counter() - start
             accuracy = _validation(extractor, images["val"], transform, settings)
@@ -174,6 +177,28 @@ def _loss(extractor: nn.Module, x: torch.Tensor, labels: torch.Tensor, precision
     with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         logits = extractor(x)
     return F.cross_entropy(logits.float(), labels)
+
+
+def _check_reached(extractor: nn.Module, shape: tuple[int, ...]) -> None:
+    """Check that no weight of a convolution meets padding alone.
+
+    In bfloat16 oneDNN (torch 2.15) leaves the gradient of such a weight unwritten: it is what the memory held before.
+
+    Raises:
+        FewshotError: images of this shape are too small for the network.
+    """
+    extractor.eval()  # its running averages stay as they are
+    x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
+    kernels = {name: value for name, value in extractor.named_parameters() if value.dim() == 4}
+    gradients = torch.autograd.grad(extractor(x).square().sum(), list(kernels.values()))
+    for name, gradient in zip(kernels, gradients, strict=True):
+        reached = gradient.flatten(2).any(1).any(0)  # [places in the kernel]
+        if reached.any() and not reached.all():
+            size = " x ".join(map(str, shape))
+            raise FewshotError(
+                f"features.settings.precision=bfloat16: images of {size} are too small for {name}, part of which meets "
+                "only padding; take larger ones, or features.settings.precision=float32"
+            )
 
 
 def _load(extractor: nn.Module, path: Path, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:

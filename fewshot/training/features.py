@@ -24,6 +24,7 @@ from fewshot.core.paths import expand_path
 from fewshot.data.bank import Bank, open_banks, write_banks
 from fewshot.tasks.transforms import view_of
 from fewshot.training.extractor import check_settings, extract, make_classifier, train_extractor, validation_sampler
+from fewshot.training.settings import LATER_SETTINGS
 
 
 def features(
@@ -56,6 +57,7 @@ def features(
         FewshotError: a setting out of range, a network that has no features, a loss that is not finite, or a damaged
             checkpoint.
     """
+    settings = LATER_SETTINGS | dict(settings)
     check_settings(settings)
     transform = view_of(view)
     extractor = make_classifier(network, transform.output_shape(images["train"].shape), images["train"], settings)
@@ -69,7 +71,8 @@ def features(
     fingerprints = {split: bank.fingerprint for split, bank in images.items()}
     choices = [str(getattr(network, "func", network)), str(getattr(network, "keywords", {}))]
     initial = digest_tensors(extractor.state_dict())
-    inputs = json.dumps([fingerprints, initial, choices, dict(settings), str(transform)], sort_keys=True)
+    counted = dict(settings.items() - LATER_SETTINGS.items())
+    inputs = json.dumps([fingerprints, initial, choices, counted, str(transform)], sort_keys=True)
     key = hashlib.sha256(inputs.encode()).hexdigest()[:12]
     title = f"{images['train'].metadata.get('dataset', 'images')}-{name}-{key}"
     cache = expand_path(cache)
@@ -96,7 +99,7 @@ def features(
                     "train_seconds": best["train_seconds"],
                     "fingerprint": digest_tensors(extractor.state_dict()),
                     "images": fingerprints,
-                    "settings": dict(settings),
+                    "settings": settings,
                 },
                 "images": {split: dict(bank.metadata) for split, bank in images.items()}["train"],
             }

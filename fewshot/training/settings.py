@@ -8,6 +8,8 @@ from fewshot.core.checks import check_bool, check_choice, check_number
 from fewshot.core.errors import FewshotError
 
 OPTIMIZERS = ("adam", "adam_tf", "sgd")
+# Settings of an extractor that the first runs do not name, with what held for them.
+LATER_SETTINGS = {"precision": "float32", "small_epochs": 0, "small_size": None}
 
 
 @dataclass

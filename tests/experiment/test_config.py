@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from fewshot.core.paths import CONF
 from fewshot.experiment.build import build
 from fewshot.experiment.config import FIRST_NAMES, config_hash, resolved, training_settings
 from fewshot.experiment.run_dir import saved_config
+from fewshot.training.settings import LATER_SETTINGS
 
 from ..conftest import composed
 
@@ -49,6 +51,17 @@ def test_identity_covers_what_a_result_depends_on_and_nothing_else() -> None:
     assert config_hash(base) != config_hash(resolved(composed("seed=1")))
     for of_training in ("train.outer_lr=0.1", "train.way=4", "validation.query=5", "dataset.rotations=per_class"):
         assert config_hash(base) != config_hash(resolved(composed(of_training)))
+
+
+def test_a_setting_that_came_later_changes_no_identity() -> None:
+    config = resolved(composed("algorithm=leo"))
+    former = copy.deepcopy(config)
+    for settings in (former["features"]["settings"], former["features"]["reader"]["settings"]):
+        for key in LATER_SETTINGS:
+            del settings[key]
+    assert config_hash(config) == config_hash(former)
+    config["features"]["reader"]["settings"]["precision"] = "bfloat16"
+    assert config_hash(config) != config_hash(former)
 
 
 def test_a_rename_of_a_class_changes_no_identity() -> None:

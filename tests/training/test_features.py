@@ -20,6 +20,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.data.bank import Bank
 from fewshot.tasks.sampler import Sampler
 from fewshot.training.features import features, open_features
+from fewshot.training.settings import LATER_SETTINGS
 
 Make = Callable[..., Any]
 
@@ -97,6 +98,16 @@ def test_features_are_made_once(images: dict[str, Bank], tmp_path: Path, monkeyp
     assert {k: b.fingerprint for k, b in first.items()} == {k: b.fingerprint for k, b in again.items()}
 
 
+def test_a_run_before_a_setting_was_there_finds_its_features(
+    images: dict[str, Bank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first = made(images, tmp_path, epochs=1)
+    monkeypatch.setattr(training, "_train", lambda *args: pytest.fail("trained again"))
+    former = {key: value for key, value in SETTINGS.items() if key not in LATER_SETTINGS} | {"epochs": 1}
+    again = features(images, CONV4, name="conv4", settings=former, view={}, cache=tmp_path, device="cpu")
+    assert first["test"].fingerprint == again["test"].fingerprint
+
+
 @pytest.mark.parametrize("choices", [{"seed": 1}, {"epochs": 1}, {"schedule": "step"}])
 def test_other_settings_make_other_features(images: dict[str, Bank], tmp_path: Path, choices: dict[str, Any]):
     mine, theirs = made(images, tmp_path), made(images, tmp_path, **choices)
@@ -110,7 +121,10 @@ def test_another_view_of_the_images_makes_other_features(images: dict[str, Bank]
     assert mine["test"].image_fingerprint == theirs["test"].image_fingerprint
 
 
-@pytest.mark.parametrize("choices", [{}, {"epochs": 1, "small_epochs": 2, "small_size": 12, "precision": "bfloat16"}])
+SMALL = {"epochs": 1, "small_epochs": 2, "small_size": 16, "precision": "bfloat16"}
+
+
+@pytest.mark.parametrize("choices", [{}, SMALL | {"network": RESNET12}])
 def test_a_pretraining_that_died_continues_to_the_same_bits(
     images: dict[str, Bank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choices: dict[str, Any]
 ):
@@ -194,6 +208,8 @@ def test_momentum_zero_resumes(images: dict[str, Bank], tmp_path: Path, monkeypa
         ({"augment": "all"}, "choose one of none, gentle, natural"),
         ({"precision": "float16"}, "choose one of float32, bfloat16"),
         ({"small_epochs": 1}, "features.settings.small_size=None"),
+        ({"small_size": 8}, "features.settings.small_size=8: is for features.settings.small_epochs, which is 0"),
+        ({"precision": "bfloat16"}, r"images of 1 x 16 x 16 are too small for blocks\.3\.conv\.weight"),
         ({"lr": 1e30}, "the loss or a weight is not finite"),
         ({"query": 20}, "validation of the extractor: .*query=20 .*features.settings.query"),
     ],
