@@ -32,7 +32,21 @@ class RankZeroFailed(Exception):
     """Raised by the other ranks when rank 0 failed in what it does alone. Rank 0 says why."""
 
 
-def _launched() -> int:
+def fails_everywhere(error: BaseException | None) -> bool:
+    """Whether every process of the run has failed by now with this error, or with what it became in the others.
+
+    After another error the others may wait for this process.
+    """
+    if launched() == 1 or isinstance(error, RankZeroFailed):
+        return True
+    while error is not None:
+        if getattr(error, "everywhere", False):  # raised in what rank 0 does alone
+            return True
+        error = error.__cause__
+    return False
+
+
+def launched() -> int:
     """The number of processes that torchrun started; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -48,7 +62,7 @@ def process_group() -> Iterator[None]:
         FewshotError: the other processes do not come, or one of them is lost. On ranks other than 0 every message
             begins with the rank.
     """
-    size = _launched()
+    size = launched()
     if size == 1:
         yield
         return
@@ -85,7 +99,7 @@ def _join(size: int) -> None:
 
 def world() -> tuple[int, int]:
     """(rank of this process, number of processes); (0, 1) without torchrun."""
-    if _alone or _launched() == 1:
+    if _alone or launched() == 1:
         return 0, 1
     import torch.distributed as dist
 
@@ -161,6 +175,9 @@ def on_rank_zero(function: Callable[P, T]) -> Callable[P, T]:
             if rank == 0:
                 with _as_single_process():
                     outcome = [True, function(*args, **kwargs)]
+        except Exception as error:
+            error.everywhere = True  # type: ignore[attr-defined]
+            raise
         finally:
             with _translate_dist_errors():
                 dist.broadcast_object_list(outcome, 0, group)

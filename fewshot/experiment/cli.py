@@ -15,7 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from hydra import version
 from hydra._internal.hydra import Hydra
@@ -35,7 +35,7 @@ from omegaconf.errors import (
 
 from fewshot.core.checks import did_you_mean
 from fewshot.core.device import out_of_memory, tune_malloc
-from fewshot.core.distributed import RankZeroFailed, is_rank_zero, process_group
+from fewshot.core.distributed import RankZeroFailed, fails_everywhere, is_rank_zero, process_group
 from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.paths import CONF, expand_configuration, expand_home
 from fewshot.experiment.command_line import has_sweep_mode, open_hydra, parse_flags
@@ -43,6 +43,7 @@ from fewshot.experiment.config import check_groups, given_overrides, key_names
 from fewshot.experiment.overrides import check_overrides, parse_overrides
 from fewshot.experiment.recipes import complete
 from fewshot.experiment.sweeps import (
+    check_launcher,
     exit_with_parent,
     objective,
     print_sweep_summary,
@@ -74,31 +75,33 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
         if os.getpid() != process:
             _init_worker(argv, process)
         tune_malloc()
-        records, failure, speaks = [], None, is_rank_zero()  # of what every process of torchrun finds
+        records, failure, everywhere = [], None, True  # whether every process of torchrun fails likewise
         try:
+            if cfg.get("sweeps") and status is None:
+                raise FewshotError("sweeps: this configuration is of several sweeps; add -m")
             expand_configuration(cfg)
             check_groups(cfg)
             if (recipe := complete(cfg, given_overrides())) and is_rank_zero():
                 print(recipe, flush=True)
-            speaks = True
+            everywhere = False
             records = function(cfg) or []
             sys.stdout.flush()
-        except BrokenPipeError:
-            _end_unread()
         except RankZeroFailed:
-            failure = "process 0 failed"
+            failure, everywhere = "process 0 failed", True
         except Exception as error:
-            failure = format_error(error)
+            if isinstance(error, BrokenPipeError):
+                _end_if_unread()
+            failure, everywhere = format_error(error), everywhere or fails_everywhere(error)
             if os.environ.get("HYDRA_FULL_ERROR"):
                 traceback.print_exc()
             if isinstance(error, MISTAKES) or out_of_memory(error):
-                if speaks:
+                if is_rank_zero() or not everywhere:
                     print_error(failure)
             elif not os.environ.get("HYDRA_FULL_ERROR"):
                 traceback.print_exc()
         if status:
             write_status(status, records, failure)
-        elif failure:
+        if failure and not (status and everywhere):  # where the others wait in this run, no sweep can go on
             sys.exit(1)
         return objective(records[0]) if status and records else None
 
@@ -135,6 +138,7 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
             if not is_rank_zero():
                 mode.append("hydra/hydra_logging=none")  # one process names the jobs
             cfg = _one_line(lambda: hydra.compose_config(config, [*lines, *mode], RunMode.MULTIRUN))
+            check_launcher(cfg)
             parts = split_sweeps(cfg.get("sweeps") or [], overrides)
             with sweep_status_dir(Path(cfg.hydra.sweep.dir), lines) as folder, process_group():
                 completed = True
@@ -149,7 +153,8 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
         sys.exit(1)
     except KeyboardInterrupt as error:
         remedy = "the same command runs what is missing" if status else str(error)
-        print(f"\ninterrupted{remedy and f': {remedy}'}", file=sys.stderr)
+        if is_rank_zero():
+            print(f"\ninterrupted{remedy and f': {remedy}'}", file=sys.stderr)
         sys.exit(130)
     finally:
         GlobalHydra.instance().clear()
@@ -161,18 +166,21 @@ def _one_line(step: Callable[[], T]) -> T:
         return step()
     except FewshotError:
         raise
-    except BrokenPipeError:
-        _end_unread()
     except Exception as error:
+        if isinstance(error, BrokenPipeError):
+            _end_if_unread()
         if os.environ.get("HYDRA_FULL_ERROR"):
             traceback.print_exc()
         raise FewshotError(format_error(error)) from error
 
 
-def _end_unread() -> NoReturn:
-    """End without a word where nobody reads stdout any more, as in `| head`."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush goes nowhere
-    sys.exit(1)
+def _end_if_unread() -> None:
+    """End without a word where nobody reads stdout any more, as in `| head`; another pipe may have broken instead."""
+    try:
+        print(flush=True)  # what failed to be written is not written again
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush goes nowhere
+        sys.exit(1)
 
 
 def _show(hydra: Hydra, config: str, flags: argparse.Namespace) -> None:
@@ -241,7 +249,8 @@ def _run_sweep(sweep: Callable[[], Any]) -> bool:
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             traceback.print_exc()
-        print_error(f"the sweep ended early: {format_error(error)}; the same command runs what is missing")
+        if is_rank_zero():
+            print_error(f"the sweep ended early: {format_error(error)}; the same command runs what is missing")
         return False
     return True
 

@@ -34,17 +34,9 @@ def evaluate(cfg: DictConfig) -> None:
     Raises:
         FewshotError: there is no such run, or it cannot be tested so.
     """
-    run_dir = find_run(Path(cfg.run))
-    trained_cfg, test_cfg = _configurations(cfg, run_dir)
-    run = main_first(build)(test_cfg, None if cfg.dataset is not None else run_dir, trained_cfg.way)
-    if cfg.latents is not None and not isinstance(run.learner, LEO):
-        raise FewshotError("latents: are of classes; leave it out, or name a run of algorithm=leo")
-    if cfg.dataset is not None:
-        for protocol in run.protocols:
-            check_disjoint_classes(run_dir, run.cfg.dataset.name, run.protocol_tasks(protocol).source)
+    run_dir, trained_cfg, test_cfg = _configurations(cfg)
+    run = _build(cfg, run_dir, trained_cfg, test_cfg)
     tests = Path(cfg.out) if cfg.out else run_dir / TESTS
-    if (tests / "config.yaml").exists():
-        raise FewshotError(f"out={tests}: holds a run; choose another folder")
     trained = load_trained(run, run_dir, cfg.checkpoint)
     parts = _name_parts(cfg, run, trained_cfg, trained)
     data = None if cfg.dataset is None else train_fingerprint(run_dir, trained_cfg.train.train_on_val)
@@ -73,8 +65,10 @@ def evaluate(cfg: DictConfig) -> None:
         print(f"latent codes of {cfg.latents} tasks: {files}")
 
 
-def _configurations(cfg: DictConfig, run_dir: Path) -> tuple[DictConfig, DictConfig]:
-    """The configuration that the run was trained with, and the same with the test that is asked for."""
+@main_first
+def _configurations(cfg: DictConfig) -> tuple[Path, DictConfig, DictConfig]:
+    """The run's folder, the configuration that it was trained with, and the same with the test that is asked for."""
+    run_dir = find_run(Path(cfg.run))
     if cfg.root is not None and cfg.dataset is not None:
         raise FewshotError(f"root={cfg.root}: is of the run's own images; of another dataset set dataset.reader.root")
     overrides = given_overrides()
@@ -95,9 +89,23 @@ def _configurations(cfg: DictConfig, run_dir: Path) -> tuple[DictConfig, DictCon
         check_plot(test)
     if cfg.predictions and is_regression(test.dataset):
         raise FewshotError(f"predictions=true: {test.dataset.name} is a regression, without classes; leave it out")
+    if cfg.out and (Path(cfg.out) / "config.yaml").exists():
+        raise FewshotError(f"out={cfg.out}: holds a run; choose another folder")
     if cfg.latents is not None and cfg.latents < 1:
         raise FewshotError(f"latents={cfg.latents}: must be at least 1")
-    return trained, test
+    return run_dir, trained, test
+
+
+@main_first
+def _build(cfg: DictConfig, run_dir: Path, trained_cfg: DictConfig, test_cfg: DictConfig) -> Experiment:
+    """The run with the test that is asked for, of which the learner and the dataset allow all."""
+    run = build(test_cfg, None if cfg.dataset is not None else run_dir, trained_cfg.way)
+    if cfg.latents is not None and not isinstance(run.learner, LEO):
+        raise FewshotError("latents: are of classes; leave it out, or name a run of algorithm=leo")
+    if cfg.dataset is not None:
+        for protocol in run.protocols:
+            check_disjoint_classes(run_dir, run.cfg.dataset.name, run.protocol_tasks(protocol).source)
+    return run
 
 
 def _name_parts(cfg: DictConfig, run: Experiment, trained_cfg: DictConfig, trained: Trained) -> list[str]:

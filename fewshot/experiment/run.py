@@ -44,8 +44,7 @@ def training_run(cfg: DictConfig) -> tuple[Path, list[Path]]:
         FewshotError: a mistake in the configuration, the data or the folder, or a loss that is not finite.
         KeyboardInterrupt: with a message that says how to continue.
     """
-    check_config(cfg)
-    folder = run_folder(resolved(cfg))
+    folder = _checked_folder(cfg)
     if tests := _finished_tests(folder, cfg):
         _check_sources(cfg, folder)
         if is_main():
@@ -57,6 +56,12 @@ def training_run(cfg: DictConfig) -> tuple[Path, list[Path]]:
         _train(run, folder)
         tests = write_tests(run, load_trained(run, folder), folder / TESTS)
     return folder, tests
+
+
+@main_first
+def _checked_folder(cfg: DictConfig) -> Path:
+    check_config(cfg)
+    return run_folder(resolved(cfg))
 
 
 @contextmanager

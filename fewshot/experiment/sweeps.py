@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -22,6 +23,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
 
 from fewshot.core.distributed import is_rank_zero
 from fewshot.core.errors import FewshotError
@@ -29,6 +31,7 @@ from fewshot.core.files import write_atomically
 from fewshot.experiment.config import given_overrides
 
 EXTRAS = ("joblib", "submitit", "ray", "optuna")  # of pyproject.toml
+SWEEP = re.compile(r"\s*([^\s=]+=\S+\s*)+")
 
 
 def check_plugin(group: str, choice: str, sweep: bool) -> None:
@@ -39,8 +42,7 @@ def check_plugin(group: str, choice: str, sweep: bool) -> None:
     """
     if not sweep:
         raise FewshotError(f"{group}={choice}: is for sweeps; add -m")
-    if "RANK" in os.environ:
-        raise FewshotError(f"{group}={choice}: not under torchrun, whose processes share out each run of a sweep")
+    _check_launched(group, choice)
     extra = choice.split("_")[0]
     if extra not in EXTRAS:  # a launcher of Hydra itself, or one that a person added
         return
@@ -50,6 +52,22 @@ def check_plugin(group: str, choice: str, sweep: bool) -> None:
         raise FewshotError(
             f"{group}={choice}: not installed; `pip install -e '.[{extra}]'`, or `uv run --extra {extra} python ...`"
         ) from None
+
+
+def check_launcher(cfg: DictConfig) -> None:
+    """Check the launcher and the sweeper that a configuration chose.
+
+    Raises:
+        FewshotError: torchrun started this process, and they are not Hydra's own.
+    """
+    for part in ("launcher", "sweeper"):
+        if not cfg.hydra[part]._target_.startswith("hydra._internal."):
+            _check_launched(f"hydra/{part}", cfg.hydra.runtime.choices[f"hydra/{part}"])
+
+
+def _check_launched(group: str, choice: str) -> None:
+    if "RANK" in os.environ:
+        raise FewshotError(f"{group}={choice}: not under torchrun, whose processes share out each run of a sweep")
 
 
 @contextmanager
@@ -73,23 +91,27 @@ def sweep_status_dir(sweep_dir: Path, command: list[str]) -> Iterator[Path]:
 def split_sweeps(sweeps: Sequence[str], overrides: Sequence[Override]) -> list[list[str]]:
     """The overrides of each sweep of an experiment, with those of the command line.
 
-    What the command line says of a key of a sweep chooses among its values there. A sweep of which it leaves no value
-    is left out. All other overrides hold for every sweep.
+    What the command line says of a key that a sweep names chooses among its values there. A sweep of which it leaves no
+    value, and one without the key, is left out. All other overrides hold for every sweep.
 
     Args:
         sweeps: such as ["algorithm=maml,reptile dataset=mini shot=1,5"]; none: the command line is the only sweep.
 
     Raises:
-        FewshotError: no sweep is left.
+        FewshotError: no sweep is left, one is not of words such as `shot=1,5`, or an override is an interval.
     """
     if not sweeps:
         return [[override.input_line or "" for override in overrides]]
-    given = {override.key_or_group: _values(override) for override in overrides}
+    if isinstance(sweeps, str) or not all(isinstance(sweep, str) and SWEEP.fullmatch(sweep) for sweep in sweeps):
+        raise FewshotError(f"sweeps={sweeps}: must be a list of texts such as 'algorithm=maml,reptile shot=1,5'")
+    offers = [dict(word.split("=", 1) for word in sweep.split()) for sweep in sweeps]
+    named = {key for offer in offers for key in offer}
+    given = {override.key_or_group: _values(override) for override in overrides if override.key_or_group in named}
     parts = []
-    for sweep in sweeps:
-        offered = {key: values.split(",") for key, _, values in (word.partition("=") for word in sweep.split())}
+    for offer in offers:
+        offered = {key: values.split(",") for key, values in offer.items()}
         chosen = {key: [value for value in offered[key] if value in given.get(key, [value])] for key in offered}
-        if all(chosen.values()):
+        if all(chosen.values()) and given.keys() <= offered.keys():
             others = [override.input_line or "" for override in overrides if override.key_or_group not in offered]
             parts.append([*(f"{key}={','.join(values)}" for key, values in chosen.items()), *others, "sweeps=null"])
     if not parts:
@@ -99,6 +121,12 @@ def split_sweeps(sweeps: Sequence[str], overrides: Sequence[Override]) -> list[l
 
 
 def _values(override: Override) -> list[str]:
+    if override.is_delete():
+        return []
+    if override.is_interval_sweep():
+        raise FewshotError(
+            f"{override.input_line}: an interval is for a search; the sweeps of this experiment have values"
+        )
     if override.is_sweep_override():
         return [str(value) for value in override.sweep_string_iterator()]
     return [override.get_value_string()]

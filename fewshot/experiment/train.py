@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from fewshot.core.distributed import is_main, process_group
+from fewshot.core.distributed import is_main, main_first, process_group
 from fewshot.core.errors import FewshotError
 from fewshot.experiment.build import build
 from fewshot.experiment.config import given_overrides, resolved
@@ -32,14 +32,7 @@ def train(cfg: DictConfig) -> list[Path]:
     Raises:
         FewshotError: as `training_run`; or a setting is given that a resumed run has already.
     """
-    if cfg.resume:
-        cfg = _resumed(cfg)
-    elif cfg.root is not None:
-        raise FewshotError(f"root={cfg.root}: is for resume=<run folder>; of a new run set dataset.reader.root")
-    check_logger(cfg.logger)
-    if cfg.plot:
-        check_plot(cfg)
-    known = set() if cfg.force else set((run_folder(resolved(cfg)) / TESTS).glob("*"))
+    cfg, known = _checked(cfg)
     folder, tests = training_run(cfg)
     if not is_main():
         return []
@@ -57,6 +50,19 @@ def train(cfg: DictConfig) -> list[Path]:
             if picture:
                 tracker.track_file(picture)
     return [test / "record.json" for test in tests]
+
+
+@main_first
+def _checked(cfg: DictConfig) -> tuple[DictConfig, set[Path]]:
+    """The configuration, of a resumed run its own, and the folders of its tests that are there already."""
+    if cfg.resume:
+        cfg = _resumed(cfg)
+    elif cfg.root is not None:
+        raise FewshotError(f"root={cfg.root}: is for resume=<run folder>; of a new run set dataset.reader.root")
+    check_logger(cfg.logger)
+    if cfg.plot:
+        check_plot(cfg)
+    return cfg, set() if cfg.force else set((run_folder(resolved(cfg)) / TESTS).glob("*"))
 
 
 def _draw(cfg: DictConfig, folder: Path) -> Path:

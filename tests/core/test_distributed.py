@@ -25,6 +25,7 @@ from fewshot.core import distributed
 from fewshot.core.distributed import (
     RankZeroFailed,
     all_reduce_sum,
+    fails_everywhere,
     is_main,
     main_first,
     on_all_cores,
@@ -235,7 +236,7 @@ def test_what_process_0_prepares_the_other_finds(both: dict[str, Any]) -> None:
     assert other["main_first"] == [1, 0, 1]
 
 
-def test_what_fails_in_process_0_is_said_there_and_ends_the_other(both: dict[str, Any]) -> None:
+def test_what_fails_in_process_0_is_said_there_alone(both: dict[str, Any]) -> None:
     assert [said["failure"] for said in both["said"]] == ["in process 0", ""]
 
 
@@ -387,10 +388,38 @@ def test_a_test_again_by_torchrun_is_that_of_one_process(call: Any, data_dir: Pa
     assert scores(Path("one")) == scores(Path("two"))
 
 
+def test_a_failure_is_known_to_every_process_if_rank_zero_alone_could_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    everywhere, task = ValueError("in what rank 0 does alone"), FewshotError("said in other words")
+    everywhere.everywhere = True  # type: ignore[attr-defined]
+    task.__cause__ = everywhere
+    assert fails_everywhere(ValueError())  # of one process
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not fails_everywhere(ValueError())
+    assert all(map(fails_everywhere, (RankZeroFailed(), everywhere, task)))
+
+
+@pytest.mark.slow
+def test_a_sweep_ends_where_one_process_fails_and_the_others_would_wait(
+    call: Any, data_dir: Path, tmp_path: Path
+) -> None:
+    words = ("logger=none", "device=cpu", *COMMON, *CASES["maml"])
+    assert call("train", f"run_dir={tmp_path}/run0", *words).code == 0
+    for part in ("tests", "checkpoints"):
+        shutil.rmtree(tmp_path / "run0" / part)
+    (tmp_path / "run0/checkpoints").touch()  # rank 0 cannot save
+    pair = start(tmp_path, data_dir, TRAIN, "-m", "seed=0,1", "run_dir=run${seed}", *words)
+    _, errors = pair.communicate(timeout=100)
+    assert pair.returncode != 0
+    assert "run0/checkpoints" in next(line for line in errors.splitlines() if line.startswith("error: "))
+    assert not (tmp_path / "run1").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (("train.steps=-1",), "train.steps=-1: must be"),
+        (("logger=nonsense",), "logger=nonsense"),
         (("algorithm=reptile", "algorithm.learner.adam_state=sequential"), "adam_state=sequential: each task waits"),
         (("train.meta_batch=1",), "train.meta_batch=1: fewer tasks than processes (2)"),
         (("way=2000",), "lower way"),

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from fewshot.core.errors import FewshotError
 from fewshot.experiment.cli import replace_unprintable
 from fewshot.experiment.command_line import parse_flags
+from fewshot.experiment.sweeps import split_sweeps
 
 ROOT = Path(__file__).resolve().parents[2]
 TEST = ("protocol=common", "protocol.common.episodes=2", "protocol.common.setting=transductive")
@@ -173,6 +175,54 @@ def test_an_experiment_of_several_sweeps_ends_in_one_table_and_the_command_line_
     refused = call("train", *words, "shot=5")
     assert (refused.code, refused.err.count("\n")) == (1, 1)
     assert "shot=5: has no run of this experiment; its sweeps are: algorithm=nearest shot=1 way=2;" in refused.err
+
+
+SWEEPS = ["algorithm=maml,reptile shot=1,5", "algorithm=leo features=conv4"]
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ([], [["algorithm=maml,reptile", "shot=1,5"], ["algorithm=leo", "features=conv4"]]),
+        (["algorithm=maml", "seed=1"], [["algorithm=maml", "shot=1,5", "seed=1"]]),
+        (["features=conv4"], [["algorithm=leo", "features=conv4"]]),
+        (["algorithm=leo", "~train.clip"], [["algorithm=leo", "features=conv4", "~train.clip"]]),
+        (["~features"], "~features: has no run of this experiment"),
+        (["shot=interval(1,5)"], "an interval is for a search"),
+    ],
+)  # fmt: skip
+def test_a_part_of_the_sweeps_of_an_experiment_is_those_with_the_given_words(words: list[str], parts: Any) -> None:
+    overrides = OverridesParser.create().parse_overrides(words)
+    if isinstance(parts, str):
+        with pytest.raises(FewshotError, match=parts):
+            split_sweeps(SWEEPS, overrides)
+    else:
+        assert split_sweeps(SWEEPS, overrides) == [[*part, "sweeps=null"] for part in parts]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("sweeps=['algorithm=nearest shot=1']",), "sweeps: this configuration is of several sweeps; add -m"),
+        (("-m", "sweeps='algorithm=nearest'"), "sweeps"),
+        (("-m", "sweeps=[{algorithm: nearest}]"), "must be a list of texts"),
+        (("-m", "sweeps=[nearest]"), "sweeps=['nearest']: must be a list of texts"),
+    ],
+)
+def test_mistakes_about_sweeps_are_one_line(call: Any, words: tuple[str, ...], said: str) -> None:
+    done = call("train", *words, "runs=runs")
+    assert (done.code, done.err.count("\n")) == (1, 1), done.err
+    assert said in done.err
+    assert not Path("runs").exists()
+
+
+def test_a_pipe_that_breaks_elsewhere_than_at_stdout_is_an_error(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Any) -> None:
+        raise BrokenPipeError("of a tracker")
+
+    monkeypatch.setattr("fewshot.experiment.train.training_run", broken)
+    done = call("train")
+    assert (done.code, done.err) == (1, "error: of a tracker\n")
 
 
 def test_a_folder_of_ones_own_has_options_in_every_group(call: Any) -> None:
