@@ -184,6 +184,9 @@ def _check_reached(extractor: nn.Module, shape: tuple[int, ...]) -> None:
 
     In bfloat16 oneDNN (torch 2.15) leaves the gradient of such a weight unwritten: it is what the memory held before.
 
+    Args:
+        shape: [C, H, W] of the images.
+
     Raises:
         FewshotError: images of this shape are too small for the network.
     """

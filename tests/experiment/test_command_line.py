@@ -204,7 +204,7 @@ def test_a_part_of_the_sweeps_of_an_experiment_is_those_with_the_given_words(wor
     ("words", "said"),
     [
         (("sweeps=['algorithm=nearest shot=1']",), "sweeps: this configuration is of several sweeps; add -m"),
-        (("-m", "sweeps='algorithm=nearest'"), "sweeps"),
+        (("-m", "sweeps='algorithm=nearest'"), "must be a list, such as sweeps=['algorithm=nearest']"),
         (("-m", "sweeps=[{algorithm: nearest}]"), "must be a list of texts"),
         (("-m", "sweeps=[nearest]"), "sweeps=['nearest']: must be a list of texts"),
     ],

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
+from fewshot.core.errors import FewshotError
 from fewshot.experiment import sweeps
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,6 +95,16 @@ def test_launchers_are_not_for_processes_of_torchrun(call: Any, monkeypatch: pyt
     done = call("train", "-m", "hydra/launcher=submitit_here")
     assert (done.code, done.err.count("\n")) == (1, 1)
     assert "not under torchrun" in done.err
+
+
+def test_nor_is_a_launcher_that_a_file_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, foreign = {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"}, {"_target_": "plugins.Mine"}
+    choices = {"choices": {"hydra/launcher": "joblib_here", "hydra/sweeper": "basic"}}
+    cfg = OmegaConf.create({"hydra": {"launcher": foreign, "sweeper": own, "runtime": choices}})
+    sweeps.check_launcher(cfg)
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(FewshotError, match="hydra/launcher=joblib_here: not under torchrun"):
+        sweeps.check_launcher(cfg)
 
 
 LAUNCHERS = {  # and their plugins
