@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,14 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from fewshot.algorithms.leo import LEO
+from fewshot.algorithms.leo_regression import LEORegression
+from fewshot.algorithms.maml import FOMAML, MAML, MetaSGD
+from fewshot.algorithms.nearest import Nearest
+from fewshot.algorithms.reptile import Reptile
+from fewshot.backbones.conv4 import Conv4
+from fewshot.backbones.identity import Identity
+from fewshot.backbones.mlp import MLP
 from fewshot.core import distributed
 from fewshot.core.distributed import (
     RankZeroFailed,
@@ -37,12 +45,17 @@ from fewshot.core.distributed import (
 )
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
+from fewshot.data.bank import Bank
+from fewshot.engine.engine import Engine
+from fewshot.engine.evaluate import score_episodes
 from fewshot.engine.reduce import MetaGradient, over_processes
 from fewshot.episodes import Episodes
 from fewshot.experiment import make_record
-from fewshot.experiment.build import build
 from fewshot.experiment.recipes import complete
 from fewshot.experiment.run import training_run
+from fewshot.tasks import functions
+from fewshot.tasks.regression import Regression
+from fewshot.tasks.sampler import Sampler
 from fewshot.training.checkpoint import load_checkpoint
 from fewshot.training.loop import check_shareable, run_training
 from fewshot.training.optimizer import replace_nan
@@ -63,43 +76,58 @@ COMMON = (
 )
 EPISODES = "protocol.common.episodes="
 SMALL = ("backbone.network.filters=4", "protocol.common.query=3", EPISODES + "21")
-SINES = ("dataset=sinusoid", "train.shot=5", "train.query=5", "protocol.common.steps=2", EPISODES + "21")
 EXTRACTOR = ("features.network.filters=4", "features.settings.epochs=1", "features.settings.episodes=20")
-# A meta-batch of 5 is none that two processes share equally.
+# Runs of the tool. A meta-batch of 5 is none that two processes share equally.
 CASES = {
     "maml": (*SMALL, "algorithm=maml", "train.meta_batch=5"),
-    "fomaml": (*SMALL, "algorithm=fomaml", "train.meta_batch=4", "engine=loop"),
-    "meta_sgd": ("algorithm=meta_sgd", "train.meta_batch=3", EPISODES + "20", *EXTRACTOR),
-    "reptile": (*SMALL, "algorithm=reptile", "train.meta_batch=5"),
-    "sines": (*SINES, "algorithm=maml", "train.meta_batch=7"),
     "leo": ("algorithm=leo", "train.meta_batch=5", EPISODES + "20", *EXTRACTOR),
-    "leo_regression": (
-        "algorithm=leo_regression",
-        "dataset=sines_and_lines",
-        "train.meta_batch=3",
-        EPISODES + "20",
-        "algorithm.learner.latent_steps=2",
-        "algorithm.learner.finetune_steps=2",
-    ),
-    "untrained": (*SMALL, "algorithm=maml", "train.steps=0"),
-    "untrained sines": (*SINES, "algorithm=maml", "train.steps=0"),
-    "nearest": ("algorithm=nearest", EPISODES + "13", "train.meta_batch=1"),
 }
-# In float32 the last digit, which chunks in one process change too, becomes 3e-3 in 20 steps of LEO and Adam.
-FLOAT64 = ("leo", "leo_regression")
-TRAINED = [name for name in CASES if "untrained" not in name and name != "nearest"]
+# In float64: float32's last digit, which chunks in one process change too, becomes 3e-3 in 20 steps of LEO and Adam.
+LEARNERS = ("maml", "fomaml", "meta_sgd", "reptile", "leo", "sines", "leo_regression", "nearest")
+SETTINGS = TrainSettings(
+    steps=5, meta_batch=5, way=None, shot=None, query=None, outer_optimizer="adam", outer_lr=0.01, outer_lr_end=0.0,
+    clip=None, clip_norm=None, nan_guard=False, train_on_val=False, validate_every=0, select="last", checkpoint_every=2,
+    log_every=1,
+)  # fmt: skip
 
 
-def train_and_test(folder: Path, data: Path) -> None:
-    """Run every case in a folder of its own."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        for name, words in CASES.items():
-            places = (f"data_dir={data}", f"run_dir={folder / name.replace(' ', '_')}", "device=cpu")
-            cfg = compose("train", [*COMMON, *words, *places])
-            complete(cfg, [*COMMON, *words])
-            training_run(cfg)
-            if name in FLOAT64:
-                train_in_float64(cfg, folder / name)
+def make_case(name: str) -> tuple[Any, Any, Engine]:
+    """A small learner of LEARNERS in the default dtype, its tasks, and an engine."""
+    torch.manual_seed(0)
+    labels = [row % 7 for row in range(84)]
+    images = Bank.from_tensors(torch.randint(256, (84, 1, 16, 16), dtype=torch.uint8), labels)
+    features = Bank.from_tensors(torch.randn(84, 8), labels)
+    families = {"sine": {"amplitude": (1, 3), "phase": (0, 3)}, "line": {"slope": (-1, 1), "intercept": (-1, 1)}}
+    curves = Regression(functions.read(families, (-2, 2), 0.1)["train"], 5, 5, seed=0)
+    conv4, perceptron = Conv4((1, 16, 16), 5, filters=4), MLP((1,), 1, widths=(8,), norm="none", head_init="xavier")
+    learner: Any = {
+        "maml": lambda: MAML(conv4, inner_lr=0.1, test_steps=2),
+        "fomaml": lambda: FOMAML(conv4, inner_lr=0.1, test_steps=2),
+        "meta_sgd": lambda: MetaSGD(conv4, inner_lr=0.1),
+        "reptile": lambda: Reptile(conv4, inner_batch=4, test_steps=3),
+        "leo": lambda: LEO(Identity((8,), 5), latent=6, latent_lr=0.1),
+        "sines": lambda: MAML(perceptron, inner_steps=1, test_steps=2),
+        "leo_regression": lambda: LEORegression(perceptron, latent_steps=2, finetune_steps=2),
+        "nearest": lambda: Nearest(Identity((1, 16, 16), 5)),
+    }[name]()
+    bank = features if name == "leo" else images
+    tasks = curves if name in ("sines", "leo_regression") else Sampler(bank, 5, 2, 3, seed=0)
+    return learner, Float64(tasks), Engine("loop" if name == "fomaml" else "auto")
+
+
+def train_and_score(folder: Path) -> dict[str, list[float]]:
+    """The scores of each untrained learner on 13 tasks; all but the baseline are trained in a folder of their own."""
+    found = {}
+    torch.set_default_dtype(torch.float64)
+    for name in LEARNERS:
+        learner, tasks, engine = make_case(name)
+        params, state = learner.init()
+        scored = score_episodes(learner, params, state, tasks, 13, transductive=name != "reptile", engine=engine)
+        found[name] = scored.tolist()
+        if name != "nearest":
+            run_training(learner, tasks, SETTINGS, engine, folder / name, lambda *_: 0.0, lambda *_: None)
+    torch.set_default_dtype(torch.float32)
+    return found
 
 
 @dataclass(frozen=True)
@@ -115,24 +143,22 @@ class Float64:
         return self.tasks.episodes(first, count).to(torch.float64)
 
 
-def train_in_float64(cfg: Any, folder: Path) -> None:
-    """Over the checkpoints of the run in the folder."""
-    run = main_first(build)(cfg)
-    params, state = ({k: v.double() for k, v in group.items()} for group in run.learner.init())
-    run.learner.init = lambda: (params, state)
-    on_rank_zero(shutil.rmtree)(folder / "checkpoints")
-    settings = replace(TrainSettings(**run.config["train"]), validate_every=0)
-    tasks: Any = Float64(run.training)
-    torch.set_default_dtype(torch.float64)
-    run_training(run.learner, tasks, settings, run.engine, folder, lambda *_: 0.0, lambda *_: None)
-    torch.set_default_dtype(torch.float32)
+def train_and_test(name: str, folder: Path, data: Path) -> None:
+    """A run of the tool in this process."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        words = (*COMMON, *CASES[name])
+        cfg = compose("train", [*words, f"data_dir={data}", f"run_dir={folder}", "device=cpu"])
+        complete(cfg, words)
+        training_run(cfg)
 
 
 def process(folder: Path, data: Path) -> None:
-    """What one of two processes does: every case, and what it is told of the other. Writes `<rank>.json`."""
+    """What one of two processes does, and what it is told of the other. Writes `<rank>.json`."""
     rank, _ = world()
     found: dict[str, Any] = {}
-    train_and_test(folder, data)
+    for name in CASES:
+        train_and_test(name, folder / f"run {name}", data)
+    found["scores"] = train_and_score(folder)
 
     lone = torch.tensor([1.0] if rank == 0 else [float("nan")])
     params = {"w": torch.ones(2)}
@@ -203,29 +229,32 @@ def files(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> dict[str, Any]:
-    """All cases by two processes, and then by this one: their folders, and what each process said."""
+    """What two processes do, and then this one: their folders, the scores of this one, and what each process said."""
     tmp = tmp_path_factory.mktemp("both")
     one, two = tmp / "one", tmp / "two"
     two.mkdir()
     output, _ = by_two(tmp, data_dir, __file__, str(two), str(data_dir))
     said = [json.loads((two / f"{rank}.json").read_text()) for rank in (0, 1)]
-    train_and_test(one, data_dir)
-    return {"one": one, "two": two, "said": said, "output": output}
+    train_and_test("maml", one / "run maml", data_dir)
+    return {"one": one, "two": two, "scores": train_and_score(one), "said": said, "output": output}
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_two_processes_learn_what_one_learns(both: dict[str, Any], name: str) -> None:
-    one, two = (both[world] / name.replace(" ", "_") for world in ("one", "two"))
-    assert_close(one, two, atol=1e-6)
-    started = parameters(both["one"] / "untrained") if name == "maml" else {}
-    assert all((parameters(one)[key] - start).abs().max() > 1e-3 for key, start in started.items() if start.dim() > 1)
+@pytest.mark.parametrize("name", [name for name in LEARNERS if name != "nearest"])
+def test_two_processes_learn_what_one_learns(both: dict[str, Any], name: str, float64: None) -> None:
+    assert_close(both["one"] / name, both["two"] / name, atol=1e-9)
+    started, learned = make_case(name)[0].init()[0], parameters(both["two"] / name)
+    assert max((learned[key] - value).abs().max() for key, value in started.items()) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["untrained", "untrained sines", "nearest"])
+@pytest.mark.parametrize("name", LEARNERS)
 def test_two_processes_give_the_scores_of_one(both: dict[str, Any], name: str) -> None:
-    one, two = (both[world] / name.replace(" ", "_") for world in ("one", "two"))
-    assert scores(one) == scores(two)
-    assert record(one)["test"] == record(two)["test"]
+    main, other = (said["scores"][name] for said in both["said"])
+    assert both["scores"][name] == main == other
+    assert len(set(main)) > 1
+
+
+def test_two_processes_leave_the_run_of_one(both: dict[str, Any]) -> None:
+    assert_close(both["one"] / "run maml", both["two"] / "run maml", atol=1e-6)
 
 
 def test_what_process_0_prepares_the_other_finds(both: dict[str, Any]) -> None:
@@ -332,7 +361,7 @@ def test_a_sweep_by_torchrun_leaves_what_its_runs_leave_and_survives_a_broken_on
     assert out.count("maml glyphs 5-way 1-shot: starts, 0 of 5") == 1
     assert out.count(" % (common, query=3, episodes=21, transductive; ") == 1
     assert (out.count("Launching 2 jobs"), out.count("Glyphs, accuracy in per cent")) == (1, 1)
-    one, [two] = both["one"] / "maml", (tmp_path / "runs").glob("glyphs-5w1s/maml*")
+    one, [two] = both["one"] / "run maml", (tmp_path / "runs").glob("glyphs-5w1s/maml*")
     assert_close(one, two, atol=1e-6)
     assert record(two) == record(one)
     assert set(files(two)) == set(files(one))  # the tool opens TensorBoard's file again for the tests
@@ -348,7 +377,7 @@ def test_a_sweep_by_torchrun_leaves_what_its_runs_leave_and_survives_a_broken_on
 def test_a_run_that_lost_a_process_says_so_and_continues_to_the_same_bits(
     algorithm: str, data_dir: Path, tmp_path: Path
 ) -> None:
-    words = (*COMMON, *CASES[algorithm], "train.steps=80")
+    words = (*COMMON, *SMALL, f"algorithm={algorithm}", "train.meta_batch=5", "train.steps=80")
     by_two(tmp_path, data_dir, TRAIN, "run_dir=whole", *words)
     died = start(tmp_path, data_dir, TRAIN, "run_dir=died", *words)
     metrics = tmp_path / "died/metrics.jsonl"
