@@ -203,16 +203,27 @@ def _check_alike(one: Record, other: Record, fields: Iterable[str], problem: str
 
 
 def find_reference(cells: Iterable[Cell]) -> tuple[str, ...]:
-    """The test that most measured cells have, one by the common protocol if there is any, as labels."""
-    runs = [cell.runs[0] for cell in cells if cell.figure is None]
-    counts = Counter((run["protocol"].get("name") == COMMON, *label_test(run)) for run in runs)
-    return max(counts, key=lambda test: (test[0], counts[test]))[1:] if counts else ()
+    """The test, as labels, that holds the best measured score in most columns, and then that of most measured cells.
+
+    If there are tests by the common protocol it is one of them. Bold compares cells with this test alone, and must not
+    pass over the best score of a column.
+    """
+    measured = [cell for cell in cells if cell.figure is None]
+    common = [cell for cell in measured if cell.runs[0]["protocol"].get("name") == COMMON]
+    best: dict[Key, Cell] = {}
+    for cell in common or measured:
+        held = best.setdefault(cell.column, cell)
+        if cell.mean() < held.mean() if cell.metric == "mse" else cell.mean() > held.mean():
+            best[cell.column] = cell
+    wins = Counter(label_test(cell.runs[0]) for cell in best.values())
+    counts = Counter(label_test(cell.runs[0]) for cell in common or measured)
+    return max(counts, key=lambda test: (wins[test], counts[test])) if counts else ()
 
 
 def _compare(cells: list[Cell], layout: Layout) -> list[str]:
     """Set the p value of each cell that can be compared with the best of its column; why others cannot be.
 
-    In mixed columns only cells with the reference test are compared.
+    In mixed columns only cells with the reference test are compared, see `find_reference`.
     """
     complaints: set[str] = set()
     columns: dict[Hashable, list[tuple[Cell, np.ndarray]]] = defaultdict(list)

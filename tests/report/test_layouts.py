@@ -180,6 +180,23 @@ def test_bold_is_the_best_and_what_cannot_be_told_from_it_with_the_scores_of_see
     assert [name for name, row in rows.items() if row["5-way 1-shot"].bold] == ["best", "twin"]
 
 
+@pytest.mark.parametrize(("best", "marked"), [(0.8, "few"), (0.6, "most")])
+def test_bold_is_in_the_test_of_a_columns_best_score_though_most_rows_have_another(
+    lab: Any, best: float, marked: str
+) -> None:
+    random = np.random.default_rng(0)
+    smaller = {"protocol__manifest": "f" * 64, "protocol__rotations": "none"}
+    for name, mean, test in (
+        ("few", best, {}), ("few2", best - 0.1, {}), ("most", 0.7, smaller), ("most2", 0.5, smaller),
+        ("most3", 0.4, smaller),
+    ):  # fmt: skip
+        lab.write(name, {"accuracy": random.normal(mean, 0.01, 600)}, algorithm=name, **test)
+    rows = lab.page("layout=omniglot", "published=false").table.to_dict("records")
+    found = {row["method"].text.partition(" ")[0]: row for row in rows}
+    assert [name for name, row in found.items() if row["5-way 1-shot"].bold] == [marked]
+    assert bool(found["few"]["method"].notes) == (marked == "most")  # the other tests have a footnote
+
+
 # Formats
 
 
