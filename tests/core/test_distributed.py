@@ -46,8 +46,8 @@ from fewshot.core.distributed import (
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
 from fewshot.data.bank import Bank
+from fewshot.engine import evaluate
 from fewshot.engine.engine import Engine
-from fewshot.engine.evaluate import score_episodes
 from fewshot.engine.reduce import MetaGradient, over_processes
 from fewshot.episodes import Episodes
 from fewshot.experiment import make_record
@@ -117,16 +117,19 @@ def make_case(name: str) -> tuple[Any, Any, Engine]:
 
 def train_and_score(folder: Path) -> dict[str, list[float]]:
     """The scores of each untrained learner on 13 tasks; all but the baseline are trained in a folder of their own."""
-    found = {}
+    found, at_once = {}, evaluate.EXAMPLES_AT_ONCE
+    evaluate.EXAMPLES_AT_ONCE = 100  # several batches, which processes share
     torch.set_default_dtype(torch.float64)
     for name in LEARNERS:
         learner, tasks, engine = make_case(name)
         params, state = learner.init()
-        scored = score_episodes(learner, params, state, tasks, 13, transductive=name != "reptile", engine=engine)
+        together = name != "reptile"
+        scored = evaluate.score_episodes(learner, params, state, tasks, 13, transductive=together, engine=engine)
         found[name] = scored.tolist()
         if name != "nearest":
             run_training(learner, tasks, SETTINGS, engine, folder / name, lambda *_: 0.0, lambda *_: None)
     torch.set_default_dtype(torch.float32)
+    evaluate.EXAMPLES_AT_ONCE = at_once
     return found
 
 
@@ -182,7 +185,9 @@ def _fail(rank: int) -> None:
 def start(tmp: Path, data: Path, *words: str) -> subprocess.Popen[str]:
     """Two processes of a script, as torchrun starts them."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *words]
-    environment = os.environ | {"FEWSHOT_DATA": str(data), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    # On cores that other tests use too, threads that wait for each other by turning would take most of the time.
+    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = os.environ | threads | {"FEWSHOT_DATA": str(data), "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(launch, cwd=tmp, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
