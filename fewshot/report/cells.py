@@ -209,14 +209,14 @@ def find_reference(cells: Iterable[Cell]) -> tuple[str, ...]:
     pass over the best score of a column.
     """
     measured = [cell for cell in cells if cell.figure is None]
-    common = [cell for cell in measured if cell.runs[0]["protocol"].get("name") == COMMON]
-    best: dict[Key, Cell] = {}
-    for cell in common or measured:
-        held = best.setdefault(cell.column, cell)
-        if cell.mean() < held.mean() if cell.metric == "mse" else cell.mean() > held.mean():
-            best[cell.column] = cell
-    wins = Counter(label_test(cell.runs[0]) for cell in best.values())
-    counts = Counter(label_test(cell.runs[0]) for cell in common or measured)
+    eligible = [cell for cell in measured if cell.runs[0]["protocol"].get("name") == COMMON] or measured
+    best: dict[Key, tuple[float, Cell]] = {}
+    for cell in eligible:
+        merit = -cell.mean() if cell.metric == "mse" else cell.mean()
+        if cell.column not in best or merit > best[cell.column][0]:
+            best[cell.column] = merit, cell
+    wins = Counter(label_test(cell.runs[0]) for _, cell in best.values())
+    counts = Counter(label_test(cell.runs[0]) for cell in eligible)
     return max(counts, key=lambda test: (wins[test], counts[test])) if counts else ()
 
 
