@@ -120,16 +120,18 @@ def train_and_score(folder: Path) -> dict[str, list[float]]:
     found, at_once = {}, evaluate.EXAMPLES_AT_ONCE
     evaluate.EXAMPLES_AT_ONCE = 100  # several batches, which processes share
     torch.set_default_dtype(torch.float64)
-    for name in LEARNERS:
-        learner, tasks, engine = make_case(name)
-        params, state = learner.init()
-        together = name != "reptile"
-        scored = evaluate.score_episodes(learner, params, state, tasks, 13, transductive=together, engine=engine)
-        found[name] = scored.tolist()
-        if name != "nearest":
-            run_training(learner, tasks, SETTINGS, engine, folder / name, lambda *_: 0.0, lambda *_: None)
-    torch.set_default_dtype(torch.float32)
-    evaluate.EXAMPLES_AT_ONCE = at_once
+    try:
+        for name in LEARNERS:
+            learner, tasks, engine = make_case(name)
+            params, state = learner.init()
+            together = name != "reptile"
+            scored = evaluate.score_episodes(learner, params, state, tasks, 13, transductive=together, engine=engine)
+            found[name] = scored.tolist()
+            if name != "nearest":
+                run_training(learner, tasks, SETTINGS, engine, folder / name, lambda *_: 0.0, lambda *_: None)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        evaluate.EXAMPLES_AT_ONCE = at_once
     return found
 
 
@@ -185,7 +187,7 @@ def _fail(rank: int) -> None:
 def start(tmp: Path, data: Path, *words: str) -> subprocess.Popen[str]:
     """Two processes of a script, as torchrun starts them."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *words]
-    # On cores that other tests use too, threads that wait for each other by turning would take most of the time.
+    # Other tests use the same cores: threads that wait for each other in a busy loop would take most of the time.
     threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     environment = os.environ | threads | {"FEWSHOT_DATA": str(data), "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(launch, cwd=tmp, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
