@@ -37,7 +37,7 @@ def fails_everywhere(error: BaseException | None) -> bool:
 
     After another error the others may wait for this process.
     """
-    if launched() == 1 or isinstance(error, RankZeroFailed):
+    if _launched() == 1 or isinstance(error, RankZeroFailed):
         return True
     while error is not None:
         if getattr(error, "everywhere", False):  # raised in what rank 0 does alone
@@ -46,7 +46,7 @@ def fails_everywhere(error: BaseException | None) -> bool:
     return False
 
 
-def launched() -> int:
+def _launched() -> int:
     """The number of processes that torchrun started; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -62,7 +62,7 @@ def process_group() -> Iterator[None]:
         FewshotError: the other processes do not come, or one of them is lost. On ranks other than 0 every message
             begins with the rank.
     """
-    size = launched()
+    size = _launched()
     if size == 1:
         yield
         return
@@ -99,7 +99,7 @@ def _join(size: int) -> None:
 
 def world() -> tuple[int, int]:
     """(rank of this process, number of processes); (0, 1) without torchrun."""
-    if _alone or launched() == 1:
+    if _alone or _launched() == 1:
         return 0, 1
     import torch.distributed as dist
 
