@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fewshot.backbones.convolution import conv2d
 from fewshot.backbones.norm import BatchStatNorm, make_norm
 from fewshot.core.checks import check_choice
 from fewshot.core.errors import FewshotError
@@ -60,7 +61,7 @@ class Block(nn.Module):
         if self.stride == 1 and isinstance(self.norm, BatchStatNorm) and not self.norm.fused:
             return self._pooled_before_norm(x, self.norm)
         bias = self.conv.bias if isinstance(self.norm, nn.Identity) else None
-        x = self.norm(F.conv2d(x, self.conv.weight, bias, stride=self.stride, padding=1))
+        x = self.norm(conv2d(x, self.conv.weight, bias, stride=self.stride, padding=1))
         if self.stride == 1:
             # Pooling before ReLU gives the same values as after it, on a quarter of the elements.
             x = F.max_pool2d(x, 2, ceil_mode=self.ceil)
@@ -76,7 +77,7 @@ class Block(nn.Module):
         if scale is not None:
             sign = torch.where(scale < 0, -1.0, 1.0).to(scale.dtype)
             weight, scale = weight * sign.view(-1, 1, 1, 1), scale * sign
-        x = F.conv2d(x, weight, padding=1)
+        x = conv2d(x, weight, padding=1)
         factor, shift = norm.affine(x, scale)
         x = F.max_pool2d(x, 2, ceil_mode=self.ceil)
         return torch.relu(x * factor.view(-1, 1, 1) + shift.view(-1, 1, 1))

@@ -1,0 +1,48 @@
+"""A convolution that is fast where each task has weights of its own.
+
+Tasks that run at once turn their convolutions into a grouped one, which is slow on a GPU. As a matrix product, whose
+operands torch.compile gathers in one pass, a step of MAML on Omniglot takes 1.4 ms where the grouped one takes 5.5 (32
+tasks, H200, both as a CUDA graph).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+# Outputs of at most so many pixels are gathered for all images together: one large product in place of many small ones.
+SMALL = 256
+
+
+def conv2d(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, stride: int = 1, padding: int = 0
+) -> torch.Tensor:
+    """`torch.nn.functional.conv2d` of [B, C, H, W] and [F, C, K, K], by what is fastest where it runs."""
+    if torch.compiler.is_compiling() and x.device.type == "cuda":
+        return conv2d_by_product(x, weight, bias, stride=stride, padding=padding)
+    return F.conv2d(x, weight, bias, stride=stride, padding=padding)
+
+
+def conv2d_by_product(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, stride: int = 1, padding: int = 0
+) -> torch.Tensor:
+    """The same convolution as a matrix product with the patches of each image.
+
+    Patches are stacked from shifted images, so that the derivative adds shifted images and needs no atomic operations,
+    whose order, and with it the rounding, would change from run to run.
+    """
+    side = weight.shape[-1]
+    height, width = ((size + 2 * padding - side) // stride + 1 for size in x.shape[-2:])
+    x = F.pad(x, (padding,) * 4)
+
+    def rows(i: int) -> torch.Tensor:
+        down = x[..., i : i + stride * (height - 1) + 1 : stride, :]
+        return torch.stack([down[..., j : j + stride * (width - 1) + 1 : stride] for j in range(side)], dim=2)
+
+    patches = torch.stack([rows(i) for i in range(side)], dim=2)  # [B, C, K, K, height, width]
+    if height * width <= SMALL:
+        out = weight.flatten(1) @ patches.movedim(0, 3).flatten(3).flatten(0, 2)  # [F, B * height * width]
+        out = out.unflatten(1, (len(x), height, width)).transpose(0, 1)
+    else:
+        out = (weight.flatten(1) @ patches.flatten(4).flatten(1, 3)).unflatten(-1, (height, width))
+    return out if bias is None else out + bias[:, None, None]

@@ -1,0 +1,47 @@
+"""The convolution by a matrix product is that of torch, with its derivatives, for tasks with weights of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.func import grad, vmap
+
+from fewshot.backbones.convolution import SMALL, conv2d, conv2d_by_product
+
+Convolve = Callable[..., torch.Tensor]
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+@pytest.mark.parametrize(("size", "stride", "padding"), [(28, 2, 1), (20, 1, 1), (5, 1, 1), (4, 2, 1), (19, 1, 0)])
+def test_a_product_gives_the_convolution_and_its_derivatives_of_two_orders(size: int, stride: int, padding: int):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 2, 4, size, size, generator=generator)  # 3 tasks, 2 images
+    weight, bias = torch.randn(3, 6, 4, 3, 3, generator=generator), torch.randn(3, 6, generator=generator)
+
+    def results(convolve: Convolve) -> tuple[torch.Tensor, torch.Tensor]:
+        def outputs(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+            return convolve(x, weight, bias, stride=stride, padding=padding)
+
+        def slope(weight: torch.Tensor, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+            return grad(lambda x: outputs(x, weight, bias).tanh().sum())(x).square().sum()
+
+        return vmap(outputs)(x, weight, bias), vmap(grad(slope))(weight, x, bias)
+
+    for mine, torchs in zip(results(conv2d_by_product), results(F.conv2d), strict=True):
+        assert mine.shape == torchs.shape
+        torch.testing.assert_close(mine, torchs, rtol=1e-9, atol=1e-9)
+
+
+def test_images_of_both_sizes_were_compared():
+    assert 5 * 5 < SMALL < 17 * 17
+
+
+def test_a_cpu_takes_torchs_own_convolution(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fewshot.backbones.convolution.conv2d_by_product", None)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    x, weight = torch.randn(2, 3, 5, 5), torch.randn(4, 3, 3, 3)
+    assert torch.equal(conv2d(x, weight, padding=1), F.conv2d(x, weight, padding=1))
