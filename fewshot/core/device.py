@@ -28,6 +28,9 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # glibc, malloc.h
 def pick_device(name: str) -> torch.device:
     """The device of this name; `auto` is a GPU where there is one, else the CPU.
 
+    A GPU computes convolutions in full float32 from then on: TensorFloat-32, torch's default for them, moved a
+    meta-gradient of MAML on Omniglot by a quarter of its length (H200).
+
     Raises:
         FewshotError: there is no such device here.
     """
@@ -36,9 +39,12 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.zeros(0, device=name).device
+        device = torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise FewshotError(f"device={name}: not available here; use device=cpu or device=auto") from error
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+    return device
 
 
 def fits_on_device(size: int, device: torch.device) -> bool:

@@ -25,6 +25,7 @@ from fewshot.core.checks import check_choice
 from fewshot.core.device import out_of_memory, release_memory, tune_malloc
 from fewshot.core.errors import FewshotError
 from fewshot.engine.compile import compiled
+from fewshot.engine.cuda_graph import CapturedStep
 from fewshot.engine.lift import autograd_copy, lift_all, lift_one, mean_outer
 from fewshot.engine.probe import parameter_count, why_not_batched
 from fewshot.engine.reduce import MetaGradient, weighted_mean
@@ -63,6 +64,7 @@ class Engine:
         self.fitted_chunk: dict[str, int] = {}
         self.fallback = ""
         self._compiled: tuple[Any, Callable[..., Any]] | None = None  # the last learner and its step
+        self._captured: tuple[Any, CapturedStep] | None = None  # likewise
         self._pool: ThreadPoolExecutor | None = None
 
     def method(self, episodes: Episodes, learner: Any = None) -> str:
@@ -96,8 +98,16 @@ class Engine:
             from fewshot.engine.learn2learn import outer_by_learn2learn
 
             return outer_by_learn2learn(learner, params, episodes)
+        if method != "loop" and episodes.key.device.type == "cuda":
+            return self._run_captured(method, learner, params, state, episodes)
+        return self._outer(method, learner, params, state, episodes)
+
+    def _outer(
+        self, method: str, learner: Learner, params: Tensors, state: Tensors, episodes: Episodes
+    ) -> MetaGradient:
         if learner.sequential:
-            return weighted_mean(_one_after_the_other(learner, params, state, episodes), len(episodes), sequential=True)
+            parts = self._one_after_the_other(method, learner, params, state, episodes)
+            return weighted_mean(parts, len(episodes), sequential=True)
         if method == "loop":
 
             def add_up(learner: Learner, group: Episodes) -> MetaGradient:
@@ -150,6 +160,33 @@ class Engine:
             self._compiled = learner, compiled(partial(_outer_tensors, learner))
         return MetaGradient(*self._compiled[1](episodes.way, params, state, *episodes.tensors()))
 
+    def _run_captured(
+        self, method: str, learner: Learner, params: Tensors, state: Tensors, episodes: Episodes
+    ) -> MetaGradient:
+        """`_outer` as a CUDA graph: recorded when a learner first meets a shape, then replayed."""
+        if self._captured is None or self._captured[0] is not learner:
+
+            def step(inputs: Any) -> Any:
+                outer = self._outer(method, learner, inputs[0], inputs[1], episodes.with_tensors(*inputs[2]))
+                return outer.gradient, outer.state, outer.loss, outer.score
+
+            self._captured = learner, CapturedStep(step)
+        return MetaGradient(*self._captured[1]((params, state, episodes.tensors())))
+
+    def _one_after_the_other(
+        self, method: str, learner: Learner, params: Tensors, state: Tensors, episodes: Episodes
+    ) -> Iterator[MetaGradient]:
+        """Run the tasks in order, each from the state that the one before left."""
+        if method != "compiled":
+            learner = autograd_copy(learner)
+        for task in _groups(episodes, 1):
+            if method == "compiled":
+                outer = self._run_compiled(learner, params, state, task)
+            else:
+                outer = mean_outer(learner, params, state, task, lift_one)
+            state = outer.state
+            yield outer
+
     def _on_threads(
         self, function: Callable[[Learner, Episodes], T], learner: Learner, episodes: Episodes, size: int
     ) -> Iterator[T]:
@@ -189,17 +226,6 @@ def _outer_tensors(learner: Learner, way: int, params: Tensors, state: Tensors, 
     """The fields of `mean_outer` in a form that torch.compile takes: tensors to tensors."""
     outer = mean_outer(learner, params, state, Episodes(*tensors, way=way), lift_all, use_autograd=False)
     return outer.gradient, outer.state, outer.loss, outer.score
-
-
-def _one_after_the_other(
-    learner: Learner, params: Tensors, state: Tensors, episodes: Episodes
-) -> Iterator[MetaGradient]:
-    """Run the tasks in order, each from the state that the one before left."""
-    learner = autograd_copy(learner)
-    for task in _groups(episodes, 1):
-        outer = mean_outer(learner, params, state, task, lift_one)
-        state = outer.state
-        yield outer
 
 
 def _groups(episodes: Episodes, size: int) -> Iterator[Episodes]:

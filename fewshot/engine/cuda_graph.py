@@ -1,0 +1,71 @@
+"""A step on a GPU as a CUDA graph: recorded once, then all its kernels start by one call.
+
+A meta-training step is some thousand short kernels, and Python takes longer to start them than the GPU to run them: of
+MAML on Omniglot 21 ms against 5.5 (32 tasks, H200).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from fewshot.core.errors import one_line
+
+WARM_UP = 2  # runs before the recording, in which libraries and the allocator settle
+
+
+class CapturedStep:
+    """A function of a structure of tensors, which is recorded anew where their shapes change.
+
+    Args:
+        step: a pure function; its result is a structure of tensors.
+
+    Attributes:
+        refused: why the step cannot be recorded, as when it copies from main memory; it runs as it is then. Else empty.
+    """
+
+    def __init__(self, step: Callable[[Any], Any]) -> None:
+        self._step = step
+        self.refused = ""
+        self._shapes: Any = None
+        self._inputs: list[torch.Tensor] = []  # the memory that the graph reads
+        self._outputs: Any = None  # and writes
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, inputs: Any) -> Any:
+        """The result of the step, in memory of its own."""
+        tensors, structure = tree_flatten(inputs)
+        shapes = structure, [(value.shape, value.dtype) for value in tensors]
+        if self._shapes != shapes:
+            self._record(tensors, structure)
+            self._shapes = shapes
+        if self._graph is None:
+            return self._step(inputs)
+        with torch.no_grad():
+            for mine, given in zip(self._inputs, tensors, strict=True):
+                mine.copy_(given, non_blocking=True)
+            self._graph.replay()
+            return tree_map(torch.clone, self._outputs)
+
+    def _record(self, tensors: list[torch.Tensor], structure: Any) -> None:
+        self._graph = self._outputs = None  # frees the memory of the graph before
+        self._inputs = [value.detach().clone() for value in tensors]
+        inputs = tree_unflatten(self._inputs, structure)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                self._step(inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.empty_cache()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):  # the first restores it
+                self._outputs = self._step(inputs)
+        except RuntimeError as error:
+            self.refused = one_line(error)
+        else:
+            self._graph = graph

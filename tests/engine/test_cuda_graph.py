@@ -1,0 +1,80 @@
+"""A step that was recorded on a GPU gives what the CPU gives, for new values, shapes and learners."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fewshot.algorithms.learner import Tensors
+from fewshot.algorithms.maml import MAML
+from fewshot.algorithms.reptile import Reptile
+from fewshot.backbones.conv4 import Conv4
+from fewshot.engine.engine import Engine
+from fewshot.episodes import Episodes
+
+pytestmark = [
+    pytest.mark.usefixtures("float64"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+]
+
+LEARNERS = {
+    "maml": lambda network: MAML(network, inner_lr=0.1, inner_steps=2),
+    "fomaml": lambda network: MAML(network, inner_lr=0.1, inner_steps=2, first_order=True),
+    "reptile-shared": lambda network: Reptile(network, inner_steps=2, inner_batch=3, inner_optimizer="sgd"),
+    "reptile-sequential": lambda network: Reptile(network, inner_steps=2, inner_batch=3, adam_state="sequential"),
+}
+
+
+def random_tasks(tasks: int, seed: int) -> Episodes:
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(3).expand(tasks, 3)
+    x = torch.randn(2, tasks, 3, 1, 20, 20, generator=generator)
+    return Episodes(x[0], y, x[1], y, torch.arange(tasks), way=3)
+
+
+@pytest.mark.parametrize("method", ["vmap", pytest.param("compiled", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_recorded_step_is_that_of_the_cpu(name: str, method: str):
+    torch.manual_seed(0)
+    learner = LEARNERS[name](Conv4((1, 20, 20), 3, filters=4, head_init="xavier"))
+    here, there = Engine("loop"), Engine(method)
+    params, state = learner.init()
+    for seed, tasks in ((0, 4), (1, 4), (2, 3)):
+        episodes = random_tasks(tasks, seed)
+        expected = here.outer(learner, params, state, episodes)
+        learner.backbone.cuda()
+        moved = ({name: value.cuda() for name, value in group.items()} for group in (params, state))
+        found = there.outer(learner, *moved, episodes.to("cuda"))
+        learner.backbone.cpu()
+        assert found.loss.device.type == "cuda"
+        for mine, theirs in ((found.gradient, expected.gradient), (found.state, expected.state)):
+            torch.testing.assert_close({k: v.cpu() for k, v in mine.items()}, theirs, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(found.loss.cpu(), expected.loss, rtol=1e-8, atol=1e-10)
+        state = expected.state
+
+
+class CopiesFromMainMemory(MAML):
+    def outer_loss(self, params: Tensors, task: Episodes) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, score = super().outer_loss(params, task)
+        return loss * torch.full((1,), 2.0).to(loss.device).sum(), score
+
+
+def test_a_step_that_cannot_be_recorded_runs_as_it_is():
+    torch.manual_seed(0)
+    network = Conv4((1, 20, 20), 3, filters=4, head_init="xavier").cuda()
+    learners = MAML(network, inner_steps=1), CopiesFromMainMemory(network, inner_steps=1)
+    params, state = learners[0].init()
+    for seed in (0, 1):
+        once, twice = (Engine("vmap").outer(each, params, state, random_tasks(4, seed).to("cuda")) for each in learners)
+        torch.testing.assert_close(twice.loss, 2 * once.loss)
+
+
+def test_a_result_stays_when_the_step_runs_again():
+    torch.manual_seed(0)
+    learner = LEARNERS["maml"](Conv4((1, 20, 20), 3, filters=4, head_init="xavier").cuda())
+    params, state = learner.init()
+    engine = Engine("vmap")
+    first = engine.outer(learner, params, state, random_tasks(4, 0).to("cuda"))
+    kept = first.loss.clone()
+    second = engine.outer(learner, params, state, random_tasks(4, 1).to("cuda"))
+    assert torch.equal(first.loss, kept) and not torch.equal(second.loss, kept)
