@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +13,7 @@ from fewshot.core.checks import check_choice, check_number
 from fewshot.core.errors import FewshotError, TaskSizeError
 from fewshot.core.random import fold_in, randint, sample_without_replacement, stream
 from fewshot.data.bank import Bank
-from fewshot.episodes import Episodes
+from fewshot.episodes import Episodes, Tasks
 from fewshot.tasks.transforms import ImageTransform
 
 ROTATIONS = ("none", "per_class", "as_classes")
@@ -30,6 +31,12 @@ class EpisodeIndices:
     quarter_turns: torch.Tensor  # [T, N] rotation by 90 degrees times this, 0..3
     key: torch.Tensor  # [T] stream for the draws of the learner
     augment_keys: torch.Tensor | None  # [T, N, K+Q] stream of each image for random augmentation; None without
+
+    def __getitem__(self, tasks: slice) -> EpisodeIndices:
+        augment_keys = None if self.augment_keys is None else self.augment_keys[tasks]
+        return EpisodeIndices(
+            self.classes[tasks], self.rows[tasks], self.quarter_turns[tasks], self.key[tasks], augment_keys
+        )
 
 
 @dataclass(frozen=True)
@@ -183,6 +190,25 @@ class Sampler:
                 digest.update(index.cpu().numpy().astype("<i8").tobytes())
         digest.update(f"{self.shot}/{self.query}".encode())
         return digest.hexdigest()
+
+
+def draw_ahead(tasks: Tasks, count: int) -> Callable[[int, int], Episodes]:
+    """`tasks.episodes`, with the same results, for a training that takes them in order.
+
+    A sampler draws the indices of `count` episodes at once: a draw is some hundred operations, whose start takes longer
+    than they do.
+    """
+    if not isinstance(tasks, Sampler):
+        return tasks.episodes
+    start, drawn = 0, None
+
+    def episodes(first: int, size: int) -> Episodes:
+        nonlocal start, drawn
+        if drawn is None or not start <= first <= first + size <= start + len(drawn.key):
+            start, drawn = first, tasks.draw(first, max(size, count))
+        return tasks.load(drawn[first - start : first - start + size])
+
+    return episodes
 
 
 def unit_vectors(features: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from fewshot.engine.engine import Engine
 from fewshot.engine.probe import check_training
 from fewshot.engine.reduce import over_processes
 from fewshot.episodes import Tasks
+from fewshot.tasks.sampler import draw_ahead
 from fewshot.training.checkpoint import check_state, load_checkpoint, save_checkpoint
 from fewshot.training.optimizer import (
     NonFiniteGuard,
@@ -30,6 +31,8 @@ from fewshot.training.optimizer import (
 )
 from fewshot.training.settings import TrainSettings, check_train_settings
 from fewshot.training.trained import Trained
+
+DRAWN_STEPS = 16  # outer steps whose tasks are drawn at once
 
 
 def run_training(
@@ -76,6 +79,7 @@ def run_training(
     _truncate_log(log, progress["step"])
     steps = settings.steps if trained else 0
     batch, indices = settings.meta_batch, rank_slice(settings.meta_batch)
+    ahead = draw_ahead(tasks, DRAWN_STEPS * batch)
 
     def checkpoint() -> None:
         groups = {"params": params, "state": state, "constants": constants, "outer": optimizer_state(optimizer, params)}
@@ -86,7 +90,7 @@ def run_training(
     for step in range(progress["step"], steps):
         start = time.perf_counter()
         done = step + 1
-        episodes = tasks.episodes(step * batch + indices.start, len(indices))
+        episodes = ahead(step * batch + indices.start, len(indices))
         outer = over_processes(engine.outer(learner, params, state, episodes), indices, batch)
         gradient, state = guard.filter(outer, params, step), outer.state
         metrics = {"outer_lr": optimizer_step(optimizer, params, gradient, settings, step)}

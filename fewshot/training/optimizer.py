@@ -21,7 +21,7 @@ def replace_nan(gradient: Tensors, loss: torch.Tensor, params: Tensors) -> tuple
     Returns:
         (gradient, whether it was replaced: bool [])
     """
-    broken = torch.stack([value.isnan().any() for value in (loss, *gradient.values())]).any()
+    broken = _flat(loss, gradient).isnan().any()
     return {name: torch.where(broken, params[name].detach(), value) for name, value in gradient.items()}, broken
 
 
@@ -42,7 +42,7 @@ class NonFiniteGuard:
             gradient, replaced = replace_nan(outer.gradient, outer.loss, params)
             self._guarded += replaced
             return gradient
-        finite = torch.stack([value.isfinite().all() for value in (outer.loss, *outer.gradient.values())]).all()
+        finite = _flat(outer.loss, outer.gradient).isfinite().all()
         self._first = torch.where(finite | (self._first >= 0), self._first, step)
         return outer.gradient
 
@@ -59,6 +59,11 @@ class NonFiniteGuard:
                 f"algorithm.learner.inner_lr, or set train.clip; {kept}"
             )
         return int(self._guarded)
+
+
+def _flat(loss: torch.Tensor, gradient: Tensors) -> torch.Tensor:
+    """All their values, [M]: a check of each tensor by itself starts dozens of kernels."""
+    return torch.cat([value.flatten() for value in (loss, *gradient.values())])
 
 
 def clipped(gradient: Tensors, element: float | None, norm: float | None) -> Tensors:

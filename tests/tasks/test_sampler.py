@@ -15,7 +15,8 @@ from scipy import stats
 from fewshot.core.errors import FewshotError
 from fewshot.data.bank import Bank
 from fewshot.episodes import Episodes
-from fewshot.tasks.sampler import ROTATIONS, Sampler
+from fewshot.tasks.sampler import ROTATIONS, Sampler, draw_ahead
+from fewshot.tasks.transforms import ImageTransform
 
 MakeBank = Callable[..., Bank]
 
@@ -54,6 +55,21 @@ def test_an_episode_is_the_same_in_any_batch_and_order_and_on_any_device(
     for number in (31, 4, 17, 0):
         assert_same(together[number : number + 1], sampler.episodes(number, 1))
     assert_same(together[7:20], sampler.episodes(7, 13))
+
+
+@pytest.mark.parametrize("rotations", ROTATIONS)
+def test_tasks_that_are_drawn_ahead_are_the_same(make_bank: MakeBank, rotations: str):
+    sampler = Sampler(make_bank(), 3, 2, 4, 11, rotations, ImageTransform(augment="gentle"))
+    episodes = draw_ahead(sampler, 8)
+    for first, count in (
+        (0, 3),
+        (3, 3),
+        (6, 3),
+        (5, 3),
+        (40, 20),
+        (2, 1),
+    ):  # across the end of a block, back, a larger one
+        assert_same(episodes(first, count), sampler.episodes(first, count))
 
 
 def test_an_episode_is_the_same_in_every_process_and_version():
