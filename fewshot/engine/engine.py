@@ -25,7 +25,7 @@ from fewshot.core.checks import check_choice
 from fewshot.core.device import out_of_memory, release_memory, tune_malloc
 from fewshot.core.errors import FewshotError
 from fewshot.engine.compile import compiled
-from fewshot.engine.cuda_graph import CapturedStep
+from fewshot.engine.cuda_graph import RecordedStep, is_recording
 from fewshot.engine.lift import autograd_copy, lift_all, lift_one, mean_outer
 from fewshot.engine.probe import parameter_count, why_not_batched
 from fewshot.engine.reduce import MetaGradient, weighted_mean
@@ -64,7 +64,7 @@ class Engine:
         self.fitted_chunk: dict[str, int] = {}
         self.fallback = ""
         self._compiled: tuple[Any, Callable[..., Any]] | None = None  # the last learner and its step
-        self._captured: tuple[Any, CapturedStep] | None = None  # likewise
+        self._recorded: tuple[Any, Any, RecordedStep] | None = None  # likewise, and the settings that it holds
         self._pool: ThreadPoolExecutor | None = None
 
     def method(self, episodes: Episodes, learner: Any = None) -> str:
@@ -99,7 +99,7 @@ class Engine:
 
             return outer_by_learn2learn(learner, params, episodes)
         if method != "loop" and episodes.key.device.type == "cuda":
-            return self._run_captured(method, learner, params, state, episodes)
+            return self._run_recorded(method, learner, params, state, episodes)
         return self._outer(method, learner, params, state, episodes)
 
     def _outer(
@@ -148,7 +148,7 @@ class Engine:
             try:
                 return run(_groups(episodes, size))
             except (RuntimeError, MemoryError) as error:
-                if size == 1 or not out_of_memory(error):
+                if size == 1 or is_recording() or not out_of_memory(error):
                     raise
             # Outside of `except`, whose traceback holds on to what filled the memory.
             release_memory()
@@ -160,18 +160,22 @@ class Engine:
             self._compiled = learner, compiled(partial(_outer_tensors, learner))
         return MetaGradient(*self._compiled[1](episodes.way, params, state, *episodes.tensors()))
 
-    def _run_captured(
+    def _run_recorded(
         self, method: str, learner: Learner, params: Tensors, state: Tensors, episodes: Episodes
     ) -> MetaGradient:
         """`_outer` as a CUDA graph: recorded when a learner first meets a shape, then replayed."""
-        if self._captured is None or self._captured[0] is not learner:
+        way = episodes.way
+        # A graph holds the settings that were there when it was recorded.
+        plain = {name: value for name, value in vars(learner).items() if isinstance(value, bool | int | float | str)}
+        found = method, way, plain
+        if self._recorded is None or self._recorded[0] is not learner or self._recorded[1] != found:
 
             def step(inputs: Any) -> Any:
-                outer = self._outer(method, learner, inputs[0], inputs[1], episodes.with_tensors(*inputs[2]))
+                outer = self._outer(method, learner, inputs[0], inputs[1], Episodes(*inputs[2], way=way))
                 return outer.gradient, outer.state, outer.loss, outer.score
 
-            self._captured = learner, CapturedStep(step)
-        return MetaGradient(*self._captured[1]((params, state, episodes.tensors())))
+            self._recorded = learner, found, RecordedStep(step)
+        return MetaGradient(*self._recorded[2]((params, state, episodes.tensors())))
 
     def _one_after_the_other(
         self, method: str, learner: Learner, params: Tensors, state: Tensors, episodes: Episodes

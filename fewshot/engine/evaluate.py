@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 import torch
@@ -21,7 +22,9 @@ from fewshot.tasks.sampler import Sampler
 SETTINGS = ("transductive", "inductive")
 TASKS_AT_ONCE = 200  # where only support sets are gathered
 EXAMPLES_AT_ONCE = 2000  # bounds the memory of a batch of test episodes
-GPU_EXAMPLES_AT_ONCE = 10_000  # a GPU has more of it, and fewer batches are fewer kernels to start
+# A GPU has more of it, and fewer batches are fewer kernels to start. cuDNN refuses a layer of more than 2^31 values;
+# 256 channels of so many pixels are below.
+GPU_EXAMPLES_AT_ONCE, GPU_PIXELS_AT_ONCE = 10_000, 2**23 - 1
 # Values of the examples that inductive mode forwards at once on a CPU: 25 queries of 28x28 pixels, each with 5 support
 # images, and a single one of 3x84x84. More of them leave the cache, and fewer are not worth a call.
 VALUES_AT_ONCE = 120_000
@@ -119,7 +122,9 @@ def evaluate_settings(
     size = tasks.way * tasks.shot + queries  # examples that one episode forwards at once
     if alone and engine.method(first, learner) != "loop":
         size = queries * (tasks.way * tasks.shot + 1)
-    at_once = EXAMPLES_AT_ONCE if tasks.device.type == "cpu" else GPU_EXAMPLES_AT_ONCE
+    at_once = EXAMPLES_AT_ONCE
+    if tasks.device.type != "cpu":
+        at_once = min(GPU_EXAMPLES_AT_ONCE, GPU_PIXELS_AT_ONCE // prod(first.support_x.shape[3:]))
     batch = TASKS_AT_ONCE if by_class else max(1, at_once // size)
 
     @torch.no_grad()

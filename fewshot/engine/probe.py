@@ -292,7 +292,7 @@ def _results(learner: Any, tasks: Episodes, *, at_once: bool) -> tuple[torch.Ten
     lift = lift_all if at_once else lift_one
     outputs = torch.cat([lift(adapt_and_predict, group).detach().flatten() for group in groups])
     by_loss = hasattr(learner, "outer_loss") and tasks.query_x.shape[1] > 0
-    if not params or learner.sequential or not (by_loss or hasattr(learner, "outer_gradient")):
+    if not params or not (by_loss or hasattr(learner, "outer_gradient")):
         return (outputs,)
     trained = learner if at_once else autograd_copy(learner)
     parts = [mean_outer(trained, params, state, group, lift) for group in groups]

@@ -18,6 +18,7 @@ from fewshot.tasks.transforms import ImageTransform
 
 ROTATIONS = ("none", "per_class", "as_classes")
 AS_STORED = ImageTransform()
+TICKETS_AT_ONCE = 2**22  # random numbers that are drawn ahead, one for each member of each class of each episode
 LOWER = "lower shot or query"  # in a message, where others put their own keys
 _CLASSES, _EXAMPLES, _ROTATIONS, _LEARNER, _VIEW = range(5)  # streams of one episode
 
@@ -195,11 +196,12 @@ class Sampler:
 def draw_ahead(tasks: Tasks, count: int) -> Callable[[int, int], Episodes]:
     """`tasks.episodes`, with the same results, for a training that takes them in order.
 
-    A sampler draws the indices of `count` episodes at once: a draw is some hundred operations, whose start takes longer
-    than they do.
+    A sampler draws the indices of `count` episodes at once, or as many as take little memory: a draw is some hundred
+    operations, whose start takes longer than they do.
     """
-    if not isinstance(tasks, Sampler):
+    if type(tasks) is not Sampler:
         return tasks.episodes
+    count = min(count, TICKETS_AT_ONCE // (tasks.way * tasks._largest))
     start, drawn = 0, None
 
     def episodes(first: int, size: int) -> Episodes:

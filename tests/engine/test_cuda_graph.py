@@ -9,13 +9,13 @@ from fewshot.algorithms.learner import Tensors
 from fewshot.algorithms.maml import MAML
 from fewshot.algorithms.reptile import Reptile
 from fewshot.backbones.conv4 import Conv4
+from fewshot.engine.cuda_graph import RecordedStep
 from fewshot.engine.engine import Engine
 from fewshot.episodes import Episodes
 
-pytestmark = [
-    pytest.mark.usefixtures("float64"),
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
-]
+pytestmark = pytest.mark.usefixtures("float64")
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 LEARNERS = {
     "maml": lambda network: MAML(network, inner_lr=0.1, inner_steps=2),
@@ -25,13 +25,20 @@ LEARNERS = {
 }
 
 
-def random_tasks(tasks: int, seed: int) -> Episodes:
+def random_tasks(tasks: int, seed: int, way: int = 3, shot: int = 1) -> Episodes:
     generator = torch.Generator().manual_seed(seed)
-    y = torch.arange(3).expand(tasks, 3)
-    x = torch.randn(2, tasks, 3, 1, 20, 20, generator=generator)
-    return Episodes(x[0], y, x[1], y, torch.arange(tasks), way=3)
+    y = torch.arange(way).repeat_interleave(shot).expand(tasks, -1)
+    x = torch.randn(2, tasks, way * shot, 1, 20, 20, generator=generator)
+    return Episodes(x[0], y, x[1], y, torch.arange(tasks), way=way)
 
 
+def test_a_step_of_the_cpu_is_not_recorded():
+    step = RecordedStep(lambda inputs: inputs["x"] + 1)
+    for value in (1.0, 2.0):
+        assert step({"x": torch.tensor(value)}) == value + 1
+
+
+@on_a_gpu
 @pytest.mark.parametrize("method", ["vmap", pytest.param("compiled", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", LEARNERS)
 def test_a_recorded_step_is_that_of_the_cpu(name: str, method: str):
@@ -59,16 +66,37 @@ class CopiesFromMainMemory(MAML):
         return loss * torch.full((1,), 2.0).to(loss.device).sum(), score
 
 
+@on_a_gpu
 def test_a_step_that_cannot_be_recorded_runs_as_it_is():
     torch.manual_seed(0)
     network = Conv4((1, 20, 20), 3, filters=4, head_init="xavier").cuda()
     learners = MAML(network, inner_steps=1), CopiesFromMainMemory(network, inner_steps=1)
     params, state = learners[0].init()
+    engines = Engine("vmap"), Engine("vmap")
     for seed in (0, 1):
-        once, twice = (Engine("vmap").outer(each, params, state, random_tasks(4, seed).to("cuda")) for each in learners)
+        episodes = random_tasks(4, seed).to("cuda")
+        once, twice = (
+            engine.outer(learner, params, state, episodes) for engine, learner in zip(engines, learners, strict=True)
+        )
         torch.testing.assert_close(twice.loss, 2 * once.loss)
+    refused = [engine._recorded[2].refused for engine in engines if engine._recorded is not None]
+    assert refused[0] == "" and refused[1]
 
 
+@on_a_gpu
+def test_a_changed_setting_and_another_way_are_recorded_anew():
+    torch.manual_seed(0)
+    learner = LEARNERS["maml"](Conv4((1, 20, 20), 6, filters=4, head_init="xavier").cuda())
+    params, state = learner.init()
+    engine, loop = Engine("vmap"), Engine("loop")
+    three_ways = random_tasks(2, 0, way=3, shot=2).to("cuda")
+    for episodes, rate in ((three_ways, 0.1), (three_ways, 0.5), (random_tasks(2, 0, way=6, shot=1).to("cuda"), 0.5)):
+        learner.inner_lr = rate
+        expected = loop.outer(learner, params, state, episodes)
+        torch.testing.assert_close(engine.outer(learner, params, state, episodes).loss, expected.loss)
+
+
+@on_a_gpu
 def test_a_result_stays_when_the_step_runs_again():
     torch.manual_seed(0)
     learner = LEARNERS["maml"](Conv4((1, 20, 20), 3, filters=4, head_init="xavier").cuda())
