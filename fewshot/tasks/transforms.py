@@ -102,7 +102,8 @@ class ImageTransform:
         Args:
             keys: [...] int64 for the random augmentation in training; None: no augmentation.
         """
-        x = images / 255 if images.dtype == torch.uint8 else images
+        # Divided by a Python number, a GPU multiplies by the rounded 1/255. Divided by a tensor, it gives a CPU's bits.
+        x = images / torch.full((), 255.0, device=images.device) if images.dtype == torch.uint8 else images
         strength = AUGMENTATIONS[self.augment]
         if keys is not None and strength is not None:
             side = x.shape[-2:] if self.crop is None else (self.crop, self.crop)
