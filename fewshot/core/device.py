@@ -47,6 +47,13 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or `cpu`."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
 def fits_on_device(size: int, device: torch.device) -> bool:
     """Whether data of `size` bytes may lie on the device: on a GPU only if half of its free memory remains."""
     import torch

@@ -16,13 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 from fewshot.algorithms.learner import Learner
 from fewshot.algorithms.maml import MAML
 from fewshot.core.checks import check_choice, check_number
-from fewshot.core.device import pick_device, set_single_threaded, tune_malloc
+from fewshot.core.device import device_name, pick_device, set_single_threaded, tune_malloc
 from fewshot.core.files import write_atomically
 from fewshot.core.paths import CONF
 from fewshot.engine.engine import Engine, is_small
 from fewshot.episodes import Episodes
 from fewshot.experiment.build import instantiate_node
-from fewshot.report.records import code, device_name, environment
+from fewshot.report.records import code, environment
 
 Row = dict[str, Any]
 

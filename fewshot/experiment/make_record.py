@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from fewshot.core.device import peak_memory_bytes
+from fewshot.core.device import device_name, peak_memory_bytes
 from fewshot.core.distributed import world
 from fewshot.engine.evaluate import ci95
 from fewshot.episodes import Tasks
@@ -89,7 +89,7 @@ def make_record(
             "gradient_evaluations": train_tasks * getattr(run.learner, "gradient_evaluations", 0),
             "tasks_per_second": round(train_tasks / trained.train_seconds, 2) if trained.train_seconds else None,
             "peak_memory_bytes": peak_memory_bytes(run.device),
-            "device": records.device_name(run.device),
+            "device": " and ".join(trained.devices) or (None if trained.steps else device_name(run.device)),
             "processes": world()[1],
         },
         "code": records.code(),

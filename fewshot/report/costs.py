@@ -68,7 +68,8 @@ def is_short(run: Record) -> bool:
 def join_budgets(row: Sequence[Cell]) -> str:
     """How long a row's runs and their extractors were trained: `15 min`, or `14 and 8 min, 1,200 and 800 of 60k steps`.
 
-    Two cells in the order of their columns; of more, the least and the most.
+
+    Two cells in the order of their columns; of more, the least and the most. A learner's GPU is named.
     """
     if row[0].figure is not None:
         return ""
@@ -82,7 +83,10 @@ def join_budgets(row: Sequence[Cell]) -> str:
             of_paper = f" of {_thousands(paper)}" if train["steps"] < paper else ""
             steps[f"{of_paper} steps"].append(train["steps"])
     minutes = _join([max(1, round(value / 60)) for value in seconds])
-    return ", ".join([f"{minutes} min", *(f"{_join(counts)}{words}" for words, counts in steps.items())])
+    devices = {name for cell in row for run in cell.runs for name in (run["cost"]["device"] or "").split(" and ")}
+    gpus = devices - {"", "cpu", "unknown"}
+    on = f" on {' and '.join(sorted(gpus))}" if gpus else ""
+    return ", ".join([f"{minutes} min{on}", *(f"{_join(counts)}{words}" for words, counts in steps.items())])
 
 
 def _join(values: Sequence[int]) -> str:

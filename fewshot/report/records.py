@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,6 @@ from fewshot.core.paths import expand_path
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
 FORMAT = 2
 Record = dict[str, Any]
@@ -115,15 +115,18 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: _version(name) for name in packages},
         "platform": platform.platform(),
+        "processor": _processor(),
         "threads": torch.get_num_threads(),
     }
 
 
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or `cpu`."""
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+def _processor() -> str:
+    """The name of the processor, as far as the system says it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def find_records(folder: str | Path) -> list[Path]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fewshot.algorithms.learner import Learner, Tensors, backbone_constants
+from fewshot.core.device import device_name
 from fewshot.core.distributed import all_reduce_sum, is_main, pad_to_global, rank_slice, world
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
@@ -78,6 +79,10 @@ def run_training(
     log = folder / "metrics.jsonl"
     _truncate_log(log, progress["step"])
     steps = settings.steps if trained else 0
+    if progress["step"] < steps:
+        before = ["unknown"] if progress["step"] else []  # of a checkpoint that does not say
+        devices = progress.setdefault("devices", before)
+        progress["devices"] = [*dict.fromkeys([*devices, device_name(tasks.device)])]
     batch, indices = settings.meta_batch, rank_slice(settings.meta_batch)
     ahead = draw_ahead(tasks, DRAWN_STEPS * batch)
 
@@ -193,6 +198,7 @@ def load_selected(
         steps=progress["step"],
         nan_guarded=progress["nan_guarded"],
         train_seconds=progress["train_seconds"],
+        devices=tuple(progress.get("devices", ())),
     )
 
 

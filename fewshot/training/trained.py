@@ -28,6 +28,7 @@ class Trained:
     nan_guarded: int  # steps whose gradient held a NaN and was replaced, see `replace_nan`
     train_seconds: float  # of these steps: sampling, adaptation and update, without validation
     inputs: Inputs | None = None  # the examples that it was trained on; None for functions
+    devices: tuple[str, ...] = ()  # that it was trained on; empty where nothing was trained or no checkpoint says it
 
     @property
     def device(self) -> torch.device:

@@ -265,6 +265,12 @@ def test_the_budget_is_shown_where_it_is_smaller_than_the_papers(
     assert row.get("budget") == budget
 
 
+def test_a_budget_names_the_gpu(lab: Any) -> None:
+    record = lab.record(train={"steps": 9, "paper_steps": 10}, cost__train_seconds=360, cost__device="NVIDIA H200")
+    [row] = lab.texts(make_page([record], layout=Layout(rows={"method": "method", "budget": "budget"})))
+    assert row["budget"] == "6 min on NVIDIA H200, 9 of 10 steps"
+
+
 @pytest.mark.parametrize(
     ("shots", "budget"),
     [

@@ -24,7 +24,7 @@ from fewshot.engine.reduce import MetaGradient
 from fewshot.tasks.functions import read
 from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
-from fewshot.training.checkpoint import load_checkpoint
+from fewshot.training.checkpoint import load_checkpoint, save_checkpoint
 from fewshot.training.loop import load_selected, run_training
 from fewshot.training.settings import TrainSettings
 
@@ -269,6 +269,18 @@ def test_a_step_that_is_not_logged_asks_nothing_of_the_device(name: str, nan_gua
 
         run_training(learner, tasks, settings, Engine("vmap"), tmp_path, lambda params, state: 0.0, show)
     assert all((count > 0) == (step % 3 == 0) for step, count in enumerate(counts[1:], 2))
+
+
+def test_a_run_knows_its_devices_and_says_where_a_checkpoint_did_not(tmp_path: Path) -> None:
+    run(maml(), replace(SETTINGS, steps=2), tmp_path)
+    assert load_selected(maml(), SETTINGS, tmp_path, CPU).devices == ("cpu",)
+    last = tmp_path / "checkpoints/last.safetensors"
+    groups, progress = load_checkpoint(last, CPU)
+    del progress["devices"]  # as before this was kept
+    save_checkpoint(last, groups, progress)
+    assert load_selected(maml(), SETTINGS, tmp_path, CPU, "last").devices == ()
+    run(maml(), replace(SETTINGS, steps=4), tmp_path)
+    assert load_selected(maml(), SETTINGS, tmp_path, CPU, "last").devices == ("unknown", "cpu")
 
 
 def test_a_checkpoint_of_another_learner_is_refused(tmp_path: Path) -> None:
