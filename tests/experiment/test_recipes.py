@@ -286,6 +286,18 @@ def test_the_benchmark_has_a_recipe_for_every_cell_and_selects_on_validation_cla
         assert "train.steps" in recipes.recipe_settings(cfg.recipe, cfg)
 
 
+@pytest.mark.parametrize("shot", [1, 5])
+@pytest.mark.parametrize("algorithm", ["maml", "fomaml", "reptile"])
+def test_mini_by_the_papers_settings_is_trained_and_tested_as_there(algorithm: str, shot: int) -> None:
+    [words] = composed("experiment=mini_papers").sweeps
+    assert words == "algorithm=maml,fomaml,reptile dataset=mini way=5 shot=1,5"
+    cfg = composed("experiment=mini_papers", f"algorithm={algorithm}", "dataset=mini", "way=5", f"shot={shot}")
+    assert cfg.recipe == ("openai" if algorithm == "reptile" else "cbfinn")
+    assert list(cfg.protocol) == ["common", "paper"]
+    assert cfg.train.steps == (100_000 if algorithm == "reptile" else 60_000)
+    assert cfg.dataset.reader.size == 84
+
+
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("omniglot_*.yaml"))
 
 
