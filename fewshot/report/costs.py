@@ -69,7 +69,7 @@ def join_budgets(row: Sequence[Cell]) -> str:
     """How long a row's runs and their extractors were trained: `15 min`, or `14 and 8 min, 1,200 and 800 of 60k steps`.
 
 
-    Two cells in the order of their columns; of more, the least and the most. A learner's GPU is named.
+    Two cells in the order of their columns; of more, the least and the most. A device is named unless it is a CPU.
     """
     if row[0].figure is not None:
         return ""
@@ -83,9 +83,11 @@ def join_budgets(row: Sequence[Cell]) -> str:
             of_paper = f" of {_thousands(paper)}" if train["steps"] < paper else ""
             steps[f"{of_paper} steps"].append(train["steps"])
     minutes = _join([max(1, round(value / 60)) for value in seconds])
-    devices = {name for cell in row for run in cell.runs for name in (run["cost"]["device"] or "").split(" and ")}
-    gpus = devices - {"", "cpu", "unknown"}
-    on = f" on {' and '.join(sorted(gpus))}" if gpus else ""
+    devices = {
+        name for cell in row for run in cell.runs for name in (run["cost"]["device"] or "unknown").split(" and ")
+    }
+    named = ["an unknown device" if name == "unknown" else name for name in sorted(devices - {"cpu"})]
+    on = f" on {' and '.join(named)}" if named else ""
     return ", ".join([f"{minutes} min{on}", *(f"{_join(counts)}{words}" for words, counts in steps.items())])
 
 

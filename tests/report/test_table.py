@@ -265,10 +265,20 @@ def test_the_budget_is_shown_where_it_is_smaller_than_the_papers(
     assert row.get("budget") == budget
 
 
-def test_a_budget_names_the_gpu(lab: Any) -> None:
-    record = lab.record(train={"steps": 9, "paper_steps": 10}, cost__train_seconds=360, cost__device="NVIDIA H200")
+@pytest.mark.parametrize(
+    ("device", "on"),
+    [
+        ("NVIDIA H200", " on NVIDIA H200"),
+        ("cpu and NVIDIA H200", " on NVIDIA H200"),
+        (None, " on an unknown device"),
+        ("cpu", ""),
+    ],
+)
+def test_a_budget_names_the_device_unless_it_is_a_cpu(lab: Any, device: str | None, on: str) -> None:
+    train = {"shot": 1, "query": 1, "steps": 9, "paper_steps": 10}
+    record = lab.record(train=train, cost__train_seconds=360, cost__device=device)
     [row] = lab.texts(make_page([record], layout=Layout(rows={"method": "method", "budget": "budget"})))
-    assert row["budget"] == "6 min on NVIDIA H200, 9 of 10 steps"
+    assert row["budget"] == f"6 min{on}, 9 of 10 steps"
 
 
 @pytest.mark.parametrize(
