@@ -181,13 +181,11 @@ class Engine:
         self, method: str, learner: Learner, params: Tensors, state: Tensors, episodes: Episodes
     ) -> Iterator[MetaGradient]:
         """Run the tasks in order, each from the state that the one before left."""
+        run = self._run_compiled
         if method != "compiled":
-            learner = autograd_copy(learner)
+            learner, run = autograd_copy(learner), partial(mean_outer, lift=lift_one)
         for task in _groups(episodes, 1):
-            if method == "compiled":
-                outer = self._run_compiled(learner, params, state, task)
-            else:
-                outer = mean_outer(learner, params, state, task, lift_one)
+            outer = run(learner, params, state, task)
             state = outer.state
             yield outer
 
