@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-# Outputs of at most so many pixels are gathered for all images together: one large product in place of many small ones.
-SMALL = 256
+# Patches of outputs of at most so many pixels go into one large product for all images, in place of many small ones.
+FEW_PIXELS = 256
 
 
 def conv2d(
@@ -26,7 +26,7 @@ def conv2d(
 def conv2d_by_product(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, stride: int = 1, padding: int = 0
 ) -> torch.Tensor:
-    """The same convolution as a matrix product with the patches of each image.
+    """The same convolution as a matrix product with the patches of each image: [B, C, H, W] to [B, F, H', W'].
 
     Patches are stacked from shifted images, so that the derivative adds shifted images and needs no atomic operations,
     whose order, and with it the rounding, would change from run to run.
@@ -40,7 +40,7 @@ def conv2d_by_product(
         return torch.stack([down[..., j : j + stride * (width - 1) + 1 : stride] for j in range(side)], dim=2)
 
     patches = torch.stack([rows(i) for i in range(side)], dim=2)  # [B, C, K, K, height, width]
-    if height * width <= SMALL:
+    if height * width <= FEW_PIXELS:
         out = weight.flatten(1) @ patches.movedim(0, 3).flatten(3).flatten(0, 2)  # [F, B * height * width]
         out = out.unflatten(1, (len(x), height, width)).transpose(0, 1)
     else:

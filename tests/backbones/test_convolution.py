@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.func import grad, vmap
 
-from fewshot.backbones.convolution import SMALL, conv2d, conv2d_by_product
+from fewshot.backbones.convolution import FEW_PIXELS, conv2d, conv2d_by_product
 
 Convolve = Callable[..., torch.Tensor]
 
@@ -41,7 +41,7 @@ def test_a_product_gives_the_convolution_and_its_derivatives_of_two_orders(size:
 
 def test_images_of_both_sizes_were_compared():
     pixels = [((size + 2 * padding - 3) // stride + 1) ** 2 for size, stride, padding in CASES]
-    assert min(pixels) <= SMALL < max(pixels)
+    assert min(pixels) <= FEW_PIXELS < max(pixels)
 
 
 def test_a_cpu_takes_torchs_own_convolution(monkeypatch: pytest.MonkeyPatch):
