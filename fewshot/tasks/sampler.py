@@ -206,7 +206,7 @@ def draw_ahead(tasks: Tasks, count: int) -> Callable[[int, int], Episodes]:
 
     def episodes(first: int, size: int) -> Episodes:
         nonlocal start, drawn
-        if drawn is None or not start <= first <= first + size <= start + len(drawn.key):
+        if drawn is None or first < start or first + size > start + len(drawn.key):
             start, drawn = first, tasks.draw(first, max(size, count))
         return tasks.load(drawn[first - start : first - start + size])
 

@@ -61,14 +61,8 @@ def test_an_episode_is_the_same_in_any_batch_and_order_and_on_any_device(
 def test_tasks_that_are_drawn_ahead_are_the_same(make_bank: MakeBank, rotations: str):
     sampler = Sampler(make_bank(), 3, 2, 4, 11, rotations, ImageTransform(augment="gentle"))
     episodes = draw_ahead(sampler, 8)
-    for first, count in (
-        (0, 3),
-        (3, 3),
-        (6, 3),
-        (5, 3),
-        (40, 20),
-        (2, 1),
-    ):  # across the end of a block, back, a larger one
+    starts, counts = (0, 3, 6, 5, 40, 2), (3, 3, 3, 3, 20, 1)  # across the end of a block, back, more than a block
+    for first, count in zip(starts, counts, strict=True):
         assert_same(episodes(first, count), sampler.episodes(first, count))
 
 
