@@ -68,7 +68,6 @@ def is_short(run: Record) -> bool:
 def join_budgets(row: Sequence[Cell]) -> str:
     """How long a row's runs and their extractors were trained: `15 min`, or `14 and 8 min, 1,200 and 800 of 60k steps`.
 
-
     Two cells in the order of their columns; of more, the least and the most. A device is named unless it is a CPU.
     """
     if row[0].figure is not None:
