@@ -20,6 +20,7 @@ VARIATIONS = {
 }
 OLDER = "an older record, which does not hold its settings: configuration "  # with the start of its hash
 GIVEN = re.compile(r"(?<= )((?:algorithm|backbone|train)\.[\w.]+)=(\S+)")  # settings in a command
+TASK_PARTS = 5  # of a context: the task and the setting, without the data and the protocol
 MOST_KEYS = 3  # in a name; runs that differ in more settings have numbers
 
 
@@ -38,7 +39,8 @@ def tell_apart(records: list[Record], shown: Sequence[str]) -> tuple[list[str], 
     if others and _separates(traits, contexts, others if chosen is None else chosen, steps):
         steps = []
     if chosen is not None:
-        return [_suffix("", own, [*chosen, *steps]) for own in traits], [""] * len(traits)
+        keys = _add_recipe(chosen, traits, contexts)
+        return [_suffix("", own, [*mine, *steps]) for own, mine in zip(traits, keys, strict=True)], [""] * len(traits)
     held = [(own, context) for own, context in zip(traits, contexts, strict=True) if "config" not in own]
     settings = [key for key in _varying(*zip(*held, strict=True)) if key not in VARIATIONS] if held else []
     # Without their settings runs of several tasks cannot be matched: each task counts its own.
@@ -54,6 +56,23 @@ def tell_apart(records: list[Record], shown: Sequence[str]) -> tuple[list[str], 
             note = f"{OLDER}{own['config']:.8}"
         notes.append(note)
     return suffixes, notes
+
+
+def _add_recipe(
+    chosen: list[str], traits: list[dict[str, Any]], contexts: list[tuple[Hashable, ...]]
+) -> list[list[str]]:
+    """For each record the keys in its name: the chosen ones, and its recipe where only tests set two recipes apart.
+
+    Beside a recipe that is added, a name has only the keys that vary within that recipe.
+    """
+    tasks = [context[:TASK_PARTS] for context in contexts]
+    if "recipe" in chosen or "recipe" not in _varying(traits, tasks):
+        return [chosen] * len(traits)
+    varying = {}
+    for recipe in {own["recipe"] for own in traits}:
+        pairs = [(own, context) for own, context in zip(traits, contexts, strict=True) if own["recipe"] == recipe]
+        varying[recipe] = _varying(*zip(*pairs, strict=True))
+    return [["recipe", *(key for key in chosen if key in varying[own["recipe"]])] for own in traits]
 
 
 def _suffix(number: str, traits: dict[str, Any], keys: list[str]) -> str:
@@ -72,7 +91,7 @@ def _traits(record: Record, shown: Sequence[str]) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, list) else value for key, value in traits.items() if key not in shown}
 
 
-def _context(record: Record) -> Hashable:
+def _context(record: Record) -> tuple[Hashable, ...]:
     """The task, setting and protocol of a test: within one, two runs with other traits are two methods."""
     tested = [record["protocol"][key] for key in ("dataset", "way", "shot", "view", "setting")]
     return (*tested, record["data"]["fingerprint"], protocol_name(record))
@@ -88,7 +107,9 @@ def _varying(traits: Sequence[dict[str, Any]], contexts: Sequence[Hashable]) -> 
     return [key for key in keys if any(len(values[key, context]) > 1 for context in set(contexts))]
 
 
-def _separates(traits: list[dict[str, Any]], contexts: list[Hashable], chosen: list[str], others: list[str]) -> bool:
+def _separates(
+    traits: list[dict[str, Any]], contexts: Sequence[Hashable], chosen: list[str], others: list[str]
+) -> bool:
     """Whether runs of one context with equal values of the chosen keys are equal in all others."""
     found: dict[Hashable, set[Hashable]] = defaultdict(set)
     for own, context in zip(traits, contexts, strict=True):

@@ -105,6 +105,18 @@ def test_runs_that_differ_in_more_than_the_seed_are_never_averaged(
     assert page.notes == ["mean of 2 training seeds; ± is over them"]
 
 
+def test_recipes_that_only_their_tests_set_apart_are_named(lab: Any) -> None:
+    rate = "settings__algorithm.learner.inner_lr"
+    records = [
+        lab.record(recipe="a"),
+        lab.record(recipe="b", protocol__name="paper", protocol__query=1),
+        lab.record(recipe="b", protocol__name="paper", protocol__query=1, **{rate: 0.1}),
+    ]
+    names, _ = method_names(records, ["protocol.setting"])
+    assert names == ["maml, recipe a", "maml, recipe b, inner_lr=0.4", "maml, recipe b, inner_lr=0.1"]
+    assert method_names([lab.record(recipe="a"), lab.shots(5, recipe="b")], ["protocol.setting"])[0] == ["maml"] * 2
+
+
 @pytest.mark.parametrize(
     ("changes", "first", "second"),
     [
