@@ -63,7 +63,8 @@ def read(
             "random": fractions of the classes. "auto": csv if there is one, else folders if there are, else random.
         fractions: of the classes in train, val and test if random, see `split_at_random`.
         seed: of that shuffle.
-        csv: path of a CSV file that is used instead of split.csv.
+        csv: path of a CSV file that is used instead of split.csv; or of a JSON file with a list of classes for each
+            split, such as Meta-Dataset's aircraft_splits.json, vgg_flower_splits.json or cu_birds_splits.json.
         classes: None: no two splits share a class. "same": all splits have the same classes and other images of them; a
             random split is then one of the images of each class. The metadata say that the classes are the same.
         on_overlap: "refuse" images that two splits share, or "count" them.
@@ -237,6 +238,7 @@ def _read_csv_split(
         label = name if kind == "classes" else row.label
         splits.setdefault(row.split, {}).setdefault(label, []).extend(folders.get(name, [name]))
     source = "train.csv, val.csv and test.csv" if len(csv_files) > 1 else "a CSV"
+    source = "a JSON file" if any(str(name).lower().endswith(".json") for name in csv_files) else source
     return splits, {"layout": f"{source} of {kind}", "split_source": source}
 
 

@@ -1,9 +1,10 @@
-"""Read CSV files that give the class and split of each image, or the split of each class."""
+"""Read files that give the class and split of each image, or the split of each class: CSV, or JSON for classes."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import posixpath
 import unicodedata
@@ -43,6 +44,7 @@ def read_rows(files: Files, csv_files: CsvFiles) -> tuple[str, dict[str, Row]]:
     """Read CSV files with columns filename,label,split or class,split, or filename,label in a file of one split.
 
     Their order does not matter, nor do other columns, blank lines, repeated rows, and the case of splits and columns.
+    A name that ends in .json is an object with a list of classes for each split, as Meta-Dataset publishes them.
 
     Returns:
         "images" or "classes", and the row of each by the name that the file gives it.
@@ -58,7 +60,10 @@ def read_rows(files: Files, csv_files: CsvFiles) -> tuple[str, dict[str, Row]]:
             data = name.read_bytes() if isinstance(name, Path) else next(files.read([name]))
         except DAMAGED as error:
             raise FewshotError(f"{where}: cannot be read ({one_line(error)}); mend it") from error
-        columns, lines = _parse(where, data, [ONE_SPLIT_COLUMNS] if file_split else [IMAGE_COLUMNS, CLASS_COLUMNS])
+        if str(name).lower().endswith(".json"):
+            columns, lines = CLASS_COLUMNS, _parse_json(where, data)
+        else:
+            columns, lines = _parse(where, data, [ONE_SPLIT_COLUMNS] if file_split else [IMAGE_COLUMNS, CLASS_COLUMNS])
         kind = "classes" if columns == CLASS_COLUMNS else kind
         for line, values in lines:
             item, split = values[columns[0]], file_split or SPLIT_WORDS.get(values["split"].lower())
@@ -101,6 +106,21 @@ def _parse(
         rows.append((f"{where}: line {line}", values))
     raise_faults("rows without all values", faults, "mend it")
     return columns, rows
+
+
+def _parse_json(where: str, data: bytes) -> list[tuple[str, dict[str, str]]]:
+    """The rows of an object of lists, {split: [class, ...]}; what is no list, such as a text on the source, is none."""
+    if is_web_page(data):
+        raise FewshotError(f"{where}: a web page, not the file; fetch it again")
+    try:
+        lists = json.loads(data)
+    except ValueError as error:
+        raise FewshotError(f"{where}: no JSON ({one_line(error)}); save it as one") from error
+    groups = {split: group for split, group in lists.items() if isinstance(group, list)} if type(lists) is dict else {}
+    if not groups or any(type(name) not in (str, int) for group in groups.values() for name in group):
+        raise FewshotError(f'{where}: no lists of classes; write {{"train": [...], "val": [...], "test": [...]}}')
+    rows = [(split, str(name).strip()) for split, group in groups.items() for name in group]
+    return [(f"{where}: {split}", {"class": name, "split": split}) for split, name in rows]
 
 
 def find_csv_files(files: Files, images: Sequence[str], given: str | Path | None) -> CsvFiles:

@@ -1,6 +1,7 @@
 """One's own images: every layout in small, and every mistake that people make with folders, in one line."""
 
 import io
+import json
 import os
 from contextlib import nullcontext
 from dataclasses import replace
@@ -214,6 +215,14 @@ def test_a_csv_may_have_another_name_and_place(root: Path, cache: Path, tmp_path
     banks = read(root, cache, csv=path if place == "absolute" else "mine.csv")
     assert named(banks) == OF_SPLIT and "mine" not in str(banks["val"].metadata)
     refused(root, cache / "b", "neither split.csv nor train.csv.* or set dataset.reader.split=random", split="csv")
+
+
+def test_a_json_file_of_class_splits_splits_class_folders(root: Path, cache: Path, tmp_path: Path):
+    as_folder(root, SHAPES["csv of classes"][0])
+    (root / "split.csv").unlink()
+    (path := tmp_path / "splits.json").write_text(json.dumps({"source": "made"} | OF_SPLIT))
+    banks = read(root, cache, csv=path)
+    assert named(banks) == OF_SPLIT and banks["val"].metadata["layout"] == "a JSON file of classes"
 
 
 def test_split_says_which_of_several_layouts_is_taken(root: Path, cache: Path):

@@ -106,6 +106,33 @@ def test_a_list_that_is_none_is_refused(tmp_path: Path, text: str | bytes, match
         split_csv.read_rows(source(tmp_path, split=text), {"split.csv": None})
 
 
+def test_a_json_file_lists_the_classes_of_each_split(tmp_path: Path):
+    path = tmp_path / "flower_splits.json"
+    path.write_text('{"source": "made", "train": [90, "A340-300"], "test": ["F/A-18"], "valid": [7, 7]}')
+    rows = {("90", "train"), ("A340-300", "train"), ("F/A-18", "test"), ("7", "val")}
+    kind, read = split_csv.read_rows(source(tmp_path), {path: None})
+    assert kind == "classes" and {(name, row.split) for name, row in read.items()} == rows
+    assert all(row.label == name and row.where.startswith(f"{path}: ") for name, row in read.items())
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("{", "no JSON"),
+        ("<!DOCTYPE html><html>", "a web page"),
+        ("[1, 2]", "no lists of classes"),
+        ('{"source": "made"}', "no lists of classes"),
+        ('{"train": [["a"]]}', "no lists of classes"),
+        ('{"training": ["a"]}', "split 'training'; write train, val or test"),
+        ('{"train": ["a"], "test": ["a"]}', "'a' is listed as 'a' of train already"),
+    ],
+)
+def test_a_json_file_that_lists_no_classes_is_refused(tmp_path: Path, text: str, match: str):
+    (path := tmp_path / "splits.json").write_text(text)
+    with refused(match):
+        split_csv.read_rows(source(tmp_path), {path: None})
+
+
 def test_an_image_of_two_lists_is_refused(tmp_path: Path):
     files = source(tmp_path, train="filename,label\na.png,x", test="filename,label\na.png,x")
     with refused("test.csv: line 2: 'a.png' is listed as 'x' of train already"):
