@@ -17,6 +17,7 @@ from fewshot.backbones.torchvision import TorchVision
 from fewshot.backbones.wrn import WRN
 from fewshot.core.errors import FewshotError
 from fewshot.data.bank import Bank, Split, open_banks, write_banks
+from fewshot.data.datasets.cifar import read_cifar_fs, read_fc100
 from fewshot.data.datasets.cub import read as read_cub
 from fewshot.data.datasets.folder import read as read_folder
 from fewshot.data.datasets.glyphs import read as read_glyphs
@@ -85,7 +86,9 @@ __all__ = [
     "open_banks",
     "open_features",
     "pretrained_features",
+    "read_cifar_fs",
     "read_cub",
+    "read_fc100",
     "read_folder",
     "read_functions",
     "read_glyphs",

@@ -18,7 +18,7 @@ from fewshot.report.traits import VARIATIONS, format_label
 if TYPE_CHECKING:
     import pandas as pd
 
-DATASETS = {"mini": "miniImageNet", "tiered": "tieredImageNet", "cub": "CUB"}
+DATASETS = {"mini": "miniImageNet", "tiered": "tieredImageNet", "cub": "CUB", "cifar_fs": "CIFAR-FS", "fc100": "FC100"}
 SCORES = {"accuracy": (100, 2), "mse": (1, 4)}  # unit and decimals in tables and pictures
 
 

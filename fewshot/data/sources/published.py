@@ -27,7 +27,7 @@ PARTLY = "to convert the part that is there, set dataset.reader.allow_partial=tr
 
 
 def published_split(dataset: str) -> dict[str, list[str]]:
-    """The published classes of each split: WordNet ids for "mini" and "tiered", names of class folders for "cub"."""
+    """The published classes of each split: WordNet ids for "mini" and "tiered", elsewhere names of class folders."""
     text = resources.files("fewshot.data").joinpath(f"splits/{dataset}.json").read_text(encoding="utf-8")
     listing = json.loads(text)
     splits = {}
@@ -43,7 +43,7 @@ class PublishedDataset:
     """A dataset with a published split. Its `read` is the reader that configurations name.
 
     Attributes:
-        name: "mini", "tiered" or "cub".
+        name: as of its configuration, such as "mini".
         title: its name in messages.
         source: the paper, for the metadata.
         split_source: the paper of the split, for the metadata.
@@ -54,6 +54,7 @@ class PublishedDataset:
         download: download(root) fetches the dataset below the root.
         remedy: says which files to put below the root.
         archive: name of the authors' archive without its suffix; it is read if it is in the root.
+        size: of its images where `read` is not told another, in pixels.
     """
 
     name: str
@@ -66,12 +67,13 @@ class PublishedDataset:
     download: Callable[[Path], None]
     remedy: str
     archive: str | None = None
+    size: int = 84
 
     def read(
         self,
         root: str | Path,
         cache: str | Path,
-        size: int = 84,
+        size: int | None = None,
         resize: str = "squash",
         resample: str = "lanczos",
         allow_partial: bool = False,
@@ -85,7 +87,8 @@ class PublishedDataset:
         Args:
             root: folder or archive in one of the dataset's layouts, at any depth; or a folder with one archive in it.
             cache: folder that holds the bank folders.
-            size, resize, resample: see `ImageSpec`.
+            size: of the images, in pixels; None: as usual for the dataset.
+            resize, resample: see `ImageSpec`.
             allow_partial: take the classes and images that are there, at least one class of each split, instead of
                 demanding the published numbers. These banks go to a folder of their own.
             download: fetch the dataset into `root` if it is not there.
@@ -96,6 +99,7 @@ class PublishedDataset:
                 damaged. If there are many faults, `<cache>/<name>-faults.txt` lists them.
         """
         root, cache = expand_path(root), expand_path(cache)
+        size = self.size if size is None else size
         spec = ImageSpec(size, 3, resize, resample)
         folder = cache / f"{self.name}-{size}-{resize}-{resample}{'-part' if allow_partial else ''}"
         with list_faults(cache / f"{self.name}-faults.txt"):

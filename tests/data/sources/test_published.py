@@ -44,7 +44,14 @@ def files_of(dataset: str, below: str = "") -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes"), [("mini", [64, 16, 20]), ("tiered", [351, 97, 160]), ("cub", [100, 50, 50])]
+    ("name", "sizes"),
+    [
+        ("mini", [64, 16, 20]),
+        ("tiered", [351, 97, 160]),
+        ("cub", [100, 50, 50]),
+        ("cifar_fs", [64, 16, 20]),
+        ("fc100", [60, 20, 20]),
+    ],
 )
 def test_the_published_splits_have_their_sizes_and_share_no_class(name: str, sizes: list[int]):
     splits = published_split(name)
@@ -56,7 +63,8 @@ def test_the_published_splits_have_their_sizes_and_share_no_class(name: str, siz
 @pytest.mark.parametrize(
     ("dataset", "split", "name"),
     [("mini", "train", "n01532829"), ("mini", "val", "n01855672"), ("mini", "test", "n01930112"),
-     ("cub", "train", "001.Black_footed_Albatross")],
+     ("cub", "train", "001.Black_footed_Albatross"), ("cifar_fs", "test", "whale"), ("fc100", "test", "whale"),
+     ("cifar_fs", "val", "crab"), ("fc100", "val", "crab")],
 )  # fmt: skip
 def test_well_known_classes_are_where_they_belong(dataset: str, split: str, name: str):
     assert [each for each, names in published_split(dataset).items() if name in names] == [split]
