@@ -28,7 +28,7 @@ from fewshot.training.settings import LATER_SETTINGS
 
 # Types of the settings that are null in conf/<tool>.yaml; all others have the type of their value there.
 NULLABLE: dict[str, tuple[str, ...]] = {
-    "int": ("task_chunk", "way", "shot", "query", "latents"),
+    "int": ("task_chunk", "way", "shot", "query", "latents", "outer_lr_halve_every"),
     "float": ("outer_lr_end", "clip", "clip_norm"),
     "bool": ("invert",),
     "str": (

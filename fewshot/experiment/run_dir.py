@@ -19,6 +19,7 @@ from fewshot.experiment.config import GROUP_PARTS, config_hash, is_regression, k
 from fewshot.experiment.protocol import Protocol, read_protocols
 from fewshot.report.records import read_record
 from fewshot.training.folder import LISTED
+from fewshot.training.settings import LATER_SETTINGS
 
 TESTS = "tests"  # the folder of a run's records, one below it for each test
 DATA = "data.json"  # the data that a run began with
@@ -116,7 +117,8 @@ def saved_config(
         schema, saved = typed_settings("train"), OmegaConf.load(listed)
         assert isinstance(saved, DictConfig)
         keys, saved_keys = set(key_names(schema)), set(key_names(saved))
-        saved_keys |= keys & set(UNHASHED_KEYS)  # of which a run of an older version may lack some
+        # A run of an older version may lack these, and those that came later.
+        saved_keys |= keys & set(UNHASHED_KEYS) | {key for key in keys if key.rpartition(".")[2] in LATER_SETTINGS}
         if different := {key for key in keys ^ saved_keys if key.split(".")[0] not in (*GROUP_PARTS, "protocol")}:
             raise ValueError(f"{min(different)} is {'missing' if min(different) in keys else 'no key'}")
         cfg = OmegaConf.merge(schema, saved, {"run_dir": literal(str(folder)), "force": False})

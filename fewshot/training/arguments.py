@@ -24,7 +24,17 @@ DEFAULTS = TrainSettings(
     select="best", checkpoint_every=100, log_every=10,
 )  # fmt: skip
 # The fields of TrainSettings that `train` takes beside its named arguments; the others belong to the tools.
-FURTHER = ("outer_lr_end", "clip", "clip_norm", "nan_guard", "select", "checkpoint_every", "log_every")
+FURTHER = (
+    "outer_lr_end",
+    "outer_lr_schedule",
+    "outer_lr_halve_every",
+    "clip",
+    "clip_norm",
+    "nan_guard",
+    "select",
+    "checkpoint_every",
+    "log_every",
+)
 MEMBERS = ("source", "way", "shot", "query", "metric", "device", "episodes")  # of tasks
 
 

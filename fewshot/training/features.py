@@ -24,7 +24,7 @@ from fewshot.core.paths import expand_path
 from fewshot.data.bank import Bank, open_banks, write_banks
 from fewshot.tasks.transforms import view_of
 from fewshot.training.extractor import check_settings, extract, make_classifier, train_extractor, validation_sampler
-from fewshot.training.settings import LATER_SETTINGS
+from fewshot.training.settings import LATER_OF_EXTRACTORS
 
 
 def features(
@@ -57,7 +57,7 @@ def features(
         FewshotError: a setting out of range, a network that has no features, a loss that is not finite, or a damaged
             checkpoint.
     """
-    settings = LATER_SETTINGS | dict(settings)
+    settings = LATER_OF_EXTRACTORS | dict(settings)
     check_settings(settings)
     transform = view_of(view)
     extractor = make_classifier(network, transform.output_shape(images["train"].shape), images["train"], settings)
@@ -71,7 +71,7 @@ def features(
     fingerprints = {split: bank.fingerprint for split, bank in images.items()}
     choices = [str(getattr(network, "func", network)), str(getattr(network, "keywords", {}))]
     initial = digest_tensors(extractor.state_dict())
-    counted = dict(settings.items() - LATER_SETTINGS.items())
+    counted = dict(settings.items() - LATER_OF_EXTRACTORS.items())
     inputs = json.dumps([fingerprints, initial, choices, counted, str(transform)], sort_keys=True)
     key = hashlib.sha256(inputs.encode()).hexdigest()[:12]
     title = f"{images['train'].metadata.get('dataset', 'images')}-{name}-{key}"

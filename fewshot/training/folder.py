@@ -18,7 +18,7 @@ from fewshot.algorithms.learner import Learner, Tensors, backbone_constants
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
 from fewshot.episodes import Tasks
-from fewshot.training.settings import TrainSettings
+from fewshot.training.settings import LATER_SETTINGS, TrainSettings
 
 LISTED = "training.json"
 CONTINUED = ("steps", "validate_every", "select", "checkpoint_every", "log_every")  # may change when a training goes on
@@ -90,7 +90,7 @@ def _differences(part: str, saved: Mapping[str, Any] | None, wanted: Mapping[str
     """The names of what differs in a part of two trainings; the part alone where it is of another kind."""
     if saved is None or wanted is None:
         return [] if saved == wanted else [part]
-    names = [name for name in {**wanted, **saved} if saved.get(name) != wanted.get(name)]
+    names = [name for name in {**wanted, **saved} if saved.get(name, LATER_SETTINGS.get(name)) != wanted.get(name)]
     if part in names:
         return [part]
     return [f"validation {name}" for name in names] if part == "validation" else names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import cos, pi
 from pathlib import Path
 
 import torch
@@ -91,7 +92,11 @@ def optimizer_step(
     rate = settings.outer_lr
     if settings.outer_lr_end is not None:  # supervised-reptile: linear, from the first step to just before the last
         done = step / settings.steps
+        if settings.outer_lr_schedule == "cosine":  # HowToTrainYourMAMLPytorch
+            done = (1 - cos(pi * done)) / 2
         rate = settings.outer_lr * (1 - done) + settings.outer_lr_end * done
+    if settings.outer_lr_halve_every is not None:  # prototypical-networks
+        rate *= 0.5 ** (step // settings.outer_lr_halve_every)
     if optimizer is None:
         return rate
     gradient = clipped(gradient, settings.clip, settings.clip_norm)

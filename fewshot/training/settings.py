@@ -8,8 +8,9 @@ from fewshot.core.checks import check_bool, check_choice, check_number
 from fewshot.core.errors import FewshotError
 
 OPTIMIZERS = ("adam", "adam_tf", "sgd")
-# Settings of an extractor that the first runs do not name, with what held for them.
-LATER_SETTINGS = {"precision": "float32", "small_epochs": 0, "small_size": None}
+# Settings that the first runs or extractors do not name, with what held for them.
+LATER_OF_EXTRACTORS = {"precision": "float32", "small_epochs": 0, "small_size": None}
+LATER_SETTINGS = LATER_OF_EXTRACTORS | {"outer_lr_halve_every": None, "outer_lr_schedule": "linear"}
 
 
 @dataclass
@@ -23,7 +24,7 @@ class TrainSettings:
     query: int | None  # Q of training tasks; None: K
     outer_optimizer: str  # adam | adam_tf (epsilon beside the uncorrected root, as TensorFlow has it) | sgd
     outer_lr: float
-    outer_lr_end: float | None  # the rate falls linearly to this; None: constant
+    outer_lr_end: float | None  # the rate falls to this, as outer_lr_schedule says; None: constant
     clip: float | None  # each element of the outer gradient to [-clip, clip]
     clip_norm: float | None  # after that, the L2 norm of each tensor of it
     nan_guard: bool  # see `replace_nan`; False: a loss or gradient that is not finite ends the run
@@ -32,6 +33,8 @@ class TrainSettings:
     select: str  # best (on validation) | last
     checkpoint_every: int  # outer steps
     log_every: int  # outer steps
+    outer_lr_schedule: str = "linear"  # how the rate falls to outer_lr_end: linear | cosine (half a period)
+    outer_lr_halve_every: int | None = None  # outer steps after which the rate is halved, again and again; None: never
 
 
 def check_train_settings(settings: TrainSettings) -> None:
@@ -44,6 +47,8 @@ def check_train_settings(settings: TrainSettings) -> None:
         ("log_every", 1),
     ):
         check_number(f"train.{name}", getattr(settings, name), int, least)
+    if settings.outer_lr_halve_every is not None:
+        check_number("train.outer_lr_halve_every", settings.outer_lr_halve_every, int, 1)
     for name in ("outer_lr", "outer_lr_end", "clip", "clip_norm"):
         value = getattr(settings, name)
         if value is None and name != "outer_lr":
@@ -53,4 +58,7 @@ def check_train_settings(settings: TrainSettings) -> None:
             raise FewshotError(f"train.{name}={value}: must be above 0, or null")
     check_bool("train.nan_guard", settings.nan_guard)
     check_choice("train.outer_optimizer", settings.outer_optimizer, OPTIMIZERS)
+    check_choice("train.outer_lr_schedule", settings.outer_lr_schedule, ("linear", "cosine"))
+    if settings.outer_lr_schedule == "cosine" and settings.outer_lr_end is None:
+        raise FewshotError("train.outer_lr_schedule=cosine: needs the rate that it falls to; set train.outer_lr_end=0")
     check_choice("train.select", settings.select, ("best", "last"))

@@ -15,7 +15,7 @@ from fewshot.core.paths import CONF
 from fewshot.experiment.build import build
 from fewshot.experiment.config import FIRST_NAMES, config_hash, resolved, training_settings
 from fewshot.experiment.run_dir import saved_config
-from fewshot.training.settings import LATER_SETTINGS
+from fewshot.training.settings import LATER_OF_EXTRACTORS, LATER_SETTINGS
 
 from ..conftest import composed
 
@@ -57,8 +57,10 @@ def test_a_setting_that_came_later_changes_no_identity() -> None:
     config = resolved(composed("algorithm=leo"))
     former = copy.deepcopy(config)
     for settings in (former["features"]["settings"], former["features"]["reader"]["settings"]):
-        for key in LATER_SETTINGS:
+        for key in LATER_OF_EXTRACTORS:
             del settings[key]
+    for key in LATER_SETTINGS.keys() & former["train"].keys():
+        del former["train"][key]
     assert config_hash(config) == config_hash(former)
     config["features"]["reader"]["settings"]["precision"] = "bfloat16"
     assert config_hash(config) != config_hash(former)
@@ -78,6 +80,15 @@ def test_a_rename_of_a_class_changes_no_identity() -> None:
 def test_near_names() -> None:
     assert did_you_mean("shoot", ["way", "shot"]) == ", did you mean shot?"
     assert did_you_mean("zzz", ["way", "shot"]) == ""
+
+
+def test_a_saved_configuration_may_lack_what_came_later(tmp_path: Path) -> None:
+    lines = OmegaConf.to_yaml(composed("algorithm=nearest", "dataset=glyphs")).splitlines()
+    kept = [line for line in lines if line.split(":")[0].strip() not in LATER_SETTINGS]
+    assert len(lines) - len(kept) == len(LATER_SETTINGS) - len(LATER_OF_EXTRACTORS)
+    (tmp_path / "config.yaml").write_text("\n".join(kept))
+    cfg = saved_config(tmp_path)
+    assert (cfg.train.outer_lr_schedule, cfg.train.outer_lr_halve_every) == ("linear", None)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.data.bank import Bank
 from fewshot.tasks.sampler import Sampler
 from fewshot.training.features import features, open_features
-from fewshot.training.settings import LATER_SETTINGS
+from fewshot.training.settings import LATER_OF_EXTRACTORS
 
 Make = Callable[..., Any]
 
@@ -103,7 +103,7 @@ def test_a_run_before_a_setting_was_there_finds_its_features(
 ):
     first = made(images, tmp_path, epochs=1)
     monkeypatch.setattr(training, "_train", lambda *args: pytest.fail("trained again"))
-    former = {key: value for key, value in SETTINGS.items() if key not in LATER_SETTINGS} | {"epochs": 1}
+    former = {key: value for key, value in SETTINGS.items() if key not in LATER_OF_EXTRACTORS} | {"epochs": 1}
     again = features(images, CONV4, name="conv4", settings=former, view={}, cache=tmp_path, device="cpu")
     assert first["test"].fingerprint == again["test"].fingerprint
 

@@ -134,9 +134,34 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
 
 
-def test_the_outer_rate_falls_linearly(tmp_path: Path) -> None:
-    rates = [v["outer_lr"] for v in run(reptile(), replace(REPTILE, steps=4), tmp_path)]
-    assert rates == [1.0, 0.75, 0.5, 0.25]
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ({"outer_lr_end": 0.0}, [1.0, 0.75, 0.5, 0.25]),
+        (
+            {"outer_lr_end": 0.2, "outer_lr_schedule": "cosine"},
+            [0.6 + 0.4 * math.cos(math.pi * i / 4) for i in range(4)],
+        ),
+        ({"outer_lr_end": None, "outer_lr_halve_every": 3}, [1.0, 1.0, 1.0, 0.5]),
+        ({"outer_lr_end": 0.0, "outer_lr_halve_every": 2}, [1.0, 0.75, 0.25, 0.125]),
+    ],
+)
+def test_the_outer_rate_falls(schedule: dict[str, Any], expected: list[float], tmp_path: Path) -> None:
+    rates = [v["outer_lr"] for v in run(reptile(), replace(REPTILE, steps=4, **schedule), tmp_path)]
+    assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"outer_lr_schedule": "cosine"}, "needs the rate that it falls to; set train.outer_lr_end=0"),
+        ({"outer_lr_schedule": "step"}, "train.outer_lr_schedule"),
+        ({"outer_lr_halve_every": 0}, "train.outer_lr_halve_every=0"),
+    ],
+)
+def test_a_schedule_that_means_nothing_is_refused(settings: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(FewshotError, match=said):
+        run(maml(), replace(SETTINGS, **settings), tmp_path)
 
 
 def test_a_meta_step_of_one_is_the_mean_of_the_tasks_weights(tmp_path: Path) -> None:
