@@ -44,13 +44,18 @@ _PLACES = {
     "WithHead": "backbones.module",
     "replace_batch_norms": "backbones.norm",
     # algorithms
+    "Baseline": "algorithms.baseline",
     "FOMAML": "algorithms.maml",
     "LEO": "algorithms.leo",
     "LEORegression": "algorithms.leo_regression",
     "Learner": "algorithms.learner",
     "MAML": "algorithms.maml",
+    "MAMLPlusPlus": "algorithms.maml_plus_plus",
+    "MatchingNet": "algorithms.matching_net",
     "MetaSGD": "algorithms.maml",
     "Nearest": "algorithms.nearest",
+    "ProtoNet": "algorithms.protonet",
+    "R2D2": "algorithms.r2d2",
     "Reptile": "algorithms.reptile",
     # engine and evaluation
     "Engine": "engine.engine",

@@ -1,10 +1,15 @@
 """The public names, for type checkers and editors; __init__.py imports them when they are first used."""
 
+from fewshot.algorithms.baseline import Baseline
 from fewshot.algorithms.learner import Learner
 from fewshot.algorithms.leo import LEO
 from fewshot.algorithms.leo_regression import LEORegression
 from fewshot.algorithms.maml import FOMAML, MAML, MetaSGD
+from fewshot.algorithms.maml_plus_plus import MAMLPlusPlus
+from fewshot.algorithms.matching_net import MatchingNet
 from fewshot.algorithms.nearest import Nearest
+from fewshot.algorithms.protonet import ProtoNet
+from fewshot.algorithms.r2d2 import R2D2
 from fewshot.algorithms.reptile import Reptile
 from fewshot.backbones.conv4 import Conv4
 from fewshot.backbones.dragen import Dragen
@@ -52,8 +57,10 @@ __all__ = [
     "LEO",
     "MAML",
     "MLP",
+    "R2D2",
     "WRN",
     "Bank",
+    "Baseline",
     "Classifier",
     "Conv4",
     "Dragen",
@@ -64,9 +71,12 @@ __all__ = [
     "Identity",
     "LEORegression",
     "Learner",
+    "MAMLPlusPlus",
+    "MatchingNet",
     "MetaGradient",
     "MetaSGD",
     "Nearest",
+    "ProtoNet",
     "Regression",
     "Reptile",
     "ResNet12",

@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,9 +27,14 @@ from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 from torch import nn
 
+from fewshot.algorithms.baseline import Baseline
 from fewshot.algorithms.leo import LEO
 from fewshot.algorithms.maml import MAML
+from fewshot.algorithms.maml_plus_plus import MAMLPlusPlus
+from fewshot.algorithms.matching_net import MatchingNet
 from fewshot.algorithms.nearest import Nearest
+from fewshot.algorithms.protonet import ProtoNet
+from fewshot.algorithms.r2d2 import R2D2
 from fewshot.algorithms.reptile import Reptile
 from fewshot.backbones.conv4 import Conv4
 from fewshot.backbones.identity import Identity
@@ -73,7 +79,10 @@ TOOLS = Path(__file__).resolve().parent.parent / "tools"
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 
-TRAINED = ("maml", "fomaml", "meta_sgd", "reptile-sequential", "reptile-shared", "reptile-sgd", "leo")
+TRAINED = (
+    "maml", "fomaml", "meta_sgd", "maml_plus_plus", "anil", "boil", "reptile-sequential", "reptile-shared",
+    "reptile-sgd", "leo", "protonet", "r2d2", "matching_net", "matching_net-context",
+)  # fmt: skip
 
 CONV4: dict[str, Any] = {
     "filters": 4, "downsample": "stride", "pool": "valid", "readout": "flatten", "norm": "batch", "norm_scale": True,
@@ -99,11 +108,27 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "maml": {},
     "fomaml": {"first_order": True},
     "meta_sgd": {"learn_inner_lr": True},
+    "maml_plus_plus": {"inner_lr": 0.1, "inner_steps": 3, "test_steps": 4},
+    "anil": {"adapted": "head"},
+    "boil": {"adapted": "body"},
+    "protonet": {},
+    "r2d2": {"regularization": 0.3, "learn_regularization": True, "scale": 2.0},
+    "matching_net": {"scale": 5.0, "test_steps": 2},
+    "matching_net-context": {"scale": 5.0, "context": True, "context_steps": 2},
     "leo": {},
     "reptile-sequential": {},
     "reptile-shared": {"adam_state": "shared"},
     "reptile-sgd": {"inner_optimizer": "sgd"},
 }
+# Learners on features as they are, and some of those on a network.
+ON_FEATURES: dict[str, Callable[..., Any]] = {
+    "nearest": lambda inputs, **_: Nearest(inputs),  # it takes no steps
+    "baseline": partial(Baseline, test_steps=2),
+    "leo": lambda inputs, **choices: LEO(inputs, **(LEO_SETTINGS | choices)),
+}
+ON_NETWORKS: dict[str, Callable[..., Any]] = {
+    "protonet": ProtoNet, "r2d2": R2D2, "matching_net": MatchingNet, "maml_plus_plus": MAMLPlusPlus,
+}  # fmt: skip
 
 
 def composed(*overrides: str, completed: bool = True) -> DictConfig:
@@ -154,7 +179,7 @@ def compiling() -> Callable[[], AbstractContextManager[None]]:
     return without_warnings
 
 
-@pytest.fixture(params=("nearest", *TRAINED))
+@pytest.fixture(params=("nearest", "baseline", *TRAINED))
 def algorithm(request: pytest.FixtureRequest) -> str:
     """Each algorithm in turn."""
     return request.param
@@ -241,13 +266,15 @@ def make_learner(make_conv4: Callable[..., Conv4]) -> Callable[..., Any]:
     """A learner by the name of `algorithm`, on a small Conv-4 unless a backbone is given."""
 
     def make(name: str, backbone: nn.Module | None = None, **choices: Any) -> Any:
-        if name in ("nearest", "leo"):
+        if name in ON_FEATURES:
             inputs: Any = backbone or Identity((1, 8, 8), 3)
-            return Nearest(inputs) if name == "nearest" else _seeded(lambda: LEO(inputs, **(LEO_SETTINGS | choices)))
-        backbone = backbone or make_conv4()
-        if "maml" in name or name == "meta_sgd":
-            return MAML(backbone, **(MAML_SETTINGS | VARIANTS[name] | choices))
-        return Reptile(backbone, **(REPTILE_SETTINGS | VARIANTS[name] | choices))
+            return _seeded(lambda: ON_FEATURES[name](inputs, **choices))
+        backbone, settings = backbone or make_conv4(), VARIANTS[name] | choices
+        if name.partition("-")[0] in ON_NETWORKS:
+            return _seeded(lambda: ON_NETWORKS[name.partition("-")[0]](backbone, **settings))
+        if name in ("maml", "fomaml", "meta_sgd", "anil", "boil"):
+            return MAML(backbone, **(MAML_SETTINGS | settings))
+        return Reptile(backbone, **(REPTILE_SETTINGS | settings))
 
     return make
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, grad
 
-from fewshot.backbones.norm import BatchStatNorm
+from fewshot.backbones.norm import norm_names
 from fewshot.core.checks import check_number
 from fewshot.core.errors import FewshotError
 from fewshot.episodes import Episodes
@@ -40,11 +40,17 @@ class Learner(Protocol):
 
     `score` comes from the function `score` of this module. A learner may have these members as well:
 
+    - `state_of(blocks of [M, ...]) -> state`: the state at the start, from all training examples, such as their mean,
+      in place of the one that `init` returns, with its names and shapes;
+    - `begin_step(step, steps)`: called before each outer step of the training, and may change attributes that are a
+      number, a text, true or false; after the training it is called with `steps, steps`;
     - `scalars(params) -> dict[str, float]`: values for the log, such as the mean of a learned rate;
     - `gradient_evaluations: int`: gradients through the network that one training task costs, the outer one included;
     - `adaptation_steps: str`: the text that the record shows in place of `test_steps`;
     - `outer_settings: Mapping[str, Any]`: fields of `TrainSettings` that `fewshot.train` takes for this learner where
       the caller does not say otherwise, such as the outer optimiser;
+    - `features_once: bool`: `adapt` changes the backbone's `head` alone, on features that it computes once by `embed`;
+      set to False where a network's output is found to be something else than its head on its features;
     - `notes: tuple[str, ...]`: lines that are printed at the start of a run;
     - `unequal_shots: bool`: `adapt` takes classes of different sizes, by `support_y`. To others a person's support set
       is given with the examples of smaller classes repeated;
@@ -107,11 +113,15 @@ def check_settings(kind: type, least: float, **settings: float) -> None:
 @contextmanager
 def override_test_steps(learner: Learner, steps: int) -> Iterator[None]:
     """Within the block, the learner takes `steps` adaptation steps at evaluation."""
+    own = "test_steps" in vars(learner)
     before, learner.test_steps = learner.test_steps, steps
     try:
         yield
     finally:
-        learner.test_steps = before
+        if own:
+            learner.test_steps = before
+        else:
+            del learner.test_steps  # the class's again
 
 
 def backbone_parameters(backbone: nn.Module) -> Tensors:
@@ -127,13 +137,16 @@ def backbone_constants(backbone: nn.Module) -> Tensors:
 
 def functional_forward(backbone: nn.Module, params: Tensors, x: torch.Tensor) -> torch.Tensor:
     """The backbone as a pure function of its parameters: logits [B, N] of x [B, ...]."""
-    # To look for tied weights in every call takes a tenth of a small step. A compiled step does it once.
-    tied = torch.compiler.is_compiling() or _has_tied_weights(backbone)
-    return functional_call(backbone, params, (x,), tie_weights=tied)
+    return functional_call(backbone, params, (x,), tie_weights=may_be_tied(backbone))
 
 
-def _has_tied_weights(backbone: nn.Module) -> bool:
-    """Whether a parameter of the backbone has two names, looked up once for each backbone."""
+def may_be_tied(backbone: nn.Module) -> bool:
+    """Whether a parameter of the backbone has two names, looked up once for each backbone.
+
+    To look for tied weights in every call takes a tenth of a small step. A compiled step does it once.
+    """
+    if torch.compiler.is_compiling():
+        return True
     if backbone not in _TIED:
         names = [name for name, _ in backbone.named_parameters(remove_duplicate=False)]
         _TIED[backbone] = len(names) > len(list(backbone.parameters()))
@@ -168,36 +181,48 @@ def adapted_names(backbone: nn.Module, adapted: str | Sequence[str] = "all") -> 
 
     Args:
         adapted: `all`, but for the norms where the backbone has `adapt_norm` false; `head`, the layer that holds the
-            last parameter (ANIL, Raghu et al. 2020); or patterns of parameter names, such as `blocks.3.*`.
+            last parameter (ANIL, Raghu et al. 2020); `body`, all but that (BOIL, Oh et al. 2021); or patterns of
+            parameter names, such as `blocks.3.*`.
 
     Raises:
         FewshotError: a pattern that no parameter matches, or no pattern at all.
     """
     names = [name for name, value in backbone.named_parameters() if value.requires_grad]
-    if adapted == "all":
-        if getattr(backbone, "adapt_norm", True):
-            return names
-        norms = [prefix for prefix, module in backbone.named_modules() if isinstance(module, BatchStatNorm)]
-        return [name for name in names if name.rpartition(".")[0] not in norms]
+    if adapted in ("all", "body"):
+        if not getattr(backbone, "adapt_norm", True):
+            norms = norm_names(backbone)
+            names = [name for name in names if name not in norms]
+        if adapted == "body":
+            names = [name for name in names if not name.startswith(_head_prefix(backbone, adapted))]
+        if adapted == "body" and not names:
+            raise FewshotError("algorithm.learner.adapted=body: this network has nothing but a head; write all")
+        return names
     patterns = [adapted] if isinstance(adapted, str) else list(adapted) if isinstance(adapted, Sequence) else []
     if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
-        raise FewshotError(f"algorithm.learner.adapted={adapted}: write all, head, or patterns of parameter names")
+        raise FewshotError(f"algorithm.learner.adapted={adapted}: write all, head, body, or patterns of names")
     if patterns == ["head"]:
-        last = [name for name, _ in backbone.named_parameters()][-1]
-        layer = last.partition(".parametrizations.")[0] if ".parametrizations." in last else last.rpartition(".")[0]
-        if not layer:
-            raise FewshotError(
-                f"algorithm.learner.adapted=head: the last parameter, {last}, belongs to no layer of its own; write "
-                f"patterns of parameter names, such as [{last}]"
-            )
-        patterns = [f"{layer}.*"]
+        patterns = [f"{_head_prefix(backbone, 'head')}*"]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             raise FewshotError(
                 f"algorithm.learner.adapted={pattern}: no parameter that is trained has such a name; write "
-                f"all, head, or patterns such as {names[-1] if names else 'head.*'}"
+                f"all, head, body, or patterns such as {names[-1] if names else 'head.*'}"
             )
     return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _head_prefix(backbone: nn.Module, adapted: str) -> str:
+    """What the names of the parameters of the last layer begin with."""
+    last = next((name for name, _ in reversed(list(backbone.named_parameters()))), None)
+    if last is None:
+        raise FewshotError(f"algorithm.learner.adapted={adapted}: {type(backbone).__name__} has no parameters")
+    layer = last.partition(".parametrizations.")[0] if ".parametrizations." in last else last.rpartition(".")[0]
+    if not layer:
+        raise FewshotError(
+            f"algorithm.learner.adapted={adapted}: the last parameter, {last}, belongs to no layer of its own; write "
+            f"patterns of parameter names, such as [{last}]"
+        )
+    return f"{layer}."
 
 
 def task_loss(outputs: torch.Tensor, targets: torch.Tensor, reduction: str, shot: int) -> torch.Tensor:

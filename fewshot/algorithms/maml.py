@@ -13,12 +13,15 @@ second-order meta-gradient depends on the version of TensorFlow: see tests/algor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
+from fewshot.algorithms.embedding import Embedding, functional_embed
 from fewshot.algorithms.learner import (
     REDUCTIONS,
     Learner,
@@ -36,6 +39,7 @@ from fewshot.core.checks import check_bool, check_choice
 from fewshot.episodes import Episodes
 
 ALPHA = "inner_lr/"  # prefix of the names of meta-learned step sizes
+HEAD = "head."  # prefix of the names of the last layer's parameters
 
 
 class MAML(Learner):
@@ -52,7 +56,8 @@ class MAML(Learner):
         first_order: take the inner gradients as constants (FOMAML; stop_grad in the original).
         inner_loss: scale of the support loss, see `task_loss`; it multiplies into inner_lr.
         outer_loss: scale of the query loss.
-        adapted: the parameters that the inner loop changes: `all`, `head` (ANIL) or patterns, see `adapted_names`.
+        adapted: the parameters that the inner loop changes: `all`, `head` (ANIL), `body` (BOIL) or patterns, see
+            `adapted_names`.
 
     Raises:
         FewshotError: a setting out of range, an unknown choice, or a pattern that no parameter matches.
@@ -83,13 +88,17 @@ class MAML(Learner):
         self.outer_reduction = check_choice("algorithm.learner.outer_loss", outer_loss, REDUCTIONS)
         self.adapted = adapted_names(backbone, adapted)
         self.notes = () if adapted == "all" else (f"the inner loop adapts {', '.join(self.adapted)}",)
+        # To an inner loop that changes the head alone the features are constants, computed once (ANIL).
+        embeds = callable(getattr(backbone, "embed", None)) and isinstance(getattr(backbone, "head", None), nn.Module)
+        self._embedding = Embedding("maml", backbone) if embeds else None
+        self.features_once = embeds and all(name.startswith(HEAD) for name in self.adapted)
         if not first_order:
             prepare_for_second_order(backbone)
 
     @property
     def gradient_evaluations(self) -> int:
         """Gradients through the backbone that one training task costs: those of the inner steps and the outer one."""
-        return self.inner_steps + 1
+        return 1 if self.features_once else self.inner_steps + 1
 
     def init(self) -> tuple[Tensors, Tensors]:
         """The backbone's parameters (theta), with Meta-SGD their step sizes (alpha), and no state."""
@@ -98,25 +107,50 @@ class MAML(Learner):
             return theta, {}
         return theta | {ALPHA + name: torch.full_like(theta[name], self.inner_lr) for name in self.adapted}, {}
 
-    def support_loss(self, params: Tensors, task: Episodes) -> torch.Tensor:
-        """L_task(f_theta) on the support set, []."""
-        return task_loss(self.predict(params, task.support_x), task.support_y, self.inner_reduction, task.shot)
+    def support_loss(self, params: Tensors, task: Episodes, features: torch.Tensor | None = None) -> torch.Tensor:
+        """L_task(f_theta) on the support set, []; its features [N*K, D], where they are given, spare the body."""
+        if features is None:
+            outputs = self.predict(params, task.support_x)
+        else:
+            head = {name.removeprefix(HEAD): value for name, value in params.items() if name.startswith(HEAD)}
+            outputs = functional_call(self.backbone.get_submodule("head"), head, (features,), tie_weights=False)
+        return task_loss(outputs, task.support_y, self.inner_reduction, task.shot)
 
     def inner_loop(self, params: Tensors, task: Episodes, steps: int) -> Tensors:
         """theta' after `steps` gradient steps on the support set, differentiable in theta unless first_order."""
+        fast: Tensors = {}
+        for fast in self.trajectory(params, task, steps):  # noqa: B007  (the last is wanted, and no list of all)
+            pass
+        return fast
+
+    def trajectory(self, params: Tensors, task: Episodes, steps: int) -> Iterator[Tensors]:
+        """theta, and theta' after each of `steps` gradient steps."""
         theta = {name: value for name, value in params.items() if not name.startswith(ALPHA)}
         start = _detached(theta) if self.first_order else theta
-        fast = dict(theta)
+        features = []
+        if self._embedding is not None and self.features_once and steps:
+            features = [functional_embed(self._embedding, start, task.support_x)]
 
-        def loss(moving: Tensors) -> tuple[torch.Tensor, tuple[()]]:
-            return self.support_loss(start | moving, task), ()
+        def loss(moving: Tensors, step: int) -> tuple[torch.Tensor, tuple[()]]:
+            return self.support_loss(self.at_step(start, step) | moving, task, *features), ()
 
-        for _ in range(steps):
-            moving = {name: fast[name] for name in self.adapted}
+        moving = {name: theta[name] for name in self.adapted}
+        yield self.at_step(theta, 0) | moving
+        for step in range(steps):
             at = _detached(moving) if self.first_order else moving
-            gradient, _ = differentiate(loss, at, use_autograd=self.use_autograd, create_graph=not self.first_order)
-            fast |= {n: value - params.get(ALPHA + n, self.inner_lr) * gradient[n] for n, value in moving.items()}
-        return fast
+            gradient, _ = differentiate(
+                partial(loss, step=step), at, use_autograd=self.use_autograd, create_graph=not self.first_order
+            )
+            moving = {n: value - self.rate(params, n, step) * gradient[n] for n, value in moving.items()}
+            yield self.at_step(theta, step) | moving
+
+    def at_step(self, theta: Tensors, step: int) -> Tensors:
+        """The parameters that the inner step of this number sees, before it moves some of them."""
+        return theta
+
+    def rate(self, params: Tensors, name: str, step: int) -> torch.Tensor | float:
+        """The learning rate of a parameter at the inner step of this number."""
+        return params.get(ALPHA + name, self.inner_lr)
 
     def outer_loss(self, params: Tensors, task: Episodes) -> tuple[torch.Tensor, torch.Tensor]:
         """Query loss [] and score [] at theta'."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fewshot.algorithms.embedding import Embedding, class_means, members
 from fewshot.algorithms.learner import Learner, Tensors
 from fewshot.backbones.identity import Identity
-from fewshot.core.checks import check_choice
+from fewshot.core.checks import check_bool, check_choice
 from fewshot.core.errors import FewshotError
 from fewshot.episodes import Episodes
 
@@ -28,56 +29,62 @@ class Nearest(Learner):
     Args:
         backbone: the identity; or a network, as it is built, with a method `embed`, [B, ...] to features [B, D].
         reference: `neighbour`, the nearest support example of a class, or `mean`, the mean of them.
+        centre: on features, subtract the mean of all training examples and scale to length 1 (CL2N of SimpleShot, Wang
+            et al. 2019). Tasks give features of length 1; there the mean is subtracted before any scaling.
 
     Raises:
-        FewshotError: a network without `embed`, or an unknown choice.
+        FewshotError: a network without `embed`, an unknown choice, or `centre` without features.
     """
 
-    def __init__(self, backbone: nn.Module, *, reference: str = "neighbour") -> None:
+    def __init__(self, backbone: nn.Module, *, reference: str = "neighbour", centre: bool = False) -> None:
+        self.backbone, self.embedding = backbone, Embedding("nearest", backbone)
         if not isinstance(backbone, Identity):
-            if not callable(getattr(backbone, "embed", None)):
-                raise FewshotError(
-                    f"algorithm=nearest compares features, and {type(backbone).__name__} has no method embed(x) for "
-                    "them; write one, or take a network of features with backbone=module backbone.outputs=features, in "
-                    "Python fewshot.WithHead, or choose backbone=identity"
-                )
             self.notes = ("nearest trains nothing: it compares the features of the network as it is built",)
-        self.backbone = backbone
         self.on_features = isinstance(backbone, Identity) and len(backbone.shape) == 1
         self.mean = check_choice("algorithm.learner.reference", reference, ("neighbour", "mean")) == "mean"
         self.unequal_shots = self.mean
+        check_bool("algorithm.learner.centre", centre)
+        self.centre = centre
+        if centre and not self.on_features:
+            raise FewshotError("algorithm.learner.centre=true: needs features and backbone=identity")
 
     def init(self) -> tuple[Tensors, Tensors]:
-        """No parameters, no state."""
+        """No parameters; with `centre` the state is the mean of the training examples, zero until they are seen."""
+        if self.centre and isinstance(self.backbone, Identity):
+            return {}, {"mean": torch.zeros(self.backbone.shape)}
         return {}, {}
 
-    def embed(self, x: torch.Tensor) -> torch.Tensor:
+    def state_of(self, blocks: Iterable[torch.Tensor]) -> Tensors:
+        """The state from all training examples, in blocks [M, D]."""
+        sums, counts = zip(*((block.sum(0), len(block)) for block in blocks), strict=True)
+        return {"mean": torch.stack(sums).sum(0) / sum(counts)}
+
+    def embed(self, x: torch.Tensor, state: Tensors) -> torch.Tensor:
         """What is compared of examples [B, ...]: [B, D]."""
-        if isinstance(self.backbone, Identity):
-            return self.backbone(x)
-        embed: Callable[[torch.Tensor], torch.Tensor] = self.backbone.embed  # pyright: ignore[reportAssignmentType]
-        return embed(x).flatten(1)
+        features = self.embedding(x)
+        return F.normalize(features - state["mean"], dim=-1) if self.centre else features
 
     def adapt(self, params: Tensors, state: Tensors, task: Episodes) -> Tensors:
         """The support examples of each class, or their mean: [N, K or 1, D]; in regression also their values."""
-        x, y = self.embed(task.support_x), task.support_y
+        x, y = self.embed(task.support_x, state), task.support_y
         if self.mean and not y.is_floating_point():  # of as many as each class has
-            member = (y == torch.arange(task.way, device=y.device)[:, None]).to(x.dtype)  # [N, N*K]
-            shots = member.sum(1, keepdim=True)
-            means = member @ x / shots
+            means = class_means(x, task)
             if self.on_features:
+                shots = members(x, task).sum(1)
                 means = torch.where((shots == shots[0]).all(), means, F.normalize(means, dim=-1))
-            return {"support": means[:, None]}
+            return state | {"support": means[:, None]}
         adapted = {"support": x.unflatten(0, (task.way, -1))}
         if y.is_floating_point():
             adapted["values"] = y.view(1, len(y), -1)
-        return {name: value.mean(1, keepdim=True) for name, value in adapted.items()} if self.mean else adapted
+        if self.mean:
+            adapted = {name: value.mean(1, keepdim=True) for name, value in adapted.items()}
+        return state | adapted
 
     def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
         """Logits [B, N], minus the distance to the nearest of each class; or the value of the nearest, [B, D]."""
         support = adapted["support"].flatten(0, 1)
         # Without the matrix product, whose rounding depends on the other rows.
-        distance = torch.cdist(self.embed(x), support, compute_mode="donot_use_mm_for_euclid_dist")
+        distance = torch.cdist(self.embed(x, adapted), support, compute_mode="donot_use_mm_for_euclid_dist")
         if "values" in adapted:
             return adapted["values"][0][distance.argmin(-1)]
         return -distance.unflatten(-1, (len(adapted["support"]), -1)).amin(-1)

@@ -233,6 +233,17 @@ def check_parameters(backbone: nn.Module, params: Mapping[str, torch.Tensor], x:
         )
 
 
+def ends_in_head(backbone: Any, x: torch.Tensor) -> bool:
+    """Whether the network's output is its `head` on its flat features, `embed(x)`, and nothing else."""
+    network = copy_network(backbone)
+    for value in network.parameters():  # a head of zeros would hide what is between
+        value.data.add_(torch.rand_like(value))
+    try:
+        return is_same(network.head(network.embed(x).flatten(1)), network(x))
+    except Exception:
+        return False
+
+
 @contextmanager
 def named_failures(backbone: nn.Module | None, x: torch.Tensor) -> Iterator[None]:
     """Report a failure of the network on examples like `x` in one line, with the layer that was running."""

@@ -11,7 +11,12 @@ class Identity(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], way: int) -> None:
         super().__init__()
-        self.shape, self.way = tuple(shape), way
+        self.shape: tuple[int, ...] = tuple(shape)
+        self.way = way
+
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, *shape] to [B, D]."""
+        return x.flatten(1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.flatten(1)
+        return self.embed(x)

@@ -59,6 +59,13 @@ class BatchStatNorm(nn.Module):
         return factor, self.offset - mean * factor
 
 
+def norm_names(network: nn.Module) -> list[str]:
+    """Names of the trained parameters of norms by batch statistics."""
+    norms = [prefix for prefix, part in network.named_modules() if isinstance(part, BatchStatNorm)]
+    names = (name for name, value in network.named_parameters() if value.requires_grad)
+    return [name for name in names if name.rpartition(".")[0] in norms]
+
+
 class RunningNorm(nn.BatchNorm2d):
     """torch's BatchNorm (momentum 0.1) for [B, C] and [B, C, ...] alike: the batch in train(), averages in eval().
 

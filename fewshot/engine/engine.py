@@ -63,7 +63,8 @@ class Engine:
         self.task_chunk = task_chunk
         self.fitted_chunk: dict[str, int] = {}
         self.fallback = ""
-        self._compiled: tuple[Any, Callable[..., Any]] | None = None  # the last learner and its step
+        # The last learner, its settings and its step.
+        self._compiled: tuple[Any, dict[str, Any], Callable[..., Any]] | None = None
         self._recorded: tuple[Any, Any, RecordedStep] | None = None  # likewise, and the settings that it holds
         self._pool: ThreadPoolExecutor | None = None
 
@@ -155,19 +156,18 @@ class Engine:
             self.fitted_chunk[what] = -(-size // 2)
 
     def _run_compiled(self, learner: Learner, params: Tensors, state: Tensors, episodes: Episodes) -> MetaGradient:
-        """`mean_outer`, compiled when a learner first meets a shape; kept while the learner stays the same."""
-        if self._compiled is None or self._compiled[0] is not learner:
-            self._compiled = learner, compiled(partial(_outer_tensors, learner))
-        return MetaGradient(*self._compiled[1](episodes.way, params, state, *episodes.tensors()))
+        """`mean_outer`, compiled when a learner first meets a shape; kept while learner and settings stay the same."""
+        plain = _plain_settings(learner)
+        if self._compiled is None or self._compiled[0] is not learner or self._compiled[1] != plain:
+            self._compiled = learner, plain, compiled(partial(_outer_tensors, learner))
+        return MetaGradient(*self._compiled[2](episodes.way, params, state, *episodes.tensors()))
 
     def _run_recorded(
         self, method: str, learner: Learner, params: Tensors, state: Tensors, episodes: Episodes
     ) -> MetaGradient:
         """`_outer` as a CUDA graph: recorded when a learner first meets a shape, then replayed."""
         way = episodes.way
-        # A graph holds the settings that were there when it was recorded.
-        plain = {name: value for name, value in vars(learner).items() if isinstance(value, bool | int | float | str)}
-        found = method, way, plain
+        found = method, way, _plain_settings(learner)  # a graph holds those that were there when it was recorded
         if self._recorded is None or self._recorded[0] is not learner or self._recorded[1] != found:
 
             def step(inputs: Any) -> Any:
@@ -249,3 +249,8 @@ def _channels_last(episodes: Episodes) -> Episodes:
 
     support_x, support_y, query_x, query_y, key = episodes.tensors()
     return episodes.with_tensors(stored(support_x), support_y, stored(query_x), query_y, key)
+
+
+def _plain_settings(learner: Learner) -> dict[str, Any]:
+    """The attributes of a learner that a step compiled or recorded takes as constants."""
+    return {name: value for name, value in vars(learner).items() if isinstance(value, bool | int | float | str)}

@@ -21,7 +21,7 @@ def outer_by_learn2learn(learner: Learner, params: Tensors, episodes: Episodes) 
     Raises:
         FewshotError: learn2learn is not installed, or cannot do what the learner does.
     """
-    if not isinstance(learner, MAML) or learner.learn_inner_lr:
+    if type(learner) is not MAML or learner.learn_inner_lr:
         raise FewshotError("engine=learn2learn: only for maml and fomaml; choose engine=vmap or engine=loop")
     if len(learner.adapted) != len(params):
         raise FewshotError(

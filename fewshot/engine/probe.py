@@ -26,6 +26,7 @@ from fewshot.backbones.checks import (
     check_outputs,
     check_parameters,
     copy_network,
+    ends_in_head,
     error_reason,
     is_same,
     named_failures,
@@ -155,7 +156,8 @@ def _find_behaviour(learner: Learner, task: Episodes) -> Behaviour:
     notes = () if backbone is None else prepare_backbone(backbone, x)
     params, state = _initial(learner, task)
     if not params and (hasattr(learner, "outer_loss") or hasattr(learner, "outer_gradient")):
-        frozen = backbone is not None and any(True for _ in backbone.parameters())
+        values = [] if backbone is None else list(backbone.parameters())
+        frozen = bool(values) and not any(value.requires_grad for value in values)
         raise FewshotError(
             f"this backbone has no parameters to train{' (all have requires_grad=False)' if frozen else ''}; choose "
             "another, such as backbone=conv4, or mlp_40 for functions"
@@ -166,6 +168,8 @@ def _find_behaviour(learner: Learner, task: Episodes) -> Behaviour:
         check_outputs(copy.predict(adapted, x), len(x), task.support_y, task.way)
         if backbone is not None and params and params.keys() <= dict(backbone.named_parameters()).keys():
             check_parameters(backbone, params, x)
+        if getattr(learner, "features_once", False) and not ends_in_head(backbone, x):
+            vars(learner)["features_once"] = vars(copy)["features_once"] = False
         noisy = add_noise(adapted)
         predict = partial(copy.predict, noisy if copy.predict(noisy, x).isfinite().all() else adapted)
         independent = not _mixes(predict, _queries(task))

@@ -71,7 +71,8 @@ def _steps(run: Experiment, protocol: Protocol) -> list[int]:
     if not steps or len(set(steps)) < len(steps):
         raise FewshotError(f"{key}={given}: name numbers of adaptation steps, each once, such as [1,5,10]")
     several_loops = isinstance(given, list) and hasattr(learner, "adaptation_steps")
-    if several_loops or (given is not None and not learner.init()[0]):
+    counts = "test_steps" in vars(learner) or learner.test_steps  # not where it is but the default of `Learner`
+    if several_loops or (given is not None and not counts):
         name = run.cfg.algorithm.name
         raise FewshotError(f"{key}={given}: {name} has no single inner loop with steps to count; set null")
     return sorted(steps)

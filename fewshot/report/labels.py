@@ -14,10 +14,13 @@ from fewshot.report.records import NUMBER, Record, field_of, metric_of, task_nam
 from fewshot.report.traits import STEPS, VARIATIONS, format_label, tell_apart
 
 # The order of algorithms in tables, from simple to elaborate, LEO and its ablation as in LEO's Table 2; others follow
-# by alphabet. Colour and marker are for plots: colours that colour-blind readers can tell apart (Okabe and Ito 2008),
-# and reds and purples for LEO's ablation.
+# by alphabet. Colour and marker are for plots: colours that colour-blind readers can tell apart (Okabe and Ito 2008;
+# Tol 2021), and reds and purples for LEO's ablation.
 ALGORITHMS = {
-    "nearest": ("#999999", "X"), "nearest_mean": ("#555555", "P"), "maml": ("#0072B2", "o"), "fomaml": ("#56B4E9", "s"),
+    "nearest": ("#999999", "X"), "nearest_mean": ("#555555", "P"), "simple_shot": ("#BBBBBB", "D"),
+    "baseline": ("#888800", "v"), "baseline_plus_plus": ("#CCBB44", "^"), "matching_net": ("#66CCEE", "p"),
+    "protonet": ("#228833", "o"), "r2d2": ("#AA3377", "s"), "maml": ("#0072B2", "o"), "fomaml": ("#56B4E9", "s"),
+    "anil": ("#332288", "v"), "boil": ("#88CCEE", "<"), "maml_plus_plus": ("#004488", "P"),
     "reptile": ("#009E73", "^"), "meta_sgd": ("#E69F00", "D"), "leo_generator": ("#CC79A7", "v"),
     "leo_generator_finetuning": ("#882255", "<"), "leo_random_prior": ("#AA4499", ">"),
     "leo_deterministic": ("#6A3D9A", "h"), "leo_no_finetuning": ("#8C564B", "p"), "leo": ("#D55E00", "*"),

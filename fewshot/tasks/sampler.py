@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -177,6 +177,11 @@ class Sampler:
         items = self.bank.rows(rows.flatten()).view(*rows.shape, *self.bank.shape)
         features = len(self.bank.shape) == 1 and items.dtype != torch.uint8
         return unit_vectors(items) if features else self.view(items, augment_keys)
+
+    def blocks(self) -> Iterator[torch.Tensor]:
+        """All examples of the bank once, as episodes have them but not augmented: [up to 1000, *shape] each."""
+        for rows in torch.arange(int(self.bank.offsets[-1]), device=self.device).split(1000):
+            yield self.gather(rows)
 
     def manifest(self, first: int, count: int) -> str:
         """SHA-256 of the bank and of the index lists of these episodes: equal means the very same tasks.

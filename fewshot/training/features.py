@@ -61,9 +61,10 @@ def features(
     check_settings(settings)
     transform = view_of(view)
     extractor = make_classifier(network, transform.output_shape(images["train"].shape), images["train"], settings)
-    if not hasattr(extractor, "embed"):
+    if not hasattr(extractor, "embed") or not any(True for _ in extractor.parameters()):
         raise FewshotError(
-            f"features={name}: this network has no features, no method embed(x); choose conv4, resnet12 or wrn28_10"
+            f"features={name}: this network has no features to train, no method embed(x) with parameters; "
+            "choose conv4, resnet12 or wrn28_10"
         )
     if any(isinstance(module, BatchStatNorm) for module in extractor.modules()):
         raise FewshotError("features.network.norm=batch: an image's features would depend on others; set norm=running")

@@ -63,6 +63,10 @@ def run_training(
     if trained := is_trained(learner, tasks):
         check_training(learner, tasks.episodes(0, 1))
     params, state = learner.init()
+    if state and hasattr(learner, "state_of") and not last.exists():
+        if not hasattr(tasks, "blocks"):
+            raise FewshotError("this learner's state is that of all training examples, and functions have no examples")
+        state = learner.state_of(tasks.blocks())  # pyright: ignore[reportAttributeAccessIssue]
     params, state = ({k: v.to(tasks.device) for k, v in group.items()} for group in (params, state))
     optimizer = make_optimizer(settings, params)
     progress: dict[str, Any] = {"step": 0, "train_seconds": 0.0, "validation": None, "best": None, "nan_guarded": 0}
@@ -95,6 +99,8 @@ def run_training(
     for step in range(progress["step"], steps):
         start = time.perf_counter()
         done = step + 1
+        if hasattr(learner, "begin_step"):
+            learner.begin_step(step, steps)  # pyright: ignore[reportAttributeAccessIssue]
         episodes = ahead(step * batch + indices.start, len(indices))
         outer = over_processes(engine.outer(learner, params, state, episodes), indices, batch)
         gradient, state = guard.filter(outer, params, step), outer.state
@@ -126,6 +132,8 @@ def run_training(
         if saves:
             progress["chunks"] = _chunks(engine, tasks.device)
             checkpoint()
+    if hasattr(learner, "begin_step"):
+        learner.begin_step(steps, steps)  # pyright: ignore[reportAttributeAccessIssue]
     if not last.exists():
         checkpoint()
 

@@ -10,7 +10,7 @@ from fewshot.core.errors import FewshotError
 OPTIMIZERS = ("adam", "adam_tf", "sgd")
 # Settings that the first runs or extractors do not name, with what held for them.
 LATER_OF_EXTRACTORS = {"precision": "float32", "small_epochs": 0, "small_size": None}
-LATER_SETTINGS = LATER_OF_EXTRACTORS | {"outer_lr_halve_every": None, "outer_lr_schedule": "linear"}
+LATER_SETTINGS = LATER_OF_EXTRACTORS | {"outer_lr_halve_every": None, "outer_lr_schedule": "linear", "centre": False}
 
 
 @dataclass

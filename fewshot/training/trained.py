@@ -34,7 +34,11 @@ class Trained:
     def device(self) -> torch.device:
         """The device of the parameters."""
         backbone = self.learner.backbone
-        tensors = (*self.params.values(), *(backbone.parameters() if isinstance(backbone, nn.Module) else ()))
+        tensors = (
+            *self.params.values(),
+            *self.state.values(),
+            *(backbone.parameters() if isinstance(backbone, nn.Module) else ()),
+        )
         return tensors[0].device if tensors else torch.device("cpu")
 
     def adapt(self, support_x: Examples, support_y: Labels) -> Classifier:

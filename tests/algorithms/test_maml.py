@@ -234,6 +234,33 @@ def test_scalar_tasks_have_the_closed_form_gradients(inner_lr: float, steps: int
 # The inner loop
 
 
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+@pytest.mark.parametrize("first_order", [False, True])
+def test_features_calculated_once_change_nothing_where_the_head_alone_moves(
+    make_conv4: Make, make_episodes: Make, first_order: bool, engine: str
+):
+    episodes, settings = make_episodes(2), {"inner_lr": 0.1, "inner_steps": 3, "first_order": first_order}
+    once, each = (MAML(make_conv4(), adapted=names, **settings) for names in ("head", ["head.*"]))
+    each.features_once = False
+    assert once.features_once and once.gradient_evaluations == 1
+    outers = [outer_of(learner, engine, episodes) for learner in (once, each)]
+    torch.testing.assert_close(outers[0].gradient, outers[1].gradient)
+    torch.testing.assert_close(outers[0].loss, outers[1].loss)
+    (params, state), task = once.init(), episodes[0]
+    torch.testing.assert_close(once.adapt(params, state, task), each.adapt(params, state, task))
+
+
+def test_an_inner_loop_over_all_names_is_mamls(make_conv4: Make, make_episodes: Make):
+    episodes = make_episodes(2)
+    anil, maml = (outer_of(MAML(make_conv4(), adapted=names), "vmap", episodes) for names in (["*"], "all"))
+    torch.testing.assert_close(anil.gradient, maml.gradient, rtol=0, atol=0)
+    body = MAML(make_conv4(), adapted="body")
+    params, state = body.init()
+    fast = body.adapt(params, state, episodes[0])
+    still = {name for name in params if torch.equal(fast[name], params[name])}
+    assert {name for name in still if not name.endswith("conv.bias")} == {"head.weight", "head.bias"}
+
+
 @pytest.mark.parametrize("name", ["maml", "fomaml"])
 @pytest.mark.parametrize("adapt_norm", [False, True])
 def test_norm_parameters_move_with_adapt_norm_and_get_an_outer_gradient_always(

@@ -12,6 +12,7 @@ import torch
 from fewshot.algorithms import nearest
 from fewshot.algorithms.nearest import Nearest
 from fewshot.backbones.identity import Identity
+from fewshot.core.errors import FewshotError
 from fewshot.engine.engine import Engine
 from fewshot.engine.evaluate import query_outputs, score_episodes
 from fewshot.episodes import Episodes
@@ -78,3 +79,17 @@ def test_probabilities_do_not_depend_on_the_unit_of_distance_and_leave_the_neare
     torch.testing.assert_close(
         learner.probabilities({"support": same}, torch.full((1, 3), -1.0)), torch.full((1, 3), 1 / 3)
     )
+
+
+def test_centred_features_are_those_minus_the_mean_of_the_training_features_of_length_one() -> None:
+    random = torch.Generator().manual_seed(0)
+    training, support, query = (torch.rand(count, 3, generator=random) for count in (20, 4, 5))
+    labels = torch.tensor([0, 0, 1, 1])
+    task = Episodes(support[None], labels[None], query[None], torch.zeros(1, 5).long(), torch.zeros(1).long())[0]
+    learner = Nearest(Identity((3,), 2), reference="mean", centre=True)
+    assert learner.init()[1]["mean"].tolist() == [0, 0, 0]
+    logits = learner.predict(learner.adapt({}, learner.state_of(training.split(7)), task), query)
+    x, q = (torch.nn.functional.normalize(part - training.mean(0), dim=1) for part in (support, query))
+    torch.testing.assert_close(logits, -torch.cdist(q, torch.stack([x[:2].mean(0), x[2:].mean(0)])))
+    with pytest.raises(FewshotError, match="centre=true: needs features"):
+        Nearest(Identity((1, 8, 8), 3), centre=True)

@@ -275,6 +275,22 @@ def test_a_compiled_step_gives_the_same_gradient(
 
 
 @pytest.mark.slow
+def test_a_compiled_step_follows_the_stages_of_a_training(
+    compiling: Make, make_mlp: Make, make_regression: Make, make_learner: Make
+):
+    _, episodes = make_regression()
+    network = make_mlp((1,), 1, norm="none", widths=())
+    learner = make_learner("maml_plus_plus", network, inner_steps=2, multi_step_until=0.5)
+    engine, (params, state), steps = Engine("compiled"), learner.init(), []
+    for step in (0, 9, 0):
+        learner.begin_step(step, 10)
+        with compiling():
+            steps.append(engine.outer(learner, params, state, episodes))
+        assert_same(steps[-1], outer(learner, episodes, "vmap"))
+    assert relative_error(steps[0].gradient, steps[1].gradient) > 1e-3
+
+
+@pytest.mark.slow
 def test_every_algorithms_compiled_step_gives_the_same_gradient(
     compiling: Make, make_learner: Make, make_episodes: Make, trained_algorithm: str
 ):

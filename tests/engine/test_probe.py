@@ -209,7 +209,10 @@ def test_a_mixing_that_training_brings_is_found_with_the_trained_parameters(make
 @pytest.mark.parametrize(
     ("make", "adapted", "message"),
     [
-        *((lambda: Own(plain), adapted, "write all, head, or patterns") for adapted in ([], None, 3, {"head": 1})),
+        *(
+            (lambda: Own(plain), adapted, "write all, head, body, or patterns of names")
+            for adapted in ([], None, 3, {"head": 1})
+        ),
         (lambda: Own(plain), "tail.*", r"adapted=tail\.\*: no parameter that is trained .*head\.bias"),
         (Frozen, "body.*", r"adapted=body\.\*: no parameter that is trained"),
         (lambda: nn.Linear(64, 3), "head", "belongs to no layer of its own"),

@@ -15,7 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewshot.algorithms.learner import Tensors, adapted_names
 from fewshot.algorithms.maml import MAML
+from fewshot.algorithms.maml_plus_plus import MAMLPlusPlus
+from fewshot.algorithms.nearest import Nearest
 from fewshot.algorithms.reptile import Reptile, minibatches
+from fewshot.backbones.identity import Identity
 from fewshot.backbones.mlp import MLP
 from fewshot.core.errors import FewshotError
 from fewshot.data.bank import Bank, concat_banks
@@ -56,6 +59,12 @@ def maml() -> MAML:
                 outer_loss="mean")  # fmt: skip
 
 
+def maml_plus_plus() -> MAMLPlusPlus:
+    """Whose loss and order change in the middle of six steps."""
+    return MAMLPlusPlus(network(), inner_lr=0.1, inner_steps=2, test_steps=2, multi_step_until=0.7,
+                        first_order_until=0.4)  # fmt: skip
+
+
 def reptile(adam_state: str = "sequential") -> Reptile:
     return Reptile(network(), inner_lr=0.01, inner_steps=2, inner_batch=4, test_steps=3, test_batch=2,
                    inner_optimizer="adam", inner_loss="sum", adam_state=adam_state)  # fmt: skip
@@ -78,6 +87,7 @@ GUARDED = replace(SETTINGS, nan_guard=True, outer_lr=1e-3)
 LEARNERS = {
     "guarded": (doubtful, GUARDED),
     "maml": (maml, SETTINGS),
+    "maml_plus_plus": (maml_plus_plus, replace(SETTINGS, outer_lr_end=0.0, outer_lr_schedule="cosine")),
     "sequential": (reptile, REPTILE),
     "shared": (lambda: reptile("shared"), REPTILE),
 }
@@ -162,6 +172,18 @@ def test_the_outer_rate_falls(schedule: dict[str, Any], expected: list[float], t
 def test_a_schedule_that_means_nothing_is_refused(settings: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(FewshotError, match=said):
         run(maml(), replace(SETTINGS, **settings), tmp_path)
+
+
+def test_the_state_of_all_training_examples_is_kept_and_not_calculated_again(tmp_path: Path) -> None:
+    learner = Nearest(Identity((5,), 3), reference="mean", centre=True)
+    features = torch.rand(80, 5, generator=torch.Generator().manual_seed(0))
+    tasks = Sampler(Bank(features, torch.arange(9) * 10, tuple("abcdefgh"), "train", "f", {}), 3, 2, 2, 0)
+    expected = torch.nn.functional.normalize(features, dim=1).mean(0)
+    for _ in range(2):
+        run_training(learner, tasks, replace(SETTINGS, steps=0), Engine(), tmp_path, lambda *_: 0.0, lambda *_: None)
+        trained = load_selected(learner, replace(SETTINGS, select="last"), tmp_path, CPU)
+        torch.testing.assert_close(trained.state["mean"], expected)
+        learner.state_of = lambda blocks: pytest.fail("calculated again")
 
 
 def test_a_meta_step_of_one_is_the_mean_of_the_tasks_weights(tmp_path: Path) -> None:

@@ -1,0 +1,54 @@
+"""R2-D2: the closed form against a direct solve, and what is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fewshot.algorithms.r2d2 import R2D2
+from fewshot.core.errors import FewshotError
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+Make = Callable[..., Any]
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_it_equals_a_direct_solve_of_the_normal_equations(make_conv4: Make, make_episodes: Make, learned: bool) -> None:
+    task, network = make_episodes(1, shot=2)[0], make_conv4()
+    learner = R2D2(network, regularization=0.3, learn_regularization=learned, scale=2.0)
+    params, state = learner.init()
+    logits = learner.predict(learner.adapt(params, state, task), task.query_x)
+    support, query = (F.pad(network.embed(x), (0, 1), value=1.0) for x in (task.support_x, task.query_x))
+    n, width = support.shape
+    system = support.T @ support / n + 0.3 * torch.eye(width)
+    weights = torch.linalg.inv(system) @ support.T @ F.one_hot(task.support_y, 3).double() / n
+    torch.testing.assert_close(logits, 2 * query @ weights)
+
+
+def test_the_solution_is_differentiated(make_conv4: Make, make_episodes: Make) -> None:
+    task = make_episodes(1, shot=2)[0]
+    learner = R2D2(make_conv4(), regularization=0.3, learn_regularization=True, scale=2.0)
+    params = {name: value.requires_grad_() for name, value in learner.init()[0].items()}
+
+    def loss(log_lambda: torch.Tensor) -> torch.Tensor:
+        return learner.outer_loss(params | {"log_lambda/": log_lambda}, task)[0]
+
+    assert torch.autograd.gradcheck(loss, (params["log_lambda/"],))
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"regularization": 0}, "regularization=0: must be a number >= 1e-12"),
+        ({"scale": "x"}, "scale=x: must be a number"),
+        ({"learn_regularization": 1}, "learn_regularization=1: must be true or false"),
+    ],
+)
+def test_settings_out_of_range_are_refused(make_conv4: Make, choices: dict[str, Any], message: str) -> None:
+    with pytest.raises(FewshotError, match=rf"algorithm\.learner\.{message}"):
+        R2D2(make_conv4(), **choices)
