@@ -18,8 +18,12 @@ PUBLISHED = find_own("results/published.csv")
 UNKNOWN = "unknown"
 COUNTS = ("shot", "way", "query", "episodes", "input_size", "adaptation_steps")  # whole numbers where they are known
 
+MMFEWSHOT = ("MAML", "ProtoNet", "MatchingNet", "Baseline", "Baseline++")  # methods whose README has figures here
 # What a table calls each source.
 SOURCES = {
+    "ANIL paper, Table 2": "ANIL paper",
+    "BOIL paper, as cited by LibFewShot": "BOIL paper",
+    "Chen et al. 2019, as cited by LibFewShot": "Chen et al.",
     "LEO paper, Table 1, after Liu et al. 2018": "LEO paper, Table 1",
     "LEO paper, Table 2": "LEO paper",
     "LEO paper, section 4.3": "LEO paper, 4.3",
@@ -27,16 +31,22 @@ SOURCES = {
     "MAML paper, Table 2": "MAML paper",
     "MAML++ paper, as cited by T-NAS": "MAML++ in T-NAS",
     "MAML++ paper, as listed by Papers with Code": "MAML++ paper",
+    "Matching Networks paper, as cited by the ProtoNet paper": "Matching Nets paper",
+    "Meta-LSTM paper, as cited by the ProtoNet paper": "Meta-LSTM paper",
+    "ProtoNet paper, Table 1": "ProtoNet paper",
+    "ProtoNet paper, Table 2": "ProtoNet paper",
+    "R2-D2 paper, as cited by LibFewShot": "R2-D2 paper",
     "Reptile paper": "Reptile paper",
     "Reptile paper, final version": "Reptile paper",
     "Reptile paper, first version": "Reptile paper, v1",
+    "SimpleShot paper, as cited by a reproduction": "SimpleShot paper",
     "deepmind/leo README, released code": "LEO's code",
     "dragen1860/MAML-Pytorch README": "dragen1860",
     "dragen1860/Reptile-Pytorch README": "dragen1860",
     "gaoyuankidult/MAML-tf README": "MAML-tf",
     "gaoyuankidult/MAML-tf, its command run for 58,519 iterations": "MAML-tf, run again",
     "learnables/learn2learn, vision examples' README": "learn2learn",
-    "open-mmlab/mmfewshot, MAML README": "mmfewshot",
+    **{f"open-mmlab/mmfewshot, {method} README": "mmfewshot" for method in MMFEWSHOT},
 }
 
 CAVEATS = {
@@ -60,11 +70,13 @@ CAVEATS = {
     "stopped_early": "58,519 of the 70,000 iterations of the published command",
     "trained_10_shot": "trained with 10 shots and one update, whatever the shots and updates of the test",
     "trained_5_shot": "meta-trained 5-way 5-shot with 2 inner steps; only the test is 1-shot",
+    "tested_1_shot_only": "meta-trained 5-way 5-shot; only the test is 1-shot",
+    "selected_at_1_shot": "tested with the checkpoint that was selected at 1 shot",
     "trained_on_test_split": "the program trains on the test split: contaminated, not a figure to compare with",
     "watched_test_split": "the test split was watched during training, 100 episodes at a time",
 }
 
-TRAINING_SHOT = {"trained_5_shot": 5, "trained_10_shot": 10}  # by caveat
+TRAINING_SHOT = {"trained_5_shot": 5, "tested_1_shot_only": 5, "trained_10_shot": 10}  # by caveat
 # The functions that published errors are for, as the records of runs describe them; other functions do not compare.
 VIEWS = {"sinusoid": "sine: amplitude 0.1 to 5, phase 0 to 3.142; x -5 to 5; noise 0"}
 

@@ -26,7 +26,7 @@ def test_methods_datasets_and_backbones_have_the_names_they_have_here() -> None:
     methods, datasets, backbones = (
         {path.stem for path in (CONF / group).glob("*.yaml")} for group in ("algorithm", "dataset", "backbone")
     )
-    assert {figure["method"] for figure in FIGURES} <= methods | {"maml++"}
+    assert {figure["method"] for figure in FIGURES} <= methods
     assert {figure["dataset"] for figure in FIGURES} <= datasets
     assert {figure["backbone"].split(" ")[0] for figure in FIGURES} <= backbones | {UNKNOWN}
 
@@ -69,7 +69,12 @@ def test_no_figure_stands_twice_and_every_footnote_is_used() -> None:
         ("reptile", "omniglot", 20, 5, FINAL, "inductive", 96.65, 0.33),
         ("fomaml", "omniglot", 20, 1, "Reptile paper", "transductive", 89.4, 0.5),
         ("fomaml", "omniglot", 20, 1, DRAGEN, "transductive", 96.09, None),
-        ("maml++", "mini", 5, 5, "MAML++ paper, as cited by T-NAS", "transductive", 68.32, 0.44),
+        ("maml_plus_plus", "mini", 5, 5, "MAML++ paper, as cited by T-NAS", "transductive", 68.32, 0.44),
+        ("protonet", "mini", 5, 5, "ProtoNet paper, Table 2", "inductive", 68.20, 0.66),
+        ("protonet", "omniglot", 20, 1, "ProtoNet paper, Table 1", "inductive", 96.0, None),
+        ("matching_net", "mini", 5, 1, "Meta-LSTM paper, as cited by the ProtoNet paper", UNKNOWN, 43.56, 0.84),
+        ("anil", "mini", 5, 5, "ANIL paper, Table 2", UNKNOWN, 61.5, 0.5),
+        ("baseline_plus_plus", "mini", 5, 5, "open-mmlab/mmfewshot, Baseline++ README", "inductive", 67.99, 0.36),
     ],
 )
 def test_figures_are_those_of_their_sources(
