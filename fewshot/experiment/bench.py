@@ -40,15 +40,15 @@ def random_episodes(net: DictConfig, device: torch.device) -> Episodes:
     return Episodes(*part(net.shot), *part(net.query), torch.arange(net.meta_batch, device=device))
 
 
-def make_learner(net: DictConfig, first_order: bool, device: torch.device) -> Learner:
-    """MAML on the network, every parameter adapted, as learn2learn does; or LEO where the network is the identity."""
+def make_learner(net: DictConfig, first_order: bool, adapted: str, device: torch.device) -> Learner:
+    """MAML on the network, its `adapted` parameters in the inner loop; or LEO where the network is the identity."""
     torch.manual_seed(0)
     backbone = instantiate_node(net.network, shape=tuple(net.shape), way=net.way).to(device)
     if "inner_steps" not in net:
         return instantiate_node(OmegaConf.load(CONF / "algorithm/leo.yaml").algorithm.learner, backbone=backbone)
     return MAML(
         backbone, inner_lr=0.01, inner_steps=net.inner_steps, test_steps=net.inner_steps, first_order=first_order,
-        inner_loss="mean", outer_loss="mean",
+        inner_loss="mean", outer_loss="mean", adapted=adapted,
     )  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def steps_per_second(step: Callable[[], None], device: torch.device, seconds: fl
 
 
 def bench_network(cfg: DictConfig, name: str) -> list[Row]:
-    """The rows of one network: an engine each, in first and in second order."""
+    """The rows of one network: an engine each, in first and in second order, for each choice of adapted parameters."""
     device, net = pick_device(cfg.device), cfg.networks[name]
     tune_malloc(one_arena=not is_small(prod(net.shape)))
     set_single_threaded(net.way == 1)
@@ -87,25 +87,30 @@ def bench_network(cfg: DictConfig, name: str) -> list[Row]:
     rows = []
     for first_order in cfg.first_order if "inner_steps" in net else [False]:
         steps, rates = {}, {}
-        for engine in cfg.engines or net.engines:
-            steps[engine] = make_step(make_learner(net, first_order, device), Engine(engine), episodes)
-            rates[engine] = []
+        for adapted in cfg.adapted if "inner_steps" in net else ["all"]:
+            for engine in cfg.engines or net.engines:
+                if adapted != "all" and engine == "learn2learn":
+                    continue  # it adapts all
+                learner = make_learner(net, first_order, adapted, device)
+                steps[adapted, engine] = make_step(learner, Engine(engine), episodes)
+                rates[adapted, engine] = []
         for _ in range(cfg.rounds):
-            for engine, step in steps.items():
+            for (adapted, engine), step in steps.items():
                 tune_malloc(as_glibc_does=engine == "learn2learn")
-                rates[engine].append(net.meta_batch * steps_per_second(step, device, cfg.seconds))
+                rates[adapted, engine].append(net.meta_batch * steps_per_second(step, device, cfg.seconds))
         auto, first = Engine().method(episodes), median(next(iter(rates.values())))
         rows += [
             {
                 "network": name,
                 "order": "first" if first_order else "second",
+                "adapted": adapted,
                 "engine": f"{engine} (auto)" if engine == auto else engine,
-                "tasks/s": f"{median(rates[engine]):.3g}",
-                "times": f"{median(rates[engine]) / first:.2f}",
-                "tasks/s of each round": " ".join(f"{rate:.3g}" for rate in rates[engine]),
+                "tasks/s": f"{median(found):.3g}",
+                "times": f"{median(found) / first:.2f}",
+                "tasks/s of each round": " ".join(f"{rate:.3g}" for rate in found),
                 "threads": torch.get_num_threads(),
             }
-            for engine in rates
+            for (adapted, engine), found in rates.items()
         ]
     return rows
 
@@ -124,5 +129,5 @@ def bench(cfg: DictConfig) -> None:
     print(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
     print(f"\n{device}, torch {torch.__version__}")
     if cfg.out:
-        record = {"format": 3, "bench": rows, "device": device, "code": code(), "environment": environment()}
+        record = {"format": 4, "bench": rows, "device": device, "code": code(), "environment": environment()}
         write_atomically(Path(cfg.out), (json.dumps(record, indent=1) + "\n").encode())
