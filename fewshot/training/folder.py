@@ -23,7 +23,7 @@ from fewshot.training.settings import LATER_SETTINGS, TrainSettings
 LISTED = "training.json"
 CONTINUED = ("steps", "validate_every", "select", "checkpoint_every", "log_every")  # may change when a training goes on
 # Attributes of a learner that its training does not depend on, or that are described by others.
-NOT_OPTIONS = ("backbone", "test_steps", "notes", "use_autograd")
+NOT_OPTIONS = ("backbone", "embedding", "features_once", "test_steps", "notes", "use_autograd")
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 

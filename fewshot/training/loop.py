@@ -57,6 +57,22 @@ def run_training(
     Raises:
         FewshotError: a loss or gradient is not finite; the checkpoints stay as they were.
     """
+    try:
+        _train(learner, tasks, settings, engine, folder, validate, show)
+    finally:  # an interrupted training too leaves the learner as at its end
+        if hasattr(learner, "begin_step"):
+            learner.begin_step(settings.steps, settings.steps)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _train(
+    learner: Learner,
+    tasks: Tasks,
+    settings: TrainSettings,
+    engine: Engine,
+    folder: str | Path,
+    validate: Callable[[Tensors, Tensors], float],
+    show: Callable[[int, dict[str, float]], None],
+) -> None:
     folder = expand_path(folder)
     check_train_settings(settings)
     last, best = checkpoints(folder)
@@ -132,8 +148,6 @@ def run_training(
         if saves:
             progress["chunks"] = _chunks(engine, tasks.device)
             checkpoint()
-    if hasattr(learner, "begin_step"):
-        learner.begin_step(steps, steps)  # pyright: ignore[reportAttributeAccessIssue]
     if not last.exists():
         checkpoint()
 

@@ -128,6 +128,31 @@ def test_what_no_name_of_a_parameter_tells_is_told_too(
     assert refused(tmp_path, describe(first()), describe(second())) == said
 
 
+@pytest.mark.parametrize(
+    ("make", "options", "later"),
+    [
+        (
+            lambda: fs.MAML(network()),
+            "inner_lr learn_inner_lr inner_steps first_order inner_reduction outer_reduction adapted",
+            "",
+        ),
+        (lambda: fs.Nearest(fs.Identity((1, 8, 8), 3)), "on_features mean unequal_shots", "centre"),
+    ],
+)
+def test_a_folder_of_an_older_version_is_continued(
+    make: Callable[[], fs.Learner], options: str, later: str, describe: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    described = describe(make())
+    assert described["learner"].keys() == {"learner", *options.split(), *later.split()}
+    older = json.loads(json.dumps(described))
+    for name in ("outer_lr_schedule", "outer_lr_halve_every"):
+        del older["settings"][name]
+    for name in later.split():
+        del older["learner"][name]
+    claim_folder(tmp_path, older)
+    claim_folder(tmp_path, described)
+
+
 def test_scores_of_two_validations_are_not_compared(describe: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     first, second = describe(validation={}), describe(validation={"shot": 5})
     assert refused(tmp_path, first, second) == "validation shot"

@@ -174,6 +174,13 @@ def test_a_schedule_that_means_nothing_is_refused(settings: dict[str, Any], said
         run(maml(), replace(SETTINGS, **settings), tmp_path)
 
 
+def test_an_interrupted_training_leaves_the_learner_as_at_its_end(tmp_path: Path) -> None:
+    learner = maml_plus_plus()
+    with pytest.raises(KeyboardInterrupt):
+        run(learner, SETTINGS, tmp_path, die_at=1)
+    assert not learner.first_order
+
+
 def test_the_state_of_all_training_examples_is_kept_and_not_calculated_again(tmp_path: Path) -> None:
     learner = Nearest(Identity((5,), 3), reference="mean", centre=True)
     features = torch.rand(80, 5, generator=torch.Generator().manual_seed(0))
