@@ -64,7 +64,8 @@ def read(
         fractions: of the classes in train, val and test if random, see `split_at_random`.
         seed: of that shuffle.
         csv: path of a CSV file that is used instead of split.csv; or of a JSON file with a list of classes for each
-            split, such as Meta-Dataset's aircraft_splits.json, vgg_flower_splits.json or cu_birds_splits.json.
+            split, such as Meta-Dataset's aircraft_splits.json, vgg_flower_splits.json or cu_birds_splits.json. A slash
+            in the name of a class is _ or - in that of its folder.
         classes: None: no two splits share a class. "same": all splits have the same classes and other images of them; a
             random split is then one of the images of each class. The metadata say that the classes are the same.
         on_overlap: "refuse" images that two splits share, or "count" them.
@@ -224,7 +225,9 @@ def _read_csv_split(
     if kind == "classes":
         folders = _pool(class_folders(files, images)[0]) if images else {}
         folder_of = {split_csv.to_nfc(name): name for name in folders}
-        matches = {item: folder_of[nfc] for item in rows if (nfc := split_csv.to_nfc(item)) in folder_of}
+        spellings = {item: [split_csv.to_nfc(item.replace("/", sign)) for sign in "/_-"] for item in rows}
+        found = {item: [folder_of[name] for name in names if name in folder_of] for item, names in spellings.items()}
+        matches = {item: folders[0] for item, folders in found.items() if folders}
     else:
         folders, matches = {}, split_csv.match_images(files, images, rows)
     noun = "class folder" if kind == "classes" else "image"

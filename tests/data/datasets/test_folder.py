@@ -225,6 +225,16 @@ def test_a_json_file_of_class_splits_splits_class_folders(root: Path, cache: Pat
     assert named(banks) == OF_SPLIT and banks["val"].metadata["layout"] == "a JSON file of classes"
 
 
+@pytest.mark.parametrize("sign", ["_", "-"])
+def test_a_slash_in_the_name_of_a_class_is_another_sign_in_its_folder(
+    root: Path, cache: Path, tmp_path: Path, sign: str
+):
+    as_folder(root, {path.replace("traina", f"F-16A{sign}B"): data for path, data in SPLIT.items()})
+    listed = {split: [name.replace("traina", "F-16A/B") for name in names] for split, names in OF_SPLIT.items()}
+    (path := tmp_path / "splits.json").write_text(json.dumps(listed))
+    assert f"F-16A{sign}B" in named(read(root, cache, csv=path))["train"]
+
+
 def test_split_says_which_of_several_layouts_is_taken(root: Path, cache: Path):
     table = b"class,split\ntraina,test\nvala,train\ntesta,val\n"
     as_folder(root, SPLIT | {"split.csv": table})
