@@ -104,7 +104,9 @@ def _build(cfg: DictConfig, run_dir: Path, trained_cfg: DictConfig, test_cfg: Di
         raise FewshotError("latents: are of classes; leave it out, or name a run of algorithm=leo")
     if cfg.dataset is not None:
         for protocol in run.protocols:
-            check_disjoint_classes(run_dir, run.cfg.dataset.name, run.protocol_tasks(protocol).source)
+            check_disjoint_classes(
+                run_dir, trained_cfg.dataset.name, run.cfg.dataset.name, run.protocol_tasks(protocol).source
+            )
     return run
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from fewshot.core.errors import FewshotError
 from fewshot.episodes import Source
 from fewshot.experiment.config import is_regression
 from fewshot.experiment.run_dir import load_data_info
+
+# Datasets with the same classes, which pickles number in each split.
+OF_CIFAR100, NUMBERED = {"cifar_fs", "fc100"}, re.compile(r"(train|val|test) \d{3}")
 
 
 def with_dataset(cfg: DictConfig, run: Path, dataset: DictConfig) -> DictConfig:
@@ -43,15 +47,21 @@ def with_dataset(cfg: DictConfig, run: Path, dataset: DictConfig) -> DictConfig:
     return changed
 
 
-def check_disjoint_classes(run: Path, name: str, bank: Source) -> None:
-    """Check that the run was not trained on classes of this test.
+def check_disjoint_classes(run: Path, trained: str, name: str, bank: Source) -> None:
+    """Check that a run on the dataset `trained` was not trained on classes of this test on the dataset `name`.
 
     Raises:
-        FewshotError: it was, or the data are the run's own.
+        FewshotError: it was, or the data are the run's own; or they have no names to tell.
     """
     info = _data_info(run)
     if bank.image_fingerprint == info.get(bank.split):
         raise FewshotError(f"dataset={name}: the data that the run began with; leave dataset out")
+    unnamed = [each for each in (*bank.names, *info["classes"]) if NUMBERED.fullmatch(each)]
+    if unnamed and {trained, name} == OF_CIFAR100:
+        raise FewshotError(
+            f"dataset={name}: the classes of pickles have no names, such as {unnamed[0]}, so that those that the run "
+            "was trained on would not be found; read both datasets from cifar-100-python.tar.gz"
+        )
     if shared := sorted(set(bank.names) & set(info["classes"])):
         raise FewshotError(
             f"dataset={name}: {len(shared)} of its {len(bank.names)} classes of {bank.split} are classes that the run "
