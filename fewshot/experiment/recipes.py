@@ -219,8 +219,8 @@ def set_values(cfg: DictConfig, values: Mapping[str, Any], overrides: Iterable[s
 def paper_steps(cfg: DictConfig) -> int | None:
     """The outer steps of the paper: of the recipe in use or, if that is ours, of the algorithm's; None: unknown."""
     for name in (cfg.recipe, cfg.algorithm.get("recipe")):
-        if name in recipe_names() and not _read_recipe(name).get("ours", False):
-            return recipe_settings(name, cfg).get("train.steps")
+        if name in recipe_names() and not (recipe := _read_recipe(name)).get("ours", False):
+            return None if recipe.get("steps_are_ours", False) else recipe_settings(name, cfg).get("train.steps")
     return None
 
 

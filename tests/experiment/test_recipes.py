@@ -15,7 +15,7 @@ from fewshot.core.paths import CONF
 from fewshot.experiment import recipes
 from fewshot.experiment.config import resolved
 from fewshot.experiment.protocol import Protocol, read_protocols
-from fewshot.experiment.recipes import apply_protocols, apply_recipe
+from fewshot.experiment.recipes import apply_protocols, apply_recipe, paper_steps
 from fewshot.training.settings import TrainSettings
 
 from ..conftest import composed
@@ -66,6 +66,13 @@ def test_without_published_settings_there_is_no_recipe() -> None:
     cfg = composed("algorithm=maml", "dataset=cub")
     assert cfg.recipe is None
     assert resolved(cfg) == resolved(composed("algorithm=maml", "dataset=cub", "recipe=null"))
+
+
+def test_steps_that_no_paper_states_are_not_told_as_a_papers() -> None:
+    cfg = composed("algorithm=protonet", "dataset=omniglot")
+    assert (cfg.recipe, cfg.train.steps, paper_steps(cfg)) == ("jakesnell", 20000, None)
+    assert paper_steps(composed("algorithm=reptile", "dataset=omniglot")) == 100_000
+    assert composed("algorithm=protonet", "dataset=mini", "way=20").recipe is None
 
 
 def test_a_row_for_images_does_not_apply_to_features() -> None:
