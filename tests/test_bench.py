@@ -29,6 +29,10 @@ def test_engines_are_compared_with_the_first_and_the_record_has_what_is_printed(
 
 
 def test_what_cannot_be_timed_is_refused_in_one_line(call: Any):
-    done = call("bench", "network=leo_1shot", "engines=[jax]")
-    assert done.code == 1
-    assert done.err.startswith("error: engine=jax: choose one of") and done.err.count("\n") == 1
+    for choices, said in (
+        (["network=leo_1shot", "engines=[jax]"], "engine=jax: choose one of"),
+        (["network=sinusoid", "engines=[learn2learn]", "adapted=[head]"], "adapted=['head']: learn2learn adapts all"),
+    ):
+        done = call("bench", *choices)
+        assert done.code == 1
+        assert done.err.startswith(f"error: {said}") and done.err.count("\n") == 1

@@ -17,6 +17,7 @@ from fewshot.algorithms.learner import Learner
 from fewshot.algorithms.maml import MAML
 from fewshot.core.checks import check_choice, check_number
 from fewshot.core.device import device_name, pick_device, set_single_threaded, tune_malloc
+from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
 from fewshot.core.paths import CONF
 from fewshot.engine.engine import Engine, is_small
@@ -94,6 +95,8 @@ def bench_network(cfg: DictConfig, name: str) -> list[Row]:
                 learner = make_learner(net, first_order, adapted, device)
                 steps[adapted, engine] = make_step(learner, Engine(engine), episodes)
                 rates[adapted, engine] = []
+        if not rates:
+            raise FewshotError(f"adapted={list(cfg.adapted)}: learn2learn adapts all; choose all, or another engine")
         for _ in range(cfg.rounds):
             for (adapted, engine), step in steps.items():
                 tune_malloc(as_glibc_does=engine == "learn2learn")
@@ -119,7 +122,7 @@ def bench(cfg: DictConfig) -> None:
     """Print the rows of a network as a table, and write them to `cfg.out`.
 
     Raises:
-        FewshotError: there is no such network or engine.
+        FewshotError: there is no such network or engine, or nothing that the engines can adapt.
     """
     import pandas as pd
 
