@@ -82,8 +82,13 @@ class MAMLPlusPlus(MAML):
         if adapted != "all":
             self.notes = (f"the inner loop adapts {', '.join(self.adapted)}",)
         if step_norms and not of_norms:
-            self.notes += ("step_norms does nothing: this network has no norms by batch statistics",)
+            self.notes += ("step_norms does nothing: this network has no norm of the class BatchStatNorm",)
         self.begin_step(1, 1)
+
+    @property
+    def gradient_evaluations(self) -> int:
+        """As MAML's, and the queries after each earlier step while they count; the mean over the training, rounded."""
+        return super().gradient_evaluations + round(self.multi_step_until * (self.inner_steps - 1))
 
     def begin_step(self, step: int, steps: int) -> None:
         """Set what the share of the training that is done decides: the order, and how much earlier steps count."""

@@ -94,6 +94,13 @@ def test_inner_gradients_are_constants_until_their_time_is_over(make_conv4: Make
         torch.testing.assert_close(outer(learner, task), outer(maml, task))
 
 
+def test_its_cost_counts_the_queries_after_each_step_while_they_count(make_conv4: Make) -> None:
+    evaluations = [
+        MAMLPlusPlus(make_conv4(), **(STEPS | {"multi_step_until": share})).gradient_evaluations for share in (0.0, 1.0)
+    ]
+    assert evaluations == [STEPS["inner_steps"] + 1, 2 * STEPS["inner_steps"]]
+
+
 def test_a_test_takes_more_steps_by_the_last_rates_and_norms(make_conv4: Make, make_episodes: Make) -> None:
     task, learner = make_episodes(1)[0], MAMLPlusPlus(make_conv4(), **STEPS)
     params = learner.init()[0]

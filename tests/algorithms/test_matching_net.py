@@ -14,6 +14,8 @@ from fewshot.algorithms.full_context import embed_queries, embed_support
 from fewshot.algorithms.matching_net import MatchingNet
 from fewshot.core.errors import FewshotError
 
+from .closed_form import assert_gradient
+
 pytestmark = pytest.mark.usefixtures("float64")
 
 Make = Callable[..., Any]
@@ -24,11 +26,13 @@ def test_without_context_it_equals_the_written_out_attention(make_conv4: Make, m
     learner = MatchingNet(network, scale=5.0)
     logits = learner.predict(learner.adapt(*learner.init(), task), task.query_x)
     support, query = network.embed(task.support_x), network.embed(task.query_x)
-    for row, feature in zip(logits, query, strict=True):
-        weights = [(5 * F.cosine_similarity(feature, one, 0)).exp() for one in support]
-        for label in range(3):
-            share = sum(w for w, y in zip(weights, task.support_y, strict=True) if y == label) / sum(weights)
-            torch.testing.assert_close(row[label].exp(), share + 1e-6)
+    shares = []
+    for feature in query:
+        weights = torch.stack([(5 * F.cosine_similarity(feature, one, 0)).exp() for one in support])
+        shares += [weights[task.support_y == label].sum() / weights.sum() for label in range(3)]
+    expected = (torch.stack(shares).view(-1, 3) + 1e-6).log()
+    torch.testing.assert_close(logits, expected)
+    assert_gradient(learner, network, task, expected)
 
 
 def test_the_support_sets_lstms_are_torchs(make_conv4: Make, make_episodes: Make) -> None:

@@ -13,6 +13,8 @@ from fewshot.algorithms.protonet import ProtoNet
 from fewshot.backbones.identity import Identity
 from fewshot.core.errors import FewshotError
 
+from .closed_form import assert_gradient
+
 pytestmark = pytest.mark.usefixtures("float64")
 
 Make = Callable[..., Any]
@@ -25,7 +27,9 @@ def test_logits_are_minus_the_squared_distances_to_the_class_means(make_conv4: M
     logits = learner.predict(learner.adapt(params, state, task), task.query_x)
     support, query = network.embed(task.support_x), network.embed(task.query_x)
     means = torch.stack([support[task.support_y == label].mean(0) for label in range(3)])
-    torch.testing.assert_close(logits, -torch.cdist(query, means).square())
+    expected = -(query[:, None] - means).square().sum(-1)
+    torch.testing.assert_close(logits, expected)
+    assert_gradient(learner, network, task, expected)
 
 
 def test_it_equals_easyfsls_on_the_same_features(make_episodes: Make) -> None:

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from fewshot.algorithms.r2d2 import R2D2
 from fewshot.core.errors import FewshotError
 
+from .closed_form import assert_gradient
+
 pytestmark = pytest.mark.usefixtures("float64")
 
 Make = Callable[..., Any]
@@ -28,6 +30,7 @@ def test_it_equals_a_direct_solve_of_the_normal_equations(make_conv4: Make, make
     system = support.T @ support / n + 0.3 * torch.eye(width)
     weights = torch.linalg.inv(system) @ support.T @ F.one_hot(task.support_y, 3).double() / n
     torch.testing.assert_close(logits, 2 * query @ weights)
+    assert_gradient(learner, network, task, 2 * query @ weights)
 
 
 def test_the_solution_is_differentiated(make_conv4: Make, make_episodes: Make) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from fewshot.backbones.conv4 import Conv4
 from fewshot.backbones.mlp import MLP
 from fewshot.backbones.second_derivatives import check_second_derivatives
 from fewshot.core.errors import FewshotError
@@ -29,6 +30,25 @@ WITHOUT_SECOND = {"weight norm", "a number asked of a tensor"}  # wrong in torch
 def network(name: str) -> nn.Module:
     torch.manual_seed(0)
     return ACCEPTED[name]()
+
+
+class Tempered(Conv4):
+    """Whose output is not its head on its features."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) / 2
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(Conv4, True), (Tempered, False)])
+def test_features_are_calculated_once_only_where_the_output_is_the_head_on_them(
+    make_conv4: Make, make_learner: Make, make_episodes: Make, kind: type[Conv4], expected: bool
+):
+    backbone = make_conv4()
+    backbone.__class__ = kind
+    learner = make_learner("anil", backbone)
+    assert learner.features_once
+    probe(learner, make_episodes(1)[0])
+    assert learner.features_once == expected
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
