@@ -43,7 +43,8 @@ class Learner(Protocol):
     - `state_of(blocks of [M, ...]) -> state`: the state at the start, from all training examples, such as their mean,
       in place of the one that `init` returns, with its names and shapes;
     - `begin_step(step, steps)`: called before each outer step of the training, and may change attributes that are a
-      number, a text, true or false; after the training it is called with `steps, steps`;
+      number, a text, true or false; after the training it is called with `steps, steps`. A change costs a compiled or
+      recorded step its compilation, so change them a few times in a training, and not at every step;
     - `scalars(params) -> dict[str, float]`: values for the log, such as the mean of a learned rate;
     - `gradient_evaluations: int`: gradients through the network that one training task costs, the outer one included;
     - `adaptation_steps: str`: the text that the record shows in place of `test_steps`;

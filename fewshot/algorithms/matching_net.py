@@ -32,7 +32,7 @@ class MatchingNet(Learner):
         backbone: a network with a method `embed`, [B, ...] to features [B, D]; its head takes no part.
         context: full context embeddings: LSTMs let the support set change all features. They see it in its order.
         context_steps: steps of the queries' LSTM.
-        scale: of the cosines.
+        scale: of the cosines; 1 in the paper.
         test_steps: steps of fine-tuning at a test.
         finetune_lr: their learning rate.
 
@@ -49,7 +49,7 @@ class MatchingNet(Learner):
         *,
         context: bool = False,
         context_steps: int = 5,
-        scale: float = 1.0,
+        scale: float = 10.0,
         test_steps: int = 0,
         finetune_lr: float = 0.01,
     ) -> None:

@@ -1,4 +1,10 @@
-"""Nearest neighbour or nearest mean, on inputs or a network's features as they are: what needs no meta-learning."""
+"""Nearest neighbour or nearest mean, on inputs or a network's features as they are: what needs no meta-learning.
+
+With `centre`, SimpleShot: Wang, Chao, Weinberger and van der Maaten, 2019, "SimpleShot: revisiting nearest-neighbor
+classification for few-shot learning", the transformation CL2N. Difference from the paper:
+1. Features have length 1 before the mean of the training features is subtracted, since tasks give them so; there the
+   mean is subtracted first.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +36,7 @@ class Nearest(Learner):
         backbone: the identity; or a network, as it is built, with a method `embed`, [B, ...] to features [B, D].
         reference: `neighbour`, the nearest support example of a class, or `mean`, the mean of them.
         centre: on features, subtract the mean of all training examples and scale to length 1 (CL2N of SimpleShot, Wang
-            et al. 2019). Tasks give features of length 1; there the mean is subtracted before any scaling.
+            et al. 2019).
 
     Raises:
         FewshotError: a network without `embed`, an unknown choice, or `centre` without features.

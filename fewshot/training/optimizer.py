@@ -57,7 +57,7 @@ class NonFiniteGuard:
             kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
             raise FewshotError(
                 f"step {first + 1}: the loss or its gradient is not finite; lower train.outer_lr or "
-                f"algorithm.learner.inner_lr, or set train.clip; {kept}"
+                f"the rate of the inner loop, if there is one, or set train.clip; {kept}"
             )
         return int(self._guarded)
 
