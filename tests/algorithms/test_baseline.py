@@ -35,7 +35,7 @@ class Cosine(nn.Module):
 @pytest.mark.parametrize("head", ["linear", "cosine"])
 def test_the_head_is_the_one_that_torchs_sgd_trains(make_episodes: Make, head: str) -> None:
     task = make_episodes(1, shot=3)[0]
-    learner = Baseline(Identity((1, 8, 8), 3), head=head, test_steps=2, batch=4)
+    learner = Baseline(Identity((1, 8, 8), 3), head=head, test_steps=2, batch=4, lr=0.01)
     logits = learner.predict(learner.adapt({}, {}, task), task.query_x)
     start = learner.start(task, 64, torch.float64)
     theirs = Cosine(start["weight"]) if head == "cosine" else nn.Linear(64, 3)
