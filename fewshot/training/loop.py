@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
@@ -57,22 +58,6 @@ def run_training(
     Raises:
         FewshotError: a loss or gradient is not finite; the checkpoints stay as they were.
     """
-    try:
-        _train(learner, tasks, settings, engine, folder, validate, show)
-    finally:  # an interrupted training too leaves the learner as at its end
-        if hasattr(learner, "begin_step"):
-            learner.begin_step(settings.steps, settings.steps)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _train(
-    learner: Learner,
-    tasks: Tasks,
-    settings: TrainSettings,
-    engine: Engine,
-    folder: str | Path,
-    validate: Callable[[Tensors, Tensors], float],
-    show: Callable[[int, dict[str, float]], None],
-) -> None:
     folder = expand_path(folder)
     check_train_settings(settings)
     last, best = checkpoints(folder)
@@ -81,7 +66,7 @@ def _train(
     params, state = learner.init()
     if state and hasattr(learner, "state_of") and not last.exists():
         if not hasattr(tasks, "blocks"):
-            raise FewshotError("this learner's state is that of all training examples, and functions have no examples")
+            raise FewshotError("this algorithm needs the training examples, and functions have none; choose another")
         state = learner.state_of(tasks.blocks())  # pyright: ignore[reportAttributeAccessIssue]
     params, state = ({k: v.to(tasks.device) for k, v in group.items()} for group in (params, state))
     optimizer = make_optimizer(settings, params)
@@ -112,44 +97,54 @@ def _train(
 
     # The scores of a step stay on the device until they are logged: reading them earlier would wait for the GPU.
     guard = NonFiniteGuard(settings.nan_guard, progress["nan_guarded"], tasks.device)
-    for step in range(progress["step"], steps):
-        start = time.perf_counter()
-        done = step + 1
-        if hasattr(learner, "begin_step"):
-            learner.begin_step(step, steps)  # pyright: ignore[reportAttributeAccessIssue]
-        episodes = ahead(step * batch + indices.start, len(indices))
-        outer = over_processes(engine.outer(learner, params, state, episodes), indices, batch)
-        gradient, state = guard.filter(outer, params, step), outer.state
-        metrics = {"outer_lr": optimizer_step(optimizer, params, gradient, settings, step)}
-        validates = bool(settings.validate_every) and (done % settings.validate_every == 0 or done == steps)
-        saves = done % settings.checkpoint_every == 0 or done == steps
-        logs = done % settings.log_every == 0 or done == steps or validates
-        if logs or saves:
-            progress["nan_guarded"] = guard.check(last)
-            metrics |= {"loss": float(outer.loss.mean()), tasks.metric: float(outer.score.mean())}
-        progress["train_seconds"] += time.perf_counter() - start
-        progress["step"] = done
-        if validates:
-            score = metrics[f"validation_{tasks.metric}"] = validate(params, state)
-            progress["validation"] = {tasks.metric: score, "step": done}
-            if progress["best"] is None or _better(tasks.metric, progress["validation"], progress["best"]):
-                progress["best"] = progress["validation"]
-                save_checkpoint(best, {"params": params, "state": state, "constants": constants}, progress)
-        if logs and is_main():
-            if hasattr(learner, "scalars"):
-                metrics |= learner.scalars(params)  # pyright: ignore[reportAttributeAccessIssue]
-            spent = {"tasks": done * batch, "train_seconds": round(progress["train_seconds"], 3)}
-            line = {"step": done, **metrics, **spent}
-            # JSON has no NaN, which `nan_guard` lets pass.
-            line = {name: value if isfinite(value) else None for name, value in line.items()}
-            with log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        show(done, metrics)
-        if saves:
-            progress["chunks"] = _chunks(engine, tasks.device)
-            checkpoint()
+    with _stages(learner, steps) as begin_step:
+        for step in range(progress["step"], steps):
+            start = time.perf_counter()
+            done = step + 1
+            begin_step(step, steps)
+            episodes = ahead(step * batch + indices.start, len(indices))
+            outer = over_processes(engine.outer(learner, params, state, episodes), indices, batch)
+            gradient, state = guard.filter(outer, params, step), outer.state
+            metrics = {"outer_lr": optimizer_step(optimizer, params, gradient, settings, step)}
+            validates = bool(settings.validate_every) and (done % settings.validate_every == 0 or done == steps)
+            saves = done % settings.checkpoint_every == 0 or done == steps
+            logs = done % settings.log_every == 0 or done == steps or validates
+            if logs or saves:
+                progress["nan_guarded"] = guard.check(last)
+                metrics |= {"loss": float(outer.loss.mean()), tasks.metric: float(outer.score.mean())}
+            progress["train_seconds"] += time.perf_counter() - start
+            progress["step"] = done
+            if validates:
+                score = metrics[f"validation_{tasks.metric}"] = validate(params, state)
+                progress["validation"] = {tasks.metric: score, "step": done}
+                if progress["best"] is None or _better(tasks.metric, progress["validation"], progress["best"]):
+                    progress["best"] = progress["validation"]
+                    save_checkpoint(best, {"params": params, "state": state, "constants": constants}, progress)
+            if logs and is_main():
+                if hasattr(learner, "scalars"):
+                    metrics |= learner.scalars(params)  # pyright: ignore[reportAttributeAccessIssue]
+                spent = {"tasks": done * batch, "train_seconds": round(progress["train_seconds"], 3)}
+                line = {"step": done, **metrics, **spent}
+                # JSON has no NaN, which `nan_guard` lets pass.
+                line = {name: value if isfinite(value) else None for name, value in line.items()}
+                with log.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+            show(done, metrics)
+            if saves:
+                progress["chunks"] = _chunks(engine, tasks.device)
+                checkpoint()
     if not last.exists():
         checkpoint()
+
+
+@contextmanager
+def _stages(learner: Learner, steps: int) -> Iterator[Callable[[int, int], None]]:
+    """`begin_step` of the learner, if it has one; after the block, interrupted or not, it is called for the end."""
+    begin_step = getattr(learner, "begin_step", lambda step, steps: None)
+    try:
+        yield begin_step
+    finally:
+        begin_step(steps, steps)
 
 
 def is_trained(learner: Learner, tasks: Tasks) -> bool:
