@@ -12,6 +12,8 @@ from fewshot.algorithms.learner import Tensors, backbone_parameters, may_be_tied
 from fewshot.core.errors import FewshotError
 from fewshot.episodes import Episodes
 
+HEAD = "head."  # what the names of the parameters of a backbone's head begin with
+
 
 class Embedding(nn.Module):
     """A backbone without its head: [B, ...] to features [B, D]. A learner makes it once, beside its backbone.
@@ -38,7 +40,7 @@ class Embedding(nn.Module):
 def embedding_parameters(backbone: nn.Module) -> Tensors:
     """A copy of the parameters that are trained, by name, without those of its head (`backbone.head`)."""
     parameters = backbone_parameters(backbone)
-    return {name: value for name, value in parameters.items() if not name.startswith("head.")}
+    return {name: value for name, value in parameters.items() if not name.startswith(HEAD)}
 
 
 def functional_embed(embedding: Embedding, params: Tensors, x: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from fewshot.algorithms.embedding import Embedding, functional_embed
+from fewshot.algorithms.embedding import HEAD, Embedding, functional_embed
 from fewshot.algorithms.learner import (
     REDUCTIONS,
     Learner,
@@ -43,7 +43,6 @@ from fewshot.core.checks import check_bool, check_choice
 from fewshot.episodes import Episodes
 
 ALPHA = "inner_lr/"  # prefix of the names of meta-learned step sizes
-HEAD = "head."  # prefix of the names of the last layer's parameters
 
 
 class MAML(Learner):
