@@ -34,7 +34,7 @@ SOURCES = {
     "Matching Networks paper, as cited by the ProtoNet paper": "Matching Nets paper",
     "Matching Networks paper, fine-tuned, as cited by the ProtoNet paper": "Matching Nets paper, fine-tuned",
     "Meta-LSTM paper, as cited by the ProtoNet paper": "Meta-LSTM paper",
-    "Meta-LSTM paper, with FCE, as cited by the ProtoNet paper": "Meta-LSTM paper, with FCE",
+    "Meta-LSTM paper, with FCE, as cited by the ProtoNet paper": "Meta-LSTM, full context",
     "ProtoNet paper, Table 1": "ProtoNet paper",
     "ProtoNet paper, Table 2": "ProtoNet paper",
     "R2-D2 paper, as cited by LibFewShot": "R2-D2 paper",
