@@ -32,7 +32,8 @@ class Baseline(Learner):
         head: `linear`, Baseline; or `cosine`, Baseline++: cosines to a vector per class, each times a learned norm.
         test_steps: epochs over the support set.
         batch: size of a minibatch.
-        lr, weight_decay, scale: of SGD; the last of the cosines.
+        lr, weight_decay: of SGD. A rate of 1 suits a linear head on features of length 1, 0.1 a cosine head.
+        scale: factor of the cosines.
 
     Raises:
         FewshotError: another backbone, a setting out of range, or an unknown choice.

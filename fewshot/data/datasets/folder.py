@@ -227,7 +227,7 @@ def _read_csv_split(
         folder_of = {split_csv.to_nfc(name): name for name in folders}
         spellings = {item: [split_csv.to_nfc(item.replace("/", sign)) for sign in "/_-"] for item in rows}
         found = {item: [folder_of[name] for name in names if name in folder_of] for item, names in spellings.items()}
-        matches = {item: folders[0] for item, folders in found.items() if folders}
+        matches = {item: names[0] for item, names in found.items() if names}
     else:
         folders, matches = {}, split_csv.match_images(files, images, rows)
     noun = "class folder" if kind == "classes" else "image"
