@@ -7,6 +7,10 @@ import torch
 
 from fewshot.algorithms.learner import Tensors
 from fewshot.algorithms.maml import MAML
+from fewshot.algorithms.maml_plus_plus import MAMLPlusPlus
+from fewshot.algorithms.matching_net import MatchingNet
+from fewshot.algorithms.protonet import ProtoNet
+from fewshot.algorithms.r2d2 import R2D2
 from fewshot.algorithms.reptile import Reptile
 from fewshot.backbones.conv4 import Conv4
 from fewshot.engine.cuda_graph import RecordedStep
@@ -20,6 +24,11 @@ on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 LEARNERS = {
     "maml": lambda network: MAML(network, inner_lr=0.1, inner_steps=2),
     "fomaml": lambda network: MAML(network, inner_lr=0.1, inner_steps=2, first_order=True),
+    "anil": lambda network: MAML(network, inner_lr=0.1, inner_steps=2, adapted="head"),
+    "maml_plus_plus": lambda network: MAMLPlusPlus(network, inner_steps=2),
+    "protonet": ProtoNet,
+    "r2d2": R2D2,
+    "matching_net": MatchingNet,
     "reptile-shared": lambda network: Reptile(network, inner_steps=2, inner_batch=3, inner_optimizer="sgd"),
     "reptile-sequential": lambda network: Reptile(network, inner_steps=2, inner_batch=3, adam_state="sequential"),
 }
@@ -86,12 +95,13 @@ def test_a_step_that_cannot_be_recorded_runs_as_it_is():
 @on_a_gpu
 def test_a_changed_setting_and_another_way_are_recorded_anew():
     torch.manual_seed(0)
-    learner = LEARNERS["maml"](Conv4((1, 20, 20), 6, filters=4, head_init="xavier").cuda())
+    learner = MatchingNet(Conv4((1, 20, 20), 3, filters=4).cuda())  # takes any way
     params, state = learner.init()
     engine, loop = Engine("vmap"), Engine("loop")
     three_ways = random_tasks(2, 0, way=3, shot=2).to("cuda")
-    for episodes, rate in ((three_ways, 0.1), (three_ways, 0.5), (random_tasks(2, 0, way=6, shot=1).to("cuda"), 0.5)):
-        learner.inner_lr = rate
+    six_ways = random_tasks(2, 0, way=6, shot=1).to("cuda")
+    for episodes, scale in ((three_ways, 10.0), (three_ways, 30.0), (six_ways, 30.0)):
+        learner.scale = scale
         expected = loop.outer(learner, params, state, episodes)
         torch.testing.assert_close(engine.outer(learner, params, state, episodes).loss, expected.loss)
 
