@@ -57,7 +57,7 @@ class R2D2(Learner):
 
     def init(self) -> tuple[Tensors, Tensors]:
         """The parameters of the embedding, scale and bias of the logits, and log lambda if it is learned; no state."""
-        start = {SCALE: self.scale, BIAS: 0.0} | ({LAMBDA: log(self.regularization)} if self.learned else {})
+        start = {SCALE: float(self.scale), BIAS: 0.0} | ({LAMBDA: log(self.regularization)} if self.learned else {})
         return embedding_parameters(self.backbone) | {name: torch.tensor(value) for name, value in start.items()}, {}
 
     def embed(self, params: Tensors, x: torch.Tensor) -> torch.Tensor:

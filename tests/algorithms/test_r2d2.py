@@ -44,6 +44,12 @@ def test_the_solution_is_differentiated(make_conv4: Make, make_episodes: Make) -
     assert torch.autograd.gradcheck(loss, (params["log_lambda/"],))
 
 
+def test_a_whole_number_is_a_scale_too(make_conv4: Make, make_episodes: Make) -> None:
+    task = make_episodes(1, shot=2)[0]
+    whole, decimal = (R2D2(make_conv4(), regularization=number, scale=number) for number in (1, 1.0))
+    assert torch.equal(*(learner.outer_loss(learner.init()[0], task)[0] for learner in (whole, decimal)))
+
+
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
