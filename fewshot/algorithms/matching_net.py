@@ -61,6 +61,8 @@ class MatchingNet(Learner):
         self.context_steps, self.scale = context_steps, scale
         self.test_steps, self.finetune_lr = test_steps, finetune_lr
         self.context = context_parameters(backbone) if context else {}
+        if context:  # the square of the features: 149 million on Conv-4-64 and 84 pixels
+            self.notes = (f"full context has {sum(v.numel() for v in self.context.values()):,} weights of its own",)
 
     def init(self) -> tuple[Tensors, Tensors]:
         """The parameters of the embedding and of the LSTMs, no state."""

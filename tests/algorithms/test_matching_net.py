@@ -76,6 +76,13 @@ def test_fine_tuning_at_a_test_lowers_the_support_loss(make_conv4: Make, make_ep
     assert losses[1] < losses[0]
 
 
+def test_context_says_how_many_weights_it_adds(make_conv4: Make) -> None:
+    learner = MatchingNet(make_conv4(), context=True)
+    added = sum(value.numel() for value in learner.init()[0].values())
+    added -= sum(value.numel() for value in MatchingNet(make_conv4()).init()[0].values())
+    assert learner.notes == (f"full context has {added:,} weights of its own",)
+
+
 def test_context_needs_the_number_of_features(make_conv4: Make) -> None:
     network = make_conv4()
     network.head = nn.Sequential(network.head)
