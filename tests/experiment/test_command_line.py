@@ -154,8 +154,12 @@ def test_a_sweep_by_hydras_mode_ends_with_its_table(call: Any) -> None:
 
 
 def test_an_experiment_sweeps_its_cells_with_or_without_m(call: Any) -> None:
-    cells = ("way=2", "shot=1,2", "algorithm=nearest", "dataset=glyphs", *TEST, "runs=runs")
-    done = call("train", "experiment=omniglot_maml", *cells, "copy_records_to=kept")
+    Path("own/experiment").mkdir(parents=True)
+    Path("own/experiment/cells.yaml").write_text(
+        "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {way: 2, shot: '1,2'}}}\n"
+    )
+    words = ("--config-dir", "own", "experiment=cells", "algorithm=nearest", "dataset=glyphs", *TEST, "runs=runs")
+    done = call("train", *words, "copy_records_to=kept")
     assert (done.code, done.err) == (0, "")
     assert len(list(Path("kept").rglob("record.json"))) == 2
 

@@ -293,28 +293,19 @@ def test_the_benchmark_has_a_recipe_for_every_cell_and_selects_on_validation_cla
         assert "train.steps" in recipes.recipe_settings(cfg.recipe, cfg)
 
 
-@pytest.mark.parametrize("shot", [1, 5])
+@pytest.mark.parametrize(("dataset", "way"), [("mini", 5), ("omniglot", 5), ("omniglot", 20)])
 @pytest.mark.parametrize("algorithm", ["maml", "fomaml", "reptile"])
-def test_mini_by_the_papers_settings_is_trained_and_tested_as_there(algorithm: str, shot: int) -> None:
-    [words] = composed("experiment=mini_papers").sweeps
-    assert words == "algorithm=maml,fomaml,reptile dataset=mini way=5 shot=1,5"
-    cfg = composed("experiment=mini_papers", f"algorithm={algorithm}", "dataset=mini", "way=5", f"shot={shot}")
-    assert cfg.recipe == ("openai" if algorithm == "reptile" else "cbfinn")
-    assert list(cfg.protocol) == ["common", "paper"]
-    assert cfg.train.steps == (100_000 if algorithm == "reptile" else 60_000)
-    assert cfg.dataset.reader.size == 84
-
-
-EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("omniglot_*.yaml"))
-
-
-@pytest.mark.parametrize("name", EXPERIMENTS)
-@pytest.mark.parametrize("way", [5, 20])
-def test_every_experiment_is_a_block_of_the_papers_table_by_their_settings(name: str, way: int) -> None:
-    cfg = composed(f"experiment={name}", f"way={way}", "shot=1")
-    dataset, algorithm = name.split("_")
-    assert (cfg.dataset.name, cfg.algorithm.name) == (dataset, algorithm)
-    assert cfg.copy_records_to == "results/omniglot"
-    assert cfg.recipe == {"maml": "cbfinn", "fomaml": "cbfinn", "reptile": "openai", "leo": None}[algorithm]
-    assert list(cfg.protocol) == (["common"] if algorithm == "leo" else ["common", "paper"])
-    read_protocols(cfg)
+def test_the_papers_settings_are_trained_and_tested_as_there(algorithm: str, dataset: str, way: int) -> None:
+    ways = "5" if dataset == "mini" else "5,20"
+    [words] = composed(f"experiment={dataset}_papers").sweeps
+    assert words == f"algorithm=maml,fomaml,reptile dataset={dataset} way={ways} shot=1,5"
+    for shot in (1, 5):
+        task = f"algorithm={algorithm}", f"dataset={dataset}", f"way={way}", f"shot={shot}"
+        cfg = composed(f"experiment={dataset}_papers", *task)
+        assert cfg.recipe == ("openai" if algorithm == "reptile" else "cbfinn")
+        assert cfg.copy_records_to == f"results/{dataset}/papers"
+        assert list(cfg.protocol) == ["common", "paper"]
+        steps = {5: 100_000, 20: 200_000}[way] if algorithm == "reptile" else 60_000
+        assert cfg.train.steps == steps
+        assert cfg.dataset.reader.size == (84 if dataset == "mini" else 28)
+        read_protocols(cfg)

@@ -139,7 +139,7 @@ def lab(tmp_path: Path) -> Lab:
 
 @pytest.fixture(scope="session")
 def results() -> Callable[..., Page]:
-    """The page of a folder of the committed results, made once: results("layout=leo", below="omniglot/leo")."""
+    """The page of a folder of the committed results, made once: results("layout=leo", below="leo_ablation")."""
 
     @functools.cache
     def page(*words: str, below: str = "") -> Page:

@@ -26,7 +26,7 @@ EVERY = {
     "ablation": ("layout=ablation", "layout.datasets=[omniglot]"),
     "free": ("layout=free", "rows=[method,protocol.setting]", "cols=[task]", "layout.protocol=common"),
 }
-QUARTER, ABLATION = "omniglot/quarter_hour", "omniglot/leo"
+QUARTER, ABLATION = "quarter_hour", "leo_ablation"
 OWN = "layout.protocol=own"  # of the quarter hour's records
 
 # Layouts
@@ -129,7 +129,7 @@ def test_a_footnote_stands_at_the_row_where_all_its_cells_have_it_and_texts_of_e
 
 
 def test_published_figures_join_the_comparison_on_request(lab: Any, results: Any) -> None:
-    leo = results("published=true", below="omniglot/leo")  # which nobody reports on Omniglot
+    leo = results("published=true", below=ABLATION)  # which nobody reports on Omniglot
     assert "source" not in lab.texts(leo)[0]
     page = results("published=true", OWN, below=QUARTER)
     assert page.measured == 6
