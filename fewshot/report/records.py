@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -90,13 +91,21 @@ def code() -> dict[str, Any]:
         except (OSError, subprocess.CalledProcessError):
             return None
 
-    state = {"version": _version("fewshot"), "commit": None, "dirty": None}
+    state = {"version": _own_version(root), "commit": None, "dirty": None}
     top = git("rev-parse", "--show-toplevel")
     if top is not None and Path(top).resolve() == root:  # not installed somewhere inside another project's checkout
         # A file that git does not know yet, such as a new algorithm, is a change too.
         changes = git("status", "--porcelain", "--", "fewshot", "conf", "tools")
         state |= {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
     return state
+
+
+def _own_version(root: Path) -> str:
+    """The version that is installed, else that of the folder from which this runs."""
+    installed, project = _version("fewshot"), root / "pyproject.toml"
+    if installed != "absent" or not project.is_file():
+        return installed
+    return tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"]
 
 
 def _version(package: str) -> str:

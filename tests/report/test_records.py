@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from fewshot.core.errors import FewshotError
+from fewshot.report import records
 from fewshot.report.gather import read_runs
 from fewshot.report.page import Page
 from fewshot.report.published import VIEWS
@@ -30,6 +31,12 @@ def test_scores_by_steps_are_columns_of_one_file_and_come_back_as_written(lab: A
     assert (lines[0], len(lines)) == ("episode,mse_1,mse_5,mse_10", 41)
     assert lines[1].split(",")[0] == "0" and len(lines[1].split(",")) == 4
     assert read_record(tmp_path / "record.json") == {**record, "folder": str(tmp_path)}
+
+
+def test_code_that_is_not_installed_knows_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = records.code()["version"]
+    monkeypatch.setattr(records, "_version", lambda package: "absent")
+    assert records.code()["version"] == installed
 
 
 def test_one_score_per_episode_has_the_metric_as_its_heading(lab: Any, tmp_path: Path) -> None:

@@ -218,6 +218,11 @@ def test_what_columns_share_is_said_once_and_what_they_do_not_with_their_names(l
     )
 
 
+def test_a_record_without_a_version_is_told_by_its_commit(lab: Any) -> None:
+    footer = dict(make_page([lab.record(), lab.shots(5, code__version="absent")]).footer)
+    assert footer["reading"].endswith("; code 0.1.0 (abc1234), of a version not recorded (abc1234)")
+
+
 def test_pretrained_weights_and_their_preprocessing_stand_below_the_table(lab: Any) -> None:
     extractor = {
         "weights": {"file": "a.pth", "sha256": "0123456789"},
