@@ -20,7 +20,6 @@ VARIATIONS = {
 }
 OLDER = "an older record, which does not hold its settings: configuration "  # with the start of its hash
 GIVEN = re.compile(r"(?<= )((?:algorithm|backbone|train)\.[\w.]+)=(\S+)")  # settings in a command
-TASK_PARTS = 5  # of a context: the task and the setting, without the data and the protocol
 MOST_KEYS = 3  # in a name; runs that differ in more settings have numbers
 
 
@@ -65,7 +64,7 @@ def _add_recipe(
 
     Beside a recipe that is added, a name has only the keys that vary within that recipe.
     """
-    tasks = [context[:TASK_PARTS] for context in contexts]
+    tasks = [task for task, *_ in contexts]
     if "recipe" in chosen or "recipe" not in _varying(traits, tasks):
         return [chosen] * len(traits)
     varying = {}
@@ -92,9 +91,9 @@ def _traits(record: Record, shown: Sequence[str]) -> dict[str, Any]:
 
 
 def _context(record: Record) -> tuple[Hashable, ...]:
-    """The task, setting and protocol of a test: within one, two runs with other traits are two methods."""
-    tested = [record["protocol"][key] for key in ("dataset", "way", "shot", "view", "setting")]
-    return (*tested, record["data"]["fingerprint"], protocol_name(record))
+    """(task and setting, data, protocol) of a test: within one, two runs with other traits are two methods."""
+    task = tuple(record["protocol"][key] for key in ("dataset", "way", "shot", "view", "setting"))
+    return task, record["data"]["fingerprint"], protocol_name(record)
 
 
 def _varying(traits: Sequence[dict[str, Any]], contexts: Sequence[Hashable]) -> list[str]:
