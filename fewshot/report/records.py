@@ -101,11 +101,12 @@ def code() -> dict[str, Any]:
 
 
 def _own_version(root: Path) -> str:
-    """The version that is installed, else that of the folder from which this runs."""
-    installed, project = _version("fewshot"), root / "pyproject.toml"
-    if installed != "absent" or not project.is_file():
+    """The version that is installed, else that of the checkout from which this runs."""
+    installed, described = _version("fewshot"), root / "pyproject.toml"
+    if installed != "absent" or not described.is_file():
         return installed
-    return tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"]
+    project = tomllib.loads(described.read_text(encoding="utf-8")).get("project", {})
+    return project.get("version", installed) if project.get("name") == "fewshot" else installed
 
 
 def _version(package: str) -> str:

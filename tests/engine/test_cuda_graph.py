@@ -66,6 +66,7 @@ def test_a_recorded_step_is_that_of_the_cpu(name: str, method: str):
         for mine, theirs in ((found.gradient, expected.gradient), (found.state, expected.state)):
             torch.testing.assert_close({k: v.cpu() for k, v in mine.items()}, theirs, rtol=1e-7, atol=1e-9)
         torch.testing.assert_close(found.loss.cpu(), expected.loss, rtol=1e-8, atol=1e-10)
+        assert there._recorded is not None and there._recorded[2].refused == ""
         state = expected.state
 
 
@@ -93,15 +94,18 @@ def test_a_step_that_cannot_be_recorded_runs_as_it_is():
 
 
 @on_a_gpu
-def test_a_changed_setting_and_another_way_are_recorded_anew():
+@pytest.mark.parametrize(
+    ("name", "setting", "ways"),
+    [("maml", "inner_lr", (3, 3)), ("matching_net", "scale", (3, 3, 6))],  # the second takes any way
+)
+def test_a_changed_setting_and_another_way_are_recorded_anew(name: str, setting: str, ways: tuple[int, ...]):
     torch.manual_seed(0)
-    learner = MatchingNet(Conv4((1, 20, 20), 3, filters=4).cuda())  # takes any way
+    learner = LEARNERS[name](Conv4((1, 20, 20), 3, filters=4, head_init="xavier").cuda())
     params, state = learner.init()
     engine, loop = Engine("vmap"), Engine("loop")
-    three_ways = random_tasks(2, 0, way=3, shot=2).to("cuda")
-    six_ways = random_tasks(2, 0, way=6, shot=1).to("cuda")
-    for episodes, scale in ((three_ways, 10.0), (three_ways, 30.0), (six_ways, 30.0)):
-        learner.scale = scale
+    for way, value in zip(ways, (0.1, 0.5, 0.5), strict=False):
+        setattr(learner, setting, value)
+        episodes = random_tasks(2, 0, way=way, shot=6 // way).to("cuda")
         expected = loop.outer(learner, params, state, episodes)
         torch.testing.assert_close(engine.outer(learner, params, state, episodes).loss, expected.loss)
 

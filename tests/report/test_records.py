@@ -34,9 +34,19 @@ def test_scores_by_steps_are_columns_of_one_file_and_come_back_as_written(lab: A
 
 
 def test_code_that_is_not_installed_knows_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed = records.code()["version"]
     monkeypatch.setattr(records, "_version", lambda package: "absent")
-    assert records.code()["version"] == installed
+    described = Path(records.__file__).parents[2] / "pyproject.toml"
+    assert f'version = "{records.code()["version"]}"' in described.read_text()
+
+
+@pytest.mark.parametrize("project", ["", "[project]\nname = 'mine'\nversion = '7'", "[project]\nname = 'fewshot'"])
+def test_code_inside_another_project_does_not_take_its_version(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, project: str
+) -> None:
+    monkeypatch.setattr(records, "_version", lambda package: "absent")
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "fewshot/report/records.py"))
+    (tmp_path / "pyproject.toml").write_text(project)
+    assert records.code()["version"] == "absent"
 
 
 def test_one_score_per_episode_has_the_metric_as_its_heading(lab: Any, tmp_path: Path) -> None:
