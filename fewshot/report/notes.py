@@ -215,7 +215,7 @@ def _code_versions(runs: Sequence[Record]) -> str:
     for code in (run["code"] for run in runs):
         dirty = " with uncommitted changes" if code["dirty"] else ""
         commits[code["version"]][f"{(code['commit'] or '')[:7] or 'unknown commit'}{dirty}"] = None
-    named = {"absent": "of a version not recorded"} | {version: version for version in commits if version != "absent"}
+    named = {version: "of a version not recorded" if version == "absent" else version for version in commits}
     return ", ".join(f"{named[version]} ({', '.join(sorted(own))})" for version, own in commits.items())
 
 
