@@ -48,7 +48,7 @@ WORDS = (
     "++new=1", "+seed=1", "protocol=[]", "protocol.common=3", "dataset@other=glyphs", "seed@other=1",
     "algorithm=mamal", "datset=mini", "hydra.run.dir=/dev/null",
     "hydra.mode=MULTIRUN", "hydra/launcher=nowhere", "hydra.nothing=1", "a..b=1", "ü=1", "", " ", "train=3",
-    "dataset.reader=null", "dataset={a:1}", "hydra.searchpath=[nowhere]", "experiment=[omniglot_papers,mini_papers]",
+    "dataset.reader=null", "dataset={a:1}", "hydra.searchpath=[nowhere]", "experiment=[papers,cpu_benchmark]",
 )  # fmt: skip
 
 

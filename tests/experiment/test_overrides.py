@@ -155,7 +155,7 @@ ACCEPTED = {  # words, and what they make of a key
     "a deleted key of this value": (["~algorithm.learner.first_order=false"], "algorithm.learner.first_order", None),
     "a deleted group": (["~experiment"], "seed", 0),
     "a group at another package": (["+backbone@features=conv4"], "features.name", "conv4"),
-    "a group twice": (["experiment=[mini_papers]"], "runs", "runs/mini"),
+    "a group twice": (["experiment=[papers]"], "runs", "runs/papers"),
     "a key twice": (["seed=1", "seed=2"], "seed", 2),
     "a quoted number": (["run_dir='1'"], "run_dir", "1"),
     "an empty text": (["run_dir="], "run_dir", ""),
