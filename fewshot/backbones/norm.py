@@ -13,6 +13,7 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._C._functorch import is_functorch_wrapped_tensor  # torch has no public name for this question
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fewshot.core.checks import check_choice
@@ -34,22 +35,23 @@ class BatchStatNorm(nn.Module):
         self.eps = eps
         self.scale = nn.Parameter(torch.ones(channels)) if scale else None
         self.offset = nn.Parameter(torch.zeros(channels))
-        # The fused kernel is faster in first order. Its double backward is slow, and wrong inside torch.func.vmap
-        # (torch 2.15), so a learner of second order asks for the written-out form of the same function.
+        # The fused kernel is faster in first order, except on a CPU for tasks or queries that run at once, whose
+        # channels it gathers. Its double backward is slow, and wrong inside torch.func.vmap (torch 2.15), so a learner
+        # of second order asks for the written-out form of the same function.
         self.fused = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.fused:
+        if self.fused and not (x.device.type == "cpu" and is_functorch_wrapped_tensor(x)):
             # Without a weight, torch cuts the offset's gradient off from a second differentiation.
             scale = torch.ones_like(self.offset) if self.scale is None else self.scale
             return F.batch_norm(x, None, None, scale, self.offset, training=True, eps=self.eps)
         factor, shift = self.affine(x, self.scale)
-        per_channel = (-1, *(1,) * (x.dim() - 2))
-        return x * factor.view(per_channel) + shift.view(per_channel)
+        return (x.movedim(1, -1) * factor + shift).movedim(-1, 1)
 
     def affine(self, x: torch.Tensor, scale: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """(factor [C], shift [C]): the norm of x with this scale is x * factor + shift."""
-        axes, count = (0, *range(2, x.dim())), x.numel() // x.shape[1]
+        x = x.movedim(1, -1)  # where channels are last in memory, so are those of all that follows
+        axes, count = tuple(range(x.dim() - 1)), x.numel() // x.shape[-1]
         mean = x.sum(axes) / count
         # Mean of squares minus square of mean: the form whose derivatives take the fewest passes over x.
         variance = (x * x).sum(axes) / count - mean * mean

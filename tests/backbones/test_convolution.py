@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch.func import grad, vmap
 
 from fewshot.backbones.convolution import FEW_PIXELS, conv2d, conv2d_by_product
+from fewshot.backbones.patches import conv2d_by_patches
 
 Convolve = Callable[..., torch.Tensor]
 
@@ -44,8 +45,27 @@ def test_images_of_both_sizes_were_compared():
     assert min(pixels) <= FEW_PIXELS < max(pixels)
 
 
-def test_a_cpu_takes_torchs_own_convolution(monkeypatch: pytest.MonkeyPatch):
+def test_a_cpu_takes_torchs_own_convolution_of_a_compiled_step(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("fewshot.backbones.convolution.conv2d_by_product", None)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     x, weight = torch.randn(2, 3, 5, 5), torch.randn(4, 3, 3, 3)
     assert torch.equal(conv2d(x, weight, padding=1), F.conv2d(x, weight, padding=1))
+
+
+@pytest.mark.parametrize(("stride", "own_weights", "by_patches"), [(2, True, 1), (1, True, 0), (2, False, 0)])
+def test_a_cpu_takes_patches_for_strided_windows_of_tasks_with_weights_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, stride: int, own_weights: bool, by_patches: int
+):
+    calls = []
+
+    def counted(*inputs: object, **window: int) -> torch.Tensor:
+        calls.append(window)
+        return conv2d_by_patches(*inputs, **window)
+
+    monkeypatch.setattr("fewshot.backbones.convolution.conv2d_by_patches", counted)
+    x, weight = torch.randn(3, 2, 4, 7, 7), torch.randn(6, 4, 3, 3)
+    if own_weights:
+        vmap(grad(lambda weight, x: conv2d(x, weight, stride=stride, padding=1).sum()), (None, 0))(weight, x)
+    else:
+        vmap(lambda x: conv2d(x, weight, stride=stride, padding=1))(x)
+    assert len(calls) == by_patches
