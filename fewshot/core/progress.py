@@ -1,4 +1,4 @@
-"""Signs of life of long work: a progress bar on a terminal, else a line every 15 seconds."""
+"""Signs of life of long work: notes, and a progress bar on a terminal, else a line every 15 seconds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
+
+from fewshot.core.distributed import is_rank_zero
 
 SECONDS = 15.0  # between two lines where stdout is no terminal
 
@@ -109,3 +112,10 @@ def show_training(
 
 def _format_score(name: str, value: float) -> str:
     return f"{name.replace('_', ' ')} {value:.4g}" if name.endswith("mse") else f"{name.replace('_', ' ')} {value:.1%}"
+
+
+@cache
+def print_note(note: str) -> None:
+    """Print a note on stderr, once in a process, and on rank 0 alone."""
+    if is_rank_zero():  # inside `main_first` every rank is a main process of its own
+        print(f"note: {note}", file=sys.stderr)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,6 +17,11 @@ from fewshot.core.random import stream
 T = TypeVar("T")
 
 
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler where torch looks for one on a CPU."""
+    return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")) is not None
+
+
 def compiled(step: Callable[..., T]) -> Callable[..., T]:
     """A function of tensors, compiled anew for each shape that it meets, up to eight.
 
@@ -21,6 +30,7 @@ def compiled(step: Callable[..., T]) -> Callable[..., T]:
     Raises:
         FewshotError: at the first call, where there is no C++ compiler for a CPU, or torch cannot trace the function.
     """
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns that a CPU is no GPU
     torch.compiler.assume_constant_result(stream)  # torch cannot trace its hashlib
     torch.compiler.reset()
     fused = torch.compile(step, dynamic=False, fullgraph=True)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from importlib import import_module
 from math import prod
 from pathlib import Path
@@ -20,8 +19,8 @@ from torch import nn
 from fewshot.algorithms.learner import Learner
 from fewshot.backbones.module import fit_network
 from fewshot.core.device import fits_on_device, pick_device, set_single_threaded, tune_malloc
-from fewshot.core.distributed import is_rank_zero
 from fewshot.core.errors import FewshotError, TaskSizeError, one_line
+from fewshot.core.progress import print_note
 from fewshot.data.bank import Bank, concat_banks
 from fewshot.engine.engine import Engine, is_small
 from fewshot.engine.probe import Behaviour, probe
@@ -171,7 +170,8 @@ def build(cfg: DictConfig, run_dir: Path | None = None, ways: int | None = None)
     if not is_small(prod(shape)):
         tune_malloc(one_arena=True)  # before the threads of the engine have heaps of their own
     sources = {split: _move(source, device) for split, source in sources.items()}
-    run = Experiment(cfg, resolved(cfg), device, sources, view, learner, Engine(cfg.engine, cfg.task_chunk))
+    engine = Engine(cfg.engine, cfg.task_chunk, cfg.train.steps)
+    run = Experiment(cfg, resolved(cfg), device, sources, view, learner, engine)
     notes = list(run.behaviour.notes)
     run.engine.method(run.first_tasks.episodes(0, 2), learner)
     if run.engine.fallback:
@@ -306,10 +306,3 @@ def instantiate_node(node: DictConfig, **kwargs: Any) -> Any:
         reason = f"{first} {more[0]}" if first.endswith(":") and more else first  # of an import, the cause comes second
         remedy = "; put the folder of your module on PYTHONPATH" if "No module named" in reason else ""
         raise FewshotError(f"{node._target_}: {reason}{remedy}") from error
-
-
-@cache
-def print_note(note: str) -> None:
-    """Print a note on stderr, once in a process, and on rank 0 alone."""
-    if is_rank_zero():  # inside `main_first` every rank is a main process of its own
-        print(f"note: {note}", file=sys.stderr)

@@ -9,7 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from fewshot.algorithms.leo import LEO
 from fewshot.core.distributed import is_main, main_first, process_group
 from fewshot.core.errors import FewshotError
-from fewshot.experiment.build import Experiment, build, print_note
+from fewshot.core.progress import print_note
+from fewshot.experiment.build import Experiment, build
 from fewshot.experiment.config import config_hash, given_overrides, is_regression, resolved
 from fewshot.experiment.figures import check_plot, draw_test
 from fewshot.experiment.latents import write_latents

@@ -18,10 +18,10 @@ from fewshot.core.distributed import is_main, main_first, on_rank_zero, world
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import lock_dir, write_atomically
 from fewshot.core.paths import absolute_paths
-from fewshot.core.progress import show_training
+from fewshot.core.progress import print_note, show_training
 from fewshot.engine.evaluate import score_episodes
 from fewshot.engine.probe import check_training
-from fewshot.experiment.build import Experiment, build, check_config, print_note, read_sources
+from fewshot.experiment.build import Experiment, build, check_config, read_sources
 from fewshot.experiment.config import resolved
 from fewshot.experiment.make_record import title
 from fewshot.experiment.overrides import typed

@@ -89,7 +89,7 @@ def train(
         validate_every = max(1, steps // 10)
     chosen = {"meta_batch": meta_batch, "outer_lr": outer_lr, "outer_optimizer": outer_optimizer}
     made = make_settings(learner, tasks, chosen | {"steps": steps, "validate_every": validate_every}, settings)
-    place, engine = pick_device(device), _engine(engine)
+    place, engine = pick_device(device), _engine(engine, steps)
     tasks = move_tasks(tasks, place)
     validation = None if validation is None else move_tasks(validation, place)
     if isinstance(learner.backbone, nn.Module):
@@ -170,8 +170,8 @@ def move_tasks(tasks: Tasks, device: torch.device) -> Tasks:
     raise FewshotError(f"tasks are on {tasks.device}, and the learner on {device}; give tasks on the same device")
 
 
-def _engine(engine: str | Engine) -> Engine:
-    return engine if isinstance(engine, Engine) else Engine(engine)
+def _engine(engine: str | Engine, steps: int = 0) -> Engine:
+    return engine if isinstance(engine, Engine) else Engine(engine, steps=steps)
 
 
 def _seen_tasks(tasks: Tasks, inputs: Inputs | None) -> Tasks:

@@ -18,7 +18,7 @@ from fewshot.algorithms.learner import Tensors, override_test_steps
 from fewshot.algorithms.maml import MAML
 from fewshot.core.errors import FewshotError
 from fewshot.engine import engine as engines
-from fewshot.engine.engine import Engine
+from fewshot.engine.engine import LONG, Engine
 from fewshot.engine.reduce import MetaGradient
 from fewshot.episodes import Episodes
 
@@ -328,6 +328,60 @@ def test_a_step_that_cannot_be_compiled_is_refused_in_one_line(
     with compiling(), pytest.raises(FewshotError, match=r"engine=compiled: .*choose engine=vmap") as caught:
         outer(learner, episodes, "compiled")
     assert "\n" not in str(caught.value)
+
+
+class TestAutoCompiles:
+    @pytest.fixture(autouse=True)
+    def _compiler(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr("fewshot.engine.engine.has_compiler", lambda: True)
+
+    @pytest.mark.parametrize(
+        ("shape", "algorithm", "steps", "method"),
+        [
+            ((6,), "maml", LONG, "compiled"),
+            ((6,), "maml", LONG - 1, "vmap"),
+            ((6,), "maml_plus_plus", LONG, "vmap"),  # which would be compiled again and again
+            ((1, 8, 8), "maml", LONG, "vmap"),
+        ],
+    )
+    def test_long_trainings_on_vectors(
+        self,
+        make_mlp: Make,
+        make_learner: Make,
+        make_episodes: Make,
+        shape: tuple[int, ...],
+        algorithm: str,
+        steps: int,
+        method: str,
+    ):
+        learner, episodes = make_learner(algorithm, make_mlp(shape, 2)), make_episodes(2, way=2, shape=shape)
+        assert Engine(steps=steps).method(episodes, learner) == method
+
+    def test_nothing_without_a_compiler(
+        self, monkeypatch: pytest.MonkeyPatch, make_mlp: Make, make_learner: Make, make_episodes: Make
+    ):
+        monkeypatch.setattr("fewshot.engine.engine.has_compiler", lambda: False)
+        learner, episodes = make_learner("maml", make_mlp((6,), 2)), make_episodes(2, way=2, shape=(6,))
+        assert Engine(steps=LONG).method(episodes, learner) == "vmap"
+
+    def test_and_goes_on_by_vmap_where_that_fails(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        make_mlp: Make,
+        make_learner: Make,
+        make_episodes: Make,
+    ):
+        def fail(*_: object) -> None:
+            raise FewshotError("engine=compiled: no header")
+
+        monkeypatch.setattr("fewshot.engine.engine.compiled", lambda step: fail)
+        learner, episodes = make_learner("maml", make_mlp((6,), 2)), make_episodes(2, way=2, shape=(6,))
+        engine, (params, state) = Engine(steps=LONG), learner.init()
+        for _ in range(2):
+            assert_same(engine.outer(learner, params, state, episodes), outer(learner, episodes, "vmap"))
+        assert capsys.readouterr().err.count("engine=auto takes vmap after all: engine=compiled: no header") == 1
+        assert engine.method(episodes, learner) == "vmap"
 
 
 # Memory
