@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.func import grad, vmap
 
-from fewshot.backbones.convolution import FEW_PIXELS, conv2d, conv2d_by_product
+from fewshot.backbones.convolution import FEW_PIXELS, MANY, conv2d, conv2d_by_product
 from fewshot.backbones.patches import conv2d_by_patches
 
 Convolve = Callable[..., torch.Tensor]
@@ -52,18 +52,21 @@ def test_a_cpu_takes_torchs_own_convolution_of_a_compiled_step(monkeypatch: pyte
     assert torch.equal(conv2d(x, weight, padding=1), F.conv2d(x, weight, padding=1))
 
 
-@pytest.mark.parametrize(("stride", "own_weights", "by_patches"), [(2, True, 1), (1, True, 0), (2, False, 0)])
-def test_a_cpu_takes_patches_for_strided_windows_of_tasks_with_weights_of_their_own(
-    monkeypatch: pytest.MonkeyPatch, stride: int, own_weights: bool, by_patches: int
+@pytest.mark.parametrize(
+    ("tasks", "stride", "own_weights", "by_patches"),
+    [(MANY // 2, 2, True, 1), (MANY // 2 - 1, 2, True, 0), (MANY // 2, 1, True, 0), (MANY // 2, 2, False, 0)],
+)
+def test_a_cpu_takes_patches_for_strided_windows_of_many_tasks_with_weights_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, tasks: int, stride: int, own_weights: bool, by_patches: int
 ):
     calls = []
 
-    def counted(*inputs: object, **window: int) -> torch.Tensor:
+    def counted(*inputs: torch.Tensor, **window: int) -> torch.Tensor:
         calls.append(window)
         return conv2d_by_patches(*inputs, **window)
 
     monkeypatch.setattr("fewshot.backbones.convolution.conv2d_by_patches", counted)
-    x, weight = torch.randn(3, 2, 4, 7, 7), torch.randn(6, 4, 3, 3)
+    x, weight = torch.randn(tasks, 2, 4, 7, 7), torch.randn(6, 4, 3, 3)  # 2 images
     if own_weights:
         vmap(grad(lambda weight, x: conv2d(x, weight, stride=stride, padding=1).sum()), (None, 0))(weight, x)
     else:

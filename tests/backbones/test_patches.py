@@ -68,3 +68,12 @@ def test_queries_at_once_within_tasks_at_once_have_the_outputs_of_torchs_convolu
         return vmap(of_task)(x, weight)
 
     torch.testing.assert_close(outputs(conv2d_by_patches), outputs(F.conv2d), rtol=1e-12, atol=1e-12)
+
+
+def test_a_third_derivative_is_refused_and_not_wrong():
+    x, weight = random(1, 1, 5, 5), random(2, 1, 3, 3).requires_grad_()
+    loss = conv2d_by_patches(x, weight, stride=2, padding=1).pow(4).sum()
+    (first,) = torch.autograd.grad(loss, weight, create_graph=True)
+    (second,) = torch.autograd.grad(first.pow(3).sum(), weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        torch.autograd.grad(second.sum(), weight)
