@@ -30,7 +30,7 @@ def test_engines_are_compared_with_the_first_and_the_record_has_what_is_printed(
 
 def test_what_cannot_be_timed_is_refused_in_one_line(call: Any):
     for choices, said in (
-        (["network=leo_1shot", "engines=[jax]"], "engine=jax: choose one of"),
+        (["network=leo_1shot", "engines=[keras]"], "engine=keras: choose one of"),
         (["network=sinusoid", "engines=[learn2learn]", "adapted=[head]"], "adapted=['head']: learn2learn adapts all"),
     ):
         done = call("bench", *choices)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from pathlib import Path
 from statistics import median
@@ -13,19 +14,32 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from fewshot.algorithms.learner import Learner
+from fewshot.algorithms.learner import Learner, Tensors
 from fewshot.algorithms.maml import MAML
 from fewshot.core.checks import check_choice, check_number
-from fewshot.core.device import device_name, pick_device, set_single_threaded, tune_malloc
+from fewshot.core.device import (
+    device_name,
+    peak_memory_bytes,
+    pick_device,
+    release_memory,
+    reset_peak_memory,
+    set_single_threaded,
+    tune_malloc,
+)
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
 from fewshot.core.paths import CONF
-from fewshot.engine.engine import Engine, is_small
+from fewshot.core.progress import print_note, progress_bar
+from fewshot.engine.engine import ENGINES, Engine, is_small
 from fewshot.episodes import Episodes
+from fewshot.experiment.bench_others import easyfsl_gradient, jax_step
 from fewshot.experiment.build import instantiate_node
 from fewshot.report.records import code, environment
 
 Row = dict[str, Any]
+
+OTHERS = ("jax", "easyfsl")  # other libraries' steps, which are left out where they are not installed
+OUTER_LR = 1e-4
 
 
 def random_episodes(net: DictConfig, device: torch.device) -> Episodes:
@@ -42,28 +56,45 @@ def random_episodes(net: DictConfig, device: torch.device) -> Episodes:
 
 
 def make_learner(net: DictConfig, first_order: bool, adapted: str, device: torch.device) -> Learner:
-    """MAML on the network, its `adapted` parameters in the inner loop; or LEO where the network is the identity."""
+    """The network's algorithm; where it names none, MAML, with its `adapted` parameters in the inner loop."""
     torch.manual_seed(0)
     backbone = instantiate_node(net.network, shape=tuple(net.shape), way=net.way).to(device)
-    if "inner_steps" not in net:
-        return instantiate_node(OmegaConf.load(CONF / "algorithm/leo.yaml").algorithm.learner, backbone=backbone)
+    if "algorithm" in net:
+        node = OmegaConf.load(CONF / f"algorithm/{net.algorithm}.yaml").algorithm.learner
+        return instantiate_node(node, backbone=backbone)
     return MAML(
         backbone, inner_lr=0.01, inner_steps=net.inner_steps, test_steps=net.inner_steps, first_order=first_order,
         inner_loss="mean", outer_loss="mean", adapted=adapted,
     )  # fmt: skip
 
 
-def make_step(learner: Learner, engine: Engine, episodes: Episodes) -> Callable[[], None]:
-    """A full outer step: adaptation, outer gradient, Adam."""
+def make_step(learner: Learner, engine: str, episodes: Episodes) -> Callable[[], None]:
+    """A full outer step: adaptation, outer gradient, Adam.
+
+    Raises:
+        FewshotError: there is no such engine, it is not installed, or cannot run the learner.
+    """
+    if engine == "jax":
+        return jax_step(learner, episodes, OUTER_LR)
     params, state = ({k: v.to(episodes.key.device) for k, v in group.items()} for group in learner.init())
-    optimizer = torch.optim.Adam(params.values(), lr=1e-4)
+    optimizer = torch.optim.Adam(params.values(), lr=OUTER_LR)
+    if engine == "easyfsl":
+        gradient = easyfsl_gradient(learner, episodes)
+    else:
+        gradient = partial(
+            _our_gradient, Engine(check_choice("engine", engine, (*ENGINES, *OTHERS))), learner, episodes, state
+        )
 
     def step() -> None:
-        for name, value in engine.outer(learner, params, state, episodes).gradient.items():
+        for name, value in gradient(params).items():
             params[name].grad = value
         optimizer.step()
 
     return step
+
+
+def _our_gradient(engine: Engine, learner: Learner, episodes: Episodes, state: Tensors, params: Tensors) -> Tensors:
+    return engine.outer(learner, params, state, episodes).gradient
 
 
 def steps_per_second(step: Callable[[], None], device: torch.device, seconds: float) -> float:
@@ -85,19 +116,26 @@ def bench_network(cfg: DictConfig, name: str) -> list[Row]:
     tune_malloc(one_arena=not is_small(prod(net.shape)))
     set_single_threaded(net.way == 1)
     episodes = random_episodes(net, device)
+    has_orders = "inner_steps" in net
     rows = []
-    for first_order in cfg.first_order if "inner_steps" in net else [False]:
-        steps, rates = {}, {}
-        for adapted in cfg.adapted if "inner_steps" in net else ["all"]:
+    for first_order in cfg.first_order if has_orders else [False]:
+        steps: dict[tuple[str, str], Callable[[], None]] = {}
+        for adapted in cfg.adapted if has_orders else ["all"]:
             for engine in cfg.engines or net.engines:
-                if adapted != "all" and engine == "learn2learn":
-                    continue  # it adapts all
+                if adapted != "all" and engine in ("learn2learn", "jax"):
+                    continue  # they adapt all
                 learner = make_learner(net, first_order, adapted, device)
-                steps[adapted, engine] = make_step(learner, Engine(engine), episodes)
-                rates[adapted, engine] = []
-        if not rates:
+                try:
+                    steps[adapted, engine] = make_step(learner, engine, episodes)
+                except FewshotError as error:
+                    if cfg.engines or engine not in OTHERS:
+                        raise
+                    print_note(f"left out: {error}")
+        if not steps:
             raise FewshotError(f"adapted={list(cfg.adapted)}: learn2learn adapts all; choose all, or another engine")
-        for _ in range(cfg.rounds):
+        memory = {key: _first_step_megabytes(step, device) for key, step in steps.items()}
+        rates: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
+        for _ in range(net.get("rounds", cfg.rounds)):
             for (adapted, engine), step in steps.items():
                 tune_malloc(as_glibc_does=engine == "learn2learn")
                 rates[adapted, engine].append(net.meta_batch * steps_per_second(step, device, cfg.seconds))
@@ -105,17 +143,33 @@ def bench_network(cfg: DictConfig, name: str) -> list[Row]:
         rows += [
             {
                 "network": name,
-                "order": "first" if first_order else "second",
+                "order": ("first" if first_order else "second") if has_orders else "",
                 "adapted": adapted,
                 "engine": f"{engine} (auto)" if engine == auto else engine,
                 "tasks/s": f"{median(found):.3g}",
                 "times": f"{median(found) / first:.2f}",
                 "tasks/s of each round": " ".join(f"{rate:.3g}" for rate in found),
+                "MB": f"{memory[adapted, engine]:.0f}",
                 "threads": torch.get_num_threads(),
             }
             for (adapted, engine), found in rates.items()
         ]
     return rows
+
+
+def _first_step_megabytes(step: Callable[[], None], device: torch.device) -> float:
+    """The memory that a step takes beside what is in use before: of the first one, which also compiles."""
+    release_memory()
+    reset_peak_memory(device)
+    before = peak_memory_bytes(device)
+    step()
+    return (peak_memory_bytes(device) - before) / 1e6
+
+
+def product_gigaflops(device: torch.device) -> float:
+    """Billions of operations a second of a product of float32 matrices of 2,048 rows: the most to expect of a step."""
+    matrix = torch.rand(2048, 2048, device=device)
+    return 2 * 2048**3 * steps_per_second(lambda: [matrix @ matrix].clear(), device, 0.5) / 1e9
 
 
 def bench(cfg: DictConfig) -> None:
@@ -126,11 +180,18 @@ def bench(cfg: DictConfig) -> None:
     """
     import pandas as pd
 
-    check_choice("network", cfg.network, tuple(cfg.networks))
+    check_choice("network", cfg.network, ("all", *cfg.networks))
     check_number("rounds", cfg.rounds, int, 1)
-    rows, device = bench_network(cfg, cfg.network), device_name(pick_device(cfg.device))
+    names = list(cfg.networks) if cfg.network == "all" else [cfg.network]
+    rows, device = [], device_name(pick_device(cfg.device))
+    with progress_bar("bench", len(names)) as advance:
+        for name in names:
+            rows += bench_network(cfg, name)
+            advance(name)
     print(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
-    print(f"\n{device}, torch {torch.__version__}")
+    peak = product_gigaflops(pick_device(cfg.device))
+    print(f"\n{device}, torch {torch.__version__}; product of matrices: {peak:,.0f} billion operations a second")
     if cfg.out:
-        record = {"format": 4, "bench": rows, "device": device, "code": code(), "environment": environment()}
+        record = {"format": 5, "bench": rows, "device": device, "product_gigaflops": round(peak, 1)}
+        record |= {"code": code(), "environment": environment()}
         write_atomically(Path(cfg.out), (json.dumps(record, indent=1) + "\n").encode())
