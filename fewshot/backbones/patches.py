@@ -1,9 +1,8 @@
 """A convolution as the product of an image's patches with the weights, for tasks that have weights of their own.
 
-Its first derivative is a function of its own, with a derivative in turn, for two reasons: every result lies in memory
-channels last, where torch's own derivatives of a batched product are now and then transposed, and all that follows on
-them is slow; and torch.func spends half a millisecond on each function of ours that it meets. A third derivative is
-refused.
+Its first derivative is a function of its own, whose derivative is written in torch's operations, for two reasons: every
+result lies in memory channels last, where torch's own derivatives of a batched product are now and then transposed, and
+all that follows on them is slow; and torch.func spends half a millisecond on each function of ours that it meets.
 
 Shapes: images [..., B, H, W, C]; patches [..., B, H', W', K], K = side * side * C; weights [..., F, K]; outputs
 [..., B, H', W', F]. Tasks, the dots, are those that torch.func.vmap runs at once.
@@ -17,7 +16,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True)
@@ -88,9 +86,10 @@ class _Derivative(Function):
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[Any, ...]:
         output, x, weight, patches = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a third derivative, which depends on the images
+            patches = _patches(x, ctx.window)
         v_weight, *v_x = grad_outputs
         v_patches = _patches(v_x[0], ctx.window) if v_x else None
         by_output = _product(patches, v_weight.mT)
