@@ -80,7 +80,7 @@ class Block(nn.Module):
         x = conv2d(x, weight, padding=1)
         factor, shift = norm.affine(x, scale)
         x = F.max_pool2d(x, 2, ceil_mode=self.ceil)
-        return torch.relu((x.movedim(1, -1) * factor + shift).movedim(-1, 1))
+        return torch.relu(x * factor.view(-1, 1, 1) + shift.view(-1, 1, 1))
 
 
 class Conv4(nn.Module):

@@ -35,23 +35,22 @@ class BatchStatNorm(nn.Module):
         self.eps = eps
         self.scale = nn.Parameter(torch.ones(channels)) if scale else None
         self.offset = nn.Parameter(torch.zeros(channels))
-        # The fused kernel is faster in first order, except on a CPU for tasks or queries that run at once, whose
-        # channels it gathers. Its double backward is slow, and wrong inside torch.func.vmap (torch 2.15), so a learner
-        # of second order asks for the written-out form of the same function.
+        # The fused kernel is faster in first order. Its double backward is slow, and wrong inside torch.func.vmap
+        # (torch 2.15), so a learner of second order asks for the written-out form of the same function.
         self.fused = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.fused and not (x.device.type == "cpu" and is_functorch_wrapped_tensor(x)):
+        if self.fused and not _in_channels_of_tasks(x):
             # Without a weight, torch cuts the offset's gradient off from a second differentiation.
             scale = torch.ones_like(self.offset) if self.scale is None else self.scale
             return F.batch_norm(x, None, None, scale, self.offset, training=True, eps=self.eps)
         factor, shift = self.affine(x, self.scale)
-        return (x.movedim(1, -1) * factor + shift).movedim(-1, 1)
+        per_channel = (-1, *(1,) * (x.dim() - 2))
+        return x * factor.view(per_channel) + shift.view(per_channel)
 
     def affine(self, x: torch.Tensor, scale: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """(factor [C], shift [C]): the norm of x with this scale is x * factor + shift."""
-        x = x.movedim(1, -1)  # where channels are last in memory, so are those of all that follows
-        axes, count = tuple(range(x.dim() - 1)), x.numel() // x.shape[-1]
+        axes, count = (0, *range(2, x.dim())), x.numel() // x.shape[1]
         mean = x.sum(axes) / count
         # Mean of squares minus square of mean: the form whose derivatives take the fewest passes over x.
         variance = (x * x).sum(axes) / count - mean * mean
@@ -59,6 +58,16 @@ class BatchStatNorm(nn.Module):
         if scale is not None:
             factor = factor * scale
         return factor, self.offset - mean * factor
+
+
+def _in_channels_of_tasks(x: torch.Tensor) -> bool:
+    """Whether the fused kernel would first gather the channels of tasks, or queries, whose images run at once on a CPU.
+
+    Not for vectors, which are small, and may be far from zero: the written-out variance loses digits there.
+    """
+    if torch.compiler.is_compiling() or x.dim() < 4:
+        return False
+    return x.device.type == "cpu" and is_functorch_wrapped_tensor(x)
 
 
 def norm_names(network: nn.Module) -> list[str]:

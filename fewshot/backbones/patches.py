@@ -2,7 +2,8 @@
 
 Its first derivative is a function of its own, whose derivative is written in torch's operations, for two reasons: every
 result lies in memory channels last, where torch's own derivatives of a batched product are now and then transposed, and
-all that follows on them is slow; and torch.func spends half a millisecond on each function of ours that it meets.
+all that follows on them is slow; and torch.func spends half a millisecond on each function of ours that it meets. There
+is no forward mode (torch.func.jvp).
 
 Shapes: images [..., B, H, W, C]; patches [..., B, H', W', K], K = side * side * C; weights [..., F, K]; outputs
 [..., B, H', W', F]. Tasks, the dots, are those that torch.func.vmap runs at once.
@@ -94,7 +95,7 @@ class _Derivative(Function):
         v_patches = _patches(v_x[0], ctx.window) if v_x else None
         by_output = _product(patches, v_weight.mT)
         if v_patches is not None:
-            by_output += _product(v_patches, weight.mT)
+            by_output = by_output + _product(v_patches, weight.mT)
         by_x = _fold(_product(output, v_weight), ctx.window, x.shape) if ctx.needs_input_grad[1] else None
         by_weight = None if v_patches is None else _weight(output, v_patches, weight.shape)
         return by_output, by_x, by_weight, *(None,) * 4

@@ -41,8 +41,9 @@ SMALL = 40 * 40
 # Learners with more parameters than this run, on CPU, by `loop`, one task on all cores: 14.2 seconds for two tasks of
 # ResNet-12, second order, against 16.8 on two threads, in half the memory; for Conv-4 it is the other way round.
 LARGE = 1_000_000
-# Trainings of so many steps on vectors earn back their compilation, of 4 to 53 seconds. A step of LEO saves 46 ms with
-# 5 shots and 27 with one; on sinusoids one of Reptile saves 10, of MAML 3 (one core of an AMD EPYC).
+# In trainings of so many steps on vectors those of LEO and of sinusoids earn back their compilation: of LEO 46 to 53
+# seconds, and a step saves 27 ms with one shot and 46 with 5; on sinusoids of MAML 4 to 19 seconds, and a step saves 3
+# ms, of Reptile 10 (one core of an AMD EPYC).
 LONG = 10_000
 
 
@@ -58,6 +59,7 @@ class Engine:
     Attributes:
         fitted_chunk: the number of tasks that fitted into memory, for "outer" and for "map". A resumed run goes on
             with that of "outer", since other chunks round otherwise.
+        compiles: whether `auto` compiles steps on vectors on a CPU; a resumed run goes on as it began.
         fallback: why `auto` took `loop` where it takes `vmap` for other learners; else empty.
     """
 
@@ -65,7 +67,8 @@ class Engine:
         if task_chunk is not None and task_chunk < 1:
             raise FewshotError(f"task_chunk={task_chunk}: must be at least 1, or null for all tasks at once")
         self.name = check_choice("engine", name, ENGINES)
-        self.task_chunk, self.steps = task_chunk, steps
+        self.task_chunk = task_chunk
+        self.compiles = name == "auto" and steps >= LONG and has_compiler()
         self.fitted_chunk: dict[str, int] = {}
         self.fallback = ""
         # The last learner, its settings and its step.
@@ -89,15 +92,12 @@ class Engine:
         if learner is None or name not in ("vmap", "compiled"):
             return name
         if not (reason := why_not_batched(learner, episodes)):
-            return "compiled" if self.name == "auto" and self._pays_to_compile(learner, episodes) else name
+            vectors = episodes.support_x.dim() == 3 and episodes.support_x.device.type == "cpu"
+            return "compiled" if self.compiles and vectors and not hasattr(learner, "begin_step") else name
         if self.name == "auto":
             self.fallback = reason
             return "loop"
         raise FewshotError(f"engine={name}: {reason}; choose engine=loop or engine=auto")
-
-    def _pays_to_compile(self, learner: Learner, episodes: Episodes) -> bool:
-        vectors = episodes.support_x.dim() == 3 and episodes.support_x.device.type == "cpu"
-        return vectors and self.steps >= LONG and not hasattr(learner, "begin_step") and has_compiler()
 
     def outer(self, learner: Learner, params: Tensors, state: Tensors, episodes: Episodes) -> MetaGradient:
         """The outer gradient of a meta-batch, the mean over its tasks.
@@ -114,7 +114,14 @@ class Engine:
             return outer_by_learn2learn(learner, params, episodes)
         if method != "loop" and episodes.key.device.type == "cuda":
             return self._run_recorded(method, learner, params, state, episodes)
-        return self._outer(method, learner, params, state, episodes)
+        try:
+            return self._outer(method, learner, params, state, episodes)
+        except FewshotError as error:
+            if method != "compiled" or not self.compiles:
+                raise
+            print_note(f"engine=auto takes vmap after all: {one_line(error)}")
+        self.compiles = False
+        return self._outer(self.method(episodes, learner), learner, params, state, episodes)
 
     def _outer(
         self, method: str, learner: Learner, params: Tensors, state: Tensors, episodes: Episodes
@@ -172,17 +179,12 @@ class Engine:
         """`mean_outer`, compiled when a learner first meets a shape; kept while learner and settings stay the same."""
         plain = _plain_settings(learner)
         if self._compiled is None or self._compiled[0] is not learner or self._compiled[1] != plain:
-            self._compiled = learner, plain, compiled(partial(_outer_tensors, learner))
-            if self.name == "auto":
+            if self.compiles and self._compiled is not None and self._compiled[0] is learner:
+                raise FewshotError("engine=compiled: the learner changes its settings")
+            if self.compiles:
                 print_note("engine=auto compiles the step, since the training is long: up to a minute")
-        try:
-            return MetaGradient(*self._compiled[2](episodes.way, params, state, *episodes.tensors()))
-        except FewshotError as error:
-            if self.name != "auto":
-                raise
-            print_note(f"engine=auto takes vmap after all: {one_line(error)}")
-            self.steps = 0  # as in a short training
-        return mean_outer(learner, params, state, episodes, lift_all)
+            self._compiled = learner, plain, compiled(partial(_outer_tensors, learner))
+        return MetaGradient(*self._compiled[2](episodes.way, params, state, *episodes.tensors()))
 
     def _run_recorded(
         self, method: str, learner: Learner, params: Tensors, state: Tensors, episodes: Episodes

@@ -80,6 +80,7 @@ def run_training(
         _load_constants(learner, last, groups)
         load_optimizer_state(optimizer, params, groups.get("outer", {}))
         _take_chunks(engine, progress.get("chunks", []))
+        engine.compiles = engine.compiles and progress.get("compiles", False)
     constants = backbone_constants(learner.backbone)
     log = folder / "metrics.jsonl"
     _truncate_log(log, progress["step"])
@@ -132,6 +133,7 @@ def run_training(
             show(done, metrics)
             if saves:
                 progress["chunks"] = _chunks(engine, tasks.device)
+                progress["compiles"] = engine.compiles
                 checkpoint()
     if not last.exists():
         checkpoint()

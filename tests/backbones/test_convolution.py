@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -45,19 +46,27 @@ def test_images_of_both_sizes_were_compared():
     assert min(pixels) <= FEW_PIXELS < max(pixels)
 
 
-def test_a_cpu_takes_torchs_own_convolution_of_a_compiled_step(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("fewshot.backbones.convolution.conv2d_by_product", None)
+def test_a_cpu_takes_torchs_own_convolution_in_a_compiled_step(monkeypatch: pytest.MonkeyPatch):
+    for other in ("conv2d_by_product", "conv2d_by_patches"):
+        monkeypatch.setattr(f"fewshot.backbones.convolution.{other}", None)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    x, weight = torch.randn(2, 3, 5, 5), torch.randn(4, 3, 3, 3)
-    assert torch.equal(conv2d(x, weight, padding=1), F.conv2d(x, weight, padding=1))
+    x, weight = torch.randn(MANY, 1, 3, 5, 5), torch.randn(MANY, 4, 3, 3, 3)
+    out = vmap(lambda x, weight: conv2d(x, weight, stride=2, padding=1))(x, weight)
+    assert torch.equal(out, vmap(lambda x, weight: F.conv2d(x, weight, stride=2, padding=1))(x, weight))
 
 
 @pytest.mark.parametrize(
-    ("tasks", "stride", "own_weights", "by_patches"),
-    [(MANY // 2, 2, True, 1), (MANY // 2 - 1, 2, True, 0), (MANY // 2, 1, True, 0), (MANY // 2, 2, False, 0)],
+    ("tasks", "stride", "weights", "by_patches"),
+    [
+        (MANY // 2, 2, "own", 1),
+        (MANY // 2, 2, "start", 1),
+        (MANY // 2 - 1, 2, "own", 0),
+        (MANY // 2, 1, "own", 0),
+        (MANY // 2, 2, "constant", 0),
+    ],
 )
-def test_a_cpu_takes_patches_for_strided_windows_of_many_tasks_with_weights_of_their_own(
-    monkeypatch: pytest.MonkeyPatch, tasks: int, stride: int, own_weights: bool, by_patches: int
+def test_a_cpu_takes_patches_for_strided_windows_of_many_tasks_that_adapt_the_weights(
+    monkeypatch: pytest.MonkeyPatch, tasks: int, stride: int, weights: str, by_patches: int
 ):
     calls = []
 
@@ -65,10 +74,15 @@ def test_a_cpu_takes_patches_for_strided_windows_of_many_tasks_with_weights_of_t
         calls.append(window)
         return conv2d_by_patches(*inputs, **window)
 
+    def loss(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return conv2d(x, weight, stride=stride, padding=1).sum()
+
     monkeypatch.setattr("fewshot.backbones.convolution.conv2d_by_patches", counted)
     x, weight = torch.randn(tasks, 2, 4, 7, 7), torch.randn(6, 4, 3, 3)  # 2 images
-    if own_weights:
-        vmap(grad(lambda weight, x: conv2d(x, weight, stride=stride, padding=1).sum()), (None, 0))(weight, x)
+    if weights == "own":
+        vmap(loss)(weight.expand(tasks, *weight.shape), x)
+    elif weights == "start":  # of which each task has its own gradient
+        vmap(grad(loss), (None, 0))(weight, x)
     else:
-        vmap(lambda x: conv2d(x, weight, stride=stride, padding=1))(x)
+        vmap(partial(loss, weight))(x)
     assert len(calls) == by_patches

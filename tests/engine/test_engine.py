@@ -73,11 +73,20 @@ NETWORKS: dict[str, dict[str, Any]] = {
 # One gradient
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    ("network", "many"), [("stride", 0), ("stride", 64), ("max_pool", 64), ("no scale", 0), ("no norm", 0)]
+)
 @pytest.mark.parametrize("name", [*ON_A_BACKBONE, "meta_sgd"])
 def test_vmap_and_loop_give_the_same_gradient(
-    make_conv4: Make, make_learner: Make, make_episodes: Make, name: str, network: str
+    monkeypatch: pytest.MonkeyPatch,
+    make_conv4: Make,
+    make_learner: Make,
+    make_episodes: Make,
+    name: str,
+    network: str,
+    many: int,
 ):
+    monkeypatch.setattr("fewshot.backbones.convolution.MANY", many)  # 0: by patches
     learner = make_learner(name, make_conv4(**NETWORKS[network]), inner_steps=2)
     episodes = make_episodes(2)
     vmap, loop = (outer(learner, episodes, engine) for engine in ("vmap", "loop"))
@@ -274,6 +283,16 @@ def test_a_compiled_step_gives_the_same_gradient(
     assert all(torch.equal(value, again.gradient[name]) for name, value in first.gradient.items())
 
 
+def test_a_compiled_step_of_first_order_takes_norms(
+    compiling: Make, make_conv4: Make, make_learner: Make, make_episodes: Make
+):
+    network = make_conv4(shape=(1, 2, 2), way=2)
+    network.blocks = network.blocks[:1]  # little to compile
+    learner, episodes = make_learner("fomaml", network, inner_steps=1), make_episodes(2, way=2, shape=(1, 2, 2))
+    with compiling():
+        assert_same(outer(learner, episodes, "compiled"), outer(learner, episodes, "vmap"))
+
+
 @pytest.mark.slow
 def test_a_compiled_step_follows_the_stages_of_a_training(
     compiling: Make, make_mlp: Make, make_regression: Make, make_learner: Make
@@ -364,6 +383,7 @@ class TestAutoCompiles:
         learner, episodes = make_learner("maml", make_mlp((6,), 2)), make_episodes(2, way=2, shape=(6,))
         assert Engine(steps=LONG).method(episodes, learner) == "vmap"
 
+    @pytest.mark.parametrize("name", ["maml", "reptile-sequential"])
     def test_and_goes_on_by_vmap_where_that_fails(
         self,
         monkeypatch: pytest.MonkeyPatch,
@@ -371,17 +391,36 @@ class TestAutoCompiles:
         make_mlp: Make,
         make_learner: Make,
         make_episodes: Make,
+        name: str,
     ):
         def fail(*_: object) -> None:
-            raise FewshotError("engine=compiled: no header")
+            raise FewshotError(f"engine=compiled: no header for {name}")
 
         monkeypatch.setattr("fewshot.engine.engine.compiled", lambda step: fail)
-        learner, episodes = make_learner("maml", make_mlp((6,), 2)), make_episodes(2, way=2, shape=(6,))
+        learner, episodes = make_learner(name, make_mlp((6,), 2)), make_episodes(2, way=2, shape=(6,))
         engine, (params, state) = Engine(steps=LONG), learner.init()
         for _ in range(2):
-            assert_same(engine.outer(learner, params, state, episodes), outer(learner, episodes, "vmap"))
-        assert capsys.readouterr().err.count("engine=auto takes vmap after all: engine=compiled: no header") == 1
+            found, by_vmap = (each.outer(learner, params, state, episodes) for each in (engine, Engine("vmap")))
+            assert all(torch.equal(value, by_vmap.gradient[name]) for name, value in found.gradient.items())
+        assert capsys.readouterr().err.count(f"takes vmap after all: engine=compiled: no header for {name}") == 1
         assert engine.method(episodes, learner) == "vmap"
+
+    def test_and_stops_where_a_learner_changes_its_settings(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        make_mlp: Make,
+        make_learner: Make,
+        make_episodes: Make,
+    ):
+        monkeypatch.setattr("fewshot.engine.engine.compiled", lambda step: step)
+        learner, episodes = make_learner("maml", make_mlp((6,), 2)), make_episodes(2, way=2, shape=(6,))
+        engine, (params, state) = Engine(steps=LONG), learner.init()
+        for steps in (1, 2, 3):
+            learner.inner_steps = steps
+            assert_same(engine.outer(learner, params, state, episodes), outer(learner, episodes, "vmap"))
+            assert engine.compiles == (steps == 1)
+        assert "the learner changes its settings" in capsys.readouterr().err
 
 
 # Memory

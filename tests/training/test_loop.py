@@ -286,6 +286,16 @@ def test_the_chunk_that_fitted_into_memory_is_kept_for_the_same_bits(tmp_path: P
     assert load_checkpoint(tmp_path / "checkpoints/last.safetensors", CPU)[1]["chunks"] == [2]
 
 
+@pytest.mark.parametrize("began", [False, True])
+def test_a_training_goes_on_compiled_or_not_as_it_began(tmp_path: Path, began: bool) -> None:
+    engine, resumed = Engine(), Engine()
+    engine.compiles, resumed.compiles = began, True  # images are never compiled
+    for steps, each in ((2, engine), (4, resumed)):
+        settings = replace(SETTINGS, steps=steps, validate_every=0)
+        run(maml(), settings, tmp_path, engine=each)
+    assert resumed.compiles == began
+
+
 class Reads(TorchDispatchMode):
     """Counts what makes a GPU wait: numbers that the program asks of a tensor."""
 
