@@ -13,8 +13,8 @@ def test_engines_are_compared_with_the_first_and_the_record_has_what_is_printed(
     done = call("bench", "network=sinusoid", "adapted=[all,head]", *FAST, "out=bench.json")
     assert done.code == 0, done.err
     rows = json.loads((tmp_path / "bench.json").read_text())["bench"]
-    assert [(row["order"], row["adapted"], row["engine"]) for row in rows] == [
-        (order, adapted, engine)
+    assert [(row["order"], row["adapted"], row["engine"], row["of"]) for row in rows] == [
+        (order, adapted, engine, "loop")
         for order in ("second", "first")
         for adapted in ("all", "head")
         for engine in ("loop", "vmap (auto)")
@@ -24,6 +24,7 @@ def test_engines_are_compared_with_the_first_and_the_record_has_what_is_printed(
         for row in others:
             ratio = float(row["tasks/s"]) / float(loop["tasks/s"])
             assert abs(float(row["times"]) - ratio) < 0.02 * ratio
+    assert all(float(row["MB"]) >= 0 for row in rows)
     assert all(len(row["tasks/s of each round"].split()) == 2 for row in rows)
     assert all(row["tasks/s"] in done.out for row in rows)
 
@@ -31,7 +32,10 @@ def test_engines_are_compared_with_the_first_and_the_record_has_what_is_printed(
 def test_what_cannot_be_timed_is_refused_in_one_line(call: Any):
     for choices, said in (
         (["network=leo_1shot", "engines=[keras]"], "engine=keras: choose one of"),
-        (["network=sinusoid", "engines=[learn2learn]", "adapted=[head]"], "adapted=['head']: learn2learn adapts all"),
+        (
+            ["network=sinusoid", "engines=[learn2learn]", "adapted=[head]"],
+            "adapted=['head']: these engines adapt all",
+        ),
     ):
         done = call("bench", *choices)
         assert done.code == 1

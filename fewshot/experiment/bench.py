@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from functools import partial
 from math import prod
@@ -30,7 +31,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
 from fewshot.core.paths import CONF
 from fewshot.core.progress import print_note, progress_bar
-from fewshot.engine.engine import ENGINES, Engine, is_small
+from fewshot.engine.engine import ENGINES, LONG, Engine, is_small
 from fewshot.episodes import Episodes
 from fewshot.experiment.bench_others import easyfsl_gradient, jax_step
 from fewshot.experiment.build import instantiate_node
@@ -75,7 +76,7 @@ def make_step(learner: Learner, engine: str, episodes: Episodes) -> Callable[[],
         FewshotError: there is no such engine, it is not installed, or cannot run the learner.
     """
     if engine == "jax":
-        return jax_step(learner, episodes, OUTER_LR)
+        return jax_step(learner, episodes, OUTER_LR)[0]
     params, state = ({k: v.to(episodes.key.device) for k, v in group.items()} for group in learner.init())
     optimizer = torch.optim.Adam(params.values(), lr=OUTER_LR)
     if engine == "easyfsl":
@@ -132,33 +133,41 @@ def bench_network(cfg: DictConfig, name: str) -> list[Row]:
                         raise
                     print_note(f"left out: {error}")
         if not steps:
-            raise FewshotError(f"adapted={list(cfg.adapted)}: learn2learn adapts all; choose all, or another engine")
-        memory = {key: _first_step_megabytes(step, device) for key, step in steps.items()}
+            raise FewshotError(f"adapted={list(cfg.adapted)}: these engines adapt all; choose all, or others")
+        memory: dict[tuple[str, str], float] = {}
         rates: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
-        for _ in range(net.get("rounds", cfg.rounds)):
-            for (adapted, engine), step in steps.items():
-                tune_malloc(as_glibc_does=engine == "learn2learn")
-                rates[adapted, engine].append(net.meta_batch * steps_per_second(step, device, cfg.seconds))
-        auto, first = Engine().method(episodes), median(next(iter(rates.values())))
+        rounds = min(cfg.rounds, net.get("rounds", cfg.rounds)) if cfg.network == "all" else cfg.rounds
+        for _ in range(rounds):
+            for key, step in steps.items():
+                tune_malloc(as_glibc_does=key[1] in ("learn2learn", *OTHERS))
+                if key not in memory:
+                    memory[key] = _step_megabytes(step, device)
+                rates[key].append(net.meta_batch * steps_per_second(step, device, cfg.seconds))
+        learner = make_learner(net, first_order, "all", device)
+        auto = {Engine(steps=LONG).method(episodes, learner): " (auto, long)"}
+        auto[Engine().method(episodes, learner)] = " (auto)"
+        base = next(iter(rates))
         rows += [
             {
                 "network": name,
                 "order": ("first" if first_order else "second") if has_orders else "",
                 "adapted": adapted,
-                "engine": f"{engine} (auto)" if engine == auto else engine,
+                "engine": f"{engine}{auto.get(engine, '')}",
                 "tasks/s": f"{median(found):.3g}",
-                "times": f"{median(found) / first:.2f}",
+                "times": f"{median(found) / median(rates[base]):.2f}",
+                "of": base[1],
                 "tasks/s of each round": " ".join(f"{rate:.3g}" for rate in found),
                 "MB": f"{memory[adapted, engine]:.0f}",
-                "threads": torch.get_num_threads(),
+                "threads": os.cpu_count() if engine == "jax" else torch.get_num_threads(),
             }
             for (adapted, engine), found in rates.items()
         ]
     return rows
 
 
-def _first_step_megabytes(step: Callable[[], None], device: torch.device) -> float:
-    """The memory that a step takes beside what is in use before: of the first one, which also compiles."""
+def _step_megabytes(step: Callable[[], None], device: torch.device) -> float:
+    """The memory that a step takes beside what is in use before: of the second one, since the first also compiles."""
+    step()
     release_memory()
     reset_peak_memory(device)
     before = peak_memory_bytes(device)

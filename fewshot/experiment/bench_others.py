@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from fewshot.algorithms.embedding import Embedding
 from fewshot.algorithms.learner import Learner, Tensors
 from fewshot.algorithms.maml import MAML
 from fewshot.algorithms.protonet import ProtoNet
@@ -38,9 +39,8 @@ def easyfsl_gradient(learner: Learner, episodes: Episodes) -> Callable[[Tensors]
     if not isinstance(learner, ProtoNet):
         raise FewshotError("engine=easyfsl: only for protonet; choose network=protonet")
     backbone = copy_network(learner.backbone)
-    backbone.head = torch.nn.Identity()
-    model = PrototypicalNetworks(backbone)
-    trained = {name: value for name, value in backbone.named_parameters() if value.requires_grad}
+    model = PrototypicalNetworks(Embedding("protonet", backbone))
+    trained = {name: value for name, value in backbone.named_parameters() if name in learner.init()[0]}
 
     def gradient(params: Tensors) -> Tensors:
         with torch.no_grad():
@@ -55,8 +55,11 @@ def easyfsl_gradient(learner: Learner, episodes: Episodes) -> Callable[[Tensors]
     return gradient
 
 
-def jax_step(learner: Learner, episodes: Episodes, outer_lr: float) -> Callable[[], Any]:
-    """A full outer step of `jax_gradient` with Adam, all of it compiled; it returns what is still being computed."""
+def jax_step(learner: Learner, episodes: Episodes, outer_lr: float) -> tuple[Callable[[], None], list[Any]]:
+    """A full outer step of `jax_gradient` with Adam, all of it compiled, which waits for its end; and what it changes.
+
+    That is a list of the parameters, by name, and Adam's moments and count.
+    """
     gradient, params = jax_gradient(learner, episodes)
     jax, jnp = _jax()
 
@@ -75,7 +78,7 @@ def jax_step(learner: Learner, episodes: Episodes, outer_lr: float) -> Callable[
     def run() -> None:
         state[:] = jax.block_until_ready(step(*state))
 
-    return run
+    return run, state
 
 
 def jax_gradient(learner: Learner, episodes: Episodes) -> tuple[Callable[[Any], Any], Any]:

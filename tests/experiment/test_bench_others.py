@@ -9,7 +9,7 @@ import torch
 
 from fewshot.core.errors import FewshotError
 from fewshot.engine.engine import Engine
-from fewshot.experiment.bench_others import easyfsl_gradient, jax_gradient
+from fewshot.experiment.bench_others import easyfsl_gradient, jax_gradient, jax_step
 
 Make = Any
 
@@ -49,8 +49,28 @@ def test_easyfsl_has_a_gradient_of_the_embedding_of_every_task(
         torch.testing.assert_close(value, (one[name] + other[name]) / 2)
 
 
-def test_each_refuses_other_learners(make_conv4: Make, make_learner: Make, make_episodes: Make):
-    for library, gradient, learner in (("easyfsl", easyfsl_gradient, "maml"), ("jax", jax_gradient, "protonet")):
-        pytest.importorskip(library)
-        with pytest.raises(FewshotError, match=f"engine={library}: only for"):
-            gradient(make_learner(learner, make_conv4()), make_episodes(2))
+def test_a_step_of_jax_is_a_step_of_adam(make_mlp: Make, make_learner: Make, make_episodes: Make):
+    pytest.importorskip("jax")
+    learner = make_learner("maml", make_mlp((6,), 3, norm="none"), inner_loss="mean", outer_loss="mean")
+    episodes = make_episodes(2, shape=(6,))
+    step, changed = jax_step(learner, episodes, 0.01)
+    params, state = learner.init()
+    optimizer = torch.optim.Adam(params.values(), lr=0.01)
+    for _ in range(2):
+        step()
+        for name, value in Engine("vmap").outer(learner, params, state, episodes).gradient.items():
+            params[name].grad = value
+        optimizer.step()
+    for name, value in params.items():
+        torch.testing.assert_close(torch.tensor(changed[0][name].tolist()), value.detach(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("library", "gradient", "learner"), [("easyfsl", easyfsl_gradient, "maml"), ("jax", jax_gradient, "protonet")]
+)
+def test_each_refuses_other_learners(
+    make_conv4: Make, make_learner: Make, make_episodes: Make, library: str, gradient: Make, learner: str
+):
+    pytest.importorskip(library)
+    with pytest.raises(FewshotError, match=f"engine={library}: only for"):
+        gradient(make_learner(learner, make_conv4()), make_episodes(2))
