@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -122,6 +123,7 @@ def jax_gradient(learner: Learner, episodes: Episodes) -> tuple[Callable[[Any], 
 
 def _jax() -> tuple[Any, Any]:
     """The modules jax and jax.numpy, which are not installed where nobody asks for them."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # it reports every other kind of device that is not there
     try:
         return import_module("jax"), import_module("jax.numpy")
     except ImportError as error:
