@@ -19,7 +19,7 @@ from fewshot.backbones.patches import conv2d_by_patches
 FEW_PIXELS = 256
 # Patches pay for so many images at once, of all tasks together: torch.func spends half a millisecond on each call of a
 # function of our own, which on 40 images of Omniglot is an eighth of a step of first order.
-MANY = 64
+MANY_IMAGES = 64
 
 
 def conv2d(
@@ -29,7 +29,12 @@ def conv2d(
     if torch.compiler.is_compiling():
         if x.device.type == "cuda":
             return conv2d_by_product(x, weight, bias, stride=stride, padding=padding)
-    elif x.device.type == "cpu" and stride > 1 and is_functorch_wrapped_tensor(weight) and images_at_once(x) >= MANY:
+    elif (
+        x.device.type == "cpu"
+        and stride > 1
+        and is_functorch_wrapped_tensor(weight)
+        and images_at_once(x) >= MANY_IMAGES
+    ):
         return conv2d_by_patches(x, weight, bias, stride=stride, padding=padding)
     return F.conv2d(x, weight, bias, stride=stride, padding=padding)
 

@@ -40,7 +40,7 @@ class BatchStatNorm(nn.Module):
         self.fused = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.fused and not _in_channels_of_tasks(x):
+        if self.fused and not _fused_gathers(x):
             # Without a weight, torch cuts the offset's gradient off from a second differentiation.
             scale = torch.ones_like(self.offset) if self.scale is None else self.scale
             return F.batch_norm(x, None, None, scale, self.offset, training=True, eps=self.eps)
@@ -60,7 +60,7 @@ class BatchStatNorm(nn.Module):
         return factor, self.offset - mean * factor
 
 
-def _in_channels_of_tasks(x: torch.Tensor) -> bool:
+def _fused_gathers(x: torch.Tensor) -> bool:
     """Whether the fused kernel would first gather the channels of tasks, or queries, whose images run at once on a CPU.
 
     Not for vectors, which are small, and may be far from zero: the written-out variance loses digits there.

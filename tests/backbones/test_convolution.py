@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.func import grad, vmap
 
-from fewshot.backbones.convolution import FEW_PIXELS, MANY, conv2d, conv2d_by_product
+from fewshot.backbones.convolution import FEW_PIXELS, MANY_IMAGES, conv2d, conv2d_by_product
 from fewshot.backbones.patches import conv2d_by_patches
 
 Convolve = Callable[..., torch.Tensor]
@@ -50,7 +50,7 @@ def test_a_cpu_takes_torchs_own_convolution_in_a_compiled_step(monkeypatch: pyte
     for other in ("conv2d_by_product", "conv2d_by_patches"):
         monkeypatch.setattr(f"fewshot.backbones.convolution.{other}", None)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    x, weight = torch.randn(MANY, 1, 3, 5, 5), torch.randn(MANY, 4, 3, 3, 3)
+    x, weight = torch.randn(MANY_IMAGES, 1, 3, 5, 5), torch.randn(MANY_IMAGES, 4, 3, 3, 3)
     out = vmap(lambda x, weight: conv2d(x, weight, stride=2, padding=1))(x, weight)
     assert torch.equal(out, vmap(lambda x, weight: F.conv2d(x, weight, stride=2, padding=1))(x, weight))
 
@@ -58,11 +58,11 @@ def test_a_cpu_takes_torchs_own_convolution_in_a_compiled_step(monkeypatch: pyte
 @pytest.mark.parametrize(
     ("tasks", "stride", "weights", "by_patches"),
     [
-        (MANY // 2, 2, "own", 1),
-        (MANY // 2, 2, "start", 1),
-        (MANY // 2 - 1, 2, "own", 0),
-        (MANY // 2, 1, "own", 0),
-        (MANY // 2, 2, "constant", 0),
+        (MANY_IMAGES // 2, 2, "own", 1),
+        (MANY_IMAGES // 2, 2, "start", 1),
+        (MANY_IMAGES // 2 - 1, 2, "own", 0),
+        (MANY_IMAGES // 2, 1, "own", 0),
+        (MANY_IMAGES // 2, 2, "constant", 0),
     ],
 )
 def test_a_cpu_takes_patches_for_strided_windows_of_many_tasks_that_adapt_the_weights(

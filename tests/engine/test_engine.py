@@ -86,7 +86,7 @@ def test_vmap_and_loop_give_the_same_gradient(
     network: str,
     many: int,
 ):
-    monkeypatch.setattr("fewshot.backbones.convolution.MANY", many)  # 0: by patches
+    monkeypatch.setattr("fewshot.backbones.convolution.MANY_IMAGES", many)  # 0: by patches
     learner = make_learner(name, make_conv4(**NETWORKS[network]), inner_steps=2)
     episodes = make_episodes(2)
     vmap, loop = (outer(learner, episodes, engine) for engine in ("vmap", "loop"))
@@ -354,6 +354,15 @@ class TestAutoCompiles:
     def _compiler(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("fewshot.engine.engine.has_compiler", lambda: True)
 
+    @pytest.fixture
+    def make_task(self, make_mlp: Make, make_learner: Make, make_episodes: Make) -> Make:
+        """A learner on an MLP, and two tasks for it."""
+
+        def make(algorithm: str, shape: tuple[int, ...] = (6,)) -> tuple[Any, Episodes]:
+            return make_learner(algorithm, make_mlp(shape, 2)), make_episodes(2, way=2, shape=shape)
+
+        return make
+
     @pytest.mark.parametrize(
         ("shape", "algorithm", "steps", "method"),
         [
@@ -364,40 +373,25 @@ class TestAutoCompiles:
         ],
     )
     def test_long_trainings_on_vectors(
-        self,
-        make_mlp: Make,
-        make_learner: Make,
-        make_episodes: Make,
-        shape: tuple[int, ...],
-        algorithm: str,
-        steps: int,
-        method: str,
+        self, make_task: Make, shape: tuple[int, ...], algorithm: str, steps: int, method: str
     ):
-        learner, episodes = make_learner(algorithm, make_mlp(shape, 2)), make_episodes(2, way=2, shape=shape)
+        learner, episodes = make_task(algorithm, shape)
         assert Engine(steps=steps).method(episodes, learner) == method
 
-    def test_nothing_without_a_compiler(
-        self, monkeypatch: pytest.MonkeyPatch, make_mlp: Make, make_learner: Make, make_episodes: Make
-    ):
+    def test_nothing_without_a_compiler(self, monkeypatch: pytest.MonkeyPatch, make_task: Make):
         monkeypatch.setattr("fewshot.engine.engine.has_compiler", lambda: False)
-        learner, episodes = make_learner("maml", make_mlp((6,), 2)), make_episodes(2, way=2, shape=(6,))
+        learner, episodes = make_task("maml")
         assert Engine(steps=LONG).method(episodes, learner) == "vmap"
 
     @pytest.mark.parametrize("name", ["maml", "reptile-sequential"])
     def test_and_goes_on_by_vmap_where_that_fails(
-        self,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-        make_mlp: Make,
-        make_learner: Make,
-        make_episodes: Make,
-        name: str,
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make_task: Make, name: str
     ):
         def fail(*_: object) -> None:
             raise FewshotError(f"engine=compiled: no header for {name}")
 
         monkeypatch.setattr("fewshot.engine.engine.compiled", lambda step: fail)
-        learner, episodes = make_learner(name, make_mlp((6,), 2)), make_episodes(2, way=2, shape=(6,))
+        learner, episodes = make_task(name)
         engine, (params, state) = Engine(steps=LONG), learner.init()
         for _ in range(2):
             found, by_vmap = (each.outer(learner, params, state, episodes) for each in (engine, Engine("vmap")))
@@ -406,15 +400,10 @@ class TestAutoCompiles:
         assert engine.method(episodes, learner) == "vmap"
 
     def test_and_stops_where_a_learner_changes_its_settings(
-        self,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-        make_mlp: Make,
-        make_learner: Make,
-        make_episodes: Make,
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make_task: Make
     ):
         monkeypatch.setattr("fewshot.engine.engine.compiled", lambda step: step)
-        learner, episodes = make_learner("maml", make_mlp((6,), 2)), make_episodes(2, way=2, shape=(6,))
+        learner, episodes = make_task("maml")
         engine, (params, state) = Engine(steps=LONG), learner.init()
         for steps in (1, 2, 3):
             learner.inner_steps = steps
