@@ -17,7 +17,7 @@ def prepare(cfg: DictConfig) -> None:
     from tabulate import tabulate  # here, since these import torch and more: mistakes are answered before
 
     from fewshot.data.sources.convert import check_banks
-    from fewshot.experiment.build import instantiate_node
+    from fewshot.experiment.make_learner import instantiate_node
 
     name, reader = cfg.dataset.name, cfg.dataset.reader
     if cfg.source is not None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from fewshot.backbones.checks import named_failures
+from fewshot.backbones.failures import named_failures
 from fewshot.backbones.norm import replace_batch_norms
 from fewshot.core.checks import check_choice
 from fewshot.core.errors import FewshotError

@@ -7,7 +7,6 @@ other queries, and whether torch.func.vmap can run several tasks at once with th
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,22 +26,18 @@ from fewshot.backbones.checks import (
     check_parameters,
     copy_network,
     ends_in_head,
-    error_reason,
     is_same,
-    named_failures,
-    prepare_backbone,
 )
+from fewshot.backbones.failures import named_failures
+from fewshot.backbones.purity import prepare_backbone
 from fewshot.backbones.second_derivatives import check_second_derivatives
 from fewshot.core.device import out_of_memory
 from fewshot.core.errors import FewshotError
-from fewshot.engine.lift import autograd_copy, lift_all, lift_one, mean_outer
-from fewshot.engine.reduce import weighted_mean
+from fewshot.engine.compare import compare_vmap, initial_values, strict_vmap
+from fewshot.engine.lift import autograd_copy, lift_one, mean_outer
 from fewshot.episodes import Episodes
 
 EXAMPLES = 6  # of a task, on which the network is checked
-# Largest difference between the results of vmap and of single tasks, relative to their norm. Float32 rounds a gradient
-# of zero to noise, which Adam then turns into whole steps.
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 0.1}
 
 Predict = Callable[[torch.Tensor], torch.Tensor]  # examples of one task to outputs
 
@@ -85,7 +80,7 @@ def why_not_batched(learner: Learner, episodes: Episodes) -> str:
     """
     probe(learner, episodes[0])
     key = "vmap", episodes.support_x.shape[1:], episodes.way, episodes.support_x.dtype
-    return _find_once(learner, key, lambda: _compare_vmap(learner, episodes[[0, len(episodes) - 1]]))
+    return _find_once(learner, key, lambda: compare_vmap(learner, episodes[[0, len(episodes) - 1]]))
 
 
 def parameter_count(learner: Learner) -> int:
@@ -107,7 +102,7 @@ def check_training(learner: Any, episodes: Episodes) -> str:
     def train() -> str:
         single = autograd_copy(learner)
         with named_failures(getattr(single, "backbone", None), episodes.support_x[0]):
-            mean_outer(single, *_initial(single, episodes), episodes, lift_one)
+            mean_outer(single, *initial_values(single, episodes), episodes, lift_one)
             if getattr(learner, "first_order", True):
                 return ""
             return check_second_derivatives(learner.backbone, episodes.support_x[0, :EXAMPLES])
@@ -138,14 +133,6 @@ def _forked_generators() -> Iterator[None]:
         random.setstate(python)
 
 
-@contextmanager
-def _strict_vmap() -> Iterator[None]:
-    """Let vmap fail, instead of warn, where it would run an operation in a hidden loop."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="There is a performance drop")
-        yield
-
-
 def _find_behaviour(learner: Learner, task: Episodes) -> Behaviour:
     x = torch.cat([task.support_x, task.query_x])
     x = x[torch.linspace(0, len(x) - 1, max(3, min(EXAMPLES, len(x))), device=x.device).round().long()]
@@ -154,7 +141,7 @@ def _find_behaviour(learner: Learner, task: Episodes) -> Behaviour:
     backbone = getattr(copy, "backbone", None)
     backbone = backbone.to(x.dtype) if isinstance(backbone, nn.Module) else None
     notes = () if backbone is None else prepare_backbone(backbone, x)
-    params, state = _initial(learner, task)
+    params, state = initial_values(learner, task)
     if not params and (hasattr(learner, "outer_loss") or hasattr(learner, "outer_gradient")):
         values = [] if backbone is None else list(backbone.parameters())
         frozen = bool(values) and not any(value.requires_grad for value in values)
@@ -179,9 +166,8 @@ def _find_behaviour(learner: Learner, task: Episodes) -> Behaviour:
     if backbone is not None:
         learner.backbone.eval()
         with torch.no_grad(), suppress(RuntimeError):  # parameters of another dtype than the tasks
-            learner.backbone(
-                x
-            )  # a tensor of the first forward, such as a table of positions, is made outside torch.func
+            # A tensor that the first forward makes, such as a table of positions, is made outside torch.func.
+            learner.backbone(x)
     return Behaviour(independent, batched, (*notes, *getattr(learner, "notes", ())))
 
 
@@ -228,88 +214,10 @@ def _is_batched(predict: Predict, x: torch.Tensor) -> bool:
         return predict(torch.cat([support, query[None]]))[-1]
 
     try:
-        with _strict_vmap():
+        with strict_vmap():
             outputs = vmap(predict_alone)(queries)
         return is_same(outputs, torch.stack([predict_alone(query) for query in queries]), tolerance=10 * SAME)
     except Exception as error:
         if out_of_memory(error):
             raise
         return False
-
-
-def _compare_vmap(learner: Any, episodes: Episodes) -> str:
-    """Why vmap does not give what single tasks give, in float64 where the network can, otherwise in float32.
-
-    On few queries and few inner steps. Where even those do not fit into memory, vmap is taken and finds its own chunks.
-    """
-    support_x, support_y, query_x, query_y, key = episodes.tensors()
-    few = torch.linspace(0, query_x.shape[1] - 1, min(EXAMPLES, query_x.shape[1]), device=key.device).long()
-    episodes = episodes.with_tensors(support_x, support_y, query_x[:, few], query_y[:, few], key)
-    for dtype in (torch.float64, torch.float32):
-        tasks = episodes.to(dtype)
-        try:
-            expected = _results(_with_few_steps(learner, dtype), tasks, at_once=False)
-        except FewshotError:
-            raise
-        except Exception as error:
-            if out_of_memory(error) or dtype == torch.float64:
-                continue  # a network that makes float32 tensors by itself
-            raise FewshotError(
-                f"backbone: meta-training fails on it ({error_reason(error)}); choose another network"
-            ) from error
-        try:
-            with _strict_vmap():
-                results = _results(_with_few_steps(learner, dtype), tasks, at_once=True)
-        except FewshotError:
-            raise
-        except Exception as error:
-            if out_of_memory(error):
-                continue
-            return f"torch.func.vmap cannot batch this network ({error_reason(error)})"
-        for ours, theirs in zip(results, expected, strict=True):
-            if not (ours - theirs).norm() <= TOLERANCE[dtype] * theirs.norm() + 1e-12:
-                return "torch.func.vmap gives other results for this network than single tasks do"
-        break
-    return ""
-
-
-def _with_few_steps(learner: Any, dtype: torch.dtype) -> Any:
-    """A copy of the learner in a dtype, with two inner steps and one test step at most."""
-    copy = copy_network(learner)
-    if isinstance(getattr(copy, "backbone", None), nn.Module):
-        copy.backbone.to(dtype)
-    if isinstance(getattr(copy, "inner_steps", None), int):
-        copy.inner_steps = min(2, copy.inner_steps)
-    copy.test_steps = min(1, copy.test_steps)
-    return copy
-
-
-def _results(learner: Any, tasks: Episodes, *, at_once: bool) -> tuple[torch.Tensor, ...]:
-    """Predictions of some tasks after a step, and their mean outer gradient, flat; at once or task by task."""
-    params, state = _initial(learner, tasks)
-
-    def adapt_and_predict(task: Episodes) -> torch.Tensor:
-        x = task.query_x if len(task.query_x) else task.support_x
-        return learner.predict(learner.adapt(params, state, task), x)
-
-    groups = [tasks] if at_once else [tasks[i : i + 1] for i in range(len(tasks))]
-    lift = lift_all if at_once else lift_one
-    outputs = torch.cat([lift(adapt_and_predict, group).detach().flatten() for group in groups])
-    by_loss = hasattr(learner, "outer_loss") and tasks.query_x.shape[1] > 0
-    if not params or not (by_loss or hasattr(learner, "outer_gradient")):
-        return (outputs,)
-    trained = learner if at_once else autograd_copy(learner)
-    parts = [mean_outer(trained, params, state, group, lift) for group in groups]
-    gradient = weighted_mean(parts, len(tasks), sequential=False).gradient
-    return outputs, torch.cat([value.flatten() for value in gradient.values()])
-
-
-def _initial(learner: Learner, tasks: Episodes) -> tuple[Tensors, Tensors]:
-    """The learner's params and state at the start, on the tasks' device and in their dtype."""
-    x = tasks.support_x
-
-    def like_tasks(value: torch.Tensor) -> torch.Tensor:
-        return value.to(x.device, x.dtype if value.is_floating_point() else value.dtype)
-
-    params, state = ({name: like_tasks(value) for name, value in group.items()} for group in learner.init())
-    return params, state

@@ -34,7 +34,7 @@ from fewshot.core.progress import print_note, progress_bar
 from fewshot.engine.engine import ENGINES, LONG, Engine, is_small
 from fewshot.episodes import Episodes
 from fewshot.experiment.bench_others import easyfsl_gradient, jax_step
-from fewshot.experiment.build import instantiate_node
+from fewshot.experiment.make_learner import instantiate_node
 from fewshot.report.records import code, environment
 
 Row = dict[str, Any]

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib import import_module
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from fewshot.algorithms.learner import Learner
-from fewshot.backbones.module import fit_network
 from fewshot.core.device import fits_on_device, pick_device, set_single_threaded, tune_malloc
-from fewshot.core.errors import FewshotError, TaskSizeError, one_line
+from fewshot.core.errors import FewshotError, TaskSizeError
 from fewshot.core.progress import print_note
 from fewshot.data.bank import Bank, concat_banks
 from fewshot.engine.engine import Engine, is_small
 from fewshot.engine.probe import Behaviour, probe
 from fewshot.episodes import Episodes, Tasks
 from fewshot.experiment.config import is_regression, resolved
+from fewshot.experiment.make_learner import instantiate_node, make_learner
 from fewshot.experiment.protocol import Protocol, read_protocols
 from fewshot.experiment.run_dir import load_data_info
 from fewshot.tasks.regression import PointSource, Regression
@@ -242,67 +237,3 @@ def _move(source: Any, device: torch.device) -> Any:
     if isinstance(source, Bank):
         return source.to(device, examples=fits_on_device(source.examples.nbytes, device))
     return source.to(device)
-
-
-def make_learner(cfg: DictConfig, shape: tuple[int, ...], way: int, device: torch.device) -> Learner:
-    """The learner of a configuration on the device, with the initialisation of its seed.
-
-    What is not trained, such as the network of `Nearest`, is in no checkpoint and follows from the seed alone.
-
-    Raises:
-        FewshotError: as `make_network` and `instantiate_node`.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cfg.seed)
-        network = make_network(cfg.backbone, shape, way)
-        return instantiate_node(cfg.algorithm.learner, backbone=network.to(device))
-
-
-def make_network(backbone: DictConfig, shape: tuple[int, ...], way: int) -> nn.Module:
-    """The network of `backbone`. It gets `shape`, of one example, and `way` if it has such arguments.
-
-    Raises:
-        FewshotError: it cannot be made, or is no nn.Module; as `fit_network`.
-    """
-    node = backbone.network
-    module, _, name = str(node._target_).rpartition(".")
-    try:
-        accepted = inspect.signature(getattr(import_module(module), name)).parameters
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise FewshotError(
-            f"backbone.network._target_={node._target_}: {one_line(error)}; name what can be imported, and put its "
-            "folder on PYTHONPATH"
-        ) from error
-    given: dict[str, Any] = {k: v for k, v in {"shape": shape, "way": way}.items() if k in accepted}
-    needed = [
-        p.name
-        for p in accepted.values()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    ]
-    if lacking := [key for key in needed if key not in given and key not in node]:
-        words = " ".join(f"'+backbone.network.{key}={'${way}' if 'class' in key else '<value>'}'" for key in lacking)
-        raise FewshotError(f"backbone: {name} needs {' and '.join(lacking)}; add {words}")
-    network = instantiate_node(node, **given)
-    if not isinstance(network, nn.Module):
-        raise FewshotError(
-            f"backbone.network._target_={node._target_}: makes a {type(network).__name__}, and an nn.Module is wanted"
-        )
-    choices: dict[str, Any] = {key: backbone[key] for key in ("outputs", "norm", "frozen") if key in backbone}
-    return fit_network(network, shape, way, **choices) if choices else network
-
-
-def instantiate_node(node: DictConfig, **kwargs: Any) -> Any:
-    """What a configuration node names by its `_target_`, made with the values of the node and `kwargs`.
-
-    Raises:
-        FewshotError: it cannot be made, for whatever reason.
-    """
-    try:
-        return instantiate(node, **kwargs)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, FewshotError):
-            raise error.__cause__ from error.__cause__.__cause__
-        first, *more = str(error.__cause__ or error).splitlines()
-        reason = f"{first} {more[0]}" if first.endswith(":") and more else first  # of an import, the cause comes second
-        remedy = "; put the folder of your module on PYTHONPATH" if "No module named" in reason else ""
-        raise FewshotError(f"{node._target_}: {reason}{remedy}") from error

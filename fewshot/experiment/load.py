@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 from fewshot.core.device import pick_device
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import expand_path
-from fewshot.experiment.build import instantiate_node, make_learner
 from fewshot.experiment.config import is_regression, resolved
+from fewshot.experiment.make_learner import instantiate_node, make_learner
 from fewshot.experiment.run_dir import TESTS, find_run, load_data_info, saved_config
 from fewshot.report.records import read_record
 from fewshot.tasks.transforms import ImageTransform, view_of

@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 from fewshot.core.errors import TaskSizeError
 from fewshot.data.bank import SPLITS
 from fewshot.data.sources.random_split import split_at_random, split_sizes
-from fewshot.experiment.build import instantiate_node
 from fewshot.experiment.config import flatten, given_overrides, resolved
+from fewshot.experiment.make_learner import instantiate_node
 
 Sizes = Mapping[str, Mapping[str, int]]  # examples of each class by split
 FRACTIONS, CLASSES = "dataset.reader.fractions", "dataset.reader.classes"
