@@ -31,8 +31,8 @@ def complete(cfg: DictConfig, overrides: Iterable[str]) -> str:
     """Fill in the values that Hydra does not compose: the images' view, and the rows of the recipe and the protocols.
 
     Returns:
-        A line that names the recipe and says how many settings it made, where there is one, and the line of
-        `apply_protocols`.
+        A line that names the recipe and says how many settings it made, or that there is none for this training, and
+        the line of `apply_protocols`.
 
     Raises:
         FewshotError: as `apply_recipe` and `apply_protocols`.
@@ -42,10 +42,17 @@ def complete(cfg: DictConfig, overrides: Iterable[str]) -> str:
         cfg.dataset = OmegaConf.merge(OmegaConf.load(CONF / "dataset/base/view.yaml"), dataset)
     if "recipe" not in cfg or cfg.resume:  # a resumed run has all in its own configuration
         return ""
-    count = apply_recipe(cfg, overrides)
-    left_out = apply_protocols(cfg, overrides)
-    lines = [f"recipe {cfg.recipe}: {count} settings; see --cfg job"] if count else []
-    return "\n".join([*lines, *([left_out] if left_out else [])])
+    auto, count = cfg.recipe == "auto", apply_recipe(cfg, overrides)
+    line = f"recipe {cfg.recipe}: {count} settings; see --cfg job" if count else ""
+    if auto and cfg.recipe is None and cfg.train.steps:
+        line = f"recipe none: the defaults of conf/algorithm, {cfg.train.steps:,} steps{_other_recipes(cfg)}"
+    return "\n".join(filter(None, [line, apply_protocols(cfg, overrides)]))
+
+
+def _other_recipes(cfg: DictConfig) -> str:
+    """The end of a line: which recipes could be named for this task."""
+    names = [f"recipe={name}" for name in recipe_names() if recipe_settings(name, cfg)]
+    return f"; settings for this task: {', '.join(names)}" if names else ""
 
 
 def apply_protocols(cfg: DictConfig, overrides: Iterable[str]) -> str:

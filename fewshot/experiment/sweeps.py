@@ -98,7 +98,8 @@ def split_sweeps(sweeps: Sequence[str], overrides: Sequence[Override]) -> list[l
         sweeps: such as ["algorithm=maml,reptile dataset=mini shot=1,5"]; none: the command line is the only sweep.
 
     Raises:
-        FewshotError: no sweep is left, one is not of words such as `shot=1,5`, or an override is an interval.
+        FewshotError: a value is in no sweep, or no sweep is left; one is not of words such as `shot=1,5`, or an
+            override is an interval.
     """
     if not sweeps:
         return [[override.input_line or "" for override in overrides]]
@@ -114,8 +115,14 @@ def split_sweeps(sweeps: Sequence[str], overrides: Sequence[Override]) -> list[l
         if all(chosen.values()) and given.keys() <= offered.keys():
             others = [override.input_line or "" for override in overrides if override.key_or_group not in offered]
             parts.append([*(f"{key}={','.join(values)}" for key, values in chosen.items()), *others, "sweeps=null"])
-    if not parts:
-        words = " ".join(override.input_line or "" for override in overrides)
+    lacking = [
+        f"{key}={value}"
+        for key, values in given.items()
+        for value in values
+        if not any(value in offer.get(key, "").split(",") for offer in offers)
+    ]
+    if lacking or not parts:
+        words = " ".join(lacking or [override.input_line or "" for override in overrides])
         raise FewshotError(f"{words}: has no run of this experiment; its sweeps are: {'; '.join(sweeps)}")
     return parts
 

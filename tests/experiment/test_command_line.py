@@ -130,8 +130,8 @@ def answer(tool, *words):
     assert not loaded, (tool, words, loaded)
 for tool in ("train", "evaluate", "pretrain", "prepare", "table", "report", "bench"):
     answer(tool, "shoot=5")
-    answer(tool, "--help")
-    answer(tool, "--cfg", "job")
+answer("train", "--help")  # flags are the same code in all of them
+answer("train", "--cfg", "job")
 answer("train", "algorithm=leo", "dataset=sinusoid")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -192,6 +192,7 @@ SWEEPS = ["algorithm=maml,reptile shot=1,5", "algorithm=leo features=conv4"]
         (["features=conv4"], [["algorithm=leo", "features=conv4"]]),
         (["algorithm=leo", "~train.clip"], [["algorithm=leo", "features=conv4", "~train.clip"]]),
         (["~features"], "~features: has no run of this experiment"),
+        (["algorithm=maml,boil", "shot=1,3"], "algorithm=boil shot=3: has no run of this experiment"),
         (["shot=interval(1,5)"], "an interval is for a search"),
     ],
 )  # fmt: skip

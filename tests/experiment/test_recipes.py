@@ -15,7 +15,7 @@ from fewshot.core.paths import CONF
 from fewshot.experiment import recipes
 from fewshot.experiment.config import resolved
 from fewshot.experiment.protocol import Protocol, read_protocols
-from fewshot.experiment.recipes import apply_protocols, apply_recipe, paper_steps
+from fewshot.experiment.recipes import apply_protocols, apply_recipe, complete, paper_steps
 from fewshot.training.settings import TrainSettings
 
 from ..conftest import composed
@@ -92,6 +92,23 @@ def test_a_recipe_that_was_asked_for_and_has_nothing_is_refused() -> None:
         composed("algorithm=maml", "dataset=omniglot", "recipe=openai")
     with pytest.raises(FewshotError, match="did you mean cbfinn"):
         composed("recipe=cbfin")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ("algorithm=anil", "dataset=omniglot"),
+            "recipe none: the defaults of conf/algorithm, 300 steps; settings for this task: recipe=half_hour",
+        ),
+        (("algorithm=r2d2", "dataset=cifar_fs"), "recipe none: the defaults of conf/algorithm, 300 steps"),
+        (("algorithm=nearest", "dataset=omniglot"), ""),
+    ],
+)
+def test_a_training_without_a_recipe_says_so_and_names_the_recipes_that_it_could_have(
+    words: tuple[str, ...], line: str
+) -> None:
+    assert complete(composed(*words, completed=False), words) == line
 
 
 @pytest.mark.parametrize(
