@@ -54,20 +54,25 @@ gc.set_threshold(20_000)  # the many small objects of configurations start fewer
 
 
 def read_once() -> None:
-    """Let Hydra parse each file of conf/ once in a process: the tests compose thousands of configurations of them."""
+    """Let Hydra parse each file of conf/ and of its own once in a process: tests compose thousands of them."""
     Plugins.instance()  # executes the modules of Hydra's sources anew, and registers the classes of that
-    source, parsed = SourcesRegistry.instance().resolve("file"), {}
-    parse = source.load_config
+    parsed: dict[str, Any] = {}
 
-    def load_config(self: Any, config_path: str) -> Any:
-        path = Path(self.path, self._normalize_file_name(config_path))
-        if not path.is_relative_to(CONF):
-            return parse(self, config_path)
-        if path not in parsed:
-            parsed[path] = parse(self, config_path)
-        return copy.deepcopy(parsed[path])
+    def remember(source: Any) -> None:
+        parse = source.load_config
 
-    source.load_config = load_config
+        def load_config(self: Any, config_path: str) -> Any:
+            path = f"{self.path}/{config_path}"
+            if not path.startswith((f"{CONF}/", "hydra.conf/")):
+                return parse(self, config_path)
+            if path not in parsed:
+                parsed[path] = parse(self, config_path)
+            return copy.deepcopy(parsed[path])
+
+        source.load_config = load_config
+
+    for scheme in ("file", "pkg"):
+        remember(SourcesRegistry.instance().resolve(scheme))
     # Each composition copies its sources, and with them the one store of this process, which copies what it gives.
     setattr(ConfigStore, "__deepcopy__", lambda self, memo: self)  # noqa: B010
 
