@@ -5,6 +5,7 @@ Differences from the original program:
 1. Norms take the statistics of the batch at hand: of the support set, and of the queries. There support set and
    queries are one batch in training, and a test takes running averages.
 2. It trains on one task per step; here a meta-batch is a setting, 1 in its recipe.
+3. Its split of Omniglot, its choice of the epoch and its second training: see conf/recipes/jakesnell.yaml.
 """
 
 from __future__ import annotations
