@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import errno
+import sysconfig
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-_REPOSITORY = Path(__file__).resolve().parents[2]
+_ROOT = Path(__file__).resolve().parents[2]
+# Folders whose files are no person's own: of this project, Python's library and what is installed.
+_NOT_OWN = {
+    *(_ROOT / name for name in ("fewshot", "tools")),
+    *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+}
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_ALLOWED = (errno.EACCES, errno.EPERM)
 IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY)
@@ -39,10 +45,10 @@ def one_line(error: BaseException) -> str:
 
 
 def error_location(error: BaseException) -> str:
-    """`file:line` of the last line outside this package and the installed ones that led to an error; "" if none did."""
+    """`file:line` of the last line of a person's own file that led to an error; "" if none did."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
-        if path.is_file() and "site-packages" not in path.parts and not path.is_relative_to(_REPOSITORY):
+        if path.is_file() and "site-packages" not in path.parts and not _NOT_OWN.intersection(path.parents):
             return f"{path.name}:{frame.lineno}"
     return ""
 
