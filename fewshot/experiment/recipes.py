@@ -43,14 +43,17 @@ def complete(cfg: DictConfig, overrides: Iterable[str]) -> str:
     if "recipe" not in cfg or cfg.resume:  # a resumed run has all in its own configuration
         return ""
     auto, count = cfg.recipe == "auto", apply_recipe(cfg, overrides)
-    line = f"recipe {cfg.recipe}: {count} settings; see --cfg job" if count else ""
-    if auto and cfg.recipe is None and cfg.train.steps:
-        line = f"recipe none: the defaults of conf/algorithm, {cfg.train.steps:,} steps{_other_recipes(cfg)}"
+    others = _other_recipes(cfg) if auto and cfg.recipe is None else ""
+    steps, line = f", {cfg.train.steps:,} steps" if cfg.train.steps else "", ""
+    if count:
+        line = f"recipe {cfg.recipe}: {count} setting{'s' * (count > 1)}{steps}; see --cfg job"
+    elif auto and cfg.recipe is None and (steps or others):
+        line = f"recipe none: defaults of algorithm={cfg.algorithm.name}{steps}{others}"
     return "\n".join(filter(None, [line, apply_protocols(cfg, overrides)]))
 
 
 def _other_recipes(cfg: DictConfig) -> str:
-    """The end of a line: which recipes could be named for this task."""
+    """The end of a line: the recipes that have settings for this task."""
     names = [f"recipe={name}" for name in recipe_names() if recipe_settings(name, cfg)]
     return f"; settings for this task: {', '.join(names)}" if names else ""
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from omegaconf import DictConfig
 
 from fewshot.core.distributed import is_rank_zero
@@ -115,11 +115,13 @@ def split_sweeps(sweeps: Sequence[str], overrides: Sequence[Override]) -> list[l
         if all(chosen.values()) and given.keys() <= offered.keys():
             others = [override.input_line or "" for override in overrides if override.key_or_group not in offered]
             parts.append([*(f"{key}={','.join(values)}" for key, values in chosen.items()), *others, "sweeps=null"])
+    globs = {override.key_or_group for override in overrides if isinstance(override.value(), Glob)}
     lacking = [
         f"{key}={value}"
         for key, values in given.items()
         for value in values
-        if not any(value in offer.get(key, "").split(",") for offer in offers)
+        if key not in globs  # a glob takes what there is of its kind
+        and not any(value in offer.get(key, "").split(",") for offer in offers)
     ]
     if lacking or not parts:
         words = " ".join(lacking or [override.input_line or "" for override in overrides])

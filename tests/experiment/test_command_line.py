@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
@@ -78,12 +80,12 @@ def test_cfg_job_shows_what_runs_with_the_recipe_in_it(call: Any) -> None:
 
 
 def test_a_run_says_how_many_settings_its_recipe_made(call: Any) -> None:
-    words = ("algorithm=maml", "dataset=sinusoid", "train.steps=0", *TEST, "run_dir=run")
+    words = ("algorithm=maml", "dataset=sinusoid", "train.steps=1", *TEST, "run_dir=run")
     recipe = call("train", *words).out.splitlines()[0]
     shown = OmegaConf.create(call("train", *words, "--cfg", "job").out)
     rows = OmegaConf.load(ROOT / "conf/recipes/cbfinn.yaml").rows
     made = {key for row in rows if row.when.get("dataset") == "sinusoid" for key in row.set} - {"train.steps"}
-    assert recipe == f"recipe {shown.recipe}: {len(made)} settings; see --cfg job"
+    assert recipe == f"recipe {shown.recipe}: {len(made)} settings, {shown.train.steps:,} steps; see --cfg job"
     assert not call("train", *words[1:-1], "recipe=none", "run_dir=other").out.startswith("recipe")
 
 
@@ -130,8 +132,8 @@ def answer(tool, *words):
     assert not loaded, (tool, words, loaded)
 for tool in ("train", "evaluate", "pretrain", "prepare", "table", "report", "bench"):
     answer(tool, "shoot=5")
-answer("train", "--help")  # flags are the same code in all of them
-answer("train", "--cfg", "job")
+    answer(tool, "--cfg", "job")
+answer("train", "--help")  # composes nothing
 answer("train", "algorithm=leo", "dataset=sinusoid")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -191,13 +193,15 @@ SWEEPS = ["algorithm=maml,reptile shot=1,5", "algorithm=leo features=conv4"]
         (["algorithm=maml", "seed=1"], [["algorithm=maml", "shot=1,5", "seed=1"]]),
         (["features=conv4"], [["algorithm=leo", "features=conv4"]]),
         (["algorithm=leo", "~train.clip"], [["algorithm=leo", "features=conv4", "~train.clip"]]),
+        (["algorithm=glob(m*)"], [["algorithm=maml", "shot=1,5"]]),
         (["~features"], "~features: has no run of this experiment"),
         (["algorithm=maml,boil", "shot=1,3"], "algorithm=boil shot=3: has no run of this experiment"),
         (["shot=interval(1,5)"], "an interval is for a search"),
     ],
 )  # fmt: skip
 def test_a_part_of_the_sweeps_of_an_experiment_is_those_with_the_given_words(words: list[str], parts: Any) -> None:
-    overrides = OverridesParser.create().parse_overrides(words)
+    files = ConfigLoaderImpl(create_config_search_path(str(ROOT / "conf")))
+    overrides = OverridesParser.create(files).parse_overrides(words)
     if isinstance(parts, str):
         with pytest.raises(FewshotError, match=parts):
             split_sweeps(SWEEPS, overrides)

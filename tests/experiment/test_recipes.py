@@ -15,7 +15,7 @@ from fewshot.core.paths import CONF
 from fewshot.experiment import recipes
 from fewshot.experiment.config import resolved
 from fewshot.experiment.protocol import Protocol, read_protocols
-from fewshot.experiment.recipes import apply_protocols, apply_recipe, complete, paper_steps
+from fewshot.experiment.recipes import apply_protocols, apply_recipe, complete, paper_steps, settings_of
 from fewshot.training.settings import TrainSettings
 
 from ..conftest import composed
@@ -99,15 +99,19 @@ def test_a_recipe_that_was_asked_for_and_has_nothing_is_refused() -> None:
     [
         (
             ("algorithm=anil", "dataset=omniglot"),
-            "recipe none: the defaults of conf/algorithm, 300 steps; settings for this task: recipe=half_hour",
+            "recipe none: defaults of algorithm=anil, 300 steps; settings for this task: recipe=half_hour",
         ),
-        (("algorithm=r2d2", "dataset=cifar_fs"), "recipe none: the defaults of conf/algorithm, 300 steps"),
+        (("algorithm=r2d2", "dataset=cifar_fs"), "recipe none: defaults of algorithm=r2d2, 300 steps"),
+        (("algorithm=maml", "dataset=omniglot", "way=10"), "recipe none: defaults of algorithm=maml, 300 steps"),
+        (
+            ("algorithm=simple_shot", "dataset=omniglot"),
+            "recipe none: defaults of algorithm=simple_shot; settings for this task: recipe=half_hour",
+        ),
+        (("algorithm=boil", "dataset=omniglot"), "recipe ours: 1 setting, 300 steps; see --cfg job"),
         (("algorithm=nearest", "dataset=omniglot"), ""),
     ],
 )
-def test_a_training_without_a_recipe_says_so_and_names_the_recipes_that_it_could_have(
-    words: tuple[str, ...], line: str
-) -> None:
+def test_a_training_says_what_its_recipe_made_or_which_it_could_have(words: tuple[str, ...], line: str) -> None:
     assert complete(composed(*words, completed=False), words) == line
 
 
@@ -135,6 +139,24 @@ def test_a_recipe_that_sets_anything_of_a_protocol_is_refused(
     monkeypatch.setattr(recipes, "CONF", tmp_path)
     with pytest.raises(FewshotError, match=f"recipe=mine: sets {next(iter(settings))}; a recipe says how to train"):
         apply_recipe(cfg, ())
+
+
+# `ours` also changes defaults, such as the start of BOIL's head, whatever the number of steps.
+@pytest.mark.parametrize(
+    "path", sorted({*(CONF / "recipes").glob("*.yaml")} - {CONF / "recipes/ours.yaml"}), ids=lambda path: path.stem
+)
+def test_a_recipe_has_settings_only_for_tasks_that_one_of_its_rows_names_whole(path: Path) -> None:
+    recipe: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    tasks: dict[str, list[Any]] = {key: [None] for key in ("algorithm", "dataset", "backbone", "features")}
+    tasks |= {"way": [2], "shot": [3], "inputs": ["images"]}
+    for key, values in tasks.items():
+        for when in (row["when"] for row in recipe["rows"] if key in row["when"]):
+            values += when[key] if isinstance(when[key], list) else [when[key]]
+    for found in product(*map(set, tasks.values())):
+        facts = dict(zip(tasks, found, strict=True))
+        held = [row["when"].keys() for row in recipe["rows"] if settings_of([row], facts)]
+        task = {"algorithm", "dataset"} | (set() if "sinusoid" in str(facts["dataset"]) else {"way", "shot"})
+        assert not held or any(task <= keys for keys in held), facts
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
