@@ -140,7 +140,7 @@ def evaluate(
         tasks: such as `Sampler(test, way=5, shot=1)`. Images are resized and normalised as in the training, unless the
             sampler has a view of its own.
         episodes: the first so many are tested.
-        setting: `inductive`, each query is predicted alone, beside the support set; or `transductive`, the queries of
+        setting: `inductive`, each query shares a batch with the support set alone; or `transductive`, the queries of
             an episode share one batch, so that batch norms let each depend on the others.
         engine: as in `train`.
 

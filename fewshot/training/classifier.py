@@ -55,7 +55,7 @@ class Classifier:
             query_x: examples [B, ...] of the kind of the support set: uint8 or float images [B, C, H, W] of any size,
                 or features [B, D]. Large sets are predicted in batches.
             transductive: all of them share one batch, so that batch norms let each depend on the others. False: each
-                is predicted alone, beside the support set.
+                shares a batch with the support set alone.
 
         Raises:
             FewshotError: they are no such examples.
