@@ -42,20 +42,25 @@ def complete(cfg: DictConfig, overrides: Iterable[str]) -> str:
         cfg.dataset = OmegaConf.merge(OmegaConf.load(CONF / "dataset/base/view.yaml"), dataset)
     if "recipe" not in cfg or cfg.resume:  # a resumed run has all in its own configuration
         return ""
-    auto, count = cfg.recipe == "auto", apply_recipe(cfg, overrides)
-    others = _other_recipes(cfg) if auto and cfg.recipe is None else ""
-    steps, line = f", {cfg.train.steps:,} steps" if cfg.train.steps else "", ""
+    asked, count = cfg.recipe, apply_recipe(cfg, overrides)
+    return "\n".join(filter(None, [_recipe_line(cfg, asked, count), apply_protocols(cfg, overrides)]))
+
+
+def _recipe_line(cfg: DictConfig, asked: str | None, count: int) -> str:
+    """The line that names the recipe, or says that `auto` found none; empty where there is nothing to say.
+
+    Args:
+        asked: `recipe` as the command line has it.
+        count: the settings that the recipe made.
+    """
+    steps = f", {cfg.train.steps:,} steps" if cfg.train.steps else ""
     if count:
-        line = f"recipe {cfg.recipe}: {count} setting{'s' * (count > 1)}{steps}; see --cfg job"
-    elif auto and cfg.recipe is None and (steps or others):
-        line = f"recipe none: defaults of algorithm={cfg.algorithm.name}{steps}{others}"
-    return "\n".join(filter(None, [line, apply_protocols(cfg, overrides)]))
-
-
-def _other_recipes(cfg: DictConfig) -> str:
-    """The end of a line: the recipes that have settings for this task."""
-    names = [f"recipe={name}" for name in recipe_names() if recipe_settings(name, cfg)]
-    return f"; settings for this task: {', '.join(names)}" if names else ""
+        return f"recipe {cfg.recipe}: {count} setting{'s' if count > 1 else ''}{steps}; see --cfg job"
+    if asked != "auto" or cfg.recipe is not None:
+        return ""
+    others = ", ".join(f"recipe={name}" for name in recipe_names() if recipe_settings(name, cfg))
+    named = f"; settings for this task: {others}" if others else ""
+    return f"recipe none: defaults of algorithm={cfg.algorithm.name}{steps}{named}" if steps or others else ""
 
 
 def apply_protocols(cfg: DictConfig, overrides: Iterable[str]) -> str:
