@@ -563,8 +563,8 @@ def test_a_damaged_or_foreign_checkpoint_is_one_line(call: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "at", "message"),
     [
-        ((), "training.loop.optimizer_step", "the same command, or `{}`, continues from the last checkpoint"),
-        (("force=true",), "training.loop.optimizer_step", "`{}` continues from the last checkpoint"),
+        ((), "training.loop._better", "the same command, or `{}`, continues after step 3"),
+        (("force=true",), "training.loop.optimizer_step", "`{}` starts at step 0: it had no checkpoint yet"),
         ((), "experiment.run._check_tasks", "before the training; start the same command again"),
     ],
 )

@@ -86,9 +86,11 @@ def _interruptible(folder: Path, force: bool) -> Iterator[None]:
         resume = f"`python tools/train.py {f'resume={folder}' if plain else typed('resume', str(folder))}`"
         if not (folder / "config.yaml").exists():  # data and extractor continue too
             raise KeyboardInterrupt("before the training; start the same command again") from None
-        if force:  # the same command would begin anew
-            raise KeyboardInterrupt(f"{resume} continues from the last checkpoint") from None
-        raise KeyboardInterrupt(f"the same command, or {resume}, continues from the last checkpoint") from None
+        last, _ = checkpoints(folder)
+        step = load_checkpoint(last, "cpu")[1]["step"] if last.exists() else 0
+        how = f"continues after step {step:,}" if step else "starts at step 0: it had no checkpoint yet"
+        ways = resume if force else f"the same command, or {resume},"  # which with `force` would begin anew
+        raise KeyboardInterrupt(f"{ways} {how}") from None
 
 
 _finished_tests = on_rank_zero(finished_tests)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from fewshot.core.device import device_name
 from fewshot.core.distributed import all_reduce_sum, is_main, pad_to_global, rank_slice, world
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
+from fewshot.core.interrupt import hold_interrupt
 from fewshot.core.paths import expand_path
 from fewshot.engine.engine import Engine
 from fewshot.engine.probe import check_training
@@ -57,6 +58,8 @@ def run_training(
 
     Raises:
         FewshotError: a loss or gradient is not finite; the checkpoints stay as they were.
+        KeyboardInterrupt: by Ctrl-C. A process alone ends its step and writes a checkpoint first; several cannot agree
+            on the step, and stop at once.
     """
     folder = expand_path(folder)
     check_train_settings(settings)
@@ -98,7 +101,8 @@ def run_training(
 
     # The scores of a step stay on the device until they are logged: reading them earlier would wait for the GPU.
     guard = NonFiniteGuard(settings.nan_guard, progress["nan_guarded"], tasks.device)
-    with _stages(learner, steps) as begin_step:
+    hold = hold_interrupt() if world()[1] == 1 else nullcontext(lambda: False)
+    with _stages(learner, steps) as begin_step, hold as interrupted:
         for step in range(progress["step"], steps):
             start = time.perf_counter()
             done = step + 1
@@ -108,7 +112,8 @@ def run_training(
             gradient, state = guard.filter(outer, params, step), outer.state
             metrics = {"outer_lr": optimizer_step(optimizer, params, gradient, settings, step)}
             validates = bool(settings.validate_every) and (done % settings.validate_every == 0 or done == steps)
-            saves = done % settings.checkpoint_every == 0 or done == steps
+            stops = interrupted()
+            saves = stops or done % settings.checkpoint_every == 0 or done == steps
             logs = done % settings.log_every == 0 or done == steps or validates
             if logs or saves:
                 progress["nan_guarded"] = guard.check(last)
@@ -135,6 +140,10 @@ def run_training(
                 progress["chunks"] = _chunks(engine, tasks.device)
                 progress["compiles"] = engine.compiles
                 checkpoint()
+            if stops:
+                raise KeyboardInterrupt
+        if interrupted():  # since the last step was counted
+            raise KeyboardInterrupt
     if not last.exists():
         checkpoint()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,28 @@ def run(
 
     run_training(learner, Sampler(bank(), 3, 2, 2, 0), settings, engine or Engine(), folder, validate, show)
     return shown
+
+
+@pytest.mark.parametrize(("presses", "at", "kept"), [(1, 2, 3), (2, 2, None), (1, 6, 6)])
+def test_ctrl_c_ends_the_step_and_leaves_a_checkpoint_and_a_second_one_stops_at_once(
+    presses: int, at: int, kept: int | None, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, checkpoint_every=100)
+    run(maml(), settings, tmp_path / "whole")
+
+    def press(step: int, values: dict[str, float]) -> None:
+        for _ in range(presses if step == at else 0):
+            signal.raise_signal(signal.SIGINT)
+
+    tasks, last = Sampler(bank(), 3, 2, 2, 0), tmp_path / "stopped/checkpoints/last.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        run_training(maml(), tasks, settings, Engine(), tmp_path / "stopped", lambda params, state: 0.0, press)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert (load_checkpoint(last, CPU)[1]["step"] if last.exists() else None) == kept
+    run(maml(), settings, tmp_path / "stopped")
+    whole, _ = load_checkpoint(tmp_path / "whole/checkpoints/last.safetensors", CPU)
+    continued, _ = load_checkpoint(last, CPU)
+    assert all(torch.equal(value, continued["params"][name]) for name, value in whole["params"].items())
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
