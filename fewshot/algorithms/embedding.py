@@ -28,7 +28,7 @@ class Embedding(nn.Module):
             raise FewshotError(
                 f"algorithm={algorithm} compares features, and {type(backbone).__name__} has no method embed(x) for "
                 "them; write one, or take a network of features with backbone=module backbone.outputs=features, in "
-                "Python fewshot.WithHead"
+                "Python fewshot.WithHead(network, shape, way)"
             )
         self.backbone = backbone
 

@@ -29,6 +29,8 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`, did you mean a or b?` for known names close to `name`; empty if there are none."""
+    """`, did you mean a or b?` for the known names that are closest to `name`; empty if none is close."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    likeness = [difflib.SequenceMatcher(None, known_name, name).ratio() for known_name in close]
+    close = [one for one, ratio in zip(close, likeness, strict=True) if ratio > likeness[0] - 0.1]
     return f", did you mean {' or '.join(close)}?" if close else ""

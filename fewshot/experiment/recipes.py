@@ -115,7 +115,9 @@ def _check_rows(name: str, rows: Any, facts: Mapping[str, Any]) -> None:
     ):
         raise FewshotError(f"protocol.{name}.rows: must be a list of {{when: {{...}}, set: {{...}}}}")
     for key in (key for row in rows for key in row["when"] if key not in facts):
-        raise FewshotError(f"protocol.{name}.rows: no condition {key}{did_you_mean(key, facts)}; see conf/protocol")
+        raise FewshotError(
+            f"protocol.{name}.rows: no condition {key}{did_you_mean(key, facts) or ';'} see conf/protocol"
+        )
 
 
 def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> int:
@@ -138,7 +140,7 @@ def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> int:
     auto, files = cfg.recipe == "auto", recipe_names()
     if not auto and cfg.recipe not in files:
         raise FewshotError(
-            f"recipe={cfg.recipe}: no such recipe{did_you_mean(cfg.recipe, files)}; there are {', '.join(files)}"
+            f"recipe={cfg.recipe}: no such recipe{did_you_mean(cfg.recipe, files) or ';'} there are {', '.join(files)}"
         )
     names = [name for name in (cfg.algorithm.get("recipe"), DEFAULT_RECIPE) if name in files] if auto else [cfg.recipe]
     by_name = {name: recipe_settings(name, cfg) for name in names}

@@ -74,8 +74,11 @@ def describe_misfit(config: Mapping[str, Any], pooled: Mapping[str, int], fixed:
     changes = _find_fit(values, sizes_of_tasks, pooled, fixed)
     if changes is None:
         return f"{start}; add images or classes, or leave small classes out"
-    same = ", with other images of the same classes in training and test" if changes.get(CLASSES) else ""
-    return f"{start}; this fits{same}: {_command(changes)}"
+    if CLASSES not in changes:
+        return f"{start}; this fits: {_command(changes)}"
+    new = _find_fit(values, sizes_of_tasks, pooled, fixed, new_classes=True)
+    either = f"for new classes in the test {shlex.join(_words(new))} fit; " if new else ""
+    return f"{start}; {either}with other images of the same classes in training and test this fits: {_command(changes)}"
 
 
 def _task_sizes(config: Mapping[str, Any]) -> list[TaskSize]:
@@ -128,9 +131,13 @@ def _list_problems(values: Mapping[str, Any], tasks: Sequence[TaskSize], sizes: 
 
 
 def _find_fit(
-    values: Mapping[str, Any], tasks: Sequence[TaskSize], pooled: Mapping[str, int], fixed: Sizes | None
+    values: Mapping[str, Any],
+    tasks: Sequence[TaskSize],
+    pooled: Mapping[str, int],
+    fixed: Sizes | None,
+    new_classes: bool = False,
 ) -> dict[str, Any] | None:
-    """The changes of settings that fit the images; None if there are none.
+    """The changes of settings that fit the images; None if there are none, with `new_classes` in the test or without.
 
     They change queries, and as little as needed of fractions, classes, ways and shots, in this order.
     """
@@ -141,7 +148,7 @@ def _find_fit(
     else:
         groups = [{}, same, {"way": min(way, count // 3)}, same | {"way": min(way, count)}]
         groups += [{"shot": 1}, groups[2] | {"shot": 1}, groups[3] | {"shot": 1}]
-    for group in groups:
+    for group in (group for group in groups if not (new_classes and CLASSES in group)):
         for fewest in (2, 1):  # queries of each class
             for shares in [{}] if fixed is not None else [{}, *({FRACTIONS: share} for share in SHARES)]:
                 changes = {key: value for key, value in (group | shares).items() if value != values[key]}
@@ -171,13 +178,17 @@ def _fit(values: dict[str, Any], tasks: Sequence[TaskSize], sizes: Sizes, fewest
 
 def _command(changes: Mapping[str, Any]) -> str:
     """The command line of this run with the changes, for a POSIX shell."""
-    words = [f"{key}={str(value).replace(' ', '')}" for key, value in changes.items()]
+    words = _words(changes)
     if HydraConfig.initialized():
         words = [word for word in given_overrides() if word.lstrip("+").partition("=")[0] not in changes] + words
         for source in HydraConfig.get().runtime.config_sources:
             if source.provider == "command-line":
                 words = ["--config-dir", source.path, *words]
     return f"python tools/train.py {shlex.join(words)}"
+
+
+def _words(changes: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={str(value).replace(' ', '')}" for key, value in changes.items()]
 
 
 def _join(parts: Sequence[str]) -> str:

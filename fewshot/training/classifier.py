@@ -110,7 +110,7 @@ def adapt_classifier(
         if len(labels) == inputs.way:
             raise
         raise FewshotError(
-            f"support_y: {len(labels)} classes, and this {type(learner).__name__} was trained for {inputs.way}; give "
+            f"support_y: {len(labels)} classes, and the learner was trained for {inputs.way}; give "
             f"examples of {inputs.way} classes, or train with way={len(labels)}, or nearest_mean, which takes any"
         ) from error
     with torch.no_grad():

@@ -153,6 +153,8 @@ def test_class_means_of_a_pretrained_network_need_no_run(call: Any, weights: str
     [
         ([], "run: has no value; set run=<run folder>, or method=nearest_mean features=torchvision"),
         (["method=nearest_mean"], "method=nearest_mean: takes features=torchvision features.weights=<file>; for an"),
+        (["method=nearest_mean", "features=conv4"], "method=nearest_mean: takes features=torchvision features.w"),
+        (["method=nearest_mean", "features=published"], "method=nearest_mean: takes features=torchvision features."),
         (["method=nearest_mean", "features=torchvision"], "features.weights: has no value; set features.weights="),
         (["method=nearest"], "method=nearest: compares pixels by a run; train algorithm=nearest, and give its run"),
         (["method=nearest_mean", "run=mine"], "method=nearest_mean: needs no run; leave run out, or method"),
@@ -188,7 +190,7 @@ def fill(folder: str, *names: str) -> None:
             [],
             "support=support: no image of class alpha can be read, such as alpha/0.png (it is empty)",
         ),
-        (add_class, [], "support=support: 4 classes, and this M"),
+        (add_class, [], "support=support: 4 classes, and the le"),
         (lambda: None, ["query=none"], "query=none: no such file or folder; name a folder of images, a file, or"),
         (lambda: Path("none").mkdir(), ["query=none"], "query=none: no images are there"),
         (lambda: Path("x.png").write_bytes(b"x"), ["query=x.png"], "query: no image can be read, such as x.png (dam"),

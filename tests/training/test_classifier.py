@@ -122,7 +122,7 @@ def test_another_number_of_classes_suits_learners_without_a_head(
     x = make_bank().examples
     for name in ("nearest", "leo"):
         assert make_trained(name).adapt(x[[0, 9]], [7, 3]).predict_proba(x[QUERIES]).shape == (4, 2)
-    with pytest.raises(FewshotError, match=r"support_y: 2 classes, and this \w+ was trained for 3; give examples of 3"):
+    with pytest.raises(FewshotError, match=r"support_y: 2 classes, and the learner was trained for 3; give examples"):
         make_trained("maml").adapt(x[[0, 9]], [7, 3])
 
 
