@@ -67,7 +67,7 @@ def make_table(runs: Sequence[Record], settings: Mapping[str, Any]) -> Page:
     chosen, left_out = select_protocol(chosen, options["protocol"]) if by_one else select_tests(chosen)
     published = _published(chosen, metric, options) if settings["published"] else []
     notices = [f"the table shows {metric}; for the runs scored by {name} set layout.metric={name}" for name in others]
-    if settings["published"] and not published:
+    if settings["published"] and not (published or options["published"]):  # asked for, not the layout's own choice
         notices.append("no published figures for these methods and tasks")
     if not chosen:
         if not published:
