@@ -51,6 +51,7 @@ from fewshot.experiment.sweeps import (
     sweep_status_dir,
     write_status,
 )
+from fewshot.report.records import code
 
 MISTAKES = (FewshotError, OmegaConfBaseException, OSError)  # of a person or a machine, not of this code
 T = TypeVar("T")
@@ -75,6 +76,7 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
         if os.getpid() != process:
             _init_worker(argv, process)
         tune_malloc()
+        code()  # as records will name it
         records, failure, everywhere = [], None, True  # whether every process of torchrun fails likewise
         try:
             if cfg.get("sweeps") and status is None:
@@ -109,6 +111,7 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
     try:
         if not CONF.is_dir():
             raise FewshotError(f"{CONF}: not there; run the tools from a clone, installed with `pip install -e .`")
+        _check_clone()
         flags = parse_flags(argv[1:])
         if flags.experimental_rerun is not None:
             with warnings.catch_warnings(action="ignore"):  # Hydra's, that the overrides are ignored
@@ -158,6 +161,14 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
         sys.exit(130)
     finally:
         GlobalHydra.instance().clear()
+
+
+def _check_clone() -> None:
+    """Raises FewshotError if a clone's tool has imported the package of another clone, installed in its place."""
+    script = Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve()
+    other, own = Path(__file__).resolve().parents[2], script.parent.parent
+    if script.parent.name == "tools" and (own / "fewshot").is_dir() and own != other and (other / "tools").is_dir():
+        raise FewshotError(f"{script}: {other} is installed, and would run; `pip install -e {own}` first")
 
 
 def _one_line(step: Callable[[], T]) -> T:

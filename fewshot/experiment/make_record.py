@@ -92,7 +92,7 @@ def make_record(
             "device": " and ".join(trained.devices) or (None if trained.steps else device_name(run.device)),
             "processes": world()[1],
         },
-        "code": records.code(),
+        "code": dict(records.code()),
         "environment": records.environment(),
         "data": {
             "fingerprint": source.image_fingerprint,

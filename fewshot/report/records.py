@@ -8,6 +8,7 @@ import subprocess
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,8 +82,12 @@ def copy_record(folder: Path, target: Path, runs: Path) -> None:
         write_atomically(copy.parents[1] / log.name, curve)
 
 
+@cache
 def code() -> dict[str, Any]:
-    """The version of the code, and the commit and state of its git checkout, null where there is none."""
+    """The version of the code, and the commit and state of its git checkout, null where there is none.
+
+    They are of the first call: the tools make it at their start, since a checkout may change while they run.
+    """
     root = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str | None:

@@ -141,6 +141,16 @@ answer("train", "algorithm=leo", "dataset=sinusoid")
     assert done.stderr.count("error: shoot: no such key") == 7
 
 
+def test_a_tool_of_one_clone_does_not_run_the_package_of_another(tmp_path: Path) -> None:
+    (tmp_path / "fewshot").mkdir()
+    shutil.copytree(ROOT / "tools", tmp_path / "tools")
+    command = [sys.executable, tmp_path / "tools/table.py", "--cfg", "job"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    said = f"{tmp_path}/tools/table.py: {ROOT} is installed, and would run; `pip install -e {tmp_path}` first"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"error: {said}\n")
+
+
 @pytest.mark.parametrize("place", [0, 1, 2])
 @pytest.mark.parametrize("flag", ["-m", "--multirun", "--multi"])
 def test_flags_stand_anywhere(place: int, flag: str) -> None:

@@ -25,6 +25,16 @@ HEADINGS = ["1 test step", "5 test steps", "10 test steps"]
 # Writing and reading
 
 
+def test_the_code_in_a_record_is_what_it_was_when_the_process_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    began = records.code()
+
+    def committed_meanwhile(*_: Any, **__: Any) -> str:
+        return "another commit"
+
+    monkeypatch.setattr(records.subprocess, "check_output", committed_meanwhile)
+    assert records.code() == began and began["version"]
+
+
 def test_scores_by_steps_are_columns_of_one_file_and_come_back_as_written(lab: Any, tmp_path: Path) -> None:
     record = lab.write_regression("")
     lines = (tmp_path / "episodes.csv").read_text().splitlines()
