@@ -257,11 +257,13 @@ def summary(record: Record, folder: Path) -> str:
     about = record["data"].get("about", {})
     if about.get("images", about).get("classes") == "same":
         tested += ", classes seen in training"
-    guarded = record["cost"].get("nan_guarded_steps")
+    cost = record["cost"]
+    minutes = (cost["train_seconds"] + (cost.get("extractor_seconds") or 0)) / 60  # as in a table's budget
+    guarded = cost.get("nan_guarded_steps")
     warning = f" WARNING: {guarded} steps had a NaN and took the parameters as their gradient;" if guarded else ""
     return (
         f"{record['algorithm']} {task_name(protocol)}: {'MSE ' * (metric == 'mse')}{result} ({tested}; "
-        f"recipe {record['recipe'] or 'none'}, {record['cost']['train_seconds'] / 60:.1f} min of training)"
+        f"recipe {record['recipe'] or 'none'}, {minutes:.1f} min of training)"
         f"{warning}  {folder}"
     )
 
