@@ -68,7 +68,8 @@ def is_short(run: Record) -> bool:
 def join_budgets(row: Sequence[Cell]) -> str:
     """How long a row's runs and their extractors were trained: `15 min`, or `14 and 8 min, 1,200 and 800 of 60k steps`.
 
-    Two cells in the order of their columns; of more, the least and the most. A device is named unless it is a CPU.
+    Two cells in the order of their columns; of more, the least and the most. Each device has its own minutes: `1 to 3 min
+    on NVIDIA H200, 14 min on CPU`. Where all are CPUs, none is named.
     """
     if row[0].figure is not None:
         return ""
@@ -81,13 +82,19 @@ def join_budgets(row: Sequence[Cell]) -> str:
         if paper is not None and train.get("steps"):
             of_paper = f" of {_thousands(paper)}" if train["steps"] < paper else ""
             steps[f"{of_paper} steps"].append(train["steps"])
-    minutes = _join([max(1, round(value / 60)) for value in seconds])
-    devices = {
-        name for cell in row for run in cell.runs for name in (run["cost"]["device"] or "unknown").split(" and ")
-    }
+    minutes: dict[str, list[int]] = defaultdict(list)  # by the device
+    for cell, value in zip(row, seconds, strict=True):
+        minutes[_device(cell)].append(max(1, round(value / 60)))
+    on = {device: "" if set(minutes) == {"CPU"} else f" on {device}" for device in minutes}
+    times = [f"{_join(each)} min{on[device]}" for device, each in minutes.items()]
+    return ", ".join([*times, *(f"{_join(counts)}{words}" for words, counts in steps.items())])
+
+
+def _device(cell: Cell) -> str:
+    """Where the runs of a cell were trained; `CPU` where no GPU took part."""
+    devices = {name for run in cell.runs for name in (run["cost"]["device"] or "unknown").split(" and ")}
     named = ["an unknown device" if name == "unknown" else name for name in sorted(devices - {"cpu"})]
-    on = f" on {' and '.join(named)}" if named else ""
-    return ", ".join([f"{minutes} min{on}", *(f"{_join(counts)}{words}" for words, counts in steps.items())])
+    return " and ".join(named) or "CPU"
 
 
 def _join(values: Sequence[int]) -> str:

@@ -298,6 +298,16 @@ def test_a_budget_names_the_device_unless_it_is_a_cpu(lab: Any, device: str | No
     assert row["budget"] == f"6 min{on}, 9 of 10 steps"
 
 
+def test_cells_of_several_devices_have_minutes_by_device(lab: Any) -> None:
+    short = {"train__steps": 9, "train__paper_steps": 10}
+    records = [
+        lab.shots(shot, **short, cost__train_seconds=60 * minutes, cost__device=device)
+        for shot, minutes, device in ((1, 14, "cpu"), (5, 1, "NVIDIA H200"), (10, 3, "NVIDIA H200"))
+    ]
+    [row] = lab.texts(make_page(records, layout=Layout(rows={"method": "method", "budget": "budget"})))
+    assert row["budget"] == "14 min on CPU, 1 and 3 min on NVIDIA H200, 9 of 10 steps"
+
+
 @pytest.mark.parametrize(
     ("shots", "budget"),
     [
