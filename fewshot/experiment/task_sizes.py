@@ -77,8 +77,10 @@ def describe_misfit(config: Mapping[str, Any], pooled: Mapping[str, int], fixed:
     if CLASSES not in changes:
         return f"{start}; this fits: {_command(changes)}"
     new = _find_fit(values, sizes_of_tasks, pooled, fixed, new_classes=True)
-    either = f"for new classes in the test {shlex.join(_words(new))} fit; " if new else ""
-    return f"{start}; {either}with other images of the same classes in training and test this fits: {_command(changes)}"
+    either = f"{shlex.join(_words(new))} fit, with new classes in the test; " if new else ""
+    return (
+        f"{start}; {either}this fits, with other images of the same classes in training and test: {_command(changes)}"
+    )
 
 
 def _task_sizes(config: Mapping[str, Any]) -> list[TaskSize]:
