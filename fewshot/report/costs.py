@@ -68,8 +68,8 @@ def is_short(run: Record) -> bool:
 def join_budgets(row: Sequence[Cell]) -> str:
     """How long a row's runs and their extractors were trained: `15 min`, or `14 and 8 min, 1,200 and 800 of 60k steps`.
 
-    Two cells in the order of their columns; of more, the least and the most. Each device has its own minutes: `1 to 3 min
-    on NVIDIA H200, 14 min on CPU`. Where all are CPUs, none is named.
+    Two cells in the order of their columns; of more, the least and the most. Each device has its own minutes, such as
+    `1 to 3 min on NVIDIA H200, 14 min on CPU`; where all are CPUs, none is named.
     """
     if row[0].figure is not None:
         return ""
