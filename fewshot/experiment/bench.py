@@ -27,6 +27,7 @@ from fewshot.core.device import (
     set_single_threaded,
     tune_malloc,
 )
+from fewshot.core.environment import code, environment
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
 from fewshot.core.paths import CONF
@@ -35,7 +36,6 @@ from fewshot.engine.engine import ENGINES, LONG, Engine, is_small
 from fewshot.episodes import Episodes
 from fewshot.experiment.bench_others import easyfsl_gradient, jax_step
 from fewshot.experiment.make_learner import instantiate_node
-from fewshot.report.records import code, environment
 
 Row = dict[str, Any]
 

@@ -37,6 +37,7 @@ from fewshot.core.checks import did_you_mean
 from fewshot.core.device import out_of_memory, tune_malloc
 from fewshot.core.distributed import RankZeroFailed, fails_everywhere, is_rank_zero, process_group
 from fewshot.core.errors import FewshotError, one_line
+from fewshot.core.environment import code
 from fewshot.core.paths import CONF, expand_configuration, expand_home
 from fewshot.experiment.command_line import has_sweep_mode, open_hydra, parse_flags
 from fewshot.experiment.config import check_groups, given_overrides, key_names
@@ -51,7 +52,6 @@ from fewshot.experiment.sweeps import (
     sweep_status_dir,
     write_status,
 )
-from fewshot.report.records import code
 
 MISTAKES = (FewshotError, OmegaConfBaseException, OSError)  # of a person or a machine, not of this code
 T = TypeVar("T")
@@ -76,11 +76,11 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
         if os.getpid() != process:
             _init_worker(argv, process)
         tune_malloc()
-        code()  # as records will name it
         records, failure, everywhere = [], None, True  # whether every process of torchrun fails likewise
         try:
             if cfg.get("sweeps") and status is None:
                 raise FewshotError("sweeps: this configuration is of several sweeps; add -m")
+            code()  # as records will name it
             expand_configuration(cfg)
             check_groups(cfg)
             if (recipe := complete(cfg, given_overrides())) and is_rank_zero():

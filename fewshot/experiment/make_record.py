@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from fewshot.core.device import device_name, peak_memory_bytes
 from fewshot.core.distributed import world
+from fewshot.core.environment import code, environment
 from fewshot.engine.evaluate import ci95
 from fewshot.episodes import Tasks
 from fewshot.experiment.build import Experiment, training_shape
@@ -92,8 +93,8 @@ def make_record(
             "device": " and ".join(trained.devices) or (None if trained.steps else device_name(run.device)),
             "processes": world()[1],
         },
-        "code": dict(records.code()),
-        "environment": records.environment(),
+        "code": code() | {"training": list(trained.code)},
+        "environment": environment(),
         "data": {
             "fingerprint": source.image_fingerprint,
             "features_fingerprint": None if cfg.features.name is None else source.fingerprint,

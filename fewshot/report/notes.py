@@ -211,8 +211,9 @@ def _pretrained(run: Record) -> str:
 
 
 def _code_versions(runs: Sequence[Record]) -> str:
+    """The versions that tested the runs and, where a record has them, those that trained them."""
     commits: dict[str, dict[str, None]] = defaultdict(dict)
-    for code in (run["code"] for run in runs):
+    for code in (code for run in runs for code in (run["code"], *run["code"].get("training", ()))):
         dirty = " with uncommitted changes" if code["dirty"] else ""
         commits[code["version"]][f"{(code['commit'] or '')[:7] or 'unknown commit'}{dirty}"] = None
     named = {version: "of a version not recorded" if version == "absent" else version for version in commits}

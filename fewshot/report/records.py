@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
-import tomllib
 from collections.abc import Mapping
-from contextlib import suppress
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,68 +74,6 @@ def copy_record(folder: Path, target: Path, runs: Path) -> None:
     lines = log.read_bytes().splitlines(keepends=True) if log.exists() else []
     if curve := b"".join(line for line in lines if b'"validation_' in line):
         write_atomically(copy.parents[1] / log.name, curve)
-
-
-@cache
-def code() -> dict[str, Any]:
-    """The version of the code, and the commit and state of its git checkout, null where there is none.
-
-    They are of the first call: the tools make it at their start, since a checkout may change while they run.
-    """
-    root = Path(__file__).resolve().parents[2]
-
-    def git(*arguments: str) -> str | None:
-        try:
-            return subprocess.check_output(["git", *arguments], cwd=root, stderr=subprocess.DEVNULL, text=True).strip()
-        except (OSError, subprocess.CalledProcessError):
-            return None
-
-    state = {"version": _own_version(root), "commit": None, "dirty": None}
-    top = git("rev-parse", "--show-toplevel")
-    if top is not None and Path(top).resolve() == root:  # not installed somewhere inside another project's checkout
-        # A file that git does not know yet, such as a new algorithm, is a change too.
-        changes = git("status", "--porcelain", "--", "fewshot", "conf", "tools")
-        state |= {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
-    return state
-
-
-def _own_version(root: Path) -> str:
-    """The version that is installed, else that of the checkout from which this runs."""
-    installed, described = _version("fewshot"), root / "pyproject.toml"
-    if installed != "absent" or not described.is_file():
-        return installed
-    project = tomllib.loads(described.read_text(encoding="utf-8")).get("project", {})
-    return project.get("version", installed) if project.get("name") == "fewshot" else installed
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "absent"
-
-
-def environment() -> dict[str, Any]:
-    """Versions of the packages and properties of the machine that results can depend on."""
-    import torch
-
-    packages = ("torch", "torchvision", "learn2learn", "hydra-core", "numpy", "pillow")
-    return {
-        "python": platform.python_version(),
-        **{name: _version(name) for name in packages},
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _processor() -> str:
-    """The name of the processor, as far as the system says it."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def find_records(folder: str | Path) -> list[Path]:

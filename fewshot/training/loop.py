@@ -15,6 +15,7 @@ import torch
 from fewshot.algorithms.learner import Learner, Tensors, backbone_constants
 from fewshot.core.device import device_name
 from fewshot.core.distributed import all_reduce_sum, is_main, pad_to_global, rank_slice, world
+from fewshot.core.environment import code
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
 from fewshot.core.interrupt import hold_interrupt
@@ -92,6 +93,8 @@ def run_training(
         before = ["unknown"] if progress["step"] else []  # of a checkpoint that does not say
         devices = progress.setdefault("devices", before)
         progress["devices"] = [*dict.fromkeys([*devices, device_name(tasks.device)])]
+        if code() not in (versions := progress.setdefault("code", [])):
+            versions.append(code())
     batch, indices = settings.meta_batch, rank_slice(settings.meta_batch)
     ahead = draw_ahead(tasks, DRAWN_STEPS * batch)
 
@@ -227,6 +230,7 @@ def load_selected(
         nan_guarded=progress["nan_guarded"],
         train_seconds=progress["train_seconds"],
         devices=tuple(progress.get("devices", ())),
+        code=tuple(progress.get("code", ())),
     )
 
 

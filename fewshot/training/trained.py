@@ -29,6 +29,7 @@ class Trained:
     train_seconds: float  # of these steps: sampling, adaptation and update, without validation
     inputs: Inputs | None = None  # the examples that it was trained on; None for functions
     devices: tuple[str, ...] = ()  # that it was trained on; empty where nothing was trained or no checkpoint says it
+    code: tuple[dict[str, Any], ...] = ()  # versions that trained it, as records have them; empty likewise
 
     @property
     def device(self) -> torch.device:

@@ -9,7 +9,6 @@ import pytest
 from scipy import stats
 
 from fewshot.core.errors import FewshotError
-from fewshot.report import records
 from fewshot.report.gather import read_runs
 from fewshot.report.page import Page
 from fewshot.report.published import VIEWS
@@ -25,38 +24,12 @@ HEADINGS = ["1 test step", "5 test steps", "10 test steps"]
 # Writing and reading
 
 
-def test_the_code_in_a_record_is_what_it_was_when_the_process_began(monkeypatch: pytest.MonkeyPatch) -> None:
-    began = records.code()
-
-    def committed_meanwhile(*_: Any, **__: Any) -> str:
-        return "another commit"
-
-    monkeypatch.setattr(records.subprocess, "check_output", committed_meanwhile)
-    assert records.code() == began and began["version"]
-
-
 def test_scores_by_steps_are_columns_of_one_file_and_come_back_as_written(lab: Any, tmp_path: Path) -> None:
     record = lab.write_regression("")
     lines = (tmp_path / "episodes.csv").read_text().splitlines()
     assert (lines[0], len(lines)) == ("episode,mse_1,mse_5,mse_10", 41)
     assert lines[1].split(",")[0] == "0" and len(lines[1].split(",")) == 4
     assert read_record(tmp_path / "record.json") == {**record, "folder": str(tmp_path)}
-
-
-def test_code_that_is_not_installed_knows_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "_version", lambda package: "absent")
-    described = Path(records.__file__).parents[2] / "pyproject.toml"
-    assert f'version = "{records.code.__wrapped__()["version"]}"' in described.read_text()
-
-
-@pytest.mark.parametrize("project", ["", "[project]\nname = 'mine'\nversion = '7'", "[project]\nname = 'fewshot'"])
-def test_code_inside_another_project_does_not_take_its_version(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, project: str
-) -> None:
-    monkeypatch.setattr(records, "_version", lambda package: "absent")
-    monkeypatch.setattr(records, "__file__", str(tmp_path / "fewshot/report/records.py"))
-    (tmp_path / "pyproject.toml").write_text(project)
-    assert records.code.__wrapped__()["version"] == "absent"
 
 
 def test_one_score_per_episode_has_the_metric_as_its_heading(lab: Any, tmp_path: Path) -> None:
@@ -148,7 +121,8 @@ def test_a_regression_is_summed_up_by_its_error_after_each_number_of_updates(lab
 
 
 def test_a_classification_is_summed_up_in_per_cent(lab: Any) -> None:
-    assert summary(lab.record(cost__nan_guarded_steps=2), Path("runs/a")) == (
+    record = lab.record(cost__nan_guarded_steps=2, cost__extractor_seconds=120.0)
+    assert summary(record, Path("runs/a")) == (
         "maml omniglot 5-way 1-shot: 95.43 ± 0.41 % (common, transductive; "
         "recipe none, 14.7 min of training) WARNING: 2 steps had a NaN and took the parameters as their gradient;  "
         "runs/a"

@@ -218,6 +218,12 @@ def test_what_columns_share_is_said_once_and_what_they_do_not_with_their_names(l
     )
 
 
+def test_the_versions_that_trained_a_run_stand_beside_the_one_that_tested_it(lab: Any) -> None:
+    trained = {"version": "0.1.0", "commit": "fedcba9" * 5, "dirty": False}
+    footer = dict(make_page([lab.record(code__training=[trained])]).footer)
+    assert footer["reading"].endswith("; code 0.1.0 (abc1234, fedcba9)")
+
+
 def test_a_record_without_a_version_is_told_by_its_commit(lab: Any) -> None:
     footer = dict(make_page([lab.record(), lab.shots(5, code__version="absent")]).footer)
     assert footer["reading"].endswith("; code 0.1.0 (abc1234), of a version not recorded (abc1234)")
