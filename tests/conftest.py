@@ -9,6 +9,7 @@ import logging
 import os
 import runpy
 import shutil
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -329,6 +330,14 @@ class Outcome(NamedTuple):
     code: int
     out: str
     err: str
+
+
+@pytest.fixture
+def usual_ctrl_c() -> Iterator[None]:
+    """Ctrl-C as in a terminal; the background jobs of a shell ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 import fewshot
 from fewshot.algorithms.maml import MAML
+from fewshot.core import environment
 from fewshot.data.bank import Bank
 from fewshot.data.datasets.leo_embeddings import write_originals
 from fewshot.engine.engine import Engine
@@ -35,6 +36,11 @@ QUICK = (
 )  # fmt: skip
 
 
+def _quick(*words: str) -> list[str]:
+    """These words and QUICK, without a network for nearest neighbours, which have none."""
+    return [*words, *(word for word in QUICK if "algorithm=nearest" not in words or not word.startswith("backbone"))]
+
+
 def comparable(record: dict[str, Any]) -> dict[str, Any]:
     """A record without its timings and the words that made it."""
     return {key: value for key, value in record.items() if key not in ("cost", "command")}
@@ -42,8 +48,7 @@ def comparable(record: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("algorithm", ["nearest", "maml", "fomaml", "reptile"])
 def test_a_run_leaves_everything_that_the_design_says(call: Any, algorithm: str) -> None:
-    quick = [word for word in QUICK if algorithm != "nearest" or not word.startswith("backbone")]
-    done = call("train", f"algorithm={algorithm}", "run_dir=run", *quick)
+    done = call("train", "run_dir=run", *_quick(f"algorithm={algorithm}"))
     assert (done.code, done.err) == (0, "")
     *progress, summary = done.out.splitlines()
     title = f"{algorithm} glyphs 5-way 1-shot: "
@@ -560,10 +565,15 @@ def test_a_damaged_or_foreign_checkpoint_is_one_line(call: Any) -> None:
     assert len(list(Path("run").rglob("record.json"))) == 1
 
 
+MISSING_TESTS = "the training has ended; the same command, or `{}`, runs the missing tests"
+
+
 @pytest.mark.parametrize(
     ("words", "at", "message"),
     [
         ((), "training.loop._better", "the same command, or `{}`, continues after step 3"),
+        ((), "experiment.run.write_tests", MISSING_TESTS),
+        (("algorithm=nearest",), "experiment.run.write_tests", MISSING_TESTS),
         (("force=true",), "training.loop.optimizer_step", "`{}` starts at step 0: it had no checkpoint yet"),
         ((), "experiment.run._check_tasks", "before the training; start the same command again"),
     ],
@@ -573,10 +583,34 @@ def test_an_interrupted_run_says_how_to_go_on(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(f"fewshot.{at}", lambda *_: _interrupt())
-        done = call("train", "run_dir=run", *QUICK, *words)
+        done = call("train", "run_dir=run", *_quick(*words))
     assert done.code == 130
     assert done.err.strip() == f"interrupted: {message.format('python tools/train.py resume=run')}"
+    assert call("train", "run_dir=run", *_quick(*words)).code == 0
+
+
+def test_a_forced_run_that_ends_before_it_begins_offers_the_old_one_to_nobody(
+    call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert call("train", "run_dir=run", *QUICK).code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("fewshot.experiment.run._check_tasks", lambda *_: _interrupt())
+        done = call("train", "run_dir=run", "force=true", *QUICK)
+    assert done.err.strip() == "interrupted: before the training; start the same command again"
+
+
+def test_a_record_names_the_code_that_its_process_began_with(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    began, begin = environment.code(), fewshot.experiment.run._begin
+    environment.code.cache_clear()
+
+    def begin_and_commit(*inputs: Any) -> None:
+        begin(*inputs)
+        patch.setattr(environment.subprocess, "check_output", lambda *_, **__: "committed meanwhile")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fewshot.experiment.run._begin", begin_and_commit)
+        assert call("train", "run_dir=run", *QUICK).code == 0
+    assert read_test("run")["code"] == began | {"training": [began]}
 
 
 def _interrupt() -> None:

@@ -6,18 +6,21 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 
 @contextmanager
 def hold_interrupt() -> Iterator[Callable[[], bool]]:
-    """Let the first Ctrl-C of the block wait, and the second interrupt at once.
+    """Let the first Ctrl-C of the block wait for its end, and the second interrupt at once.
 
     Only the main thread can do so; elsewhere, and where Ctrl-C means something else already, nothing changes.
 
     Yields:
-        Whether Ctrl-C was pressed; then the caller is to stop, by KeyboardInterrupt.
+        Whether Ctrl-C was pressed. Then the caller leaves the block as soon as it can.
+
+    Raises:
+        KeyboardInterrupt: at the end of the block, if Ctrl-C was pressed in it, also in place of an error.
     """
     pressed = False
 
@@ -25,14 +28,27 @@ def hold_interrupt() -> Iterator[Callable[[], bool]]:
         nonlocal pressed
         pressed = True
         signal.signal(number, signal.default_int_handler)
-        print("\nstops after this step; Ctrl-C again: at once", file=sys.stderr, flush=True)
+        with suppress(OSError, ValueError, RuntimeError):  # Ctrl-C may have ended the reader of stderr too
+            print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
 
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield lambda: False
         return
     signal.signal(signal.SIGINT, hold)
     try:
         yield lambda: pressed
+    except Exception as error:
+        if pressed:
+            raise KeyboardInterrupt from error
+        raise
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.getsignal(signal.SIGINT) is hold:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+def never_hold_interrupt() -> None:
+    """Let every Ctrl-C interrupt this process at once, for a process that ends soon after the one that started it."""
+    signal.signal(signal.SIGINT, lambda number, frame: signal.default_int_handler(number, frame))

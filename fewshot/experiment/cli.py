@@ -38,6 +38,8 @@ from fewshot.core.device import out_of_memory, tune_malloc
 from fewshot.core.distributed import RankZeroFailed, fails_everywhere, is_rank_zero, process_group
 from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.environment import code
+from fewshot.core.errors import FewshotError, one_line
+from fewshot.core.interrupt import never_hold_interrupt
 from fewshot.core.paths import CONF, expand_configuration, expand_home
 from fewshot.experiment.command_line import has_sweep_mode, open_hydra, parse_flags
 from fewshot.experiment.config import check_groups, given_overrides, key_names
@@ -252,6 +254,7 @@ def _init_worker(argv: list[str], process: int) -> None:
     if os.getppid() == process:
         exit_with_parent(process)
 
+        never_hold_interrupt()
 
 def _run_sweep(sweep: Callable[[], Any]) -> bool:
     """Let Hydra run a sweep. Returns False, after a line on stderr, if the launcher or the search failed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from fewshot.experiment.run_dir import DATA, TESTS, finished_tests, run_folder
 from fewshot.experiment.run_tests import plan_tests, write_tests
 from fewshot.experiment.task_sizes import explain_task_sizes
 from fewshot.experiment.trackers import IDS, open_tracker
-from fewshot.training.checkpoint import load_checkpoint
+from fewshot.training.checkpoint import read_header
 from fewshot.training.loop import check_shareable, checkpoints, is_trained, load_selected, run_training
 from fewshot.training.trained import Trained
 
@@ -50,11 +50,13 @@ def training_run(cfg: DictConfig) -> tuple[Path, list[Path]]:
         if is_main():
             print(f"{folder}: finished before; force=true runs it again")
         return folder, tests
-    with hold(folder), _interruptible(folder, cfg.force):
-        run = _prepare(cfg, folder)
-        _begin(run, folder)
-        _train(run, folder)
-        tests = write_tests(run, load_trained(run, folder), folder / TESTS)
+    with lock_run(folder):
+        with _explain_interrupt(lambda: "before the training; start the same command again"):  # which goes on with data
+            run = _prepare(cfg, folder)
+        with _explain_interrupt(lambda: _how_to_continue(run, folder)):
+            _begin(run, folder)
+            _train(run, folder)
+            tests = write_tests(run, load_trained(run, folder), folder / TESTS)
     return folder, tests
 
 
@@ -65,7 +67,7 @@ def _checked_folder(cfg: DictConfig) -> Path:
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
+def lock_run(folder: Path) -> Iterator[None]:
     """Lock a run folder for the processes of this run.
 
     Raises:
@@ -77,20 +79,26 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _interruptible(folder: Path, force: bool) -> Iterator[None]:
-    """Let Ctrl-C say how to continue this run."""
+def _explain_interrupt(how_to_continue: Callable[[], str]) -> Iterator[None]:
+    """Let a Ctrl-C in the block say how to continue."""
     try:
         yield
     except KeyboardInterrupt:
-        plain = re.fullmatch(r"[\w./-]+", str(folder))
-        resume = f"`python tools/train.py {f'resume={folder}' if plain else typed('resume', str(folder))}`"
-        if not (folder / "config.yaml").exists():  # data and extractor continue too
-            raise KeyboardInterrupt("before the training; start the same command again") from None
-        last, _ = checkpoints(folder)
-        step = load_checkpoint(last, "cpu")[1]["step"] if last.exists() else 0
-        how = f"continues after step {step:,}" if step else "starts at step 0: it had no checkpoint yet"
-        ways = resume if force else f"the same command, or {resume},"  # which with `force` would begin anew
-        raise KeyboardInterrupt(f"{ways} {how}") from None
+        raise KeyboardInterrupt(how_to_continue()) from None
+
+
+def _how_to_continue(run: Experiment, folder: Path) -> str:
+    plain = re.fullmatch(r"[\w./-]+", str(folder))
+    resume = f"`python tools/train.py {f'resume={folder}' if plain else typed('resume', str(folder))}`"
+    ways = resume if run.cfg.force else f"the same command, or {resume},"  # which with `force` would begin anew
+    last, _ = checkpoints(folder)
+    try:
+        step = read_header(last)["step"] if last.exists() else 0
+    except FewshotError as error:
+        return str(error)
+    if last.exists() and (step >= run.settings.steps or not is_trained(run.learner, run.training)):
+        return f"the training has ended; {ways} runs the missing tests"
+    return f"{ways} {f'continues after step {step:,}' if step else 'starts at step 0: it had no checkpoint yet'}"
 
 
 _finished_tests = on_rank_zero(finished_tests)
@@ -168,7 +176,7 @@ def _display(run: Experiment, folder: Path) -> Iterator[Any]:
         yield lambda step, metrics: None
         return
     settings, (last, _) = run.settings, checkpoints(folder)
-    done = load_checkpoint(last, "cpu")[1]["step"] if last.exists() else 0
+    done = read_header(last)["step"] if last.exists() else 0
     if 0 < done < settings.steps:
         print(f"{folder}: goes on from step {done}")
     counts = settings.steps, done, settings.meta_batch, settings.log_every

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +36,29 @@ def load_checkpoint(
     Raises:
         FewshotError: the file is missing, damaged, or not one of this project's.
     """
+    groups: dict[str, dict[str, torch.Tensor]] = {}
+    with _opened(path, device) as (file, header):
+        for key in file.keys():  # noqa: SIM118  (not a dict)
+            group, name = key.split("/", 1)
+            groups.setdefault(group, {})[name] = file.get_tensor(key)
+    return groups, header
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The header alone, without the tensors. Raises FewshotError as `load_checkpoint` does."""
+    with _opened(path, "cpu") as (_, header):
+        return header
+
+
+@contextmanager
+def _opened(path: Path, device: torch.device | str) -> Iterator[tuple[Any, dict[str, Any]]]:
     if not path.is_file():
         raise FewshotError(f"{path}: no checkpoint there; give the folder of a run that has trained for a while")
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            header = json.loads((file.metadata() or {})[HEADER])
-            groups: dict[str, dict[str, torch.Tensor]] = {}
-            for key in file.keys():  # noqa: SIM118  (not a dict)
-                group, name = key.split("/", 1)
-                groups.setdefault(group, {})[name] = file.get_tensor(key)
+            yield file, json.loads((file.metadata() or {})[HEADER])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise FewshotError(f"{path}: damaged, or not a checkpoint of this project ({error}); train again") from error
-    return groups, header
 
 
 def check_state(

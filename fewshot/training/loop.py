@@ -25,7 +25,7 @@ from fewshot.engine.probe import check_training
 from fewshot.engine.reduce import over_processes
 from fewshot.episodes import Tasks
 from fewshot.tasks.sampler import draw_ahead
-from fewshot.training.checkpoint import check_state, load_checkpoint, save_checkpoint
+from fewshot.training.checkpoint import check_state, load_checkpoint, read_header, save_checkpoint
 from fewshot.training.optimizer import (
     NonFiniteGuard,
     load_optimizer_state,
@@ -59,8 +59,8 @@ def run_training(
 
     Raises:
         FewshotError: a loss or gradient is not finite; the checkpoints stay as they were.
-        KeyboardInterrupt: by Ctrl-C. A process alone ends its step and writes a checkpoint first; several cannot agree
-            on the step, and stop at once.
+        KeyboardInterrupt: by Ctrl-C. A process alone first ends its step, with its validation if one is due, and writes
+            a checkpoint; several cannot agree on the step, and stop at once.
     """
     folder = expand_path(folder)
     check_train_settings(settings)
@@ -99,6 +99,9 @@ def run_training(
     ahead = draw_ahead(tasks, DRAWN_STEPS * batch)
 
     def checkpoint() -> None:
+        progress["nan_guarded"] = guard.check(last)
+        progress["chunks"] = _chunks(engine, tasks.device)
+        progress["compiles"] = engine.compiles
         groups = {"params": params, "state": state, "constants": constants, "outer": optimizer_state(optimizer, params)}
         save_checkpoint(last, groups, progress)
 
@@ -108,17 +111,17 @@ def run_training(
     with _stages(learner, steps) as begin_step, hold as interrupted:
         for step in range(progress["step"], steps):
             start = time.perf_counter()
-            done = step + 1
+            done, compiles = step + 1, engine.compiles
             begin_step(step, steps)
             episodes = ahead(step * batch + indices.start, len(indices))
             outer = over_processes(engine.outer(learner, params, state, episodes), indices, batch)
+            if interrupted() and engine.compiles != compiles:
+                raise KeyboardInterrupt  # Ctrl-C ended the compiler too: that it failed is not to be kept
             gradient, state = guard.filter(outer, params, step), outer.state
             metrics = {"outer_lr": optimizer_step(optimizer, params, gradient, settings, step)}
             validates = bool(settings.validate_every) and (done % settings.validate_every == 0 or done == steps)
-            stops = interrupted()
-            saves = stops or done % settings.checkpoint_every == 0 or done == steps
             logs = done % settings.log_every == 0 or done == steps or validates
-            if logs or saves:
+            if logs:
                 progress["nan_guarded"] = guard.check(last)
                 metrics |= {"loss": float(outer.loss.mean()), tasks.metric: float(outer.score.mean())}
             progress["train_seconds"] += time.perf_counter() - start
@@ -139,14 +142,11 @@ def run_training(
                 with log.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
             show(done, metrics)
-            if saves:
-                progress["chunks"] = _chunks(engine, tasks.device)
-                progress["compiles"] = engine.compiles
+            stops = interrupted()
+            if stops or done % settings.checkpoint_every == 0 or done == steps:
                 checkpoint()
             if stops:
                 raise KeyboardInterrupt
-        if interrupted():  # since the last step was counted
-            raise KeyboardInterrupt
     if not last.exists():
         checkpoint()
 
@@ -201,7 +201,7 @@ def load_selected(
         FewshotError: there is no such checkpoint, or it is damaged or of another learner.
     """
     last, best = checkpoints(expand_path(folder))
-    _, progress = load_checkpoint(last, "cpu")
+    progress = read_header(last)
     path = best if settings.select == "best" and progress["best"] is not None else last
     if checkpoint is not None:
         path = {"best": best, "last": last}.get(checkpoint, expand_path(checkpoint))

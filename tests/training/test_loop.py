@@ -111,7 +111,8 @@ def run(
     return shown
 
 
-@pytest.mark.parametrize(("presses", "at", "kept"), [(1, 2, 3), (2, 2, None), (1, 6, 6)])
+@pytest.mark.usefixtures("usual_ctrl_c")
+@pytest.mark.parametrize(("presses", "at", "kept"), [(1, 2, 2), (2, 2, None), (1, 6, 6)])
 def test_ctrl_c_ends_the_step_and_leaves_a_checkpoint_and_a_second_one_stops_at_once(
     presses: int, at: int, kept: int | None, tmp_path: Path
 ) -> None:
@@ -131,6 +132,21 @@ def test_ctrl_c_ends_the_step_and_leaves_a_checkpoint_and_a_second_one_stops_at_
     whole, _ = load_checkpoint(tmp_path / "whole/checkpoints/last.safetensors", CPU)
     continued, _ = load_checkpoint(last, CPU)
     assert all(torch.equal(value, continued["params"][name]) for name, value in whole["params"].items())
+
+
+@pytest.mark.usefixtures("usual_ctrl_c")
+def test_ctrl_c_that_ended_the_compiler_too_does_not_keep_that_it_failed(tmp_path: Path) -> None:
+    class Compiling(Engine):
+        def outer(self, *inputs: Any) -> Any:
+            self.compiles = False
+            signal.raise_signal(signal.SIGINT)
+            return super().outer(*inputs)
+
+    engine = Compiling()
+    engine.compiles = True
+    with pytest.raises(KeyboardInterrupt):
+        run(maml(), SETTINGS, tmp_path / "run", engine=engine)
+    assert not (tmp_path / "run/checkpoints").exists()
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
