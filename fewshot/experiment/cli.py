@@ -10,6 +10,7 @@ import codecs
 import io
 import os
 import re
+import shlex
 import sys
 import traceback
 import warnings
@@ -36,7 +37,6 @@ from omegaconf.errors import (
 from fewshot.core.checks import did_you_mean
 from fewshot.core.device import out_of_memory, tune_malloc
 from fewshot.core.distributed import RankZeroFailed, fails_everywhere, is_rank_zero, process_group
-from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.environment import code
 from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.interrupt import never_hold_interrupt
@@ -80,9 +80,9 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
         tune_malloc()
         records, failure, everywhere = [], None, True  # whether every process of torchrun fails likewise
         try:
+            code()  # as records will name it
             if cfg.get("sweeps") and status is None:
                 raise FewshotError("sweeps: this configuration is of several sweeps; add -m")
-            code()  # as records will name it
             expand_configuration(cfg)
             check_groups(cfg)
             if (recipe := complete(cfg, given_overrides())) and is_rank_zero():
@@ -170,7 +170,8 @@ def _check_clone() -> None:
     script = Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve()
     other, own = Path(__file__).resolve().parents[2], script.parent.parent
     if script.parent.name == "tools" and (own / "fewshot").is_dir() and own != other and (other / "tools").is_dir():
-        raise FewshotError(f"{script}: {other} is installed, and would run; `pip install -e {own}` first")
+        here = shlex.quote(str(own))
+        raise FewshotError(f"{script}: {other} is installed, and would run; set PYTHONPATH={here} to run this clone")
 
 
 def _one_line(step: Callable[[], T]) -> T:
@@ -253,8 +254,8 @@ def _init_worker(argv: list[str], process: int) -> None:
     os.environ["TTY_COMPATIBLE"] = "0"  # no progress bars: those of several processes would overwrite each other
     if os.getppid() == process:
         exit_with_parent(process)
-
         never_hold_interrupt()
+
 
 def _run_sweep(sweep: Callable[[], Any]) -> bool:
     """Let Hydra run a sweep. Returns False, after a line on stderr, if the launcher or the search failed."""

@@ -46,7 +46,7 @@ def parse_flags(words: list[str]) -> argparse.Namespace:
         setting = unknown[0].lstrip("-")
         hint = did_you_mean(unknown[0].split("=")[0], known)
         raise FewshotError(
-            f"{unknown[0]}: no such flag{hint}; a setting is written without dashes: "
+            f"{unknown[0]}: no such flag{hint or ';'} a setting is written without dashes: "
             f"{setting if '=' in setting else f'{setting}=<value>'}"
         )
     if flags.cfg and flags.multirun:

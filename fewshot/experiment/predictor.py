@@ -76,7 +76,7 @@ def _of_features(cfg: DictConfig) -> Predictor:
     if "model" not in cfg.features:
         raise FewshotError(
             f"method={cfg.method}: takes features=torchvision features.weights=<file>; for an extractor of your own "
-            "images train algorithm=nearest_mean, which trains an extractor alone, and give its run"
+            "images train algorithm=nearest_mean, which trains only the extractor, and give its run"
         )
     chosen = cfg.features
     weights = None if OmegaConf.is_missing(chosen, "weights") else chosen.weights

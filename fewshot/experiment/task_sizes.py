@@ -77,9 +77,9 @@ def describe_misfit(config: Mapping[str, Any], pooled: Mapping[str, int], fixed:
     if CLASSES not in changes:
         return f"{start}; this fits: {_command(changes)}"
     new = _find_fit(values, sizes_of_tasks, pooled, fixed, new_classes=True)
-    either = f"{shlex.join(_words(new))} fit, with new classes in the test; " if new else ""
+    by_new = f"this fits, with new classes in the test: {_command(new)}; " if new else ""
     return (
-        f"{start}; {either}this fits, with other images of the same classes in training and test: {_command(changes)}"
+        f"{start}; {by_new}this fits, with other images of the same classes in training and test: {_command(changes)}"
     )
 
 

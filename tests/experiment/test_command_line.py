@@ -147,7 +147,7 @@ def test_a_tool_of_one_clone_does_not_run_the_package_of_another(tmp_path: Path)
     command = [sys.executable, tmp_path / "tools/table.py", "--cfg", "job"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    said = f"{tmp_path}/tools/table.py: {ROOT} is installed, and would run; `pip install -e {tmp_path}` first"
+    said = f"{tmp_path}/tools/table.py: {ROOT} is installed, and would run; set PYTHONPATH={tmp_path} to run this clone"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"error: {said}\n")
 
 

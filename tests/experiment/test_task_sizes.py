@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -36,8 +35,9 @@ def with_words(config: dict[str, Any], words: list[str]) -> dict[str, Any]:
     return changed
 
 
-def advice(message: str) -> list[str]:
-    return shlex.split(message.partition("python tools/train.py ")[2])
+def advice(message: str, which: int = -1) -> list[str]:
+    """The words of a command of the message, by default of the last."""
+    return shlex.split(message.split("python tools/train.py ")[which].partition("; this fits")[0])
 
 
 def test_eight_folders_of_twelve_pictures_get_one_message_with_a_command() -> None:
@@ -49,10 +49,11 @@ def test_eight_folders_of_twelve_pictures_get_one_message_with_a_command() -> No
         "dataset.reader.classes=same", "dataset.reader.fractions=[0.5,0.25,0.25]", "validation.query=2",
         "protocol.common.query=2", "features.settings.query=2",
     ]  # fmt: skip
-    smaller = re.search(r"; ([^;]*) fit, with new classes in the test; this fits, with other images", message)
-    assert smaller and shlex.split(smaller[1])[:2] == ["way=2", "dataset.reader.fractions=[0.5,0.25,0.25]"]
-    sizes = {f"kind{number}": 12 for number in range(8)}
-    assert not describe_misfit(with_words(CONFIG, shlex.split(smaller[1])), sizes, None)
+    assert "; this fits, with new classes in the test: python" in message
+    assert "; this fits, with other images of the same classes in training and test: python" in message
+    smaller = advice(message, 1)
+    assert smaller[:2] == ["way=2", "dataset.reader.fractions=[0.5,0.25,0.25]"]
+    assert not describe_misfit(with_words(CONFIG, smaller), {f"kind{number}": 12 for number in range(8)}, None)
 
 
 @pytest.mark.parametrize("count", [2, 5, 6, 8, 9, 15, 20])
