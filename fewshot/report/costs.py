@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fewshot.report.cells import Cell, Key, Layout
-from fewshot.report.records import NUMBER, Record
+from fewshot.report.records import NUMBER, Record, task_name
 
 NOTHING = "–"
 COSTS = {  # heading: field, unit, decimals
@@ -68,8 +68,9 @@ def is_short(run: Record) -> bool:
 def join_budgets(row: Sequence[Cell]) -> str:
     """How long a row's runs and their extractors were trained: `15 min`, or `14 and 8 min, 1,200 and 800 of 60k steps`.
 
-    Two cells in the order of their columns; of more, the least and the most. Each device has its own minutes, such as
-    `1 to 3 min on NVIDIA H200, 14 min on CPU`; where all are CPUs, none is named.
+    Two cells in the order of their columns; of more, the least and the most. Each device has its own minutes; where all
+    are CPUs, none is named. `1 to 3 min on NVIDIA H200, 14 min on CPU (20-way 1-shot)` says which of many cells is not
+    of the first device.
     """
     if row[0].figure is not None:
         return ""
@@ -82,19 +83,24 @@ def join_budgets(row: Sequence[Cell]) -> str:
         if paper is not None and train.get("steps"):
             of_paper = f" of {_thousands(paper)}" if train["steps"] < paper else ""
             steps[f"{of_paper} steps"].append(train["steps"])
-    minutes: dict[str, list[int]] = defaultdict(list)  # by the device
+    minutes: dict[str, list[tuple[str, int]]] = defaultdict(list)  # tasks and their minutes, by the device
     for cell, value in zip(row, seconds, strict=True):
-        minutes[_device(cell)].append(max(1, round(value / 60)))
-    on = {device: "" if set(minutes) == {"CPU"} else f" on {device}" for device in minutes}
-    times = [f"{_join(each)} min{on[device]}" for device, each in minutes.items()]
+        task = task_name(cell.runs[0]["protocol"]).partition(" ")[2]
+        minutes[_device(cell)].append((task, max(1, round(value / 60))))
+    times = []
+    for device, own in sorted(minutes.items(), key=lambda item: -len(item[1])):
+        on = "" if set(minutes) == {"CPU"} else f" on {device}"
+        tasks, values = zip(*own, strict=True)
+        where = f" ({' and '.join(tasks)})" if times else ""
+        times.append(f"{_join(values)} min{on}{where}")
     return ", ".join([*times, *(f"{_join(counts)}{words}" for words, counts in steps.items())])
 
 
 def _device(cell: Cell) -> str:
-    """Where the runs of a cell were trained; `CPU` where no GPU took part."""
+    """Where the runs of a cell were trained."""
     devices = {name for run in cell.runs for name in (run["cost"]["device"] or "unknown").split(" and ")}
-    named = ["an unknown device" if name == "unknown" else name for name in sorted(devices - {"cpu"})]
-    return " and ".join(named) or "CPU"
+    named = {"cpu": "CPU", "unknown": "an unknown device"}
+    return " and ".join(named.get(name, name) for name in sorted(devices))
 
 
 def _join(values: Sequence[int]) -> str:

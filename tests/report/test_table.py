@@ -292,7 +292,7 @@ def test_the_budget_is_shown_where_it_is_smaller_than_the_papers(
     ("device", "on"),
     [
         ("NVIDIA H200", " on NVIDIA H200"),
-        ("cpu and NVIDIA H200", " on NVIDIA H200"),
+        ("cpu and NVIDIA H200", " on NVIDIA H200 and CPU"),
         (None, " on an unknown device"),
         ("cpu", ""),
     ],
@@ -311,7 +311,7 @@ def test_cells_of_several_devices_have_minutes_by_device(lab: Any) -> None:
         for shot, minutes, device in ((1, 14, "cpu"), (5, 1, "NVIDIA H200"), (10, 3, "NVIDIA H200"))
     ]
     [row] = lab.texts(make_page(records, layout=Layout(rows={"method": "method", "budget": "budget"})))
-    assert row["budget"] == "14 min on CPU, 1 and 3 min on NVIDIA H200, 9 of 10 steps"
+    assert row["budget"] == "1 and 3 min on NVIDIA H200, 14 min on CPU (5-way 1-shot), 9 of 10 steps"
 
 
 @pytest.mark.parametrize(
