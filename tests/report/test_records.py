@@ -124,7 +124,7 @@ def test_a_classification_is_summed_up_in_per_cent(lab: Any) -> None:
     record = lab.record(cost__nan_guarded_steps=2, cost__extractor_seconds=120.0)
     assert summary(record, Path("runs/a")) == (
         "maml omniglot 5-way 1-shot: 95.43 ± 0.41 % (common, transductive; "
-        "recipe none, 14.7 min of training) WARNING: 2 steps had a NaN and took the parameters as their gradient;  "
+        "recipe none, 16.7 min of training) WARNING: 2 steps had a NaN and took the parameters as their gradient;  "
         "runs/a"
     )
 
