@@ -5,9 +5,12 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+
+AGAIN = 1.0  # seconds after which another Ctrl-C is a person's: `uv run` and others pass on the first one twice
 
 
 @contextmanager
@@ -22,12 +25,16 @@ def hold_interrupt() -> Iterator[Callable[[], bool]]:
     Raises:
         KeyboardInterrupt: at the end of the block, if Ctrl-C was pressed in it, also in place of an error.
     """
-    pressed = False
+    pressed: float | None = None  # when
 
     def hold(number: int, frame: FrameType | None) -> None:
         nonlocal pressed
-        pressed = True
-        signal.signal(number, signal.default_int_handler)
+        now = time.monotonic()
+        if pressed is not None and now - pressed > AGAIN:
+            raise KeyboardInterrupt
+        if pressed is not None:
+            return
+        pressed = now
         with suppress(OSError, ValueError, RuntimeError):  # Ctrl-C may have ended the reader of stderr too
             print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
 
@@ -37,15 +44,15 @@ def hold_interrupt() -> Iterator[Callable[[], bool]]:
         return
     signal.signal(signal.SIGINT, hold)
     try:
-        yield lambda: pressed
+        yield lambda: pressed is not None
     except Exception as error:
-        if pressed:
+        if pressed is not None:
             raise KeyboardInterrupt from error
         raise
     finally:
         if signal.getsignal(signal.SIGINT) is hold:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-    if pressed:
+    if pressed is not None:
         raise KeyboardInterrupt
 
 

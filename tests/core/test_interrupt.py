@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from fewshot.core import interrupt
 from fewshot.core.interrupt import hold_interrupt, never_hold_interrupt
 
 pytestmark = pytest.mark.usefixtures("usual_ctrl_c")
@@ -41,7 +42,9 @@ def test_the_first_waits_for_the_end_of_the_block_and_says_so(capsys: pytest.Cap
     assert run_block(lambda: None) == ([False], None)
 
 
-def test_the_second_interrupts_at_once() -> None:
+def test_the_second_interrupts_at_once_unless_it_is_the_first_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_block(press, press, lambda: None)[0] == [True, True, True]
+    monkeypatch.setattr(interrupt, "AGAIN", -1.0)
     known, error = run_block(press, press, lambda: None)
     assert known == [True] and isinstance(error, KeyboardInterrupt)
 

@@ -114,8 +114,9 @@ def run(
 @pytest.mark.usefixtures("usual_ctrl_c")
 @pytest.mark.parametrize(("presses", "at", "kept"), [(1, 2, 2), (2, 2, None), (1, 6, 6)])
 def test_ctrl_c_ends_the_step_and_leaves_a_checkpoint_and_a_second_one_stops_at_once(
-    presses: int, at: int, kept: int | None, tmp_path: Path
+    presses: int, at: int, kept: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("fewshot.core.interrupt.AGAIN", -1.0)
     settings = replace(SETTINGS, checkpoint_every=100)
     run(maml(), settings, tmp_path / "whole")
 
