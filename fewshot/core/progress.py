@@ -51,16 +51,20 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[...
 
 @contextmanager
 def _bar(title: str, total: int, done: int) -> Iterator[Callable[..., None]]:
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
+    # On a narrow terminal the texts give way, not the count and the time.
+    console, count, left = Console(), len(f"{total}/{total}"), len("0:00:00")
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.description}", table_column=Column(max_width=console.width - count - left - 4, no_wrap=True)),
+        BarColumn(bar_width=10),
+        MofNCompleteColumn(table_column=Column(min_width=count, no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(min_width=left, no_wrap=True)),
         TextColumn("{task.fields[text]}"),
-        TimeRemainingColumn(),
     )
-    with Progress(*columns, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(title, total=total, completed=done, text="")
         yield lambda text="", by=1: bar.update(task, advance=by, text=text)
 
@@ -99,9 +103,9 @@ def show_training(
         def show(step: int, metrics: Mapping[str, float]) -> None:
             for name, value in metrics.items():
                 if name in ("accuracy", "mse"):
-                    texts["score"] = _format_score(name, value)
+                    texts["score"] = f"{name} {_format_score(name, value)}"
                 elif name.startswith("validation_"):
-                    texts["validation"] = _format_score(name, value)
+                    texts["validation"] = f"validation {_format_score(name, value)}"
             rate = (step - done) * meta_batch / max(1e-9, time.perf_counter() - start)
             advance(", ".join(text for text in (*texts.values(), f"{rate:.0f} tasks/s") if text))
             if step % log_every == 0 or any(name.startswith("validation_") for name in metrics):
@@ -111,7 +115,7 @@ def show_training(
 
 
 def _format_score(name: str, value: float) -> str:
-    return f"{name.replace('_', ' ')} {value:.4g}" if name.endswith("mse") else f"{name.replace('_', ' ')} {value:.1%}"
+    return f"{value:.4g}" if name.endswith("mse") else f"{value:.1%}"
 
 
 @cache

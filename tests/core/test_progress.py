@@ -41,6 +41,18 @@ def test_a_terminal_shows_a_bar_and_no_lines(capsys: pytest.CaptureFixture[str],
     assert "starts" not in capsys.readouterr().out
 
 
+def test_a_narrow_terminal_keeps_the_count_and_the_time(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    with progress_bar("protonet pictures 3-way 1-shot", 300, 59) as advance:
+        advance("accuracy 100.0%, validation 60.1%, 39 tasks/s")
+    shown = capsys.readouterr().out
+    assert "60/300" in shown and "-:--:--" in shown and "accur" in shown
+
+
 def test_training_lines_have_step_score_rate_and_time_left(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -51,7 +63,7 @@ def test_training_lines_have_step_score_rate_and_time_left(
         show(2, {"outer_lr": 0.1, "accuracy": 0.5, "validation_accuracy": 0.375})
         time.sleep(0.15)
     line = capsys.readouterr().out.splitlines()[-1]
-    assert line.startswith("maml: 2 of 100, accuracy 50.0%, validation accuracy 37.5%, ")
+    assert line.startswith("maml: 2 of 100, accuracy 50.0%, validation 37.5%, ")
     assert " tasks/s, 0:" in line
     assert tracked == [2]
 
