@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fewshot.report.gather import COMMON
@@ -25,6 +25,7 @@ WORDS = {  # for labels of a test
 # Caveats that stand in the words for the test, or once in the line on published figures.
 SAID_ELSEWHERE = ("evaluation_size_unstated", "interval_unexplained", "protocol_from_code", "rotated_tests")
 
+FILTERS = "backbone.network.filters"  # among the settings of a record
 FEW_COLUMNS = 4  # whose tests the line below a table tells apart
 MANY_QUERIES = 100  # more of a class are all that it has
 
@@ -179,6 +180,8 @@ def _reading_line(cells: Sequence[Cell], reference: Test | None, shown: Sequence
     training = [f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}"]
     if "backbone" not in shown:
         training.append(_networks(runs))
+    training.append(_by_algorithm(runs, "conv4 filters", lambda run: (run.get("settings") or {}).get(FILTERS)))
+    training.append(_without_recipe(runs))
     training += dict.fromkeys(filter(None, map(_pretrained, runs)))
     training.append(f"checkpoint: {' or '.join(sorted({str(run['protocol']['selection']) for run in runs}))}")
     on_val = sorted({run["method"] for run in runs if run["protocol"]["train_on_val"]})
@@ -195,6 +198,23 @@ def _networks(runs: Sequence[Record]) -> str:
     first, *others = sorted(algorithms, key=lambda backbone: -len(algorithms[backbone])) or [""]
     parts = [first, *(f"{other} ({', '.join(dict.fromkeys(algorithms[other]))})" for other in others)]
     return f"network: {', '.join(parts)}" if first else ""
+
+
+def _by_algorithm(runs: Sequence[Record], name: str, value_of: Callable[[Record], Any]) -> str:
+    """The values of a setting in which algorithms differ, each with its algorithms; empty where they do not."""
+    algorithms: dict[Any, dict[str, None]] = defaultdict(dict)
+    for run in runs:
+        if (value := value_of(run)) is not None:
+            algorithms[value][run["algorithm"]] = None
+    parts = [f"{value} ({', '.join(own)})" for value, own in algorithms.items()]
+    return f"{name}: {', '.join(parts)}" if len(parts) > 1 else ""
+
+
+def _without_recipe(runs: Sequence[Record]) -> str:
+    """The methods that were trained without a recipe, beside others that have one."""
+    trained = [run for run in runs if run["cost"]["train_tasks"]]
+    without = dict.fromkeys(run["method"] for run in trained if run["recipe"] is None)
+    return f"without a recipe: {'; '.join(without)}" if without and any(run["recipe"] for run in trained) else ""
 
 
 def _pretrained(run: Record) -> str:

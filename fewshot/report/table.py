@@ -68,7 +68,8 @@ def make_table(runs: Sequence[Record], settings: Mapping[str, Any]) -> Page:
     published = _published(chosen, metric, options) if settings["published"] else []
     notices = [f"the table shows {metric}; for the runs scored by {name} set layout.metric={name}" for name in others]
     if settings["published"] and not (published or options["published"]):  # asked for, not the layout's own choice
-        notices.append("no published figures for these methods and tasks")
+        known = sorted({figure["protocol"]["dataset"] for figure in read_published()})
+        notices.append(f"no published figures for these methods and tasks; there are some of {', '.join(known)}")
     if not chosen:
         if not published:
             raise FewshotError("no run belongs to this layout: choose layout=comparison")

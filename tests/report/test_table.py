@@ -224,6 +224,16 @@ def test_the_versions_that_trained_a_run_stand_beside_the_one_that_tested_it(lab
     assert footer["reading"].endswith("; code 0.1.0 (abc1234, fedcba9)")
 
 
+def test_what_algorithms_were_trained_with_stands_below_where_it_differs(lab: Any) -> None:
+    def record(algorithm: str, filters: int, recipe: str | None) -> dict[str, Any]:
+        return lab.record(algorithm=algorithm, settings={"backbone.network.filters": filters}, recipe=recipe)
+
+    alike, differing = ([record("maml", 32, "ours"), record("mine", *other)] for other in ((32, "ours"), (64, None)))
+    assert "filters" not in dict(make_page(alike).footer)["reading"]
+    reading = dict(make_page(differing).footer)["reading"]
+    assert "; conv4 filters: 32 (maml), 64 (mine); without a recipe: mine; checkpoint" in reading
+
+
 def test_a_record_without_a_version_is_told_by_its_commit(lab: Any) -> None:
     footer = dict(make_page([lab.record(), lab.shots(5, code__version="absent")]).footer)
     assert footer["reading"].endswith("; code 0.1.0 (abc1234), of a version not recorded (abc1234)")
