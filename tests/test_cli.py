@@ -565,6 +565,16 @@ def test_a_damaged_or_foreign_checkpoint_is_one_line(call: Any) -> None:
     assert len(list(Path("run").rglob("record.json"))) == 1
 
 
+def test_a_learner_with_a_head_is_not_tested_with_another_number_of_classes(call: Any) -> None:
+    call("train", "run_dir=run", *QUICK)
+    done = call("evaluate", "run=run", "way=3")
+    assert (done.code, done.out) == (1, "")
+    assert done.err == (
+        "error: way=3: the learner was trained for 5 classes and takes no other number; leave way out, or train with "
+        "this way\n"
+    )
+
+
 MISSING_TESTS = "the training has ended; the same command, or `{}`, runs the missing tests"
 
 

@@ -167,7 +167,15 @@ def build(cfg: DictConfig, run_dir: Path | None = None, ways: int | None = None)
     sources = {split: _move(source, device) for split, source in sources.items()}
     engine = Engine(cfg.engine, cfg.task_chunk, cfg.train.steps)
     run = Experiment(cfg, resolved(cfg), device, sources, view, learner, engine)
-    notes = list(run.behaviour.notes)
+    try:
+        notes = list(run.behaviour.notes)
+    except FewshotError as error:
+        if ways in (None, cfg.way):
+            raise
+        raise FewshotError(
+            f"way={cfg.way}: the learner was trained for {ways} classes and takes no other number; leave way out, or "
+            "train with this way"
+        ) from error
     run.engine.method(run.first_tasks.episodes(0, 2), learner)
     if run.engine.fallback:
         notes.append(f"engine=auto takes loop: {run.engine.fallback}")

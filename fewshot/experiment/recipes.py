@@ -89,7 +89,8 @@ def apply_protocols(cfg: DictConfig, overrides: Iterable[str]) -> str:
         if node.get("query", 0) is not None
     }
     left_out = [name for name in chosen if name not in cfg.protocol]
-    task = ", ".join(f"{key}={facts[key]}" for key in ("recipe", "dataset", "way", "shot"))
+    named = {key: facts[key] for key in ("recipe", "dataset", "way", "shot")}
+    task = ", ".join(f"{key}={'none' if value is None else value}" for key, value in named.items())
     if not cfg.protocol:
         raise FewshotError(f"protocol={','.join(chosen)}: has no test for {task}; choose protocol=common")
     asked = any(override.startswith("protocol=") for override in overrides)

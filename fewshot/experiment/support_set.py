@@ -61,7 +61,8 @@ def load_support(images: ImageSet, spec: ImageSpec) -> SupportSet:
             )
     notes = list_damaged("support", images, damaged)
     if shapes := {image.shape for image in loaded.values()} - {spec.shape}:
-        notes.append(f"images are changed to {_size(spec.shape)}, which the learner knows, from {_size(min(shapes))}")
+        sizes = _size(min(shapes)) + (" and other sizes" if len(shapes) > 1 else "")
+        notes.append(f"images are changed to {_size(spec.shape)}, which the learner knows, from {sizes}")
     pixels = np.stack([image.pixels for image in loaded.values() if image.pixels is not None])
     return SupportSet(images, list(loaded), labels, pixels, set(first), notes)
 

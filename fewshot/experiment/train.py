@@ -77,7 +77,9 @@ def _resumed(cfg: DictConfig) -> DictConfig:
     given = {override.split("=")[0]: override for override in given_overrides()}
     allowed = ("resume", "device", *FILES_MOVED, *AFTER_TRAINING)
     if others := [override for key, override in given.items() if key not in allowed]:
-        raise FewshotError(f"resume={cfg.resume}: the run keeps its own settings; leave out {' '.join(others)}")
+        raise FewshotError(
+            f"resume={cfg.resume}: the run keeps its own settings; start a new run to change {' '.join(others)}"
+        )
     moved = {key: cfg[key] for key in FILES_MOVED if key in given}
     saved = saved_config(find_run(Path(cfg.resume)), device=None if cfg.device == "auto" else cfg.device, **moved)
     saved.update({"plot": False} | {key: cfg[key] for key in AFTER_TRAINING if key in given})
