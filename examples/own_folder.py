@@ -2,7 +2,8 @@
 
     python examples/own_folder.py pictures
 
-The classes are divided into training, validation and test at random; fewshot/data/README.md lists other layouts.
+Half of the classes, at random, are for training, a quarter each for validation and test: 12 classes are enough for
+tasks of 3. Give other `fractions` if you have more classes; fewshot/data/README.md lists other layouts.
 """
 
 import sys
@@ -25,7 +26,7 @@ def read_images(paths: list[Path]) -> np.ndarray:
 
 
 def main(folder: str | Path, run: str | Path = "runs/own_folder", steps: int = 300, episodes: int = 200) -> list[str]:
-    banks = fs.read_folder(folder, "data/banks", name="pictures", size=SIZE)
+    banks = fs.read_folder(folder, "data/banks", name="pictures", size=SIZE, fractions=(0.5, 0.25, 0.25))
     train, val, test = (fs.Sampler(banks[split], way=3, shot=1, query=3) for split in ("train", "val", "test"))
     torch.manual_seed(0)
     network = nn.Sequential(

@@ -32,7 +32,7 @@ def test_a_folder_of_class_folders_is_learned_and_its_training_goes_on(
     load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dice = np.random.RandomState(0)
-    for number in range(16):
+    for number in range(12):
         folder = tmp_path / f"pictures/animal {number:02}"
         folder.mkdir(parents=True)
         pattern = dice.randint(0, 200, (9, 9, 3))
