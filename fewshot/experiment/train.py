@@ -78,7 +78,7 @@ def _resumed(cfg: DictConfig) -> DictConfig:
     allowed = ("resume", "device", *FILES_MOVED, *AFTER_TRAINING)
     if others := [override for key, override in given.items() if key not in allowed]:
         raise FewshotError(
-            f"resume={cfg.resume}: the run keeps its own settings; start a new run to change {' '.join(others)}"
+            f"resume={cfg.resume}: the run keeps its own settings; leave out {' '.join(others)}, or start a new run"
         )
     moved = {key: cfg[key] for key in FILES_MOVED if key in given}
     saved = saved_config(find_run(Path(cfg.resume)), device=None if cfg.device == "auto" else cfg.device, **moved)
