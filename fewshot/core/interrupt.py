@@ -30,13 +30,12 @@ def hold_interrupt() -> Iterator[Callable[[], bool]]:
     def hold(number: int, frame: FrameType | None) -> None:
         nonlocal pressed
         now = time.monotonic()
-        if pressed is not None and now - pressed > AGAIN:
+        if pressed is None:
+            pressed = now
+            with suppress(OSError, ValueError, RuntimeError):  # Ctrl-C may have ended the reader of stderr too
+                print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
+        elif now - pressed > AGAIN:
             raise KeyboardInterrupt
-        if pressed is not None:
-            return
-        pressed = now
-        with suppress(OSError, ValueError, RuntimeError):  # Ctrl-C may have ended the reader of stderr too
-            print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
 
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
