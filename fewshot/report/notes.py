@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fewshot.report.gather import COMMON
@@ -180,7 +180,7 @@ def _reading_line(cells: Sequence[Cell], reference: Test | None, shown: Sequence
     training = [f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}"]
     if "backbone" not in shown:
         training.append(_networks(runs))
-    training.append(_by_algorithm(runs, "conv4 filters", lambda run: (run.get("settings") or {}).get(FILTERS)))
+    training.append(_filters(runs))
     training.append(_without_recipe(runs))
     training += dict.fromkeys(filter(None, map(_pretrained, runs)))
     training.append(f"checkpoint: {' or '.join(sorted({str(run['protocol']['selection']) for run in runs}))}")
@@ -200,14 +200,14 @@ def _networks(runs: Sequence[Record]) -> str:
     return f"network: {', '.join(parts)}" if first else ""
 
 
-def _by_algorithm(runs: Sequence[Record], name: str, value_of: Callable[[Record], Any]) -> str:
-    """The values of a setting in which algorithms differ, each with its algorithms; empty where they do not."""
-    algorithms: dict[Any, dict[str, None]] = defaultdict(dict)
+def _filters(runs: Sequence[Record]) -> str:
+    """The filters of a layer of the networks, with their algorithms; empty where all have as many."""
+    algorithms: dict[int, dict[str, None]] = defaultdict(dict)
     for run in runs:
-        if (value := value_of(run)) is not None:
-            algorithms[value][run["algorithm"]] = None
-    parts = [f"{value} ({', '.join(own)})" for value, own in algorithms.items()]
-    return f"{name}: {', '.join(parts)}" if len(parts) > 1 else ""
+        if (filters := (run.get("settings") or {}).get(FILTERS)) is not None:
+            algorithms[filters][run["algorithm"]] = None
+    parts = [f"{filters} ({', '.join(own)})" for filters, own in algorithms.items()]
+    return f"filters of a layer: {', '.join(parts)}" if len(parts) > 1 else ""
 
 
 def _without_recipe(runs: Sequence[Record]) -> str:

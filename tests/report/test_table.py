@@ -231,7 +231,7 @@ def test_what_algorithms_were_trained_with_stands_below_where_it_differs(lab: An
     alike, differing = ([record("maml", 32, "ours"), record("mine", *other)] for other in ((32, "ours"), (64, None)))
     assert "filters" not in dict(make_page(alike).footer)["reading"]
     reading = dict(make_page(differing).footer)["reading"]
-    assert "; conv4 filters: 32 (maml), 64 (mine); without a recipe: mine; checkpoint" in reading
+    assert "; filters of a layer: 32 (maml), 64 (mine); without a recipe: mine; checkpoint" in reading
 
 
 def test_a_record_without_a_version_is_told_by_its_commit(lab: Any) -> None:
