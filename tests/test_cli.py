@@ -599,7 +599,7 @@ def test_an_interrupted_run_says_how_to_go_on(
     assert call("train", "run_dir=run", *_quick(*words)).code == 0
 
 
-def test_a_forced_run_that_ends_before_it_begins_offers_the_old_one_to_nobody(
+def test_a_forced_run_that_is_interrupted_before_its_training_does_not_offer_the_old_one(
     call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert call("train", "run_dir=run", *QUICK).code == 0

@@ -144,7 +144,10 @@ def test_class_means_of_a_pretrained_network_need_no_run(call: Any, weights: str
     assert done.err == "note: images are changed to 32x32 colour, which the learner knows, from 56x56 colour\n"
     assert "nearest_mean of shufflenet_v2_x0_5 features, inductive, 6 support images of 3 classes, 12 im" in done.out
     labelled = read_rows()
-    assert call("predict", *words, "query=query", "device=cpu").code == 0
+    larger = Path("support", NAMES[0], "0.png")
+    Image.open(larger).resize((60, 60)).save(larger)
+    done = call("predict", *words, "query=query", "device=cpu")
+    assert done.code == 0 and done.err.endswith(", from 56x56 colour and other sizes\n")
     assert sorted(row["label"] for row in read_rows()) == sorted(row["label"] for row in labelled)
 
 
