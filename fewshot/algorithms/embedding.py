@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from fewshot.algorithms.learner import Tensors, backbone_parameters, may_be_tied
+from fewshot.backbones.precision import call_network
 from fewshot.core.errors import FewshotError
 from fewshot.episodes import Episodes
 
@@ -47,7 +47,7 @@ def functional_embed(embedding: Embedding, params: Tensors, x: torch.Tensor) -> 
     """Features [B, D] of x [B, ...] as a pure function of the backbone's parameters; other entries are left alone."""
     names = dict(embedding.backbone.named_parameters())
     given = {f"backbone.{name}": value for name, value in params.items() if name in names}
-    return functional_call(embedding, given, (x,), tie_weights=may_be_tied(embedding))
+    return call_network(embedding.backbone, embedding, given, x, tied=may_be_tied(embedding))
 
 
 def check_classes(task: Episodes) -> None:

@@ -11,9 +11,10 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.func import functional_call, grad
+from torch.func import grad
 
 from fewshot.backbones.norm import norm_names
+from fewshot.backbones.precision import call_network
 from fewshot.core.checks import check_number
 from fewshot.core.errors import FewshotError
 from fewshot.episodes import Episodes
@@ -138,7 +139,7 @@ def backbone_constants(backbone: nn.Module) -> Tensors:
 
 def functional_forward(backbone: nn.Module, params: Tensors, x: torch.Tensor) -> torch.Tensor:
     """The backbone as a pure function of its parameters: logits [B, N] of x [B, ...]."""
-    return functional_call(backbone, params, (x,), tie_weights=may_be_tied(backbone))
+    return call_network(backbone, backbone, params, x, tied=may_be_tied(backbone))
 
 
 def may_be_tied(backbone: nn.Module) -> bool:

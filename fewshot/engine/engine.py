@@ -21,6 +21,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from fewshot.algorithms.learner import Learner, Tensors
+from fewshot.backbones.precision import uses_bfloat16
 from fewshot.core.checks import check_choice
 from fewshot.core.device import out_of_memory, release_memory, tune_malloc
 from fewshot.core.errors import FewshotError, one_line
@@ -79,12 +80,20 @@ class Engine:
     def method(self, episodes: Episodes, learner: Any = None) -> str:
         """The method for these tasks. `auto` is vmap on a GPU and for small examples, if vmap can batch the learner.
 
-        On a CPU it is `compiled` in a long training on vectors, such as features, where there is a compiler.
+        On a CPU it is `compiled` in a long training on vectors, such as features, where there is a compiler. It is
+        `loop` where the products of the network are in bfloat16, see `products_in`.
 
         Raises:
-            FewshotError: vmap or compiled was asked for, and vmap cannot batch the learner.
+            FewshotError: vmap or compiled was asked for, and vmap cannot batch the learner, or its products are in
+                bfloat16.
         """
         name = self.name
+        if learner is not None and uses_bfloat16(learner.backbone):  # torch.func.vmap leaves autocast out
+            if name not in ("auto", "loop"):
+                raise FewshotError(
+                    f"engine={name}: not with train.precision=bfloat16; choose engine=loop or engine=auto"
+                )
+            return "loop"
         if name == "auto":
             small = is_small(episodes.support_x[0, 0].numel())
             fast = small and (learner is None or parameter_count(learner) <= LARGE)

@@ -73,8 +73,8 @@ def train(
         engine: auto | vmap | compiled | loop | learn2learn, or an `Engine`.
         device: auto, a GPU where there is one, or a name, such as cpu.
         progress: whether to show a progress bar, or lines where stdout is no terminal.
-        settings: other fields of `TrainSettings`: outer_lr_end, outer_lr_schedule, outer_lr_halve_every, clip,
-            clip_norm, nan_guard, select, checkpoint_every, log_every.
+        settings: other fields of `TrainSettings`: outer_lr_end, outer_lr_schedule, outer_lr_halve_every, precision,
+            clip, clip_norm, nan_guard, select, checkpoint_every, log_every.
 
     Raises:
         FewshotError: an argument is unknown or out of range, the network does not fit the tasks, a loss is not finite,

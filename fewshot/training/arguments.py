@@ -28,6 +28,7 @@ FURTHER = (
     "outer_lr_end",
     "outer_lr_schedule",
     "outer_lr_halve_every",
+    "precision",
     "clip",
     "clip_norm",
     "nan_guard",

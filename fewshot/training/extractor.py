@@ -16,6 +16,7 @@ from torch import nn
 
 from fewshot.algorithms.nearest import Nearest
 from fewshot.backbones.identity import Identity
+from fewshot.backbones.precision import PRECISIONS, check_bfloat16
 from fewshot.core.checks import check_choice, check_number
 from fewshot.core.errors import FewshotError, TaskSizeError
 from fewshot.core.progress import progress_bar
@@ -38,7 +39,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         check_number(f"features.settings.{name}", settings[name], float, 0)
     check_choice("features.settings.schedule", settings["schedule"], ("cosine", "step"))
     check_choice("features.settings.augment", settings["augment"], tuple(AUGMENTATIONS))
-    check_choice("features.settings.precision", settings["precision"], ("float32", "bfloat16"))
+    check_choice("features.settings.precision", settings["precision"], PRECISIONS)
     check_number("features.settings.small_epochs", settings["small_epochs"], int, 0)
     if settings["small_epochs"]:
         check_number("features.settings.small_size", settings["small_size"], int, 1)
@@ -122,8 +123,9 @@ def _train(
     optimizer = torch.optim.SGD(
         extractor.parameters(), lr=settings["lr"], momentum=settings["momentum"], weight_decay=settings["weight_decay"]
     )
-    if settings["precision"] == "bfloat16" and device.type == "cpu":
-        _check_reached(extractor, transform.output_shape(bank.shape))
+    if settings["precision"] == "bfloat16":
+        x = torch.zeros(4, *transform.output_shape(bank.shape), device=device)
+        check_bfloat16(extractor, x, "features.settings.precision")
     last, best = work / "last.safetensors", work / "best.safetensors"
     state: dict[str, Any] = {"epoch": 0, "best": None, "seconds": 0.0}
     if last.exists():
@@ -177,31 +179,6 @@ def _loss(extractor: nn.Module, x: torch.Tensor, labels: torch.Tensor, precision
     with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         logits = extractor(x)
     return F.cross_entropy(logits.float(), labels)
-
-
-def _check_reached(extractor: nn.Module, shape: tuple[int, ...]) -> None:
-    """Check that no weight of a convolution meets padding alone.
-
-    In bfloat16 oneDNN (torch 2.15) leaves the gradient of such a weight unwritten: it is what the memory held before.
-
-    Args:
-        shape: [C, H, W] of the images.
-
-    Raises:
-        FewshotError: images of this shape are too small for the network.
-    """
-    extractor.eval()  # its running averages stay as they are
-    x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
-    kernels = {name: value for name, value in extractor.named_parameters() if value.dim() == 4}
-    gradients = torch.autograd.grad(extractor(x).square().sum(), list(kernels.values()))
-    for name, gradient in zip(kernels, gradients, strict=True):
-        reached = gradient.flatten(2).any(1).any(0)  # [places in the kernel]
-        if reached.any() and not reached.all():
-            size = " x ".join(map(str, shape))
-            raise FewshotError(
-                f"features.settings.precision=bfloat16: images of {size} are too small for {name}, part of which meets "
-                "only padding; take larger ones, or features.settings.precision=float32"
-            )
 
 
 def _load(extractor: nn.Module, path: Path, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:

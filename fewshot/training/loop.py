@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fewshot.algorithms.learner import Learner, Tensors, backbone_constants
+from fewshot.backbones.precision import check_bfloat16, products_in
 from fewshot.core.device import device_name
 from fewshot.core.distributed import all_reduce_sum, is_main, pad_to_global, rank_slice, world
 from fewshot.core.environment import code
@@ -66,7 +67,10 @@ def run_training(
     check_train_settings(settings)
     last, best = checkpoints(folder)
     if trained := is_trained(learner, tasks):
-        check_training(learner, tasks.episodes(0, 1))
+        first = tasks.episodes(0, 1)
+        check_training(learner, first)
+        if settings.precision == "bfloat16":
+            check_bfloat16(learner.backbone, first.support_x[0], "train.precision")
     params, state = learner.init()
     if state and hasattr(learner, "state_of") and not last.exists():
         if not hasattr(tasks, "blocks"):
@@ -114,7 +118,8 @@ def run_training(
             done, compiles = step + 1, engine.compiles
             begin_step(step, steps)
             episodes = ahead(step * batch + indices.start, len(indices))
-            outer = over_processes(engine.outer(learner, params, state, episodes), indices, batch)
+            with products_in(learner.backbone, settings.precision):
+                outer = over_processes(engine.outer(learner, params, state, episodes), indices, batch)
             if interrupted() and engine.compiles != compiles:
                 raise KeyboardInterrupt  # Ctrl-C ended the compiler too: that it failed is not to be kept
             gradient, state = guard.filter(outer, params, step), outer.state

