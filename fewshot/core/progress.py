@@ -84,12 +84,14 @@ def show_training(
     done: int,
     meta_batch: int,
     log_every: int,
+    task: str = "",
 ) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
     """Show outer steps as they are done: score, tasks per second and time left; and track their metrics.
 
     Args:
         track: called as track(metrics, step) at the steps that metrics.jsonl has too.
         done: outer steps that were done before, in an earlier process.
+        task: what a training task is where a test's is another, such as "15-way".
 
     Yields:
         callback(step, metrics), to be called after every outer step with the names of metrics.jsonl.
@@ -103,7 +105,7 @@ def show_training(
         def show(step: int, metrics: Mapping[str, float]) -> None:
             for name, value in metrics.items():
                 if name in ("accuracy", "mse"):
-                    texts["score"] = f"{name} {_format_score(name, value)}"
+                    texts["score"] = f"{task} {name} {_format_score(name, value)}".lstrip()
                 elif name.startswith("validation_"):
                     texts["validation"] = f"validation {_format_score(name, value)}"
             rate = (step - done) * meta_batch / max(1e-9, time.perf_counter() - start)

@@ -21,7 +21,7 @@ from fewshot.core.paths import absolute_paths
 from fewshot.core.progress import print_note, show_training
 from fewshot.engine.evaluate import score_episodes
 from fewshot.engine.probe import check_training
-from fewshot.experiment.build import Experiment, build, check_config, read_sources
+from fewshot.experiment.build import Experiment, build, check_config, read_sources, training_shape
 from fewshot.experiment.config import resolved
 from fewshot.experiment.make_record import title
 from fewshot.experiment.overrides import typed
@@ -180,8 +180,10 @@ def _display(run: Experiment, folder: Path) -> Iterator[Any]:
     if 0 < done < settings.steps:
         print(f"{folder}: goes on from step {done}")
     counts = settings.steps, done, settings.meta_batch, settings.log_every
+    way = training_shape(run.cfg)[0]
+    task = "" if way == run.cfg.way else f"{way}-way"
     with (
         open_tracker(run.cfg.logger, folder, title(run.cfg), run.config, done) as tracker,
-        show_training(tracker.track, title(run.cfg), *counts) as callback,
+        show_training(tracker.track, title(run.cfg), *counts, task) as callback,
     ):
         yield callback

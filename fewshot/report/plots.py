@@ -73,9 +73,10 @@ def plot_bars(runs: Sequence[Record]) -> list[Figure]:
             decimals = SCORES[metric][1]
             colour, _ = _look(cell.runs[0]["algorithm"])
             paler = 0.6 if cell.row[1] == "trans." else 1
-            panel.barh(place, mean, 0.7, xerr=half, capsize=2, color=colour, alpha=paler)
+            above = min(half, 100 - mean) if metric == "accuracy" else half  # min(nan, x) is nan
+            panel.barh(place, mean, 0.7, xerr=[[half], [above]], capsize=2, color=colour, alpha=paler)
             text = f"{mean:.{decimals}f}" + ("" if math.isnan(half) else f" ± {half:.{decimals}f}")
-            tip = mean + (0 if math.isnan(half) else half)
+            tip = mean + (0 if math.isnan(half) else above)
             panel.annotate(text, (tip, place), (5, 0), textcoords="offset points", va="center", fontsize=8)
             end = max(end, tip)
         names = [", ".join(str(part) for part in cell.row[:2] if part) for cell in bars]  # method and setting

@@ -20,6 +20,7 @@ VARIATIONS = {
 }
 OLDER = "an older record, which does not hold its settings: configuration "  # with the start of its hash
 GIVEN = re.compile(r"(?<= )((?:algorithm|backbone|train)\.[\w.]+)=(\S+)")  # settings in a command
+SHORT = 8  # characters of a number in a name; longer ones are rounded
 MOST_KEYS = 3  # in a name; runs that differ in more settings have numbers
 
 
@@ -124,6 +125,8 @@ def _trait_label(key: str, value: Hashable, keys: list[str]) -> str:
         return format_label(VARIATIONS[key], value)
     last = key.rpartition(".")[2]
     name = key if sum(other.rpartition(".")[2] == last for other in keys) > 1 else last
+    if isinstance(value, float) and len(str(value)) > SHORT:  # of a search, which draws 17 digits
+        value = f"{value:.4g}"
     return f"{name}={str(value).lower() if isinstance(value, bool) or value is None else value}"
 
 

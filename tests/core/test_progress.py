@@ -66,6 +66,10 @@ def test_training_lines_have_step_score_rate_and_time_left(
     assert line.startswith("maml: 2 of 100, accuracy 50.0%, validation 37.5%, ")
     assert " tasks/s, 0:" in line
     assert tracked == [2]
+    with show_training(lambda metrics, step: None, "protonet", 100, 0, 4, 10, "15-way") as show:
+        show(1, {"outer_lr": 0.1, "accuracy": 0.25})
+        time.sleep(0.15)
+    assert "protonet: 1 of 100, 15-way accuracy 25.0%, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (59.7, "1:00"), (754, "12:34"), (7384, "2:03:04")])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
 from matplotlib.patches import Rectangle
 from PIL import Image
 from scipy import stats
@@ -70,6 +71,14 @@ def test_a_bar_has_the_mean_over_seeds_and_no_unknown_interval(run: Make, runs: 
     (figure,) = plot_bars([run(folder, score, None, seed=seed) for folder, score, seed in runs])
     half = stats.t.ppf(0.975, 2) * stats.sem([0.5, 0.6, 0.64]) * 100
     assert labels(figure.axes[0].texts) == [text.format(half=half)]
+
+
+def test_no_interval_of_an_accuracy_passes_100_per_cent(run: Make) -> None:
+    (figure,) = plot_bars([run("a", 0.98, seed=0), run("b", 0.9, seed=1)])
+    (interval,) = (part for part in figure.axes[0].collections if isinstance(part, LineCollection))
+    assert interval.get_segments()[0][:, 0].max() == pytest.approx(100)
+    (text,) = labels(figure.axes[0].texts)
+    assert text.startswith("94.00 ± 50.8")
 
 
 def test_many_bars_are_several_panels_and_many_panels_several_pages(run: Make) -> None:

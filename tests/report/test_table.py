@@ -87,6 +87,7 @@ def test_two_runs_that_differ_in_nothing_are_refused_by_name(lab: Any) -> None:
     ("changes", "first", "second"),
     [
         ({"settings__algorithm.learner.inner_lr": 0.1}, "inner_lr=0.1", "inner_lr=0.4"),
+        ({"settings__algorithm.learner.inner_lr": 0.00123456789012}, "inner_lr=0.001235", "inner_lr=0.4"),
         ({"recipe": "cbfinn"}, "no recipe", "recipe cbfinn"),
         ({"recipe": "cbfinn", "settings__train.lr": 1}, "no recipe", "recipe cbfinn"),
         ({"settings__train.lr": 1, "settings__train.outer.lr": 2}, "train.lr=0.1", "train.lr=1, train.outer.lr=2"),
