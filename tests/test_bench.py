@@ -29,6 +29,14 @@ def test_engines_are_compared_with_the_first_and_the_record_has_what_is_printed(
     assert all(row["tasks/s"] in done.out for row in rows)
 
 
+def test_products_in_bfloat16_are_timed_beside_the_others(call: Any, tmp_path: Path):
+    done = call("bench", "network=protonet", "networks.protonet.shape=[3,28,28]", "networks.protonet.network.filters=4",
+                *FAST[:3], "engines=[loop,bfloat16]", "out=bench.json")  # fmt: skip
+    assert done.code == 0, done.err
+    rows = json.loads((tmp_path / "bench.json").read_text())["bench"]
+    assert [row["engine"] for row in rows] == ["loop (auto)", "bfloat16"]
+
+
 def test_what_cannot_be_timed_is_refused_in_one_line(call: Any):
     for choices, said in (
         (["network=leo_1shot", "engines=[keras]"], "engine=keras: choose one of"),

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.learner import Learner, Tensors
 from fewshot.algorithms.maml import MAML
+from fewshot.backbones.precision import products_in
 from fewshot.core.checks import check_choice, check_number
 from fewshot.core.device import (
     device_name,
@@ -40,6 +41,7 @@ from fewshot.experiment.make_learner import instantiate_node
 Row = dict[str, Any]
 
 OTHERS = ("jax", "easyfsl")  # other libraries' steps, which are left out where they are not installed
+ROUNDED = "bfloat16"  # `loop` with products in this precision
 OUTER_LR = 1e-4
 
 
@@ -75,19 +77,21 @@ def make_step(learner: Learner, engine: str, episodes: Episodes) -> Callable[[],
     Raises:
         FewshotError: there is no such engine, it is not installed, or cannot run the learner.
     """
+    check_choice("engine", engine, (*ENGINES, *OTHERS, ROUNDED))
     if engine == "jax":
         return jax_step(learner, episodes, OUTER_LR)[0]
+    precision, engine = (ROUNDED, "loop") if engine == ROUNDED else ("float32", engine)
     params, state = ({k: v.to(episodes.key.device) for k, v in group.items()} for group in learner.init())
     optimizer = torch.optim.Adam(params.values(), lr=OUTER_LR)
     if engine == "easyfsl":
         gradient = easyfsl_gradient(learner, episodes)
     else:
-        gradient = partial(
-            _our_gradient, Engine(check_choice("engine", engine, (*ENGINES, *OTHERS))), learner, episodes, state
-        )
+        gradient = partial(_our_gradient, Engine(engine), learner, episodes, state)
 
     def step() -> None:
-        for name, value in gradient(params).items():
+        with products_in(learner.backbone, precision):
+            found = gradient(params)
+        for name, value in found.items():
             params[name].grad = value
         optimizer.step()
 
