@@ -32,6 +32,7 @@ class Learner(Protocol):
     query_y [N*Q] and key []. The engine runs the methods on many tasks at once, so each is a pure function: it changes
     neither its arguments nor the learner, and draws random numbers from `task.key` alone (`fewshot.core.random`). Use
     operations that `torch.func.vmap` can batch; with `engine=auto`, a learner that it cannot batch runs task by task.
+    Call the backbone by `functional_forward`, or by `functional_embed` of embedding.py: these obey `train.precision`.
 
     A learner that is meta-trained also has one of these two methods:
 

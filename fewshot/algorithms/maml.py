@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from fewshot.algorithms.embedding import HEAD, Embedding, functional_embed
 from fewshot.algorithms.learner import (
@@ -39,6 +38,7 @@ from fewshot.algorithms.learner import (
     task_loss,
 )
 from fewshot.backbones.norm import prepare_for_second_order
+from fewshot.backbones.precision import call_network
 from fewshot.core.checks import check_bool, check_choice
 from fewshot.episodes import Episodes
 
@@ -116,7 +116,7 @@ class MAML(Learner):
             outputs = self.predict(params, task.support_x)
         else:
             head = {name.removeprefix(HEAD): value for name, value in params.items() if name.startswith(HEAD)}
-            outputs = functional_call(self.backbone.get_submodule("head"), head, (features,), tie_weights=False)
+            outputs = call_network(self.backbone, self.backbone.get_submodule("head"), head, features, tied=False)
         return task_loss(outputs, task.support_y, self.inner_reduction, task.shot)
 
     def inner_loop(self, params: Tensors, task: Episodes, steps: int) -> Tensors:

@@ -32,7 +32,6 @@ def conv2d(
     elif (
         x.device.type == "cpu"
         and stride > 1
-        and not torch.is_autocast_enabled("cpu")
         and is_functorch_wrapped_tensor(weight)
         and images_at_once(x) >= MANY_IMAGES
     ):

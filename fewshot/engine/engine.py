@@ -88,7 +88,7 @@ class Engine:
                 bfloat16.
         """
         name = self.name
-        if learner is not None and uses_bfloat16(learner.backbone):  # torch.func.vmap leaves autocast out
+        if uses_bfloat16(getattr(learner, "backbone", None)):  # inside torch.func.vmap, autocast has no effect
             if name not in ("auto", "loop"):
                 raise FewshotError(
                     f"engine={name}: not with train.precision=bfloat16; choose engine=loop or engine=auto"

@@ -28,7 +28,8 @@ from fewshot.backbones.checks import (
     ends_in_head,
     is_same,
 )
-from fewshot.backbones.failures import named_failures
+from fewshot.backbones.failures import error_reason, named_failures
+from fewshot.backbones.precision import check_bfloat16, products_in
 from fewshot.backbones.purity import prepare_backbone
 from fewshot.backbones.second_derivatives import check_second_derivatives
 from fewshot.core.device import out_of_memory
@@ -108,6 +109,33 @@ def check_training(learner: Any, episodes: Episodes) -> str:
             return check_second_derivatives(learner.backbone, episodes.support_x[0, :EXAMPLES])
 
     return _find_once(learner, ("training", episodes.support_x.shape[1:], episodes.query_x.shape[1:]), train)
+
+
+def check_bfloat16_training(learner: Any, episodes: Episodes) -> None:
+    """Meta-train a copy on the only task of `episodes`, in float32 and in bfloat16.
+
+    Raises:
+        FewshotError: the network fails in bfloat16, is too small for it, or nothing changes by it.
+    """
+    key, single = "train.precision", autograd_copy(learner)
+    if isinstance(single.backbone, nn.Module):
+        check_bfloat16(single.backbone, episodes.support_x[0], key)
+    params, state = initial_values(single, episodes)
+    with _forked_generators():
+        exact = mean_outer(single, params, state, episodes, lift_one)
+        try:
+            with products_in(single.backbone, "bfloat16"):
+                rounded = mean_outer(single, params, state, episodes, lift_one)
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            reason = error_reason(error)
+            raise FewshotError(f"{key}=bfloat16: this network fails in it ({reason}); set {key}=float32") from error
+    if all(torch.equal(value, exact.gradient[name]) for name, value in rounded.gradient.items()):
+        raise FewshotError(
+            f"{key}=bfloat16: changes nothing, since this algorithm runs no network, or does not run its backbone by "
+            f"functional_forward or functional_embed; set {key}=float32"
+        )
 
 
 def _find_once(learner: Any, key: tuple[Any, ...], find: Callable[[], Any]) -> Any:

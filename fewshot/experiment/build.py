@@ -193,6 +193,8 @@ def check_config(cfg: DictConfig) -> None:
     for key, least in MINIMUMS.items():
         if not OmegaConf.select(cfg, key) >= least:  # also refuses nan
             raise FewshotError(f"{key}={OmegaConf.select(cfg, key)}: must be at least {least}")
+    if cfg.train.precision == "bfloat16" and cfg.engine not in ("auto", "loop"):
+        raise FewshotError(f"engine={cfg.engine}: not with train.precision=bfloat16; choose engine=loop or engine=auto")
     if is_regression(cfg.dataset):
         if cfg.way != 1:
             raise FewshotError(f"way={cfg.way}: {cfg.dataset.name} is a regression, without classes; leave way out")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fewshot.algorithms.learner import Learner, Tensors, backbone_constants
-from fewshot.backbones.precision import check_bfloat16, products_in
+from fewshot.backbones.precision import products_in
 from fewshot.core.device import device_name
 from fewshot.core.distributed import all_reduce_sum, is_main, pad_to_global, rank_slice, world
 from fewshot.core.environment import code
@@ -22,7 +22,7 @@ from fewshot.core.files import write_atomically
 from fewshot.core.interrupt import hold_interrupt
 from fewshot.core.paths import expand_path
 from fewshot.engine.engine import Engine
-from fewshot.engine.probe import check_training
+from fewshot.engine.probe import check_bfloat16_training, check_training
 from fewshot.engine.reduce import over_processes
 from fewshot.episodes import Tasks
 from fewshot.tasks.sampler import draw_ahead
@@ -70,7 +70,7 @@ def run_training(
         first = tasks.episodes(0, 1)
         check_training(learner, first)
         if settings.precision == "bfloat16":
-            check_bfloat16(learner.backbone, first.support_x[0], "train.precision")
+            check_bfloat16_training(learner, first)
     params, state = learner.init()
     if state and hasattr(learner, "state_of") and not last.exists():
         if not hasattr(tasks, "blocks"):

@@ -35,7 +35,7 @@ class TrainSettings:
     checkpoint_every: int  # outer steps
     log_every: int  # outer steps
     outer_lr_schedule: str = "linear"  # how the rate falls to outer_lr_end: linear | cosine (half a period)
-    precision: str = "float32"  # of the network's products in the training: float32 | bfloat16
+    precision: str = "float32"  # of the network's convolutions and products in the training: float32 | bfloat16
     outer_lr_halve_every: int | None = None  # outer steps after which the rate is halved, again and again; None: never
 
 

@@ -209,7 +209,7 @@ def test_momentum_zero_resumes(images: dict[str, Bank], tmp_path: Path, monkeypa
         ({"precision": "float16"}, "choose one of float32, bfloat16"),
         ({"small_epochs": 1}, "features.settings.small_size=None"),
         ({"small_size": 8}, "features.settings.small_size=8: is for features.settings.small_epochs, which is 0"),
-        ({"precision": "bfloat16"}, r"images of 1 x 16 x 16 are too small for blocks\.3\.conv\.weight"),
+        ({"precision": "bfloat16"}, r"examples of 1 x 16 x 16 are too small for blocks\.3\.conv\.weight"),
         ({"lr": 1e30}, "the loss or a weight is not finite"),
         ({"query": 20}, "validation of the extractor: .*query=20 .*features.settings.query"),
     ],
