@@ -22,7 +22,7 @@ from fewshot.backbones.checks import add_noise, copy_network
 from fewshot.core.errors import FewshotError
 from fewshot.core.progress import print_note
 
-PRECISIONS = ("float32", "bfloat16")
+EXAMPLES = 16  # of a check: by few, maxima and ReLUs may leave out a place that others reach
 _FLAG = "_products_in_bfloat16"  # an attribute of a network, which its copies have too
 
 
@@ -31,7 +31,7 @@ def products_in(network: nn.Module, precision: str) -> Iterator[None]:
     """Within the block, `call_network` lets this network, and copies that are made there, multiply in a precision.
 
     Args:
-        precision: one of PRECISIONS. float64 stays float64 with both.
+        precision: float32 or bfloat16. float64 stays float64 with both.
     """
     before = uses_bfloat16(network)
     setattr(network, _FLAG, precision == "bfloat16")
@@ -98,7 +98,7 @@ def check_bfloat16(network: nn.Module, x: torch.Tensor, setting: str) -> None:
         torch.manual_seed(0)
         for value in network.parameters():  # a head of zeros would hide the kernels
             value.data.copy_(add_noise(value.data))
-        outputs = network(torch.rand_like(x[:4]))
+        outputs = network(torch.rand(EXAMPLES, *x.shape[1:], dtype=x.dtype, device=x.device))
     if not outputs.requires_grad:
         return
     found = torch.autograd.grad(

@@ -16,7 +16,7 @@ from torch import nn
 
 from fewshot.algorithms.nearest import Nearest
 from fewshot.backbones.identity import Identity
-from fewshot.backbones.precision import PRECISIONS, check_bfloat16
+from fewshot.backbones.precision import check_bfloat16
 from fewshot.core.checks import check_choice, check_number
 from fewshot.core.errors import FewshotError, TaskSizeError
 from fewshot.core.progress import progress_bar
@@ -27,6 +27,7 @@ from fewshot.engine.evaluate import score_episodes
 from fewshot.tasks.sampler import Sampler
 from fewshot.tasks.transforms import AUGMENTATIONS, ImageTransform
 from fewshot.training.checkpoint import check_state, load_checkpoint, save_checkpoint
+from fewshot.training.settings import PRECISIONS
 
 AT_ONCE = 500  # images per forward pass when features are extracted
 

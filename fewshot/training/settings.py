@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fewshot.backbones.precision import PRECISIONS
 from fewshot.core.checks import check_bool, check_choice, check_number
 from fewshot.core.errors import FewshotError
 
+PRECISIONS = ("float32", "bfloat16")
 OPTIMIZERS = ("adam", "adam_tf", "sgd")
 # Settings that the first runs or extractors do not name, with what held for them.
 LATER_OF_EXTRACTORS = {"precision": "float32", "small_epochs": 0, "small_size": None}
