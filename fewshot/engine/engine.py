@@ -88,11 +88,8 @@ class Engine:
                 bfloat16.
         """
         name = self.name
-        if uses_bfloat16(getattr(learner, "backbone", None)):  # inside torch.func.vmap, autocast has no effect
-            if name not in ("auto", "loop"):
-                raise FewshotError(
-                    f"engine={name}: not with train.precision=bfloat16; choose engine=loop or engine=auto"
-                )
+        if uses_bfloat16(getattr(learner, "backbone", None)):
+            check_precision(name, "bfloat16")
             return "loop"
         if name == "auto":
             small = is_small(episodes.support_x[0, 0].numel())
@@ -251,6 +248,12 @@ class Engine:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         return self._pool.map(run, _groups(episodes, size))
+
+
+def check_precision(engine: str, precision: str) -> None:
+    """Raises FewshotError if an engine cannot multiply in a precision; in torch.func.vmap, autocast does nothing."""
+    if precision == "bfloat16" and engine not in ("auto", "loop"):
+        raise FewshotError(f"engine={engine}: not with train.precision=bfloat16; choose engine=loop or engine=auto")
 
 
 def _concatenate(parts: Iterable[Any]) -> Any:

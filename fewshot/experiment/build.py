@@ -16,7 +16,7 @@ from fewshot.core.device import fits_on_device, pick_device, set_single_threaded
 from fewshot.core.errors import FewshotError, TaskSizeError
 from fewshot.core.progress import print_note
 from fewshot.data.bank import Bank, concat_banks
-from fewshot.engine.engine import Engine, is_small
+from fewshot.engine.engine import Engine, check_precision, is_small
 from fewshot.engine.probe import Behaviour, probe
 from fewshot.episodes import Episodes, Tasks
 from fewshot.experiment.config import is_regression, resolved
@@ -193,8 +193,7 @@ def check_config(cfg: DictConfig) -> None:
     for key, least in MINIMUMS.items():
         if not OmegaConf.select(cfg, key) >= least:  # also refuses nan
             raise FewshotError(f"{key}={OmegaConf.select(cfg, key)}: must be at least {least}")
-    if cfg.train.precision == "bfloat16" and cfg.engine not in ("auto", "loop"):
-        raise FewshotError(f"engine={cfg.engine}: not with train.precision=bfloat16; choose engine=loop or engine=auto")
+    check_precision(cfg.engine, cfg.train.precision)
     if is_regression(cfg.dataset):
         if cfg.way != 1:
             raise FewshotError(f"way={cfg.way}: {cfg.dataset.name} is a regression, without classes; leave way out")
