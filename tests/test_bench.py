@@ -6,6 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from fewshot.experiment import bench
+
 FAST = ("rounds=2", "seconds=0.02", "device=cpu", "engines=[loop,vmap]")
 
 
@@ -29,12 +33,16 @@ def test_engines_are_compared_with_the_first_and_the_record_has_what_is_printed(
     assert all(row["tasks/s"] in done.out for row in rows)
 
 
-def test_products_in_bfloat16_are_timed_beside_the_others(call: Any, tmp_path: Path):
+def test_products_in_bfloat16_are_timed_beside_the_others(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: set[str] = set()
+    products_in = bench.products_in
+    monkeypatch.setattr(bench, "products_in", lambda *args: asked.add(args[1]) or products_in(*args))
     done = call("bench", "network=protonet", "networks.protonet.shape=[3,28,28]", "networks.protonet.network.filters=4",
                 *FAST[:3], "engines=[loop,bfloat16]", "out=bench.json")  # fmt: skip
     assert done.code == 0, done.err
     rows = json.loads((tmp_path / "bench.json").read_text())["bench"]
     assert [row["engine"] for row in rows] == ["loop (auto)", "bfloat16"]
+    assert asked == {"float32", "bfloat16"}
 
 
 def test_what_cannot_be_timed_is_refused_in_one_line(call: Any):
