@@ -51,7 +51,7 @@ class BatchStatNorm(nn.Module):
     def affine(self, x: torch.Tensor, scale: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """(factor [C], shift [C]): the norm of x with this scale is x * factor + shift."""
         axes, count = (0, *range(2, x.dim())), x.numel() // x.shape[1]
-        x = x.float() if x.dtype == torch.bfloat16 else x
+        x = x.float() if x.dtype == torch.bfloat16 else x  # its sums would have two digits
         mean = x.sum(axes) / count
         # Mean of squares minus square of mean: the form whose derivatives take the fewest passes over x.
         variance = (x * x).sum(axes) / count - mean * mean

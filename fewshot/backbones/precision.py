@@ -49,10 +49,13 @@ def uses_bfloat16(network: Any) -> bool:
 def call_network(
     network: nn.Module, module: nn.Module, params: Mapping[str, torch.Tensor], x: torch.Tensor, *, tied: bool
 ) -> torch.Tensor:
-    """`module`, which is the network or holds it, as a pure function of parameters; outputs in the type of x.
+    """The outputs [B, ...] of `module`, in the type of x, as a pure function of its parameters.
 
     Args:
+        network: `products_in` says in which precision it multiplies.
+        module: the network, a part of it, or a module that holds it.
         params: by their names in `module`.
+        x: examples or features [B, ...].
         tied: whether one of them may have two names.
     """
     if not uses_bfloat16(network):

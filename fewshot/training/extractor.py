@@ -125,7 +125,7 @@ def _train(
         extractor.parameters(), lr=settings["lr"], momentum=settings["momentum"], weight_decay=settings["weight_decay"]
     )
     if settings["precision"] == "bfloat16":
-        x = torch.zeros(4, *transform.output_shape(bank.shape), device=device)
+        x = torch.zeros(1, *transform.output_shape(bank.shape), device=device)
         check_bfloat16(extractor, x, "features.settings.precision")
     last, best = work / "last.safetensors", work / "best.safetensors"
     state: dict[str, Any] = {"epoch": 0, "best": None, "seconds": 0.0}
