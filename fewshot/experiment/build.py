@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.learner import Learner
+from fewshot.core.checks import check_choice
 from fewshot.core.device import fits_on_device, pick_device, set_single_threaded, tune_malloc
 from fewshot.core.errors import FewshotError, TaskSizeError
 from fewshot.core.progress import print_note
@@ -19,10 +20,10 @@ from fewshot.data.bank import Bank, concat_banks
 from fewshot.engine.engine import Engine, check_precision, is_small
 from fewshot.engine.probe import Behaviour, probe
 from fewshot.episodes import Episodes, Tasks
-from fewshot.experiment.config import is_regression, resolved
+from fewshot.experiment.config import is_on_features, is_regression, resolved
 from fewshot.experiment.make_learner import instantiate_node, make_learner
 from fewshot.experiment.protocol import Protocol, read_protocols
-from fewshot.experiment.run_dir import load_data_info
+from fewshot.experiment.run_dir import EXTRACTOR, load_data_info
 from fewshot.tasks.regression import PointSource, Regression
 from fewshot.tasks.sampler import LOWER, Sampler
 from fewshot.tasks.transforms import ImageTransform, view_of
@@ -53,6 +54,7 @@ class Experiment:
     view: ImageTransform  # of images, in validation and test
     learner: Learner
     engine: Engine
+    start: dict[str, Any] = field(default_factory=dict)  # what is known of the extractor that the network began with
 
     @property
     def settings(self) -> TrainSettings:
@@ -142,12 +144,15 @@ class Experiment:
         return self.first_tasks.episodes(0, 1)[0]
 
 
-def build(cfg: DictConfig, run_dir: Path | None = None, ways: int | None = None) -> Experiment:
+def build(
+    cfg: DictConfig, run_dir: Path | None = None, ways: int | None = None, *, other_data: bool = False
+) -> Experiment:
     """Read the data, and make the learner with the initialisation of the seed. A test task probes the learner.
 
     Args:
         run_dir: a run folder. If that run has begun, the data must be the data that it began with.
         ways: the number of ways that the network was made for; None: `way`.
+        other_data: the configuration has data that are not the run's, for a test of it.
 
     Raises:
         FewshotError: a mistake in the configuration or the data, or a network that does not fit the tasks.
@@ -156,9 +161,9 @@ def build(cfg: DictConfig, run_dir: Path | None = None, ways: int | None = None)
     regression = is_regression(cfg.dataset)
     device = pick_device(cfg.device)
     set_single_threaded(regression)
-    sources = read_sources(cfg, run_dir)
+    sources = read_sources(cfg, None if other_data else run_dir)
     # Features were extracted from images that the view had changed already.
-    view = ImageTransform() if regression or cfg.features.name is not None else view_of(resolved(cfg.dataset))
+    view = ImageTransform() if regression or is_on_features(cfg) else view_of(resolved(cfg.dataset))
     shape = view.output_shape(sources["train"].shape)
     width = len(sources["train"].outputs) if regression else ways or cfg.way
     learner = make_learner(cfg, shape, width, device)
@@ -166,7 +171,8 @@ def build(cfg: DictConfig, run_dir: Path | None = None, ways: int | None = None)
         tune_malloc(one_arena=True)  # before the threads of the engine have heaps of their own
     sources = {split: _move(source, device) for split, source in sources.items()}
     engine = Engine(cfg.engine, cfg.task_chunk, cfg.train.steps)
-    run = Experiment(cfg, resolved(cfg), device, sources, view, learner, engine)
+    start = (load_data_info(run_dir) or {}).get(EXTRACTOR, {}) if run_dir is not None else {}
+    run = Experiment(cfg, resolved(cfg), device, sources, view, learner, engine, start)
     try:
         notes = list(run.behaviour.notes)
     except FewshotError as error:
@@ -194,6 +200,7 @@ def check_config(cfg: DictConfig) -> None:
         if not OmegaConf.select(cfg, key) >= least:  # also refuses nan
             raise FewshotError(f"{key}={OmegaConf.select(cfg, key)}: must be at least {least}")
     check_precision(cfg.engine, cfg.train.precision)
+    check_choice("features.role", cfg.features.get("role", "input"), ("input", "start"))
     if is_regression(cfg.dataset):
         if cfg.way != 1:
             raise FewshotError(f"way={cfg.way}: {cfg.dataset.name} is a regression, without classes; leave way out")
@@ -211,7 +218,7 @@ def check_config(cfg: DictConfig) -> None:
         raise FewshotError(
             f"dataset.augment={cfg.dataset.augment}: has parts; set dataset.augment.episodes or extractor"
         )
-    if cfg.features.name is not None and cfg.dataset.augment.episodes != "none":
+    if is_on_features(cfg) and cfg.dataset.augment.episodes != "none":
         raise FewshotError(f"dataset.augment.episodes={cfg.dataset.augment.episodes}: not of features; leave it out")
 
 
@@ -229,7 +236,7 @@ def read_sources(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]
         FewshotError: something is wrong with the data, or it is not the data that the run in `run_dir` began with.
     """
     began_with = load_data_info(run_dir) if run_dir is not None else None
-    node = cfg.dataset if cfg.features.name is None else cfg.features
+    node = cfg.features if is_on_features(cfg) else cfg.dataset
     extractor = {"device": cfg.device, "may_train": began_with is None} if "settings" in node.reader else {}
     sources = instantiate_node(node.reader, **extractor)
     for split, source in sources.items():

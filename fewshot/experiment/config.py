@@ -115,6 +115,16 @@ def is_regression(dataset: Mapping[str, Any] | DictConfig) -> bool:
     return "families" in dataset["reader"] or "outputs" in dataset["reader"]
 
 
+def starts_from_extractor(cfg: DictConfig) -> bool:
+    """Whether the learner's network begins with the weights of the extractor of `features`, and takes images."""
+    return bool(cfg.features.get("role") == "start")
+
+
+def is_on_features(cfg: DictConfig) -> bool:
+    """Whether the learner takes features in place of images."""
+    return cfg.features.name is not None and not starts_from_extractor(cfg)
+
+
 def check_groups(cfg: DictConfig) -> None:
     """Check that each group has a name that is text, and a node with a `_target_`.
 

@@ -100,7 +100,7 @@ def _configurations(cfg: DictConfig) -> tuple[Path, DictConfig, DictConfig]:
 @main_first
 def _build(cfg: DictConfig, run_dir: Path, trained_cfg: DictConfig, test_cfg: DictConfig) -> Experiment:
     """The run with the test that is asked for, of which the learner and the dataset allow all."""
-    run = build(test_cfg, None if cfg.dataset is not None else run_dir, trained_cfg.way)
+    run = build(test_cfg, run_dir, trained_cfg.way, other_data=cfg.dataset is not None)
     if cfg.latents is not None and not isinstance(run.learner, LEO):
         raise FewshotError("latents: are of classes; leave it out, or name a run of algorithm=leo")
     if cfg.dataset is not None:

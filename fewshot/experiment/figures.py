@@ -13,7 +13,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
 from fewshot.engine.evaluate import query_outputs
 from fewshot.experiment.build import Experiment
-from fewshot.experiment.config import is_regression
+from fewshot.experiment.config import is_on_features, is_regression
 from fewshot.experiment.fits import check_one_input, fits_of
 from fewshot.experiment.run_tests import PlannedTest, plan_tests
 from fewshot.report.pictures import episode, fits
@@ -26,7 +26,7 @@ IMAGES = 8  # at most, of each class, in the support set and in the query set of
 
 def check_plot(cfg: DictConfig) -> None:
     """Raises FewshotError where there is nothing to draw."""
-    if cfg.features.name is not None:
+    if is_on_features(cfg):
         raise FewshotError(f"plot=true: features={cfg.features.name} are no images to draw; leave plot out")
     if is_regression(cfg.dataset):
         check_one_input(cfg)

@@ -13,13 +13,12 @@ from omegaconf import DictConfig
 from fewshot.core.device import pick_device
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import expand_path
-from fewshot.experiment.config import is_regression, resolved
+from fewshot.experiment.config import is_on_features, is_regression, resolved
 from fewshot.experiment.make_learner import instantiate_node, make_learner
 from fewshot.experiment.run_dir import TESTS, find_run, load_data_info, saved_config
 from fewshot.report.records import read_record
 from fewshot.tasks.transforms import ImageTransform, view_of
-from fewshot.training.checkpoint import check_state, load_checkpoint
-from fewshot.training.features import digest_tensors
+from fewshot.training.features import load_extractor
 from fewshot.training.inputs import Inputs
 from fewshot.training.loop import load_selected
 from fewshot.training.pretrained import pretrained_extractor
@@ -58,7 +57,7 @@ def load_run(folder: str | Path, *, checkpoint: str | None = None, device: str =
 def _inputs(cfg: DictConfig, info: dict[str, Any], folder: Path, device: torch.device) -> Inputs:
     """The examples that the run was trained on."""
     shape, dataset = tuple(info["shape"]), resolved(cfg)["dataset"]
-    if cfg.features.name is not None:
+    if is_on_features(cfg):
         try:
             return _inputs_of_features(cfg, info, folder, device)
         except FewshotError as error:
@@ -98,16 +97,10 @@ def _inputs_of_features(cfg: DictConfig, info: dict[str, Any], folder: Path, dev
                 f"{expected:.12}; put that one back"
             )
         return Inputs(shape, view, cfg.way, torch.uint8, extractor.to(device), info["shape"][0])
-    weights = cache / "extractors" / about["folder"].removeprefix("features-") / "best.safetensors"
-    if not weights.is_file():
-        raise FewshotError(f"{weights}: the extractor is not there; put it back")
     view = view_of(resolved(cfg)["dataset"])
     network = instantiate_node(cfg.features.reader.network)
     extractor = network(shape=view.output_shape(shape), way=len(stored["names"])).to(device)
-    tensors = check_state(weights, load_checkpoint(weights, device)[0].get("weights", {}), extractor.state_dict())
-    if digest_tensors(tensors) != about["extractor"]["fingerprint"]:
-        raise FewshotError(f"{weights}: not the extractor that the run began with; put that one back")
-    extractor.load_state_dict(tensors)
+    load_extractor(extractor, cache, about)
     return Inputs(shape, view, cfg.way, torch.uint8, extractor.eval(), info["shape"][0])
 
 

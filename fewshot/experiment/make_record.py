@@ -18,7 +18,7 @@ from fewshot.core.environment import code, environment
 from fewshot.engine.evaluate import ci95
 from fewshot.episodes import Tasks
 from fewshot.experiment.build import Experiment, training_shape
-from fewshot.experiment.config import UNTRAINED_KEYS, config_hash, resolved, training_settings
+from fewshot.experiment.config import UNTRAINED_KEYS, config_hash, is_on_features, resolved, training_settings
 from fewshot.experiment.protocol import Protocol
 from fewshot.experiment.recipes import paper_steps
 from fewshot.report import records
@@ -53,7 +53,9 @@ def make_record(
     train_tasks = trained.steps * cfg.train.meta_batch
     splits = ("train", "val") if cfg.train.train_on_val else ("train",)
     validation = trained.validation
-    extractor, weights = source.metadata.get("extractor", {}), getattr(run.learner.backbone, "weights", None)
+    weights = getattr(run.learner.backbone, "weights", None)
+    about = dict(source.metadata) | ({"extractor": run.start} if run.start else {})
+    extractor = about.get("extractor", {})
     return {
         "format": records.FORMAT,
         "algorithm": cfg.algorithm.name,
@@ -97,9 +99,9 @@ def make_record(
         "environment": environment(),
         "data": {
             "fingerprint": source.image_fingerprint,
-            "features_fingerprint": None if cfg.features.name is None else source.fingerprint,
+            "features_fingerprint": source.fingerprint if is_on_features(cfg) else None,
             "train_fingerprint": "+".join(run.sources[split].fingerprint for split in splits),
-            "about": dict(source.metadata),
+            "about": about,
             "view": None if isinstance(tasks, Regression) else _view(run, source.shape),
         },
         "command": _command(),
@@ -177,15 +179,17 @@ def view_words(cfg: DictConfig) -> str:
 
 
 def network_name(cfg: DictConfig, extractor: Mapping[str, Any], weights: Mapping[str, str] | None) -> str:
-    """The name of the backbone and of the extractor whose features it takes, each with the hash of its weights.
+    """The name of the backbone, and of the extractor whose features it takes or whose weights it began with.
+
+    Names have the hash of the weights that a file gave them.
 
     Args:
-        extractor: what the features' metadata says of it.
+        extractor: what is known of it.
         weights: {"file", "sha256"} of the backbone's pretrained weights.
     """
     plain, own = cfg.backbone.name == "identity", f"{cfg.backbone.name}{_weights_label(weights)}"
-    if cfg.features.name is None:
-        return "pixels" if plain else own
+    if not is_on_features(cfg):
+        return f"pretrained {own}" if extractor else "pixels" if plain else own
     on = f"{cfg.features.name}{_weights_label(extractor.get('weights'))} features"
     return on if plain else f"{own} on {on}"
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
-from fewshot.experiment.config import GROUP_PARTS, is_regression
+from fewshot.experiment.config import GROUP_PARTS, is_on_features, is_regression
 
 DEFAULT_RECIPE = "ours"  # for combinations that are in no paper
 TRAINING_KEYS = (
@@ -190,7 +190,7 @@ def recipe_settings(name: str, cfg: DictConfig) -> dict[str, Any]:
 
 def task_facts(cfg: DictConfig) -> dict[str, Any]:
     """What the conditions of rows may ask for."""
-    inputs = "images" if cfg.features.name is None else "features"
+    inputs = "features" if is_on_features(cfg) else "images"
     if is_regression(cfg.dataset):
         inputs = "functions" if "families" in cfg.dataset.reader else "tables"
     return {

@@ -22,11 +22,12 @@ from fewshot.core.progress import print_note, show_training
 from fewshot.engine.evaluate import score_episodes
 from fewshot.engine.probe import check_training
 from fewshot.experiment.build import Experiment, build, check_config, read_sources, training_shape
-from fewshot.experiment.config import resolved
+from fewshot.experiment.config import resolved, starts_from_extractor
 from fewshot.experiment.make_record import title
 from fewshot.experiment.overrides import typed
-from fewshot.experiment.run_dir import DATA, TESTS, finished_tests, run_folder
+from fewshot.experiment.run_dir import DATA, EXTRACTOR, TESTS, finished_tests, run_folder
 from fewshot.experiment.run_tests import plan_tests, write_tests
+from fewshot.experiment.start import load_start
 from fewshot.experiment.task_sizes import explain_task_sizes
 from fewshot.experiment.trackers import IDS, open_tracker
 from fewshot.training.checkpoint import read_header
@@ -104,6 +105,7 @@ def _how_to_continue(run: Experiment, folder: Path) -> str:
 _finished_tests = on_rank_zero(finished_tests)
 _check_sources = main_first(read_sources)
 _build = main_first(build)  # rank 0 prepares the data that the others then find
+_load_start = main_first(load_start)
 
 
 @main_first  # no rank loads before rank 0 has written the last checkpoint
@@ -117,6 +119,8 @@ def _prepare(cfg: DictConfig, folder: Path) -> Experiment:
     with explain_task_sizes(cfg):
         run = _build(cfg, None if cfg.force else folder)
         _check_tasks(run, world()[1])
+        if starts_from_extractor(cfg) and (cfg.force or not checkpoints(folder)[0].exists()):
+            run.start = _load_start(run, may_train=not run.start)  # checkpoints have these weights themselves
     reset_peak_memory(run.device)
     return run
 
@@ -150,7 +154,7 @@ def _begin(run: Experiment, folder: Path) -> None:
     # The number of a GPU is kept only if a person named it: resumed by several processes, each takes its own.
     saved = absolute_paths(run.config) | {"device": cfg.device if ":" in cfg.device else run.device.type}
     data: dict[str, Any] = {split: source.fingerprint for split, source in run.sources.items()}
-    data |= {"shape": run.shape, "classes": run.training.source.names}
+    data |= {"shape": run.shape, "classes": run.training.source.names} | ({EXTRACTOR: run.start} if run.start else {})
     write_atomically(folder / DATA, (json.dumps(data, indent=1) + "\n").encode())
     write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(saved)).encode())
 

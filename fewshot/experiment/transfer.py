@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fewshot.core.errors import FewshotError
 from fewshot.episodes import Source
-from fewshot.experiment.config import is_regression
+from fewshot.experiment.config import is_on_features, is_regression
 from fewshot.experiment.run_dir import load_data_info
 
 # Datasets with the same classes, which pickles number in each split.
@@ -32,7 +32,7 @@ def with_dataset(cfg: DictConfig, run: Path, dataset: DictConfig) -> DictConfig:
     """
     if is_regression(cfg.dataset):
         raise FewshotError(f"dataset={dataset.name}: the run in {run} learns a regression; leave dataset out")
-    if cfg.features.name is not None:
+    if is_on_features(cfg):
         raise FewshotError(
             f"dataset={dataset.name}: the run in {run} learns on features, which only its own extractor can give of "
             "other images; a run on images can be tested there"

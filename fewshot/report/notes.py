@@ -25,7 +25,7 @@ WORDS = {  # for labels of a test
 # Caveats that stand in the words for the test, or once in the line on published figures.
 SAID_ELSEWHERE = ("evaluation_size_unstated", "interval_unexplained", "protocol_from_code", "rotated_tests")
 
-FILTERS = "backbone.network.filters"  # among the settings of a record
+FILTERS, ROLE = "backbone.network.filters", "features.role"  # among the settings of a record
 FEW_COLUMNS = 4  # whose tests the line below a table tells apart
 MANY_QUERIES = 100  # more of a class are all that it has
 
@@ -218,9 +218,11 @@ def _without_recipe(runs: Sequence[Record]) -> str:
 
 
 def _pretrained(run: Record) -> str:
-    """The pretrained weights of a run's network or extractor, and how that takes the images; empty without any."""
+    """What a run's network or extractor knew before, and how that takes the images; empty for one that knew nothing."""
     extractor = run["data"].get("about", {}).get("extractor", {})
     parts = []
+    if (run.get("settings") or {}).get(ROLE) == "start":
+        parts.append(f"{run['backbone']}: first a classifier of the training classes, whose minutes count")
     for weights in filter(None, (extractor.get("weights"), run.get("weights"))):
         parts.append(f"{weights['file']} ({weights['sha256']:.8}): pretrained weights, which may know test classes")
     if view := extractor.get("preprocessing"):

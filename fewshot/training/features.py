@@ -23,6 +23,7 @@ from fewshot.core.files import lock_dir
 from fewshot.core.paths import expand_path
 from fewshot.data.bank import Bank, open_banks, write_banks
 from fewshot.tasks.transforms import view_of
+from fewshot.training.checkpoint import check_state, load_checkpoint
 from fewshot.training.extractor import check_settings, extract, make_classifier, train_extractor, validation_sampler
 from fewshot.training.settings import LATER_OF_EXTRACTORS
 
@@ -128,6 +129,26 @@ def open_features(images: Mapping[str, Bank], folder: str | Path) -> dict[str, B
                 "it may know the test classes; run tools/pretrain.py with the dataset as it is set here"
             )
     return {split: replace(bank, images=images.get(split)) for split, bank in banks.items()}
+
+
+def load_extractor(extractor: nn.Module, cache: Path, about: Mapping[str, Any]) -> None:
+    """Load the weights that features were made with into a network like their extractor.
+
+    Args:
+        cache: folder of the features.
+        about: the features' metadata.
+
+    Raises:
+        FewshotError: the weights are not there, are damaged, or are no longer those of the features.
+    """
+    path = cache / "extractors" / about["folder"].removeprefix("features-") / "best.safetensors"
+    if not path.is_file():
+        raise FewshotError(f"{path}: the extractor is not there; put it back")
+    device = next(extractor.parameters()).device
+    tensors = check_state(path, load_checkpoint(path, device)[0].get("weights", {}), extractor.state_dict())
+    if digest_tensors(tensors) != about["extractor"]["fingerprint"]:
+        raise FewshotError(f"{path}: not the extractor that the run began with; put that one back")
+    extractor.load_state_dict(tensors)
 
 
 def digest_tensors(tensors: Mapping[str, torch.Tensor]) -> str:

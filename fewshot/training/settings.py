@@ -11,7 +11,12 @@ PRECISIONS = ("float32", "bfloat16")
 OPTIMIZERS = ("adam", "adam_tf", "sgd")
 # Settings that the first runs or extractors do not name, with what held for them.
 LATER_OF_EXTRACTORS = {"precision": "float32", "small_epochs": 0, "small_size": None}
-LATER_SETTINGS = LATER_OF_EXTRACTORS | {"outer_lr_halve_every": None, "outer_lr_schedule": "linear", "centre": False}
+LATER_SETTINGS = LATER_OF_EXTRACTORS | {
+    "outer_lr_halve_every": None,
+    "outer_lr_schedule": "linear",
+    "centre": False,
+    "role": "input",
+}
 
 
 @dataclass
