@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from fewshot.core.errors import FewshotError
 from fewshot.experiment.cli import main
-from fewshot.experiment.config import given_overrides
+from fewshot.experiment.config import given_overrides, starts_from_extractor
 
 
 def pretrain(cfg: DictConfig) -> None:
@@ -20,6 +20,8 @@ def pretrain(cfg: DictConfig) -> None:
     for override in given_overrides():
         if override.startswith("backbone."):
             raise FewshotError(f"{override}: of an extractor, write features.{override.removeprefix('backbone.')}")
+    if starts_from_extractor(cfg):
+        raise FewshotError("features.role=start: is of tools/train.py; leave it out")
     if "weights" in cfg.features:
         raise FewshotError("features=torchvision: trains nothing; tools/train.py makes its features by itself")
     if "settings" not in cfg.features.get("reader", {}):

@@ -20,7 +20,7 @@ from fewshot.data.bank import Bank, concat_banks
 from fewshot.engine.engine import Engine, check_precision, is_small
 from fewshot.engine.probe import Behaviour, probe
 from fewshot.episodes import Episodes, Tasks
-from fewshot.experiment.config import is_on_features, is_regression, resolved
+from fewshot.experiment.config import is_on_features, is_regression, resolved, starts_from_extractor
 from fewshot.experiment.make_learner import instantiate_node, make_learner
 from fewshot.experiment.protocol import Protocol, read_protocols
 from fewshot.experiment.run_dir import EXTRACTOR, load_data_info
@@ -171,7 +171,8 @@ def build(
         tune_malloc(one_arena=True)  # before the threads of the engine have heaps of their own
     sources = {split: _move(source, device) for split, source in sources.items()}
     engine = Engine(cfg.engine, cfg.task_chunk, cfg.train.steps)
-    start = (load_data_info(run_dir) or {}).get(EXTRACTOR, {}) if run_dir is not None else {}
+    began_with = load_data_info(run_dir) if run_dir is not None and starts_from_extractor(cfg) else None
+    start = (began_with or {}).get(EXTRACTOR, {})
     run = Experiment(cfg, resolved(cfg), device, sources, view, learner, engine, start)
     try:
         notes = list(run.behaviour.notes)
@@ -201,6 +202,10 @@ def check_config(cfg: DictConfig) -> None:
             raise FewshotError(f"{key}={OmegaConf.select(cfg, key)}: must be at least {least}")
     check_precision(cfg.engine, cfg.train.precision)
     check_choice("features.role", cfg.features.get("role", "input"), ("input", "start"))
+    if starts_from_extractor(cfg) and "settings" not in cfg.features.get("reader", {}):
+        raise FewshotError(
+            f"features.role=start: features={cfg.features.name} trains no extractor; choose conv4, resnet12 or wrn28_10"
+        )
     if is_regression(cfg.dataset):
         if cfg.way != 1:
             raise FewshotError(f"way={cfg.way}: {cfg.dataset.name} is a regression, without classes; leave way out")

@@ -179,17 +179,15 @@ def view_words(cfg: DictConfig) -> str:
 
 
 def network_name(cfg: DictConfig, extractor: Mapping[str, Any], weights: Mapping[str, str] | None) -> str:
-    """The name of the backbone, and of the extractor whose features it takes or whose weights it began with.
-
-    Names have the hash of the weights that a file gave them.
+    """The name of the backbone and of the extractor whose features it takes, each with the hash of its weights.
 
     Args:
-        extractor: what is known of it.
+        extractor: what the features' metadata says of it.
         weights: {"file", "sha256"} of the backbone's pretrained weights.
     """
     plain, own = cfg.backbone.name == "identity", f"{cfg.backbone.name}{_weights_label(weights)}"
     if not is_on_features(cfg):
-        return f"pretrained {own}" if extractor else "pixels" if plain else own
+        return "pixels" if plain else own
     on = f"{cfg.features.name}{_weights_label(extractor.get('weights'))} features"
     return on if plain else f"{own} on {on}"
 

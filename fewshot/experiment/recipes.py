@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
-from fewshot.experiment.config import GROUP_PARTS, is_on_features, is_regression
+from fewshot.experiment.config import GROUP_PARTS, is_on_features, is_regression, starts_from_extractor
 
 DEFAULT_RECIPE = "ours"  # for combinations that are in no paper
 TRAINING_KEYS = (
@@ -42,6 +42,8 @@ def complete(cfg: DictConfig, overrides: Iterable[str]) -> str:
         cfg.dataset = OmegaConf.merge(OmegaConf.load(CONF / "dataset/base/view.yaml"), dataset)
     if "recipe" not in cfg or cfg.resume:  # a resumed run has all in its own configuration
         return ""
+    if is_on_features(cfg):
+        set_values(cfg, {"dataset.rotations": "none"}, overrides)  # features have none
     asked, count = cfg.recipe, apply_recipe(cfg, overrides)
     return "\n".join(filter(None, [_recipe_line(cfg, asked, count), apply_protocols(cfg, overrides)]))
 
@@ -126,8 +128,8 @@ def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> int:
 
     Recipes are files in conf/recipes: `rows` of conditions (`when`) and values (`set`), each row over the ones before
     it, and `inputs` (images, features, functions or tables), a condition of all rows. `auto` takes the recipe of the
-    algorithm's paper or, if that has none for this combination, `ours`. `cfg.recipe` becomes the name of the recipe,
-    or None.
+    algorithm's paper or, if that has none for this combination or the network begins with the weights of an extractor,
+    `ours`. `cfg.recipe` becomes the name of the recipe, or None.
 
     Returns:
         How many settings it made.
@@ -143,7 +145,9 @@ def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> int:
         raise FewshotError(
             f"recipe={cfg.recipe}: no such recipe{did_you_mean(cfg.recipe, files) or ';'} there are {', '.join(files)}"
         )
-    names = [name for name in (cfg.algorithm.get("recipe"), DEFAULT_RECIPE) if name in files] if auto else [cfg.recipe]
+    # What papers say holds for networks that begin at random.
+    paper = None if starts_from_extractor(cfg) else cfg.algorithm.get("recipe")
+    names = [name for name in (paper, DEFAULT_RECIPE) if name in files] if auto else [cfg.recipe]
     by_name = {name: recipe_settings(name, cfg) for name in names}
     name = next((name for name, settings in by_name.items() if settings), None)
     if name is None:

@@ -120,7 +120,7 @@ def _prepare(cfg: DictConfig, folder: Path) -> Experiment:
         run = _build(cfg, None if cfg.force else folder)
         _check_tasks(run, world()[1])
         if starts_from_extractor(cfg) and (cfg.force or not checkpoints(folder)[0].exists()):
-            run.start = _load_start(run, may_train=not run.start)  # checkpoints have these weights themselves
+            run.start = _load_start(run)  # checkpoints have these weights themselves
     reset_peak_memory(run.device)
     return run
 

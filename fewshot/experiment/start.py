@@ -20,24 +20,24 @@ from fewshot.training.loop import is_trained
 
 HEAD = "head."  # what the names of the last layer begin with, which stays as the learner's network has it
 # Settings in which the two networks may differ: they are of norms, initialisations and regularisation.
-FREE = ("norm", "norm_eps", "adapt_norm", "conv_init", "head_init", "drop_rate", "drop_block", "dropout")
+FREE = (
+    "norm", "norm_eps", "adapt_norm", "conv_init", "head_init", "drop_rate", "drop_block", "dropout", "_partial_",
+)  # fmt: skip
 
 
-def load_start(run: Experiment, *, may_train: bool) -> dict[str, Any]:
+def load_start(run: Experiment) -> dict[str, Any]:
     """Give the learner's network the weights of the extractor of `features`; its head stays.
 
-    The extractor is trained where it is not there yet. Its norms hand on their scales and offsets, not their averages.
-
-    Args:
-        may_train: False for a run that has begun: if its extractor is gone, it must not be made anew.
+    A new run trains the extractor where it is not there. Norms take scales and offsets, and no running averages.
 
     Returns:
         What is known of the extractor: name, validation_accuracy, epoch, train_seconds, fingerprint and more.
 
     Raises:
-        FewshotError: the learner is not trained, the two networks differ, or as `features` and `load_extractor`.
+        FewshotError: the learner is not trained, the two networks differ, the run began with another extractor, or as
+            `features` and `load_extractor`.
     """
-    cfg, network = run.cfg, run.learner.backbone
+    cfg, network, began_with = run.cfg, run.learner.backbone, run.start
     if not is_trained(run.learner, run.training):
         raise FewshotError(
             f"features.role=start: algorithm={cfg.algorithm.name} is not trained from there; leave the role out"
@@ -45,8 +45,19 @@ def load_start(run: Experiment, *, may_train: bool) -> dict[str, Any]:
     _check_alike(cfg)
     extractor = instantiate_node(cfg.features.reader.network)(shape=run.shape, way=len(run.sources["train"].names))
     _pair_weights(extractor, network)  # what does not fit costs no training
-    about = instantiate_node(cfg.features.reader, device=cfg.device, may_train=may_train)["train"].metadata
-    load_extractor(extractor, expand_path(cfg.features.reader.cache), about)
+    banks = instantiate_node(cfg.features.reader, device=cfg.device, may_train=not began_with)
+    about = banks["train"].metadata
+    cache = expand_path(cfg.features.reader.cache)
+    try:
+        load_extractor(extractor, cache, about)
+    except FewshotError as error:
+        if began_with:
+            raise
+        raise FewshotError(f"{error}; or delete {cache / about['folder']}, and it is trained again") from error
+    if began_with and began_with["fingerprint"] != about["extractor"]["fingerprint"]:
+        raise FewshotError(
+            f"{cache / about['folder']}: not the extractor that this run began with; put that one back, or train anew"
+        )
     with torch.no_grad():
         for learned, own in _pair_weights(extractor, network):
             own.copy_(learned)
@@ -56,31 +67,31 @@ def load_start(run: Experiment, *, may_train: bool) -> dict[str, Any]:
 def _check_alike(cfg: DictConfig) -> None:
     """Raises FewshotError where the two networks are set to compute different things."""
     own, learned = resolved(cfg)["backbone"]["network"], resolved(cfg)["features"]["network"]
-    for key in (*own, *learned):
-        if key not in (*FREE, "_partial_") and own.get(key) != learned.get(key):
-            raise FewshotError(
-                f"features.role=start: backbone.network.{key}={own.get(key)} and features.network.{key}="
-                f"{learned.get(key)}, but the weights go from the one network into the other; set both alike"
-            )
+    keys = [key for key in {**own, **learned} if key not in FREE and own.get(key) != learned.get(key)]
+    if keys:
+        settings = (f"{key}={own.get(key)} and features.network.{key}={learned.get(key)}" for key in keys)
+        words = ", ".join(f"backbone.network.{setting}" for setting in settings)
+        raise FewshotError(f"features.role=start: {words}, but weights go from the one into the other; set both alike")
 
 
 def _pair_weights(extractor: nn.Module, network: nn.Module) -> list[tuple[torch.Tensor, nn.Parameter]]:
     """The weights of the extractor, each with the parameter of the network that takes it.
 
     Raises:
-        FewshotError: a parameter of the network has no such weights, or is not trained, so that no checkpoint keeps it.
+        FewshotError: one of the two has a parameter that the other lacks.
     """
-    learned = replace_batch_norms(deepcopy(extractor), "batch").state_dict()
-    pairs = []
-    for name, own in network.named_parameters():
-        if name.startswith(HEAD):
-            continue
-        if name not in learned or learned[name].shape != own.shape:
+    learned = _body(replace_batch_norms(deepcopy(extractor), "batch"))
+    own = _body(network)
+    for name in (*own, *learned):
+        shapes = [tuple(body[name].shape) if name in body else "nothing" for body in (own, learned)]
+        if shapes[0] != shapes[1]:
             raise FewshotError(
-                f"features.role=start: the extractor has nothing for {name} {tuple(own.shape)} of the backbone; take "
-                "the same network for both"
+                f"features.role=start: {name}: the backbone has {shapes[0]} there, the extractor {shapes[1]}; make "
+                "both the same network, with norms or without"
             )
-        if not own.requires_grad:
-            raise FewshotError(f"features.role=start: {name} of the backbone is frozen; leave backbone.frozen out")
-        pairs.append((learned[name], own))
-    return pairs
+    return [(learned[name], own[name]) for name in own]
+
+
+def _body(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a network by name, without those of its head."""
+    return {name: value for name, value in network.named_parameters() if not name.startswith(HEAD)}

@@ -49,6 +49,7 @@ PARTS = slice(3, 9)  # of COLUMN, in a name where columns of one task differ in 
 DATA = {"split": "split {}", "resample": "resample {}", "size": "{} pixels", "classes": "{} classes as in training"}
 
 AS_SHOTS = "as many queries as shots"
+FROM_CLASSIFIER = "from a classifier"  # of a run with features.role=start
 
 Column = tuple[Hashable, ...]  # the values of COLUMN
 
@@ -170,7 +171,14 @@ def _base_name(record: Record, several_backbones: bool, shown: Sequence[str]) ->
         parts.append(f"trained {train_way}-way")
     if protocol["train_on_val"]:
         parts.append("trained on train+val")
+    if is_from_classifier(record):
+        parts.insert(1, FROM_CLASSIFIER)
     return ", ".join(parts)
+
+
+def is_from_classifier(record: Record) -> bool:
+    """Whether a run's network was first a classifier of the training classes."""
+    return (record.get("settings") or {}).get("features.role") == "start"
 
 
 def method_sort_key(method: str, algorithm: str) -> list[tuple[bool, float, str]]:

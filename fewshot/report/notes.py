@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fewshot.report.gather import COMMON
-from fewshot.report.labels import AS_SHOTS, column_of, label_test
+from fewshot.report.labels import AS_SHOTS, FROM_CLASSIFIER, column_of, is_from_classifier, label_test
 from fewshot.report.published import CAVEATS, UNKNOWN
 from fewshot.report.records import Record, metric_of
 from fewshot.report.traits import OLDER, format_label
@@ -25,7 +25,7 @@ WORDS = {  # for labels of a test
 # Caveats that stand in the words for the test, or once in the line on published figures.
 SAID_ELSEWHERE = ("evaluation_size_unstated", "interval_unexplained", "protocol_from_code", "rotated_tests")
 
-FILTERS, ROLE = "backbone.network.filters", "features.role"  # among the settings of a record
+FILTERS = "backbone.network.filters"  # among the settings of a record
 FEW_COLUMNS = 4  # whose tests the line below a table tells apart
 MANY_QUERIES = 100  # more of a class are all that it has
 
@@ -218,11 +218,11 @@ def _without_recipe(runs: Sequence[Record]) -> str:
 
 
 def _pretrained(run: Record) -> str:
-    """What a run's network or extractor knew before, and how that takes the images; empty for one that knew nothing."""
+    """How a run's network or extractor was trained before, and how that takes images; empty if neither was."""
     extractor = run["data"].get("about", {}).get("extractor", {})
     parts = []
-    if (run.get("settings") or {}).get(ROLE) == "start":
-        parts.append(f"{run['backbone']}: first a classifier of the training classes, whose minutes count")
+    if is_from_classifier(run):
+        parts.append(f"{FROM_CLASSIFIER}: the network was first trained to classify the training classes; that counts")
     for weights in filter(None, (extractor.get("weights"), run.get("weights"))):
         parts.append(f"{weights['file']} ({weights['sha256']:.8}): pretrained weights, which may know test classes")
     if view := extractor.get("preprocessing"):

@@ -139,7 +139,7 @@ def load_extractor(extractor: nn.Module, cache: Path, about: Mapping[str, Any]) 
         about: the features' metadata.
 
     Raises:
-        FewshotError: the weights are not there, are damaged, or are no longer those of the features.
+        FewshotError: the weights are not there, are damaged, or are not those of the features.
     """
     path = cache / "extractors" / about["folder"].removeprefix("features-") / "best.safetensors"
     if not path.is_file():
@@ -147,7 +147,7 @@ def load_extractor(extractor: nn.Module, cache: Path, about: Mapping[str, Any]) 
     device = next(extractor.parameters()).device
     tensors = check_state(path, load_checkpoint(path, device)[0].get("weights", {}), extractor.state_dict())
     if digest_tensors(tensors) != about["extractor"]["fingerprint"]:
-        raise FewshotError(f"{path}: not the extractor that the run began with; put that one back")
+        raise FewshotError(f"{path}: not the extractor that made the features; put that one back")
     extractor.load_state_dict(tensors)
 
 

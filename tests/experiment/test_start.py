@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from PIL import Image
 import fewshot as fs
 import fewshot.training.extractor as extractors
 from fewshot.core.errors import FewshotError
+from fewshot.experiment.build import check_config
 from fewshot.experiment.config import config_hash, resolved
 from fewshot.experiment.run import training_run
 from fewshot.report.records import Record
@@ -56,13 +59,14 @@ def record_of(folder: Path) -> Record:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with three small pictures of each of nine classes."""
+    """Three small pictures of each of nine classes, and of nine others."""
     folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    for split in ("train", "val", "test"):
-        for number in range(9):
-            path = folder / f"pictures/{split}/{split}{number % 3}/{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
+    for pictures, prefix in (("pictures", ""), ("others", "other")):
+        for split in ("train", "val", "test"):
+            for number in range(9):
+                path = folder / f"{pictures}/{split}/{prefix}{split}{number % 3}/{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
     return folder
 
 
@@ -91,7 +95,7 @@ def test_the_network_begins_with_the_weights_of_the_extractor(backbone: str, dat
 def test_the_record_names_the_extractor_and_counts_its_time(run: Path):
     record = record_of(run)
     extractor = record["data"]["about"]["extractor"]
-    assert record["backbone"] == "pretrained conv4"
+    assert record["settings"]["features.role"] == "start"
     assert record["cost"]["extractor_seconds"] == extractor["train_seconds"] > 0
     assert 0 <= extractor["validation_accuracy"] <= 1
     assert record["data"]["features_fingerprint"] is None
@@ -126,6 +130,67 @@ def test_a_run_that_stopped_before_its_first_checkpoint_begins_with_the_same_wei
     assert all(torch.equal(value, again[name]) for name, value in expected.items())
 
 
+def test_a_run_that_began_takes_no_other_extractor(run: Path, data: Path, tmp_path: Path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    checkpoints(folder)[0].unlink()
+    shutil.rmtree(folder / "tests")
+    info = json.loads((folder / "data.json").read_text())
+    info["extractor"]["fingerprint"] = "0" * 64
+    (folder / "data.json").write_text(json.dumps(info))
+    with pytest.raises(FewshotError, match="not the extractor that this run began with; put that one back, or train"):
+        train_run(folder, data)
+
+
+def test_a_new_run_says_what_to_do_where_features_lie_without_their_extractor(run: Path, data: Path, tmp_path: Path):
+    moved = shutil.copytree(data, tmp_path / "data")
+    for path in moved.glob("banks/extractors/*"):
+        shutil.rmtree(path)
+    with pytest.raises(FewshotError, match=r"extractor is not there; put it back; or delete \S+, and it is"):
+        train_run(tmp_path / "run", moved, "seed=1")
+    for path in moved.glob("banks/features-*"):
+        shutil.rmtree(path)
+    assert record_of(train_run(tmp_path / "run", moved, "seed=1"))["cost"]["extractor_seconds"] > 0
+
+
+def test_a_test_on_other_images_names_the_extractor_too(call: Any, run: Path, data: Path, tmp_path: Path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    words = ("dataset=folder", f"dataset.reader.root={data / 'others'}", "dataset.name=others", f"data_dir={data}")
+    done = call("evaluate", f"run={folder}", *words, "protocol.common.query=1", "protocol.common.episodes=2")
+    assert done.code == 0, done.err
+    own, other = sorted(fs.read_records(folder), key=lambda record: record["protocol"]["dataset"] == "others")[::3]
+    assert other["protocol"]["dataset"] == "others"
+    assert other["data"]["about"]["extractor"] == own["data"]["about"]["extractor"]
+    assert other["cost"]["extractor_seconds"] == own["cost"]["extractor_seconds"]
+
+
+def test_frozen_layers_keep_what_they_take_from_the_extractor(data: Path, tmp_path: Path):
+    keys = composed("backbone=conv4").backbone.network.items()
+    module = (f"+backbone.network.{key}={value}" for key, value in keys if key not in ("_target_", "filters"))
+    words = ("backbone=module", "backbone.target=fewshot.Conv4", "backbone.frozen=[blocks.*]", *module)
+    places = f"dataset.reader.root={data / 'pictures'}", f"data_dir={data}", f"run_dir={tmp_path / 'run'}"
+    small = ("+backbone.network.filters=4", "features=conv4", "features.network.filters=4", "train.outer_lr=0.1")
+    folder = training_run(composed(*QUICK, *words, *small, *places))[0]
+    (best,) = data.glob("banks/extractors/folder-conv4-*/best.safetensors")
+    learned: dict[str, torch.Tensor] = load_checkpoint(best, torch.device("cpu"))[0]["weights"]
+    backbone = fs.load_run(folder, device="cpu").learner.backbone
+    assert torch.equal(backbone.get_parameter("blocks.3.conv.weight"), learned["blocks.3.conv.weight"])
+
+
+def test_images_keep_their_rotations_and_have_no_paper(data: Path):
+    words = ("algorithm=maml", "dataset=omniglot", "features=conv4")
+    assert composed(*words, "backbone=linear").dataset.rotations == "none"
+    started = composed(*words, "features.role=start")
+    assert started.dataset.rotations == "per_class"
+    assert started.recipe is None
+    assert composed(*words, "features.role=start", "dataset.rotations=none").dataset.rotations == "none"
+
+
+def test_features_without_an_extractor_to_train_are_no_start():
+    words = ("algorithm=maml", "features=bank", "features.reader.folder=mine", "+features.role=start")
+    with pytest.raises(FewshotError, match="features=bank trains no extractor; choose conv4, resnet12 or wrn28_10"):
+        check_config(composed(*words))
+
+
 def test_a_run_that_began_trains_no_other_extractor(run: Path, data: Path, tmp_path: Path):
     folder = shutil.copytree(run, tmp_path / "run")
     checkpoints(folder)[0].unlink()
@@ -140,8 +205,8 @@ def test_a_run_that_began_trains_no_other_extractor(run: Path, data: Path, tmp_p
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "another width": (
         ("features.network.filters=8",),
-        "features.role=start: backbone.network.filters=4 and features.network.filters=8, but the weights go from the "
-        "one network into the other; set both alike",
+        "features.role=start: backbone.network.filters=4 and features.network.filters=8, but weights go from the one "
+        "into the other; set both alike",
     ),
     "another way to halve images": (
         ("backbone.network.downsample=max_pool",),
@@ -149,7 +214,11 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "norms that the extractor lacks": (
         ("features.network.norm=none",),
-        "features.role=start: the extractor has nothing for blocks.0.norm.scale (4,) of the backbone; take the same",
+        "features.role=start: blocks.0.norm.scale: the backbone has (4,) there, the extractor nothing; make both the",
+    ),
+    "norms that the network lacks": (
+        ("backbone.network.norm=none",),
+        "features.role=start: blocks.0.norm.scale: the backbone has nothing there, the extractor (4,); make both the",
     ),
     "nothing to train": (
         ("algorithm=nearest_mean",),

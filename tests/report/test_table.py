@@ -255,6 +255,14 @@ def test_pretrained_weights_and_their_preprocessing_stand_below_the_table(lab: A
     assert "; b.pth (abcdefgh): pretrained weights, which may know test classes; checkpoint" in reading
 
 
+def test_a_run_from_a_classifier_has_a_name_of_its_own_and_a_note(lab: Any) -> None:
+    settings = {f"features.settings.{i}": i for i in range(9)} | {"features.role": "start"}
+    page = make_page([lab.record(), lab.record(settings=settings, test__accuracy=0.5)])
+    assert "| maml, from a classifier |" in markdown([lab.record(), lab.record(settings=settings, test__accuracy=0.5)])
+    reading = dict(page.footer)["reading"]
+    assert "; from a classifier: the network was first trained to classify the training classes; that counts" in reading
+
+
 def test_trailing_zeros_survive_printing(lab: Any) -> None:
     # Whole pages: tests/report/test_layouts.py, test_the_tables_in_results_are_current.
     assert "95.40 ± 0.40" in markdown([lab.record(test__accuracy=0.954, test__ci95=0.004)])
