@@ -85,7 +85,8 @@ def test_near_names() -> None:
 def test_a_saved_configuration_may_lack_what_came_later(tmp_path: Path) -> None:
     lines = OmegaConf.to_yaml(composed("algorithm=nearest", "dataset=glyphs")).splitlines()
     kept = [line for line in lines if line.split(":")[0].strip() not in LATER_SETTINGS]
-    assert len(lines) - len(kept) == len(LATER_SETTINGS.keys() - {"small_epochs", "small_size"})  # of extractors alone
+    of_extractors = {"small_epochs", "small_size", "role"}
+    assert len(lines) - len(kept) == len(LATER_SETTINGS.keys() - of_extractors)
     (tmp_path / "config.yaml").write_text("\n".join(kept))
     cfg = saved_config(tmp_path)
     assert (cfg.train.outer_lr_schedule, cfg.train.outer_lr_halve_every) == ("linear", None)

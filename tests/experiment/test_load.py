@@ -104,7 +104,7 @@ def test_a_run_on_features_takes_images_while_its_extractor_is_there(data_dir: P
     groups, header = load_checkpoint(best, "cpu")
     next(iter(groups["weights"].values()))[:1] += 1
     save_checkpoint(best, groups, header)
-    with pytest.raises(FewshotError, match="best.safetensors: not the extractor that the run began with; put that one"):
+    with pytest.raises(FewshotError, match="best.safetensors: not the extractor that made the features; put that one"):
         fs.load_run(folder, device="cpu").adapt(images[rows], names)
     shutil.rmtree(own / "banks/extractors")
     alone = fs.load_run(folder, device="cpu")
