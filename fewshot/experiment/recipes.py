@@ -25,6 +25,10 @@ TRAINING_KEYS = (
     "features.settings.",
 )
 TEST_KEYS = ("dataset.reader.split",)  # decides which classes are tested
+# Settings in which a network and the extractor that it begins with may differ: norms, initialisations, regularisation.
+OF_ONE_NETWORK = (
+    "norm", "norm_eps", "adapt_norm", "conv_init", "head_init", "drop_rate", "drop_block", "dropout", "_partial_",
+)  # fmt: skip
 
 
 def complete(cfg: DictConfig, overrides: Iterable[str]) -> str:
@@ -45,7 +49,18 @@ def complete(cfg: DictConfig, overrides: Iterable[str]) -> str:
     if is_on_features(cfg):
         set_values(cfg, {"dataset.rotations": "none"}, overrides)  # features have none
     asked, count = cfg.recipe, apply_recipe(cfg, overrides)
+    if starts_from_extractor(cfg):
+        _give_extractor_the_backbone(cfg, overrides)
     return "\n".join(filter(None, [_recipe_line(cfg, asked, count), apply_protocols(cfg, overrides)]))
+
+
+def _give_extractor_the_backbone(cfg: DictConfig, overrides: list[str]) -> None:
+    """Set the extractor's network as the backbone, where the two are of one class; what `overrides` sets stays."""
+    own, learned = cfg.backbone.network, OmegaConf.select(cfg, "features.network")
+    if learned is None or learned._target_ != own._target_:
+        return
+    shared = [key for key in own if key in learned and key not in OF_ONE_NETWORK]
+    set_values(cfg, {f"features.network.{key}": own[key] for key in shared}, overrides)
 
 
 def _recipe_line(cfg: DictConfig, asked: str | None, count: int) -> str:

@@ -15,14 +15,11 @@ from fewshot.core.paths import expand_path
 from fewshot.experiment.build import Experiment
 from fewshot.experiment.config import resolved
 from fewshot.experiment.make_learner import instantiate_node
+from fewshot.experiment.recipes import OF_ONE_NETWORK
 from fewshot.training.features import load_extractor
 from fewshot.training.loop import is_trained
 
 HEAD = "head."  # what the names of the last layer begin with, which stays as the learner's network has it
-# Settings in which the two networks may differ: they are of norms, initialisations and regularisation.
-FREE = (
-    "norm", "norm_eps", "adapt_norm", "conv_init", "head_init", "drop_rate", "drop_block", "dropout", "_partial_",
-)  # fmt: skip
 
 
 def load_start(run: Experiment) -> dict[str, Any]:
@@ -67,7 +64,7 @@ def load_start(run: Experiment) -> dict[str, Any]:
 def _check_alike(cfg: DictConfig) -> None:
     """Raises FewshotError where the two networks are set to compute different things."""
     own, learned = resolved(cfg)["backbone"]["network"], resolved(cfg)["features"]["network"]
-    keys = [key for key in {**own, **learned} if key not in FREE and own.get(key) != learned.get(key)]
+    keys = [key for key in {**own, **learned} if key not in OF_ONE_NETWORK and own.get(key) != learned.get(key)]
     if keys:
         settings = (f"{key}={own.get(key)} and features.network.{key}={learned.get(key)}" for key in keys)
         words = ", ".join(f"backbone.network.{setting}" for setting in settings)

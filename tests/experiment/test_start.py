@@ -35,12 +35,11 @@ SMALL = {
     "conv4": ("filters=4",),
     "resnet12": ("widths=[4,4,4,6]",),
     "wrn28_10": ("depth=10", "widen=1"),
-}  # of each backbone, settings that both networks take
+}  # of each backbone, settings that the extractor takes too
 
 
 def both(backbone: str) -> tuple[str, ...]:
-    keys = (f"{part}.network.{setting}" for part in ("backbone", "features") for setting in SMALL[backbone])
-    return f"backbone={backbone}", f"features={backbone}", *keys
+    return f"backbone={backbone}", f"features={backbone}", *(f"backbone.network.{each}" for each in SMALL[backbone])
 
 
 def train_run(folder: Path, data: Path, *words: str, backbone: str = "conv4") -> Path:
@@ -209,8 +208,8 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         "into the other; set both alike",
     ),
     "another way to halve images": (
-        ("backbone.network.downsample=max_pool",),
-        "features.role=start: backbone.network.downsample=max_pool and features.network.downsample=stride, but",
+        ("features.network.downsample=max_pool",),
+        "features.role=start: backbone.network.downsample=stride and features.network.downsample=max_pool, but",
     ),
     "norms that the extractor lacks": (
         ("features.network.norm=none",),
