@@ -37,7 +37,7 @@ def load_start(run: Experiment) -> dict[str, Any]:
     cfg, network, began_with = run.cfg, run.learner.backbone, run.start
     if not is_trained(run.learner, run.training):
         raise FewshotError(
-            f"features.role=start: algorithm={cfg.algorithm.name} is not trained from there; leave the role out"
+            f"features.role=start: algorithm={cfg.algorithm.name} is not meta-trained; leave the role out"
         )
     _check_alike(cfg)
     extractor = instantiate_node(cfg.features.reader.network)(shape=run.shape, way=len(run.sources["train"].names))
@@ -65,6 +65,7 @@ def _check_alike(cfg: DictConfig) -> None:
     """Raises FewshotError where the two networks are set to compute different things."""
     own, learned = resolved(cfg)["backbone"]["network"], resolved(cfg)["features"]["network"]
     keys = [key for key in {**own, **learned} if key not in OF_ONE_NETWORK and own.get(key) != learned.get(key)]
+    keys = ["_target_"] if "_target_" in keys else keys  # networks of two classes have other settings anyway
     if keys:
         settings = (f"{key}={own.get(key)} and features.network.{key}={learned.get(key)}" for key in keys)
         words = ", ".join(f"backbone.network.{setting}" for setting in settings)

@@ -211,6 +211,11 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         ("features.network.downsample=max_pool",),
         "features.role=start: backbone.network.downsample=stride and features.network.downsample=max_pool, but",
     ),
+    "another network": (
+        ("features=resnet12",),
+        "features.role=start: backbone.network._target_=fewshot.Conv4 and features.network._target_=fewshot.ResNet12, "
+        "but weights go from the one into the other; set both alike",
+    ),
     "norms that the extractor lacks": (
         ("features.network.norm=none",),
         "features.role=start: blocks.0.norm.scale: the backbone has (4,) there, the extractor nothing; make both the",
@@ -221,7 +226,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "nothing to train": (
         ("algorithm=nearest_mean",),
-        "features.role=start: algorithm=nearest_mean is not trained from there; leave the role out",
+        "features.role=start: algorithm=nearest_mean is not meta-trained; leave the role out",
     ),
     "no such role": (("features.role=stat",), "features.role=stat: choose one of input, start"),
 }
