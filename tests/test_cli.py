@@ -279,6 +279,8 @@ def test_mistakes_about_tables_are_one_line(call: Any, words: tuple[str, ...], s
     [
         (("way=5",), "way=5: sinusoid is a regression, without classes; leave way out"),
         (("train.train_on_val=true",), "train.train_on_val: not for a regression"),
+        (("features=conv4",), "features: not for a regression, such as sinusoid; leave it out"),
+        (("features=resnet12", "features.role=start"), "features: not for a regression, such as sinusoid"),
         (("train.precision=bfloat16", "engine=vmap"), "engine=vmap: not with train.precision=bfloat16"),
         (("dataset.reader.families.sine.phase=3",), "dataset.reader.families.sine.phase=3: a range has two numbers"),
         (("algorithm=leo",), "a regression is learned by maml, fomaml, reptile and leo_regression"),

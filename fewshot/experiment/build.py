@@ -211,9 +211,8 @@ def check_config(cfg: DictConfig) -> None:
             raise FewshotError(f"way={cfg.way}: {cfg.dataset.name} is a regression, without classes; leave way out")
         if cfg.train.way is not None:
             raise FewshotError(f"train.way={cfg.train.way}: functions have no ways; leave it out")
-        if cfg.features.name is not None or cfg.train.train_on_val:
-            key = "train.train_on_val" if cfg.train.train_on_val else "features"
-            raise FewshotError(f"{key}: not for a regression, as in dataset={cfg.dataset.name}; leave it out")
+        if cfg.train.train_on_val:
+            raise FewshotError(f"train.train_on_val: not for a regression, such as {cfg.dataset.name}; leave it out")
         return
     if cfg.train.train_on_val and cfg.dataset.reader.get("classes") == "same":
         raise FewshotError(

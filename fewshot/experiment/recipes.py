@@ -39,13 +39,15 @@ def complete(cfg: DictConfig, overrides: Iterable[str]) -> str:
         the line of `apply_protocols`.
 
     Raises:
-        FewshotError: as `apply_recipe` and `apply_protocols`.
+        FewshotError: features of a regression; or as `apply_recipe` and `apply_protocols`.
     """
     dataset, overrides = cfg.get("dataset"), list(overrides)
     if dataset is not None and "reader" in dataset and not is_regression(dataset):
         cfg.dataset = OmegaConf.merge(OmegaConf.load(CONF / "dataset/base/view.yaml"), dataset)
     if "recipe" not in cfg or cfg.resume:  # a resumed run has all in its own configuration
         return ""
+    if dataset is not None and is_regression(dataset) and cfg.features.name is not None:
+        raise FewshotError(f"features: not for a regression, such as {cfg.dataset.name}; leave it out")
     if is_on_features(cfg):
         set_values(cfg, {"dataset.rotations": "none"}, overrides)  # features have none
     asked, count = cfg.recipe, apply_recipe(cfg, overrides)
