@@ -201,12 +201,19 @@ def _networks(runs: Sequence[Record]) -> str:
 
 
 def _filters(runs: Sequence[Record]) -> str:
-    """The filters of a layer of the networks, with their algorithms; empty where all have as many."""
-    algorithms: dict[int, dict[str, None]] = defaultdict(dict)
-    for run in runs:
-        if (filters := (run.get("settings") or {}).get(FILTERS)) is not None:
-            algorithms[filters][run["algorithm"]] = None
-    parts = [f"{filters} ({', '.join(own)})" for filters, own in algorithms.items()]
+    """The filters of a layer of the networks, with their algorithms; empty where all have as many.
+
+    An algorithm that has several numbers stands there by the names of its rows.
+    """
+    numbered = [(filters, run) for run in runs if (filters := (run.get("settings") or {}).get(FILTERS)) is not None]
+    of_algorithm: dict[str, set[int]] = defaultdict(set)
+    for filters, run in numbered:
+        of_algorithm[run["algorithm"]].add(filters)
+    names: dict[int, dict[str, None]] = defaultdict(dict)
+    for filters, run in numbered:
+        several = len(of_algorithm[run["algorithm"]]) > 1
+        names[filters][run["method"].replace(", ", " ") if several else run["algorithm"]] = None
+    parts = [f"{filters} ({', '.join(own)})" for filters, own in names.items()]
     return f"filters of a layer: {', '.join(parts)}" if len(parts) > 1 else ""
 
 

@@ -233,6 +233,9 @@ def test_what_algorithms_were_trained_with_stands_below_where_it_differs(lab: An
     assert "filters" not in dict(make_page(alike).footer)["reading"]
     reading = dict(make_page(differing).footer)["reading"]
     assert "; filters of a layer: 32 (maml), 64 (mine); without a recipe: mine; checkpoint" in reading
+    start = lab.record(settings={"backbone.network.filters": 64, "features.role": "start"}, recipe="ours")
+    reading = dict(make_page([record("maml", 32, "ours"), start]).footer)["reading"]
+    assert "; filters of a layer: 32 (maml), 64 (maml from a classifier); " in reading
 
 
 def test_a_record_without_a_version_is_told_by_its_commit(lab: Any) -> None:
