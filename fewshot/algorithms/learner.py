@@ -215,17 +215,23 @@ def adapted_names(backbone: nn.Module, adapted: str | Sequence[str] = "all") -> 
 
 
 def _head_prefix(backbone: nn.Module, adapted: str) -> str:
-    """What the names of the parameters of the last layer begin with."""
-    last = next((name for name, _ in reversed(list(backbone.named_parameters()))), None)
-    if last is None:
+    names = [name for name, _ in backbone.named_parameters()]
+    if not names:
         raise FewshotError(f"algorithm.learner.adapted={adapted}: {type(backbone).__name__} has no parameters")
-    layer = last.partition(".parametrizations.")[0] if ".parametrizations." in last else last.rpartition(".")[0]
-    if not layer:
+    prefix = head_prefix(backbone)
+    if not prefix:
         raise FewshotError(
-            f"algorithm.learner.adapted={adapted}: the last parameter, {last}, belongs to no layer of its own; write "
-            f"patterns of parameter names, such as [{last}]"
+            f"algorithm.learner.adapted={adapted}: the last parameter, {names[-1]}, belongs to no layer of its own; "
+            f"write patterns of parameter names, such as [{names[-1]}]"
         )
-    return f"{layer}."
+    return prefix
+
+
+def head_prefix(backbone: nn.Module) -> str:
+    """What the names of the parameters of the last layer begin with; empty where there is no such layer."""
+    *_, last = ["", *(name for name, _ in backbone.named_parameters())]
+    layer = last.partition(".parametrizations.")[0] if ".parametrizations." in last else last.rpartition(".")[0]
+    return f"{layer}." if layer else ""
 
 
 def task_loss(outputs: torch.Tensor, targets: torch.Tensor, reduction: str, shot: int) -> torch.Tensor:

@@ -204,7 +204,8 @@ def check_config(cfg: DictConfig) -> None:
     check_choice("features.role", cfg.features.get("role", "input"), ("input", "start"))
     if starts_from_extractor(cfg) and "settings" not in cfg.features.get("reader", {}):
         raise FewshotError(
-            f"features.role=start: features={cfg.features.name} trains no extractor; choose conv4, resnet12 or wrn28_10"
+            f"features.role=start: features={cfg.features.name or 'none'} trains no extractor; choose conv4, resnet12 "
+            "or wrn28_10"
         )
     if is_regression(cfg.dataset):
         if cfg.way != 1:

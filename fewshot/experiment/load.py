@@ -14,7 +14,7 @@ from fewshot.core.device import pick_device
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import expand_path
 from fewshot.experiment.config import is_on_features, is_regression, resolved
-from fewshot.experiment.make_learner import instantiate_node, make_learner
+from fewshot.experiment.make_learner import make_extractor, make_learner
 from fewshot.experiment.run_dir import TESTS, find_run, load_data_info, saved_config
 from fewshot.report.records import read_record
 from fewshot.tasks.transforms import ImageTransform, view_of
@@ -98,8 +98,7 @@ def _inputs_of_features(cfg: DictConfig, info: dict[str, Any], folder: Path, dev
             )
         return Inputs(shape, view, cfg.way, torch.uint8, extractor.to(device), info["shape"][0])
     view = view_of(resolved(cfg)["dataset"])
-    network = instantiate_node(cfg.features.reader.network)
-    extractor = network(shape=view.output_shape(shape), way=len(stored["names"])).to(device)
+    extractor = make_extractor(cfg, view.output_shape(shape), len(stored["names"])).to(device)
     load_extractor(extractor, cache, about)
     return Inputs(shape, view, cfg.way, torch.uint8, extractor.eval(), info["shape"][0])
 

@@ -64,6 +64,11 @@ def make_network(backbone: DictConfig, shape: tuple[int, ...], way: int) -> nn.M
     return fit_network(network, shape, way, **choices) if choices else network
 
 
+def make_extractor(cfg: DictConfig, shape: tuple[int, ...], way: int) -> nn.Module:
+    """The untrained network of `features`, a classifier of `way` classes. Raises FewshotError: it cannot be made."""
+    return instantiate_node(cfg.features.reader.network, _partial_=False, shape=shape, way=way)
+
+
 def instantiate_node(node: DictConfig, **kwargs: Any) -> Any:
     """What a configuration node names by its `_target_`, made with the values of the node and `kwargs`.
 

@@ -129,7 +129,7 @@ def _train(
         check_bfloat16(extractor, x, "features.settings.precision")
     last, best = work / "last.safetensors", work / "best.safetensors"
     state: dict[str, Any] = {"epoch": 0, "best": None, "seconds": 0.0}
-    if last.exists():
+    if last.exists() and best.exists():  # without the best so far, its selection cannot go on
         groups, state = load_checkpoint(last, device)
         _load(extractor, last, groups)
         for name, value in groups.get("momentum", {}).items():

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from fewshot.backbones.norm import BatchStatNorm
-from fewshot.core.device import pick_device
+from fewshot.core.device import device_name, pick_device
 from fewshot.core.distributed import on_all_cores
+from fewshot.core.environment import code
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import lock_dir
 from fewshot.core.paths import expand_path
@@ -82,13 +83,14 @@ def features(
     if not (folder / "bank.json").exists():
         if not may_train:
             raise FewshotError(
-                f"{folder}: the features that this run learned on are gone, or these are not the images of the run; "
+                f"{folder}: the features with which this run began are gone, or these are not the images of the run; "
                 "put them back, or train anew"
             )
+        place = pick_device(device)
         title_of_bar = f"extractor {name}, {len(images['train'].names)} classes"
         with lock_dir(work), on_all_cores():
             extractor, best = train_extractor(
-                network, images, transform, settings, work, device=pick_device(device), title=title_of_bar
+                network, images, transform, settings, work, device=place, title=title_of_bar
             )
             about = {
                 "dataset": images["train"].metadata.get("dataset", "images"),
@@ -99,6 +101,8 @@ def features(
                     "validation": f"{settings['way']}-way {settings['shot']}-shot, nearest class mean",
                     "epoch": best["epoch"],
                     "train_seconds": best["train_seconds"],
+                    "device": device_name(place),
+                    "code": code(),
                     "fingerprint": digest_tensors(extractor.state_dict()),
                     "images": fingerprints,
                     "settings": settings,
@@ -141,7 +145,7 @@ def load_extractor(extractor: nn.Module, cache: Path, about: Mapping[str, Any]) 
     Raises:
         FewshotError: the weights are not there, are damaged, or are not those of the features.
     """
-    path = cache / "extractors" / about["folder"].removeprefix("features-") / "best.safetensors"
+    path = extractor_folder(cache, about) / "best.safetensors"
     if not path.is_file():
         raise FewshotError(f"{path}: the extractor is not there; put it back")
     device = next(extractor.parameters()).device
@@ -149,6 +153,11 @@ def load_extractor(extractor: nn.Module, cache: Path, about: Mapping[str, Any]) 
     if digest_tensors(tensors) != about["extractor"]["fingerprint"]:
         raise FewshotError(f"{path}: not the extractor that made the features; put that one back")
     extractor.load_state_dict(tensors)
+
+
+def extractor_folder(cache: Path, about: Mapping[str, Any]) -> Path:
+    """Where the extractor of features lies; `about` is the features' metadata."""
+    return cache / "extractors" / about["folder"].removeprefix("features-")
 
 
 def digest_tensors(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -48,6 +48,23 @@ def train_run(folder: Path, data: Path, *words: str, backbone: str = "conv4") ->
     return training_run(composed(*QUICK, *both(backbone), *places, *words))[0]
 
 
+SMALL_NET = """
+import torch
+
+class SmallNet(torch.nn.Module):
+    def __init__(self, shape, way):
+        super().__init__()
+        self.body = torch.nn.Linear(shape[0] * shape[1] * shape[2], 4)
+        self.fc = torch.nn.Linear(4, way)
+
+    def embed(self, x):
+        return torch.relu(self.body(x.flatten(1)))
+
+    def forward(self, x):
+        return self.fc(self.embed(x))
+"""
+
+
 def last_weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(load_checkpoint(checkpoints(folder)[0], torch.device("cpu"))[0]["params"])
 
@@ -144,11 +161,48 @@ def test_a_new_run_says_what_to_do_where_features_lie_without_their_extractor(ru
     moved = shutil.copytree(data, tmp_path / "data")
     for path in moved.glob("banks/extractors/*"):
         shutil.rmtree(path)
-    with pytest.raises(FewshotError, match=r"extractor is not there; put it back; or delete \S+, and it is"):
+    with pytest.raises(FewshotError, match=r"extractor is not there; put it back; or delete \S+ and \S+, and they are"):
         train_run(tmp_path / "run", moved, "seed=1")
     for path in moved.glob("banks/features-*"):
         shutil.rmtree(path)
     assert record_of(train_run(tmp_path / "run", moved, "seed=1"))["cost"]["extractor_seconds"] > 0
+
+
+@pytest.mark.parametrize("lost", ["last", "best"])
+def test_an_extractor_that_lost_a_file_is_trained_again(lost: str, run: Path, data: Path, tmp_path: Path):
+    moved = shutil.copytree(data, tmp_path / "data")
+    for path in (*moved.glob("banks/features-*/*"), *moved.glob(f"banks/extractors/*/{lost}.safetensors")):
+        path.unlink()
+    record = record_of(train_run(tmp_path / "run", moved))
+    before = record_of(run)["data"]["about"]["extractor"]["fingerprint"]
+    assert record["data"]["about"]["extractor"]["fingerprint"] == before
+
+
+def test_a_network_with_another_name_for_its_head_keeps_it(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "small_net.py").write_text(SMALL_NET)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ("backbone=module", "backbone.target=small_net.SmallNet", "features=conv4", "features.name=small")
+    places = (f"dataset.reader.root={data / 'pictures'}", f"data_dir={data}", f"run_dir={tmp_path / 'run'}")
+    cfg = composed(*QUICK, *words, *places)
+    cfg.features.network = {"_target_": "small_net.SmallNet", "_partial_": True}
+    params = last_weights(training_run(cfg)[0])
+    (best,) = data.glob("banks/extractors/folder-small-*/best.safetensors")
+    learned: dict[str, torch.Tensor] = load_checkpoint(best, torch.device("cpu"))[0]["weights"]
+    assert torch.equal(params["body.weight"], learned["body.weight"])
+    assert params["fc.weight"].shape == learned["fc.weight"].shape  # three ways, three training classes
+    assert not torch.equal(params["fc.weight"], learned["fc.weight"])
+
+
+def test_the_role_goes_with_validation_classes_pictures_and_a_forced_run(call: Any, data: Path, tmp_path: Path):
+    first = record_of(train_run(tmp_path / "run", data, "train.train_on_val=true"))
+    places = f"dataset.reader.root={data / 'pictures'}", f"data_dir={data}", f"run_dir={tmp_path / 'run'}"
+    words = ("train.train_on_val=true", "force=true", "plot=true")
+    done = call("train", *QUICK, *both("conv4"), *places, *words)
+    assert done.code == 0, done.err
+    again = record_of(tmp_path / "run")
+    assert first["data"]["about"]["extractor"] == again["data"]["about"]["extractor"]
+    assert first["test"] == again["test"]
+    assert (tmp_path / "run" / "episode.png").is_file()
 
 
 def test_a_test_on_other_images_names_the_extractor_too(call: Any, run: Path, data: Path, tmp_path: Path):
@@ -162,13 +216,22 @@ def test_a_test_on_other_images_names_the_extractor_too(call: Any, run: Path, da
     assert other["cost"]["extractor_seconds"] == own["cost"]["extractor_seconds"]
 
 
+def train_module(folder: Path, data: Path, *words: str, **settings: Any) -> Path:
+    """As `train_run`, with Conv-4 as a person's own module."""
+    network = {**composed("backbone=conv4").backbone.network, "filters": 4, **settings}
+    module = (f"+backbone.network.{key}={value}" for key, value in network.items() if key != "_target_")
+    small = ("features=conv4", "features.network.filters=4", "backbone=module", "backbone.target=fewshot.Conv4")
+    places = f"dataset.reader.root={data / 'pictures'}", f"data_dir={data}", f"run_dir={folder}"
+    return training_run(composed(*QUICK, *small, *module, *places, *words))[0]
+
+
+def test_norms_with_running_averages_take_none_from_the_extractor(data: Path, tmp_path: Path):
+    with pytest.raises(FewshotError, match="no running averages from the extractor; set backbone.norm=batch"):
+        train_module(tmp_path / "run", data, "backbone.norm=running", norm="running")
+
+
 def test_frozen_layers_keep_what_they_take_from_the_extractor(data: Path, tmp_path: Path):
-    keys = composed("backbone=conv4").backbone.network.items()
-    module = (f"+backbone.network.{key}={value}" for key, value in keys if key not in ("_target_", "filters"))
-    words = ("backbone=module", "backbone.target=fewshot.Conv4", "backbone.frozen=[blocks.*]", *module)
-    places = f"dataset.reader.root={data / 'pictures'}", f"data_dir={data}", f"run_dir={tmp_path / 'run'}"
-    small = ("+backbone.network.filters=4", "features=conv4", "features.network.filters=4", "train.outer_lr=0.1")
-    folder = training_run(composed(*QUICK, *words, *small, *places))[0]
+    folder = train_module(tmp_path / "run", data, "backbone.frozen=[blocks.*]", "train.outer_lr=0.1")
     (best,) = data.glob("banks/extractors/folder-conv4-*/best.safetensors")
     learned: dict[str, torch.Tensor] = load_checkpoint(best, torch.device("cpu"))[0]["weights"]
     backbone = fs.load_run(folder, device="cpu").learner.backbone
@@ -197,8 +260,15 @@ def test_a_run_that_began_trains_no_other_extractor(run: Path, data: Path, tmp_p
     moved = shutil.copytree(data, tmp_path / "data")
     for path in moved.glob("banks/features-*"):
         shutil.rmtree(path)
-    with pytest.raises(FewshotError, match="the features that this run learned on are gone"):
+    with pytest.raises(FewshotError, match="the features with which this run began are gone"):
         train_run(folder, moved)
+
+
+def test_a_learner_without_a_network_cannot_begin_with_one(data: Path, tmp_path: Path):
+    learner = ("algorithm=leo", "train.query=1", "features=conv4", "features.network.filters=4")
+    places = f"dataset.reader.root={data / 'pictures'}", f"data_dir={data}", f"run_dir={tmp_path / 'run'}"
+    with pytest.raises(FewshotError, match="backbone=identity has no weights to begin with; leave the role out"):
+        training_run(composed(*(word for word in QUICK if word != "algorithm=maml"), *learner, *places))
 
 
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
@@ -213,16 +283,20 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "another network": (
         ("features=resnet12",),
-        "features.role=start: backbone.network._target_=fewshot.Conv4 and features.network._target_=fewshot.ResNet12, "
-        "but weights go from the one into the other; set both alike",
+        "features.role=start: backbone=conv4 and features=resnet12 are two networks, but weights go from the one into "
+        "the other; choose the same for both, such as backbone=conv4 features=conv4",
+    ),
+    "a setting that the extractor's network has not": (
+        ("+features.network.dropout=0.1",),
+        "fewshot.Conv4: Conv4.__init__() got an unexpected keyword argument 'dropout'",
     ),
     "norms that the extractor lacks": (
         ("features.network.norm=none",),
-        "features.role=start: blocks.0.norm.scale: the backbone has (4,) there, the extractor nothing; make both the",
+        "features.role=start: blocks.0.norm.scale: the backbone has (4,) there, the extractor nothing; give both",
     ),
     "norms that the network lacks": (
         ("backbone.network.norm=none",),
-        "features.role=start: blocks.0.norm.scale: the backbone has nothing there, the extractor (4,); make both the",
+        "features.role=start: blocks.0.norm.scale: the backbone has nothing there, the extractor (4,); give both",
     ),
     "nothing to train": (
         ("algorithm=nearest_mean",),
