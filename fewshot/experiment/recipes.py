@@ -77,7 +77,8 @@ def _recipe_line(cfg: DictConfig, asked: str | None, count: int) -> str:
         return f"recipe {cfg.recipe}: {count} setting{'s' if count > 1 else ''}{steps}; see --cfg job"
     if asked != "auto" or cfg.recipe is not None:
         return ""
-    others = ", ".join(f"recipe={name}" for name in recipe_names() if recipe_settings(name, cfg))
+    names = [name for name in recipe_names() if _is_ours(name) or not starts_from_extractor(cfg)]
+    others = ", ".join(f"recipe={name}" for name in names if recipe_settings(name, cfg))
     named = f"; settings for this task: {others}" if others else ""
     return f"recipe none: defaults of algorithm={cfg.algorithm.name}{steps}{named}" if steps or others else ""
 
@@ -258,9 +259,15 @@ def set_values(cfg: DictConfig, values: Mapping[str, Any], overrides: Iterable[s
 def paper_steps(cfg: DictConfig) -> int | None:
     """The outer steps of the paper: of the recipe in use or, if that is ours, of the algorithm's; None: unknown."""
     for name in (cfg.recipe, cfg.algorithm.get("recipe")):
-        if name in recipe_names() and not (recipe := _read_recipe(name)).get("ours", False):
-            return None if recipe.get("steps_are_ours", False) else recipe_settings(name, cfg).get("train.steps")
+        if name in recipe_names() and not _is_ours(name):
+            steps_are_ours = _read_recipe(name).get("steps_are_ours", False)
+            return None if steps_are_ours else recipe_settings(name, cfg).get("train.steps")
     return None
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a recipe is of this project, and not of a paper or program."""
+    return bool(_read_recipe(name).get("ours", False))
 
 
 def _read_recipe(name: str) -> dict[str, Any]:
