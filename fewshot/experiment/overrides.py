@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import shlex
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -20,7 +21,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError, one_line
-from fewshot.core.paths import expand_configuration, is_path_key, literal
+from fewshot.core.paths import CONF, expand_configuration, is_path_key, literal
 from fewshot.experiment.config import NULLABLE, TOOLS, is_regression, key_names, typed_settings
 from fewshot.experiment.sweeps import check_plugin
 
@@ -266,8 +267,8 @@ def _reason(error: Exception, override: Override, line: str, before: DictConfig,
         return f"{line}: the key is there already; write {line.lstrip('+')}"
     if key not in known and not _is_group(override, hydra):
         named = [name for name in known if name.endswith(f".{key}")]
-        hint = f", did you mean {' or '.join(named[:3])}?" if named else did_you_mean(key, known)
-        return f"{key}: no such key{hint}"
+        hint = f", did you mean {' or '.join(named[:3])}?" if named else ""
+        return f"{key}: no such key{hint or _options_with(key, config, hydra) or did_you_mean(key, known)}"
     cause = error.__cause__ or error
     if "does not support deletion" in str(cause):
         return f"{line}: {NEEDED}"
@@ -275,6 +276,21 @@ def _reason(error: Exception, override: Override, line: str, before: DictConfig,
         return f"{line}: must be a list, such as {key}=[{value}]"
     first = str(cause).strip().splitlines()[0]
     return f"{line}: {first if isinstance(cause, OmegaConfBaseException) else one_line(cause)}"
+
+
+def _options_with(key: str, config: str, hydra: Hydra) -> str:
+    """Which options of its group have a key that the chosen one lacks, in words; empty if none has it."""
+    group, _, rest = key.partition(".")
+    line = re.compile(rf"^ *{re.escape(rest.rpartition('.')[2])}:", re.MULTILINE)
+    if not rest or not any(line.search(path.read_text(encoding="utf-8")) for path in (CONF / group).rglob("*.yaml")):
+        return ""
+    datasets = hydra.config_loader.get_group_options("dataset", ObjectType.CONFIG) if group == "features" else []
+    names = [name for name in hydra.config_loader.get_group_options(group, ObjectType.CONFIG) if name not in datasets]
+    having = []
+    for name in names:
+        with suppress(HydraException, OmegaConfBaseException):
+            having += [f"{group}={name}"] if key in key_names(_compose(hydra, config, [f"{group}={name}"])) else []
+    return f"; {', '.join(having[:3])}{' and others' * (len(having) > 3)} have it" if having else ""
 
 
 def _is_of_regression(dataset: str, hydra: Hydra) -> bool:

@@ -194,6 +194,14 @@ REFUSED = {
     "a mistake beside help": (["--help", "algorithm=mamal"], "algorithm=mamal: no such option, did you mean maml"),
     "a null that is deleted": (["~train.way"], "~train.way: is null already, so there is nothing to delete"),
     "no such key to delete": (["~train.stps"], "train.stps: no such key, did you mean train.steps?"),
+    "a key of other features": (
+        ["features.role=start"],
+        "features.role: no such key; features=conv4, features=resnet12, features=wrn28_10 have it",
+    ),
+    "a key of other algorithms": (
+        ["algorithm=protonet", "algorithm.learner.inner_lr=1"],
+        "algorithm.learner.inner_lr: no such key; algorithm=anil, algorithm=boil, algorithm=fomaml and others have it",
+    ),
     "another value to delete": (["~way=6"], "The value of 'way' is 5 and not 6"),
     "a deleted need": (["~way"], "~way: is always needed"),
     "a deleted class": (["~dataset.reader"], "dataset.reader: is needed and not in the configuration"),
