@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fewshot.report.cells import Cell, Key, Layout
-from fewshot.report.records import NUMBER, Record, task_name
+from fewshot.report.records import NUMBER, Record, extractor_of, task_name
 
 NOTHING = "–"
 COSTS = {  # heading: field, unit, decimals
@@ -97,8 +97,10 @@ def join_budgets(row: Sequence[Cell]) -> str:
 
 
 def _device(cell: Cell) -> str:
-    """Where the runs of a cell were trained."""
-    devices = {name for run in cell.runs for name in (run["cost"]["device"] or "unknown").split(" and ")}
+    """Where the runs of a cell and, as far as records say it, their extractors were trained."""
+    found = [run["cost"]["device"] or "unknown" for run in cell.runs]
+    found += [device for run in cell.runs if (device := extractor_of(run).get("device"))]
+    devices = {name for names in found for name in names.split(" and ")}
     named = {"cpu": "CPU", "unknown": "an unknown device"}
     return " and ".join(named.get(name, name) for name in sorted(devices))
 

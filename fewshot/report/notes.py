@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fewshot.report.gather import COMMON
 from fewshot.report.labels import AS_SHOTS, FROM_CLASSIFIER, column_of, is_from_classifier, label_test
 from fewshot.report.published import CAVEATS, UNKNOWN
-from fewshot.report.records import Record, metric_of
+from fewshot.report.records import Record, extractor_of, metric_of
 from fewshot.report.traits import OLDER, format_label
 
 if TYPE_CHECKING:
@@ -64,7 +64,9 @@ def _cell_notes(cell: Cell, reference: Test | None, per_shot: bool) -> list[str]
         return _figure_notes(run, figure, reference or (), per_shot)
     notes = [_test_difference(run, reference, per_shot)] if reference else []
     if len(cell.runs) > 1:
-        notes.append(f"mean of {len(cell.runs)} training seeds; ± is over them")
+        extractors = {extractor_of(run).get("fingerprint") for run in cell.runs}
+        alike = ", all with the same extractor" if len(extractors) == 1 and None not in extractors else ""
+        notes.append(f"mean of {len(cell.runs)} training seeds{alike}; ± is over them")
     return [note for note in notes if note]
 
 
@@ -168,10 +170,10 @@ def _reading_line(cells: Sequence[Cell], reference: Test | None, shown: Sequence
     parts = [f"± is the 95 % interval (Student t) over test episodes{seeds_too}"]
     if any(cell.p is not None for cell in cells):
         mixed = reference is not None and any(cell.p is None for cell in cells)
-        same = " of cells with equal test episodes" if mixed else ""
+        tested_so = " among the cells that were tested as above" if mixed else ""
         averaged = ", seeds averaged" if several_seeds else ""
         parts.append(
-            f"bold: the best{same} in a column and what cannot be told from it at 5 % (paired t test over the "
+            f"bold: the best in a column{tested_so} and what cannot be told from it at 5 % (paired t test over the "
             f"episodes{averaged}, Holm's correction over all pairs)"
         )
     if any(cell.r2() is not None for cell in cells):
@@ -226,10 +228,10 @@ def _without_recipe(runs: Sequence[Record]) -> str:
 
 def _pretrained(run: Record) -> str:
     """How a run's network or extractor was trained before, and how that takes images; empty if neither was."""
-    extractor = run["data"].get("about", {}).get("extractor", {})
-    parts = []
+    extractor, parts = extractor_of(run), []
     if is_from_classifier(run):
-        parts.append(f"{FROM_CLASSIFIER}: the network was first trained to classify the training classes; that counts")
+        words = "the network was first trained to classify the training classes; the budget counts those minutes"
+        parts.append(f"{FROM_CLASSIFIER}: {words}")
     for weights in filter(None, (extractor.get("weights"), run.get("weights"))):
         parts.append(f"{weights['file']} ({weights['sha256']:.8}): pretrained weights, which may know test classes")
     if view := extractor.get("preprocessing"):
@@ -240,9 +242,11 @@ def _pretrained(run: Record) -> str:
 
 
 def _code_versions(runs: Sequence[Record]) -> str:
-    """The versions that tested the runs and, where a record has them, those that trained them."""
+    """The versions that tested the runs and, where a record has them, those that trained them and their extractors."""
     commits: dict[str, dict[str, None]] = defaultdict(dict)
-    for code in (code for run in runs for code in (run["code"], *run["code"].get("training", ()))):
+    of_extractors = [code for run in runs if (code := extractor_of(run).get("code"))]
+    of_runs = (code for run in runs for code in (run["code"], *run["code"].get("training", ())))
+    for code in (*of_runs, *of_extractors):
         dirty = " with uncommitted changes" if code["dirty"] else ""
         commits[code["version"]][f"{(code['commit'] or '')[:7] or 'unknown commit'}{dirty}"] = None
     named = {version: "of a version not recorded" if version == "absent" else version for version in commits}

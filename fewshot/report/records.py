@@ -165,6 +165,12 @@ def metric_of(record: Record) -> str:
     return next(metric for metric in METRICS if metric in record["test"])
 
 
+def extractor_of(record: Record) -> dict[str, Any]:
+    """What is known of the extractor whose features or weights a run had; empty without one."""
+    extractor: dict[str, Any] = record["data"].get("about", {}).get("extractor", {})
+    return extractor
+
+
 def protocol_name(record: Record) -> str:
     """The protocol of the test without its changed values: `common` of `common, query=5`; `own` for older records."""
     return record["protocol"].get("name", "own").partition(",")[0]

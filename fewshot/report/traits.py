@@ -88,7 +88,21 @@ def _traits(record: Record, shown: Sequence[str]) -> dict[str, Any]:
     if not record.get("settings"):  # an older record, with the settings that its command gives
         traits |= {field: field_of(record, field) for field in ("cost.train_tasks", "config")}
         traits |= {key: value for key, value in GIVEN.findall(record.get("command") or "") if "," not in value}
-    return {key: str(value) if isinstance(value, list) else value for key, value in traits.items() if key not in shown}
+    own = {key: value for key, value in traits.items() if key not in shown and not _is_copy(key, traits)}
+    return {key: str(value) if isinstance(value, list) else value for key, value in own.items()}
+
+
+def _is_copy(key: str, traits: dict[str, Any]) -> bool:
+    """Whether a setting of an extractor or of its reader repeats one of the dataset, the backbone or `features`."""
+    places = (
+        ("features.reader.images.", "dataset.reader."),
+        ("features.reader.view.", "dataset."),
+        ("features.reader.network.", "backbone.network."),
+        ("features.network.", "backbone.network."),
+        ("features.reader.", "features."),
+    )
+    sources = (new + key.removeprefix(old) for old, new in places if key.startswith(old))
+    return any(source in traits and traits[source] == traits[key] for source in sources)
 
 
 def _context(record: Record) -> tuple[Hashable, ...]:

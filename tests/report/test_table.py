@@ -75,6 +75,15 @@ def test_seeds_become_their_mean_with_the_t_interval_over_seeds(lab: Any, accura
     assert page.table.iloc[0]["method"].notes == (1,)
 
 
+def test_seeds_on_one_extractor_are_told_from_seeds_that_each_train_one(lab: Any) -> None:
+    def note(*fingerprints: str) -> list[str]:
+        data = [{"fingerprint": "fe", "about": {"extractor": {"fingerprint": each}}} for each in fingerprints]
+        return make_page([lab.record(seed=seed, data=each) for seed, each in enumerate(data)]).notes
+
+    assert note("a", "a") == ["mean of 2 training seeds, all with the same extractor; ± is over them"]
+    assert note("a", "b") == ["mean of 2 training seeds; ± is over them"]
+
+
 def test_two_runs_that_differ_in_nothing_are_refused_by_name(lab: Any) -> None:
     with pytest.raises(FewshotError, match=r"runs/a and runs/b are both maml on 5-way 1-shot with seed 0"):
         make_page([lab.record("runs/a"), lab.record("runs/b", test__accuracy=0.5)])
@@ -142,6 +151,29 @@ def test_what_differs_in_many_settings_has_a_number_and_a_footnote(lab: Any) -> 
     names, notes = method_names([first, second])
     assert names == ["maml (1), trans.", "maml (2), trans."]
     assert notes == ["a0=0, a1=1, a2=2, a3=3", "a0=none, a1=none, a2=none, a3=none"]
+
+
+def test_a_setting_that_a_reader_of_features_repeats_is_named_once(lab: Any) -> None:
+    def settings(filters: int, epochs: int) -> dict[str, Any]:
+        network, training = {"network.filters": filters}, {"settings.epochs": epochs}
+        return {
+            **{f"{group}.{key}": value for group in ("backbone", "features") for key, value in network.items()},
+            **{f"{group}.{key}": value for group in ("features", "features.reader") for key, value in training.items()},
+            "features.reader.network.filters": filters,
+            "features.role": "start",
+        }
+
+    names, notes = method_names([lab.record(settings=settings(32, 5)), lab.record(settings=settings(64, 9))])
+    assert names == [
+        "maml, from a classifier, filters=32, epochs=5, trans.",
+        "maml, from a classifier, filters=64, epochs=9, trans.",
+    ]
+    assert not any(notes)
+    other = {"features.reader.model": "a"}, {"features.reader.model": "b"}  # of a person's own reader
+    assert method_names([lab.record(settings=each) for each in other])[0] == [
+        "maml, model=a, trans.",
+        "maml, model=b, trans.",
+    ]
 
 
 def test_older_runs_that_no_words_tell_apart_have_their_configuration_in_a_footnote_alone(lab: Any) -> None:
@@ -225,6 +257,17 @@ def test_the_versions_that_trained_a_run_stand_beside_the_one_that_tested_it(lab
     assert footer["reading"].endswith("; code 0.1.0 (abc1234, fedcba9)")
 
 
+def test_the_version_and_the_device_that_trained_an_extractor_stand_beside_those_of_the_run(lab: Any) -> None:
+    code = {"version": "0.1.0", "commit": "fedcba9" * 5, "dirty": False}
+    extractor = {"train_seconds": 240.0, "device": "NVIDIA H200", "code": code}
+    data = {"fingerprint": "feedc0de" * 8, "about": {"extractor": extractor}}
+    record = lab.record(data=data, cost__train_seconds=60.0, train__steps=9, train__paper_steps=10)
+    record["cost"]["extractor_seconds"] = 240.0
+    page = make_page([record], layout=Layout(rows={"method": "method", "budget": "budget"}))
+    assert dict(page.footer)["reading"].endswith("; code 0.1.0 (abc1234, fedcba9)")
+    assert lab.texts(page)[0]["budget"] == "5 min on NVIDIA H200 and CPU, 9 of 10 steps"
+
+
 def test_what_algorithms_were_trained_with_stands_below_where_it_differs(lab: Any) -> None:
     def record(algorithm: str, filters: int, recipe: str | None) -> dict[str, Any]:
         return lab.record(algorithm=algorithm, settings={"backbone.network.filters": filters}, recipe=recipe)
@@ -263,7 +306,10 @@ def test_a_run_from_a_classifier_has_a_name_of_its_own_and_a_note(lab: Any) -> N
     page = make_page([lab.record(), lab.record(settings=settings, test__accuracy=0.5)])
     assert "| maml, from a classifier |" in markdown([lab.record(), lab.record(settings=settings, test__accuracy=0.5)])
     reading = dict(page.footer)["reading"]
-    assert "; from a classifier: the network was first trained to classify the training classes; that counts" in reading
+    assert (
+        "; from a classifier: the network was first trained to classify the training classes; the budget counts"
+        in reading
+    )
 
 
 def test_trailing_zeros_survive_printing(lab: Any) -> None:
