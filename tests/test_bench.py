@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,23 @@ def test_products_in_bfloat16_are_timed_beside_the_others(call: Any, tmp_path: P
     rows = json.loads((tmp_path / "bench.json").read_text())["bench"]
     assert [row["engine"] for row in rows] == ["loop (auto)", "bfloat16"]
     assert asked == {"float32", "bfloat16"}
+
+
+def test_libraries_that_are_not_installed_are_left_out_unless_they_are_named(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for module in ("learn2learn.algorithms", "jax", "easyfsl.methods"):
+        monkeypatch.setitem(sys.modules, module, None)
+    words = ("network=sinusoid", "first_order=[false]", *FAST[:3])
+    own = "networks.sinusoid.engines=[learn2learn,jax,easyfsl,loop]"
+    done = call("bench", *words, own, "out=bench.json")
+    assert done.code == 0, done.err
+    assert [row["engine"] for row in json.loads((tmp_path / "bench.json").read_text())["bench"]] == ["loop"]
+    assert (done.out + done.err).count("not installed; `uv sync --group") == 3
+    for engine in ("learn2learn", "jax", "easyfsl"):
+        named = call("bench", *words, f"engines=[{engine},loop]")
+        assert named.code == 1
+        assert named.err.startswith(f"error: engine={engine}: not installed") and named.err.count("\n") == 1
 
 
 def test_what_cannot_be_timed_is_refused_in_one_line(call: Any):

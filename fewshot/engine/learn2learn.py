@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 
@@ -28,20 +29,13 @@ def outer_by_learn2learn(learner: Learner, params: Tensors, episodes: Episodes) 
             "engine=learn2learn: adapts every parameter that is not frozen; set algorithm.learner.adapted=all and "
             "backbone.network.adapt_norm=true, or choose engine=vmap"
         )
-    with warnings.catch_warnings():  # its import brings gym, which warns about itself
-        warnings.simplefilter("ignore")
-        try:
-            from learn2learn.algorithms import MAML as Original
-        except ImportError as error:
-            raise FewshotError(
-                "engine=learn2learn: not installed; `uv sync --group test` builds it, `pip install` cannot"
-            ) from error
+    original = import_maml()
     backbone = copy_network(learner.backbone)
     backbone.load_state_dict(params, strict=False)  # frozen parameters stay as they are
     for part in backbone.modules():
         if isinstance(part, BatchStatNorm):
             part.fused = True  # torch's own batch norm, as in a user's network
-    meta = Original(
+    meta = original(
         backbone, lr=learner.inner_lr, first_order=learner.first_order, allow_unused=True, allow_nograd=True
     )
     losses, scores = [], []
@@ -60,3 +54,16 @@ def outer_by_learn2learn(learner: Learner, params: Tensors, episodes: Episodes) 
         if name in params
     }
     return MetaGradient(gradient, {}, torch.stack(losses), torch.stack(scores))
+
+
+def import_maml() -> Any:
+    """learn2learn's class MAML. Raises FewshotError: learn2learn is not installed."""
+    with warnings.catch_warnings():  # its import brings gym, which warns about itself
+        warnings.simplefilter("ignore")
+        try:
+            from learn2learn.algorithms import MAML as Original
+        except ImportError as error:
+            raise FewshotError(
+                "engine=learn2learn: not installed; `uv sync --group test` builds it, `pip install` cannot"
+            ) from error
+    return Original

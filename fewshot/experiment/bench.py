@@ -34,13 +34,14 @@ from fewshot.core.files import write_atomically
 from fewshot.core.paths import CONF
 from fewshot.core.progress import print_note, progress_bar
 from fewshot.engine.engine import ENGINES, LONG, Engine, is_small
+from fewshot.engine.learn2learn import import_maml
 from fewshot.episodes import Episodes
 from fewshot.experiment.bench_others import easyfsl_gradient, jax_step
 from fewshot.experiment.make_learner import instantiate_node
 
 Row = dict[str, Any]
 
-OTHERS = ("jax", "easyfsl")  # other libraries' steps, which are left out where they are not installed
+OTHERS = ("learn2learn", "jax", "easyfsl")  # other libraries' steps, which are left out where they are not installed
 ROUNDED = "bfloat16"  # `loop` with products in this precision
 OUTER_LR = 1e-4
 
@@ -77,7 +78,9 @@ def make_step(learner: Learner, engine: str, episodes: Episodes) -> Callable[[],
     Raises:
         FewshotError: there is no such engine, it is not installed, or cannot run the learner.
     """
-    check_choice("engine", engine, (*ENGINES, *OTHERS, ROUNDED))
+    check_choice("engine", engine, (*ENGINES, *OTHERS[1:], ROUNDED))
+    if engine == "learn2learn":
+        import_maml()  # the first step would be late to find that it is not there
     if engine == "jax":
         return jax_step(learner, episodes, OUTER_LR)[0]
     precision, engine = (ROUNDED, "loop") if engine == ROUNDED else ("float32", engine)
@@ -143,7 +146,7 @@ def bench_network(cfg: DictConfig, name: str) -> list[Row]:
         rounds = min(cfg.rounds, net.get("rounds", cfg.rounds)) if cfg.network == "all" else cfg.rounds
         for _ in range(rounds):
             for key, step in steps.items():
-                tune_malloc(as_glibc_does=key[1] in ("learn2learn", *OTHERS))
+                tune_malloc(as_glibc_does=key[1] in OTHERS)
                 if key not in memory:
                     memory[key] = _step_megabytes(step, device)
                 rates[key].append(net.meta_batch * steps_per_second(step, device, cfg.seconds))
