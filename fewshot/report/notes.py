@@ -230,8 +230,7 @@ def _pretrained(run: Record) -> str:
     """How a run's network or extractor was trained before, and how that takes images; empty if neither was."""
     extractor, parts = extractor_of(run), []
     if is_from_classifier(run):
-        words = "the network was first trained to classify the training classes; the budget counts those minutes"
-        parts.append(f"{FROM_CLASSIFIER}: {words}")
+        parts.append(f"{FROM_CLASSIFIER}: the network was first trained to classify the training classes")
     for weights in filter(None, (extractor.get("weights"), run.get("weights"))):
         parts.append(f"{weights['file']} ({weights['sha256']:.8}): pretrained weights, which may know test classes")
     if view := extractor.get("preprocessing"):

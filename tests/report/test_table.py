@@ -306,10 +306,7 @@ def test_a_run_from_a_classifier_has_a_name_of_its_own_and_a_note(lab: Any) -> N
     page = make_page([lab.record(), lab.record(settings=settings, test__accuracy=0.5)])
     assert "| maml, from a classifier |" in markdown([lab.record(), lab.record(settings=settings, test__accuracy=0.5)])
     reading = dict(page.footer)["reading"]
-    assert (
-        "; from a classifier: the network was first trained to classify the training classes; the budget counts"
-        in reading
-    )
+    assert "; from a classifier: the network was first trained to classify the training classes; checkpoint" in reading
 
 
 def test_trailing_zeros_survive_printing(lab: Any) -> None:
