@@ -6,7 +6,7 @@ import copy
 import re
 import shlex
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -268,7 +268,7 @@ def _reason(error: Exception, override: Override, line: str, before: DictConfig,
     if key not in known and not _is_group(override, hydra):
         named = [name for name in known if name.endswith(f".{key}")]
         hint = f", did you mean {' or '.join(named[:3])}?" if named else ""
-        return f"{key}: no such key{hint or _options_with(key, config, hydra) or did_you_mean(key, known)}"
+        return f"{key}: no such key{hint or _options_with(key, before, config, hydra) or did_you_mean(key, known)}"
     cause = error.__cause__ or error
     if "does not support deletion" in str(cause):
         return f"{line}: {NEEDED}"
@@ -278,19 +278,19 @@ def _reason(error: Exception, override: Override, line: str, before: DictConfig,
     return f"{line}: {first if isinstance(cause, OmegaConfBaseException) else one_line(cause)}"
 
 
-def _options_with(key: str, config: str, hydra: Hydra) -> str:
+def _options_with(key: str, before: DictConfig, config: str, hydra: Hydra) -> str:
     """Which options of its group have a key that the chosen one lacks, in words; empty if none has it."""
     group, _, rest = key.partition(".")
-    line = re.compile(rf"^ *{re.escape(rest.rpartition('.')[2])}:", re.MULTILINE)
-    if not rest or not any(line.search(path.read_text(encoding="utf-8")) for path in (CONF / group).rglob("*.yaml")):
+    last = f"{rest.rpartition('.')[2]}:"
+    if not rest or not any(last in path.read_text(encoding="utf-8") for path in (CONF / group).rglob("*.yaml")):
         return ""
-    datasets = hydra.config_loader.get_group_options("dataset", ObjectType.CONFIG) if group == "features" else []
-    names = [name for name in hydra.config_loader.get_group_options(group, ObjectType.CONFIG) if name not in datasets]
-    having = []
-    for name in names:
+    options, having = partial(hydra.config_loader.get_group_options, results_filter=ObjectType.CONFIG), []
+    copies = options("dataset") if group == "features" else []  # features that are named after a dataset
+    for name in (name for name in options(group) if name not in copies):
         with suppress(HydraException, OmegaConfBaseException):
             having += [f"{group}={name}"] if key in key_names(_compose(hydra, config, [f"{group}={name}"])) else []
-    return f"; {', '.join(having[:3])}{' and others' * (len(having) > 3)} have it" if having else ""
+    chosen, more = OmegaConf.select(before, f"{group}.name"), " and others" if len(having) > 3 else ""
+    return f" of {group}={chosen or 'none'}; choose one of {', '.join(having[:3])}{more}" if having else ""
 
 
 def _is_of_regression(dataset: str, hydra: Hydra) -> bool:

@@ -196,11 +196,11 @@ REFUSED = {
     "no such key to delete": (["~train.stps"], "train.stps: no such key, did you mean train.steps?"),
     "a key of other features": (
         ["features.role=start"],
-        "features.role: no such key; features=conv4, features=resnet12, features=wrn28_10 have it",
+        "role: no such key of features=none; choose one of features=conv4, features=resnet12, features=wrn28_10",
     ),
     "a key of other algorithms": (
         ["algorithm=protonet", "algorithm.learner.inner_lr=1"],
-        "algorithm.learner.inner_lr: no such key; algorithm=anil, algorithm=boil, algorithm=fomaml and others have it",
+        "no such key of algorithm=protonet; choose one of algorithm=anil, algorithm=boil, algorithm=fomaml and others",
     ),
     "another value to delete": (["~way=6"], "The value of 'way' is 5 and not 6"),
     "a deleted need": (["~way"], "~way: is always needed"),
