@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fewshot.report.gather import COMMON
@@ -203,27 +203,32 @@ def _networks(runs: Sequence[Record]) -> str:
 
 
 def _filters(runs: Sequence[Record]) -> str:
-    """The filters of a layer of the networks, with their algorithms; empty where all have as many.
-
-    An algorithm that has several numbers stands there by the names of its rows.
-    """
+    """The filters of a layer of the networks, with their methods; empty where all have as many."""
     numbered = [(filters, run) for run in runs if (filters := (run.get("settings") or {}).get(FILTERS)) is not None]
-    of_algorithm: dict[str, set[int]] = defaultdict(set)
-    for filters, run in numbered:
-        of_algorithm[run["algorithm"]].add(filters)
-    names: dict[int, dict[str, None]] = defaultdict(dict)
-    for filters, run in numbered:
-        several = len(of_algorithm[run["algorithm"]]) > 1
-        names[filters][run["method"].replace(", ", " ") if several else run["algorithm"]] = None
-    parts = [f"{filters} ({', '.join(own)})" for filters, own in names.items()]
+    parts = [f"{filters} ({', '.join(names)})" for filters, names in _name_by_value(numbered).items()]
     return f"filters of a layer: {', '.join(parts)}" if len(parts) > 1 else ""
 
 
 def _without_recipe(runs: Sequence[Record]) -> str:
     """The methods that were trained without a recipe, beside others that have one."""
-    trained = [run for run in runs if run["cost"]["train_tasks"]]
-    without = dict.fromkeys(run["method"] for run in trained if run["recipe"] is None)
-    return f"without a recipe: {'; '.join(without)}" if without and any(run["recipe"] for run in trained) else ""
+    names = _name_by_value([(run["recipe"] is None, run) for run in runs if run["cost"]["train_tasks"]])
+    return f"without a recipe: {', '.join(names[True])}" if len(names) > 1 else ""
+
+
+def _name_by_value(pairs: Sequence[tuple[Hashable, Record]]) -> dict[Hashable, list[str]]:
+    """The runs of each value: by algorithm, by row or by row and task, the first that no other value has."""
+    names: dict[Hashable, dict[str, None]] = defaultdict(dict)
+    for value, run in pairs:
+        labels = [_labels(other) for other_value, other in pairs if other_value != value]
+        own = _labels(run)
+        name = next((name for place, name in enumerate(own) if all(name != each[place] for each in labels)), own[-1])
+        names[value][name] = None
+    return {value: list(own) for value, own in names.items()}
+
+
+def _labels(run: Record) -> tuple[str, str, str]:
+    row = run["method"].replace(", ", " ")
+    return run["algorithm"], row, f"{row} on {run['task']}"
 
 
 def _pretrained(run: Record) -> str:

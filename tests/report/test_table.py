@@ -279,6 +279,10 @@ def test_what_algorithms_were_trained_with_stands_below_where_it_differs(lab: An
     start = lab.record(settings={"backbone.network.filters": 64, "features.role": "start"}, recipe="ours")
     reading = dict(make_page([record("maml", 32, "ours"), start]).footer)["reading"]
     assert "; filters of a layer: 32 (maml), 64 (maml from a classifier); " in reading
+    other = lab.record(settings={"backbone.network.filters": 64}, protocol__dataset="glyphs", dataset="glyphs")
+    reading = dict(make_page([record("maml", 32, "ours"), other]).footer)["reading"]
+    assert "; filters of a layer: 64 (maml on glyphs 5-way 1-shot), 32 (maml on omniglot 5-way 1-shot); " in reading
+    assert "; without a recipe: maml on glyphs 5-way 1-shot; " in reading
 
 
 def test_a_record_without_a_version_is_told_by_its_commit(lab: Any) -> None:
