@@ -215,6 +215,7 @@ def adapted_names(backbone: nn.Module, adapted: str | Sequence[str] = "all") -> 
 
 
 def _head_prefix(backbone: nn.Module, adapted: str) -> str:
+    """As `head_prefix`. Raises FewshotError where it is empty."""
     names = [name for name, _ in backbone.named_parameters()]
     if not names:
         raise FewshotError(f"algorithm.learner.adapted={adapted}: {type(backbone).__name__} has no parameters")

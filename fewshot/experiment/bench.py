@@ -78,7 +78,7 @@ def make_step(learner: Learner, engine: str, episodes: Episodes) -> Callable[[],
     Raises:
         FewshotError: there is no such engine, it is not installed, or cannot run the learner.
     """
-    check_choice("engine", engine, (*ENGINES, *OTHERS[1:], ROUNDED))
+    check_choice("engine", engine, tuple(dict.fromkeys((*ENGINES, *OTHERS, ROUNDED))))
     if engine == "learn2learn":
         import_maml()  # the first step would be late to find that it is not there
     if engine == "jax":

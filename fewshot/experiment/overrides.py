@@ -285,8 +285,8 @@ def _options_with(key: str, before: DictConfig, config: str, hydra: Hydra) -> st
     if not rest or not any(last in path.read_text(encoding="utf-8") for path in (CONF / group).rglob("*.yaml")):
         return ""
     options, having = partial(hydra.config_loader.get_group_options, results_filter=ObjectType.CONFIG), []
-    copies = options("dataset") if group == "features" else []  # features that are named after a dataset
-    for name in (name for name in options(group) if name not in copies):
+    copies = set(options("dataset") if group == "features" else ())  # features that are named after a dataset
+    for name in sorted(set(options(group)) - copies):
         with suppress(HydraException, OmegaConfBaseException):
             having += [f"{group}={name}"] if key in key_names(_compose(hydra, config, [f"{group}={name}"])) else []
     chosen, more = OmegaConf.select(before, f"{group}.name"), " and others" if len(having) > 3 else ""
