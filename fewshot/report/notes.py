@@ -216,7 +216,7 @@ def _without_recipe(runs: Sequence[Record]) -> str:
 
 
 def _name_by_value(pairs: Sequence[tuple[Hashable, Record]]) -> dict[Hashable, list[str]]:
-    """The names of each value's runs: of algorithm, row, and row with task the first that no other value's runs have."""
+    """Names for the runs of each value: the algorithm, the row, or row and task, the first that no other value has."""
     names: dict[Hashable, dict[str, None]] = defaultdict(dict)
     for value, run in pairs:
         labels = [_labels(other) for other_value, other in pairs if other_value != value]
