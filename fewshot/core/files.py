@@ -7,9 +7,11 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from fewshot.core.distributed import is_main
 from fewshot.core.errors import FewshotError, writing
+from fewshot.core.progress import print_note
 
 LOCK = ".lock"
 
@@ -39,23 +41,27 @@ def write_atomically(path: Path, content: bytes) -> None:
             raise
 
 
+def check_no_folder(key: str, path: Path) -> None:
+    """Raises FewshotError if what a key names, a file to be written, is a folder."""
+    if path.is_dir():
+        raise FewshotError(f"{key}={path}: is a folder; name a file in it")
+
+
 @contextlib.contextmanager
-def lock_dir(folder: Path) -> Iterator[None]:
-    """Lock a run folder for this process. The system releases the lock when the process ends, however it ends.
+def lock_dir(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Lock a folder for this process. The system releases the lock when the process ends, however it ends.
+
+    Args:
+        wait: for the process that holds it. False: for a run folder, where what waits would run in vain.
 
     Raises:
         FewshotError: another process holds it, or it cannot be written to.
     """
     new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
-    with writing(folder, "another run_dir"):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("w")
+    with writing(folder, "another folder" if wait else "another run_dir"):
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.close()
-            if not isinstance(error, BlockingIOError):
-                raise
+            file = lock_file(folder / LOCK, wait)
+        except BlockingIOError as error:
             raise FewshotError(
                 f"{folder}: another process is running there; wait for it, or choose another run_dir"
             ) from error
@@ -67,3 +73,29 @@ def lock_dir(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # not empty; if nothing was written, the new folders are removed again
             for path in new_folders:
                 path.rmdir()
+
+
+def lock_file(path: Path, wait: bool = True) -> IO[str]:
+    """Lock a file, made with its folder where it lacks, until the returned file is closed or this process ends.
+
+    Args:
+        wait: for the process that holds it, after a note.
+
+    Raises:
+        OSError: the file cannot be made; BlockingIOError: another process holds it, and `wait` is False.
+    """
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A process that has just finished has removed the file, or has moved it away with its folder.
+        with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as stack:
+            file = stack.enter_context(path.open("a"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not wait:
+                    raise
+                print_note(f"waits for another process, which is at work in {path.parent}")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                stack.pop_all()
+                return file

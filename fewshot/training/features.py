@@ -42,7 +42,8 @@ def features(
 ) -> dict[str, Bank]:
     """The features of every split, by an extractor that is trained on the classes of "train" alone.
 
-    They are made once and then opened. An interrupted training continues from its last epoch.
+    They are made once and then opened; a run waits for another that is making them. An interrupted training continues
+    from its last epoch.
 
     Args:
         images: the banks "train", "val" and "test".
@@ -86,31 +87,31 @@ def features(
                 f"{folder}: the features with which this run began are gone, or these are not the images of the run; "
                 "put them back, or train anew"
             )
-        place = pick_device(device)
-        title_of_bar = f"extractor {name}, {len(images['train'].names)} classes"
-        with lock_dir(work), on_all_cores():
-            extractor, best = train_extractor(
-                network, images, transform, settings, work, device=place, title=title_of_bar
-            )
-            about = {
-                "dataset": images["train"].metadata.get("dataset", "images"),
-                "folder": folder.name,
-                "extractor": {
-                    "name": name,
-                    "validation_accuracy": best["accuracy"],
-                    "validation": f"{settings['way']}-way {settings['shot']}-shot, nearest class mean",
-                    "epoch": best["epoch"],
-                    "train_seconds": best["train_seconds"],
-                    "device": device_name(place),
-                    "code": code(),
-                    "fingerprint": digest_tensors(extractor.state_dict()),
-                    "images": fingerprints,
-                    "settings": settings,
-                },
-                "images": {split: dict(bank.metadata) for split, bank in images.items()}["train"],
-            }
-            splits = {split: extract(extractor, bank, transform) for split, bank in images.items()}
-            write_banks(folder, splits, about)
+        place, title_of_bar = pick_device(device), f"extractor {name}, {len(images['train'].names)} classes"
+        with lock_dir(work, wait=True), on_all_cores():
+            if not (folder / "bank.json").exists():  # else another run has just made them
+                extractor, best = train_extractor(
+                    network, images, transform, settings, work, device=place, title=title_of_bar
+                )
+                about = {
+                    "dataset": images["train"].metadata.get("dataset", "images"),
+                    "folder": folder.name,
+                    "extractor": {
+                        "name": name,
+                        "validation_accuracy": best["accuracy"],
+                        "validation": f"{settings['way']}-way {settings['shot']}-shot, nearest class mean",
+                        "epoch": best["epoch"],
+                        "train_seconds": best["train_seconds"],
+                        "device": device_name(place),
+                        "code": code(),
+                        "fingerprint": digest_tensors(extractor.state_dict()),
+                        "images": fingerprints,
+                        "settings": settings,
+                    },
+                    "images": {split: dict(bank.metadata) for split, bank in images.items()}["train"],
+                }
+                splits = {split: extract(extractor, bank, transform) for split, bank in images.items()}
+                write_banks(folder, splits, about)
     return {split: replace(bank, images=images[split]) for split, bank in open_banks(folder).items()}
 
 

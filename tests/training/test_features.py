@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,6 +99,26 @@ def test_features_are_made_once(images: dict[str, Bank], tmp_path: Path, monkeyp
     monkeypatch.setattr(training, "_train", lambda *args: pytest.fail("trained again"))
     again = made(images, tmp_path)
     assert {k: b.fingerprint for k, b in first.items()} == {k: b.fingerprint for k, b in again.items()}
+
+
+def test_a_run_waits_for_another_that_makes_the_same_features(
+    images: dict[str, Bank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    train, at_work, calls = training._train, threading.Event(), []
+
+    def slowly(*args: Any) -> Any:
+        calls.append(threading.current_thread())
+        at_work.set()
+        time.sleep(0.3)
+        return train(*args)
+
+    monkeypatch.setattr(training, "_train", slowly)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(made, images, tmp_path, epochs=1)
+        assert at_work.wait(60)
+        second = pool.submit(made, images, tmp_path, epochs=1)
+        assert first.result()["test"].fingerprint == second.result()["test"].fingerprint
+    assert len(calls) == 1
 
 
 def test_a_run_before_a_setting_was_there_finds_its_features(

@@ -15,13 +15,14 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from fewshot.core.errors import FewshotError, one_line, writing
+from fewshot.core.files import lock_file
 from fewshot.core.progress import progress_bar
 from fewshot.data.bank import fingerprint_of_file, list_images, list_split, open_banks, replace_folder, write_listing
 from fewshot.data.sources.archives import DAMAGED
@@ -61,7 +62,7 @@ def convert(
     """
     work, title = folder.with_name(folder.name + ".part"), f"converting {metadata.get('dataset', 'images')}"
     key = _hash_request(parts, spec, metadata)
-    with writing(work, "another folder for the banks, as by data_dir"), _lock(work):
+    with writing(work, "another folder for the banks, as by data_dir"), lock_file(work / "lock"):
         if (folder / "bank.json").exists() and not overwrite:
             shutil.rmtree(work, ignore_errors=True)
             return
@@ -73,23 +74,30 @@ def convert(
                 damaged += _write_images(work, key, done, split, part, spec, advance)
         raise_faults("damaged images", damaged, "replace it, or remove it")
         classes = {split: (list(part.counts.values()), part.names) for split, part in parts.items()}
-        hashes, pairs = _hash_banks(work, classes)
+        hashes, copies = _hash_banks(work, classes)
+        pairs, twins = _in_two_splits(copies), [pair for pair in copies if pair[0][0] == pair[1][0] != "train"]
+        image_of = {split: np.argsort(part.rows) for split, part in parts.items()}
+
+        def describe(place: Place) -> str:
+            split, row = place
+            return f"{parts[split].describe(int(image_of[split][row]))} ({split})"
+
         listing = {}
         for split, (counts, names) in classes.items():
             listing[split] = list_split(hashes[split], np.load(work / f"{split}.npy", mmap_mode="r"), counts, names)
         if pairs and on_overlap == "refuse":
-            image_of = {split: np.argsort(part.rows) for split, part in parts.items()}
-            texts = [
-                " is the same image as ".join(
-                    f"{parts[split].describe(int(image_of[split][row]))} ({split})" for split, row in pair
-                )
-                for pair in pairs
-            ]
+            texts = [" is the same image as ".join(map(describe, pair)) for pair in pairs]
             raise_faults("images that two splits share", texts, "remove one, or set dataset.reader.on_overlap=count")
-        write_listing(work, listing, dict(metadata) | {"shared_images": len(pairs)})
+        metadata = dict(metadata) | {"shared_images": len(pairs)}
+        if twins:
+            count = "1 image is a copy" if len(twins) == 1 else f"{len(twins):,} images are copies"
+            pair = " and ".join(map(describe, twins[0]))
+            note = f"{count} of another in its split, such as {pair}; a query may have its copy in the support set"
+            metadata["notes"] = [*metadata.get("notes", []), note]
+        write_listing(work, listing, metadata)
         for split, part in parts.items():
             if part.files:
-                list_images(work, split, [part.files[int(image)] for image in np.argsort(part.rows)])
+                list_images(work, split, [part.files[int(image)] for image in image_of[split]])
         replace_folder(work, folder)
         # The lock goes last: a process that opened it waits for it, and a later process makes a new folder.
         for name in ("progress.json", "lock"):
@@ -116,20 +124,27 @@ def check_banks(folder: Path) -> int:
         FewshotError: as `open_banks`, or the content of a bank has changed.
     """
     banks = open_banks(folder)
-    hashes, pairs = _hash_banks(folder, {split: (bank.sizes.tolist(), bank.names) for split, bank in banks.items()})
+    hashes, copies = _hash_banks(folder, {split: (bank.sizes.tolist(), bank.names) for split, bank in banks.items()})
     for split, bank in banks.items():
         if hashes[split] != bank.fingerprint:
             raise FewshotError(
                 f"{folder / split}.npy: its content has changed since it was prepared; prepare the data again with "
                 f"force=true, or delete the folder {folder}"
             )
-    return len(pairs)
+    return len(_in_two_splits(copies))
+
+
+def _in_two_splits(copies: Sequence[tuple[Place, Place]]) -> list[tuple[Place, Place]]:
+    """Those of the pairs of equal images whose images are in two splits."""
+    return [pair for pair in copies if pair[0][0] != pair[1][0]]
 
 
 def _hash_banks(
     folder: Path, classes: Mapping[str, tuple[Sequence[int], Sequence[str]]]
 ) -> tuple[dict[str, str], list[tuple[Place, Place]]]:
-    """The fingerprint of each split, and the places of each image that occurs in two splits, from one pass over all.
+    """The fingerprint of each split, and the place of each image that occurred before, after the first such place.
+
+    All from one pass.
 
     Args:
         folder: of the `<split>.npy` files.
@@ -146,25 +161,12 @@ def _hash_banks(
                 for row, number in zip(rows, numbers, strict=False):
                     digest = hashlib.blake2b(row.data, digest_size=12).digest()
                     first = first_place.setdefault(digest, (split, number))
-                    if first[0] != split:
+                    if first != (split, number):
                         pairs.append((first, (split, number)))
                 advance(split, len(rows))
 
             hashes[split] = fingerprint_of_file(folder / f"{split}.npy", counts, names, find_duplicates)
     return hashes, pairs
-
-
-def _lock(work: Path) -> IO[str]:
-    """Make `work` and keep other processes out of it until the returned file is closed, or this process ends."""
-    while True:
-        work.mkdir(parents=True, exist_ok=True)
-        # A process that has just finished has moved the folder away, with the lock.
-        with suppress(FileNotFoundError), ExitStack() as stack:
-            lock = stack.enter_context((work / "lock").open("a"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if os.path.samestat(os.fstat(lock.fileno()), (work / "lock").stat()):
-                stack.pop_all()
-                return lock
 
 
 def _hash_request(parts: Mapping[str, SplitSource], spec: ImageSpec, metadata: Mapping[str, Any]) -> str:

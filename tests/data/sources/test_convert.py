@@ -501,6 +501,15 @@ def test_an_image_in_two_splits_is_refused_with_its_places_or_counted(folder: Pa
     assert open_banks(folder)["val"].metadata["shared_images"] == 4 == check_banks(folder)
 
 
+def test_copies_within_a_split_are_told_where_a_test_would_know_them(folder: Path, capsys: pytest.CaptureFixture[str]):
+    source = two(lambda i: pixels(0) if i < 5 else None)  # copies in the training, which are no fault
+    source["test"] = labelled(50, [1, 1, 0, 0, 0], ["c", "d"], lambda i: pixels(50) if i in (3, 4) else None)
+    convert(folder, source, SPEC, METADATA)
+    [note] = open_banks(folder)["test"].metadata["notes"]
+    assert note.startswith("2 images are copies of another in its split, such as source 50: image 4 (test) and source 50: ")
+    assert note in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("byte", [-1, -10 * 192])
 def test_a_flipped_bit_is_found_by_the_check(folder: Path, byte: int):
     convert(folder, two(), SPEC, METADATA)
