@@ -9,8 +9,11 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from fewshot.core.errors import FewshotError
+from fewshot.core.files import check_no_folder
 from fewshot.experiment.cli import main
 from fewshot.experiment.config import resolved
+
+SHEETS = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 
 
 def prepare(cfg: DictConfig) -> None:
@@ -28,6 +31,10 @@ def prepare(cfg: DictConfig) -> None:
         if not Path(cfg.source).exists() and not reader.get("download"):
             raise FewshotError(f"source={cfg.source}: no such file or folder; name one that is there")
         reader.root = cfg.source
+    if cfg.sheet is not None:
+        check_no_folder("sheet", Path(cfg.sheet))
+        if Path(cfg.sheet).suffix.lower() not in SHEETS:
+            raise FewshotError(f"sheet={cfg.sheet}: name a picture that ends in {', '.join(SHEETS)}")
     resolved(cfg)
     cache = Path(reader.cache)
     before = {path.name for path in cache.iterdir()} if cache.is_dir() else set()

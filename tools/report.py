@@ -7,8 +7,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from fewshot.core.checks import check_bool, check_choice
-from fewshot.core.errors import FewshotError
-from fewshot.core.files import write_atomically
+from fewshot.core.files import check_no_folder, write_atomically
 from fewshot.experiment.cli import main
 
 
@@ -23,8 +22,7 @@ def write_report(cfg: DictConfig) -> None:
     out = folder / "report.html" if cfg.out is None else Path(cfg.out)
     check_choice("format", cfg.format, tuple(PICTURE_FORMATS))
     check_bool("published", settings["published"])
-    if out.is_dir():
-        raise FewshotError(f"out={out}: is a folder; name a file in it")
+    check_no_folder("out", out)
     runs, unread = read_runs(folder)
     text, complaints = render_report(folder, runs, settings, unread)
     files = {out: text.encode()}

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fewshot.core.checks import check_bool, check_choice
 from fewshot.core.errors import FewshotError
-from fewshot.core.files import write_atomically
+from fewshot.core.files import check_no_folder, write_atomically
 from fewshot.experiment.cli import main
 
 
@@ -25,6 +25,8 @@ def table(cfg: DictConfig) -> None:
     if cfg.refresh is not None:
         refresh(Path(cfg.refresh), settings)
         return
+    if cfg.out is not None:
+        check_no_folder("out", Path(cfg.out))
     runs, unread = read_runs(Path(str(cfg.runs)))
     page = make_table(runs, settings)
     warn([*unread, *page.complaints])

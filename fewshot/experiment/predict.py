@@ -15,7 +15,7 @@ from tabulate import tabulate
 
 from fewshot.core.checks import check_choice
 from fewshot.core.errors import FewshotError
-from fewshot.core.files import write_atomically
+from fewshot.core.files import check_no_folder, write_atomically
 from fewshot.core.progress import progress_bar
 from fewshot.data.sources.faults import MAX_SHOWN
 from fewshot.data.sources.image_sets import ImageSet, load_images, read_bytes, read_query, read_support
@@ -42,8 +42,7 @@ def predict(cfg: DictConfig) -> None:
     check_choice("setting", cfg.setting, SETTINGS)
     places = {"out": Path(cfg.out)} | ({} if cfg.page is None else {"page": Path(cfg.page)})
     for key, path in places.items():
-        if path.is_dir():
-            raise FewshotError(f"{key}={path}: is a folder; name a file in it")
+        check_no_folder(key, path)
     predictor = load_predictor(cfg)
     images = read_support(Path(cfg.support))
     query = read_query(cfg.query, images.classes)
@@ -114,9 +113,8 @@ def _predict(
     true = np.array([place.get(label, -1) for label in query.labels])
     counted = true >= 0
     counted[[*damaged, *copies]] = False
-    lost = zip(query.names, query.labels, strict=True)
-    folders = sorted({name.split("/")[0] for name, label in lost if not label and "/" in name})
-    if folders and query.classes:  # else the folders are not meant as classes
+    folders = sorted(set(query.labels) - {"", *classes})
+    if folders and (true >= 0).any():  # else the folders are not meant as classes
         rest = f" and {len(folders) - MAX_SHOWN:,} more" if len(folders) > MAX_SHOWN else ""
         names = ", ".join(folders[:MAX_SHOWN])
         problems.append(f"query: folders named after no class, left out of the accuracy: {names}{rest}")

@@ -68,8 +68,10 @@ def _of_run(folder: Path, device: str) -> Predictor:
             f"{trained.inputs.no_extractor}"
         )
     reader, (channels, *sides) = cfg.dataset.reader, trained.inputs.shape
-    spec = ImageSpec(max(sides), channels, reader.get("resize") or "squash", reader.get("resample") or "lanczos")
-    return Predictor(cfg.algorithm.name, trained, spec, reader._target_ in LIGHT_ON_DARK)
+    resize, resample = reader.get("resize") or "squash", reader.get("resample") or "lanczos"
+    spec = ImageSpec(max(sides), channels, resize, resample, upright=True)
+    name = f"{cfg.algorithm.name} of run {folder.absolute().name}"
+    return Predictor(name, trained, spec, reader._target_ in LIGHT_ON_DARK)
 
 
 def _of_features(cfg: DictConfig) -> Predictor:
@@ -87,4 +89,4 @@ def _of_features(cfg: DictConfig) -> Predictor:
     learner = Nearest(Identity((width,), 2), reference="mean")
     trained = Trained(learner, {}, {}, None, "last", 0, 0, 0.0, inputs)
     name = f"{cfg.method} of {chosen.name} features"
-    return Predictor(name, trained, ImageSpec(view.shape[1], resample="bilinear"))
+    return Predictor(name, trained, ImageSpec(view.shape[1], resample="bilinear", upright=True))

@@ -48,8 +48,9 @@ def read(
     """The banks "train", "val" and "test" of images [M, channels, size, size] uint8.
 
     The images are in class folders, which may be in further folders, see `class_folders`. An image is what Pillow can
-    open, by its suffix (`SUFFIXES`) or, if it has none, by its first bytes; the metadata say what was passed over. The
-    names, sizes and times of change of the files name the bank folder, so that a changed source gives other banks.
+    open, by its suffix (`SUFFIXES`) or, if it has none, by its first bytes; the metadata say what was passed over. It
+    is turned as its EXIF data say. The names, sizes and times of change of the files name the bank folder, so that a
+    changed source gives other banks.
 
     Args:
         root: folder or archive.
@@ -75,7 +76,7 @@ def read(
         FewshotError: an argument is out of range, the layout is another, a class or image is in two places, or an image
             is damaged. If there are many faults, `<cache>/<name>-faults.txt` lists them until a later call succeeds.
     """
-    spec, name = ImageSpec(size, channels, resize, resample), str(name)
+    spec, name = ImageSpec(size, channels, resize, resample, upright=True), str(name)
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise FewshotError(f"dataset.reader.name={name}: write letters, digits and ._- only, because it names a folder")
     check_choice("dataset.reader.split", split, ("auto", "folders", "csv", "random"))
@@ -98,7 +99,8 @@ def read(
         taken = sorted(file for classes in splits.values() for group in classes.values() for file in group)
         states = file_states([files.root / file for file in taken] if files.root.is_dir() else [files.root])
         metadata |= {"dataset": name, "source": "one's own images", "size": size, "channels": channels}
-        metadata |= {"resize": resize, "resample": resample, "images_left_out": len(set(images) - set(taken))}
+        metadata |= {"resize": resize, "resample": resample, "upright": spec.upright}
+        metadata["images_left_out"] = len(set(images) - set(taken))
         request = json.dumps([metadata, on_overlap, splits, states], sort_keys=True)
         folder = cache / f"{name}-{hashlib.sha256(request.encode()).hexdigest()[:12]}"
         if overwrite or not (folder / "bank.json").exists():

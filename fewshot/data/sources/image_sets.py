@@ -7,16 +7,16 @@ import hashlib
 import itertools
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fewshot.core.errors import FewshotError, one_line
-from fewshot.data.sources.archives import ARCHIVES, DAMAGED, MAX_BYTES, Files, open_files
+from fewshot.data.sources.archives import ARCHIVES, DAMAGED, MAX_BYTES, Files, is_hidden, open_files
 from fewshot.data.sources.faults import raise_faults
 from fewshot.data.sources.images import ImageSpec, describe_skipped, fit_image, open_image
 from fewshot.data.sources.layouts import find_images
@@ -31,12 +31,14 @@ class ImageSet:
     Attributes:
         files: the source.
         names: of the images, as `files` has them.
-        labels: the outermost folder of each image; "" where it is in none, or where that folder is no class.
+        labels: the outermost folder of each image, below those that all images are in; "" where it is in none.
+        above: the number of those folders.
     """
 
     files: Files
     names: list[str]
     labels: list[str]
+    above: int = 0
 
     @property
     def classes(self) -> list[str]:
@@ -55,7 +57,7 @@ class LoadedImage:
 
 
 def read_support(root: Path) -> ImageSet:
-    """The images of the class folders in a folder or an archive. Each may hold further folders.
+    """The images of the class folders in a folder or an archive. Each may hold further folders, and be in others.
 
     Raises:
         FewshotError: there are no such folders, one has no images, or an image is in none.
@@ -63,13 +65,16 @@ def read_support(root: Path) -> ImageSet:
     layout = "put a folder of images there for each class"
     if not root.exists():
         raise FewshotError(f"support={root}: no such folder; name one that holds a folder of images for each class")
-    images = _image_set(open_files(root), "support", layout)
+    images = _image_set(open_files(root), "support", layout, below=1)
     loose = [name for name, label in zip(images.names, images.labels, strict=True) if not label]
     if loose:
         raise FewshotError(f"support={root}: {_count(loose)} in no class folder, such as {loose[0]}; {layout}")
-    folders = {name.split("/")[0] for name in images.files.names if "/" in name}
+    above = images.names[0].split("/")[: images.above]
+    paths = [name.split("/") for name in images.files.names]
+    folders = {path[len(above)] for path in paths if path[: len(above)] == above and len(path) > len(above) + 1}
     if root.is_dir():  # folders without any file
-        folders |= {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
+        inside = root.joinpath(*above)
+        folders |= {path.name for path in inside.iterdir() if path.is_dir() and not is_hidden(path.name)}
     empty = [f"support={root}: class {folder} has no images" for folder in sorted(folders - set(images.classes))]
     raise_faults("classes without images", empty, "put some there, or remove the folder")
     if len(images.classes) < 2:
@@ -80,15 +85,15 @@ def read_support(root: Path) -> ImageSet:
 def read_query(query: str, classes: Iterable[str]) -> ImageSet:
     """The images to classify: those of a folder or an archive at any depth, one file, or a pattern such as `a/*.jpg`.
 
-    An image has a label if its outermost folder has the name of one of the classes.
+    Args:
+        classes: of the support set. A folder with one of these names labels its images, though all be in it.
 
     Raises:
         FewshotError: there are none.
     """
     path = Path(query)
     if path.is_dir() or (path.is_file() and path.name.lower().endswith(ARCHIVES)):
-        images, known = _image_set(open_files(path), "query", "name another folder"), set(classes)
-        return replace(images, labels=[label if label in known else "" for label in images.labels])
+        return _image_set(open_files(path), "query", "name another folder", kept=set(classes))
     names = [query] if path.is_file() else sorted(filter(os.path.isfile, glob.glob(query, recursive=True)))
     if not names:
         raise FewshotError(
@@ -98,12 +103,24 @@ def read_query(query: str, classes: Iterable[str]) -> ImageSet:
     return ImageSet(files, names, [""] * len(names))
 
 
-def _image_set(files: Files, key: str, remedy: str) -> ImageSet:
+def _image_set(files: Files, key: str, remedy: str, *, below: int = 0, kept: Container[str] = frozenset()) -> ImageSet:
+    """The images of a source, labelled by their folders.
+
+    Args:
+        key, remedy: for the message where there are none.
+        below: the number of folders that each image has below those that do not count, since all images are in them.
+        kept: names of folders that count nevertheless.
+    """
     names = sorted(find_images(files)) if files.root.is_dir() else find_images(files)
     if not names:
         notes = describe_skipped(files.names).get("notes", [])
         raise FewshotError("; ".join([f"{key}={files.root}: no images are there", *notes, remedy]))
-    return ImageSet(files, names, [name.split("/")[0] if "/" in name else "" for name in names])
+    folders, above = [name.split("/")[:-1] for name in names], 0
+    while min(map(len, folders)) > above + below and len({path[above] for path in folders}) == 1:
+        if folders[0][above] in kept:
+            break
+        above += 1
+    return ImageSet(files, names, [path[above] if len(path) > above else "" for path in folders], above)
 
 
 def _count(names: list[str]) -> str:
@@ -138,7 +155,7 @@ def _load(data: bytes | ValueError, spec: ImageSpec) -> LoadedImage:
         return LoadedImage(None, str(data), b"", (0, 0, 0))
     digest = hashlib.blake2b(data, digest_size=16).digest()
     try:
-        with open_image(data) as image:
+        with open_image(data, upright=spec.upright) as image:
             shape = len(image.getbands()), image.height, image.width
             return LoadedImage(fit_image(image, spec), "", digest, shape)
     except ValueError as error:

@@ -6,12 +6,12 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from fewshot.core.checks import check_choice
 from fewshot.core.errors import FewshotError, one_line
@@ -33,6 +33,15 @@ MAGIC = re.compile(
 )
 HEAD_BYTES = 1 << 12  # of a file without a suffix, read to see whether it is an image
 MAX_PIXELS = 89_478_485  # of a decoded image; beyond it Pillow warns of decompression bombs
+TURNS = {  # by EXIF's orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 FILTERS = {name: Image.Resampling[name.upper()] for name in ("lanczos", "bilinear", "nearest")}
 
 
@@ -46,6 +55,8 @@ class ImageSpec:
         resize: "squash" ignores the proportions, as cbfinn/maml does; "crop" resizes the short side to `size` and
             keeps the middle of the long one, as torchvision's Resize and CenterCrop do.
         resample: "lanczos" (cbfinn/maml), "bilinear" (mmfewshot) or "nearest" (Omniglot's drawings).
+        upright: an image is turned as its EXIF data say, as photos of a phone are meant. Published datasets are taken
+            as they are stored, as in the original programs.
 
     Raises:
         FewshotError: an argument is out of range.
@@ -55,6 +66,7 @@ class ImageSpec:
     channels: int = 3
     resize: str = "squash"
     resample: str = "lanczos"
+    upright: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.size, int) or not 1 <= self.size <= 1024:
@@ -73,8 +85,7 @@ class ImageSpec:
 def decode_image(data: bytes | np.ndarray, spec: ImageSpec) -> np.ndarray:
     """Decode the bytes of an image file, or convert an array [H, W, 3], [H, W, 1] or [H, W] uint8.
 
-    Pixels are taken as they are stored: an EXIF rotation is not applied, as in the original programs. Of an animation
-    the first frame is taken, transparent pixels lie on white, and 16 bits of grey become 8.
+    Of an animation the first frame is taken, transparent pixels lie on white, and 16 bits of grey become 8.
 
     Returns:
         [C, size, size] uint8.
@@ -87,13 +98,13 @@ def decode_image(data: bytes | np.ndarray, spec: ImageSpec) -> np.ndarray:
         if data.dtype != np.uint8 or not data.size or data.ndim not in (2, 3) or data.shape[2:] not in ((), (1,), (3,)):
             raise ValueError(f"an array {data.shape} of {data.dtype}, not [height, width, 3] of uint8")
         return fit_image(Image.fromarray(data.squeeze(2) if data.shape[2:] == (1,) else data), spec)
-    with open_image(data) as image:
+    with open_image(data, upright=spec.upright) as image:
         return fit_image(image, spec)
 
 
 @contextmanager
-def open_image(data: bytes) -> Iterator[Image.Image]:
-    """Open the bytes of an image file, in mode RGB or L, as `decode_image` says.
+def open_image(data: bytes, *, upright: bool) -> Iterator[Image.Image]:
+    """Open the bytes of an image file, in mode RGB or L, as `decode_image` and `ImageSpec` say.
 
     Raises:
         ValueError: as `decode_image`, or the block failed.
@@ -106,7 +117,9 @@ def open_image(data: bytes) -> Iterator[Image.Image]:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            yield _to_8_bits(image)
+            turn = TURNS.get(_orientation(image)) if upright else None
+            image = _to_8_bits(image)
+            yield image if turn is None else image.transpose(turn)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError("it has more pixels than is safe to unpack") from error
     except UnidentifiedImageError as error:  # its own message holds a memory address
@@ -115,13 +128,20 @@ def open_image(data: bytes) -> Iterator[Image.Image]:
         raise ValueError(f"damaged, or unfit ({one_line(error)})") from error
 
 
+def _orientation(image: Image.Image) -> int:
+    """What EXIF says of where the top of an image is, 1 to 8; 1, at the top, where it says nothing that can be read."""
+    with suppress(Exception):  # of damaged EXIF data, which no pixel needs
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    return 1
+
+
 def make_thumbnail(data: bytes, side: int) -> bytes:
-    """A JPEG of colour, or a PNG of grey, of at most `side` pixels in width and height.
+    """A JPEG of colour, or a PNG of grey, of at most `side` pixels in width and height, upright.
 
     Raises:
         ValueError: as `decode_image`.
     """
-    with open_image(data) as image:
+    with open_image(data, upright=True) as image:
         image.thumbnail((side, side))
         file = io.BytesIO()
         image.save(file, "PNG" if image.mode == "L" else "JPEG", quality=80, optimize=True)

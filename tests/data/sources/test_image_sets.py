@@ -43,8 +43,21 @@ def test_an_archive_stands_for_its_folder(support: Path, tmp_path: Path) -> None
     shutil.make_archive(str(tmp_path / "all"), "zip", support)
     assert sorted(read_support(tmp_path / "all.zip").names) == read_support(support).names
     images = read_query(str(tmp_path / "all.zip"), ["cat"])
-    assert sorted(images.labels) == ["", "cat", "cat"]
+    assert sorted(images.labels) == ["a dog", "cat", "cat"]
     assert all(image.pixels is not None for image in load_images(images, SPEC))
+
+
+def test_folders_that_all_images_are_in_name_no_class(support: Path, tmp_path: Path) -> None:
+    (support / "__MACOSX").mkdir()
+    shutil.make_archive(str(tmp_path / "all"), "zip", tmp_path, "support")
+    for root in (tmp_path / "all.zip", support):
+        assert read_support(root).classes == ["a dog", "cat"]
+    shutil.move(support, tmp_path / "photos/more/support")
+    assert read_support(tmp_path / "photos").classes == ["a dog", "cat"]
+    assert sorted(read_query(str(tmp_path / "photos"), ["cat"]).labels) == ["a dog", "cat", "cat"]
+    shutil.rmtree(tmp_path / "photos/more/support/a dog")
+    assert read_query(str(tmp_path / "photos"), ["cat"]).labels == ["cat", "cat"]
+    assert read_query(str(tmp_path / "photos"), ["dog"]).labels == ["", ""]
 
 
 def test_what_is_wrong_with_a_support_set_is_one_line(support: Path) -> None:
@@ -73,7 +86,9 @@ def test_queries_are_a_folder_an_image_or_a_pattern(tmp_path: Path) -> None:
     for name in ("cat/1.png", "bird/2.png", "3.png"):
         draw(tmp_path / "query" / name)
     images = read_query(str(tmp_path / "query"), ["cat", "dog"])
-    assert dict(zip(images.names, images.labels, strict=True)) == {"3.png": "", "bird/2.png": "", "cat/1.png": "cat"}
+    assert list(zip(images.names, images.labels, strict=True)) == [
+        ("3.png", ""), ("bird/2.png", "bird"), ("cat/1.png", "cat"),
+    ]  # fmt: skip
     for query, names in (("query/3.png", ["query/3.png"]), ("query/*/*.png", ["query/bird/2.png", "query/cat/1.png"])):
         images = read_query(str(tmp_path / query), ["cat"])
         assert images.names == [str(tmp_path / name) for name in names]

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms import InterpolationMode, v2
 
 from fewshot.core.errors import FewshotError
@@ -170,13 +170,22 @@ def test_of_several_images_the_first_is_taken(kind: str):
     assert np.array_equal(decode_image(data, ImageSpec(SIDE)).transpose(1, 2, 0), PALETTE[INDEX])
 
 
+@pytest.mark.parametrize("orientation", range(1, 10))  # 9 is none
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_an_exif_rotation_is_left_alone(kind: str):
+def test_a_photo_is_turned_as_its_exif_data_say_where_that_is_asked_for(kind: str, orientation: int):
     exif = Image.Exif()
-    exif[0x112] = 6  # turned by a quarter
+    exif[0x112] = orientation
     turned, plain = encoded(Image.fromarray(SLOPE), kind, exif=exif), encoded(Image.fromarray(SLOPE), kind)
     assert turned != plain
     assert np.array_equal(decode_image(turned, ImageSpec(SIDE)), decode_image(plain, ImageSpec(SIDE)))
+    with Image.open(io.BytesIO(turned)) as image:
+        wanted = np.asarray(ImageOps.exif_transpose(image).convert("RGB")).transpose(2, 0, 1)
+    assert np.array_equal(decode_image(turned, ImageSpec(SIDE, upright=True)), wanted)
+
+
+def test_damaged_exif_data_turn_nothing():
+    data = encoded(Image.fromarray(SLOPE), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert np.array_equal(decode_image(data, ImageSpec(SIDE, upright=True)), decode_image(data, ImageSpec(SIDE)))
 
 
 def test_grey_becomes_three_equal_channels_and_colour_its_luma():
