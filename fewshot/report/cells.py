@@ -21,14 +21,18 @@ from fewshot.report.records import Record, field_of, metric_of, protocol_name
 from fewshot.report.statistics import compare_with_best, read_scores
 from fewshot.report.traits import VARIATIONS
 
+TRAINING_DATA = "data.train_fingerprint"
 # The fields in which runs of one cell must agree; the ones that a person would look at first come first.
 ONE_METHOD = (
     "algorithm", "backbone", "recipe", "protocol.setting", "protocol.train_on_val",
     *COLUMN, "dataset", "way", "shot", *VARIATIONS, "config",
     "published.source", "published.label", "published.value",
+    TRAINING_DATA, "data.about.extractor.images.train",
 )  # fmt: skip
-# The fields in which a published figure and the runs of its column must agree; sources do not state the others.
-ONE_TASK = ("protocol.dataset", "protocol.way", "protocol.shot", "protocol.view")
+# The fields in which a published figure and the runs of its column must agree; sources do not state the others. In a
+# regression the view is the functions; of images it says how they are cropped.
+ONE_TASK = ("protocol.dataset", "protocol.way", "protocol.shot")
+ONE_FUNCTION = (*ONE_TASK, "protocol.view")
 # In mixed columns the tests of one row are by one protocol on one set of images.
 ONE_TEST = ("protocol.name", "data.fingerprint")
 
@@ -118,8 +122,11 @@ def build_cells(runs: list[Record], published: list[Record], layout: Layout) -> 
         groups[_row(line, layout), _values(line, layout.cols)].append(line)
     cells = []
     for (row, column), group in groups.items():
+        # Features of extractors that were trained alike are alike, though rounding tells them apart.
+        on_features = _value(group[0], "data.features_fingerprint", None) is not None
+        fields = [name for name in ONE_METHOD if not (on_features and name == TRAINING_DATA)]
         for other in group[1:]:
-            _check_alike(group[0], other, ONE_METHOD, "fall into one cell but differ in")
+            _check_alike(group[0], other, fields, "fall into one cell but differ in")
         cells.append(Cell(row, column, one_per_seed(group, "{method} on {task}".format(**group[0]))))
     _check_columns(cells, layout)
     rows, columns = {}, {}
@@ -178,14 +185,15 @@ def _sort_key(name: str, line: Record) -> Any:
 def _check_columns(cells: list[Cell], layout: Layout) -> None:
     """Raise FewshotError for a column of different test episodes where neither rows nor columns name the difference."""
     named = [i for i, name in enumerate(layout.keys) if name in COLUMN or name == "task"]
-    same = ONE_TASK if layout.mixed else COLUMN
+    of_task = ONE_FUNCTION if layout.metric == "mse" else ONE_TASK
+    same = of_task if layout.mixed else COLUMN
     firsts: dict[Hashable, Record] = {}
     for cell in sorted(cells, key=lambda cell: cell.figure is not None):  # published figures after the runs
         run, key = cell.runs[0], (cell.column, *(cell.row[i] for i in named))
         if cell.figure is None:
             _check_alike(firsts.setdefault(key, run), run, same, "would share a column but their tests differ in")
         elif key in firsts:
-            _check_alike(firsts[key], run, ONE_TASK, "would share a column but their tests differ in", "task")
+            _check_alike(firsts[key], run, of_task, "would share a column but their tests differ in", "task")
 
 
 def _check_alike(one: Record, other: Record, fields: Iterable[str], problem: str, remedy: str = "") -> None:

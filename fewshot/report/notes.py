@@ -84,7 +84,7 @@ def _test_difference(run: Record, reference: Test, per_shot: bool) -> str:
     if query:
         query = _queries(run, run["protocol"]["query"], per_shot)
     parts = [query, rotations, episodes.replace("episode", "test task"), seed, split, *images]
-    return ", ".join(filter(None, (WORDS.get(part, part) for part in parts)))
+    return ", ".join(filter(None, (WORDS.get(part) or part for part in parts)))
 
 
 def _queries(run: Record, query: int, per_shot: bool) -> str:
@@ -172,9 +172,11 @@ def _reading_line(cells: Sequence[Cell], reference: Test | None, shown: Sequence
         mixed = reference is not None and any(cell.p is None for cell in cells)
         tested_so = " among the cells that were tested as above" if mixed else ""
         averaged = ", seeds averaged" if several_seeds else ""
+        tests = {(cell.column, column_of(cell.runs[0])) for cell in cells if cell.p is not None}
+        of_a_task = " of a task" if len(tests) > len({column for column, _ in tests}) else ""  # where rows are tasks
         parts.append(
-            f"bold: the best in a column{tested_so} and what cannot be told from it at 5 % (paired t test over the "
-            f"episodes{averaged}, Holm's correction over all pairs)"
+            f"bold: the best{of_a_task} in a column{tested_so} and what cannot be told from it at 5 % (paired t test "
+            f"over the episodes{averaged}, Holm's correction over all pairs)"
         )
     if any(cell.r2() is not None for cell in cells):
         parts.append("R2 is 1 - error / variance of the queries around their task's mean")

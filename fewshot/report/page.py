@@ -153,7 +153,7 @@ def _raw(cell: Cell, layout: Layout) -> dict[str, Any]:
     run, figure = cell.runs[0], cell.figure
     unit, _ = SCORES[cell.metric]
     fields = ("query", "episodes", "setting", "adaptation_steps", "rotations", "selection", "train_on_val", "manifest")
-    costs = [field for field, _, _ in COSTS.values() if field != "extractor_seconds"]
+    costs = [field for field, _, _ in COSTS.values()]
     values = layout.values_of(cell.row)
     halves = {"ci95_over_episodes": cell.over_episodes(), "ci95_over_seeds": cell.over_seeds()}
     if figure is not None:

@@ -141,6 +141,31 @@ def test_published_figures_join_the_comparison_on_request(lab: Any, results: Any
     assert "source" not in lab.texts(results(OWN, below=QUARTER))[0]
 
 
+def test_a_cropped_test_stands_in_a_papers_table_with_a_footnote(lab: Any) -> None:
+    lab.write("whole", dataset="mini", protocol__dataset="mini", protocol__rotations="none")
+    other = {"config": "2" * 64, "settings": {"dataset.crop": 84}, "recipe": "mmfewshot"}
+    lab.write("cropped", dataset="mini", protocol__dataset="mini", protocol__rotations="none",
+              protocol__view="crop 84", data={"fingerprint": "3" * 64}, **other)  # fmt: skip
+    page = lab.page("layout=mini", "layout.sources=null")
+    assert page.measured == 2 and {"crop 84", "whole images"} & set(page.notes)  # whichever is not the reference
+
+
+def test_seeds_that_learned_from_other_data_are_not_averaged(lab: Any) -> None:
+    one, two = ({"fingerprint": "f" * 64, "train_fingerprint": sign * 64} for sign in "12")
+    lab.write("one", data=one)
+    lab.write("two", data=two, seed=1)
+    with pytest.raises(FewshotError, match=r"fall into one cell but differ in data.train_fingerprint"):
+        lab.page()
+    lab.write("two", data=two | {"features_fingerprint": "4" * 64}, seed=1)
+    lab.write("one", data=one | {"features_fingerprint": "5" * 64})
+    assert lab.page().notes  # a mean of two seeds
+    extractors = ({"extractor": {"images": {"train": sign}}} for sign in "12")
+    for seed, about in enumerate(extractors):
+        lab.write(("one", "two")[seed], data=one | {"features_fingerprint": "4" * 64, "about": about}, seed=seed)
+    with pytest.raises(FewshotError, match=r"differ in data.about.extractor.images.train"):
+        lab.page()
+
+
 def test_a_free_layout_takes_any_fields(lab: Any, results: Any) -> None:
     rows, cols = "rows=[algorithm,protocol.setting]", "cols=[protocol.query,protocol.rotations]"
     page = results("layout=free", rows, cols, below=QUARTER)
