@@ -25,6 +25,7 @@ from fewshot.core import environment
 from fewshot.data.bank import Bank
 from fewshot.data.datasets.leo_embeddings import write_originals
 from fewshot.engine.engine import Engine
+from fewshot.training.checkpoint import load_checkpoint, save_checkpoint
 
 from .conftest import find_test, read_test
 
@@ -69,6 +70,44 @@ def test_a_run_leaves_everything_that_the_design_says(call: Any, algorithm: str)
         assert list(folder.glob("events.out.tfevents.*"))
         assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()][-1] == 4
     assert not [path for path in Path().rglob("*") if path.name in ("outputs", "multirun", ".hydra")]
+
+
+def test_the_costs_of_a_later_test_are_those_of_the_training(call: Any) -> None:
+    call("train", "run_dir=run", *QUICK)
+    cost = read_test("run")["cost"]
+    assert cost["processes"] == 1 and cost["peak_memory_bytes"] > 1e8
+    last = Path("run/checkpoints/last.safetensors")
+    groups, header = load_checkpoint(last, "cpu")
+    save_checkpoint(last, groups, header | {"processes": 7, "peak_memory": 5})
+    assert call("evaluate", "run=run", *QUICK[-4:-1], SEVEN).code == 0
+    later = json.loads(next(Path("run/tests").glob("*episodes=7*/record.json")).read_text())["cost"]
+    assert (later["processes"], later["peak_memory_bytes"]) == (7, 5)
+
+
+def test_the_records_of_a_resumed_run_are_copied_to_their_place(call: Any) -> None:
+    call("train", "runs=all/mine", "copy_records_to=kept", *QUICK)
+    copies = {path: path.read_bytes() for path in Path("kept").rglob("record.json")}
+    [run] = Path("all/mine").glob("*/*")
+    assert len(copies) == 1 and call("train", f"resume={run}").code == 0
+    assert {path: path.read_bytes() for path in Path("kept").rglob("record.json")} == copies
+
+
+def test_other_pretrained_weights_in_a_file_of_the_same_name_make_no_part_of_a_run(call: Any, weights: str) -> None:
+    folders = Path("one"), Path("two")
+    for folder in folders:
+        folder.mkdir()
+        (folder / "best.pth").write_bytes(Path(weights).read_bytes())
+    tensors = torch.load(weights)
+    torch.save({name: value + 0.5 for name, value in tensors.items()}, "two/best.pth")
+    words = ["run_dir=run", "backbone=torchvision", "backbone.network.model=shufflenet_v2_x0_5", *QUICK[1:]]
+    one, two = (f"backbone.network.weights={folder}/best.pth" for folder in folders)
+    assert call("train", *words, one).code == 0
+    assert read_test("run")["weights"]["file"] == "best.pth"
+    for command in (["train", *words, two], ["train", *words, two, "protocol.common.episodes=7"]):
+        done = call(*command)
+        assert (done.code, done.err.count("\n")) == (1, 1)
+        assert "run: this run began with other weights (best.pth, SHA-256 " in done.err
+    assert "finished before" in call("train", *words, one).out
 
 
 SEVEN = "protocol.common.episodes=7"
@@ -419,6 +458,21 @@ def test_training_on_train_and_val_together_is_done_and_said(call: Any, publishe
     losses = [json.loads(Path(f"{f}/metrics.jsonl").read_text().splitlines()[0])["loss"] for f in ("run", "apart")]
     assert losses[0] != losses[1]
     assert "trained on train+val" in call("table", "runs=run").out
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("dataset.crop=42", "dataset.crop=42: features=published do not take it; leave it out"),
+        ("dataset.reader.size=42", "dataset.reader.size=42: features=published are not made of images here; leave"),
+    ],
+)
+def test_settings_of_images_that_published_features_lack_are_refused(
+    call: Any, published: None, word: str, said: str
+) -> None:
+    done = call("train", "run_dir=run", *LEO, word)
+    assert (done.code, len(done.err.splitlines())) == (1, 1)
+    assert said in done.err and not Path("run").exists()
 
 
 def test_a_run_whose_every_step_had_a_nan_says_so(call: Any, published: None) -> None:

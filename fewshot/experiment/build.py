@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.learner import Learner
+from fewshot.backbones.weights import find_weights, hash_file
 from fewshot.core.checks import check_choice
 from fewshot.core.device import fits_on_device, pick_device, set_single_threaded, tune_malloc
 from fewshot.core.errors import FewshotError, TaskSizeError
@@ -20,10 +23,10 @@ from fewshot.data.bank import Bank, concat_banks
 from fewshot.engine.engine import Engine, check_precision, is_small
 from fewshot.engine.probe import Behaviour, probe
 from fewshot.episodes import Episodes, Tasks
-from fewshot.experiment.config import is_on_features, is_regression, resolved, starts_from_extractor
+from fewshot.experiment.config import given_overrides, is_on_features, is_regression, resolved, starts_from_extractor
 from fewshot.experiment.make_learner import instantiate_node, make_learner
 from fewshot.experiment.protocol import Protocol, read_protocols
-from fewshot.experiment.run_dir import EXTRACTOR, load_data_info
+from fewshot.experiment.run_dir import EXTRACTOR, WEIGHTS, load_data_info
 from fewshot.tasks.regression import PointSource, Regression
 from fewshot.tasks.sampler import LOWER, Sampler
 from fewshot.tasks.transforms import ImageTransform, view_of
@@ -223,8 +226,23 @@ def check_config(cfg: DictConfig) -> None:
         raise FewshotError(
             f"dataset.augment={cfg.dataset.augment}: has parts; set dataset.augment.episodes or extractor"
         )
-    if is_on_features(cfg) and cfg.dataset.augment.episodes != "none":
+    if is_on_features(cfg):
+        _check_views_of_features(cfg)
+
+
+def _check_views_of_features(cfg: DictConfig) -> None:
+    """Raises FewshotError for a setting of images that the features of a configuration, which are made, do not have."""
+    if cfg.dataset.augment.episodes != "none":
         raise FewshotError(f"dataset.augment.episodes={cfg.dataset.augment.episodes}: not of features; leave it out")
+    reader = cfg.features.reader
+    made = f"features={cfg.features.name}"
+    for key in () if "view" in reader else ("crop", "mean", "std"):
+        if cfg.dataset[key] is not None and key not in reader:
+            raise FewshotError(f"dataset.{key}={cfg.dataset[key]}: {made} do not take it; leave it out")
+    if "images" not in reader and HydraConfig.initialized():
+        for word in given_overrides():
+            if word.startswith("dataset.reader."):
+                raise FewshotError(f"{word}: {made} are not made of images here; leave it out, or set features=conv4")
 
 
 def training_shape(cfg: DictConfig) -> tuple[int, int, int]:
@@ -250,7 +268,19 @@ def read_sources(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]
                 f"{run_dir}: this run is on other data (its split {split} differs from what the readers find now); "
                 "put that data back, or set dataset.name=<a name for these images> to make a run of its own"
             )
+    if (weights := (began_with or {}).get(WEIGHTS)) is not None:
+        _check_weights(cfg.backbone.network, weights, run_dir)
     return sources
+
+
+def _check_weights(network: DictConfig, began_with: Mapping[str, str], run_dir: Path | None) -> None:
+    """Raises FewshotError if the pretrained weights of a network are not those that the run in `run_dir` began with."""
+    path = find_weights(network.model, network.weights)
+    if hash_file(path) != began_with["sha256"]:
+        raise FewshotError(
+            f"{run_dir}: this run began with other weights ({began_with['file']}, SHA-256 {began_with['sha256']:.8}) "
+            f"than {path} has; put them back, or set backbone.name=<a name for these> to make a run of its own"
+        )
 
 
 def _move(source: Any, device: torch.device) -> Any:

@@ -81,7 +81,11 @@ def make_record(
             "manifest": tasks.manifest(0, protocol.episodes),
         },
         "validation": validation
-        and {**validation, "episodes": cfg.validation.episodes, "adaptation_steps": run.learner.test_steps},
+        and {
+            **validation,
+            "episodes": cfg.validation.episodes,
+            "adaptation_steps": getattr(run.learner, "adaptation_steps", run.learner.test_steps),
+        },
         "test": _summary(tasks.metric, scores, steps, variances) | {"episodes": protocol.episodes},
         "queries_independent": run.behaviour.queries_independent,  # so that the settings do not differ
         "cost": {
@@ -91,9 +95,9 @@ def make_record(
             "train_tasks": train_tasks,
             "gradient_evaluations": train_tasks * getattr(run.learner, "gradient_evaluations", 0),
             "tasks_per_second": round(train_tasks / trained.train_seconds, 2) if trained.train_seconds else None,
-            "peak_memory_bytes": peak_memory_bytes(run.device),
+            "peak_memory_bytes": trained.peak_memory if trained.steps else peak_memory_bytes(run.device),
             "device": " and ".join(trained.devices) or (None if trained.steps else device_name(run.device)),
-            "processes": world()[1],
+            "processes": trained.processes if trained.steps else world()[1],
         },
         "code": code() | {"training": list(trained.code)},
         "environment": environment(),

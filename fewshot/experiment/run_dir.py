@@ -24,6 +24,7 @@ from fewshot.training.settings import LATER_SETTINGS
 TESTS = "tests"  # the folder of a run's records, one below it for each test
 DATA = "data.json"  # the data that a run began with
 EXTRACTOR = "extractor"  # its key for what is known of the extractor that the network began with
+WEIGHTS = "weights"  # and for the file and hash of pretrained weights that the network began with
 STARTUP_FILES = (LOCK, "config.yaml.part", DATA, f"{DATA}.part")  # left by a run that died in its first moments
 
 
@@ -166,7 +167,8 @@ def load_data_info(folder: Path) -> dict[str, Any] | None:
     Returns:
         {"train": fingerprint, "val": ..., "test": ..., "shape": [C, H, W] as the learner sees an example,
         "classes": names of the training classes}, and by `EXTRACTOR` what is known of the extractor that the network
-        began with, if it did; None if the run has not begun.
+        began with, and by `WEIGHTS` {"file", "sha256"} of its pretrained weights, if it did; None if the run has not
+        begun.
 
     Raises:
         FewshotError: the file is damaged.

@@ -23,6 +23,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Glob, Override
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fewshot.core.distributed import is_rank_zero
@@ -32,6 +33,7 @@ from fewshot.experiment.config import given_overrides
 
 EXTRAS = ("joblib", "submitit", "ray", "optuna")  # of pyproject.toml
 SWEEP = re.compile(r"\s*([^\s=]+=\S+\s*)+")
+_folders: set[Path] = set()  # of runs, that the jobs of a sweep have had so far
 
 
 def check_plugin(group: str, choice: str, sweep: bool) -> None:
@@ -52,6 +54,15 @@ def check_plugin(group: str, choice: str, sweep: bool) -> None:
         raise FewshotError(
             f"{group}={choice}: not installed; `pip install -e '.[{extra}]'`, or `uv run --extra {extra} python ...`"
         ) from None
+
+
+def is_new_in_sweep(folder: Path) -> bool:
+    """Whether no job of this sweep has asked this of a run's folder before, in this process. True without a sweep."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return True
+    new = folder.absolute() not in _folders
+    _folders.add(folder.absolute())
+    return new
 
 
 def check_launcher(cfg: DictConfig) -> None:
@@ -78,6 +89,7 @@ def sweep_status_dir(sweep_dir: Path, command: list[str]) -> Iterator[Path]:
     """
     name = hashlib.sha256(json.dumps(command).encode()).hexdigest()[:8]
     folder = sweep_dir.resolve() / f".sweep-{name}"
+    _folders.clear()
     if not is_rank_zero():
         yield folder
         return
@@ -187,10 +199,15 @@ def print_sweep_summary(folder: Path) -> bool:
     ]
     failures = [f"{_distinct_overrides(job, jobs)}{job['failure']}" for job in jobs if job["failure"]]
     # A search may run the same configuration twice.
-    paths = dict.fromkeys(record for job in jobs for record in job["records"])
+    records = []
+    for path in dict.fromkeys(record for job in jobs for record in job["records"]):
+        try:
+            records.append(read_record(Path(path)))
+        except FewshotError as error:
+            failures.append(str(error))
     try:
-        if paths:
-            print(f"\n{markdown([read_record(Path(path)) for path in paths])}")
+        if records:
+            print(f"\n{markdown(records)}")
     except FewshotError as error:
         failures.append(str(error))
     for failure in failures:

@@ -162,7 +162,7 @@ def _find_fit(
 
 
 def _fit(values: dict[str, Any], tasks: Sequence[TaskSize], sizes: Sizes, fewest: int) -> dict[str, Any] | None:
-    """The changes of queries, and of ways other than `way`, that fit the sizes; None if too little is there."""
+    """The changes of queries, of ways other than `way`, and of `train.shot`, that fit; None if too little is there."""
     changes: dict[str, Any] = {}
     for task in tasks:
         classes = sizes[task.split]
@@ -170,7 +170,13 @@ def _fit(values: dict[str, Any], tasks: Sequence[TaskSize], sizes: Sizes, fewest
             return None
         if values[task.way] > len(classes):
             changes[task.way] = len(classes)
-        room = min(classes.values()) - values[task.shot]
+        smallest, shot = min(classes.values()), values[task.shot]
+        if task.shot == "train.shot" and shot + min(fewest, values[task.query]) > smallest:
+            shot = smallest - min(fewest, values[task.query])
+            if shot < 1:
+                return None
+            changes[task.shot] = shot
+        room = smallest - shot
         if values[task.query] > room:
             if room < min(fewest, values[task.query]):
                 return None

@@ -65,6 +65,15 @@ def test_an_error_of_the_code_itself_ends_one_run_and_not_the_sweep(call: Any, m
     assert not {name for name in left_of("sweep") if name.startswith(".sweep")}
 
 
+def test_force_begins_a_run_anew_once_in_a_sweep_that_tests_it_several_times(call: Any) -> None:
+    words = ("-m", "runs=sweep", *QUICK, "protocol.common.query=2,3", "force=true")
+    for _ in range(2):
+        done = call("train", *words)
+        assert (done.code, len(records("sweep"))) == (0, 2), done.err
+        assert done.out.count("maml glyphs 5-way 1-shot: starts, 0 of 4") == 1
+        assert "| maml " in done.out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

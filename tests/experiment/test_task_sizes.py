@@ -22,6 +22,12 @@ CONFIG: dict[str, Any] = {
 }
 
 
+WORDS = (
+    ["way=2"], ["way=5"], ["way=3", "shot=5"], ["train.way=9", "train.query=12"],
+    ["way=2", "train.shot=16", "train.query=0"], ["way=2", "train.shot=16"],
+)  # fmt: skip
+
+
 def with_words(config: dict[str, Any], words: list[str]) -> dict[str, Any]:
     """The configuration with the words of a command line."""
     changed = json.loads(json.dumps(config))
@@ -58,7 +64,7 @@ def test_eight_folders_of_twelve_pictures_get_one_message_with_a_command() -> No
 
 @pytest.mark.parametrize("count", [2, 5, 6, 8, 9, 15, 20])
 @pytest.mark.parametrize("images", [6, 12, 17])
-@pytest.mark.parametrize("words", [["way=2"], ["way=5"], ["way=3", "shot=5"], ["train.way=9", "train.query=12"]])
+@pytest.mark.parametrize("words", WORDS)
 def test_the_advised_command_fits(count: int, images: int, words: list[str]) -> None:
     config = with_words(CONFIG, words)
     sizes = {f"kind{number:02d}": images + number % 3 for number in range(count)}
@@ -78,6 +84,12 @@ def test_classes_that_folders_split_get_another_way_and_fewer_queries() -> None:
 def test_shots_are_lowered_where_classes_are_small() -> None:
     words = advice(describe_misfit(with_words(CONFIG, ["shot=5"]), dict.fromkeys("abcdefghijklmnopqrst", 4), None))
     assert "shot=1" in words and not any(word.startswith("dataset.reader.classes") for word in words)
+
+
+def test_the_shots_of_the_training_alone_are_lowered_where_they_alone_are_too_many() -> None:
+    reptile = with_words(CONFIG, ["way=2", "train.shot=10", "train.query=0", "validation.query=2"])
+    words = advice(describe_misfit(reptile, {f"kind{number}": 8 for number in range(12)}, None))
+    assert "train.shot=8" in words and not any(word.startswith("shot=") for word in words)
 
 
 def test_one_class_alone_gets_no_command() -> None:
