@@ -53,8 +53,10 @@ class BatchStatNorm(nn.Module):
         axes, count = (0, *range(2, x.dim())), x.numel() // x.shape[1]
         x = x.float() if x.dtype == torch.bfloat16 else x  # its sums would have two digits
         mean = x.sum(axes) / count
-        # Mean of squares minus square of mean: the form whose derivatives take the fewest passes over x.
-        variance = (x * x).sum(axes) / count - mean * mean
+        if x.dim() == 2:  # small, and maybe far from zero, as columns of a table are
+            variance = (x - mean).square().mean(0)
+        else:  # the form whose derivatives take the fewest passes over x
+            variance = (x * x).sum(axes) / count - mean * mean
         factor = torch.rsqrt(variance + self.eps)
         if scale is not None:
             factor = factor * scale

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Any
 
 from fewshot.core.errors import FewshotError
 
 
-def check_number(name: str, value: object, kind: type, least: float) -> None:
-    """Raises FewshotError if a setting is no number of this kind, or below `least`."""
+def check_number(name: str, value: object, kind: type, least: float) -> Any:
+    """Returns the value as a number of Python. Raises FewshotError if it is none of this kind, or below `least`."""
+    number = plain_number(value)
     kinds = (int,) if kind is int else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
+    if isinstance(number, bool) or not isinstance(number, kinds) or not number >= least:
         raise FewshotError(f"{name}={value}: must be {'a whole number' if kind is int else 'a number'} >= {least}")
+    return number
+
+
+def plain_number(value: Any) -> Any:
+    """A number, such as one of numpy, as Python's own; anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def check_bool(name: str, value: object) -> None:

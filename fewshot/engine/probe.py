@@ -96,9 +96,15 @@ def check_training(learner: Any, episodes: Episodes) -> str:
         A note for the user, see `check_second_derivatives`; empty where there is none.
 
     Raises:
-        FewshotError: as `probe`; or the network cannot be trained.
+        FewshotError: as `probe`; or the network cannot be trained, or has parameters of another type than the examples.
     """
     probe(learner, episodes[0])
+    types, wanted = {value.dtype for value in learner.init()[0].values()}, episodes.support_x.dtype
+    if types and wanted not in types:
+        own, examples = (str(kind).removeprefix("torch.") for kind in (types.pop(), wanted))
+        raise FewshotError(
+            f"backbone: its parameters are {own}, and the examples {examples}; call network.to(torch.{examples})"
+        )
 
     def train() -> str:
         single = autograd_copy(learner)

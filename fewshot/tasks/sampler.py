@@ -68,7 +68,7 @@ class Sampler:
 
     def __post_init__(self) -> None:
         for name, least in (("way", 2), ("shot", 1), ("query", 0)):
-            check_number(name, getattr(self, name), int, least)
+            object.__setattr__(self, name, check_number(name, getattr(self, name), int, least))
         check_choice("dataset.rotations", self.rotations, ROTATIONS)
         bank, where = self.bank, f"{self.bank.metadata.get('dataset', 'bank')}, split {self.bank.split}"
         if self.rotations != "none" and (len(bank.shape) != 3 or bank.shape[-1] != bank.shape[-2]):
@@ -76,6 +76,7 @@ class Sampler:
         if self.way > self._classes:
             raise TaskSizeError(f"{where}: way={self.way}, but there are only {self._classes} classes; lower way")
         self.view.output_shape(bank.shape)
+        self.view.check_range(f"{where}: ", bank.examples)
         smallest = int(bank.sizes.argmin())
         count = int(bank.sizes[smallest])
         if self.shot + self.query > count:

@@ -96,6 +96,17 @@ class ImageTransform:
                 raise FewshotError(f"dataset.{name} has {len(values)} values, the images {shape[0]} channels")
         return shape
 
+    def check_range(self, where: str, images: torch.Tensor) -> None:
+        """Raises FewshotError for float images, whose values colour jitter would cut off at 0 or 1."""
+        strength = AUGMENTATIONS[self.augment]
+        if strength is None or not strength.jitter or not images.is_floating_point() or not images.numel():
+            return
+        if images.min() < 0 or images.max() > 1:
+            raise FewshotError(
+                f"{where}augment={self.augment}: changes colours from 0 to 1, and the images have others; divide by "
+                "255 if they reach 255, or choose gentle"
+            )
+
     def __call__(self, images: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
         """Change images [..., C, H, W], uint8 or float32 (in 0..1 to augment them); the result is float32.
 

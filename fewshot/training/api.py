@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from fewshot.algorithms.learner import Learner, Tensors
-from fewshot.core.checks import check_choice, check_number
+from fewshot.core.checks import check_choice, check_number, plain_number
 from fewshot.core.device import fits_on_device, pick_device, tune_malloc
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import lock_dir
@@ -84,7 +84,8 @@ def train(
     check_validation(tasks, validation, validate_every, validation_episodes, setting)
     if folder is not None and not isinstance(folder, str | PathLike):
         raise FewshotError(f"folder={folder!r}: must be a path, or None to leave nothing on disk")
-    check_number("steps", steps, int, 0)
+    steps = check_number("steps", steps, int, 0)
+    validation_episodes = plain_number(validation_episodes)
     if validation is not None and validate_every is None:
         validate_every = max(1, steps // 10)
     chosen = {"meta_batch": meta_batch, "outer_lr": outer_lr, "outer_optimizer": outer_optimizer}
@@ -102,7 +103,7 @@ def train(
     described = None
     if validation is not None:
         probe(learner, _seen_tasks(validation, inputs).episodes(0, 1)[0])
-        scores = {"setting": setting, "episodes": validation_episodes}
+        scores = {"setting": setting, "episodes": validation_episodes, "test_steps": learner.test_steps}
         described = {"validation": type(validation).__name__, **describe_tasks(validation), **scores}
 
     inputs = inputs_of(tasks)
@@ -149,7 +150,7 @@ def evaluate(
     """
     if not isinstance(trained, Trained):
         raise FewshotError(f"trained: {type(trained).__name__} is not trained; give what train or load_run returns")
-    check_number("episodes", episodes, int, 1)
+    episodes = check_number("episodes", episodes, int, 1)
     check_choice("setting", setting, SETTINGS)
     tasks = _seen_tasks(move_tasks(check_tasks("tasks", tasks), trained.device), trained.inputs)
     return score_episodes(

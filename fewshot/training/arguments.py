@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from fewshot.algorithms.learner import Learner, with_defaults
-from fewshot.core.checks import check_choice, check_number, did_you_mean
+from fewshot.core.checks import check_choice, check_number, did_you_mean, plain_number
 from fewshot.core.errors import FewshotError
 from fewshot.data.bank import Bank
 from fewshot.engine.evaluate import SETTINGS, check_queries
@@ -116,5 +116,6 @@ def make_settings(
         guess = did_you_mean(name, known) or "; see `TrainSettings`"
         raise FewshotError(f"{type(learner).__name__}.outer_settings: has no setting {name}{guess}")
     settings = replace(DEFAULTS, **{**own, **further, **{n: v for n, v in chosen.items() if v is not None}})
+    settings = replace(settings, **{name: plain_number(value) for name, value in vars(settings).items()})
     check_train_settings(settings)
     return settings

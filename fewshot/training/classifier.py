@@ -58,10 +58,13 @@ class Classifier:
                 shares a batch with the support set alone.
 
         Raises:
-            FewshotError: they are no such examples.
+            FewshotError: they are no such examples; or one alone is to be predicted transductively where batch norms
+                take their statistics from the queries.
         """
         x = as_examples("query_x", query_x)
         self.inputs.check("query_x", x)
+        if transductive and len(x) == 1 and not self.behaviour.queries_independent:
+            raise FewshotError("transductive: one query alone says nothing of the others; give more, or take inductive")
         setting = "transductive" if transductive else "inductive"
         with torch.no_grad():
             parts = [self._probabilities(part, setting).cpu() for part in self._batches(x, setting)]

@@ -80,8 +80,8 @@ def claim_folder(folder: Path, training: Mapping[str, Any]) -> None:
             raise FewshotError(f"{listed}: damaged, or of another version; choose another folder") from error
         if other:
             raise FewshotError(f"{folder}: holds another training (other {', '.join(other)}); choose another folder")
-    elif (folder / "config.yaml").exists() or (folder / "checkpoints").exists():
-        raise FewshotError(f"{folder}: holds a run of tools/train.py; choose another folder")
+    elif other := [name for name in ("config.yaml", "checkpoints", "metrics.jsonl") if (folder / name).exists()]:
+        raise FewshotError(f"{folder}: holds {other[0]}, but no training by fewshot.train; choose another folder")
     else:
         write_atomically(listed, (json.dumps(training, indent=1) + "\n").encode())
 

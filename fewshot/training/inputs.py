@@ -49,7 +49,7 @@ class Inputs:
             return unit_vectors(x)
         if len(self.shape) != 3:
             return x
-        if self.dtype == torch.uint8 and x.is_floating_point() and (x.min() < 0 or x.max() > 1):
+        if self.unit_range and x.is_floating_point() and (x.min() < 0 or x.max() > 1):
             raise FewshotError(f"{name}: float images have values from 0 to 1 here; divide by 255, or give uint8")
         if self.extractor is None:
             return self._see(x)

@@ -14,7 +14,7 @@ import torch
 
 from fewshot.algorithms.learner import Learner, Tensors, backbone_constants
 from fewshot.backbones.precision import products_in
-from fewshot.core.device import device_name
+from fewshot.core.device import device_name, peak_memory_bytes
 from fewshot.core.distributed import all_reduce_sum, is_main, pad_to_global, rank_slice, world
 from fewshot.core.environment import code
 from fewshot.core.errors import FewshotError
@@ -106,6 +106,9 @@ def run_training(
         progress["nan_guarded"] = guard.check(last)
         progress["chunks"] = _chunks(engine, tasks.device)
         progress["compiles"] = engine.compiles
+        if progress["step"]:
+            progress["processes"] = world()[1]
+            progress["peak_memory"] = max(progress.get("peak_memory", 0), peak_memory_bytes(tasks.device))
         groups = {"params": params, "state": state, "constants": constants, "outer": optimizer_state(optimizer, params)}
         save_checkpoint(last, groups, progress)
 
@@ -152,7 +155,7 @@ def run_training(
                 checkpoint()
             if stops:
                 raise KeyboardInterrupt
-    if not last.exists():
+    if not steps and not last.exists():  # with steps, another process may not have written it yet
         checkpoint()
 
 
@@ -215,6 +218,8 @@ def load_selected(
         if not path.exists():
             raise FewshotError(f"checkpoint={checkpoint}: {path} is not there; was the run ever validated?")
     groups, header = load_checkpoint(path, device)
+    if header["step"] > progress["step"]:  # of a training that goes on, or was killed
+        progress = header
     selection = "last"
     if path.resolve() == best.resolve():
         selection = f"best validation {_metric(header['validation'])}"
@@ -236,6 +241,8 @@ def load_selected(
         train_seconds=progress["train_seconds"],
         devices=tuple(progress.get("devices", ())),
         code=tuple(progress.get("code", ())),
+        processes=progress.get("processes"),
+        peak_memory=progress.get("peak_memory"),
     )
 
 

@@ -151,3 +151,13 @@ def test_a_norm_without_running_averages_is_replaced_or_refused(norm: nn.Module)
     assert type(network[0]) is nn.BatchNorm1d and network[1] is norm
     kinds = [type(part) for part in replace_batch_norms(network, "none")]
     assert kinds == [nn.Identity, nn.Identity]
+
+
+@each_form
+def test_vectors_far_from_zero_keep_their_digits(fused: bool):
+    torch.manual_seed(0)
+    x = 1.6e9 + 1e5 * torch.randn(10, 3)
+    norm = BatchStatNorm(3).float()
+    norm.fused = fused
+    centred = x - x.mean(0)
+    assert torch.allclose(norm(x.float()).double(), centred / centred.square().mean(0).sqrt(), atol=0.01)

@@ -79,7 +79,7 @@ SMALL = ("backbone.network.filters=4", "protocol.common.query=3", EPISODES + "21
 EXTRACTOR = ("features.network.filters=4", "features.settings.epochs=1", "features.settings.episodes=20")
 # Runs of the tool. A meta-batch of 5 is none that two processes share equally.
 CASES = {
-    "maml": (*SMALL, "algorithm=maml", "train.meta_batch=5"),
+    "maml": (*SMALL, "algorithm=maml", "train.meta_batch=5", "train.checkpoint_every=100"),  # the only one is the last
     "leo": ("algorithm=leo", "train.meta_batch=5", EPISODES + "20", *EXTRACTOR),
 }
 # In float64: float32's last digit, which chunks in one process change too, becomes 3e-3 in 20 steps of LEO and Adam.

@@ -130,3 +130,34 @@ def test_a_network_of_other_ways_and_a_setting_that_is_none_are_refused(make_ban
         quick(fs.MAML(network(way=4)), tasks)
     with pytest.raises(FewshotError, match="setting=both: choose one of"):
         fs.evaluate(quick(fs.MAML(network()), tasks), tasks, setting="both")
+
+
+def test_numbers_of_numpy_are_numbers(make_bank: MakeBank, tmp_path: Path) -> None:
+    count = np.array([1, 2, 3])
+    tasks = fs.Sampler(make_bank(), way=count[2], shot=count[0], query=count[1])
+    assert tasks.manifest(0, 3) == fs.Sampler(make_bank(), way=3, shot=1, query=2).manifest(0, 3)
+    validation = fs.Sampler(make_bank(seed=1), way=3, shot=1, query=2)
+    options = {"steps": count[1], "outer_lr": np.float32(0.01), "validation": validation}
+    trained = quick(fs.MAML(network()), tasks, folder=tmp_path, validation_episodes=count[1], **options)
+    assert fs.evaluate(trained, validation, episodes=count[2]).shape == (3,)
+    with pytest.raises(FewshotError, match="way=2.5: must be a whole number"):
+        fs.Sampler(make_bank(), way=np.float64(2.5), shot=1)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_network_of_another_type_than_the_examples_is_refused(make_bank: MakeBank) -> None:
+    with pytest.raises(FewshotError, match="its parameters are float64, and the examples float32; call network.to"):
+        quick(fs.MAML(network().double()), fs.Sampler(make_bank(), way=3, shot=1, query=2))
+
+
+def test_float_images_of_another_range_than_the_trainings_are_refused(make_bank: MakeBank) -> None:
+    images = make_bank()
+    x = images.examples.float()
+    y = torch.arange(len(images.names)).repeat_interleave(images.sizes)
+    unit, raw = (fs.Sampler(fs.Bank.from_tensors(x / scale, y), way=3, shot=1, query=2) for scale in (255, 1))
+    with pytest.raises(FewshotError, match="float images have values from 0 to 1 here"):
+        fs.evaluate(quick(fs.MAML(network()), unit), raw, episodes=2)
+    fs.evaluate(quick(fs.MAML(network()), raw), raw, episodes=2)
+    view = ImageTransform(augment="natural")
+    fs.Sampler(unit.bank, way=3, shot=1, query=2, view=view)
+    with pytest.raises(FewshotError, match="augment=natural: changes colours from 0 to 1, and the images have others"):
+        fs.Sampler(raw.bank, way=3, shot=1, query=2, view=view)

@@ -175,10 +175,14 @@ def test_a_damaged_listing_is_refused(text: str, describe: Callable[..., dict[st
         claim_folder(tmp_path, describe())
 
 
-def test_a_run_of_the_tools_is_not_overwritten(describe: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("")
-    with pytest.raises(FewshotError, match=r"holds a run of tools/train.py"):
+@pytest.mark.parametrize("name", ["config.yaml", "checkpoints", "metrics.jsonl"])
+def test_what_a_run_of_the_tools_or_another_program_left_is_not_overwritten(
+    name: str, describe: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text("theirs")
+    with pytest.raises(FewshotError, match=f"holds {name}, but no training by fewshot.train; choose another folder"):
         claim_folder(tmp_path, describe())
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_the_listing_is_plain_json(describe: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
