@@ -53,7 +53,7 @@ def make_record(
     train_tasks = trained.steps * cfg.train.meta_batch
     splits = ("train", "val") if cfg.train.train_on_val else ("train",)
     validation = trained.validation
-    weights = getattr(run.learner.backbone, "weights", None)
+    weights = pretrained_weights(run)
     about = dict(source.metadata) | ({"extractor": run.start} if run.start else {})
     extractor = about.get("extractor", {})
     return {
@@ -180,6 +180,12 @@ def view_words(cfg: DictConfig) -> str:
     crop, shape = cfg.dataset.crop, cfg.dataset.shape
     words = [f"crop {crop}"] * (crop is not None) + [f"seen as {'x'.join(map(str, shape or ()))}"] * (shape is not None)
     return ", ".join(words) or "whole images"
+
+
+def pretrained_weights(run: Experiment) -> dict[str, str] | None:
+    """{"file", "sha256"} of the pretrained weights that the backbone began with; None without."""
+    weights = getattr(run.learner.backbone, "weights", None)
+    return weights if isinstance(weights, dict) else None  # a person's own network may have parameters of this name
 
 
 def network_name(cfg: DictConfig, extractor: Mapping[str, Any], weights: Mapping[str, str] | None) -> str:

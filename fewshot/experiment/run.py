@@ -23,7 +23,7 @@ from fewshot.engine.evaluate import score_episodes
 from fewshot.engine.probe import check_training
 from fewshot.experiment.build import Experiment, build, check_config, read_sources, training_shape
 from fewshot.experiment.config import resolved, starts_from_extractor
-from fewshot.experiment.make_record import title
+from fewshot.experiment.make_record import pretrained_weights, title
 from fewshot.experiment.overrides import typed
 from fewshot.experiment.run_dir import DATA, EXTRACTOR, TESTS, WEIGHTS, finished_tests, run_folder
 from fewshot.experiment.run_tests import plan_tests, write_tests
@@ -154,7 +154,7 @@ def _begin(run: Experiment, folder: Path) -> None:
     # The number of a GPU is kept only if a person named it: resumed by several processes, each takes its own.
     saved = absolute_paths(run.config) | {"device": cfg.device if ":" in cfg.device else run.device.type}
     data: dict[str, Any] = {split: source.fingerprint for split, source in run.sources.items()}
-    weights = getattr(run.learner.backbone, "weights", None)
+    weights = pretrained_weights(run)
     data |= {"shape": run.shape, "classes": run.training.source.names}
     data |= ({EXTRACTOR: run.start} if run.start else {}) | ({WEIGHTS: weights} if weights else {})
     write_atomically(folder / DATA, (json.dumps(data, indent=1) + "\n").encode())

@@ -55,10 +55,11 @@ class SmallNet(torch.nn.Module):
     def __init__(self, shape, way):
         super().__init__()
         self.body = torch.nn.Linear(shape[0] * shape[1] * shape[2], 4)
+        self.weights = torch.nn.Parameter(torch.ones(4))  # a name that means pretrained weights elsewhere
         self.fc = torch.nn.Linear(4, way)
 
     def embed(self, x):
-        return torch.relu(self.body(x.flatten(1)))
+        return torch.relu(self.body(x.flatten(1))) * self.weights
 
     def forward(self, x):
         return self.fc(self.embed(x))
