@@ -84,7 +84,7 @@ for tool in TOOLS if CONF.is_dir() else ():
 
 GROUP_PARTS = {"algorithm": "learner", "dataset": "reader", "features": "reader", "backbone": "network"}
 UNTRAINED_KEYS = ("seed", "engine", "task_chunk")  # in which runs of one training may differ
-UNHASHED_READER_KEYS = ("root", "cache", "download", "device")
+UNHASHED_READER_KEYS = ("root", "cache", "download", "device", "upright")  # the last shows in the data
 READER_FILES = ("csv", "folder", "weights")  # files that their name identifies, in whatever folder
 # What classes were called when the first runs were made. A hash knows a class by that name: no run changes by a rename.
 FIRST_NAMES = {

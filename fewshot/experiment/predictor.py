@@ -69,7 +69,7 @@ def _of_run(folder: Path, device: str) -> Predictor:
         )
     reader, (channels, *sides) = cfg.dataset.reader, trained.inputs.shape
     resize, resample = reader.get("resize") or "squash", reader.get("resample") or "lanczos"
-    spec = ImageSpec(max(sides), channels, resize, resample, upright=True)
+    spec = ImageSpec(max(sides), channels, resize, resample, upright=reader.get("upright", True))
     name = f"{cfg.algorithm.name} of run {folder.absolute().name}"
     return Predictor(name, trained, spec, reader._target_ in LIGHT_ON_DARK)
 

@@ -130,6 +130,8 @@ def saved_config(
         reason = str(error).splitlines()[0]
         raise FewshotError(f"{listed}: damaged, or not of this version ({reason}); choose another folder") from error
     assert isinstance(cfg, DictConfig)
+    if OmegaConf.select(cfg, "dataset.reader._target_") == "fewshot.read_folder":
+        OmegaConf.update(cfg, "dataset.reader.upright", cfg.dataset.reader.get("upright", False))  # as it was before
     if data_dir is not None:
         if not Path(data_dir).is_dir():
             raise FewshotError(f"data_dir={data_dir}: no such folder; name the one that the run's data lie in now")

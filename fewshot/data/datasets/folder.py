@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fewshot.core.checks import check_choice
+from fewshot.core.checks import check_bool, check_choice
 from fewshot.core.errors import FewshotError, TaskSizeError
 from fewshot.core.paths import expand_path
 from fewshot.data.bank import SPLITS, Bank, open_banks
@@ -43,13 +43,14 @@ def read(
     csv: str | Path | None = None,
     classes: str | None = None,
     on_overlap: str = "refuse",
+    upright: bool = True,
     overwrite: bool = False,
 ) -> dict[str, Bank]:
     """The banks "train", "val" and "test" of images [M, channels, size, size] uint8.
 
     The images are in class folders, which may be in further folders, see `class_folders`. An image is what Pillow can
-    open, by its suffix (`SUFFIXES`) or, if it has none, by its first bytes; the metadata say what was passed over. It
-    is turned as its EXIF data say. The names, sizes and times of change of the files name the bank folder, so that a
+    open, by its suffix (`SUFFIXES`) or, if it has none, by its first bytes; the metadata say what was passed over. The
+    names, sizes and times of change of the files name the bank folder, so that a
     changed source gives other banks.
 
     Args:
@@ -70,13 +71,15 @@ def read(
         classes: None: no two splits share a class. "same": all splits have the same classes and other images of them; a
             random split is then one of the images of each class. The metadata say that the classes are the same.
         on_overlap: "refuse" images that two splits share, or "count" them.
+        upright: images are turned as their EXIF data say.
         overwrite: convert anew, whatever the cache holds.
 
     Raises:
         FewshotError: an argument is out of range, the layout is another, a class or image is in two places, or an image
             is damaged. If there are many faults, `<cache>/<name>-faults.txt` lists them until a later call succeeds.
     """
-    spec, name = ImageSpec(size, channels, resize, resample, upright=True), str(name)
+    spec, name = ImageSpec(size, channels, resize, resample, upright), str(name)
+    check_bool("dataset.reader.upright", upright)
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise FewshotError(f"dataset.reader.name={name}: write letters, digits and ._- only, because it names a folder")
     check_choice("dataset.reader.split", split, ("auto", "folders", "csv", "random"))
@@ -99,8 +102,8 @@ def read(
         taken = sorted(file for classes in splits.values() for group in classes.values() for file in group)
         states = file_states([files.root / file for file in taken] if files.root.is_dir() else [files.root])
         metadata |= {"dataset": name, "source": "one's own images", "size": size, "channels": channels}
-        metadata |= {"resize": resize, "resample": resample, "upright": spec.upright}
-        metadata["images_left_out"] = len(set(images) - set(taken))
+        metadata |= {"resize": resize, "resample": resample, "images_left_out": len(set(images) - set(taken))}
+        metadata |= {"upright": True} if upright else {}  # older banks have no such key
         request = json.dumps([metadata, on_overlap, splits, states], sort_keys=True)
         folder = cache / f"{name}-{hashlib.sha256(request.encode()).hexdigest()[:12]}"
         if overwrite or not (folder / "bank.json").exists():

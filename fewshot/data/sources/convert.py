@@ -90,9 +90,9 @@ def convert(
             raise_faults("images that two splits share", texts, "remove one, or set dataset.reader.on_overlap=count")
         metadata = dict(metadata) | {"shared_images": len(pairs)}
         if twins:
-            count = "1 image is a copy" if len(twins) == 1 else f"{len(twins):,} images are copies"
+            count = "1 image is there" if len(twins) == 1 else f"{len(twins):,} images are there"
             pair = " and ".join(map(describe, twins[0]))
-            note = f"{count} of another in its split, such as {pair}; a query may have its copy in the support set"
+            note = f"{count} twice in one split, such as {pair}; a query may have its copy in the support set"
             metadata["notes"] = [*metadata.get("notes", []), note]
         write_listing(work, listing, metadata)
         for split, part in parts.items():
@@ -142,9 +142,7 @@ def _in_two_splits(copies: Sequence[tuple[Place, Place]]) -> list[tuple[Place, P
 def _hash_banks(
     folder: Path, classes: Mapping[str, tuple[Sequence[int], Sequence[str]]]
 ) -> tuple[dict[str, str], list[tuple[Place, Place]]]:
-    """The fingerprint of each split, and the place of each image that occurred before, after the first such place.
-
-    All from one pass.
+    """The fingerprint of each split, and pairs (first place, later place) of equal images, from one pass over all.
 
     Args:
         folder: of the `<split>.npy` files.

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import os
 import warnings
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class ImageSet:
     Attributes:
         files: the source.
         names: of the images, as `files` has them.
-        labels: the outermost folder of each image, below those that all images are in; "" where it is in none.
+        labels: the outermost folder of each image, below folders that have no other beside them; "" without one.
         above: the number of those folders.
     """
 
@@ -57,7 +57,9 @@ class LoadedImage:
 
 
 def read_support(root: Path) -> ImageSet:
-    """The images of the class folders in a folder or an archive. Each may hold further folders, and be in others.
+    """The images of the class folders in a folder or an archive. Each may hold further folders.
+
+    All class folders may be in one folder, as in an archive of a folder.
 
     Raises:
         FewshotError: there are no such folders, one has no images, or an image is in none.
@@ -69,12 +71,7 @@ def read_support(root: Path) -> ImageSet:
     loose = [name for name, label in zip(images.names, images.labels, strict=True) if not label]
     if loose:
         raise FewshotError(f"support={root}: {_count(loose)} in no class folder, such as {loose[0]}; {layout}")
-    above = images.names[0].split("/")[: images.above]
-    paths = [name.split("/") for name in images.files.names]
-    folders = {path[len(above)] for path in paths if path[: len(above)] == above and len(path) > len(above) + 1}
-    if root.is_dir():  # folders without any file
-        inside = root.joinpath(*above)
-        folders |= {path.name for path in inside.iterdir() if path.is_dir() and not is_hidden(path.name)}
+    folders = _folders(images.files, images.names[0].split("/")[: images.above])
     empty = [f"support={root}: class {folder} has no images" for folder in sorted(folders - set(images.classes))]
     raise_faults("classes without images", empty, "put some there, or remove the folder")
     if len(images.classes) < 2:
@@ -103,12 +100,12 @@ def read_query(query: str, classes: Iterable[str]) -> ImageSet:
     return ImageSet(files, names, [""] * len(names))
 
 
-def _image_set(files: Files, key: str, remedy: str, *, below: int = 0, kept: Container[str] = frozenset()) -> ImageSet:
+def _image_set(files: Files, key: str, remedy: str, *, below: int = 0, kept: Set[str] = frozenset()) -> ImageSet:
     """The images of a source, labelled by their folders.
 
     Args:
         key, remedy: for the message where there are none.
-        below: the number of folders that each image has below those that do not count, since all images are in them.
+        below: the number of folders that each image has below those that do not count, since none is beside them.
         kept: names of folders that count nevertheless.
     """
     names = sorted(find_images(files)) if files.root.is_dir() else find_images(files)
@@ -116,11 +113,23 @@ def _image_set(files: Files, key: str, remedy: str, *, below: int = 0, kept: Con
         notes = describe_skipped(files.names).get("notes", [])
         raise FewshotError("; ".join([f"{key}={files.root}: no images are there", *notes, remedy]))
     folders, above = [name.split("/")[:-1] for name in names], 0
-    while min(map(len, folders)) > above + below and len({path[above] for path in folders}) == 1:
-        if folders[0][above] in kept:
+    while min(map(len, folders)) > above + below:
+        beside = _folders(files, folders[0][:above])
+        if len(beside) > 1 or beside & kept:
             break
         above += 1
     return ImageSet(files, names, [path[above] if len(path) > above else "" for path in folders], above)
+
+
+def _folders(files: Files, above: list[str]) -> set[str]:
+    """The folders in a folder of a source, with those that hold no file, if the source is no archive."""
+    depth = len(above)
+    paths = [name.split("/")[:-1] for name in files.names]
+    found = {path[depth] for path in paths if path[:depth] == above and len(path) > depth}
+    if files.root.is_dir():
+        inside = files.root.joinpath(*above)
+        found |= {path.name for path in inside.iterdir() if path.is_dir() and not is_hidden(path.name)}
+    return found
 
 
 def _count(names: list[str]) -> str:

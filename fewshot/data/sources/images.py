@@ -117,6 +117,7 @@ def open_image(data: bytes, *, upright: bool) -> Iterator[Image.Image]:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
+            image.load()  # Pillow turns TIFF files by itself, and then says so
             turn = TURNS.get(_orientation(image)) if upright else None
             image = _to_8_bits(image)
             yield image if turn is None else image.transpose(turn)

@@ -506,7 +506,7 @@ def test_copies_within_a_split_are_told_where_a_test_would_know_them(folder: Pat
     source["test"] = labelled(50, [1, 1, 0, 0, 0], ["c", "d"], lambda i: pixels(50) if i in (3, 4) else None)
     convert(folder, source, SPEC, METADATA)
     [note] = open_banks(folder)["test"].metadata["notes"]
-    assert note.startswith("2 images are copies of another in its split, such as source 50: image 4 (test) and ")
+    assert note.startswith("2 images are there twice in one split, such as source 50: image 4 (test) and ")
     assert note in capsys.readouterr().err
 
 

@@ -55,7 +55,11 @@ def test_folders_that_all_images_are_in_name_no_class(support: Path, tmp_path: P
     shutil.move(support, tmp_path / "photos/more/support")
     assert read_support(tmp_path / "photos").classes == ["a dog", "cat"]
     assert sorted(read_query(str(tmp_path / "photos"), ["cat"]).labels) == ["a dog", "cat", "cat"]
-    shutil.rmtree(tmp_path / "photos/more/support/a dog")
+    (tmp_path / "photos/more/support/empty").mkdir()
+    with pytest.raises(FewshotError, match="class empty has no images"):
+        read_support(tmp_path / "photos")
+    for name in ("a dog", "empty"):
+        shutil.rmtree(tmp_path / f"photos/more/support/{name}")
     assert read_query(str(tmp_path / "photos"), ["cat"]).labels == ["cat", "cat"]
     assert read_query(str(tmp_path / "photos"), ["dog"]).labels == ["", ""]
 

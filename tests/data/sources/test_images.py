@@ -171,13 +171,14 @@ def test_of_several_images_the_first_is_taken(kind: str):
 
 
 @pytest.mark.parametrize("orientation", range(1, 10))  # 9 is none
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_a_photo_is_turned_as_its_exif_data_say_where_that_is_asked_for(kind: str, orientation: int):
     exif = Image.Exif()
     exif[0x112] = orientation
     turned, plain = encoded(Image.fromarray(SLOPE), kind, exif=exif), encoded(Image.fromarray(SLOPE), kind)
     assert turned != plain
-    assert np.array_equal(decode_image(turned, ImageSpec(SIDE)), decode_image(plain, ImageSpec(SIDE)))
+    if kind != "TIFF":  # which Pillow always turns
+        assert np.array_equal(decode_image(turned, ImageSpec(SIDE)), decode_image(plain, ImageSpec(SIDE)))
     with Image.open(io.BytesIO(turned)) as image:
         wanted = np.asarray(ImageOps.exif_transpose(image).convert("RGB")).transpose(2, 0, 1)
     assert np.array_equal(decode_image(turned, ImageSpec(SIDE, upright=True)), wanted)
