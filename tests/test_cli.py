@@ -463,16 +463,23 @@ def test_training_on_train_and_val_together_is_done_and_said(call: Any, publishe
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("dataset.crop=42", "dataset.crop=42: features=published do not take it; leave it out"),
-        ("dataset.reader.size=42", "dataset.reader.size=42: features=published are not made of images here; leave"),
+        ("dataset.crop=42", "dataset.crop=42: features=published does not use it; leave it out"),
+        ("features=torchvision features.weights=w dataset.mean=[0.5]", "resnet18 does not use it; set features.mean"),
     ],
 )
-def test_settings_of_images_that_published_features_lack_are_refused(
+def test_settings_of_images_that_features_do_not_use_are_refused(
     call: Any, published: None, word: str, said: str
 ) -> None:
-    done = call("train", "run_dir=run", *LEO, word)
+    own = [each for each in LEO if not (each.startswith("features.reader") and "features=" in word)]
+    done = call("train", "run_dir=run", *own, *word.split())
     assert (done.code, len(done.err.splitlines())) == (1, 1)
     assert said in done.err and not Path("run").exists()
+
+
+def test_settings_of_files_that_are_not_read_are_noted(call: Any, published: None) -> None:
+    done = call("train", "run_dir=run", *LEO, "dataset.reader.size=42")
+    assert done.code == 0
+    assert "note: dataset.reader.size=42: has no effect, since features=published reads no images here" in done.err
 
 
 def test_a_run_whose_every_step_had_a_nan_says_so(call: Any, published: None) -> None:

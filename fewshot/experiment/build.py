@@ -26,7 +26,8 @@ from fewshot.episodes import Episodes, Tasks
 from fewshot.experiment.config import given_overrides, is_on_features, is_regression, resolved, starts_from_extractor
 from fewshot.experiment.make_learner import instantiate_node, make_learner
 from fewshot.experiment.protocol import Protocol, read_protocols
-from fewshot.experiment.run_dir import EXTRACTOR, WEIGHTS, load_data_info
+from fewshot.experiment.run_dir import EXTRACTOR, TESTS, WEIGHTS, load_data_info
+from fewshot.report.records import read_record
 from fewshot.tasks.regression import PointSource, Regression
 from fewshot.tasks.sampler import LOWER, Sampler
 from fewshot.tasks.transforms import ImageTransform, view_of
@@ -226,23 +227,28 @@ def check_config(cfg: DictConfig) -> None:
         raise FewshotError(
             f"dataset.augment={cfg.dataset.augment}: has parts; set dataset.augment.episodes or extractor"
         )
-    if is_on_features(cfg):
-        _check_views_of_features(cfg)
-
-
-def _check_views_of_features(cfg: DictConfig) -> None:
-    """Raises FewshotError for a setting of images that the features of a configuration, which are made, do not have."""
-    if cfg.dataset.augment.episodes != "none":
+    if is_on_features(cfg) and cfg.dataset.augment.episodes != "none":
         raise FewshotError(f"dataset.augment.episodes={cfg.dataset.augment.episodes}: not of features; leave it out")
-    reader = cfg.features.reader
-    made = f"features={cfg.features.name}"
-    for key in () if "view" in reader else ("crop", "mean", "std"):
-        if cfg.dataset[key] is not None and key not in reader:
-            raise FewshotError(f"dataset.{key}={cfg.dataset[key]}: {made} do not take it; leave it out")
+
+
+def check_settings_of_images(cfg: DictConfig) -> None:
+    """Check that the features of a new run use what is set of images; print a note on files that are not read.
+
+    Raises:
+        FewshotError: they do not use a setting.
+    """
+    if not is_on_features(cfg):
+        return
+    reader, choice = cfg.features.reader, f"features={cfg.features.name}"
+    for key in ("crop", "mean", "std"):
+        used = "view" in reader or (key == "crop" and key in reader)
+        if cfg.dataset[key] is not None and not used:
+            remedy = f"set features.{key}" if key in reader else "leave it out"
+            raise FewshotError(f"dataset.{key}={cfg.dataset[key]}: {choice} does not use it; {remedy}")
     if "images" not in reader and HydraConfig.initialized():
         for word in given_overrides():
-            if word.startswith("dataset.reader."):
-                raise FewshotError(f"{word}: {made} are not made of images here; leave it out, or set features=conv4")
+            if word.lstrip("+").startswith("dataset.reader."):
+                print_note(f"{word}: has no effect, since {choice} reads no images here; features=conv4 does")
 
 
 def training_shape(cfg: DictConfig) -> tuple[int, int, int]:
@@ -268,18 +274,22 @@ def read_sources(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]
                 f"{run_dir}: this run is on other data (its split {split} differs from what the readers find now); "
                 "put that data back, or set dataset.name=<a name for these images> to make a run of its own"
             )
-    if (weights := (began_with or {}).get(WEIGHTS)) is not None:
-        _check_weights(cfg.backbone.network, weights, run_dir)
+    if run_dir is not None and began_with is not None and cfg.backbone.network.get("weights") is not None:
+        _check_weights(cfg.backbone.network, began_with, run_dir)
     return sources
 
 
-def _check_weights(network: DictConfig, began_with: Mapping[str, str], run_dir: Path | None) -> None:
+def _check_weights(network: DictConfig, began_with: Mapping[str, Any], run_dir: Path) -> None:
     """Raises FewshotError if the pretrained weights of a network are not those that the run in `run_dir` began with."""
+    records = sorted(run_dir.glob(f"{TESTS}/*/record.json"))  # which say it of older runs
+    began = began_with.get(WEIGHTS) or next((read_record(record).get("weights") for record in records), None)
+    if began is None:
+        return
     path = find_weights(network.model, network.weights)
-    if hash_file(path) != began_with["sha256"]:
+    if hash_file(path) != began["sha256"]:
         raise FewshotError(
-            f"{run_dir}: this run began with other weights ({began_with['file']}, SHA-256 {began_with['sha256']:.8}) "
-            f"than {path} has; put them back, or set backbone.name=<a name for these> to make a run of its own"
+            f"{run_dir}: this run began with other weights ({began['file']}, SHA-256 {began['sha256']:.8}) than {path} "
+            "has; put them back, or start a new run with run_dir=<another folder> and backbone.name=<a name for these>"
         )
 
 

@@ -21,13 +21,21 @@ from fewshot.core.paths import absolute_paths
 from fewshot.core.progress import print_note, show_training
 from fewshot.engine.evaluate import score_episodes
 from fewshot.engine.probe import check_training
-from fewshot.experiment.build import Experiment, build, check_config, read_sources, training_shape
+from fewshot.experiment.build import (
+    Experiment,
+    build,
+    check_config,
+    check_settings_of_images,
+    read_sources,
+    training_shape,
+)
 from fewshot.experiment.config import resolved, starts_from_extractor
 from fewshot.experiment.make_record import pretrained_weights, title
 from fewshot.experiment.overrides import typed
 from fewshot.experiment.run_dir import DATA, EXTRACTOR, TESTS, WEIGHTS, finished_tests, run_folder
 from fewshot.experiment.run_tests import plan_tests, write_tests
 from fewshot.experiment.start import load_start
+from fewshot.experiment.sweeps import note_beginning
 from fewshot.experiment.task_sizes import explain_task_sizes
 from fewshot.experiment.trackers import IDS, open_tracker
 from fewshot.training.checkpoint import read_header
@@ -56,6 +64,7 @@ def training_run(cfg: DictConfig) -> tuple[Path, list[Path]]:
             run = _prepare(cfg, folder)
         with _explain_interrupt(lambda: _how_to_continue(run, folder)):
             _begin(run, folder)
+            note_beginning(folder)
             _train(run, folder)
             tests = write_tests(run, load_trained(run, folder), folder / TESTS)
     return folder, tests
@@ -64,7 +73,10 @@ def training_run(cfg: DictConfig) -> tuple[Path, list[Path]]:
 @main_first
 def _checked_folder(cfg: DictConfig) -> Path:
     check_config(cfg)
-    return run_folder(resolved(cfg))
+    folder = run_folder(resolved(cfg))
+    if not (folder / "config.yaml").exists():
+        check_settings_of_images(cfg)
+    return folder
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from fewshot.experiment.config import given_overrides
 
 EXTRAS = ("joblib", "submitit", "ray", "optuna")  # of pyproject.toml
 SWEEP = re.compile(r"\s*([^\s=]+=\S+\s*)+")
-_folders: set[Path] = set()  # of runs, that the jobs of a sweep have had so far
+_began: set[Path] = set()  # folders of runs that this sweep began, in this process
 
 
 def check_plugin(group: str, choice: str, sweep: bool) -> None:
@@ -56,13 +56,15 @@ def check_plugin(group: str, choice: str, sweep: bool) -> None:
         ) from None
 
 
-def is_new_in_sweep(folder: Path) -> bool:
-    """Whether no job of this sweep has asked this of a run's folder before, in this process. True without a sweep."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return True
-    new = folder.absolute() not in _folders
-    _folders.add(folder.absolute())
-    return new
+def began_in_sweep(folder: Path) -> bool:
+    """Whether an earlier job of this sweep began the run of a folder, in this process."""
+    return folder.absolute() in _began
+
+
+def note_beginning(folder: Path) -> None:
+    """Remember that a job began the run of a folder, until the next sweep."""
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        _began.add(folder.absolute())
 
 
 def check_launcher(cfg: DictConfig) -> None:
@@ -89,7 +91,7 @@ def sweep_status_dir(sweep_dir: Path, command: list[str]) -> Iterator[Path]:
     """
     name = hashlib.sha256(json.dumps(command).encode()).hexdigest()[:8]
     folder = sweep_dir.resolve() / f".sweep-{name}"
-    _folders.clear()
+    _began.clear()
     if not is_rank_zero():
         yield folder
         return

@@ -141,7 +141,7 @@ def _find_fit(
 ) -> dict[str, Any] | None:
     """The changes of settings that fit the images; None if there are none, with `new_classes` in the test or without.
 
-    They change queries, and as little as needed of fractions, classes, ways and shots, in this order.
+    They change queries, and as little as needed of `train.shot`, fractions, classes, ways and shots, in this order.
     """
     way, count, same = values["way"], len(pooled), {CLASSES: "same"}
     if fixed is not None:
@@ -171,8 +171,8 @@ def _fit(values: dict[str, Any], tasks: Sequence[TaskSize], sizes: Sizes, fewest
         if values[task.way] > len(classes):
             changes[task.way] = len(classes)
         smallest, shot = min(classes.values()), values[task.shot]
-        if task.shot == "train.shot" and shot + min(fewest, values[task.query]) > smallest:
-            shot = smallest - min(fewest, values[task.query])
+        if task.shot == "train.shot" and fewest == 1 and shot + min(1, values[task.query]) > smallest:
+            shot = smallest - min(1, values[task.query])
             if shot < 1:
                 return None
             changes[task.shot] = shot

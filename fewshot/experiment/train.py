@@ -14,7 +14,7 @@ from fewshot.experiment.figures import check_plot, draw_test
 from fewshot.experiment.make_record import title
 from fewshot.experiment.run import training_run
 from fewshot.experiment.run_dir import TESTS, find_run, run_folder, saved_config
-from fewshot.experiment.sweeps import is_new_in_sweep
+from fewshot.experiment.sweeps import began_in_sweep
 from fewshot.experiment.trackers import check_logger, open_tracker, track_test
 from fewshot.report.records import copy_record, read_record, summary
 from fewshot.training.loop import load_selected
@@ -40,8 +40,8 @@ def train(cfg: DictConfig) -> list[Path]:
     for test in tests:
         print(summary(read_record(test / "record.json"), test))
         if cfg.copy_records_to:
-            runs, test = (Path(cfg.runs).absolute(), test.absolute())
-            copy_record(test, Path(cfg.copy_records_to), runs if test.is_relative_to(runs) else test.parents[2])
+            runs, place = Path(cfg.runs).absolute(), test.absolute()
+            copy_record(place, Path(cfg.copy_records_to), runs if place.is_relative_to(runs) else place.parents[2])
     picture = _draw(cfg, folder) if cfg.plot else None
     if picture or not known.issuperset(tests):
         with open_tracker(cfg.logger, folder, title(cfg), resolved(cfg)) as tracker:
@@ -64,7 +64,7 @@ def _checked(cfg: DictConfig) -> tuple[DictConfig, set[Path]]:
     if cfg.plot:
         check_plot(cfg)
     folder = run_folder(resolved(cfg))
-    if cfg.force and not is_new_in_sweep(folder):  # an earlier job began it anew, and this one tests it otherwise
+    if cfg.force and began_in_sweep(folder):  # this job tests it otherwise
         cfg = cfg.copy()
         cfg.force = False
     return cfg, set() if cfg.force else set((folder / TESTS).glob("*"))

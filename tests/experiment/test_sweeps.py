@@ -65,6 +65,14 @@ def test_an_error_of_the_code_itself_ends_one_run_and_not_the_sweep(call: Any, m
     assert not {name for name in left_of("sweep") if name.startswith(".sweep")}
 
 
+def test_force_does_not_hand_out_an_old_run_where_its_first_job_failed(call: Any) -> None:
+    words = ("-m", "runs=sweep", *QUICK, "force=true")
+    assert call("train", *words, "protocol.common.query=3").code == 0
+    done = call("train", *words, "protocol.common.query=500,3")
+    assert (done.code, done.err.count("failed: ")) == (1, 1)
+    assert done.out.count("maml glyphs 5-way 1-shot: starts, 0 of 4") == 1 and "finished before" not in done.out
+
+
 def test_force_begins_a_run_anew_once_in_a_sweep_that_tests_it_several_times(call: Any) -> None:
     words = ("-m", "runs=sweep", *QUICK, "protocol.common.query=2,3", "force=true")
     for _ in range(2):
