@@ -11,7 +11,7 @@ from fewshot.core.errors import FewshotError
 
 
 def check_number(name: str, value: object, kind: type, least: float) -> Any:
-    """Returns the value as a number of Python. Raises FewshotError if it is none of this kind, or below `least`."""
+    """Returns the value as a number of Python. Raises FewshotError if it is not of this kind, or below `least`."""
     number = plain_number(value)
     kinds = (int,) if kind is int else (int, float)
     if isinstance(number, bool) or not isinstance(number, kinds) or not number >= least:

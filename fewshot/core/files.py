@@ -52,7 +52,7 @@ def lock_dir(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Lock a folder for this process. The system releases the lock when the process ends, however it ends.
 
     Args:
-        wait: for the process that holds it. False: for a run folder, where what waits would run in vain.
+        wait: whether to wait until the other process ends. Not for a run folder, whose run would then be done already.
 
     Raises:
         FewshotError: another process holds it, or it cannot be written to.
@@ -76,10 +76,10 @@ def lock_dir(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def lock_file(path: Path, wait: bool = True) -> IO[str]:
-    """Lock a file, made with its folder where it lacks, until the returned file is closed or this process ends.
+    """Lock a file, created if missing, until the returned file is closed or this process ends.
 
     Args:
-        wait: for the process that holds it, after a note.
+        wait: whether to wait, after a note, until the process that holds it ends.
 
     Raises:
         OSError: the file cannot be made; BlockingIOError: another process holds it, and `wait` is False.

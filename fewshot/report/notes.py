@@ -173,10 +173,11 @@ def _reading_line(cells: Sequence[Cell], reference: Test | None, shown: Sequence
         tested_so = " among the cells that were tested as above" if mixed else ""
         averaged = ", seeds averaged" if several_seeds else ""
         tests = {(cell.column, column_of(cell.runs[0])) for cell in cells if cell.p is not None}
-        of_a_task = " of a task" if len(tests) > len({column for column, _ in tests}) else ""  # where rows are tasks
+        if len(tests) > len({column for column, _ in tests}):  # rows name tests too
+            tested_so = " among rows of the same test episodes"
         parts.append(
-            f"bold: the best{of_a_task} in a column{tested_so} and what cannot be told from it at 5 % (paired t test "
-            f"over the episodes{averaged}, Holm's correction over all pairs)"
+            f"bold: the best in a column{tested_so} and what cannot be told from it at 5 % (paired t test over the "
+            f"episodes{averaged}, Holm's correction over all pairs)"
         )
     if any(cell.r2() is not None for cell in cells):
         parts.append("R2 is 1 - error / variance of the queries around their task's mean")

@@ -72,8 +72,8 @@ class Regression:
     metric = "mse"
 
     def __post_init__(self) -> None:
-        check_number("shot", self.shot, int, 1)
-        check_number("query", self.query, int, 0)
+        for name, least in (("shot", 1), ("query", 0)):
+            object.__setattr__(self, name, check_number(name, getattr(self, name), int, least))
         self.draw(0, 1)  # the source has so many points
 
     @property

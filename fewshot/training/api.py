@@ -103,7 +103,7 @@ def train(
     described = None
     if validation is not None:
         probe(learner, _seen_tasks(validation, inputs).episodes(0, 1)[0])
-        scores = {"setting": setting, "episodes": validation_episodes, "test_steps": learner.test_steps}
+        scores = {"setting": setting, "episodes": validation_episodes, "test_steps": int(learner.test_steps)}
         described = {"validation": type(validation).__name__, **describe_tasks(validation), **scores}
 
     inputs = inputs_of(tasks)

@@ -64,7 +64,10 @@ class Classifier:
         x = as_examples("query_x", query_x)
         self.inputs.check("query_x", x)
         if transductive and len(x) == 1 and not self.behaviour.queries_independent:
-            raise FewshotError("transductive: one query alone says nothing of the others; give more, or take inductive")
+            raise FewshotError(
+                "one query alone has no others to share a batch with; give more, or set transductive=False (in "
+                "tools/predict.py setting=inductive)"
+            )
         setting = "transductive" if transductive else "inductive"
         with torch.no_grad():
             parts = [self._probabilities(part, setting).cpu() for part in self._batches(x, setting)]

@@ -49,8 +49,11 @@ class Inputs:
             return unit_vectors(x)
         if len(self.shape) != 3:
             return x
-        if self.unit_range and x.is_floating_point() and (x.min() < 0 or x.max() > 1):
-            raise FewshotError(f"{name}: float images have values from 0 to 1 here; divide by 255, or give uint8")
+        # Floats that were scaled by the training images may lie a little beyond these.
+        beyond = 0 if self.dtype == torch.uint8 else 1
+        if self.unit_range and x.is_floating_point() and (x.min() < -beyond or x.max() > 1 + beyond):
+            remedy = "scale them as those of the training" if beyond else "divide by 255, or give uint8"
+            raise FewshotError(f"{name}: float images have values from 0 to 1 here; {remedy}")
         if self.extractor is None:
             return self._see(x)
         embed: Callable[[torch.Tensor], torch.Tensor] = self.extractor.embed  # pyright: ignore[reportAssignmentType]

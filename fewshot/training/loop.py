@@ -97,18 +97,21 @@ def run_training(
         before = ["unknown"] if progress["step"] else []  # of a checkpoint that does not say
         devices = progress.setdefault("devices", before)
         progress["devices"] = [*dict.fromkeys([*devices, device_name(tasks.device)])]
+        progress["processes"] = world()[1]
         if code() not in (versions := progress.setdefault("code", [])):
             versions.append(code())
     batch, indices = settings.meta_batch, rank_slice(settings.meta_batch)
     ahead = draw_ahead(tasks, DRAWN_STEPS * batch)
 
+    def note_peak() -> None:
+        if progress["step"]:
+            progress["peak_memory"] = max(progress.get("peak_memory", 0), peak_memory_bytes(tasks.device))
+
     def checkpoint() -> None:
         progress["nan_guarded"] = guard.check(last)
         progress["chunks"] = _chunks(engine, tasks.device)
         progress["compiles"] = engine.compiles
-        if progress["step"]:
-            progress["processes"] = world()[1]
-            progress["peak_memory"] = max(progress.get("peak_memory", 0), peak_memory_bytes(tasks.device))
+        note_peak()
         groups = {"params": params, "state": state, "constants": constants, "outer": optimizer_state(optimizer, params)}
         save_checkpoint(last, groups, progress)
 
@@ -139,6 +142,7 @@ def run_training(
                 progress["validation"] = {tasks.metric: score, "step": done}
                 if progress["best"] is None or _better(tasks.metric, progress["validation"], progress["best"]):
                     progress["best"] = progress["validation"]
+                    note_peak()
                     save_checkpoint(best, {"params": params, "state": state, "constants": constants}, progress)
             if logs and is_main():
                 if hasattr(learner, "scalars"):

@@ -30,8 +30,8 @@ class Trained:
     inputs: Inputs | None = None  # the examples that it was trained on; None for functions
     devices: tuple[str, ...] = ()  # that it was trained on; empty where nothing was trained or no checkpoint says it
     code: tuple[dict[str, Any], ...] = ()  # versions that trained it, as records have them; empty likewise
-    processes: int | None = None  # that trained it; None likewise
-    peak_memory: int | None = None  # bytes, the most that one of them took; None likewise
+    processes: int | None = None  # that trained it, when it went on last; None likewise
+    peak_memory: int | None = None  # bytes that process 0 took at most; None likewise
 
     @property
     def device(self) -> torch.device:

@@ -138,7 +138,8 @@ def test_numbers_of_numpy_are_numbers(make_bank: MakeBank, tmp_path: Path) -> No
     assert tasks.manifest(0, 3) == fs.Sampler(make_bank(), way=3, shot=1, query=2).manifest(0, 3)
     validation = fs.Sampler(make_bank(seed=1), way=3, shot=1, query=2)
     options = {"steps": count[1], "outer_lr": np.float32(0.01), "validation": validation}
-    trained = quick(fs.MAML(network()), tasks, folder=tmp_path, validation_episodes=count[1], **options)
+    learner = fs.MAML(network(), test_steps=count[1])
+    trained = quick(learner, tasks, folder=tmp_path, validation_episodes=count[1], **options)
     assert fs.evaluate(trained, validation, episodes=count[2]).shape == (3,)
     with pytest.raises(FewshotError, match="way=2.5: must be a whole number"):
         fs.Sampler(make_bank(), way=np.float64(2.5), shot=1)  # pyright: ignore[reportArgumentType]
@@ -154,7 +155,9 @@ def test_float_images_of_another_range_than_the_trainings_are_refused(make_bank:
     x = images.examples.float()
     y = torch.arange(len(images.names)).repeat_interleave(images.sizes)
     unit, raw = (fs.Sampler(fs.Bank.from_tensors(x / scale, y), way=3, shot=1, query=2) for scale in (255, 1))
-    with pytest.raises(FewshotError, match="float images have values from 0 to 1 here"):
+    beyond = fs.Sampler(fs.Bank.from_tensors(x / 230, y), way=3, shot=1, query=2)
+    fs.evaluate(quick(fs.MAML(network()), unit), beyond, episodes=2)
+    with pytest.raises(FewshotError, match="float images have values from 0 to 1 here; scale them as those of the"):
         fs.evaluate(quick(fs.MAML(network()), unit), raw, episodes=2)
     fs.evaluate(quick(fs.MAML(network()), raw), raw, episodes=2)
     view = ImageTransform(augment="natural")

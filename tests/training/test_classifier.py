@@ -90,7 +90,7 @@ def test_a_query_is_predicted_alone_unless_the_test_is_transductive(
     alone = np.concatenate([classifier.predict_proba(x[row : row + 1]) for row in QUERIES])
     np.testing.assert_allclose(classifier.predict_proba(x[QUERIES]), alone, atol=1e-5)
     assert np.abs(classifier.predict_proba(x[QUERIES], transductive=True) - alone).max() > 1e-4
-    with pytest.raises(FewshotError, match="transductive: one query alone says nothing of the others; give more, or"):
+    with pytest.raises(FewshotError, match="one query alone has no others to share a batch with; give more, or"):
         classifier.predict_proba(x[:1], transductive=True)
     monkeypatch.setattr("fewshot.training.classifier.EXAMPLES_AT_ONCE", 20)  # two queries and their support set
     np.testing.assert_allclose(classifier.predict_proba(x[QUERIES]), alone, atol=1e-5)

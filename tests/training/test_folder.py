@@ -156,6 +156,10 @@ def test_a_folder_of_an_older_version_is_continued(
 def test_scores_of_two_validations_are_not_compared(describe: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     first, second = describe(validation={}), describe(validation={"shot": 5})
     assert refused(tmp_path, first, second) == "validation shot"
+    few, many = (first | {"validation": first["validation"] | {"test_steps": steps}} for steps in (1, 3))
+    claim_folder(tmp_path / "older", first)  # which does not say the steps
+    claim_folder(tmp_path / "older", many)
+    assert refused(tmp_path / "later", few, many) == "validation test_steps"
 
 
 def test_frozen_values_of_the_caller_stay_as_they_are(make_bank: MakeBank, tmp_path: Path) -> None:
