@@ -253,6 +253,29 @@ def test_a_run_is_tested_on_sources_of_other_classes_than_its_own(call: Any) -> 
         assert message in done.err
 
 
+def test_photos_are_upright_but_for_runs_from_before_that_could_be_said(call: Any) -> None:
+    exif = Image.Exif()
+    exif[0x112] = 6  # turned by a quarter
+    for split, classes in images("mini").items():
+        for name, stack in classes.items():
+            for number, image in enumerate(stack):
+                path = Path(f"photos/{split}/{name}/{number}.png")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(path, exif=exif)
+    own = ("dataset=folder", "data_dir=data", f"dataset.reader.size={SIDE}", "dataset.reader.root=photos")
+    assert call("train", "run_dir=upright", *QUICK, *own).code == 0
+    assert call("train", "run_dir=before", *QUICK, *own, "dataset.reader.upright=false").code == 0
+    upright, before = (json.loads(Path(f"{run}/data.json").read_text()) for run in ("upright", "before"))
+    assert upright["test"] != before["test"]
+    config = Path("before/config.yaml")
+    older = config.read_text().replace("    upright: false\n", "")
+    assert older != config.read_text()
+    config.write_text(older)
+    assert call("evaluate", "run=before", "protocol.common.query=1", *TEST[::2]).code == 0
+    again = call("train", "run_dir=before", *QUICK, *own)  # now upright, which is another test split
+    assert again.code == 1 and "before: this run is on other data" in again.err
+
+
 def test_a_run_on_cropped_normalised_and_changed_images_can_be_told_from_its_record(call: Any) -> None:
     as_folder(Path("source"), class_folders(images("mini")))
     done = call(
