@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ MAGIC = re.compile(
 )
 HEAD_BYTES = 1 << 12  # of a file without a suffix, read to see whether it is an image
 MAX_PIXELS = 89_478_485  # of a decoded image; beyond it Pillow warns of decompression bombs
-TURNS = {  # by EXIF's orientation
+TURNS = {  # by EXIF's orientation; Pillow's own exif_transpose also writes EXIF data anew, and fails on damaged ones
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -66,7 +66,7 @@ class ImageSpec:
     channels: int = 3
     resize: str = "squash"
     resample: str = "lanczos"
-    upright: bool = field(default=False, repr=False)
+    upright: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.size, int) or not 1 <= self.size <= 1024:
