@@ -78,7 +78,7 @@ def test_the_costs_of_a_later_test_are_those_of_the_training(call: Any) -> None:
     assert cost["processes"] == 1 and cost["peak_memory_bytes"] > 1e8
     last = Path("run/checkpoints/last.safetensors")
     groups, header = load_checkpoint(last, "cpu")
-    save_checkpoint(last, groups, header | {"processes": 7, "peak_memory": 5})
+    save_checkpoint(last, groups, header | {"processes": 7, "peak_memory_bytes": 5})
     assert call("evaluate", "run=run", *QUICK[-4:-1], SEVEN).code == 0
     later = json.loads(next(Path("run/tests").glob("*episodes=7*/record.json")).read_text())["cost"]
     assert (later["processes"], later["peak_memory_bytes"]) == (7, 5)

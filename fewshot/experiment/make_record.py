@@ -95,7 +95,7 @@ def make_record(
             "train_tasks": train_tasks,
             "gradient_evaluations": train_tasks * getattr(run.learner, "gradient_evaluations", 0),
             "tasks_per_second": round(train_tasks / trained.train_seconds, 2) if trained.train_seconds else None,
-            "peak_memory_bytes": trained.peak_memory if trained.steps else peak_memory_bytes(run.device),
+            "peak_memory_bytes": trained.peak_memory_bytes if trained.steps else peak_memory_bytes(run.device),
             "device": " and ".join(trained.devices) or (None if trained.steps else device_name(run.device)),
             "processes": trained.processes if trained.steps else world()[1],
         },

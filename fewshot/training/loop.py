@@ -105,7 +105,7 @@ def run_training(
 
     def note_peak() -> None:
         if progress["step"]:
-            progress["peak_memory"] = max(progress.get("peak_memory", 0), peak_memory_bytes(tasks.device))
+            progress["peak_memory_bytes"] = max(progress.get("peak_memory_bytes", 0), peak_memory_bytes(tasks.device))
 
     def checkpoint() -> None:
         progress["nan_guarded"] = guard.check(last)
@@ -246,7 +246,7 @@ def load_selected(
         devices=tuple(progress.get("devices", ())),
         code=tuple(progress.get("code", ())),
         processes=progress.get("processes"),
-        peak_memory=progress.get("peak_memory"),
+        peak_memory_bytes=progress.get("peak_memory_bytes"),
     )
 
 

@@ -31,7 +31,7 @@ class Trained:
     devices: tuple[str, ...] = ()  # that it was trained on; empty where nothing was trained or no checkpoint says it
     code: tuple[dict[str, Any], ...] = ()  # versions that trained it, as records have them; empty likewise
     processes: int | None = None  # that trained it, when it went on last; None likewise
-    peak_memory: int | None = None  # bytes that process 0 took at most; None likewise
+    peak_memory_bytes: int | None = None  # that process 0 took at most; None likewise
 
     @property
     def device(self) -> torch.device:

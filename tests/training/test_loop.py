@@ -189,8 +189,8 @@ def test_a_run_that_died_and_was_resumed_is_the_same_to_the_bit(name: str, die_a
         for group in whole:
             assert all(whole[group][key].equal(died[group][key]) for key in whole[group] | died[group])
         for header in (one, two):
-            assert header["processes"] == 1 and header["peak_memory"] > 1e8
-            del header["train_seconds"], header["peak_memory"]
+            assert header["processes"] == 1 and header["peak_memory_bytes"] > 1e8
+            del header["train_seconds"], header["peak_memory_bytes"]
         assert one == two
     _, header = load_checkpoint(tmp_path / "died/checkpoints/last.safetensors", CPU)
     assert (0 < header["nan_guarded"] < header["step"]) == settings.nan_guard
