@@ -262,8 +262,7 @@ def read_sources(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]
     """A Bank of images or features by split, or in a regression Functions or Tables.
 
     Raises:
-        FewshotError: something is wrong with the data; or they, or the network's pretrained weights, are not those
-            that the run in `run_dir` began with.
+        FewshotError: the data are faulty; or they, or pretrained weights, are not those that `run_dir` began with.
     """
     began_with = load_data_info(run_dir) if run_dir is not None else None
     node = cfg.features if is_on_features(cfg) else cfg.dataset
