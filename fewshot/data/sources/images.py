@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fewshot.core.checks import check_choice
 from fewshot.core.errors import FewshotError, one_line
@@ -33,15 +33,6 @@ MAGIC = re.compile(
 )
 HEAD_BYTES = 1 << 12  # of a file without a suffix, read to see whether it is an image
 MAX_PIXELS = 89_478_485  # of a decoded image; beyond it Pillow warns of decompression bombs
-TURNS = {  # by EXIF's orientation; Pillow's own exif_transpose also writes EXIF data anew, and fails on damaged ones
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 FILTERS = {name: Image.Resampling[name.upper()] for name in ("lanczos", "bilinear", "nearest")}
 
 
@@ -117,23 +108,17 @@ def open_image(data: bytes, *, upright: bool) -> Iterator[Image.Image]:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            image.load()  # Pillow turns TIFF files by itself, and then says so
-            turn = TURNS.get(_orientation(image)) if upright else None
-            image = _to_8_bits(image)
-            yield image if turn is None else image.transpose(turn)
+            image.load()  # here, where damaged pixels are an error
+            if upright:
+                with suppress(Exception):  # of damaged EXIF data, which are written anew once the pixels are turned
+                    ImageOps.exif_transpose(image, in_place=True)
+            yield _to_8_bits(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError("it has more pixels than is safe to unpack") from error
     except UnidentifiedImageError as error:  # its own message holds a memory address
         raise ValueError("damaged, or no image that Pillow can open") from error
     except Exception as error:  # Pillow raises many kinds of errors on damaged files
         raise ValueError(f"damaged, or unfit ({one_line(error)})") from error
-
-
-def _orientation(image: Image.Image) -> int:
-    """What EXIF says of where the top of an image is, 1 to 8; 1, at the top, where it says nothing that can be read."""
-    with suppress(Exception):  # of damaged EXIF data, which no pixel needs
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
-    return 1
 
 
 def make_thumbnail(data: bytes, side: int) -> bytes:
