@@ -639,6 +639,7 @@ def test_a_learner_with_a_head_is_not_tested_with_another_number_of_classes(call
     )
 
 
+BEFORE_TRAINING = "before the meta-training; the same command goes on with the data or the extractor it was making"
 MISSING_TESTS = "the training has ended; the same command, or `{}`, runs the missing tests"
 
 
@@ -649,7 +650,7 @@ MISSING_TESTS = "the training has ended; the same command, or `{}`, runs the mis
         ((), "experiment.run.write_tests", MISSING_TESTS),
         (("algorithm=nearest",), "experiment.run.write_tests", MISSING_TESTS),
         (("force=true",), "training.loop.optimizer_step", "`{}` starts at step 0: it had no checkpoint yet"),
-        ((), "experiment.run._check_tasks", "before the training; start the same command again"),
+        ((), "experiment.run._check_tasks", BEFORE_TRAINING),
     ],
 )
 def test_an_interrupted_run_says_how_to_go_on(
@@ -670,7 +671,7 @@ def test_a_forced_run_that_is_interrupted_before_its_training_does_not_offer_the
     with monkeypatch.context() as patch:
         patch.setattr("fewshot.experiment.run._check_tasks", lambda *_: _interrupt())
         done = call("train", "run_dir=run", "force=true", *QUICK)
-    assert done.err.strip() == "interrupted: before the training; start the same command again"
+    assert done.err.strip() == f"interrupted: {BEFORE_TRAINING}"
 
 
 def test_a_record_names_the_code_that_its_process_began_with(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,8 @@ from fewshot.training.checkpoint import read_header
 from fewshot.training.loop import check_shareable, checkpoints, is_trained, load_selected, run_training
 from fewshot.training.trained import Trained
 
+_BEFORE_TRAINING = "before the meta-training; the same command goes on with the data or the extractor it was making"
+
 
 def training_run(cfg: DictConfig) -> tuple[Path, list[Path]]:
     """Train and test what the configuration says, or continue where the run stopped.
@@ -60,7 +62,7 @@ def training_run(cfg: DictConfig) -> tuple[Path, list[Path]]:
             print(f"{folder}: finished before; force=true runs it again")
         return folder, tests
     with lock_run(folder):
-        with _explain_interrupt(lambda: "before the training; start the same command again"):  # which goes on with data
+        with _explain_interrupt(lambda: _BEFORE_TRAINING):
             run = _prepare(cfg, folder)
         with _explain_interrupt(lambda: _how_to_continue(run, folder)):
             _begin(run, folder)

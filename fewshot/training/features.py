@@ -22,6 +22,7 @@ from fewshot.core.environment import code
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import lock_dir
 from fewshot.core.paths import expand_path
+from fewshot.core.progress import print_note
 from fewshot.data.bank import Bank, open_banks, write_banks
 from fewshot.tasks.transforms import view_of
 from fewshot.training.checkpoint import check_state, load_checkpoint
@@ -112,6 +113,8 @@ def features(
                 }
                 splits = {split: extract(extractor, bank, transform) for split, bank in images.items()}
                 write_banks(folder, splits, about)
+    elif may_train:
+        print_note(f"features={name}: those in {folder}, made before")
     return {split: replace(bank, images=images[split]) for split, bank in open_banks(folder).items()}
 
 

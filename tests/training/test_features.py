@@ -94,10 +94,15 @@ def test_tasks_of_features_are_the_tasks_of_their_images(images: dict[str, Bank]
     assert banks["test"].images is images["test"]  # whose names of images are those of the features
 
 
-def test_features_are_made_once(images: dict[str, Bank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_features_are_made_once_and_a_note_says_where_they_are(
+    images: dict[str, Bank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     first = made(images, tmp_path)
+    assert "made before" not in capsys.readouterr().err
     monkeypatch.setattr(training, "_train", lambda *args: pytest.fail("trained again"))
     again = made(images, tmp_path)
+    (folder,) = tmp_path.glob("features-*")
+    assert f"note: features=conv4: those in {folder}, made before\n" in capsys.readouterr().err
     assert {k: b.fingerprint for k, b in first.items()} == {k: b.fingerprint for k, b in again.items()}
 
 
