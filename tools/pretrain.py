@@ -1,7 +1,7 @@
 """Train a feature extractor on the meta-train classes: `python tools/pretrain.py dataset=omniglot backbone=conv4`.
 
-Leaves the features of every split as a bank, which `algorithm=leo` and `features=conv4` find by themselves; killed and
-started again, it continues. The network and its training are set under `features`.
+Leaves the features of every split as a bank, which a training with the same `features` values finds by itself; killed
+and started again, it continues. It knows no recipe. The network and its training are set under `features`.
 """
 
 from pathlib import Path

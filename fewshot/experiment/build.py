@@ -272,7 +272,7 @@ def read_sources(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]
         if began_with is not None and began_with.get(split) != source.fingerprint:
             raise FewshotError(
                 f"{run_dir}: this run is on other data (its split {split} differs from what the readers find now); "
-                "put that data back, or set dataset.name=<a name for these images> to make a run of its own"
+                "put that data back, or start a new run with run_dir=<another folder>"
             )
     if run_dir is not None and began_with is not None and cfg.backbone.network.get("weights") is not None:
         _check_weights(cfg.backbone.network, began_with, run_dir)

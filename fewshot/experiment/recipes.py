@@ -166,7 +166,7 @@ def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> int:
     # What papers say holds for networks that begin at random.
     paper = None if starts_from_extractor(cfg) else cfg.algorithm.get("recipe")
     names = [name for name in (paper, DEFAULT_RECIPE) if name in files] if auto else [cfg.recipe]
-    by_name = {name: recipe_settings(name, cfg) for name in names}
+    by_name = {name: _fitting(recipe_settings(name, cfg), cfg) for name in names}
     name = next((name for name, settings in by_name.items() if settings), None)
     if name is None:
         if auto:
@@ -177,15 +177,18 @@ def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> int:
         raise FewshotError(
             f"recipe={cfg.recipe}: has no settings for {combination}; leave recipe out or set recipe=none"
         )
-    settings = by_name[name]
-    # A backbone has only some of the settings: an MLP has no filters.
-    settings = {
+    cfg.recipe = name
+    return set_values(cfg, by_name[name], overrides)
+
+
+def _fitting(settings: dict[str, Any], cfg: DictConfig) -> dict[str, Any]:
+    """The settings without those that the network does not have: an MLP has no filters."""
+    network = "backbone.network."
+    return {
         key: value
         for key, value in settings.items()
-        if not key.startswith("backbone.") or key.rsplit(".", 1)[1] in cfg.backbone.network
+        if not key.startswith(network) or key.removeprefix(network) in cfg.backbone.network
     }
-    cfg.recipe = name
-    return set_values(cfg, settings, overrides)
 
 
 def recipe_names() -> list[str]:

@@ -24,7 +24,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Glob, Override
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fewshot.core.distributed import is_rank_zero
 from fewshot.core.errors import FewshotError
@@ -183,12 +183,20 @@ def write_status(folder: Path, records: list[Path], failure: str | None) -> None
 
 
 def objective(record: Path) -> float | None:
-    """The number that a search over hyperparameters goes by: the validation score, or None if there was none."""
+    """The number that a search over hyperparameters goes by: the better the validation, the higher, if it maximises.
+
+    The accuracy, or minus the error of a regression; of a search that minimises the opposite. None without validation.
+    """
     from fewshot.report.records import metric_of, read_record
 
     content = read_record(record)
     validation = content.get("validation")
-    return None if validation is None else float(validation[metric_of(content)])
+    if validation is None:
+        return None
+    metric = metric_of(content)
+    score = float(validation[metric]) if metric == "accuracy" else -float(validation[metric])
+    minimises = "minimize" in str(OmegaConf.select(HydraConfig.get().sweeper, "direction"))
+    return -score if minimises else score
 
 
 def print_sweep_summary(folder: Path) -> bool:

@@ -52,7 +52,8 @@ def check_logger(name: str) -> None:
     check_choice("logger", name, LOGGERS)
     if name in EXTRAS and find_spec(name) is None:
         raise FewshotError(
-            f"logger={name}: not installed; `pip install {name}` installs it, or choose logger=tensorboard"
+            f"logger={name}: not installed; `uv run --extra {name} python ...` or `pip install {name}` installs it; or "
+            "choose logger=tensorboard"
         )
 
 

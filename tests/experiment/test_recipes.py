@@ -94,6 +94,13 @@ def test_a_recipe_that_was_asked_for_and_has_nothing_is_refused() -> None:
         composed("recipe=cbfin")
 
 
+@pytest.mark.parametrize("backbone", ["conv4", "resnet12", "mlp", "torchvision"])
+def test_boil_has_no_head_of_zeros_in_any_network(backbone: str) -> None:
+    words = ("algorithm=boil", "dataset=cifar_fs", f"backbone={backbone}")
+    network = composed(*words).backbone.network
+    assert network.get("head_init", "uniform") == "uniform"
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

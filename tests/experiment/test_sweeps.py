@@ -50,6 +50,25 @@ def left_of(runs: str) -> set[str]:
     return {path.name for path in Path(runs).iterdir()}
 
 
+@pytest.mark.parametrize(
+    ("direction", "metric", "objective"),
+    [
+        ("maximize", "accuracy", 0.25),
+        ("maximize", "mse", -0.25),
+        ("minimize", "mse", 0.25),
+        ("minimize", "accuracy", -0.25),
+    ],
+)
+def test_a_search_finds_the_best_validation_whatever_its_metric_and_direction(
+    direction: str, metric: str, objective: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = OmegaConf.create({"sweeper": {"direction": direction}})
+    record = {"test": {metric: 0.5}, "validation": {metric: 0.25}}
+    monkeypatch.setattr("fewshot.report.records.read_record", lambda _: record)
+    monkeypatch.setattr(sweeps.HydraConfig, "get", lambda: config)
+    assert sweeps.objective(Path("record.json")) == objective
+
+
 def test_an_error_of_the_code_itself_ends_one_run_and_not_the_sweep(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from fewshot.algorithms.reptile import Reptile
 

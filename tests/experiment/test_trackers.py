@@ -157,7 +157,7 @@ def test_mlflow_gets_one_run_in_files(call: Any, monkeypatch: pytest.MonkeyPatch
 def test_a_missing_package_is_one_line_before_any_work(call: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     done = call("train", *QUICK, f"logger={name}")
-    remedy = f"`pip install {name}` installs it, or choose logger=tensorboard"
+    remedy = f"`uv run --extra {name} python ...` or `pip install {name}` installs it; or choose logger=tensorboard"
     assert done.err == f"error: logger={name}: not installed; {remedy}\n"
     assert not Path("run").exists()
 
