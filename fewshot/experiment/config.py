@@ -36,7 +36,7 @@ NULLABLE: dict[str, tuple[str, ...]] = {
         "export_leo_format", "source", "sheet", "refresh", "pictures", "page", "title", "metric",
         "method",
     ),
-    "list": ("engines", "algorithms", "datasets", "sources", "sweeps"),
+    "list": ("engines", "algorithms", "leave_out", "datasets", "sources", "sweeps"),
 }  # fmt: skip
 NODES: dict[str, Callable[..., ValueNode]] = {
     "int": IntegerNode,

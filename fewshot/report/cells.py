@@ -36,7 +36,16 @@ ONE_FUNCTION = (*ONE_TASK, "protocol.view")
 # In mixed columns the tests of one row are by one protocol on one set of images.
 ONE_TEST = ("protocol.name", "data.fingerprint")
 
+SCORES = {"accuracy": (100, 2), "mse": (1, 4)}  # unit and decimals in tables and pictures
+
 Key = tuple[Hashable, ...]
+
+
+def format_score(score: float, metric: str) -> str:
+    """A score, or the half width of its interval, in the unit of tables; an error below their decimals has digits."""
+    unit, decimals = SCORES[metric]
+    small = metric == "mse" and 0 < score < 0.001
+    return f"{score:.2g}" if small else f"{score * unit:.{decimals}f}"
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,7 @@ class Cell:
     column: Key
     runs: list[Record]
     p: float | None = None  # corrected p value against the best of its column, 1 for the best; None: not compared
+    reference: bool = True  # in mixed columns, whether it was tested as the others that its column compares
 
     @property
     def figure(self) -> dict[str, Any] | None:
@@ -131,13 +141,15 @@ def build_cells(runs: list[Record], published: list[Record], layout: Layout) -> 
     _check_columns(cells, layout)
     rows, columns = {}, {}
     reference = find_reference(cells)
+    if layout.mixed:
+        _mark_reference(cells, layout, reference)
     for cell in cells:
         for sort_keys, key, names in ((rows, cell.row, layout.keys), (columns, cell.column, layout.cols)):
             sort_key = [_sort_key(name, cell.runs[0]) for name in names]
             sort_key.append(_rank(cell.runs[0], reference) if layout.mixed and cell.figure is None else [])
             sort_keys[key] = min(sort_key, sort_keys.get(key, sort_key))
     cells.sort(key=lambda cell: (cell.figure is not None, rows[cell.row], columns[cell.column]))
-    return cells, sorted(columns, key=columns.__getitem__), _compare(cells, layout)
+    return cells, sorted(columns, key=columns.__getitem__), _compare(cells, layout.metric)
 
 
 def _rank(run: Record, reference: tuple[str, ...]) -> list[tuple[bool, float, str]]:
@@ -182,14 +194,32 @@ def _sort_key(name: str, line: Record) -> Any:
     return natural_sort_key([value])
 
 
+def _column_and_task(cell: Cell, layout: Layout) -> Key:
+    """The cell's column, and the values of its row that name a task or test."""
+    named = (i for i, name in enumerate(layout.keys) if name in COLUMN or name == "task")
+    return cell.column, *(cell.row[i] for i in named)
+
+
+def _mark_reference(cells: list[Cell], layout: Layout, reference: tuple[str, ...]) -> None:
+    """Set which cells of a column are of its reference: of tests with those labels the episodes with the best score."""
+    tests: dict[Key, tuple[float, Key]] = {}
+    for cell in cells:
+        cell.reference = cell.figure is None and label_test(cell.runs[0]) == reference
+        merit = -cell.mean() if cell.metric == "mse" else cell.mean()
+        key = _column_and_task(cell, layout)
+        if cell.reference and (key not in tests or merit > tests[key][0]):
+            tests[key] = merit, column_of(cell.runs[0])
+    for cell in cells:
+        cell.reference = cell.reference and column_of(cell.runs[0]) == tests[_column_and_task(cell, layout)][1]
+
+
 def _check_columns(cells: list[Cell], layout: Layout) -> None:
     """Raise FewshotError for a column of different test episodes where neither rows nor columns name the difference."""
-    named = [i for i, name in enumerate(layout.keys) if name in COLUMN or name == "task"]
     of_task = ONE_FUNCTION if layout.metric == "mse" else ONE_TASK
     same = of_task if layout.mixed else COLUMN
     firsts: dict[Hashable, Record] = {}
     for cell in sorted(cells, key=lambda cell: cell.figure is not None):  # published figures after the runs
-        run, key = cell.runs[0], (cell.column, *(cell.row[i] for i in named))
+        run, key = cell.runs[0], _column_and_task(cell, layout)
         if cell.figure is None:
             _check_alike(firsts.setdefault(key, run), run, same, "would share a column but their tests differ in")
         elif key in firsts:
@@ -228,17 +258,15 @@ def find_reference(cells: Iterable[Cell]) -> tuple[str, ...]:
     return max(counts, key=lambda test: (wins[test], counts[test])) if counts else ()
 
 
-def _compare(cells: list[Cell], layout: Layout) -> list[str]:
+def _compare(cells: list[Cell], metric: str) -> list[str]:
     """Set the p value of each cell that can be compared with the best of its column; why others cannot be.
 
-    In mixed columns only cells with the reference test are compared, see `find_reference`.
+    In mixed columns only cells of the reference test are compared, see `find_reference`.
     """
     complaints: set[str] = set()
     columns: dict[Hashable, list[tuple[Cell, np.ndarray]]] = defaultdict(list)
-    measured = [cell for cell in cells if cell.figure is None]
-    reference = find_reference(measured) if layout.mixed else ()
-    for cell in measured:
-        if layout.mixed and label_test(cell.runs[0]) != reference:
+    for cell in cells:
+        if cell.figure is not None or not cell.reference:
             continue
         scores = []
         for run in cell.runs:
@@ -249,7 +277,7 @@ def _compare(cells: list[Cell], layout: Layout) -> list[str]:
         if len(scores) == len(cell.runs) and len(scores[0]) > 1:
             columns[cell.column, column_of(cell.runs[0])].append((cell, np.mean(scores, axis=0)))
     compared = [column for column in columns.values() if len(column) > 1]
-    p_values = compare_with_best([[scores for _, scores in column] for column in compared], layout.metric == "mse")
+    p_values = compare_with_best([[scores for _, scores in column] for column in compared], metric == "mse")
     for column, p_column in zip(compared, p_values, strict=True):
         for (cell, _), p in zip(column, p_column, strict=True):
             cell.p = p

@@ -74,7 +74,7 @@ def join_budgets(row: Sequence[Cell]) -> str:
     """
     if row[0].figure is not None:
         return ""
-    seconds = [(mean_cost(cell, "train_seconds") or 0) + (mean_cost(cell, "extractor_seconds") or 0) for cell in row]
+    seconds = [_training_seconds(cell) for cell in row]
     if not any(seconds):
         return NOTHING
     steps: dict[str, list[int]] = defaultdict(list)  # by the end of the words
@@ -85,6 +85,8 @@ def join_budgets(row: Sequence[Cell]) -> str:
             steps[f"{of_paper} steps"].append(train["steps"])
     minutes: dict[str, list[tuple[str, int]]] = defaultdict(list)  # tasks and their minutes, by the device
     for cell, value in zip(row, seconds, strict=True):
+        if value is None:  # a record that does not know it
+            continue
         task = task_name(cell.runs[0]["protocol"]).partition(" ")[2]
         minutes[_device(cell)].append((task, max(1, round(value / 60))))
     times = []
@@ -94,6 +96,14 @@ def join_budgets(row: Sequence[Cell]) -> str:
         where = f" ({' and '.join(tasks)})" if times else ""
         times.append(f"{_join(values)} min{on}{where}")
     return ", ".join([*times, *(f"{_join(counts)}{words}" for words, counts in steps.items())])
+
+
+def _training_seconds(cell: Cell) -> float | None:
+    """Seconds of the training and of the extractor before it; None where a record of a training does not know them."""
+    own = mean_cost(cell, "train_seconds")
+    if own is None and cell.runs[0]["cost"]["train_tasks"]:
+        return None
+    return (own or 0) + (mean_cost(cell, "extractor_seconds") or 0)
 
 
 def _device(cell: Cell) -> str:
@@ -111,4 +121,4 @@ def _join(values: Sequence[int]) -> str:
 
 
 def _thousands(steps: int) -> str:
-    return f"{steps / 1000:.0f}k" if steps >= 10_000 or steps % 1000 == 0 else f"{steps:,}"
+    return f"{steps // 1000}k" if steps >= 10_000 or steps % 1000 == 0 else f"{steps:,}"

@@ -72,7 +72,7 @@ def select_protocol(runs: Sequence[Record], name: str | None) -> tuple[list[Reco
         FewshotError: no run was tested by it, and there are several other protocols.
     """
     tests = Counter(protocol_name(run) for run in {run["folder"]: run for run in runs}.values())
-    if name is None or len(tests) < 2:
+    if name is None or (len(tests) < 2 and name in (COMMON, *tests)) or not tests:
         return list(runs), ""
     others = _ways_to_see(Counter({other: count for other, count in tests.items() if other != name}))
     if name not in tests and name == COMMON:  # the default: better all of them than nothing
@@ -98,7 +98,8 @@ def select_tests(runs: Sequence[Record]) -> tuple[list[Record], str]:
         named = [run for run in group if protocol_name(run) in (COMMON, "paper")]
         nearest = label_test(min(group, key=_distance_from_common))
         chosen += named or [run for run in group if label_test(run) == nearest]
-    left_out = Counter(protocol_name(run) for run in runs) - Counter(protocol_name(run) for run in chosen)
+    folders = {run["folder"]: run for run in runs}
+    left_out = Counter(protocol_name(folders[each]) for each in folders.keys() - {run["folder"] for run in chosen})
     return chosen, _ways_to_see(left_out, "layout=comparison ") if left_out else ""
 
 
@@ -117,7 +118,8 @@ def _ways_to_see(tests: Counter[str], layout: str = "") -> str:
 def one_per_seed(runs: Sequence[Record], name: str) -> list[Record]:
     """One run of each seed, of runs of one method on the same test episodes.
 
-    A later test may repeat the score of the run's own record. The run whose folder lies highest is kept.
+    A later test may repeat the score of the run's own record. The run whose folder lies highest is kept. Where nothing
+    was trained, seeds with one score are one run.
 
     Args:
         name: what the runs are runs of, for the message.
@@ -134,7 +136,10 @@ def one_per_seed(runs: Sequence[Record], name: str) -> list[Record]:
                 f"{first['folder']} and {run['folder']} are both {name} with seed {run['seed']}, and their {metric} "
                 f"is {one:.6g} and {other:.6g}: take one of them out of the folder"
             )
-    return list(kept.values())
+    first, *others = kept.values()
+    if others and all(run["test"] == first["test"] and not run["cost"]["train_tasks"] for run in kept.values()):
+        return [first]
+    return [first, *others]
 
 
 def label_rows(

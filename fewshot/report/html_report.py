@@ -37,7 +37,7 @@ figure { margin: 1.5rem 0 } .picture { overflow-x: auto }
 code { font-size: 13px; overflow-wrap: anywhere }
 """
 CAPTIONS = {
-    "bars": "Test scores by method, as in the table, with 95 % intervals.",
+    "bars": "Test scores by method, with 95 % intervals.",
     "curves": "Validation scores during training, on each recipe's own validation episodes: a line for each training. "
     "The minutes hold the training of a feature extractor, and no validation.",
     "by_steps": "Test scores after several numbers of adaptation steps, with 95 % intervals.",

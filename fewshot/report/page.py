@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fewshot.report.cells import Cell, Key, Layout, build_cells, find_reference
+from fewshot.report.cells import SCORES, Cell, Key, Layout, build_cells, find_reference, format_score
 from fewshot.report.costs import COSTS, NOTHING, is_short, join_budgets, list_costs, mean_cost
+from fewshot.report.footer import footer
+from fewshot.report.footnotes import Place, footnotes
 from fewshot.report.labels import COLUMN
-from fewshot.report.notes import Place, footer, footnotes
 from fewshot.report.published import CAVEATS
 from fewshot.report.records import Record
 from fewshot.report.statistics import LEVEL
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DATASETS = {"mini": "miniImageNet", "tiered": "tieredImageNet", "cub": "CUB", "cifar_fs": "CIFAR-FS", "fc100": "FC100"}
-SCORES = {"accuracy": (100, 2), "mse": (1, 4)}  # unit and decimals in tables and pictures
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def make_page(
         table=pd.DataFrame(_table(rows, columns, layout, marks)),
         measured=sum(row[0].figure is None for row in rows.values()),
         notes=notes,
-        footer=footer(cells, reference, layout.keys),
+        footer=footer(cells, layout.keys),
         costs=pd.DataFrame(list_costs(cells, layout)) if costs and runs else None,
         raw=pd.DataFrame([_raw(cell, layout) for cell in cells]),
         complaints=complaints,
@@ -109,8 +109,6 @@ def _table(
             line.update(zip(_headings(cell.column, layout), _entries(cell, layout, numbers), strict=True))
         if source is not None:
             line[source] = line.pop(source)
-        noted = source if source is not None and row[0].figure is not None else next(iter(line))
-        line[noted] = replace(line[noted], notes=tuple(marks.get((i, None), ())))
         lines.append(line)
     short = any(is_short(run) for row in rows.values() for cell in row for run in cell.runs)
     unused = [
@@ -118,7 +116,11 @@ def _table(
         for heading, name in layout.rows.items()
         if (name == "budget" and not short) or not any(line[heading].text for line in lines)
     ]
-    return [{heading: entry for heading, entry in line.items() if heading not in unused} for line in lines]
+    lines = [{heading: entry for heading, entry in line.items() if heading not in unused} for line in lines]
+    for i, (line, row) in enumerate(zip(lines, rows.values(), strict=True)):
+        noted = source if source is not None and row[0].figure is not None else next(iter(line))
+        line[noted] = replace(line[noted], notes=(*marks.get((i, None), ()), *line[noted].notes))
+    return lines
 
 
 def _headings(column: Key, layout: Layout) -> list[str]:
@@ -126,7 +128,8 @@ def _headings(column: Key, layout: Layout) -> list[str]:
         return ["mean", "interval"]
     forms = {**COLUMN, **VARIATIONS, **dict.fromkeys(("task", "method", "source", "algorithm", "backbone"), "{}")}
     labels = [
-        format_label(forms.get(field) or f"{field} {{}}", v) for field, v in zip(layout.cols, column, strict=True)
+        f"{field} not stated" if v is None else format_label(forms.get(field) or f"{field} {{}}", v)
+        for field, v in zip(layout.cols, column, strict=True)
     ]
     return [", ".join(labels)]
 
@@ -138,12 +141,10 @@ def _entries(cell: Cell, layout: Layout, numbers: tuple[int, ...]) -> list[Entry
         mean, _, half = cell.figure["printed"].partition(" ± ")
         interval = f"± {half}" if half else ""
     else:
-        unit, decimals = SCORES[cell.metric]
-        mean = f"{cell.mean() * unit:.{decimals}f}"
-        width = cell.half_width()
-        interval = "± n/a" if width is None else f"± {width * unit:.{decimals}f}"  # one episode has no interval
+        mean, width = format_score(cell.mean(), cell.metric), cell.half_width()
+        interval = "± n/a" if width is None else f"± {format_score(width, cell.metric)}"  # one episode has no interval
     if (r2 := cell.r2()) is not None:
-        interval += f" (R2 {r2:.3f})"
+        interval += f", R2 {r2:.3f}"  # in Markdown, bold text that ends in a bracket takes no footnote
     if not layout.cols:
         return [Entry(mean, bold, numbers), Entry(interval or NOTHING)]
     return [Entry(f"{mean} {interval}".strip(), bold, numbers)]

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fewshot.report.cells import Cell, Layout, build_cells
+from fewshot.report.cells import SCORES, Cell, Layout, build_cells, format_score
 from fewshot.report.gather import one_per_seed
 from fewshot.report.labels import (
     ALGORITHMS,
@@ -30,9 +30,8 @@ from fewshot.report.labels import (
     method_sort_key,
     short_task,
 )
-from fewshot.report.page import SCORES
 from fewshot.report.pictures import LINES, escape_math, make_panels
-from fewshot.report.records import Record, metric_of
+from fewshot.report.records import NUMBER, Record, metric_of
 
 OTHERS = (("#117733", "d"), ("#332288", "8"), ("#999933", "H"), ("#44AA99", "o"), ("#661100", "s"), ("#000000", "^"))
 METRIC_LABELS = {"accuracy": "accuracy (%)", "mse": "mean squared error"}
@@ -70,12 +69,12 @@ def plot_bars(runs: Sequence[Record]) -> list[Figure]:
         metric, end = bars[0].metric, 0.0
         for place, cell in enumerate(bars):
             mean, half = _mean_and_half(cell)
-            decimals = SCORES[metric][1]
             colour, _ = _look(cell.runs[0]["algorithm"])
             paler = 0.6 if cell.row[1] == "trans." else 1
             above = min(half, 100 - mean) if metric == "accuracy" else half  # min(nan, x) is nan
             panel.barh(place, mean, 0.7, xerr=[[half], [above]], capsize=2, color=colour, alpha=paler)
-            text = f"{mean:.{decimals}f}" + ("" if math.isnan(half) else f" ± {half:.{decimals}f}")
+            width = cell.half_width()
+            text = format_score(cell.mean(), metric) + ("" if width is None else f" ± {format_score(width, metric)}")
             tip = mean + (0 if math.isnan(half) else above)
             panel.annotate(text, (tip, place), (5, 0), textcoords="offset points", va="center", fontsize=8)
             end = max(end, tip)
@@ -139,14 +138,29 @@ def plot_curves(runs: Sequence[Record]) -> list[Figure]:
     names, _ = method_names(list(trainings.values()), [SETTING, STEPS])
     lines = []
     for name, (folder, run) in zip(names, trainings.items(), strict=True):
-        log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         metric = f"validation_{metric_of(run)}"
-        log = [line for line in log if line.get(metric) is not None and "tasks" in line]  # older logs have no tasks
+        log = _read_curve(folder / "metrics.jsonl", metric)
         scores = [SCORES[metric_of(run)][0] * line[metric] for line in log]
         minutes = [(line["train_seconds"] + (run["cost"].get("extractor_seconds") or 0)) / 60 for line in log]
         for x, values in (("minutes", minutes), ("tasks", [line["tasks"] for line in log])):
             lines.append(Line(short_task(run, False), f"{x} of training", name, run, values, scores))
     return _draw_lines([line for line in lines if line.x], "validation")
+
+
+def _read_curve(path: Path, metric: str) -> list[dict[str, Any]]:
+    """The lines of a training's log that have a validation score, its tasks and seconds; others are passed over.
+
+    Older logs have no tasks, and the last line of a process that was killed may be cut.
+    """
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(line, dict) and all(type(line.get(key)) in NUMBER for key in (metric, "tasks", "train_seconds")):
+            lines.append(line)
+    return lines
 
 
 def _join_cells(cells: Iterable[Cell], x_label: str) -> list[Line]:

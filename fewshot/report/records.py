@@ -41,6 +41,9 @@ OPTIONAL: dict[tuple[type, ...], str] = {
     TEXT: "protocol.name",
     (*COUNT, NONE): "train.way train.steps train.paper_steps",
     (dict, NONE): "settings",
+    (dict,): "data.about",
+    (list,): "code.training",
+    (int, float, NONE): "cost.nan_guarded_steps",
 }
 
 
@@ -56,10 +59,15 @@ def write_record(folder: Path, record: Mapping[str, Any], scores: Mapping[str, n
     Raises:
         ValueError: the columns have different lengths.
     """
-    rows = (",".join(f"{score:.6f}" for score in row) for row in zip(*scores.values(), strict=True))
+    rows = (",".join(map(_episode_score, scores, row)) for row in zip(*scores.values(), strict=True))
     lines = [",".join(["episode", *scores]), *(f"{episode},{row}" for episode, row in enumerate(rows))]
     write_atomically(folder / "episodes.csv", ("\n".join(lines) + "\n").encode())
     write_atomically(folder / "record.json", (json.dumps(record, indent=1) + "\n").encode())
+
+
+def _episode_score(column: str, score: float) -> str:
+    """Six decimals of an accuracy; of an error, which may be small, as many digits as float32 has."""
+    return f"{score:.6f}" if column == "accuracy" or column.startswith("accuracy_") else f"{score:.9g}"
 
 
 def copy_record(folder: Path, target: Path, runs: Path) -> None:

@@ -11,7 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from fewshot.core.checks import check_choice
-from fewshot.core.errors import FewshotError
+from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.paths import CONF
 from fewshot.report.cells import Layout
 from fewshot.report.formats import render_markdown
@@ -20,7 +20,8 @@ from fewshot.report.page import Page, make_page
 from fewshot.report.published import read_published
 from fewshot.report.records import METRICS, Record, protocol_name, task_name
 
-START, END = re.compile(r"<!-- table((?: [\w.]+=\S+)*) -->"), re.compile("<!-- /table -->")
+# Not between backticks, where a document shows how to write them.
+START, END = re.compile(r"(?<!`)<!-- table((?: [\w.]+=\S+)*) -->"), re.compile("(?<!`)<!-- /table -->")
 MARK_KEYS = ("runs", "published", "costs", "rows", "cols")  # beside layout and the keys of a layout
 
 
@@ -137,7 +138,10 @@ def refresh_tables(path: Path, settings: Mapping[str, Any]) -> tuple[str, list[s
     Raises:
         FewshotError: the marks do not pair, or a mark has a value that there is not.
     """
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise FewshotError(f"{path}: is not UTF-8 text: {one_line(error)}") from error
     starts, ends = list(START.finditer(text)), list(END.finditer(text))
     if not starts and not ends:
         return None
@@ -167,9 +171,27 @@ def _read_mark(words: list[str], settings: Mapping[str, Any], path: Path) -> dic
         group = own if inner == key else own["layout"]
         if inner not in (MARK_KEYS if group is own else group):
             raise FewshotError(f"{path}: {key}={value}: a table's mark has no such value; see {CONF / 'table.yaml'}")
-        changed = {**group, inner: yaml.safe_load(value)}
+        changed = {**group, inner: _read_value(f"{path}: {key}={value}", inner, value)}
         own = changed if group is own else {**own, "layout": changed}
     return own
+
+
+def _read_value(place: str, key: str, value: str) -> Any:
+    """A value in a mark: text, true or false, or a list, as in conf/table.yaml.
+
+    Raises:
+        FewshotError: it is none of these, or not what the key wants.
+    """
+    if key in ("runs", "title", "protocol", "metric"):
+        return None if value == "null" else value
+    try:
+        read = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise FewshotError(f"{place}: cannot be read: {one_line(error)}") from error
+    wanted = bool if key in ("published", "costs", "mixed") else list
+    if read is not None and not isinstance(read, wanted):
+        raise FewshotError(f"{place}: must be {'true or false' if wanted is bool else 'a list, such as [maml,leo]'}")
+    return read
 
 
 def read_layout(name: str, path: Path) -> dict[str, Any]:

@@ -1,130 +1,30 @@
-"""The notes below a table: the test and how to read it in two lines, and footnotes on what differs from them."""
+"""The lines below a table: the test, how to read the numbers, how the runs were trained, and where figures are from."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fewshot.report.cells import Cell, format_score
+from fewshot.report.footnotes import WORDS, per_class
 from fewshot.report.gather import COMMON
-from fewshot.report.labels import AS_SHOTS, FROM_CLASSIFIER, column_of, is_from_classifier, label_test
-from fewshot.report.published import CAVEATS, UNKNOWN
+from fewshot.report.labels import FROM_CLASSIFIER, column_of, is_from_classifier, label_test
+from fewshot.report.published import UNKNOWN
 from fewshot.report.records import Record, extractor_of, metric_of
-from fewshot.report.traits import OLDER, format_label
-
-if TYPE_CHECKING:
-    from fewshot.report.cells import Cell
-
-WORDS = {  # for labels of a test
-    "rotated": "rotated characters",
-    "unrotated": "unrotated characters",
-    "split random1200": "unseen characters of known alphabets (split random1200)",
-    "split vinyals": "characters of unseen alphabets (split vinyals)",
-    "whole images": "",
-}
-# Caveats that stand in the words for the test, or once in the line on published figures.
-SAID_ELSEWHERE = ("evaluation_size_unstated", "interval_unexplained", "protocol_from_code", "rotated_tests")
 
 FILTERS = "backbone.network.filters"  # among the settings of a record
 FEW_COLUMNS = 4  # whose tests the line below a table tells apart
-MANY_QUERIES = 100  # more of a class are all that it has
-
-Test = tuple[str, ...]  # the labels of a test
-Place = tuple[int, int | None]  # row, and cell of the row or None for all of it
 
 
-def footnotes(rows: Sequence[Sequence[Cell]], reference: Test | None) -> tuple[dict[Place, list[int]], list[str]]:
-    """The numbers of the footnotes at each row and cell, and the footnotes.
-
-    A text that holds for all cells of a row stands at the row. Texts that stand at the same places are one footnote.
-
-    Args:
-        reference: the test that the cells of mixed columns are held against; None where columns are not mixed.
-    """
-    places: dict[str, list[Place]] = defaultdict(list)
-    for i, row in enumerate(rows):
-        per_shot = all(cell.runs[0]["protocol"].get("query") == cell.runs[0]["protocol"]["shot"] for cell in row)
-        texts = [[*_cell_notes(cell, reference, per_shot), *_name_note(row)] for cell in row]
-        for text in dict.fromkeys(text for own in texts for text in own):
-            holders: list[Place] = [(i, j) for j, own in enumerate(texts) if text in own]
-            places[text] += [(i, None)] if len(holders) == len(row) else holders
-    joined: dict[tuple[Place, ...], list[str]] = defaultdict(list)
-    for text, held in places.items():
-        joined[tuple(held)].append(text)
-    marks: dict[Place, list[int]] = defaultdict(list)
-    for number, held in enumerate(joined, start=1):
-        for place in held:
-            marks[place].append(number)
-    return marks, ["; ".join(texts) for texts in joined.values()]
-
-
-def _cell_notes(cell: Cell, reference: Test | None, per_shot: bool) -> list[str]:
-    run, figure = cell.runs[0], cell.figure
-    if figure is not None:
-        return _figure_notes(run, figure, reference or (), per_shot)
-    notes = [_test_difference(run, reference, per_shot)] if reference else []
-    if len(cell.runs) > 1:
-        extractors = {extractor_of(run).get("fingerprint") for run in cell.runs}
-        alike = ", all with the same extractor" if len(extractors) == 1 and None not in extractors else ""
-        notes.append(f"mean of {len(cell.runs)} training seeds{alike}; ± is over them")
-    return [note for note in notes if note]
-
-
-def _name_note(row: Sequence[Cell]) -> list[str]:
-    """What the number in a row's name stands for; older runs of several tasks each add their configuration."""
-    first, *others = dict.fromkeys(cell.runs[0]["name_note"] for cell in row)
-    return [", ".join([first, *(other.removeprefix(OLDER) for other in others)])] if first else []
-
-
-def _test_difference(run: Record, reference: Test, per_shot: bool) -> str:
-    """In what the test of a run differs from the reference: queries, rotations, episodes, seed, images."""
-    split, query, episodes, seed, rotations, *images = (
-        own if own != other else "" for own, other in zip(label_test(run), reference, strict=True)
-    )
-    if query:
-        query = _queries(run, run["protocol"]["query"], per_shot)
-    parts = [query, rotations, episodes.replace("episode", "test task"), seed, split, *images]
-    return ", ".join(filter(None, (WORDS.get(part) or part for part in parts)))
-
-
-def _queries(run: Record, query: int, per_shot: bool) -> str:
-    shot = run["protocol"]["shot"]
-    if query > MANY_QUERIES:
-        return f"all {query + shot} images of each class"
-    return AS_SHOTS if per_shot else format_label("{} queries", query) + _per_class(run)
-
-
-def _per_class(run: Record) -> str:
-    return " per class" if metric_of(run) == "accuracy" else ""
-
-
-def _figure_notes(run: Record, figure: dict[str, Any], reference: Test, per_shot: bool) -> list[str]:
-    """How a published figure was tested, where that differs from the reference, and its caveats."""
-    query, episodes = figure["query"], figure["episodes"]
-    unknown = [name for name, value in (("queries", query), ("test tasks", episodes)) if value == UNKNOWN]
-    if "few_test_tasks" in figure["caveats"]:  # says more
-        unknown.remove("test tasks")
-    parts = []
-    if query != UNKNOWN:
-        own = _queries(run, query, per_shot)
-        parts.append("" if {own, format_label("{} queries", query)} & set(reference) else own)
-    parts.append(WORDS["rotated"] if "rotated_tests" in figure["caveats"] else "")
-    if episodes != UNKNOWN:
-        label = format_label("{:,} episodes", episodes)
-        parts.append("" if label in reference else label.replace("episode", "test task"))
-    parts.append(f"{' and '.join(unknown)} not stated" if unknown else "")
-    caveats = [CAVEATS[caveat] for caveat in figure["caveats"] if caveat not in SAID_ELSEWHERE]
-    return [note for note in (", ".join(filter(None, parts)), *caveats) if note]
-
-
-def footer(cells: Sequence[Cell], reference: Test | None, shown: Sequence[str]) -> list[tuple[str, str]]:
+def footer(cells: Sequence[Cell], shown: Sequence[str]) -> list[tuple[str, str]]:
     """Lines below the table, as (subject, text): the test, how to read the numbers, and what else must be said."""
     measured = [cell for cell in cells if cell.figure is None]
     lines = []
     if measured:
-        lines = [("test", _test_line(measured, reference)), ("reading", _reading_line(measured, reference, shown))]
+        lines = [("test", _test_line(measured)), ("reading", _reading_line(measured, shown))]
         compared = {cell.column for cell in measured if cell.p is not None}
-        alone = [cell for cell in measured if cell.p is None and cell.column in compared and reference is None]
+        alone = [cell for cell in measured if cell.p is None and cell.column in compared and cell.reference]
         if alone:
             names = sorted({"{method} on {task}".format(**cell.runs[0]) for cell in alone})
             lines.append(("not compared", f"{'; '.join(names)}: no usable scores of the episodes"))
@@ -132,11 +32,9 @@ def footer(cells: Sequence[Cell], reference: Test | None, shown: Sequence[str]) 
     return [*lines, ("published", _published_line(figures))] if figures else lines
 
 
-def _test_line(cells: Sequence[Cell], reference: Test | None) -> str:
+def _test_line(cells: Sequence[Cell]) -> str:
     """How the scores were measured: what all columns share once, and what they do not with its columns."""
-    runs = [cell.runs[0] for cell in cells]
-    if reference is not None:
-        runs = [run for run in runs if label_test(run) == reference]
+    runs = [cell.runs[0] for cell in cells if cell.reference]
     firsts = {column_of(run): run for run in reversed(runs)}
     tests = [(run["task"], label_test(run), run) for run in firsts.values()]
     tests.sort(key=lambda test: test[2]["order"])
@@ -147,7 +45,7 @@ def _test_line(cells: Sequence[Cell], reference: Test | None) -> str:
     for i in (2, 0, 3, 1, 4, *range(5, len(tests[0][1]))):
         tasks: dict[str, list[str]] = defaultdict(list)
         for task, labels, run in tests:
-            label = labels[i] + (_per_class(run) if i == 1 else "")
+            label = labels[i] + (per_class(run) if i == 1 else "")
             tasks[WORDS.get(label, label) if i > 4 else label].append(task)
         if len(tasks) == 1:
             parts += tasks
@@ -162,15 +60,14 @@ def _test_line(cells: Sequence[Cell], reference: Test | None) -> str:
     return f"{', '.join(filter(None, parts))}; manifests {manifests}; data {data}"
 
 
-def _reading_line(cells: Sequence[Cell], reference: Test | None, shown: Sequence[str]) -> str:
+def _reading_line(cells: Sequence[Cell], shown: Sequence[str]) -> str:
     """What ± and bold mean, and how the runs were trained."""
     runs = [run for cell in cells for run in cell.runs]
     several_seeds = any(len(cell.runs) > 1 for cell in cells)
-    seeds_too = ", or over training seeds where a footnote counts them" if several_seeds else ""
-    parts = [f"± is the 95 % interval (Student t) over test episodes{seeds_too}"]
+    parts = [f"± is the 95 % interval (Student t) over test episodes{_over_seeds(cells)}"]
     if any(cell.p is not None for cell in cells):
-        mixed = reference is not None and any(cell.p is None for cell in cells)
-        tested_so = " among the cells that were tested as above" if mixed else ""
+        others = any(not cell.reference for cell in cells)
+        tested_so = " among the cells that were tested as above" if others else ""
         averaged = ", seeds averaged" if several_seeds else ""
         tests = {(cell.column, column_of(cell.runs[0])) for cell in cells if cell.p is not None}
         if len(tests) > len({column for column, _ in tests}):  # rows name tests too
@@ -194,6 +91,16 @@ def _reading_line(cells: Sequence[Cell], reference: Test | None, shown: Sequence
     return "; ".join([*parts, f"training: {'; '.join(filter(None, training))}", f"code {_code_versions(runs)}"])
 
 
+def _over_seeds(cells: Sequence[Cell]) -> str:
+    """What ± is of cells of several training seeds, and what it would be over test episodes; empty without such."""
+    several = [cell for cell in cells if len(cell.runs) > 1]
+    halves = {half: cell.metric for cell in several if (half := cell.over_episodes()) is not None}
+    least_and_most = (format_score(half, halves[half]) for half in (min(halves), max(halves))) if halves else ["n/a"]
+    over_episodes = " to ".join(dict.fromkeys(least_and_most))
+    counted = f", or over training seeds where a footnote counts them (over test episodes: {over_episodes})"
+    return counted if several else ""
+
+
 def _networks(runs: Sequence[Record]) -> str:
     """The network of most runs, and the others with their algorithms."""
     algorithms: dict[str, list[str]] = defaultdict(list)
@@ -207,7 +114,7 @@ def _networks(runs: Sequence[Record]) -> str:
 
 def _filters(runs: Sequence[Record]) -> str:
     """The filters of a layer of the networks, with their methods; empty where all have as many."""
-    numbered = [(filters, run) for run in runs if (filters := (run.get("settings") or {}).get(FILTERS)) is not None]
+    numbered = [(str(own), run) for run in runs if (own := (run.get("settings") or {}).get(FILTERS)) is not None]
     parts = [f"{filters} ({', '.join(names)})" for filters, names in _name_by_value(numbered).items()]
     return f"filters of a layer: {', '.join(parts)}" if len(parts) > 1 else ""
 

@@ -1,0 +1,134 @@
+"""The footnotes of a table: in what the test of a row or cell differs from that below the table, and its caveats."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from fewshot.report.cells import Cell
+from fewshot.report.labels import AS_SHOTS, label_test
+from fewshot.report.published import CAVEATS, UNKNOWN
+from fewshot.report.records import Record, extractor_of, metric_of
+from fewshot.report.traits import OLDER, format_label
+
+WORDS = {  # for labels of a test
+    "rotated": "rotated characters",
+    "unrotated": "unrotated characters",
+    "split random1200": "unseen characters of known alphabets (split random1200)",
+    "split vinyals": "characters of unseen alphabets (split vinyals)",
+    "whole images": "",
+}
+# Caveats that stand in the words for the test, or once in the line on published figures.
+SAID_ELSEWHERE = ("evaluation_size_unstated", "interval_unexplained", "protocol_from_code", "rotated_tests")
+
+IMAGES_OF_A_CLASS = {"mini": 600}  # of datasets on all of which programs test
+
+Test = tuple[str, ...]  # the labels of a test
+Place = tuple[int, int | None]  # row, and cell of the row or None for all of it
+
+
+def footnotes(rows: Sequence[Sequence[Cell]], reference: Test | None) -> tuple[dict[Place, list[int]], list[str]]:
+    """The numbers of the footnotes at each row and cell, and the footnotes.
+
+    A text that holds for all cells of a row stands at the row. Texts that stand at the same places are one footnote.
+
+    Args:
+        reference: the test that the cells of mixed columns are held against; None where columns are not mixed.
+    """
+    places: dict[str, list[Place]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        per_shot = all(cell.runs[0]["protocol"].get("query") == cell.runs[0]["protocol"]["shot"] for cell in row)
+        texts = [[*_cell_notes(cell, reference, per_shot), *_name_note(row)] for cell in row]
+        for text in dict.fromkeys(text for own in texts for text in own):
+            holders: list[Place] = [(i, j) for j, own in enumerate(texts) if text in own]
+            places[text] += [(i, None)] if len(holders) == len(row) else holders
+    joined: dict[tuple[Place, ...], list[str]] = defaultdict(list)
+    for text, held in places.items():
+        joined[tuple(held)].append(text)
+    marks: dict[Place, list[int]] = defaultdict(list)
+    for number, held in enumerate(joined, start=1):
+        for place in held:
+            marks[place].append(number)
+    return marks, ["; ".join(texts) for texts in joined.values()]
+
+
+def _cell_notes(cell: Cell, reference: Test | None, per_shot: bool) -> list[str]:
+    run, figure = cell.runs[0], cell.figure
+    if figure is not None:
+        return _figure_notes(run, figure, reference or (), per_shot)
+    notes = [] if cell.reference else [_test_difference(run, reference or (), per_shot)]
+    notes += [_changed_steps(run), *dict.fromkeys(map(_training_note, cell.runs))]
+    if len(cell.runs) > 1:
+        extractors = {extractor_of(run).get("fingerprint") for run in cell.runs}
+        alike = ", all with the same extractor" if len(extractors) == 1 and None not in extractors else ""
+        notes.append(f"mean of {len(cell.runs)} training seeds{alike}; ± is over them")
+    return [note for note in notes if note]
+
+
+def _changed_steps(run: Record) -> str:
+    """Names the steps of a test whose protocol was given other ones than its own; empty where they are its own."""
+    changed = "steps=" in run["protocol"].get("name", "") and "test step" not in run["method"]
+    steps = run["protocol"]["adaptation_steps"]
+    return f"tested with {format_label('{} steps', steps)}" if changed and isinstance(steps, int) else ""
+
+
+def _training_note(run: Record) -> str:
+    """What a reader does not expect of a training: that it had not ended, or that steps of it were replaced."""
+    done, planned = run["train"].get("steps") or 0, (run.get("settings") or {}).get("train.steps") or 0
+    early = 0 < done < planned and "at step" not in run["method"]
+    replaced = run["cost"].get("nan_guarded_steps") or 0
+    parts = [f"tested at step {done:,} of {planned:,}" if early else ""]
+    parts += [format_label("{:,} outer steps with a NaN replaced", replaced) if replaced else ""]
+    return ", ".join(filter(None, parts))
+
+
+def _name_note(row: Sequence[Cell]) -> list[str]:
+    """What the number in a row's name stands for; older runs of several tasks each add their configuration."""
+    first, *others = dict.fromkeys(cell.runs[0]["name_note"] for cell in row)
+    return [", ".join([first, *(other.removeprefix(OLDER) for other in others)])] if first else []
+
+
+def _test_difference(run: Record, reference: Test, per_shot: bool) -> str:
+    """In what the test of a run differs from the reference: queries, rotations, episodes, seed, images."""
+    split, query, episodes, seed, rotations, *images = (
+        own if own != other else "" for own, other in zip(label_test(run), reference, strict=True)
+    )
+    if query:
+        query = _queries(run, run["protocol"]["query"], per_shot)
+    parts = [query, rotations, episodes.replace("episode", "test task"), seed, split, *images]
+    hashes = run["protocol"]["manifest"], run["data"]["fingerprint"]
+    others = "other images or test tasks (manifest {:.8}, data {:.8})".format(*hashes)
+    return ", ".join(filter(None, (WORDS.get(part) or part for part in parts))) or others
+
+
+def _queries(run: Record, query: int, per_shot: bool) -> str:
+    shot = run["protocol"]["shot"]
+    if query + shot == IMAGES_OF_A_CLASS.get(run["protocol"]["dataset"]):
+        return f"all {query + shot} images of each class"
+    return AS_SHOTS if per_shot else format_label("{} queries", query) + per_class(run)
+
+
+def per_class(run: Record) -> str:
+    return " per class" if metric_of(run) == "accuracy" else ""
+
+
+def _figure_notes(run: Record, figure: dict[str, Any], reference: Test, per_shot: bool) -> list[str]:
+    """How a published figure was tested, where that differs from the reference, and its caveats."""
+    query, episodes = figure["query"], figure["episodes"]
+    unknown = [name for name, value in (("queries", query), ("test tasks", episodes)) if value == UNKNOWN]
+    if "few_test_tasks" in figure["caveats"] and "test tasks" in unknown:  # says more
+        unknown.remove("test tasks")
+    parts = []
+    if query != UNKNOWN:
+        own = _queries(run, query, per_shot)
+        parts.append("" if {own, format_label("{} queries", query)} & set(reference) else own)
+    rotated = "rotated" if "rotated_tests" in figure["caveats"] else "unrotated"
+    differs = rotated not in reference and {"rotated", "unrotated"} & set(reference)
+    parts.append(f"{WORDS[rotated]}{' or not stated' * (rotated == 'unrotated')}" if differs else "")
+    if episodes != UNKNOWN:
+        label = format_label("{:,} episodes", episodes)
+        parts.append("" if label in reference else label.replace("episode", "test task"))
+    parts.append(f"{' and '.join(unknown)} not stated" if unknown else "")
+    caveats = [CAVEATS[caveat] for caveat in figure["caveats"] if caveat not in SAID_ELSEWHERE]
+    return [note for note in (", ".join(filter(None, parts)), *caveats) if note]
