@@ -1,5 +1,6 @@
 """Tables by layout and format, from the committed records, and the command line that makes them."""
 
+import copy
 import csv
 import io
 import json
@@ -18,6 +19,7 @@ from fewshot.core.paths import CONF
 from fewshot.report.formats import FORMATS
 from fewshot.report.published import read_published
 from fewshot.report.table import refresh_tables
+from tests.report.conftest import TEMPLATE
 
 RESULTS = CONF.parent / "results"
 PAPERS = ("omniglot", "mini", "tiered", "cub", "sinusoid", "leo", "ablation")  # layouts as the tables of papers
@@ -43,7 +45,7 @@ def test_every_layout_renders_from_the_committed_records_in_every_format(layout:
 
 
 @pytest.mark.parametrize("layout", PAPERS)
-def test_tables_of_papers_have_at_most_five_columns_of_figures_and_thirteen_footnotes(layout: str, results: Any) -> None:
+def test_tables_of_papers_have_at_most_five_columns_and_thirteen_footnotes(layout: str, results: Any) -> None:
     page = results(*EVERY[layout])
     figures = [heading for heading in page.table if re.search("-shot|test step", heading)]
     assert 0 < len(figures) <= 5 and len(page.notes) <= 13 and len(set(page.notes)) == len(page.notes)
@@ -226,6 +228,97 @@ def test_bold_is_in_the_test_of_a_columns_best_score_though_most_rows_have_anoth
     assert bool(found["few"]["method"].notes) == (marked == "most")  # the other tests have a footnote
 
 
+@pytest.mark.parametrize(
+    "other", [{"protocol__manifest": "e" * 64}, {"data": {"fingerprint": "d" * 64, "about": {"dataset": "omniglot"}}}]
+)
+def test_a_papers_table_compares_one_set_of_episodes_and_says_which_rows_have_another(
+    lab: Any, other: dict[str, Any]
+) -> None:
+    own = {"data": {"fingerprint": "feedc0de" * 8, "about": {"resample": "nearest", "size": 28}}}
+    for name, mean, test in (
+        ("best", 0.8, own),
+        ("worse", 0.7, own),
+        ("worst", 0.6, own),
+        ("else1", 0.6, other),
+        ("else2", 0.5, other),
+    ):
+        scores = {"accuracy": np.random.default_rng(0).normal(mean, 0.01, 20)}
+        lab.write(name, scores, algorithm=name, **(own | test))
+    page = lab.page("layout=omniglot", "published=false")
+    rows = {row["method"].text: row for row in page.table.to_dict("records")}
+    assert [name for name, row in rows.items() if row["5-way 1-shot"].bold] == ["best"]
+    assert [name for name, row in rows.items() if row["method"].notes] == ["else1", "else2"]
+    assert len(page.notes) == 1 and page.notes[0].startswith("other images or test tasks (manifest ")
+    test_line = dict(page.footer)["test"]
+    assert "eeeeeeee" not in test_line and "dddddddd" not in test_line
+    (lab.folder / "best/episodes.csv").unlink()
+    assert dict(lab.page("layout=omniglot", "published=false").footer)["not compared"].startswith("best on 5-way")
+
+
+@pytest.mark.parametrize("layout", ["comparison", "omniglot"])
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({"protocol__name": "common, steps=30", "protocol__adaptation_steps": 30}, "tested with 30 steps"),
+        ({"train": {"way": 5, "shot": 1, "query": 1, "steps": 10}}, "tested at step 10 of 4,000"),
+        ({"cost__nan_guarded_steps": 7}, "7 outer steps with a NaN replaced"),
+    ],
+)
+def test_what_a_reader_does_not_expect_of_a_test_or_a_training_has_a_footnote(
+    lab: Any, layout: str, changes: dict[str, Any], note: str
+) -> None:
+    record = copy.deepcopy(TEMPLATE["cost"]) | {"nan_guarded_steps": 0}
+    lab.write("one", algorithm="one", cost=record)
+    lab.write("other", algorithm="other", **({"cost": record} | changes))
+    page = lab.page(f"layout={layout}", "published=false")
+    assert note in page.notes
+    assert [bool(row["method"].notes) for row in page.table.to_dict("records")] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "query", "note"),
+    [("mini", 599, "all 600 images of each class"), ("mini", 150, "150 queries per class"), ("mine", 599, None)],
+)
+def test_all_images_of_a_class_are_only_where_they_are(lab: Any, dataset: str, query: int, note: str | None) -> None:
+    own = {"dataset": dataset, "protocol__dataset": dataset}
+    lab.write("few", algorithm="few", **own)
+    lab.write("many", algorithm="many", protocol__query=query, protocol__manifest="e" * 64, **own)
+    notes = lab.page("layout=mini", "layout.datasets=null", "published=false").notes
+    assert {note or f"{query} queries per class", "15 queries per class"} & set(notes)  # whichever is not the reference
+
+
+def test_seeds_of_a_method_that_is_not_trained_are_one_run(lab: Any) -> None:
+    for seed in (0, 1):
+        lab.write(f"nearest{seed}", {"accuracy": np.linspace(0.3, 0.5, 20)}, seed=seed, cost__train_tasks=0)
+    page = lab.page()
+    assert page.notes == [] and [row["5-way 1-shot"] for row in lab.texts(page)] == ["40.00 ± 2.91"]
+
+
+def test_a_rows_footnote_stays_where_its_first_heading_is_empty(lab: Any) -> None:
+    for seed in (0, 1):
+        lab.write(f"seed{seed}", seed=seed)
+    page = lab.page("layout=free", "rows=[recipe,algorithm]", "cols=[task]")
+    assert page.notes and page.table.iloc[0]["algorithm"].notes == (1,)
+
+
+@pytest.mark.parametrize("column", ["protocol.episodes", "protocol.adaptation_steps", "cost.train_tasks"])
+def test_a_column_that_published_figures_do_not_state_is_named_so(lab: Any, column: str) -> None:
+    lab.write("run")
+    page = lab.page("layout=free", "rows=[algorithm,backbone]", f"cols=[{column},protocol.shot]", "published=true")
+    assert any(f"{column} not stated" in heading for heading in page.table)
+
+
+def test_errors_below_the_decimals_of_a_table_keep_their_digits(lab: Any) -> None:
+    errors = np.random.default_rng(0).uniform(3e-7, 5e-7, 40)
+    for name, factor in (("one", 1.0), ("half", 0.5)):
+        lab.write_regression(name, name, steps=(1,))
+        lab.write(name, {"mse": errors * factor}, algorithm=name, dataset="sinusoid", protocol__dataset="sinusoid",
+                  protocol__rotations=None)  # fmt: skip
+    rows = {row["method"].text: row["5-way 1-shot"] for row in lab.page().table.to_dict("records")}
+    assert rows["half"].bold and not rows["one"].bold
+    assert rows["one"].text.startswith("4") and "e-07 ± " in rows["one"].text
+
+
 # Formats
 
 
@@ -362,6 +455,11 @@ def test_refresh_writes_the_tables_between_their_marks_and_nothing_else(call: An
         ("<!-- table layout=omnigloss --><!-- /table -->", "layout=omnigloss: no such layout"),
         ("<!-- table layout.prtcl=own --><!-- /table -->", "layout.prtcl=own: a table's mark has no such value"),
         ("<!-- table seed=1 --><!-- /table -->", "seed=1: a table's mark has no such value"),
+        ("<!-- table runs=2024 --><!-- /table -->", "no record.json below .*2024"),
+        ("<!-- table rows=[a --><!-- /table -->", r"rows=\[a: cannot be read"),
+        ("<!-- table layout.datasets=5 --><!-- /table -->", r"layout.datasets=5: must be a list"),
+        ("<!-- table layout.leave_out=maml --><!-- /table -->", r"layout.leave_out=maml: must be a list"),
+        ("<!-- table costs=maybe --><!-- /table -->", "costs=maybe: must be true or false"),
     ],
 )
 def test_marks_that_do_not_pair_or_hold_what_there_is_not_are_refused(
@@ -370,6 +468,15 @@ def test_marks_that_do_not_pair_or_hold_what_there_is_not_are_refused(
     path = tmp_path / "README.md"
     path.write_text(text)
     with pytest.raises(FewshotError, match=message):
+        refresh_tables(path, lab.settings())
+
+
+def test_a_mark_that_a_document_quotes_is_no_place_for_a_table(lab: Any, tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text("Between `<!-- table runs=none -->` and `<!-- /table -->` stands a table.\n")
+    assert refresh_tables(path, lab.settings()) is None
+    path.write_bytes(b"<!-- table -->\xff<!-- /table -->")
+    with pytest.raises(FewshotError, match="is not UTF-8 text"):
         refresh_tables(path, lab.settings())
 
 
@@ -397,6 +504,7 @@ def test_a_table_goes_to_a_file_and_what_cannot_be_read_is_one_line(call: Any, l
         ("format=tex", "format=tex: choose one of markdown, latex, csv, html"),
         ("layout=leoo", "did you mean leo?"),
         ("published=maybe", "published=maybe: must be true or false"),
+        ("layout.leave_out=maml", "layout.leave_out=maml: must be a list"),
         ("refresh=.", "no Markdown file below . has a place for a table"),
     ],
 )

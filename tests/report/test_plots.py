@@ -144,11 +144,12 @@ def test_each_training_is_a_line_over_minutes_and_tasks_and_seeds_look_alike(tmp
     log = [{"step": step, "tasks": 4 * step, "train_seconds": 6.0 * step} for step in range(10, 101, 10)]
     for line in log[1::2]:
         line["validation_accuracy"] = line["step"] / 100
+    odd = '[1]\n{"step": 110, "validation_accuracy": 0.5, "tasks": 440}\n{"step": 120, "validation_acc'  # killed
     runs = []
     for name, shot in (("maml0", 1), ("maml1", 1), ("leo0", 1), ("maml5", 5)):
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log) + odd)
         for test in ("common-inductive", "paper-inductive"):  # two tests of one training
             where = str(folder / "tests" / test)
             runs.append(run(where, algorithm=name[:-1], seed=int(name[-1]), shot=shot))

@@ -64,6 +64,8 @@ def check_refused(path: Path, content: object, message: str) -> None:
         ({"test__mse": 0.1}, "lacks test.accuracy or test.mse, or has both"),
         ({"seed": "0"}, "seed is '0' in place of int"),
         ({"seed": True}, "seed is True in place of int"),
+        ({"data__about": None}, "data.about is None in place of dict"),
+        ({"code__training": None}, "code.training is None in place of list"),
         ({"cost__gradient_evaluations": "many"}, "cost.gradient_evaluations is 'many' in place of int or NoneType"),
         ({"settings": ["x"]}, "settings is ['x'] in place of dict or NoneType"),
         ({"test__accuracy": 95.43}, "test.accuracy 95.43, not a fraction"),

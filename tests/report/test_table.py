@@ -374,6 +374,16 @@ def test_a_budget_names_the_device_unless_it_is_a_cpu(lab: Any, device: str | No
     assert row["budget"] == f"6 min{on}, 9 of 10 steps"
 
 
+def test_minutes_that_a_record_does_not_know_are_no_minute(lab: Any) -> None:
+    train = {"shot": 1, "query": 1, "steps": 40, "paper_steps": 60}
+    records = [
+        lab.shots(1, train=train, cost__train_seconds=3600.0),
+        lab.shots(5, train=train, cost__train_seconds=None),
+    ]
+    [row] = lab.texts(make_page(records, layout=Layout(rows={"method": "method", "budget": "budget"})))
+    assert row["budget"] == "60 min, 40 of 60 steps"
+
+
 def test_cells_of_several_devices_have_minutes_by_device(lab: Any) -> None:
     short = {"train__steps": 9, "train__paper_steps": 10}
     records = [
@@ -418,6 +428,8 @@ def test_the_comparison_is_under_the_common_protocol_and_says_what_it_leaves_out
 def test_without_the_common_protocol_the_only_other_is_shown_and_of_several_one_is_chosen(lab: Any) -> None:
     lab.write("a", protocol__name="paper")
     assert len(lab.page().table) == 1
+    with pytest.raises(FewshotError, match="no run was tested by the protocol papr: choose layout.protocol=paper"):
+        lab.page("layout.protocol=papr")
     record = lab.write("b")
     del record["protocol"]["name"]
     assert markdown([{**record, "folder": "b"}, lab.record(protocol__name="paper", seed=1)]).count("5-way 1-shot")
