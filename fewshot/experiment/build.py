@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.learner import Learner
 from fewshot.backbones.weights import find_weights, hash_file
-from fewshot.core.checks import check_choice
+from fewshot.core.checks import check_choice, check_number
 from fewshot.core.device import fits_on_device, pick_device, set_single_threaded, tune_malloc
 from fewshot.core.errors import FewshotError, TaskSizeError
 from fewshot.core.progress import print_note
@@ -31,20 +31,9 @@ from fewshot.report.records import read_record
 from fewshot.tasks.regression import PointSource, Regression
 from fewshot.tasks.sampler import LOWER, Sampler
 from fewshot.tasks.transforms import ImageTransform, view_of
-from fewshot.training.settings import TrainSettings
+from fewshot.training.settings import TrainSettings, check_train_settings
 
-MINIMUMS = {
-    "way": 1,
-    "shot": 1,
-    "train.outer_lr": 0,
-    "validation.query": 1,
-    "train.steps": 0,
-    "train.meta_batch": 1,
-    "train.validate_every": 0,
-    "train.checkpoint_every": 1,
-    "train.log_every": 1,
-    "validation.episodes": 1,
-}
+POSITIVE = ("way", "shot", "validation.query", "validation.episodes")
 
 
 @dataclass
@@ -201,9 +190,9 @@ def check_config(cfg: DictConfig) -> None:
     Raises:
         FewshotError: a number is too small, or a setting does not go with the kind of dataset.
     """
-    for key, least in MINIMUMS.items():
-        if not OmegaConf.select(cfg, key) >= least:  # also refuses nan
-            raise FewshotError(f"{key}={OmegaConf.select(cfg, key)}: must be at least {least}")
+    for key in POSITIVE:
+        check_number(key, OmegaConf.select(cfg, key), int, 1)
+    check_train_settings(TrainSettings(**resolved(cfg)["train"]))
     check_precision(cfg.engine, cfg.train.precision)
     check_choice("features.role", cfg.features.get("role", "input"), ("input", "start"))
     if starts_from_extractor(cfg) and "settings" not in cfg.features.get("reader", {}):

@@ -36,16 +36,7 @@ ONE_FUNCTION = (*ONE_TASK, "protocol.view")
 # In mixed columns the tests of one row are by one protocol on one set of images.
 ONE_TEST = ("protocol.name", "data.fingerprint")
 
-SCORES = {"accuracy": (100, 2), "mse": (1, 4)}  # unit and decimals in tables and pictures
-
 Key = tuple[Hashable, ...]
-
-
-def format_score(score: float, metric: str) -> str:
-    """A score, or the half width of its interval, in the unit of tables; an error below their decimals has digits."""
-    unit, decimals = SCORES[metric]
-    small = metric == "mse" and 0 < score < 0.001
-    return f"{score:.2g}" if small else f"{score * unit:.{decimals}f}"
 
 
 @dataclass(frozen=True)
@@ -117,8 +108,17 @@ class Cell:
         return None if None in halves else sum(halves) / len(halves)
 
     def half_width(self) -> float | None:
-        """Half width of the interval in tables: over the seeds where there are several, else over the episodes."""
-        return self.over_episodes() if len(self.runs) == 1 else self.over_seeds()
+        """Half width of the interval in tables: over the episodes or, if that is wider, over several seeds.
+
+        Two or three seeds may be alike by chance, and say nothing of other test episodes.
+        """
+        return max((half for half in (self.over_episodes(), self.over_seeds()) if half is not None), default=None)
+
+    @property
+    def wider_over_seeds(self) -> bool:
+        """Whether the interval in tables is the one over seeds."""
+        seeds = self.over_seeds()
+        return seeds is not None and self.half_width() == seeds
 
 
 def build_cells(runs: list[Record], published: list[Record], layout: Layout) -> tuple[list[Cell], list[Key], list[str]]:

@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from fewshot.report.cells import Cell, format_score
+from fewshot.report.cells import Cell
 from fewshot.report.footnotes import WORDS, per_class
 from fewshot.report.gather import COMMON
 from fewshot.report.labels import FROM_CLASSIFIER, column_of, is_from_classifier, label_test
 from fewshot.report.published import UNKNOWN
-from fewshot.report.records import Record, extractor_of, metric_of
+from fewshot.report.records import Record, extractor_of, format_score, metric_of
 
 FILTERS = "backbone.network.filters"  # among the settings of a record
 FEW_COLUMNS = 4  # whose tests the line below a table tells apart
@@ -92,13 +92,16 @@ def _reading_line(cells: Sequence[Cell], shown: Sequence[str]) -> str:
 
 
 def _over_seeds(cells: Sequence[Cell]) -> str:
-    """What ± is of cells of several training seeds, and what it would be over test episodes; empty without such."""
+    """What ± is of cells of several training seeds, with the least and most of both intervals; empty without such."""
     several = [cell for cell in cells if len(cell.runs) > 1]
-    halves = {half: cell.metric for cell in several if (half := cell.over_episodes()) is not None}
-    least_and_most = (format_score(half, halves[half]) for half in (min(halves), max(halves))) if halves else ["n/a"]
-    over_episodes = " to ".join(dict.fromkeys(least_and_most))
-    counted = f", or over training seeds where a footnote counts them (over test episodes: {over_episodes})"
-    return counted if several else ""
+    if not several:
+        return ""
+    ranges = []
+    for halves in ([cell.over_episodes() for cell in several], [cell.over_seeds() for cell in several]):
+        known = {half: cell.metric for half, cell in zip(halves, several, strict=True) if half is not None}
+        ends = [format_score(half, known[half]) for half in (min(known), max(known))] if known else ["n/a"]
+        ranges.append(" to ".join(dict.fromkeys(ends)))
+    return "; of several training seeds the wider of that ({}) and the one over the seeds ({})".format(*ranges)
 
 
 def _networks(runs: Sequence[Record]) -> str:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fewshot.report.cells import SCORES, Cell, Key, Layout, build_cells, find_reference, format_score
+from fewshot.report.cells import Cell, Key, Layout, build_cells, find_reference
 from fewshot.report.costs import COSTS, NOTHING, is_short, join_budgets, list_costs, mean_cost
 from fewshot.report.footer import footer
 from fewshot.report.footnotes import Place, footnotes
 from fewshot.report.labels import COLUMN
 from fewshot.report.published import CAVEATS
-from fewshot.report.records import Record
+from fewshot.report.records import SCORES, Record, format_score
 from fewshot.report.statistics import LEVEL
 from fewshot.report.traits import VARIATIONS, format_label
 

@@ -1,8 +1,8 @@
 """Plots of the runs on one dataset: bars of test scores, validation curves, scores by adaptation steps and by shots.
 
 A plot is a list of figures, each of the size of a page; the list is empty where there is nothing to show. Scores on
-different test episodes share no line and no panel. Error bars are 95 % intervals, over training seeds where a point has
-several, else over the test episodes of the one run.
+different test episodes share no line and no panel. Error bars are 95 % intervals, over the test episodes or, of several
+training seeds, over these, whichever is wider.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fewshot.report.cells import SCORES, Cell, Layout, build_cells, format_score
+from fewshot.report.cells import Cell, Layout, build_cells
 from fewshot.report.gather import one_per_seed
 from fewshot.report.labels import (
     ALGORITHMS,
@@ -31,7 +31,7 @@ from fewshot.report.labels import (
     short_task,
 )
 from fewshot.report.pictures import LINES, escape_math, make_panels
-from fewshot.report.records import NUMBER, Record, metric_of
+from fewshot.report.records import NUMBER, SCORES, Record, format_score, metric_of
 
 OTHERS = (("#117733", "d"), ("#332288", "8"), ("#999933", "H"), ("#44AA99", "o"), ("#661100", "s"), ("#000000", "^"))
 METRIC_LABELS = {"accuracy": "accuracy (%)", "mse": "mean squared error"}

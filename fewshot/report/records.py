@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 FORMAT = 2
 Record = dict[str, Any]
 METRICS = ("accuracy", "mse")
+SCORES = {"accuracy": (100, 2), "mse": (1, 4)}  # unit and decimals in tables and pictures
 PREDICTIONS = "predictions.csv"  # beside a record, where one was asked for
 
 NUMBER = (int, float)
@@ -215,10 +216,16 @@ def summary(record: Record, folder: Path) -> str:
 
 
 def _score(metric: str, value: float, half: float | None, r2: float | None = None) -> str:
-    unit, decimals, sign = (100, 2, " %") if metric == "accuracy" else (1, 4, "")
-    interval = "" if half is None else f" ± {half * unit:.{decimals}f}"
+    interval = "" if half is None else f" ± {format_score(half, metric)}"
     explained = "" if r2 is None else f" (R2 {r2:.3f})"
-    return f"{value * unit:.{decimals}f}{interval}{sign}{explained}"
+    return f"{format_score(value, metric)}{interval}{' %' * (metric == 'accuracy')}{explained}"
+
+
+def format_score(score: float, metric: str) -> str:
+    """A score, or the half width of its interval, in the unit of tables; an error below their decimals has digits."""
+    unit, decimals = SCORES[metric]
+    small = metric == "mse" and 0 < score < 0.001
+    return f"{score:.2g}" if small else f"{score * unit:.{decimals}f}"
 
 
 def field_of(record: Record, field: str) -> Any:

@@ -21,7 +21,7 @@ from fewshot.core.device import fits_on_device, pick_device, tune_malloc
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import lock_dir
 from fewshot.core.paths import expand_path
-from fewshot.core.progress import progress_bar
+from fewshot.core.progress import show_training
 from fewshot.engine.engine import Engine
 from fewshot.engine.evaluate import SETTINGS, score_episodes
 from fewshot.engine.probe import check_training, probe
@@ -29,9 +29,10 @@ from fewshot.episodes import Tasks
 from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import AS_STORED, Sampler
 from fewshot.training.arguments import check_learner, check_tasks, check_validation, make_settings
+from fewshot.training.checkpoint import read_header
 from fewshot.training.folder import claim_folder, describe_tasks, describe_training
 from fewshot.training.inputs import Inputs, inputs_of
-from fewshot.training.loop import is_trained, load_selected, run_training
+from fewshot.training.loop import checkpoints, is_trained, load_selected, run_training
 from fewshot.training.settings import TrainSettings
 from fewshot.training.trained import Trained
 
@@ -105,8 +106,6 @@ def train(
         probe(learner, _seen_tasks(validation, inputs).episodes(0, 1)[0])
         scores = {"setting": setting, "episodes": validation_episodes, "test_steps": int(learner.test_steps)}
         described = {"validation": type(validation).__name__, **describe_tasks(validation), **scores}
-
-    inputs = inputs_of(tasks)
 
     def validate(params: Tensors, state: Tensors) -> float:
         assert validation is not None
@@ -190,15 +189,8 @@ def _display(
     if not progress:
         yield lambda step, metrics: None
         return
-    title = f"{type(learner).__name__} {tasks.way}-way {tasks.shot}-shot"
-    with progress_bar(title, settings.steps) as advance:
-        done, text = 0, ""
-
-        def show(step: int, metrics: Mapping[str, float]) -> None:
-            nonlocal done, text
-            if tasks.metric in metrics:
-                text = f"{tasks.metric} {metrics[tasks.metric]:.3g}"
-            advance(text, by=step - done)
-            done = step
-
+    title, last = f"{type(learner).__name__} {tasks.way}-way {tasks.shot}-shot", checkpoints(folder)[0]
+    done = read_header(last)["step"] if last.exists() else 0
+    counts = settings.steps, done, settings.meta_batch, settings.log_every
+    with show_training(lambda metrics, step: None, title, *counts) as show:
         yield show

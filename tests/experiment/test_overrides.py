@@ -271,7 +271,11 @@ def test_what_hydra_refuses_is_one_line(call: Any, kind: str) -> None:
         ("train", "validation=null", "validation=null: "),
         ("bench", "rounds=0", "rounds=0: must be a whole number >= 1"),
         ("table", "layout.title=[1,2]", "layout.title=[1,2]: "),
-        ("train", "train.outer_lr=nan", "train.outer_lr=nan: must be at least 0"),
+        ("train", "train.outer_lr=nan", "train.outer_lr=nan: must be a number >= 0"),
+        ("train", "train.select=bset", "train.select=bset: choose one of best, last"),
+        ("train", "train.outer_optimizer=adm", "train.outer_optimizer=adm: "),
+        ("train", "train.clip=0", "train.clip=0.0: must be above 0, or null"),
+        ("train", "way=0", "way=0: must be a whole number >= 1"),
         ("evaluate", "protocol.common.steps=five", "not a run folder"),
     ],
 )

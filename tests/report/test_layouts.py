@@ -160,7 +160,7 @@ def test_seeds_that_learned_from_other_data_are_not_averaged(lab: Any) -> None:
         lab.page()
     lab.write("two", data=two | {"features_fingerprint": "4" * 64}, seed=1)
     lab.write("one", data=one | {"features_fingerprint": "5" * 64})
-    assert lab.page().notes == ["mean of 2 training seeds; ± is over them"]
+    assert lab.page().notes == ["mean of 2 training seeds"]
     extractors = ({"extractor": {"images": {"train": sign}}} for sign in "12")
     for seed, about in enumerate(extractors):
         lab.write(("one", "two")[seed], data=one | {"features_fingerprint": "4" * 64, "about": about}, seed=seed)

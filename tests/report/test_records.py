@@ -165,7 +165,7 @@ def test_r2_stands_beside_the_error_of_records_that_have_it(lab: Any) -> None:
     lab.write_regression("reptile", "reptile", steps=(1,), protocol__adaptation_steps=[1])
     page = lab.page()
     cells = {row["method"]: row["10-shot"] for row in lab.texts(page)}
-    assert cells["maml"] == "0.2000 ± 0.0000, R2 0.375" and "R2" not in cells["reptile"]
+    assert cells["maml"] == "0.2000 ± 0.1000, R2 0.375" and "R2" not in cells["reptile"]
     assert page.raw["r2"].tolist()[0] == 0.375
     assert "R2 is 1 - error / variance" in dict(page.footer)["reading"]
 

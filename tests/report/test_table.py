@@ -60,18 +60,22 @@ def test_a_single_episode_has_no_interval(lab: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("accuracies", "cell"),
+    ("accuracies", "cell", "over_seeds"),
     [
         # t(0.975, 2) = 4.302653, standard error of the mean = 0.01 / sqrt(3)
-        ([0.94, 0.95, 0.96], "95.00 ± 2.48"),
-        ([0.94, 0.96], "95.00 ± 12.71"),
-        ([0.95, 0.95], "95.00 ± 0.00"),
+        ([0.94, 0.95, 0.96], "95.00 ± 2.48", "2.48"),
+        ([0.94, 0.96], "95.00 ± 12.71", "12.71"),
+        ([0.95, 0.95], "95.00 ± 0.41", "0.00"),  # alike by chance: the interval over the episodes is left
     ],
 )
-def test_seeds_become_their_mean_with_the_t_interval_over_seeds(lab: Any, accuracies: list[float], cell: str) -> None:
+def test_seeds_become_their_mean_with_the_wider_interval_of_seeds_and_episodes(
+    lab: Any, accuracies: list[float], cell: str, over_seeds: str
+) -> None:
     page = make_page([lab.record(seed=seed, test__accuracy=mean) for seed, mean in enumerate(accuracies)])
     assert lab.texts(page)[0][SHORT] == cell
-    assert page.notes == [f"mean of {len(accuracies)} training seeds; ± is over them"]
+    over_them = "" if over_seeds == "0.00" else "; ± is over them"
+    assert page.notes == [f"mean of {len(accuracies)} training seeds{over_them}"]
+    assert f"the wider of that (0.41) and the one over the seeds ({over_seeds})" in dict(page.footer)["reading"]
     assert page.table.iloc[0]["method"].notes == (1,)
 
 
@@ -80,8 +84,8 @@ def test_seeds_on_one_extractor_are_told_from_seeds_that_each_train_one(lab: Any
         data = [{"fingerprint": "fe", "about": {"extractor": {"fingerprint": each}}} for each in fingerprints]
         return make_page([lab.record(seed=seed, data=each) for seed, each in enumerate(data)]).notes
 
-    assert note("a", "a") == ["mean of 2 training seeds, all with the same extractor; ± is over them"]
-    assert note("a", "b") == ["mean of 2 training seeds; ± is over them"]
+    assert note("a", "a") == ["mean of 2 training seeds, all with the same extractor"]
+    assert note("a", "b") == ["mean of 2 training seeds"]
 
 
 def test_two_runs_that_differ_in_nothing_are_refused_by_name(lab: Any) -> None:
@@ -112,7 +116,7 @@ def test_runs_that_differ_in_more_than_the_seed_are_never_averaged(
     page = make_page([lab.record(), lab.record(seed=2), other])
     assert [row["method"] for row in lab.texts(page)] == [f"maml, {first}", f"maml, {second}"]
     assert [SHORT in row for row in lab.texts(page)] == [True, True]
-    assert page.notes == ["mean of 2 training seeds; ± is over them"]
+    assert page.notes == ["mean of 2 training seeds"]
 
 
 def test_recipes_that_only_their_tests_set_apart_are_named(lab: Any) -> None:
