@@ -73,13 +73,10 @@ def score_episodes(
     *,
     transductive: bool,
     engine: Engine,
-    advance: Callable[..., None] | None = None,
 ) -> np.ndarray:
     """Score of each of the first `episodes` episodes in one setting: [episodes] float64; see `evaluate_settings`."""
     settings = ("transductive" if transductive else "inductive",)
-    (scores,) = evaluate_settings(
-        learner, params, state, tasks, episodes, settings=settings, engine=engine, advance=advance
-    ).values()
+    (scores,) = evaluate_settings(learner, params, state, tasks, episodes, settings=settings, engine=engine).values()
     return scores
 
 

@@ -129,7 +129,7 @@ def load_trained(run: Experiment, folder: Path, checkpoint: str | None = None) -
 
 
 def _prepare(cfg: DictConfig, folder: Path) -> Experiment:
-    """Steps 2 and 3, data and learner. What cannot be trained or tested leaves no folder and costs no training."""
+    """Data and learner. What cannot be trained or tested leaves no folder and costs no training."""
     with explain_task_sizes(cfg):
         run = _build(cfg, None if cfg.force else folder)
         _check_tasks(run, world()[1])
@@ -176,7 +176,7 @@ def _begin(run: Experiment, folder: Path) -> None:
 
 
 def _train(run: Experiment, folder: Path) -> None:
-    """Step 4: train to the last step, from the last checkpoint where there is one."""
+    """Train to the last step, from the last checkpoint where there is one."""
 
     def validate(params: Tensors, state: Tensors) -> float:
         scores = score_episodes(

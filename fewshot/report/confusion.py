@@ -16,7 +16,7 @@ from fewshot.report.statistics import ROUNDING
 MATRIX = 20  # classes at most of a confusion matrix; of more, the most frequent confusions are listed
 NAMED = 7  # classes at most whose names are headings of a confusion matrix; of more, their numbers are
 CONFUSIONS = 15
-NOTHING = ("0", "0.0", "–")  # in grey
+GREY = ("0", "0.0", "–")
 STYLE = """
 .matrix th, .matrix td { min-width: 1.5rem; max-width: 8rem; white-space: normal; overflow-wrap: break-word }
 .matrix td, .matrix th { text-align: right } .matrix td:first-child, .matrix th:first-child { text-align: left }
@@ -113,14 +113,9 @@ def html_confusions(headings: Sequence[str], rows: Sequence[Sequence[str]], matr
     head = "".join(f"<th>{escape(text)}</th>" for text in headings)
     body = ""
     for number, row in enumerate(rows):
-        kinds = [
-            "hit"
-            if matrix and place == number + 1
-            else "none"
-            if matrix and place and text in ("0", "0.0", "–")
-            else ""
-            for place, text in enumerate(row)
-        ]
+        kinds = ["none" if matrix and place and text in GREY else "" for place, text in enumerate(row)]
+        if matrix:
+            kinds[number + 1] = "hit"
         cells = [f'<td class="{kind}">{escape(text)}</td>' for kind, text in zip(kinds, row, strict=True)]
         body += f"<tr>{''.join(cells)}</tr>"
     kind = "matrix" if matrix else "pairs"
