@@ -63,16 +63,16 @@ def split_by_steps(record: Record) -> list[Record]:
 
 
 def select_protocol(runs: Sequence[Record], name: str | None) -> tuple[list[Record], str]:
-    """The runs that were tested by a protocol, or by the one protocol that there is; all of them without a name.
+    """The runs that were tested by a protocol; all of them without a name, or where none has the default, common.
 
     Returns:
         The runs, and what shows the tests that were left out, and how many these are; empty if none was.
 
     Raises:
-        FewshotError: no run was tested by it, and there are several other protocols.
+        FewshotError: no run was tested by it.
     """
     tests = Counter(protocol_name(run) for run in {run["folder"]: run for run in runs}.values())
-    if name is None or (len(tests) < 2 and name in (COMMON, *tests)) or not tests:
+    if name is None or not tests:
         return list(runs), ""
     others = _ways_to_see(Counter({other: count for other, count in tests.items() if other != name}))
     if name not in tests and name == COMMON:  # the default: better all of them than nothing
