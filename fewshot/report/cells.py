@@ -72,7 +72,7 @@ class Cell:
     column: Key
     runs: list[Record]
     p: float | None = None  # corrected p value against the best of its column, 1 for the best; None: not compared
-    reference: bool = True  # in mixed columns, whether it was tested as the others that its column compares
+    reference: bool = True  # False in a mixed column for a test on other episodes than those that it compares
 
     @property
     def figure(self) -> dict[str, Any] | None:
@@ -87,6 +87,11 @@ class Cell:
     def mean(self) -> float:
         """The mean over the runs."""
         return sum(run["test"][self.metric] for run in self.runs) / len(self.runs)
+
+    @property
+    def merit(self) -> float:
+        """The mean, or minus an error: higher is better."""
+        return -self.mean() if self.metric == "mse" else self.mean()
 
     def r2(self) -> float | None:
         """R2 of a regression, the mean over the runs; None where a record lacks it."""
@@ -201,14 +206,13 @@ def _column_and_task(cell: Cell, layout: Layout) -> Key:
 
 
 def _mark_reference(cells: list[Cell], layout: Layout, reference: tuple[str, ...]) -> None:
-    """Set which cells of a column are of its reference: of tests with those labels the episodes with the best score."""
+    """Set which cells are compared: of a column's tests with the reference's labels, those on the best one's episodes."""
     tests: dict[Key, tuple[float, Key]] = {}
     for cell in cells:
         cell.reference = cell.figure is None and label_test(cell.runs[0]) == reference
-        merit = -cell.mean() if cell.metric == "mse" else cell.mean()
         key = _column_and_task(cell, layout)
-        if cell.reference and (key not in tests or merit > tests[key][0]):
-            tests[key] = merit, column_of(cell.runs[0])
+        if cell.reference and (key not in tests or cell.merit > tests[key][0]):
+            tests[key] = cell.merit, column_of(cell.runs[0])
     for cell in cells:
         cell.reference = cell.reference and column_of(cell.runs[0]) == tests[_column_and_task(cell, layout)][1]
 
@@ -250,9 +254,8 @@ def find_reference(cells: Iterable[Cell]) -> tuple[str, ...]:
     eligible = [cell for cell in measured if cell.runs[0]["protocol"].get("name") == COMMON] or measured
     best: dict[Key, tuple[float, Cell]] = {}
     for cell in eligible:
-        merit = -cell.mean() if cell.metric == "mse" else cell.mean()
-        if cell.column not in best or merit > best[cell.column][0]:
-            best[cell.column] = merit, cell
+        if cell.column not in best or cell.merit > best[cell.column][0]:
+            best[cell.column] = cell.merit, cell
     wins = Counter(label_test(cell.runs[0]) for _, cell in best.values())
     counts = Counter(label_test(cell.runs[0]) for cell in eligible)
     return max(counts, key=lambda test: (wins[test], counts[test])) if counts else ()
