@@ -183,9 +183,9 @@ def write_status(folder: Path, records: list[Path], failure: str | None) -> None
 
 
 def objective(record: Path) -> float | None:
-    """The number that a search over hyperparameters goes by: the better the validation, the higher, if it maximises.
+    """The number that a search over hyperparameters maximises: the validation accuracy, or minus the validation error.
 
-    The accuracy, or minus the error of a regression; of a search that minimises the opposite. None without validation.
+    For a search that minimises, it has the opposite sign. None without validation.
     """
     from fewshot.report.records import metric_of, read_record
 

@@ -16,7 +16,7 @@ from fewshot.report.statistics import ROUNDING
 MATRIX = 20  # classes at most of a confusion matrix; of more, the most frequent confusions are listed
 NAMED = 7  # classes at most whose names are headings of a confusion matrix; of more, their numbers are
 CONFUSIONS = 15
-GREY = ("0", "0.0", "–")
+GREY = ("0", "0.0", "–")  # texts of a matrix that say that nothing is there
 STYLE = """
 .matrix th, .matrix td { min-width: 1.5rem; max-width: 8rem; white-space: normal; overflow-wrap: break-word }
 .matrix td, .matrix th { text-align: right } .matrix td:first-child, .matrix th:first-child { text-align: left }

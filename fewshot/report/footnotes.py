@@ -22,7 +22,7 @@ WORDS = {  # for labels of a test
 # Caveats that stand in the words for the test, or once in the line on published figures.
 SAID_ELSEWHERE = ("evaluation_size_unstated", "interval_unexplained", "protocol_from_code", "rotated_tests")
 
-IMAGES_OF_A_CLASS = {"mini": 600}  # of datasets on all of which programs test
+IMAGES_OF_A_CLASS = {"mini": 600}  # of datasets where some programs test on all of them
 
 Test = tuple[str, ...]  # the labels of a test
 Place = tuple[int, int | None]  # row, and cell of the row or None for all of it
@@ -68,7 +68,7 @@ def _cell_notes(cell: Cell, reference: Test | None, per_shot: bool) -> list[str]
 
 
 def _changed_steps(run: Record) -> str:
-    """Names the steps of a test whose protocol was given other ones than its own; empty where they are its own."""
+    """The adaptation steps of a test, where a person changed those of its protocol; else empty."""
     changed = "steps=" in run["protocol"].get("name", "") and "test step" not in run["method"]
     steps = run["protocol"]["adaptation_steps"]
     return f"tested with {format_label('{} steps', steps)}" if changed and isinstance(steps, int) else ""
@@ -111,6 +111,7 @@ def _queries(run: Record, query: int, per_shot: bool) -> str:
 
 
 def per_class(run: Record) -> str:
+    """What follows a number of queries: functions have no classes."""
     return " per class" if metric_of(run) == "accuracy" else ""
 
 

@@ -67,8 +67,8 @@ def write_record(folder: Path, record: Mapping[str, Any], scores: Mapping[str, n
 
 
 def _episode_score(column: str, score: float) -> str:
-    """Six decimals of an accuracy; of an error, which may be small, as many digits as float32 has."""
-    return f"{score:.6f}" if column == "accuracy" or column.startswith("accuracy_") else f"{score:.9g}"
+    """Six decimals of an accuracy; of an error, which may be small, the nine digits that tell any two float32 apart."""
+    return f"{score:.6f}" if column.partition("_")[0] == "accuracy" else f"{score:.9g}"
 
 
 def copy_record(folder: Path, target: Path, runs: Path) -> None:

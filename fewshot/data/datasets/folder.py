@@ -50,8 +50,7 @@ def read(
 
     The images are in class folders, which may be in further folders, see `class_folders`. An image is what Pillow can
     open, by its suffix (`SUFFIXES`) or, if it has none, by its first bytes; the metadata say what was passed over. The
-    names, sizes and times of change of the files name the bank folder, so that a
-    changed source gives other banks.
+    names, sizes and times of change of the files name the bank folder, so that a changed source gives other banks.
 
     Args:
         root: folder or archive.
