@@ -206,7 +206,7 @@ def _column_and_task(cell: Cell, layout: Layout) -> Key:
 
 
 def _mark_reference(cells: list[Cell], layout: Layout, reference: tuple[str, ...]) -> None:
-    """Set which cells are compared: of a column's tests with the reference's labels, those on the best one's episodes."""
+    """Set which cells are compared: of a column's tests with these labels, those on the best one's episodes."""
     tests: dict[Key, tuple[float, Key]] = {}
     for cell in cells:
         cell.reference = cell.figure is None and label_test(cell.runs[0]) == reference

@@ -43,8 +43,9 @@ def read_scores(record: Record) -> np.ndarray:
     if table.shape != (episodes, len(columns)) or not np.array_equal(table[:, 0], np.arange(episodes)):
         raise FewshotError(f"{path} does not have a line for each episode from 0 to {episodes - 1}: test the run again")
     scores = table[:, columns.index(column)]
-    if not abs(scores.mean() - mean) <= ROUNDING * max(1, mean):  # a score that is not finite makes the mean NaN or inf
-        raise FewshotError(f"{path} has mean {scores.mean():.6f}, its record {mean:.6f}: test the run again")
+    # A score that is not finite makes the mean NaN or inf.
+    if not abs(scores.mean() - mean) <= ROUNDING * max(0.1, mean):
+        raise FewshotError(f"{path} has mean {scores.mean():.6g}, its record {mean:.6g}: test the run again")
     return scores
 
 
