@@ -93,8 +93,8 @@ def test_scores_are_those_of_the_steps_that_a_record_was_split_to(tmp_path: Path
         ("episode,accuracy\n0,0.5\n", "does not have a line for each"),
         ("episode,accuracy\n0\n1\n", "does not have a line for each"),
         ("episode,accuracy\n1,0.5\n0,0.5\n", "does not have a line for each"),
-        ("episode,accuracy\n0,0.5\n1,nan\n", "has mean nan, its record 0.500000"),
-        ("episode,accuracy\n0,0.5\n1,0.9\n", "has mean 0.700000, its record 0.500000"),
+        ("episode,accuracy\n0,0.5\n1,nan\n", "has mean nan, its record 0.5:"),
+        ("episode,accuracy\n0,0.5\n1,0.9\n", "has mean 0.7, its record 0.5:"),
         ("episode,accuracy\n0,0.5\n1,high\n", "cannot be read as scores of episodes"),
         ("episode,accuracy\n0,0.5\n1\n", "cannot be read as scores of episodes"),
     ],
@@ -108,3 +108,13 @@ def test_scores_of_something_else_are_refused_in_one_line(
         read_scores(record)
     assert str(tmp_path / "episodes.csv") in str(error.value) and message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_scores_of_an_error_of_another_size_are_refused_though_both_are_small(
+    tmp_path: Path, record: dict[str, Any]
+) -> None:
+    del record["test"]["accuracy"]
+    record["test"]["mse"] = 8e-6
+    (tmp_path / "episodes.csv").write_text("episode,mse\n0,4e-6\n1,4e-6\n")
+    with pytest.raises(FewshotError, match="has mean 4e-06, its record 8e-06"):
+        read_scores(record)
