@@ -13,10 +13,10 @@ from fewshot.experiment.cli import main
 
 
 def table(cfg: DictConfig) -> None:
-    """Print or write the table, or refresh the tables of Markdown files."""
+    """Print or write the tables, or refresh those of Markdown files."""
     from fewshot.report.formats import FORMATS
     from fewshot.report.gather import read_runs
-    from fewshot.report.table import make_table
+    from fewshot.report.table import make_tables
 
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     check_choice("format", cfg.format, tuple(FORMATS))
@@ -28,9 +28,9 @@ def table(cfg: DictConfig) -> None:
     if cfg.out is not None:
         check_no_folder("out", Path(cfg.out))
     runs, unread = read_runs(Path(str(cfg.runs)))
-    page = make_table(runs, settings)
-    warn([*unread, *page.complaints])
-    text = FORMATS[cfg.format](page)
+    pages = make_tables(runs, settings)
+    warn([*unread, *(line for page in pages for line in page.complaints)])
+    text = FORMATS[cfg.format](*pages)
     if cfg.out is None:
         print(text)
     else:

@@ -1,4 +1,4 @@
-"""A page in the format of the place where it will stand: Markdown, LaTeX with booktabs, CSV or HTML."""
+"""Pages in the format of the place where they will stand: Markdown, LaTeX with booktabs, CSV or HTML."""
 
 from __future__ import annotations
 
@@ -50,8 +50,12 @@ li, p { overflow-wrap: anywhere }
 """
 
 
-def render_markdown(page: Page) -> str:
+def render_markdown(*pages: Page) -> str:
     """Markdown as GitHub reads it; published rows follow a row that says so."""
+    return "\n\n".join(map(_markdown_page, pages))
+
+
+def _markdown_page(page: Page) -> str:
     rows = [
         [entry.render(escape_markdown, "**%s**", lambda numbers: numbers.translate(SUPERSCRIPTS)) for entry in row]
         for row in page.table.itertuples(index=False, name=None)
@@ -82,14 +86,18 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)  # inside a word an underscore is one
 
 
-def render_latex(page: Page) -> str:
+def render_latex(*pages: Page) -> str:
     """Table environments to paste. They need the package booktabs, and graphicx to shrink what is too large."""
+    return "\n".join([PREAMBLE, *map(_latex_page, pages)])
+
+
+def _latex_page(page: Page) -> str:
     notes = (rf"\textsuperscript{{{number}}}~{escape_latex(note)}." for number, note in enumerate(page.notes, start=1))
     footer = (rf"\textbf{{{escape_latex(what)}}}: {escape_latex(text)}." for what, text in page.footer)
     width = 2 * WRAP if len(page.table) >= LONG else WRAP
     if page.table.shape[1] > WIDE and len(page.table) < LONG // 2:
         width = 2 * WRAP // 3
-    parts = [PREAMBLE, _latex_table(page.table, page.measured, page.title, width, [" ".join(notes), " ".join(footer)])]
+    parts = [_latex_table(page.table, page.measured, page.title, width, [" ".join(notes), " ".join(footer)])]
     if page.costs is not None:
         width = 2 * WRAP if len(page.costs) >= LONG else WRAP
         parts.append(_latex_table(page.costs.map(Entry), len(page.costs), "What it took", width, []))
@@ -147,15 +155,20 @@ def _wrap(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
-def render_csv(page: Page) -> str:
+def render_csv(*pages: Page) -> str:
     """One line per cell with its numbers as measured."""
-    return page.raw.to_csv(index=False, lineterminator="\n").rstrip("\n")
+    import pandas as pd
+
+    return pd.concat([page.raw for page in pages]).to_csv(index=False, lineterminator="\n").rstrip("\n")
 
 
-def render_html(page: Page) -> str:
+def render_html(*pages: Page) -> str:
     """A complete HTML document that needs no other file."""
-    cost = "" if page.costs is None else f"<h2>What it took</h2>{html_table(page.costs)}"
-    return html_document(page.title, f"<h1>{escape(page.title)}</h1>{html_section(page)}{cost}")
+    parts = []
+    for page in pages:
+        cost = "" if page.costs is None else f"<h2>What it took</h2>{html_table(page.costs)}"
+        parts.append(f"<h1>{escape(page.title)}</h1>{html_section(page)}{cost}")
+    return html_document("; ".join(page.title for page in pages), "\n".join(parts))
 
 
 def html_document(title: str, body: str, style: str = "") -> str:
@@ -196,6 +209,6 @@ def html_table(table: pd.DataFrame, measured: int = 0) -> str:
     return f'<div class="scroll" tabindex="0">{html}</div>'
 
 
-FORMATS: dict[str, Callable[[Page], str]] = {
+FORMATS: dict[str, Callable[..., str]] = {
     "markdown": render_markdown, "latex": render_latex, "csv": render_csv, "html": render_html,
 }  # fmt: skip

@@ -24,7 +24,7 @@ from fewshot.report.labels import SETTING, method_names, short_task
 from fewshot.report.page import DATASETS, NOTHING, Page
 from fewshot.report.pictures import save_figure
 from fewshot.report.records import PREDICTIONS, Record, protocol_name, task_name
-from fewshot.report.table import make_table, metrics_of, read_layout
+from fewshot.report.table import group_by_table, make_table, metrics_of, read_layout
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +50,7 @@ def render_report(
 ) -> tuple[str, list[str]]:
     """The report of a folder's runs, and a line for each thing that could not be read or compared.
 
-    It opens with the tables of the layout, of one metric each. The rest is about all runs.
+    It opens with the tables of the layout. The rest is about all runs.
 
     Args:
         runs: every run below the folder, and `unread` a line for each unreadable one, as `read_runs` returns them.
@@ -93,15 +93,16 @@ def render_report(
 
 
 def _make_pages(runs: Sequence[Record], settings: dict[str, Any], complaints: list[str]) -> list[Page]:
-    """The pages of a layout, one for each metric of its runs; what is wrong with one is a complaint."""
+    """The pages of a layout, one for each of its tables and metrics; what is wrong with one is a complaint."""
     pages = []
-    for metric in metrics_of(runs, settings["layout"]):
-        try:
-            layout = {**settings["layout"], "metric": metric}
-            pages.append(make_table(runs, {**settings, "layout": layout, "costs": True}))
-            complaints += pages[-1].complaints
-        except FewshotError as error:
-            complaints.append(str(error))
+    for group in group_by_table(runs, settings["layout"]).values():
+        for metric in metrics_of(group, settings["layout"]):
+            try:
+                layout = {**settings["layout"], "metric": metric}
+                pages.append(make_table(group, {**settings, "layout": layout, "costs": True}))
+                complaints += pages[-1].complaints
+            except FewshotError as error:
+                complaints.append(str(error))
     return pages
 
 

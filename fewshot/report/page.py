@@ -87,8 +87,12 @@ def _title(cells: list[Cell], layout: Layout) -> str:
     datasets = {cell.runs[0]["protocol"]["dataset"] for cell in cells}
     if len(datasets) != 1:
         return metric.capitalize()
-    dataset = datasets.pop()
-    return f"{DATASETS.get(dataset, dataset.replace('_', ' ').capitalize())}, {metric}"
+    return f"{dataset_label(datasets.pop())}, {metric}"
+
+
+def dataset_label(name: str) -> str:
+    """What a title calls a dataset."""
+    return DATASETS.get(name, name.replace("_", " ").capitalize())
 
 
 def _table(

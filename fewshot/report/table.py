@@ -1,4 +1,4 @@
-"""Records to one comparison table: a row per method, a column per test protocol, the protocol and costs below it."""
+"""Records to comparison tables: a row per method, a column per test protocol, the protocol and costs below it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fewshot.core.paths import CONF
 from fewshot.report.cells import Layout
 from fewshot.report.formats import render_markdown
 from fewshot.report.gather import COMMON, read_runs, select_protocol, select_tests, split_by_steps
-from fewshot.report.page import Page, make_page
+from fewshot.report.page import Page, dataset_label, make_page
 from fewshot.report.published import read_published
 from fewshot.report.records import METRICS, Record, protocol_name, task_name
 
@@ -26,18 +26,45 @@ MARK_KEYS = ("runs", "published", "costs", "rows", "cols")  # beside layout and 
 
 
 def markdown(records: list[Record]) -> str:
-    """The records under the common protocol, or all if none is, as GitHub Markdown: a table for each metric."""
+    """The comparison of the records as GitHub Markdown: a table for each dataset, of the common protocol if any."""
     runs = [run for record in records for run in split_by_steps(record)]
-    texts = []
-    for metric in METRICS:
-        chosen = [run for run in runs if metric in run["test"]]
-        common = any(protocol_name(run) == COMMON for run in chosen)
-        chosen, left_out = select_protocol(chosen, COMMON if common else None)
-        if chosen:
-            page = make_page(chosen, layout=Layout(metric=metric))
-            page.footer.extend([("left out", f"tests by other protocols: {left_out}")] if left_out else [])
-            texts.append(render_markdown(page))
-    return "\n\n".join(texts)
+    layout = read_layout("comparison", CONF)
+    settings = {"layout": layout, "published": False, "rows": None, "cols": None, "costs": False}
+    return render_markdown(*make_tables(runs, settings))
+
+
+def make_tables(runs: Sequence[Record], settings: Mapping[str, Any]) -> list[Page]:
+    """The tables of runs: one for each dataset if the layout says `per_dataset`, else one.
+
+    Args, Raises: as of `make_table`.
+    """
+    layout, pages = settings["layout"], []
+    groups = group_by_table(runs, layout)
+    for dataset, group in groups.items():
+        title = layout["title"]
+        if title and len(groups) > 1:
+            title = f"{title}: {dataset_label(dataset)}"
+        pages.append(make_table(group, {**settings, "layout": {**layout, "title": title}}))
+    return pages
+
+
+def group_by_table(runs: Sequence[Record], layout: Mapping[str, Any]) -> dict[str, list[Record]]:
+    """The runs of each table of a layout, by dataset; all of them by "" if the layout has one table.
+
+    A dataset without a run that the layout shows has no table. If no dataset has one, the runs stay together.
+    """
+    if not layout["per_dataset"]:
+        return {"": list(runs)}
+    shown = [
+        run
+        for run in runs
+        if _belongs_to(run, layout)
+        and (layout["metric"] is None or layout["metric"] in run["test"])
+        and layout["protocol"] in (None, COMMON, protocol_name(run))
+    ]
+    datasets = sorted({run["protocol"]["dataset"] for run in shown})
+    groups = {name: [run for run in runs if run["protocol"]["dataset"] == name] for name in datasets}
+    return groups or {"": list(runs)}
 
 
 def make_table(runs: Sequence[Record], settings: Mapping[str, Any]) -> Page:
@@ -152,9 +179,9 @@ def refresh_tables(path: Path, settings: Mapping[str, Any]) -> tuple[str, list[s
     for start, stop in zip(starts, ends, strict=True):
         own = _read_mark(start[1].split(), settings, path)
         runs, unread = read_runs(path.parent / own["runs"])
-        page = make_table(runs, own)
-        complaints += [*unread, *page.complaints]
-        parts += [text[end : start.end()], f"\n\n{render_markdown(page)}\n\n"]
+        pages = make_tables(runs, own)
+        complaints += [*unread, *(line for page in pages for line in page.complaints)]
+        parts += [text[end : start.end()], f"\n\n{render_markdown(*pages)}\n\n"]
         end = stop.start()
     return "".join(parts) + text[end:], complaints
 
@@ -188,7 +215,7 @@ def _read_value(place: str, key: str, value: str) -> Any:
         read = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise FewshotError(f"{place}: cannot be read: {one_line(error)}") from error
-    wanted = bool if key in ("published", "costs", "mixed") else list
+    wanted = bool if key in ("published", "costs", "mixed", "per_dataset") else list
     if read is not None and not isinstance(read, wanted):
         raise FewshotError(f"{place}: must be {'true or false' if wanted is bool else 'a list, such as [maml,leo]'}")
     return read

@@ -133,6 +133,42 @@ def test_a_footnote_stands_at_the_row_where_all_its_cells_have_it_and_texts_of_e
 DATASETS = "cub, mini, omniglot, sinusoid, tiered"
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_comparison_has_a_table_for_each_dataset(call: Any, lab: Any, form: str) -> None:
+    lab.write("runs/a", protocol__name="paper")
+    lab.write("runs/b", dataset="mini", protocol__dataset="mini")
+    lab.write_regression("runs/c")
+    titles = ["miniImageNet, accuracy", "Omniglot, accuracy", "Sinusoid, mean squared error"]
+    if form == "csv":  # the numbers of all tables below one line of names
+        titles = ["mini,5,1,accuracy in per cent", "omniglot,5,1,accuracy in per cent", "sinusoid,1,10,mse"]
+
+    def shown(*words: str) -> list[str]:
+        done = call("table", f"format={form}", *words)
+        assert done.code == 0
+        assert done.out.count("method,setting,") == (form == "csv") and done.out.count("providecommand") == (
+            form == "latex"
+        )
+        places = {title: done.out.find(title) for title in titles if title in done.out}
+        assert sorted(places, key=lambda title: places[title]) == list(places)
+        return list(places)
+
+    assert shown() == titles
+    assert shown("layout.protocol=paper") == titles[1:2]
+    assert shown("layout.metric=mse") == titles[2:]
+    assert shown("layout.datasets=[mini,sinusoid]") == titles[::2]
+
+
+def test_a_comparison_of_several_datasets_is_one_table_on_request(call: Any, lab: Any) -> None:
+    lab.write("runs/a")
+    lab.write("runs/b", dataset="mini", protocol__dataset="mini")
+    done = call("table", "layout.per_dataset=false")
+    assert (
+        "\nAccuracy in per cent:\n" in f"\n{done.out}" and "| mini 5-way 1-shot | omniglot 5-way 1-shot |" in done.out
+    )
+    titled = call("table", "layout.title=Ours").out
+    assert "Ours: miniImageNet:\n" in titled and "Ours: Omniglot:\n" in titled
+
+
 def test_published_figures_join_the_comparison_on_request(lab: Any, results: Any) -> None:
     leo = results("published=true", below=ABLATION)  # which nobody reports on Omniglot
     assert "source" not in lab.texts(leo)[0]
@@ -436,11 +472,9 @@ def test_refresh_writes_the_tables_between_their_marks_and_nothing_else(call: An
     page.write_text(f"before\n{first}\nold\n<!-- /table -->\nbetween\n{second}\n<!-- /table -->\nafter\n")
     done = call("table", "refresh=results")
     assert (done.code, done.out) == (0, "results/README.md: written\n")
-    assert done.err == "warning: the table shows accuracy; for the runs scored by mse set layout.metric=mse\n"
-    one, two = (
-        FORMATS["markdown"](lab.page()),
-        FORMATS["markdown"](lab.page(*second.split()[2:-1], below="results/lines")),
-    )
+    assert done.err == ""
+    one = FORMATS["markdown"](lab.page("layout.datasets=[omniglot]"), lab.page("layout.datasets=[sinusoid]"))
+    two = FORMATS["markdown"](lab.page(*second.split()[2:-1], below="results/lines"))
     text = f"before\n{first}\n\n{one}\n\n<!-- /table -->\nbetween\n{second}\n\n{two}\n\n<!-- /table -->\nafter\n"
     assert page.read_text() == text
     assert call("table", "refresh=results").out == "results/README.md: current\n"
