@@ -13,7 +13,6 @@ import re
 import shlex
 import sys
 import traceback
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +23,6 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.main import _get_rerun_conf
 from hydra.types import RunMode
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -115,11 +113,6 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
             raise FewshotError(f"{CONF}: not there; run the tools from a clone, installed with `pip install -e .`")
         _check_clone()
         flags = parse_flags(argv[1:])
-        if flags.experimental_rerun is not None:
-            with warnings.catch_warnings(action="ignore"):  # Hydra's, that the overrides are ignored
-                cfg = _one_line(lambda: _get_rerun_conf(flags.experimental_rerun, flags.overrides))
-            guarded(cfg)
-            return
         version.setbase("1.3")
         GlobalHydra.instance().clear()
         hydra = _one_line(lambda: open_hydra(flags, config))

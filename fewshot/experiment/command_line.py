@@ -14,12 +14,11 @@ from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
-from fewshot.experiment.config import key_names, typed_settings
 
 COMMANDS = ("run", "multirun", "cfg", "info", "shell_completion")
 
@@ -28,7 +27,8 @@ def parse_flags(words: list[str]) -> argparse.Namespace:
     """Hydra's flags and, as `overrides`, the other arguments, in any order.
 
     Raises:
-        FewshotError: an unknown flag, a flag without its value, or flags that exclude each other.
+        FewshotError: an unknown flag, one of Hydra's that has no use here, a flag without its value, or flags that
+            exclude each other.
     """
     parser = get_args_parser()
 
@@ -49,6 +49,10 @@ def parse_flags(words: list[str]) -> argparse.Namespace:
             f"{unknown[0]}: no such flag{hint or ';'} a setting is written without dashes: "
             f"{setting if '=' in setting else f'{setting}=<value>'}"
         )
+    if flags.config_path is not None:
+        raise FewshotError(f"--config-path: the settings are those of {CONF}; --config-dir=<folder> adds your own")
+    if flags.experimental_rerun is not None:
+        raise FewshotError("--experimental-rerun: resume=<run folder> goes on with a run")
     if flags.cfg and flags.multirun:
         raise FewshotError("--cfg: shows one run; leave out -m, and give one value for each key")
     if sum(getattr(flags, name) not in (None, False) for name in COMMANDS) > 1:
@@ -72,20 +76,12 @@ class ToolHydra(Hydra):
 
 
 def open_hydra(flags: argparse.Namespace, name: str) -> Hydra:
-    """Hydra that reads conf/, or the folder of `--config-path` in its place, and the folder of `--config-dir` too.
+    """Hydra that reads conf/, and the folder of `--config-dir` too.
 
     Raises:
-        FewshotError: a folder is not there.
+        FewshotError: the folder is not there.
     """
-    # As in Hydra, `--config-path` is relative to the tool.
-    main = CONF if flags.config_path is None else CONF.parent / "tools" / flags.config_path
-    if "://" in (flags.config_path or ""):
-        main = flags.config_path
-    elif not Path(main).is_dir():
-        raise FewshotError(f"--config-path={flags.config_path}: no folder {main}; --config-dir adds one to {CONF}")
-    elif flags.config_path is not None:
-        _check_own_settings(Path(main, f"{name}.yaml"), name)
-    search_path = create_config_search_path(str(main))
+    search_path = create_config_search_path(str(CONF))
     assert isinstance(search_path, ConfigSearchPathImpl)
     if flags.config_dir is not None:
         folder = Path(flags.config_dir).absolute()
@@ -95,20 +91,9 @@ def open_hydra(flags: argparse.Namespace, name: str) -> Hydra:
     return ToolHydra.create_main_hydra2(task_name=name, config_search_path=search_path)
 
 
-def _check_own_settings(path: Path, tool: str) -> None:
-    """Check that a person's own file of a tool's settings has every key that the tool needs."""
-    if not path.is_file():
-        return
-    settings = OmegaConf.load(path)
-    assert isinstance(settings, DictConfig)
-    needed = {key for key in key_names(typed_settings(tool)) if key.split(".")[0] != "layout"}  # a group's
-    if missing := sorted(needed - set(key_names(settings))):
-        raise FewshotError(f"{path}: lacks {', '.join(missing)}; keep every key of {CONF / path.name}")
-
-
 def has_sweep_mode(flags: argparse.Namespace, hydra: Hydra, config: str) -> bool:
     """Whether the configuration asks for a sweep by `hydra.mode`, as the files of conf/experiment do."""
     chosen = any(word.lstrip("+").startswith(("hydra.mode", "experiment")) for word in flags.overrides)
-    own_files = flags.config_dir or flags.config_path or flags.config_name  # which may set it anywhere
+    own_files = flags.config_dir or flags.config_name  # which may set it anywhere
     # Asked only then, since it composes the whole configuration.
     return bool(chosen or own_files) and hydra.get_mode(config, flags.overrides) == RunMode.MULTIRUN

@@ -47,8 +47,6 @@ TINY = ("train.steps=0", "validation.episodes=2", "backbone.network.filters=4", 
         ["--hydra-help"],
         ["--version"],
         ["--config-name", "train", "--cfg", "job"],
-        ["--config-path", str(ROOT / "conf"), "--cfg", "job"],
-        ["--config-path=../conf", "--cfg", "job"],
         ["--shell-completion", "install=bash"],
         ["-sc", "uninstall=bash"],
     ],
@@ -101,18 +99,6 @@ def test_help_lists_the_groups_that_can_be_chosen_and_no_others(call: Any) -> No
         assert {line.split(":")[0] for line in listed} == wanted
         assert text.startswith(runpy.run_path(str(ROOT / f"tools/{tool}.py"))["__doc__"])
     assert "group=option" not in call("bench", "--help").out
-
-
-def test_a_copy_of_conf_keeps_every_key_of_a_tool(call: Any) -> None:
-    shutil.copytree(ROOT / "conf", "mine")
-    path = Path("mine/train.yaml")
-    words = ("--config-path", str(path.parent.resolve()), "--cfg", "job", "--package", "train.clip")
-    assert call("train", *words).out == "None\n"
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(line for line in lines if not line.startswith(("  clip: ", "run_dir: "))))
-    done = call("train", *words)
-    assert (done.code, done.out) == (1, "")
-    assert "mine/train.yaml: lacks run_dir, train.clip; keep every key of " in done.err
 
 
 def test_the_block_of_hydra_stands_once() -> None:
