@@ -13,7 +13,7 @@ from fewshot.experiment.cli import main
 
 def write_report(cfg: DictConfig) -> None:
     """Write the report, and its pictures where a folder for them is given."""
-    from fewshot.report.gather import read_runs
+    from fewshot.report.gather import gather_runs
     from fewshot.report.html_report import draw_plots, render_report
     from fewshot.report.pictures import PICTURE_FORMATS
 
@@ -23,7 +23,7 @@ def write_report(cfg: DictConfig) -> None:
     check_choice("format", cfg.format, tuple(PICTURE_FORMATS))
     check_bool("published", settings["published"])
     check_no_folder("out", out)
-    runs, unread = read_runs(folder)
+    runs, unread = gather_runs(folder)
     text, complaints = render_report(folder, runs, settings, unread)
     files = {out: text.encode()}
     if cfg.pictures is not None:

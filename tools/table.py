@@ -15,7 +15,7 @@ from fewshot.experiment.cli import main
 def table(cfg: DictConfig) -> None:
     """Print or write the tables, or refresh those of Markdown files."""
     from fewshot.report.formats import FORMATS
-    from fewshot.report.gather import read_runs
+    from fewshot.report.gather import gather_runs
     from fewshot.report.table import make_tables
 
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
@@ -27,7 +27,7 @@ def table(cfg: DictConfig) -> None:
         return
     if cfg.out is not None:
         check_no_folder("out", Path(cfg.out))
-    runs, unread = read_runs(Path(str(cfg.runs)))
+    runs, unread = gather_runs(Path(str(cfg.runs)))
     pages = make_tables(runs, settings)
     warn([*unread, *(line for page in pages for line in page.complaints)])
     text = FORMATS[cfg.format](*pages)

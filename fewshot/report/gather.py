@@ -23,7 +23,7 @@ from fewshot.report.statistics import ROUNDING
 COMMON = "common"
 
 
-def read_runs(folder: Path) -> tuple[list[Record], list[str]]:
+def gather_runs(folder: Path) -> tuple[list[Record], list[str]]:
     """Every record below a folder, split by adaptation steps, sorted by path; and a line for each unreadable one.
 
     Raises:

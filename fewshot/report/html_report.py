@@ -53,7 +53,7 @@ def render_report(
     It opens with the tables of the layout. The rest is about all runs.
 
     Args:
-        runs: every run below the folder, and `unread` a line for each unreadable one, as `read_runs` returns them.
+        runs: every run below the folder, and `unread` a line for each unreadable one, as `gather_runs` returns them.
         settings: the layout and its changes, in the form of conf/report.yaml.
 
     Raises:

@@ -15,7 +15,7 @@ from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.paths import CONF
 from fewshot.report.cells import Layout
 from fewshot.report.formats import render_markdown
-from fewshot.report.gather import COMMON, read_runs, select_protocol, select_tests, split_by_steps
+from fewshot.report.gather import COMMON, gather_runs, select_protocol, select_tests, split_by_steps
 from fewshot.report.page import Page, dataset_label, make_page
 from fewshot.report.published import read_published
 from fewshot.report.records import METRICS, Record, protocol_name, task_name
@@ -71,7 +71,7 @@ def make_table(runs: Sequence[Record], settings: Mapping[str, Any]) -> Page:
     """The table of runs; what could not be compared stands in its `complaints`.
 
     Args:
-        runs: as `read_runs` returns them.
+        runs: as `gather_runs` returns them.
         settings: the layout and its changes, in the form of `conf/table.yaml`.
 
     Raises:
@@ -178,7 +178,7 @@ def refresh_tables(path: Path, settings: Mapping[str, Any]) -> tuple[str, list[s
     parts, complaints, end = [], [], 0
     for start, stop in zip(starts, ends, strict=True):
         own = _read_mark(start[1].split(), settings, path)
-        runs, unread = read_runs(path.parent / own["runs"])
+        runs, unread = gather_runs(path.parent / own["runs"])
         pages = make_tables(runs, own)
         complaints += [*unread, *(line for page in pages for line in page.complaints)]
         parts += [text[end : start.end()], f"\n\n{render_markdown(*pages)}\n\n"]

@@ -18,7 +18,7 @@ from scipy import stats
 import fewshot.experiment.config  # noqa: F401  (the types of the configurations)
 from fewshot.core.paths import CONF
 from fewshot.report.cells import Layout
-from fewshot.report.gather import read_runs
+from fewshot.report.gather import gather_runs
 from fewshot.report.page import Page, make_page
 from fewshot.report.published import VIEWS
 from fewshot.report.records import write_record
@@ -116,7 +116,7 @@ class Lab:
 
     def page(self, *words: str, below: str = "") -> Page:
         """The page of the runs below the folder."""
-        runs, complaints = read_runs(self.folder / below)
+        runs, complaints = gather_runs(self.folder / below)
         page = make_table(runs, self.settings(*words))
         page.complaints[:0] = complaints
         return page

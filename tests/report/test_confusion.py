@@ -10,7 +10,7 @@ import pytest
 
 from fewshot.core.errors import FewshotError
 from fewshot.report.confusion import MATRIX, read_confusion, tabulate_test
-from fewshot.report.gather import read_runs
+from fewshot.report.gather import gather_runs
 from fewshot.report.html_report import render_report
 
 # Two episodes of two classes, with two queries of each: b is in both, a is once taken for b, and c and NA never meet.
@@ -23,7 +23,7 @@ def write_test(lab: Any, rows: list[str], right: float, column: str = "predictio
     lab.write("run", scores, protocol__way=way, protocol__query=len(rows) // way // 2, protocol__adaptation_steps=5)
     lines = [f"{number // (len(rows) // 2)},0,i,{row}" for number, row in enumerate(rows)]
     (lab.folder / "run/predictions.csv").write_text("\n".join([f"episode,query,image,label,{column}", *lines]) + "\n")
-    return read_runs(lab.folder)[0][0]
+    return gather_runs(lab.folder)[0][0]
 
 
 def test_a_confusion_is_a_share_of_the_queries_in_episodes_that_held_both_classes(lab: Any):
@@ -59,7 +59,7 @@ def test_predictions_of_another_test_are_refused(lab: Any, rows: list[str]):
 def test_the_report_shows_the_confusions_of_the_tests_that_kept_predictions(lab: Any):
     write_test(lab, ["<a>,<b>", *ROWS[1:]], 0.75)
     lab.write("other", algorithm="leo")
-    runs, unread = read_runs(lab.folder)
+    runs, unread = gather_runs(lab.folder)
     text, complaints = render_report(Path(lab.folder), runs, lab.settings(config="report"), unread)
     assert complaints == []
     assert text.count("Confusions of maml") == 1 and "Confusions of leo" not in text

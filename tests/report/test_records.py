@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from fewshot.core.errors import FewshotError
-from fewshot.report.gather import read_runs
+from fewshot.report.gather import gather_runs
 from fewshot.report.page import Page
 from fewshot.report.published import VIEWS
 from fewshot.report.records import protocol_name, read_record, summary, write_record
@@ -287,5 +287,5 @@ def test_what_cannot_be_read_is_one_line_each_and_the_rest_is_tabulated(lab: Any
 def test_records_are_found_at_any_depth_in_the_order_of_their_paths(lab: Any, tmp_path: Path) -> None:
     lab.write("b")
     lab.write("a/deep", seed=1)
-    found = [(run["seed"], run["folder"]) for run in read_runs(tmp_path)[0]]
+    found = [(run["seed"], run["folder"]) for run in gather_runs(tmp_path)[0]]
     assert found == [(1, str(tmp_path / "a" / "deep")), (0, str(tmp_path / "b"))]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fewshot.core.errors import FewshotError
-from fewshot.report.gather import read_runs
+from fewshot.report.gather import gather_runs
 from fewshot.report.html_report import compare_settings, render_report
 
 HOSTILE = "<script>alert('x')</script>"
@@ -27,7 +27,7 @@ def make_run(lab: Any) -> Callable[..., None]:
 
 
 def render(lab: Any, *words: str) -> tuple[str, list[str]]:
-    runs, unread = read_runs(lab.folder)
+    runs, unread = gather_runs(lab.folder)
     return render_report(lab.folder, runs, lab.settings(*words, config="report"), unread)
 
 
@@ -53,7 +53,7 @@ def test_only_settings_that_differ_are_shown_and_seeds_are_one_column(lab: Any, 
         make_run(f"maml{seed}", seed=seed, settings={"train.lr": 0.1, "train.clip": None, "a_": "x"}, config="m")
     make_run("leo", algorithm="leo", settings={"train.lr": 2, "train.clip": None, "train.own": True}, config="l")
     make_run("old", seed=2, settings=None)
-    frame, missing = compare_settings(read_runs(lab.folder)[0])
+    frame, missing = compare_settings(gather_runs(lab.folder)[0])
     assert frame.to_numpy().tolist() == [["train.lr", "2", "0.1"], ["train.own", "true", "–"]]
     assert list(frame.columns) == [
         "setting",
