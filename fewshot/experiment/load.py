@@ -15,7 +15,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.paths import expand_path
 from fewshot.experiment.config import is_on_features, is_regression, resolved
 from fewshot.experiment.make_learner import make_extractor, make_learner
-from fewshot.experiment.run_dir import TESTS, find_run, load_data_info, saved_config
+from fewshot.experiment.run_dir import TESTS, data_info_of, find_run, saved_config
 from fewshot.report.records import read_record
 from fewshot.tasks.transforms import ImageTransform, view_of
 from fewshot.training.features import load_extractor
@@ -42,9 +42,7 @@ def load_run(folder: str | Path, *, checkpoint: str | None = None, device: str =
     """
     folder, place = find_run(expand_path(folder)), pick_device(device)
     cfg = saved_config(folder)
-    info = load_data_info(folder)
-    if info is None:
-        raise FewshotError(f"{folder}: the run has not begun; train it first")
+    info = data_info_of(folder)
     shape = tuple(info["shape"])
     learner = make_learner(cfg, shape, cfg.way, place)
     settings = TrainSettings(**resolved(cfg)["train"])

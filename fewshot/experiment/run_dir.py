@@ -185,3 +185,15 @@ def load_data_info(folder: Path) -> dict[str, Any] | None:
         return info
     except (OSError, ValueError, TypeError) as error:
         raise FewshotError(f"{listed}: damaged ({error}); choose another run_dir, or force=true") from error
+
+
+def data_info_of(run: Path) -> dict[str, Any]:
+    """The data that a run began with, as `load_data_info` gives them.
+
+    Raises:
+        FewshotError: the run has not begun, or the file is damaged.
+    """
+    info = load_data_info(run)
+    if info is None:
+        raise FewshotError(f"{run}: the run has not begun; train it first")
+    return info

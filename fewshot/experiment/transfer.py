@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from fewshot.core.errors import FewshotError
 from fewshot.episodes import Source
 from fewshot.experiment.config import is_on_features, is_regression
-from fewshot.experiment.run_dir import load_data_info
+from fewshot.experiment.run_dir import data_info_of
 
 # Datasets with the same classes, which pickles number in each split.
 OF_CIFAR100, NUMBERED = {"cifar_fs", "fc100"}, re.compile(r"(train|val|test) \d{3}")
@@ -42,7 +40,7 @@ def with_dataset(cfg: DictConfig, run: Path, dataset: DictConfig) -> DictConfig:
             raise FewshotError(f"dataset.{key}: is as in the run's training; leave it out")
     changed = cfg.copy()
     OmegaConf.update(changed, "dataset", dataset, merge=False)
-    for key, value in (("shape", _data_info(run)["shape"]), ("mean", cfg.dataset.mean), ("std", cfg.dataset.std)):
+    for key, value in (("shape", data_info_of(run)["shape"]), ("mean", cfg.dataset.mean), ("std", cfg.dataset.std)):
         OmegaConf.update(changed, f"dataset.{key}", value)
     return changed
 
@@ -53,7 +51,7 @@ def check_disjoint_classes(run: Path, trained: str, name: str, bank: Source) -> 
     Raises:
         FewshotError: it was, or the data are the run's own; or they have no names to tell.
     """
-    info = _data_info(run)
+    info = data_info_of(run)
     if bank.image_fingerprint == info.get(bank.split):
         raise FewshotError(f"dataset={name}: the data that the run began with; leave dataset out")
     unnamed = [each for each in (*bank.names, *info["classes"]) if NUMBERED.fullmatch(each)]
@@ -71,12 +69,5 @@ def check_disjoint_classes(run: Path, trained: str, name: str, bank: Source) -> 
 
 def train_fingerprint(run: Path, train_on_val: bool) -> str:
     """The fingerprint of the data that the run was trained on."""
-    info = _data_info(run)
+    info = data_info_of(run)
     return "+".join(info[split] for split in (("train", "val") if train_on_val else ("train",)))
-
-
-def _data_info(run: Path) -> Mapping[str, Any]:
-    info = load_data_info(run)
-    if info is None:
-        raise FewshotError(f"{run}: the run has not begun; train it first")
-    return info
