@@ -305,7 +305,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder of this process, with the glyphs, which are drawn once for all processes of pytest-xdist."""
     base, folder = tmp_path_factory.getbasetemp(), tmp_path_factory.mktemp("data")
     drawn = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    glyphs.read(drawn / "banks")
+    glyphs.read_glyphs(drawn / "banks")
     shutil.copytree(drawn / "banks", folder / "banks")
     return folder
 

@@ -244,7 +244,7 @@ def test_a_run_goes_on_to_the_same_bits_where_a_class_has_moved(call: Any, monke
     moved = types.ModuleType("fewshot.elsewhere")
     moved.MAML = type("MAML", (MAML,), {})  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, "fewshot.elsewhere", moved)
-    monkeypatch.setitem(fewshot._PLACES, "MAML", "elsewhere")
+    monkeypatch.setitem(fewshot._PLACES, "MAML", "fewshot.elsewhere")
     done = call("train", "resume=died")
     assert (done.code, done.err) == (0, "")
     whole, died = (load_file(f"{run}/checkpoints/last.safetensors") for run in ("whole", "died"))

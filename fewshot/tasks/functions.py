@@ -128,7 +128,7 @@ def _uniform(limits: Range, bits: torch.Tensor) -> torch.Tensor:
     return low + (high - low) * uniform(bits)
 
 
-def read(
+def read_functions(
     families: Mapping[str, Mapping[str, Sequence[float]]], x: Sequence[float], noise: float
 ) -> dict[str, Functions]:
     """The splits train, val and test of a distribution over functions.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -76,3 +77,12 @@ def check_state(
                 f"{path}: from another algorithm or backbone: {name} is {shapes[0]} there, {shapes[1]} here"
             )
     return {name: tensors[name] for name in expected}
+
+
+def digest_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over the names and bytes of tensors in their order."""
+    digest = hashlib.sha256()
+    for name, value in tensors.items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

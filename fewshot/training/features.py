@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from fewshot.backbones.norm import BatchStatNorm
@@ -25,12 +24,12 @@ from fewshot.core.paths import expand_path
 from fewshot.core.progress import print_note
 from fewshot.data.bank import Bank, open_banks, write_banks
 from fewshot.tasks.transforms import view_of
-from fewshot.training.checkpoint import check_state, load_checkpoint
+from fewshot.training.checkpoint import check_state, digest_tensors, load_checkpoint
 from fewshot.training.extractor import check_settings, extract, make_classifier, train_extractor, validation_sampler
 from fewshot.training.settings import LATER_OF_EXTRACTORS
 
 
-def features(
+def extract_features(
     images: Mapping[str, Bank],
     network: Callable[..., nn.Module],
     *,
@@ -162,12 +161,3 @@ def load_extractor(extractor: nn.Module, cache: Path, about: Mapping[str, Any]) 
 def extractor_folder(cache: Path, about: Mapping[str, Any]) -> Path:
     """Where the extractor of features lies; `about` is the features' metadata."""
     return cache / "extractors" / about["folder"].removeprefix("features-")
-
-
-def digest_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over the names and bytes of tensors in their order."""
-    digest = hashlib.sha256()
-    for name, value in tensors.items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -18,6 +18,7 @@ from fewshot.algorithms.learner import Learner, Tensors, backbone_constants
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
 from fewshot.episodes import Tasks
+from fewshot.training.checkpoint import digest_tensors
 from fewshot.training.settings import LATER_SETTINGS, TrainSettings
 
 LISTED = "training.json"
@@ -47,9 +48,9 @@ def describe_training(
     training = {
         "learner": {"learner": type(learner).__name__, **options},
         "network": {
-            "network": _digest(json.dumps(modules, sort_keys=True).encode()),
-            "parameters": _digest(json.dumps([_start(params), _start(state)], sort_keys=True).encode()),
-            "frozen values": _digest(*_content(backbone_constants(backbone))),
+            "network": _digest(modules),
+            "parameters": _digest([_start(params), _start(state)]),
+            "frozen values": digest_tensors(backbone_constants(backbone)),
         },
         "tasks": {"tasks": type(tasks).__name__, **describe_tasks(tasks)},
         "validation": validation,
@@ -129,18 +130,5 @@ def _only_value(tensor: torch.Tensor) -> float | None:
     return float(first) if tensor.numel() > 1 and bool((tensor == first).all()) else None
 
 
-def _content(tensors: Tensors) -> list[bytes]:
-    """Names and bytes of tensors."""
-    arrays = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    return [
-        part
-        for name, value in arrays.items()
-        for part in (name.encode(), value.flatten().view(torch.uint8).numpy().tobytes())
-    ]
-
-
-def _digest(*parts: bytes) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
+def _digest(described: Any) -> str:
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

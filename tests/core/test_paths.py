@@ -186,11 +186,11 @@ def test_a_variable_that_is_not_defined_is_one_line(call: Any, home: Path, word:
 
 def test_the_python_functions_take_such_paths(home: Path, call: Any) -> None:
     images(home / "birds")
-    banks = folder.read("~/birds", "$PLACE/banks", size=4, fractions=(0.34, 0.33, 0.33))
+    banks = folder.read_folder("~/birds", "$PLACE/banks", size=4, fractions=(0.34, 0.33, 0.33))
     made = banks["train"].folder
     assert made is not None and made.parent == home / "banks"
     assert open_banks(f"~/banks/{made.name}")["train"].fingerprint == banks["train"].fingerprint
-    assert glyphs.read("~/banks", examples=1, size=8)["val"].shape == (1, 8, 8)
+    assert glyphs.read_glyphs("~/banks", examples=1, size=8)["val"].shape == (1, 8, 8)
     assert call("train", *QUICK, "runs=~/runs").code == 0
     assert len(read_records("$PLACE/runs")) == 1
     assert not names_below(home, Path.cwd()) & {"~", "$PLACE"}

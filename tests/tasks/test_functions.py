@@ -7,27 +7,27 @@ from typing import Any
 import pytest
 
 from fewshot.core.errors import FewshotError
-from fewshot.tasks.functions import read
+from fewshot.tasks.functions import read_functions
 
 SINE = {"amplitude": [0.1, 5.0], "phase": [0.0, 3.0]}
 LINE = {"slope": [-3, 3], "intercept": [-1, 1]}
 
 
 def test_the_three_splits_are_of_one_distribution():
-    sources = read({"sine": SINE}, [-5, 5], 0)
+    sources = read_functions({"sine": SINE}, [-5, 5], 0)
     assert list(sources) == ["train", "val", "test"] == [source.split for source in sources.values()]
     assert len({source.fingerprint for source in sources.values()}) == 1
 
 
 def test_the_description_names_every_range():
-    assert read({"sine": SINE, "line": LINE}, [-5, 5], 0.3)["test"].description == (
+    assert read_functions({"sine": SINE, "line": LINE}, [-5, 5], 0.3)["test"].description == (
         "line: slope -3 to 3, intercept -1 to 1; sine: amplitude 0.1 to 5, phase 0 to 3; x -5 to 5; noise 0.3"
     )
 
 
 def test_the_order_in_which_things_are_named_makes_no_difference():
-    one = read({"sine": SINE, "line": LINE}, [-5, 5], 0)["test"]
-    other = read({"line": LINE, "sine": dict(reversed(SINE.items()))}, [-5, 5], 0)["test"]
+    one = read_functions({"sine": SINE, "line": LINE}, [-5, 5], 0)["test"]
+    other = read_functions({"line": LINE, "sine": dict(reversed(SINE.items()))}, [-5, 5], 0)["test"]
     assert one == other and one.fingerprint == other.fingerprint
 
 
@@ -41,7 +41,10 @@ def test_the_order_in_which_things_are_named_makes_no_difference():
     ],
 )
 def test_another_distribution_has_another_fingerprint(families: Any, x: Any, noise: float):
-    assert read(families, x, noise)["test"].fingerprint != read({"sine": SINE}, [-5, 5], 0)["test"].fingerprint
+    assert (
+        read_functions(families, x, noise)["test"].fingerprint
+        != read_functions({"sine": SINE}, [-5, 5], 0)["test"].fingerprint
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,5 +68,5 @@ def test_another_distribution_has_another_fingerprint(families: Any, x: Any, noi
 )
 def test_what_is_no_distribution_is_refused_in_one_line(families: Any, x: Any, noise: Any, message: str):
     with pytest.raises(FewshotError, match=message) as caught:
-        read(families, x, noise)
+        read_functions(families, x, noise)
     assert "\n" not in str(caught.value)

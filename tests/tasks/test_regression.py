@@ -11,7 +11,7 @@ from scipy import stats
 
 from fewshot.core.errors import FewshotError
 from fewshot.tasks import functions
-from fewshot.tasks.functions import read
+from fewshot.tasks.functions import read_functions
 from fewshot.tasks.regression import Regression
 
 SINE = {"amplitude": [0.1, 5.0], "phase": [0.0, pi]}
@@ -19,7 +19,7 @@ LINE = {"slope": [-3.0, 3.0], "intercept": [-2.0, 1.0]}
 
 
 def make_tasks(noise: float = 0.0, seed: int = 0, split: str = "train", shot: int = 5, **families: Any) -> Regression:
-    return Regression(read(families or {"sine": SINE, "line": LINE}, [-5, 5], noise)[split], shot, 4, seed)
+    return Regression(read_functions(families or {"sine": SINE, "line": LINE}, [-5, 5], noise)[split], shot, 4, seed)
 
 
 def test_a_task_is_the_same_in_any_batch_and_order():
@@ -86,4 +86,4 @@ def test_noise_is_gaussian_of_its_size_on_support_and_query_and_new_for_every_ta
 @pytest.mark.parametrize(("shot", "query", "message"), [(0, 1, "shot=0: must be"), (1, -1, "query=-1: must be")])
 def test_tasks_without_support_are_refused(shot: int, query: int, message: str):
     with pytest.raises(FewshotError, match=message):
-        Regression(read({"sine": SINE}, [-5, 5], 0)["train"], shot, query, 0)
+        Regression(read_functions({"sine": SINE}, [-5, 5], 0)["train"], shot, query, 0)

@@ -22,7 +22,7 @@ from fewshot.backbones.wrn import WRN
 from fewshot.core.errors import FewshotError
 from fewshot.data.bank import Bank
 from fewshot.tasks.sampler import Sampler
-from fewshot.training.features import features, open_features
+from fewshot.training.features import extract_features, open_features
 from fewshot.training.settings import LATER_OF_EXTRACTORS
 
 Make = Callable[..., Any]
@@ -64,7 +64,7 @@ def made(
     **choices: Any,
 ) -> Any:
     settings = SETTINGS | choices
-    return features(images, network, name=name, settings=settings, view=view or {}, cache=cache, device="cpu")
+    return extract_features(images, network, name=name, settings=settings, view=view or {}, cache=cache, device="cpu")
 
 
 @pytest.mark.parametrize(("name", "network"), [("conv4", CONV4), ("resnet12", RESNET12), ("wrn28_10", WIDE)])
@@ -132,7 +132,7 @@ def test_a_run_before_a_setting_was_there_finds_its_features(
     first = made(images, tmp_path, epochs=1)
     monkeypatch.setattr(training, "_train", lambda *args: pytest.fail("trained again"))
     former = {key: value for key, value in SETTINGS.items() if key not in LATER_OF_EXTRACTORS} | {"epochs": 1}
-    again = features(images, CONV4, name="conv4", settings=former, view={}, cache=tmp_path, device="cpu")
+    again = extract_features(images, CONV4, name="conv4", settings=former, view={}, cache=tmp_path, device="cpu")
     assert first["test"].fingerprint == again["test"].fingerprint
 
 
@@ -208,7 +208,9 @@ def test_what_no_weight_shows_makes_other_features_too(
 
 def test_features_that_are_gone_are_not_made_anew_for_a_run_that_was_on_them(images: dict[str, Bank], tmp_path: Path):
     with pytest.raises(FewshotError, match="are gone") as caught:
-        features(images, CONV4, name="conv4", settings=SETTINGS, view={}, cache=tmp_path, device="cpu", may_train=False)
+        extract_features(
+            images, CONV4, name="conv4", settings=SETTINGS, view={}, cache=tmp_path, device="cpu", may_train=False
+        )
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 

@@ -26,7 +26,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.data.bank import Bank, concat_banks
 from fewshot.engine.engine import Engine
 from fewshot.engine.reduce import MetaGradient
-from fewshot.tasks.functions import read
+from fewshot.tasks.functions import read_functions
 from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
 from fewshot.training.checkpoint import load_checkpoint, save_checkpoint
@@ -293,7 +293,7 @@ def test_the_best_of_a_regression_has_the_least_error(make_regression: Any, tmp_
     backbone, _ = make_regression()
     learner = MAML(backbone, inner_lr=0.01, inner_steps=1, test_steps=1, first_order=False, inner_loss="mean",
                    outer_loss="mean")  # fmt: skip
-    functions = read({"sine": {"amplitude": (1, 2), "phase": (0, 1)}}, (-1, 1), 0)["train"]
+    functions = read_functions({"sine": {"amplitude": (1, 2), "phase": (0, 1)}}, (-1, 1), 0)["train"]
     found = iter([0.7, 0.2, 0.4])
     shown: list[dict[str, float]] = []
     run_training(
@@ -377,7 +377,7 @@ def test_a_step_that_is_not_logged_asks_nothing_of_the_device(name: str, nan_gua
     if name == "both splits":
         tasks = Sampler(concat_banks(bank(), replace(bank(), names=tuple("ijklmnop"))), 3, 2, 2, 0, "as_classes")
     if name == "functions":
-        functions = read({"sine": {"amplitude": (1, 2), "phase": (0, 1)}}, (-1, 1), 0.1)["train"]
+        functions = read_functions({"sine": {"amplitude": (1, 2), "phase": (0, 1)}}, (-1, 1), 0.1)["train"]
         learner.backbone = MLP((1,), 1, widths=[8], norm="none", norm_scale=False, norm_eps=1e-3, adapt_norm=True,
                                head_init="xavier")  # fmt: skip
         learner.adapted = adapted_names(learner.backbone)

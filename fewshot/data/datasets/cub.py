@@ -43,7 +43,7 @@ def _download(root: Path) -> None:
     fetch(URL, root / f"{NAME}.tgz", check=check_archive, what=f"{NAME}.tgz")
 
 
-read = PublishedDataset(
+read_cub = PublishedDataset(
     name="cub",
     title="CUB-200-2011",
     source="CUB-200-2011 (Wah et al. 2011), whole images",

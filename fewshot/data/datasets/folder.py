@@ -29,7 +29,7 @@ RANDOM = "dataset.reader.split=random to split the classes anew"
 SHARED = "rename one, or set dataset.reader.classes=same to test on classes of the training"
 
 
-def read(
+def read_folder(
     root: str | Path,
     cache: str | Path,
     name: str = "folder",

@@ -43,7 +43,7 @@ POINT_SIZE = 64  # pixels per em of the drawing before the affine change
 OVERSAMPLING = 2  # the affine change draws at this many times the size, then averages
 
 
-def read(
+def read_glyphs(
     cache: str | Path, examples: int = 20, size: int = 28, seed: int = 0, overwrite: bool = False
 ) -> dict[str, Bank]:
     """The banks "train", "val" and "test" of images [M, 1, size, size], strokes 255 on 0; drawn on the first call.

@@ -34,7 +34,7 @@ KINDS = ("center", "multiview")
 AGAIN = "remove it and fetch embeddings.zip again (features.reader.download=true does it), or write your own anew"
 
 
-def read(
+def read_leo_embeddings(
     root: str | Path,
     cache: str | Path,
     dataset: str = "mini",

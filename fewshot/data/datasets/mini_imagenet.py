@@ -212,7 +212,7 @@ def _is_wanted(name: str) -> bool:
     return is_image(name) or PICKLE.fullmatch(posixpath.basename(name)) is not None
 
 
-read = PublishedDataset(
+read_mini_imagenet = PublishedDataset(
     name="mini",
     title="miniImageNet",
     source="miniImageNet (Vinyals et al. 2016), of ILSVRC-2012",

@@ -36,7 +36,7 @@ AGAIN = (
 )
 
 
-def read(
+def read_omniglot(
     root: str | Path,
     cache: str | Path,
     split: str = "random1200",

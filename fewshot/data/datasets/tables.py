@@ -33,7 +33,7 @@ RANDOM = "dataset.reader.split=random to split the files anew"
 Table = tuple[np.ndarray, np.ndarray]  # x [R, inputs] and y [R, outputs], float64
 
 
-def read(
+def read_tables(
     root: str | Path,
     name: str = "tables",
     inputs: Sequence[str] | None = None,

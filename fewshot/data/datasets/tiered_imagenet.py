@@ -203,7 +203,7 @@ def _read_arrays(files: Files, name: str, first: int, total: int) -> Iterator[np
             yield np.frombuffer(data, np.uint8).reshape(shape[1:])[:, :, ::-1]
 
 
-read = PublishedDataset(
+read_tiered_imagenet = PublishedDataset(
     name="tiered",
     title="tieredImageNet",
     source="tieredImageNet (Ren et al. 2018), of ILSVRC-2012",

@@ -20,7 +20,7 @@ BIRDS = {
     f"{name}/Bird_{number:04d}.jpg": IMAGE for number, name in enumerate([CLASSES[0], *CLASSES])
 }  # the first has 2
 
-read = partial(cub.read, size=4)
+read = partial(cub.read_cub, size=4)
 refused = partial(refused_by, read)
 
 

@@ -43,7 +43,7 @@ def classes(names: list[str] = NAMES, each: int = 2, below: str = "") -> dict[st
 SPLIT = tree(*(f"{split}/{split}{c}/{i}.png" for split in SPLITS for c in "ab" for i in range(3)))
 
 
-read = partial(folder.read, size=4)
+read = partial(folder.read_folder, size=4)
 refused = partial(refused_by, read)
 
 

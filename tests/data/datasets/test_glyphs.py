@@ -23,7 +23,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def banks(cache) -> dict[str, Bank]:
-    return glyphs.read(cache, examples=EXAMPLES)
+    return glyphs.read_glyphs(cache, examples=EXAMPLES)
 
 
 def code(name: str) -> int:
@@ -88,13 +88,13 @@ def test_a_space_is_no_class(banks: dict[str, Bank]):
 def test_two_builds_are_equal_and_a_third_call_opens_what_is_there(cache, monkeypatch):
     few = {split: dict(list(blocks.items())[:1]) for split, blocks in BLOCKS.items()}
     monkeypatch.setattr(glyphs, "_load_blocks", lambda: few)
-    first = glyphs.read(cache, examples=3)
+    first = glyphs.read_glyphs(cache, examples=3)
     monkeypatch.setattr(glyphs, "write_banks", lambda folder, splits, _: drawn.update(splits))
     drawn: dict[str, Split] = {}
-    glyphs.read(cache, examples=3, overwrite=True)
+    glyphs.read_glyphs(cache, examples=3, overwrite=True)
     assert {split: fingerprint(part) for split, part in drawn.items()} == {s: b.fingerprint for s, b in first.items()}
     monkeypatch.setattr(glyphs, "_draw", lambda *_: pytest.fail("drawn again"))
-    assert glyphs.read(cache, examples=3)["val"].fingerprint == first["val"].fingerprint
+    assert glyphs.read_glyphs(cache, examples=3)["val"].fingerprint == first["val"].fingerprint
 
 
 @pytest.mark.parametrize("change", ["examples", "size", "seed", "matplotlib", "pillow", "recipe"])
@@ -113,7 +113,7 @@ def test_whatever_changes_the_pictures_changes_the_folder(cache, monkeypatch, ch
     monkeypatch.setattr(glyphs, "_draw", lambda *_: ({}, {}))
     monkeypatch.setattr(glyphs, "write_banks", lambda folder, *_: drawn.append(folder))
     monkeypatch.setattr(glyphs, "open_banks", lambda folder: {})
-    glyphs.read(cache, **arguments)
+    glyphs.read_glyphs(cache, **arguments)
     assert len(drawn) == 1 and not drawn[0].exists()
 
 
@@ -144,7 +144,7 @@ def test_nearest_neighbours_on_pixels_neither_fail_nor_suffice(banks: dict[str, 
 @pytest.mark.parametrize("argument", [{"examples": 0}, {"size": 4}, {"seed": -1}])
 def test_an_argument_out_of_range_is_refused_in_one_line(tmp_path, argument: dict[str, int]):
     with pytest.raises(FewshotError) as caught:
-        glyphs.read(tmp_path, **argument)
+        glyphs.read_glyphs(tmp_path, **argument)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
@@ -152,5 +152,5 @@ def test_missing_fonts_are_named(tmp_path, monkeypatch):
     package = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     monkeypatch.setattr(glyphs.importlib.util, "find_spec", lambda name: package)
     with pytest.raises(FewshotError, match="reinstall matplotlib"):
-        glyphs.read(tmp_path / "cache")
+        glyphs.read_glyphs(tmp_path / "cache")
     assert not list(tmp_path.iterdir())

@@ -54,13 +54,13 @@ def as_folder(root: Path, pickles: dict[str, bytes], inner: str = "embeddings/mi
     return root / inner
 
 
-refused = partial(refused_by, embeddings.read)
+refused = partial(refused_by, embeddings.read_leo_embeddings)
 
 
 @pytest.mark.parametrize("make", [as_zip, as_folder])
 def test_rows_are_sorted_by_class_and_image(root: Path, cache: Path, make):
     make(root, contents())
-    banks = embeddings.read(root, cache)
+    banks = embeddings.read_leo_embeddings(root, cache)
     assert {split: bank.names for split, bank in banks.items()} == {
         "train": ("n01", "n03"),
         "val": ("n02",),
@@ -100,14 +100,14 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The fingerprint of the train split."""
     path = tmp_path_factory.mktemp("plain")
     as_folder(path, contents())
-    return embeddings.read(path, path / "cache")["train"].fingerprint
+    return embeddings.read_leo_embeddings(path, path / "cache")["train"].fingerprint
 
 
 @pytest.mark.parametrize("form", variants())
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_the_form_of_a_pickle_does_not_matter(root: Path, cache: Path, plain: str, form: str, protocol: int):
     as_folder(root, contents() | {"train": pickle.dumps(variants()[form], protocol)})
-    assert embeddings.read(root, cache)["train"].fingerprint == plain
+    assert embeddings.read_leo_embeddings(root, cache)["train"].fingerprint == plain
 
 
 @pytest.mark.parametrize("layout", ["zip", "unpacked", "the inside of the unpacked"])
@@ -117,7 +117,7 @@ def test_the_files_are_found_in_every_layout(root: Path, cache: Path, layout: st
         as_zip(root, contents(), inner)
     else:
         as_folder(root, contents(), inner if "inside" in layout else f"embeddings/{inner}")
-    banks = embeddings.read(root, cache, kind="multiview")
+    banks = embeddings.read_leo_embeddings(root, cache, kind="multiview")
     assert banks["val"].names == ("n02",) and banks["val"].metadata["kind"] == "multiview"
 
 
@@ -129,28 +129,28 @@ def test_a_zip_holds_both_datasets_and_comes_before_a_folder(root: Path, cache: 
         "tieredImageNet/center",
     )
     as_folder(root, contents(val=content("val", images=1)))
-    assert len(embeddings.read(root, cache)["val"].examples) == 3
-    tiered = embeddings.read(root, cache, "tiered")
+    assert len(embeddings.read_leo_embeddings(root, cache)["val"].examples) == 3
+    tiered = embeddings.read_leo_embeddings(root, cache, "tiered")
     assert tiered["val"].names == ("n77",) and tiered["val"].metadata["dataset"] == "tieredImageNet embeddings"
 
 
 def test_the_pickles_are_read_once(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
     as_zip(root, contents())
-    first = embeddings.read(root, cache)
+    first = embeddings.read_leo_embeddings(root, cache)
     monkeypatch.setattr(embeddings.pickles, "load", None)
-    assert embeddings.read(root, cache)["test"].fingerprint == first["test"].fingerprint
+    assert embeddings.read_leo_embeddings(root, cache)["test"].fingerprint == first["test"].fingerprint
     assert len(list(cache.iterdir())) == 1 and next(cache.iterdir()).name.startswith("embeddings-mini-center-")
 
 
 @pytest.mark.parametrize("make", [as_zip, as_folder])
 def test_other_files_in_the_same_place_are_read_anew(root: Path, cache: Path, make):
     make(root, contents())
-    before = embeddings.read(root, cache)["train"]
+    before = embeddings.read_leo_embeddings(root, cache)["train"]
     shutil.rmtree(root)
     other = content()
     other["embeddings"][3, 5] += 1
     make(root, contents(train=other))
-    after = embeddings.read(root, cache)["train"]
+    after = embeddings.read_leo_embeddings(root, cache)["train"]
     assert (before.examples != after.examples).sum() == 1 and before.fingerprint != after.fingerprint
 
 
@@ -233,13 +233,13 @@ def test_a_class_in_two_splits_is_refused(root: Path, cache: Path):
 def test_other_widths_have_to_be_meant_and_be_one(root: Path, cache: Path):
     as_folder(root, {split: pickle.dumps(content(split, width=5), 2) for split in CLASSES})
     refused(root, cache, "features of width 5, not 640")
-    assert embeddings.read(root, cache, width=None)["val"].shape == (5,)
-    assert embeddings.read(root, cache, width=5)["val"].metadata["width"] == 5
+    assert embeddings.read_leo_embeddings(root, cache, width=None)["val"].shape == (5,)
+    assert embeddings.read_leo_embeddings(root, cache, width=5)["val"].metadata["width"] == 5
     with pytest.raises(FewshotError, match="features of width 5, not 640.*again"):  # from the cache, too
-        embeddings.read(root, cache)
+        embeddings.read_leo_embeddings(root, cache)
     as_folder(root / "mixed", contents(val=content("val", width=5)))
     with pytest.raises(FewshotError, match="val: features of width 5, not 640"):
-        embeddings.read(root / "mixed", cache, width=None)
+        embeddings.read_leo_embeddings(root / "mixed", cache, width=None)
 
 
 def flip(data: bytes) -> bytes:
@@ -279,8 +279,8 @@ def server(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
 
 
 def test_a_download_is_checked_and_then_read(server: Server, root: Path, cache: Path):
-    assert embeddings.read(root, cache, download=True)["val"].names == ("n02",)
-    embeddings.read(root, cache, download=True)
+    assert embeddings.read_leo_embeddings(root, cache, download=True)["val"].names == ("n02",)
+    embeddings.read_leo_embeddings(root, cache, download=True)
     assert server.asked == ["embeddings.zip"] and [path.name for path in root.iterdir()] == ["embeddings.zip"]
 
 
@@ -314,13 +314,13 @@ NAMES = {
 def test_what_is_written_in_the_originals_layout_is_read_as_the_same_banks(root: Path, cache: Path):
     written = banks(NAMES)
     embeddings.write_originals(root, written, "tiered", "center")
-    read = embeddings.read(root, cache, "tiered", width=7)
+    read = embeddings.read_leo_embeddings(root, cache, "tiered", width=7)
     for split, bank in written.items():
         assert read[split].names == bank.names and torch.equal(read[split].examples, bank.examples)
         assert read[split].fingerprint == bank.fingerprint and torch.equal(read[split].offsets, bank.offsets)
     assert read["val"].metadata["said"] == written["train"].metadata
     embeddings.write_originals(root / "again", read, "mini", "multiview")
-    again = embeddings.read(root / "again", cache, "mini", "multiview", width=None)
+    again = embeddings.read_leo_embeddings(root / "again", cache, "mini", "multiview", width=None)
     assert fingerprints(again) == fingerprints(written)
 
 
@@ -330,11 +330,11 @@ def test_what_features_say_of_themselves_does_not_make_them_the_tasks_of_other_i
     }
     assert written["test"].image_fingerprint == "f"
     embeddings.write_originals(root, written, "mini", "center")
-    read = embeddings.read(root, cache, width=7)
+    read = embeddings.read_leo_embeddings(root, cache, width=7)
     assert all(bank.image_fingerprint == bank.fingerprint for bank in read.values())
     (root / "embeddings/miniImageNet/center/about.json").write_text("{")
     with pytest.raises(FewshotError, match="about.json: cannot be read .JSONDecodeError") as caught:
-        embeddings.read(root, cache, width=7)
+        embeddings.read_leo_embeddings(root, cache, width=7)
     assert "\n" not in str(caught.value)
 
 

@@ -28,7 +28,7 @@ NUMBERS = (7, 2, 10, 113, 11)  # of the originals, in the names of their files; 
 Files = dict[str, bytes]
 Rows = list[tuple[str, ...]]
 
-read = partial(mini.read, size=SIDE, allow_partial=True)
+read = partial(mini.read_mini_imagenet, size=SIDE, allow_partial=True)
 refused = partial(refused_by, read)
 
 
@@ -350,7 +350,7 @@ def whole(each: int) -> Iterator[tuple[str, np.ndarray, dict[str, list[int]]]]:
 def test_the_published_counts_are_complete(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(mini, "IMAGES", 30)
     files = {f"{split}.pkl": dump({"image_data": data, "class_dict": rows}) for split, data, rows in whole(30)}
-    banks = mini.read(as_folder(root, files), cache, size=1)
+    banks = mini.read_mini_imagenet(as_folder(root, files), cache, size=1)
     for split, data, rows in whole(30):
         assert banks[split].names == tuple(rows) and set(banks[split].sizes.tolist()) == {30}
         assert np.array_equal(banks[split].examples[:, :, 0, 0].numpy(), data[:, 0, 0])
@@ -360,7 +360,7 @@ def test_the_published_counts_are_complete(root: Path, cache: Path, monkeypatch:
     rows["n09256479"].pop()
     as_folder(root, {"val.pkl": dump({"image_data": data[:-1], "class_dict": rows})})
     with pytest.raises(FewshotError, match="class n09256479 has 29 images, not 30; .*allow_partial=true"):
-        mini.read(root, cache, size=1, overwrite=True)
+        mini.read_mini_imagenet(root, cache, size=1, overwrite=True)
 
 
 @pytest.mark.slow
@@ -374,7 +374,7 @@ def test_class_folders_of_the_published_counts_are_complete(root: Path, cache: P
             bodies = [chunk(b"IDAT", zlib.compress(b"\0" + data[row].tobytes())) for row in numbers]
             files = {f"{name}{i:08d}.png": head + body + chunk(b"IEND", b"") for i, body in enumerate(bodies)}
             as_folder(root / split / name, files)
-    banks = mini.read(root, cache, size=8)
+    banks = mini.read_mini_imagenet(root, cache, size=8)
     for split, data, rows in whole(600):
         assert banks[split].names == tuple(rows) and set(banks[split].sizes.tolist()) == {600}
         assert np.array_equal(banks[split].examples[:, :, 3, 5].numpy(), data[:, 0, 0])

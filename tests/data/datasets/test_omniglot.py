@@ -122,7 +122,7 @@ def test_damage_is_named_in_one_line_with_what_to_do(whole: Path, cache: Path, m
     pngs, message = DAMAGE[damage]
     (whole / "images_background.zip").unlink()
     make(whole, pngs)
-    assert "again" in refused_by(omniglot.read, whole, cache, message)
+    assert "again" in refused_by(omniglot.read_omniglot, whole, cache, message)
 
 
 def cut(source: Path) -> None:
@@ -138,7 +138,7 @@ def flip(source: Path) -> None:
 @pytest.mark.parametrize("damage", [cut, flip, lambda source: source.write_bytes(b"<html>404</html>")])
 def test_a_damaged_zip_is_refused(whole: Path, cache: Path, damage):
     damage(whole / "images_background.zip")
-    refused_by(omniglot.read, whole, cache, "images_background.zip.*(again|by hand)")
+    refused_by(omniglot.read_omniglot, whole, cache, "images_background.zip.*(again|by hand)")
 
 
 @pytest.mark.parametrize("layout", ["zips", "folders", "torchvision zips", "torchvision folders"])
@@ -152,7 +152,7 @@ def test_both_halves_are_found_in_every_layout(tmp_path: Path, layout: str):
 
 def test_missing_files_are_answered_with_the_three_ways_to_get_them(tmp_path: Path):
     with pytest.raises(FewshotError) as caught:
-        omniglot.read(tmp_path / "root", tmp_path / "cache", "vinyals")
+        omniglot.read_omniglot(tmp_path / "root", tmp_path / "cache", "vinyals")
     text = str(caught.value)
     assert "\n" not in text and str(tmp_path / "root") in text
     assert all(way in text for way in ("images_background.zip", "unpack", "dataset.reader.download=true"))
@@ -170,12 +170,14 @@ def test_a_download_is_asked_for_each_missing_half_and_then_read(whole: Path, tm
     (whole / "images_evaluation.zip").unlink()
     for name in ("torchvision", "torchvision.datasets"):  # importing the true one takes seconds
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(Omniglot=fetch))
-    assert omniglot.read(whole, tmp_path / "cache", "vinyals", download=True)["test"].names == ("Tengwar/character01",)
+    assert omniglot.read_omniglot(whole, tmp_path / "cache", "vinyals", download=True)["test"].names == (
+        "Tengwar/character01",
+    )
     assert asked == [(False, True)]
 
 
 def test_the_banks_hold_the_drawings_of_each_split(whole: Path, cache: Path):
-    banks = omniglot.read(whole, cache, "vinyals", resample="lanczos")
+    banks = omniglot.read_omniglot(whole, cache, "vinyals", resample="lanczos")
     assert {split: bank.names for split, bank in banks.items()} == {
         "train": ("Angelic/character01", "Greek/character01"),
         "val": ("Angelic/character02",),
@@ -190,15 +192,15 @@ def test_the_banks_hold_the_drawings_of_each_split(whole: Path, cache: Path):
 
 
 def test_the_cache_is_opened_without_the_source(whole: Path, tmp_path: Path):
-    first = omniglot.read(whole, tmp_path / "cache", split="vinyals", size=20)
-    again = omniglot.read(tmp_path / "gone", tmp_path / "cache", split="vinyals", size=20)
+    first = omniglot.read_omniglot(whole, tmp_path / "cache", split="vinyals", size=20)
+    again = omniglot.read_omniglot(tmp_path / "gone", tmp_path / "cache", split="vinyals", size=20)
     assert first["test"].fingerprint == again["test"].fingerprint
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["omniglot-vinyals-20-nearest"]
 
 
 @pytest.mark.parametrize("argument", [{"split": "mine"}, {"resample": "cubic"}, {"size": 0}, {"size": 500}])
 def test_an_argument_out_of_range_is_refused_in_one_line(root: Path, cache: Path, argument: dict):
-    refused_by(omniglot.read, root, cache, f"dataset.reader.{next(iter(argument))}=", **argument)
+    refused_by(omniglot.read_omniglot, root, cache, f"dataset.reader.{next(iter(argument))}=", **argument)
 
 
 def test_the_vinyals_split_has_the_published_sizes():
@@ -233,7 +235,7 @@ def test_the_random_split_has_cbfinns_sizes_and_forgets_the_order_of_the_files()
     [("vinyals", [1028, 172, 423]), ("lake", [792, 172, 659]), ("random1200", [1100, 100, 423])],
 )
 def test_the_real_omniglot_is_read_whole(tmp_path: Path, split: str, sizes: list[int]):
-    banks = omniglot.read(os.environ["FEWSHOT_OMNIGLOT"], tmp_path, split)
+    banks = omniglot.read_omniglot(os.environ["FEWSHOT_OMNIGLOT"], tmp_path, split)
     assert [len(bank.names) for bank in banks.values()] == sizes
     assert sum(len(bank.examples) for bank in banks.values()) == 1623 * 20
     assert len(set().union(*(bank.names for bank in banks.values()))) == 1623
@@ -249,13 +251,15 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_folder_in_between_is_looked_through(whole: Path, tmp_path: Path, shape: str):
-    plain = omniglot.read(whole, tmp_path / "plain", "vinyals")
+    plain = omniglot.read_omniglot(whole, tmp_path / "plain", "vinyals")
     place, form = SHAPES[shape]
     for half, names in (("images_background", NAMES), ("images_evaluation", ["Tengwar/character01"])):
         pngs = drawings(names).items()
         pngs = {form.format(name=n, folder=n.rsplit("/", 1)[0], file=n.rsplit("/", 1)[1]): data for n, data in pngs}
         as_folder(tmp_path / "other", pngs, place.format(half=half))
-    assert fingerprints(omniglot.read(tmp_path / "other", tmp_path / "cache", "vinyals")) == fingerprints(plain)
+    assert fingerprints(omniglot.read_omniglot(tmp_path / "other", tmp_path / "cache", "vinyals")) == fingerprints(
+        plain
+    )
 
 
 def test_all_drawings_that_are_damaged_or_missing_are_listed(whole: Path, cache: Path):
@@ -266,8 +270,10 @@ def test_all_drawings_that_are_damaged_or_missing_are_listed(whole: Path, cache:
         (dict(list(pngs.items())[5:]), "^5 drawings that are"),
     ):
         as_zip(whole, change)
-        refused_by(omniglot.read, whole, cache, f"{match}.*and [2-4] more; for each: remove what is there and fetch")
+        refused_by(
+            omniglot.read_omniglot, whole, cache, f"{match}.*and [2-4] more; for each: remove what is there and fetch"
+        )
         assert len((cache / "omniglot-faults.txt").read_text().splitlines()) == 5
     as_zip(whole, pngs)
-    omniglot.read(whole, cache, "vinyals")
+    omniglot.read_omniglot(whole, cache, "vinyals")
     assert not list(cache.glob("*faults*"))

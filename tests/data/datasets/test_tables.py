@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fewshot.core.errors import FewshotError
-from fewshot.data.datasets.tables import read
+from fewshot.data.datasets.tables import read_tables
 
 Make = Callable[..., Path]
 
@@ -38,7 +38,7 @@ TEN = {f"t{i}.csv": 5 + i for i in range(10)}
 
 def test_rows_are_those_of_the_files(make_tables: Make):
     root = make_tables(TEN, "y,id,X_a,x2")
-    tables = read(root, standardize="none", fractions=[0.4, 0.3, 0.3])
+    tables = read_tables(root, standardize="none", fractions=[0.4, 0.3, 0.3])
     assert [len(each.names) for each in tables.values()] == [4, 3, 3]
     assert sorted(name for each in tables.values() for name in each.names) == sorted(name[:-4] for name in TEN)
     train = tables["train"]
@@ -56,16 +56,16 @@ def test_rows_are_those_of_the_files(make_tables: Make):
 @pytest.mark.parametrize("decimal", [".", ","])
 def test_semicolons_and_decimal_commas_are_those_of_spreadsheets(make_tables: Make, decimal: str):
     root = make_tables(TEN)
-    plain = read(root)
+    plain = read_tables(root)
     for path in root.iterdir():
         path.write_bytes(path.read_text().replace(",", ";").replace(".", decimal).replace("\n", "\r\n").encode())
-    for split, tables in read(root).items():
+    for split, tables in read_tables(root).items():
         assert tables.fingerprint == plain[split].fingerprint
 
 
 def test_columns_have_mean_0_and_deviation_1_over_the_training_rows(make_tables: Make):
     root = make_tables(TEN, scale=300)
-    raw, inputs, both = (read(root, standardize=kind) for kind in ("none", "inputs", "both"))
+    raw, inputs, both = (read_tables(root, standardize=kind) for kind in ("none", "inputs", "both"))
     for values in (inputs["train"].x, both["train"].x, both["train"].y):
         torch.testing.assert_close(values.mean(0), torch.zeros(values.shape[1]), atol=1e-5, rtol=0)
         torch.testing.assert_close(values.std(0, correction=0), torch.ones(values.shape[1]))
@@ -82,14 +82,14 @@ def test_a_constant_column_is_only_shifted(make_tables: Make):
     for number, path in enumerate(root.rglob("*.csv")):  # 21 values of 0.1 have a computed deviation above 0
         value = 0.2 if path.parent.name == "test" else 0.1
         path.write_text("x1,x2,y\n" + f"{value},{number},7\n" * 7)
-    tables = read(root)
+    tables = read_tables(root)
     assert tables["train"].x[:, 0].abs().max() == tables["train"].y.abs().max() == 0
     torch.testing.assert_close(tables["test"].x[:, 0], torch.full((21,), 0.1))
 
 
 def test_folders_of_splits_are_taken_and_files_lie_at_any_depth(make_tables: Make):
     root = make_tables({"data/train/a/1.csv": 5, "data/train/2.csv": 5, "data/valid/3.csv": 6, "data/test/4.csv": 7})
-    tables = read(root)
+    tables = read_tables(root)
     assert {split: each.names for split, each in tables.items()} == {
         "train": ("data/train/2", "data/train/a/1"), "val": ("data/valid/3",), "test": ("data/test/4",),
     }  # fmt: skip
@@ -98,22 +98,22 @@ def test_folders_of_splits_are_taken_and_files_lie_at_any_depth(make_tables: Mak
 
 def test_the_seed_decides_a_random_split(make_tables: Make):
     root = make_tables(TEN)
-    names = [read(root, seed=seed)["train"].names for seed in (0, 0, 1)]
+    names = [read_tables(root, seed=seed)["train"].names for seed in (0, 0, 1)]
     assert names[0] == names[1] != names[2]
 
 
 def test_columns_are_chosen_by_name(make_tables: Make):
     root = make_tables(TEN, "age,dose,time")
-    train = read(root, inputs=["time", "age"], outputs=["dose"])["train"]
+    train = read_tables(root, inputs=["time", "age"], outputs=["dose"])["train"]
     assert (train.inputs, train.outputs) == (("time", "age"), ("dose",))
 
 
 def test_a_changed_value_is_another_fingerprint_and_other_splits_stay(make_tables: Make):
     root = make_tables({"train/1.csv": 5, "val/2.csv": 5, "test/3.csv": 5})
-    before = read(root)
+    before = read_tables(root)
     text = (root / "val/2.csv").read_text()
     (root / "val/2.csv").write_text(text.replace("7.", "9.", 1) if "7." in text else text.replace("6.", "9.", 1))
-    after = read(root)
+    after = read_tables(root)
     changed = {split for split in before if before[split].fingerprint != after[split].fingerprint}
     assert changed == {"val"}
 
@@ -139,7 +139,7 @@ def test_a_file_that_is_no_table_is_named(make_tables: Make, content: str, messa
     root = make_tables({"train/1.csv": 5, "val/2.csv": 5, "test/3.csv": 5})
     (root / "train/bad.csv").write_text(content)
     with pytest.raises(FewshotError) as error:
-        read(root)
+        read_tables(root)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -161,7 +161,7 @@ def test_a_file_that_is_no_table_is_named(make_tables: Make, content: str, messa
 def test_mistakes_are_one_line(make_tables: Make, rows: dict[str, int], options: dict[str, Any], message: str):
     root = make_tables(rows)
     with pytest.raises(FewshotError) as error:
-        read(root, **options)
+        read_tables(root, **options)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -169,11 +169,11 @@ def test_a_header_without_x_or_y_is_named(make_tables: Make):
     with pytest.raises(
         FewshotError, match=r"no column is named y; its columns are x, year; name some by dataset.reader.ou"
     ):
-        read(make_tables(TEN, "x,year"))
+        read_tables(make_tables(TEN, "x,year"))
 
 
 def test_a_file_in_two_splits_is_refused(make_tables: Make):
     root = make_tables({"train/1.csv": 5, "val/2.csv": 5, "test/3.csv": 5})
     (root / "test/4.csv").write_bytes((root / "train/1.csv").read_bytes())
     with pytest.raises(FewshotError, match=r"test/4.csv \(test\) is the same as .*train/1.csv \(train\); remove one"):
-        read(root)
+        read_tables(root)

@@ -136,7 +136,7 @@ def made(root: Path, layout: str) -> Path:
     return as_archive(root / f"tiered.{suffix}", files) if suffix else as_folder(root, files)
 
 
-read = partial(tiered.read, size=SIDE, allow_partial=True)
+read = partial(tiered.read_tiered_imagenet, size=SIDE, allow_partial=True)
 refused = partial(refused_by, read)
 
 
