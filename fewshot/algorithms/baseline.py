@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from fewshot.algorithms.embedding import check_classes
+from fewshot.algorithms.embedding import check_classification
 from fewshot.algorithms.learner import Learner, Tensors, check_settings, differentiate
 from fewshot.backbones.identity import Identity
 from fewshot.core.checks import check_choice
@@ -67,7 +67,7 @@ class Baseline(Learner):
 
     def adapt(self, params: Tensors, state: Tensors, task: Episodes) -> Tensors:
         """The head that `test_steps` epochs leave."""
-        check_classes(task)
+        check_classification(task)
         x, count = self.backbone(task.support_x), len(task.support_y)
         head = self.start(task, x.shape[-1], x.dtype)
         velocity: Tensors = {}

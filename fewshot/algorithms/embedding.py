@@ -50,7 +50,7 @@ def functional_embed(embedding: Embedding, params: Tensors, x: torch.Tensor) -> 
     return call_network(embedding.backbone, embedding, given, x, tied=may_be_tied(embedding))
 
 
-def check_classes(task: Episodes) -> None:
+def check_classification(task: Episodes) -> None:
     """Raises FewshotError if the task is a regression."""
     if task.support_y.is_floating_point():
         raise FewshotError("this algorithm compares classes, and functions have none; choose maml or reptile")
@@ -62,7 +62,7 @@ def members(features: torch.Tensor, task: Episodes) -> torch.Tensor:
     Raises:
         FewshotError: the task is a regression.
     """
-    check_classes(task)
+    check_classification(task)
     classes = torch.arange(task.way, device=task.support_y.device)
     return (task.support_y == classes[:, None]).to(features.dtype)
 

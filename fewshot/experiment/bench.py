@@ -59,7 +59,7 @@ def random_episodes(net: DictConfig, device: torch.device) -> Episodes:
     return Episodes(*part(net.shot), *part(net.query), torch.arange(net.meta_batch, device=device))
 
 
-def make_learner(net: DictConfig, first_order: bool, adapted: str, device: torch.device) -> Learner:
+def make_bench_learner(net: DictConfig, first_order: bool, adapted: str, device: torch.device) -> Learner:
     """The network's algorithm; where it names none, MAML, with its `adapted` parameters in the inner loop."""
     torch.manual_seed(0)
     backbone = instantiate_node(net.network, shape=tuple(net.shape), way=net.way).to(device)
@@ -132,7 +132,7 @@ def bench_network(cfg: DictConfig, name: str) -> list[Row]:
             for engine in cfg.engines or net.engines:
                 if adapted != "all" and engine in ("learn2learn", "jax"):
                     continue  # they adapt all
-                learner = make_learner(net, first_order, adapted, device)
+                learner = make_bench_learner(net, first_order, adapted, device)
                 try:
                     steps[adapted, engine] = make_step(learner, engine, episodes)
                 except FewshotError as error:
@@ -150,7 +150,7 @@ def bench_network(cfg: DictConfig, name: str) -> list[Row]:
                 if key not in memory:
                     memory[key] = _step_megabytes(step, device)
                 rates[key].append(net.meta_batch * steps_per_second(step, device, cfg.seconds))
-        learner = make_learner(net, first_order, "all", device)
+        learner = make_bench_learner(net, first_order, "all", device)
         auto = {Engine(steps=LONG).method(episodes, learner): " (auto, long)"}
         auto[Engine().method(episodes, learner)] = " (auto)"
         base = next(iter(rates))

@@ -23,7 +23,7 @@ from fewshot.data.sources.images import ImageSpec, make_thumbnail
 from fewshot.engine.evaluate import SETTINGS
 from fewshot.experiment.predictor import load_predictor
 from fewshot.experiment.support_set import SupportSet, list_damaged, load_support
-from fewshot.report.predictions import Predictions, confusion_table, count_table, render_csv, render_page
+from fewshot.report.predictions import Predictions, confusion_table, count_table, render_page, render_predictions_csv
 from fewshot.training.classifier import Classifier
 
 AT_ONCE = 256  # queries that are predicted at once
@@ -71,7 +71,7 @@ def predict(cfg: DictConfig) -> None:
         f"{predictor.name}, {cfg.setting}, {len(support.labels)} support images of {len(predictions.classes)} classes, "
         f"{predictions.read.sum():,} images labelled in {time.perf_counter() - start:.1f} s"
     )
-    contents = {"out": render_csv(predictions).encode("utf-8", "surrogateescape")}
+    contents = {"out": render_predictions_csv(predictions).encode("utf-8", "surrogateescape")}
     if "page" in places:
         shown = _thumbnails(images, _first_of_each(support))
         by_class: dict[str, list[bytes]] = {name: [] for name in predictions.classes}

@@ -25,7 +25,7 @@ STYLE = """
 .scroll { width: fit-content; max-width: 100% }
 """
 
-Rows = tuple[list[str], list[list[str]]]  # headings and rows
+TextTable = tuple[list[str], list[list[str]]]  # headings and rows
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def read_confusion(record: Record) -> TestConfusion:
     return TestConfusion(classes.tolist(), counts, met.astype(int))
 
 
-def tabulate_test(confusion: TestConfusion) -> Rows:
+def tabulate_test(confusion: TestConfusion) -> TextTable:
     """The shares of confusions in per cent; of more than MATRIX classes the most frequent confusions."""
     classes, counts, met = confusion.classes, confusion.counts, confusion.met
     shares = [
@@ -92,7 +92,7 @@ def tabulate_test(confusion: TestConfusion) -> Rows:
     ]
 
 
-def matrix_rows(classes: Sequence[str], cells: Sequence[Sequence[str]]) -> Rows:
+def matrix_rows(classes: Sequence[str], cells: Sequence[Sequence[str]]) -> TextTable:
     """A row and a column for each class; of many classes the columns have numbers."""
     short, names = list(classes), list(classes)
     if len(classes) > NAMED:

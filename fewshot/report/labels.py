@@ -27,7 +27,7 @@ ALGORITHMS = {
     "leo_regression": ("#D55E00", "d"),  # never in a plot with leo
 }  # fmt: skip
 
-SETTINGS = {"inductive": "ind.", "transductive": "trans."}
+SHORT_SETTINGS = {"inductive": "ind.", "transductive": "trans."}
 SETTING = "protocol.setting"
 
 # The fields that define the test episodes, and how a name writes each. Columns are sorted by them in this order.
@@ -149,7 +149,7 @@ def _place_setting(name: str, record: Record, shown: Sequence[str]) -> str:
 
 def setting_label(record: Record) -> str:
     """`ind.` or `trans.`; empty for a regression and where a source does not state it."""
-    return "" if metric_of(record) == "mse" else SETTINGS.get(record["protocol"]["setting"], "")
+    return "" if metric_of(record) == "mse" else SHORT_SETTINGS.get(record["protocol"]["setting"], "")
 
 
 def _base_name(record: Record, several_backbones: bool, shown: Sequence[str]) -> str:

@@ -70,7 +70,7 @@ class Predictions:
         return f"{100 * right / count:.2f} % ({right:,} of {count:,} right)" if count else ""
 
 
-def render_csv(predictions: Predictions) -> str:
+def render_predictions_csv(predictions: Predictions) -> str:
     """A row per image: file, label, the true class where one is known, and the probability of each class.
 
     The cells of an image that cannot be read are empty.

@@ -32,7 +32,7 @@ from fewshot.training.settings import PRECISIONS
 AT_ONCE = 500  # images per forward pass when features are extracted
 
 
-def check_settings(settings: Mapping[str, Any]) -> None:
+def check_extractor_settings(settings: Mapping[str, Any]) -> None:
     """Raises FewshotError for a setting of `train_extractor` that is out of range."""
     for name in ("epochs", "batch", "way", "shot", "query", "episodes"):
         check_number(f"features.settings.{name}", settings[name], int, 1)

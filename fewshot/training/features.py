@@ -25,7 +25,13 @@ from fewshot.core.progress import print_note
 from fewshot.data.bank import Bank, open_banks, write_banks
 from fewshot.tasks.transforms import view_of
 from fewshot.training.checkpoint import check_state, digest_tensors, load_checkpoint
-from fewshot.training.extractor import check_settings, extract, make_classifier, train_extractor, validation_sampler
+from fewshot.training.extractor import (
+    check_extractor_settings,
+    extract,
+    make_classifier,
+    train_extractor,
+    validation_sampler,
+)
 from fewshot.training.settings import LATER_OF_EXTRACTORS
 
 
@@ -61,7 +67,7 @@ def extract_features(
             checkpoint.
     """
     settings = LATER_OF_EXTRACTORS | dict(settings)
-    check_settings(settings)
+    check_extractor_settings(settings)
     transform = view_of(view)
     extractor = make_classifier(network, transform.output_shape(images["train"].shape), images["train"], settings)
     if not hasattr(extractor, "embed") or not any(True for _ in extractor.parameters()):

@@ -165,7 +165,7 @@ def _read_pngs(files: Files, name: str, first: int, total: int) -> Iterator[byte
     """The PNG files of a pickle from number `first` on. The last one comes after the file was read to its end."""
     count, png = 0, b""
     with open_checked(files, name, AGAIN) as file:
-        for count, item in enumerate(pickles.stream(file), start=1):
+        for count, item in enumerate(pickles.stream_items(file), start=1):
             if count > total:
                 break
             if count > first + 1:

@@ -36,7 +36,7 @@ def load(file: IO[bytes]) -> Any:
         raise ValueError(f"no whole pickle of arrays, strings and numbers: {one_line(error)[:200]}") from error
 
 
-def stream(file: IO[bytes]) -> Iterator[np.ndarray | bytes | str]:
+def stream_items(file: IO[bytes]) -> Iterator[np.ndarray | bytes | str]:
     """Yield the items of a pickle that is one list of arrays, bytes or strings, without keeping them.
 
     It reads the same kinds of pickles as `load`, as safely. It needs the memory of the items that are appended to the

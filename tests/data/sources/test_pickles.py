@@ -205,7 +205,7 @@ ITEMS: dict[str, list[Any]] = {
 
 
 def streamed(data: bytes) -> list[Any]:
-    return list(pickles.stream(io.BytesIO(data)))
+    return list(pickles.stream_items(io.BytesIO(data)))
 
 
 def unstreamed(data: bytes, match: str) -> None:
@@ -252,7 +252,7 @@ def test_a_stream_keeps_nothing(tmp_path: Path):
     tracemalloc.start()
     try:
         with (tmp_path / "a.pkl").open("rb") as file:
-            assert sum(int(item[-1]) for item in pickles.stream(file)) == sum(i % 256 for i in range(2500))
+            assert sum(int(item[-1]) for item in pickles.stream_items(file)) == sum(i % 256 for i in range(2500))
         assert tracemalloc.get_traced_memory()[1] < 12e6
     finally:
         tracemalloc.stop()
@@ -267,7 +267,7 @@ def test_what_is_no_list_is_refused_at_its_first_object(kind: Any, protocol: int
     arrays = [np.full(70_000, i, np.uint8) for i in range(40)]
     file = io.BytesIO(pickle.dumps(kind(arrays), protocol))
     with pytest.raises(ValueError, match=r"no whole pickle of one list.*something else than a list"):
-        next(pickles.stream(file))
+        next(pickles.stream_items(file))
     assert file.tell() < 200_000
 
 
