@@ -97,14 +97,17 @@ def _latex_page(page: Page) -> str:
     width = 2 * WRAP if len(page.table) >= LONG else WRAP
     if page.table.shape[1] > WIDE and len(page.table) < LONG // 2:
         width = 2 * WRAP // 3
-    parts = [_latex_table(page.table, page.measured, page.title, width, [" ".join(notes), " ".join(footer)])]
+    label = re.sub(r"[^a-z0-9]+", "-", page.title.lower()).strip("-")
+    below = [" ".join(notes), " ".join(footer)]
+    parts = [_latex_table(page.table, page.measured, page.title, label, width, below)]
     if page.costs is not None:
         width = 2 * WRAP if len(page.costs) >= LONG else WRAP
-        parts.append(_latex_table(page.costs.map(Entry), len(page.costs), "What it took", width, []))
+        costs = page.costs.map(Entry)
+        parts.append(_latex_table(costs, len(costs), "What it took", f"{label}-costs", width, []))
     return "\n".join(parts)
 
 
-def _latex_table(table: pd.DataFrame, measured: int, caption: str, width: int, below: list[str]) -> str:
+def _latex_table(table: pd.DataFrame, measured: int, caption: str, label: str, width: int, below: list[str]) -> str:
     numbers = table.map(lambda entry: bool(NUMBER.fullmatch(entry.text)) and not entry.notes).all()
     alignment = "".join(numbers.map({True: "r", False: "l"}))
 
@@ -122,7 +125,7 @@ def _latex_table(table: pd.DataFrame, measured: int, caption: str, width: int, b
         r"\centering",
         r"\resizebox{!}{\ifdim\height>.98\textheight.98\textheight\else\height\fi}{%",
         r"\begin{minipage}[b]{\linewidth}\centering\small\setlength{\tabcolsep}{4pt}",
-        rf"\caption{{{escape_latex(caption)}.}}",
+        rf"\caption{{{escape_latex(caption)}.}}\label{{tab:{label}}}",
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"\begin{{tabular}}{{@{{}}{alignment}@{{}}}}",
         r"\toprule",

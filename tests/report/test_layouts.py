@@ -153,6 +153,10 @@ def test_the_comparison_has_a_table_for_each_dataset(call: Any, lab: Any, form: 
         return list(places)
 
     assert shown() == titles
+    if form == "latex":
+        labels = re.findall(r"\\label\{(.*)\}", call("table", "format=latex", "costs=true").out)
+        assert labels[:2] == ["tab:miniimagenet-accuracy-in-per-cent", "tab:miniimagenet-accuracy-in-per-cent-costs"]
+        assert len(labels) == len(set(labels)) == 6
     assert shown("layout.protocol=paper") == titles[1:2]
     assert shown("layout.metric=mse") == titles[2:]
     assert shown("layout.datasets=[mini,sinusoid]") == titles[::2]
