@@ -261,7 +261,7 @@ def make_regression(make_mlp: Callable[..., MLP]) -> Callable[..., tuple[MLP, Ep
             "sine": {"amplitude": (1, 3), "phase": (0, 3)},
             "line": {"slope": (-1, 1), "intercept": (-1, 1)},
         }
-        tasks = Regression(functions.read(families, (-2, 2), 0.1)["train"], shot, 5, seed=0)
+        tasks = Regression(functions.read_functions(families, (-2, 2), 0.1)["train"], shot, 5, seed=0)
         return make_mlp((1,), 1, norm="none"), tasks.episodes(0, count).to(torch.get_default_dtype())
 
     return make

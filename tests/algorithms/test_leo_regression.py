@@ -46,7 +46,7 @@ def make_leo(make_mlp: Make) -> Callable[..., LEORegression]:
 
 def episodes(count: int = 4, first: int = 0) -> Episodes:
     """Sines and lines with noise, in the default dtype."""
-    train = functions.read(FAMILIES, [-5.0, 5.0], 0.3)["train"]
+    train = functions.read_functions(FAMILIES, [-5.0, 5.0], 0.3)["train"]
     return Regression(train, shot=5, query=6, seed=0).episodes(first, count).to(torch.get_default_dtype())
 
 

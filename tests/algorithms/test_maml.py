@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from fewshot.algorithms.learner import Tensors
 from fewshot.algorithms.maml import MAML
+from fewshot.algorithms.maml_plus_plus import MAMLPlusPlus
 from fewshot.backbones.norm import BatchStatNorm
 from fewshot.core.errors import FewshotError
 from fewshot.engine.engine import Engine
@@ -35,14 +36,17 @@ def plain_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def adapted(learner: MAML, params: Tensors, task: Episodes, scale: float) -> Tensors:
-    """The weights after the inner loop, by torch.autograd."""
-    fast = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
-    for _ in range(learner.inner_steps):
+    """The weights after the inner loop, by torch.autograd, with the rates that the parameters hold, if any."""
+    weights = {name: value for name, value in params.items() if not name.startswith("inner_lr/")}
+    fast = {name: value.detach().clone().requires_grad_() for name, value in weights.items()}
+    for step in range(learner.inner_steps):
         loss = scale * plain_loss(functional_call(learner.backbone, fast, (task.support_x,)), task.support_y)
         gradients = torch.autograd.grad(loss, list(fast.values()), allow_unused=True)
         for (name, value), gradient in zip(list(fast.items()), gradients, strict=True):
             if gradient is not None and name in learner.adapted:
-                fast[name] = (value - learner.inner_lr * gradient).detach().requires_grad_()
+                rate = params.get(f"inner_lr/{name}", torch.tensor(learner.inner_lr))
+                rate = rate[step] if isinstance(learner, MAMLPlusPlus) else rate
+                fast[name] = (value - rate * gradient).detach().requires_grad_()
     return fast
 
 
@@ -91,6 +95,16 @@ def assert_gradient(learner: MAML, episodes: Episodes, scale: float, engine: str
     for along in directions:
         slope = (objective(along, 1e-5) - objective(along, -1e-5)) / 2e-5
         assert slope == pytest.approx(dot(outer.gradient, along), rel=1e-5, abs=1e-6 * size)
+
+
+@pytest.mark.parametrize("name", ["meta_sgd", "maml_plus_plus"])
+def test_the_outer_gradient_of_learned_rates_equals_finite_differences(
+    make_learner: Make, make_episodes: Make, name: str
+):
+    off = {"step_norms": False, "multi_step_until": 0.0} if name == "maml_plus_plus" else {}
+    learner = make_learner(name, inner_steps=3, inner_lr=0.1, **off)
+    assert any(name.startswith("inner_lr/") for name in learner.init()[0])
+    assert_gradient(learner, make_episodes(1), 1.0)
 
 
 FIXED: dict[str, Any] = {"adapt_norm": False, "norm_scale": False}

@@ -53,9 +53,10 @@ def test_grey_images_are_copied_to_three_channels_and_images_are_resized_where_a
     network, x = TorchVision(GREY, 5, model=SMALL, size=32).eval(), torch.rand(3, *GREY)
     features = network.embed(x)
     torch.testing.assert_close(network.embed(x.expand(-1, 3, -1, -1)), features)
-    blocks = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    torch.testing.assert_close(network.embed(nn.functional.interpolate(x, (32, 32))), features)
-    assert network.embed(blocks).shape == features.shape
+    large = torch.rand(3, 3, 48, 48)
+    small = nn.functional.interpolate(large, (32, 32), mode="bilinear", antialias=True)
+    torch.testing.assert_close(network.embed(large), network.embed(small))
+    assert not torch.allclose(network.embed(large), network.model(large).flatten(1))
 
 
 def test_features_are_those_of_the_model_with_the_weights_of_a_file(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def make_case(name: str) -> tuple[Any, Any, Engine]:
     images = Bank.from_tensors(torch.randint(256, (84, 1, 16, 16), dtype=torch.uint8), labels)
     features = Bank.from_tensors(torch.randn(84, 8), labels)
     families = {"sine": {"amplitude": (1, 3), "phase": (0, 3)}, "line": {"slope": (-1, 1), "intercept": (-1, 1)}}
-    curves = Regression(functions.read(families, (-2, 2), 0.1)["train"], 5, 5, seed=0)
+    curves = Regression(functions.read_functions(families, (-2, 2), 0.1)["train"], 5, 5, seed=0)
     conv4, perceptron = Conv4((1, 16, 16), 5, filters=4), MLP((1,), 1, widths=(8,), norm="none", head_init="xavier")
     learner: Any = {
         "maml": lambda: MAML(conv4, inner_lr=0.1, test_steps=2),

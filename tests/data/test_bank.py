@@ -157,8 +157,16 @@ def test_a_split_that_does_not_fit_together_is_not_written(tmp_path: Path, count
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "no space left"), KeyboardInterrupt()])
-def test_a_failed_write_leaves_nothing_and_keeps_the_earlier_bank(folder: Path, monkeypatch, error: BaseException):
+@pytest.mark.parametrize(
+    ("error", "raised", "message"),
+    [
+        (OSError(errno.ENOSPC, "no space left"), FewshotError, r"cannot be written \(no space left\); make room"),
+        (KeyboardInterrupt("stop"), KeyboardInterrupt, "stop"),
+    ],
+)
+def test_a_failed_write_leaves_nothing_and_keeps_the_earlier_bank(
+    folder: Path, monkeypatch, error: BaseException, raised: type[BaseException], message: str
+):
     before, true_save = files(folder.parent), np.save
 
     def fails_at_the_second(path, *args, **kwargs):
@@ -169,7 +177,7 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_earlier_bank(folder: Path, 
 
     monkeypatch.setattr(bank.np, "save", fails_at_the_second)
     for target in (folder, folder.with_name("new")):
-        with pytest.raises((FewshotError, KeyboardInterrupt), match=r"|cannot be written \(no space left\); make room"):
+        with pytest.raises(raised, match=message):
             write_banks(target, {"train": split(2), "test": split(3)}, {})
         assert files(folder.parent) == before and list(folder.parent.iterdir()) == [folder]
 

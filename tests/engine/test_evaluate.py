@@ -21,18 +21,17 @@ from fewshot.engine.probe import probe
 from fewshot.episodes import Episodes
 from fewshot.tasks.sampler import Sampler
 
+from ..conftest import TRAINED
 from .foreign_networks import MIXING
 
 Make = Callable[..., Any]
 
-TRAINED = ("maml", "fomaml", "meta_sgd", "reptile-sequential", "reptile-shared", "reptile-sgd")
-
 both_settings = pytest.mark.parametrize("transductive", [False, True])
 
 
-@pytest.fixture(params=["nearest", "leo", "maml mlp", "fomaml own", *TRAINED])
+@pytest.fixture(params=["nearest", "baseline", "maml mlp", "fomaml own", *TRAINED])
 def learner(request: pytest.FixtureRequest, make_learner: Make, make_mlp: Make) -> Any:
-    """Each algorithm, on Conv-4, an MLP with norms or torch's BatchNorm (nearest and LEO take inputs as they are)."""
+    """Each algorithm, on its own inputs, Conv-4, an MLP with norms or torch's BatchNorm."""
     name, *network = request.param.split()
     torch.manual_seed(0)
     networks = {"mlp": make_mlp, "own": MIXING["batch norm"]}

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 import fewshot
@@ -13,20 +14,54 @@ from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
 from fewshot.experiment.build import build
-from fewshot.experiment.config import FIRST_NAMES, config_hash, resolved, training_settings
+from fewshot.experiment.config import (
+    FIRST_NAMES,
+    config_hash,
+    is_on_features,
+    is_regression,
+    resolved,
+    training_settings,
+)
+from fewshot.experiment.make_learner import make_learner
 from fewshot.experiment.run_dir import saved_config
 from fewshot.training.settings import LATER_OF_EXTRACTORS, LATER_SETTINGS
 
 from ..conftest import composed
 
+ALGORITHMS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
 
-@pytest.mark.parametrize("algorithm", ["maml", "fomaml", "reptile"])
-@pytest.mark.parametrize("backbone", ["conv4", "mlp"])
-def test_every_algorithm_builds_on_every_backbone(algorithm: str, backbone: str, data_dir: Path) -> None:
-    run = build(composed(f"algorithm={algorithm}", f"backbone={backbone}", f"data_dir={data_dir}"))
-    params, _ = run.learner.init()
-    again, _ = build(composed(f"algorithm={algorithm}", f"backbone={backbone}", f"data_dir={data_dir}")).learner.init()
-    assert all(params[name].equal(again[name]) for name in params)
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_makes_a_learner_whose_start_follows_from_the_seed(name: str) -> None:
+    words = ("dataset=sines_and_lines", "backbone=mlp_40") if name == "leo_regression" else ("dataset=glyphs",)
+    cfg = composed(f"algorithm={name}", *words)
+    shape, way = ((16,) if is_on_features(cfg) else (1, 28, 28)), 5
+    if is_regression(cfg.dataset):
+        shape, way = (1,), 1
+
+    def start(seed: int) -> torch.Tensor:
+        cfg.seed = seed
+        params, _ = make_learner(cfg, shape, way, torch.device("cpu")).init()
+        return torch.cat([value.flatten() for value in params.values()] or [torch.empty(0)])
+
+    assert torch.equal(start(0), start(0))
+    not_drawn = ("nearest", "nearest_mean", "simple_shot", "baseline", "baseline_plus_plus", "meta_sgd")
+    assert torch.equal(start(0), start(1)) == (name in not_drawn)  # Meta-SGD's head on features starts at 0
+
+
+@pytest.mark.parametrize("dataset", ["glyphs", "sinusoid"])
+def test_trainings_validations_and_tests_are_of_splits_of_their_own(dataset: str, data_dir: Path) -> None:
+    run = build(composed(f"dataset={dataset}", f"data_dir={data_dir}"))
+    tasks = (run.training, run.validation, run.protocol_tasks(run.protocols[0]))
+    assert [each.source.split for each in tasks] == ["train", "val", "test"]
+    assert len({each.manifest(0, 5) for each in tasks}) == 3
+
+
+def test_another_seed_makes_another_training_and_the_same_tests(data_dir: Path) -> None:
+    one, other = (build(composed(f"seed={seed}", f"data_dir={data_dir}")) for seed in (0, 1))
+    assert one.training.manifest(0, 5) != other.training.manifest(0, 5)
+    tests, others = (run.protocol_tasks(run.protocols[0]).manifest(0, 5) for run in (one, other))
+    assert tests == others
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "algorithm").glob("*.yaml")), ids=lambda path: path.stem)

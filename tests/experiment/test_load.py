@@ -65,6 +65,23 @@ def test_a_loaded_run_has_the_scores_of_its_record(maml_run: Path, data_dir: Pat
     check_scores(train_run(tmp_path / "untrained", data_dir, *network), data_dir)  # its weights are in no checkpoint
 
 
+@pytest.mark.parametrize("setting", ["transductive", "inductive"])
+def test_the_validation_of_a_record_is_on_the_validation_classes_as_it_is_set(
+    data_dir: Path, tmp_path: Path, setting: str
+) -> None:
+    folder = train_run(
+        tmp_path / "run", data_dir, *MAML, "train.validate_every=2", "validation.query=3", "validation.episodes=6",
+        f"validation.transductive={setting == 'transductive'}",
+    )  # fmt: skip
+    tasks = fs.Sampler(glyphs(data_dir)["val"], way=3, shot=1, query=3, seed=0)
+    scores = {
+        name: fs.evaluate(fs.load_run(folder, device="cpu"), tasks, episodes=6, setting=name).mean()
+        for name in ("transductive", "inductive")
+    }
+    assert fs.read_records(folder)[0]["validation"]["accuracy"] == pytest.approx(scores[setting])
+    assert scores["transductive"] != scores["inductive"]
+
+
 def test_a_run_is_loaded_without_its_data(maml_copy: Path, data_dir: Path, tmp_path: Path) -> None:
     config = maml_copy / "config.yaml"
     config.write_text(config.read_text().replace(str(data_dir), str(tmp_path / "gone")))

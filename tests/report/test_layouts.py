@@ -321,10 +321,11 @@ def test_what_a_reader_does_not_expect_of_a_test_or_a_training_has_a_footnote(
 )
 def test_all_images_of_a_class_are_only_where_they_are(lab: Any, dataset: str, query: int, note: str | None) -> None:
     own = {"dataset": dataset, "protocol__dataset": dataset}
-    lab.write("few", algorithm="few", **own)
-    lab.write("many", algorithm="many", protocol__query=query, protocol__manifest="e" * 64, **own)
+    better, worse = ({"accuracy": np.random.default_rng(0).normal(mean, 0.01, 20)} for mean in (0.9, 0.5))
+    lab.write("few", better, algorithm="few", **own)
+    lab.write("many", worse, algorithm="many", protocol__query=query, protocol__manifest="e" * 64, **own)
     notes = lab.page("layout=mini", "layout.datasets=null", "published=false").notes
-    assert {note or f"{query} queries per class", "15 queries per class"} & set(notes)  # whichever is not the reference
+    assert notes == [note or f"{query} queries per class"]
 
 
 def test_seeds_of_a_method_that_is_not_trained_are_one_run(lab: Any) -> None:

@@ -41,15 +41,18 @@ def test_training_raises_the_accuracy_on_the_same_tasks(make_bank: MakeBank) -> 
     assert (trained.steps, trained.selection, trained.validation) == (60, "last", None)
 
 
-@pytest.mark.parametrize("make", [fs.MAML, fs.FOMAML, fs.MetaSGD, fs.Reptile])
+ON_NETWORKS = [fs.MAML, fs.FOMAML, fs.MetaSGD, fs.MAMLPlusPlus, fs.Reptile, fs.ProtoNet, fs.MatchingNet, fs.R2D2]
+
+
+@pytest.mark.parametrize("make", ON_NETWORKS)
 def test_learners_need_a_network_alone(make: Callable[..., Any], make_bank: MakeBank) -> None:
     tasks = fs.Sampler(make_bank(), way=3, shot=2, query=2)
-    trained = quick(make(network(), test_steps=1), tasks)
+    trained = quick(make(fs.WithHead(network(4), (1, 8, 8), 3)), tasks)
     for setting in ("inductive", "transductive"):
         assert fs.evaluate(trained, tasks, episodes=2, setting=setting).shape == (2,)
 
 
-@pytest.mark.parametrize(("make", "steps"), [(fs.LEO, 2), (fs.Nearest, 0)])
+@pytest.mark.parametrize(("make", "steps"), [(fs.LEO, 2), (fs.Nearest, 0), (fs.Baseline, 0)])
 def test_learners_on_inputs_as_they_are_need_their_shape_alone(
     make: Callable[..., Any], steps: int, make_bank: MakeBank
 ) -> None:
@@ -92,12 +95,20 @@ def test_a_training_in_a_folder_goes_on(make_bank: MakeBank, tmp_path: Path) -> 
     assert len((tmp_path / "parts/metrics.jsonl").read_text().splitlines()) == 2
 
 
-def test_validation_tasks_select_the_parameters(make_bank: MakeBank) -> None:
+@pytest.mark.parametrize("setting", ["inductive", "transductive"])
+def test_validation_tasks_select_the_parameters(make_bank: MakeBank, setting: str) -> None:
     tasks = fs.Sampler(make_bank(), way=3, shot=1, query=2)
     validation = fs.Sampler(make_bank(seed=1, split="val"), way=3, shot=1, query=2)
-    trained = quick(fs.MAML(network()), tasks, steps=4, validation=validation, validation_episodes=3, validate_every=2)
-    assert trained.selection == "best validation accuracy"
-    assert trained.validation is not None and trained.validation["step"] in (2, 4)
+    options: dict[str, Any] = {"validation": validation, "validation_episodes": 3, "validate_every": 1, "outer_lr": 0.1}
+    trained = quick(fs.MAML(network()), tasks, steps=4, setting=setting, **options)
+    assert trained.selection == "best validation accuracy" and trained.validation is not None
+    scores = {}
+    for step in range(1, 5):
+        until = quick(fs.MAML(network()), tasks, steps=step, outer_lr=0.1)
+        scores[step] = fs.evaluate(until, validation, episodes=3, setting=setting).mean()
+    best = max(scores, key=lambda step: scores[step])
+    assert (trained.validation["step"], trained.validation["accuracy"]) == (best, pytest.approx(scores[best]))
+    assert len(set(scores.values())) > 1
 
 
 def test_progress_is_shown(make_bank: MakeBank, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +117,7 @@ def test_progress_is_shown(make_bank: MakeBank, capsys: pytest.CaptureFixture[st
 
 
 def test_functions_are_learned_too(make_mlp: Callable[..., Any]) -> None:
-    source = functions.read({"sine": {"amplitude": (1, 3), "phase": (0, 3)}}, (-2, 2), 0.1)["train"]
+    source = functions.read_functions({"sine": {"amplitude": (1, 3), "phase": (0, 3)}}, (-2, 2), 0.1)["train"]
     tasks = fs.Regression(source, 4, 5, seed=0)
     trained = quick(fs.MAML(make_mlp((1,), 1, norm="none"), inner_loss="mean"), tasks)
     assert fs.evaluate(trained, tasks, episodes=3).shape == (3,)

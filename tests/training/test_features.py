@@ -136,17 +136,16 @@ def test_a_run_before_a_setting_was_there_finds_its_features(
     assert first["test"].fingerprint == again["test"].fingerprint
 
 
-@pytest.mark.parametrize("choices", [{"seed": 1}, {"epochs": 1}, {"schedule": "step"}])
-def test_other_settings_make_other_features(images: dict[str, Bank], tmp_path: Path, choices: dict[str, Any]):
-    mine, theirs = made(images, tmp_path), made(images, tmp_path, **choices)
-    assert mine["test"].fingerprint != theirs["test"].fingerprint
+def test_other_settings_make_other_features(images: dict[str, Bank], tmp_path: Path):
+    banks = [made(images, tmp_path, **choices) for choices in ({}, {"seed": 1}, {"epochs": 1}, {"schedule": "step"})]
+    assert len({each["test"].fingerprint for each in banks}) == 4
 
 
-@pytest.mark.parametrize("view", [{"crop": 15}, {"mean": [0.5]}, {"std": [0.5]}, {"shape": [1, 17, 17]}])
-def test_another_view_of_the_images_makes_other_features(images: dict[str, Bank], tmp_path: Path, view: dict[str, Any]):
-    mine, theirs = made(images, tmp_path, epochs=1), made(images, tmp_path, epochs=1, view=view)
-    assert mine["test"].fingerprint != theirs["test"].fingerprint
-    assert mine["test"].image_fingerprint == theirs["test"].image_fingerprint
+def test_another_view_of_the_images_makes_other_features(images: dict[str, Bank], tmp_path: Path):
+    views = [{}, {"crop": 15}, {"mean": [0.5]}, {"std": [0.5]}, {"shape": [1, 17, 17]}]
+    banks = [made(images, tmp_path, epochs=1, view=view) for view in views]
+    assert len({each["test"].fingerprint for each in banks}) == 5
+    assert len({each["test"].image_fingerprint for each in banks}) == 1
 
 
 SMALL = {"epochs": 1, "small_epochs": 2, "small_size": 16, "precision": "bfloat16"}
@@ -204,6 +203,23 @@ def test_what_no_weight_shows_makes_other_features_too(
     made(images, tmp_path, network, epochs=1)
     made(images, tmp_path, partial(network, **choice), epochs=1)
     assert len(list(tmp_path.glob("features-*"))) == 2
+
+
+def test_an_extractor_learns_from_training_classes_and_is_chosen_on_validation_classes(
+    images: dict[str, Bank], make_bank: Make, tmp_path: Path
+):
+    def extractor(**others: Bank) -> dict[str, Any]:
+        return made(images | others, tmp_path, epochs=1, episodes=40)["test"].metadata["extractor"]
+
+    def trained(about: dict[str, Any]) -> tuple[str, float]:
+        return about["fingerprint"], about["validation_accuracy"]
+
+    other = {split: make_bank(shape=(1, 16, 16), seed=7, split=split, noise=200) for split in ("train", "val", "test")}
+    weights, accuracy = trained(extractor())
+    assert trained(extractor(test=other["test"])) == (weights, accuracy)
+    assert trained(extractor(train=other["train"]))[0] != weights
+    assert trained(extractor(val=other["val"]))[0] == weights
+    assert trained(extractor(val=other["val"]))[1] != accuracy
 
 
 def test_features_that_are_gone_are_not_made_anew_for_a_run_that_was_on_them(images: dict[str, Bank], tmp_path: Path):
