@@ -117,7 +117,7 @@ FEW = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("algorithm", ["maml", "fomaml", "reptile"])
+@pytest.mark.parametrize("algorithm", ["maml", "reptile"])
 def test_a_regression_leaves_its_error_by_number_of_steps_and_a_drawing(call: Any, algorithm: str) -> None:
     words = ("dataset=sinusoid", "run_dir=run", "protocol.common.steps=[0,2]", "plot=true", *FEW)
     done = call("train", f"algorithm={algorithm}", *words)
@@ -268,10 +268,9 @@ def write_tables(folder: str, inputs: int, outputs: int) -> None:
 TABLES = ("dataset=tables", "dataset.reader.root=tables", "shot=4", "validation.query=5", "protocol.common.query=6")
 
 
-@pytest.mark.parametrize("algorithm", ["maml", "fomaml", "reptile"])
-def test_tables_of_ones_own_are_learned_with_several_inputs_and_outputs(call: Any, algorithm: str) -> None:
+def test_tables_of_ones_own_are_learned_with_several_inputs_and_outputs(call: Any) -> None:
     write_tables("tables", 3, 2)
-    done = call("train", f"algorithm={algorithm}", *TABLES, "run_dir=run", *FEW)
+    done = call("train", "algorithm=maml", *TABLES, "run_dir=run", *FEW)
     assert (done.code, done.err) == (0, "")
     assert "after 1, " in done.out and "(R2 " in done.out
     record = read_test("run")
@@ -568,12 +567,8 @@ MISTAKES = {
         ["protocol.common: ", "shot=5", "query=16", "20 examples", "U+", "lower shot or protocol.common.query"],
     ),
     "missing data": (["dataset=omniglot"], ["images_background", "dataset.reader.download=true"]),
-    "unknown key": (["shoot=5"], ["shoot", "did you mean shot"]),
     "unknown nested key": (["train.step=5"], ["train.step", "did you mean", "train.steps"]),
-    "unknown option": (["algorithm=mamal"], ["algorithm=mamal", "did you mean maml"]),
     "unknown value": (["engine=fast"], ["engine=fast", "vmap"]),
-    "wrong type": (["way=five"], ["way=five", "Integer"]),
-    "several values without -m": (["shot=1,5"], ["shot=1,5", "add -m"]),
     "no number": (["algorithm.learner.inner_lr=fast"], ["algorithm.learner.inner_lr=fast", "a number"]),
     "no queries to learn from": (["train.query=0"], ["train.query=0"]),
     "nothing to train": (["backbone=identity"], ["no parameters"]),
@@ -581,8 +576,6 @@ MISTAKES = {
     "a file in place of a folder": (["run_dir=/dev/null"], ["/dev/null"]),
     "no override": (["algorithm"], ["command line"]),
     "unknown choice in the backbone": (["backbone.network.readout=max"], ["readout=max", "flatten, mean"]),
-    "a negative rate": (["train.outer_lr=-1"], ["train.outer_lr=-1"]),
-    "a negative way": (["way=-3"], ["way=-3"]),
     "no such device": (["device=cuda:77"], ["device=cuda:77"]),
     "resume of nothing": (["resume=nowhere"], ["nowhere", "not a run folder"]),
     "resume with other settings": (["resume=nowhere", "way=3"], ["leave out way=3"]),
@@ -594,7 +587,7 @@ MISTAKES = {
 def test_a_mistake_is_one_line_on_stderr_and_leaves_nothing(call: Any, mistake: str) -> None:
     words, said = MISTAKES[mistake]
     done = call("train", *words)
-    assert done.code != 0
+    assert done.code == 1
     assert all(line.startswith("recipe ") for line in done.out.splitlines())
     assert len(done.err.splitlines()) == 1
     assert all(part in done.err for part in said), done.err

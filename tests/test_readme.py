@@ -132,14 +132,15 @@ def test_every_key_of_a_tool_is_described_with_its_default(tool: str, title: str
 
 
 @pytest.mark.parametrize(
-    ("group", "part"),
+    ("group", "part", "title"),
     [
-        ("algorithm", "algorithm.learner"), ("backbone", "network"), ("dataset", "reader"),
-        ("dataset/base", "augment"), ("features/base", "features.settings"),
+        ("algorithm", "algorithm.learner", "Algorithms"), ("backbone", "network", "Backbones"),
+        ("dataset", "reader", "Datasets"), ("dataset/base", "augment", "Datasets"),
+        ("features/base", "features.settings", "Feature extractors"),
     ],
 )  # fmt: skip
-def test_every_key_of_a_group_is_described(group: str, part: str) -> None:
-    described = {key.rsplit(".", 1)[-1] for key in re.findall(r"`([\w.]+)`", KEYS)} | {"_target_"}
+def test_every_key_of_a_group_is_described(group: str, part: str, title: str) -> None:
+    described = {key.rsplit(".", 1)[-1] for key in re.findall(r"`([\w.]+)`", section(KEYS, title))} | {"_target_"}
     for path in (CONF / group).glob("*.yaml"):
         values = load_yaml(path)
         for name in part.split("."):

@@ -1,21 +1,10 @@
 """The version and commit of the code, as records name them."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from fewshot.core import environment
-
-
-def test_the_code_in_a_record_is_what_it_was_when_the_process_began(monkeypatch: pytest.MonkeyPatch) -> None:
-    began = environment.code()
-
-    def committed_meanwhile(*_: Any, **__: Any) -> str:
-        return "another commit"
-
-    monkeypatch.setattr(environment.subprocess, "check_output", committed_meanwhile)
-    assert environment.code() == began and began["version"]
 
 
 def test_code_that_is_not_installed_knows_its_version(monkeypatch: pytest.MonkeyPatch) -> None:

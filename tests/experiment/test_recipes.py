@@ -228,6 +228,54 @@ PUBLISHED: dict[tuple[str, str, str], dict[str, Any]] = {
         "backbone.network.filters": 32, "backbone.network.pool": "valid", "backbone.network.norm_scale": False,
         "backbone.network.head_init": "xavier",
     },
+    **{
+        ("cbfinn", algorithm, f"omniglot way={way}"): {
+            "algorithm.learner.inner_loss": "per_shot", "algorithm.learner.inner_lr": rate,
+            "algorithm.learner.inner_steps": steps, "algorithm.learner.test_steps": at_test, "train.meta_batch": tasks,
+            "algorithm.learner.first_order": algorithm == "fomaml", "train.query": {1: 1, 5: 5}, "train.steps": 60_000,
+            "train.outer_lr": 0.001, "train.clip": None, "train.select": "last", "dataset.rotations": "per_class",
+            "protocol.paper.query": {1: 1, 5: 5}, "protocol.paper.episodes": 600,
+            "protocol.paper.rotations": "per_class",
+            "backbone.network.filters": 64, "backbone.network.downsample": "stride",
+            "backbone.network.readout": "mean", "backbone.network.norm_scale": False,
+            "backbone.network.adapt_norm": False,
+        }
+        for algorithm in ("maml", "fomaml")
+        for way, rate, steps, at_test, tasks in ((5, 0.4, 1, 3, 32), (20, 0.1, 5, 5, 16))
+    },
+    ("cbfinn", "maml", "sinusoid"): {
+        "backbone.name": "mlp", "algorithm.learner.inner_loss": "mean", "algorithm.learner.inner_lr": 0.001,
+        "algorithm.learner.inner_steps": 1, "train.meta_batch": 25, "train.steps": 70_000, "train.outer_lr": 0.001,
+        "train.outer_optimizer": "adam_tf", "train.clip": None,
+    },
+    **{
+        ("openai", "reptile", f"omniglot way={way}"): {
+            "algorithm.learner.inner_batch": batch, "algorithm.learner.inner_steps": batch // 2,
+            "algorithm.learner.test_steps": 50, "algorithm.learner.test_batch": batch // 2,
+            "algorithm.learner.inner_lr": rate, "algorithm.learner.inner_optimizer": "adam",
+            "algorithm.learner.inner_loss": "sum", "train.shot": 10, "train.query": 0, "train.steps": steps,
+            "train.meta_batch": 5, "train.outer_lr": 1.0, "train.outer_lr_end": 0.0, "train.select": "last",
+            "dataset.rotations": "as_classes", "protocol.paper.query": 1, "protocol.paper.episodes": 10_000,
+            "protocol.paper.setting": "both", "protocol.paper.rotations": "none",
+            "backbone.network.filters": 64, "backbone.network.readout": "flatten", "backbone.network.norm_scale": True,
+        }
+        for way, batch, rate, steps in ((5, 10, 0.001, 100_000), (20, 20, 0.0005, 200_000))
+    },
+    ("jakesnell", "protonet", "omniglot"): {
+        "train.way": 60, "train.query": 5, "train.meta_batch": 1, "train.outer_optimizer": "adam",
+        "train.outer_lr": 0.001, "train.outer_lr_halve_every": 2000, "dataset.rotations": "as_classes",
+        "backbone.network.filters": 64,
+    },
+    ("jakesnell", "protonet", "mini"): {
+        "train.way": {1: 30, 5: 20}, "train.query": 15, "train.meta_batch": 1, "train.outer_lr": 0.001,
+        "train.outer_lr_halve_every": 2000, "backbone.network.filters": 64,
+    },
+    ("bertinetto", "r2d2", "mini"): {
+        "train.way": 16, "train.query": {1: 240 // 16 - 1, 5: 240 // 16 - 5}, "train.meta_batch": 1,
+        "train.steps": 1200 * 100, "train.outer_lr": 0.005, "train.outer_lr_halve_every": 2000,
+        "algorithm.learner.regularization": 50.0, "algorithm.learner.learn_regularization": False,
+        "algorithm.learner.scale": 0.0001,
+    },
     ("openai", "reptile", "mini"): {
         "algorithm.learner.inner_batch": 10, "algorithm.learner.inner_steps": 8, "algorithm.learner.test_steps": 50,
         "algorithm.learner.test_batch": {1: 5, 5: 15}, "algorithm.learner.inner_lr": 0.001, "train.shot": 15,
@@ -266,10 +314,10 @@ PUBLISHED: dict[tuple[str, str, str], dict[str, Any]] = {
 
 @pytest.mark.parametrize("shot", [1, 5])
 @pytest.mark.parametrize(("recipe", "algorithm", "dataset"), PUBLISHED)
-def test_recipes_for_images_hold_the_published_settings(recipe: str, algorithm: str, dataset: str, shot: int) -> None:
+def test_recipes_hold_the_published_settings(recipe: str, algorithm: str, dataset: str, shot: int) -> None:
     backbone = PUBLISHED[recipe, algorithm, dataset].get("backbone.name", "conv4")
-    words = f"algorithm={algorithm}", f"dataset={dataset}", f"shot={shot}", f"recipe={recipe}", f"backbone={backbone}"
-    cfg = composed(*words)
+    words = f"algorithm={algorithm}", f"shot={shot}", f"recipe={recipe}", f"backbone={backbone}"
+    cfg = composed(*f"dataset={dataset}".split(), *words)
     plain = OmegaConf.create(resolved(cfg))
     for key, value in PUBLISHED[recipe, algorithm, dataset].items():
         assert OmegaConf.select(plain, key) == (value[shot] if isinstance(value, dict) else value), key

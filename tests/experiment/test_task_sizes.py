@@ -8,8 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from fewshot.core.errors import FewshotError
+from fewshot.data.bank import Bank
+from fewshot.data.sources.random_split import split_at_random
 from fewshot.experiment.task_sizes import describe_misfit
+from fewshot.tasks.sampler import Sampler
 
 CONFIG: dict[str, Any] = {
     "way": 5,
@@ -69,7 +74,28 @@ def test_the_advised_command_fits(count: int, images: int, words: list[str]) -> 
     config = with_words(CONFIG, words)
     sizes = {f"kind{number:02d}": images + number % 3 for number in range(count)}
     message = describe_misfit(config, sizes, None)
+    assert bool(message) != fits(config, sizes)
     assert not message or (advice(message) and not describe_misfit(with_words(config, advice(message)), sizes, None))
+
+
+def fits(config: dict[str, Any], sizes: dict[str, int]) -> bool:
+    """Whether every sampler of a run on a random split of these classes can be made."""
+    names = split_at_random(list(sizes), config["dataset"]["reader"]["fractions"], 0)
+    train, settings, query = config["train"], config["features"]["settings"], config["validation"]["query"]
+    way, shot = (config[key] if train[key] is None else train[key] for key in ("way", "shot"))
+    for split, *task in (
+        ("train", way, shot, shot if train["query"] is None else train["query"]),
+        ("val", config["way"], config["shot"], query),
+        ("test", config["way"], config["shot"], config["protocol"]["common"]["query"]),
+        ("val", settings["way"], settings["shot"], settings["query"]),
+    ):
+        counts = [sizes[name] for name in names[split]]
+        y = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
+        try:
+            Sampler(Bank.from_tensors(torch.zeros(len(y), 1), y), *task)
+        except FewshotError:
+            return False
+    return True
 
 
 def test_classes_that_folders_split_get_another_way_and_fewer_queries() -> None:

@@ -551,3 +551,21 @@ def test_a_mistake_is_answered_in_one_line(call: Any, word: str, message: str) -
     done = call("table", word)
     assert (done.code, done.out) == (1, "")
     assert message in done.err and len(done.err.splitlines()) == 1
+
+
+def test_every_figure_of_the_readme_is_that_of_a_record_or_a_publication(results: Any) -> None:
+    pages = [
+        results("layout=omniglot", below="omniglot"),
+        results("layout=mini", below="mini"),
+        results(below="glyphs"),
+    ]
+    texts = {entry.text for page in pages for row in page.table.itertuples(index=False) for entry in row}
+    known = texts | {text.split(" ± ")[0] for text in texts} | {row["published"]["printed"] for row in read_published()}
+    readme = (RESULTS.parent / "README.md").read_text(encoding="utf-8")
+    start, (_, *rows) = readme.split("## Results")[0], readme.split("## Results")[1].splitlines()
+    figures = re.findall(r"\d+\.\d+ ± \d+\.\d+", start)
+    for line in (row for row in rows if row.startswith("| ") and "`" in row):
+        _, _, _, here, reference, _, _ = line.split("|")
+        figures += re.findall(r"\d+\.\d+(?: ± \d+\.\d+)?", f"{here} {reference}")
+    assert len(figures) > 30
+    assert [figure for figure in figures if figure not in known] == []

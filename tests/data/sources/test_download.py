@@ -141,12 +141,6 @@ def test_a_server_that_is_not_there_is_said_in_one_line(server: Server, path: Pa
     fails(server, path, "fetching the file failed .*refused")
 
 
-def test_a_folder_that_cannot_be_made_is_said_in_one_line(server: Server, tmp_path: Path):
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(FewshotError, match="cannot be written .*a file is in the way: remove it, or choose"):
-        download.fetch(server.url, tmp_path / "file" / "file.zip", check=check, what="the file")
-
-
 def test_two_at_once_fetch_one_file_once(server: Server, path: Path):
     threads = [
         threading.Thread(target=download.fetch, args=(server.url, path), kwargs={"check": check, "what": "the file"})

@@ -183,9 +183,10 @@ def test_a_pickle_with_any_byte_changed_is_read_or_refused():
 def test_a_length_beyond_the_file_takes_no_memory(tmp_path: Path, opcode: bytes):
     (tmp_path / "a.pkl").write_bytes(b"\x80\x05" + opcode + struct.pack("<Q", 1 << 33) + b"x.")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with (tmp_path / "a.pkl").open("rb") as file, pytest.raises(ValueError):
+    with (tmp_path / "a.pkl").open("rb") as file, pytest.raises(ValueError, match="no whole pickle"):
         pickles.load(file)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # of 1 KiB; what was claimed is 8 GiB
+    # In KiB. What was claimed, 8 GiB, may be reserved, and not written to.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 17
 
 
 def test_depth_does_not_matter():

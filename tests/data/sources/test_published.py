@@ -1,4 +1,4 @@
-"""Published datasets: what the readers of mini, tiered and CUB share, each on a few classes in class folders."""
+"""Published datasets: what their readers share, each on a few classes in class folders."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ import pytest
 
 from fewshot.core.errors import FewshotError
 from fewshot.data.bank import SPLITS
-from fewshot.data.datasets import cub, mini_imagenet, tiered_imagenet
+from fewshot.data.datasets import cifar, cub, mini_imagenet, tiered_imagenet
 from fewshot.data.sources.archives import open_files
 from fewshot.data.sources.faults import FaultsError
 from fewshot.data.sources.parts import SplitSource, part_of_labels
@@ -19,9 +19,12 @@ from fewshot.data.sources.published import check_classes, find_class_folders, pu
 
 from ..made_sources import Server, as_folder, as_tar, as_zip, encoded, fingerprints, noise, refused_by
 
-MODULES: dict[str, Any] = {"mini": mini_imagenet, "tiered": tiered_imagenet, "cub": cub}
+MODULES: dict[str, Any] = {
+    "mini": mini_imagenet, "tiered": tiered_imagenet, "cub": cub, "cifar_fs": cifar, "fc100": cifar,
+}  # fmt: skip
 READERS = {
     "mini": mini_imagenet.read_mini_imagenet, "tiered": tiered_imagenet.read_tiered_imagenet, "cub": cub.read_cub,
+    "cifar_fs": cifar.read_cifar_fs, "fc100": cifar.read_fc100,
 }  # fmt: skip
 CLASSES = {dataset: {split: names[:2] for split, names in published_split(dataset).items()} for dataset in MODULES}
 
