@@ -59,7 +59,7 @@ def test_the_tools_of_an_installed_package_run(installed: Path, tmp_path: Path) 
     assert "_target_: fewshot.Reptile" in shown.stdout
     wrong = run(installed, tmp_path, "-m", "fewshot", "tarin")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
-    assert "name a tool: fewshot <bench | evaluate" in wrong.stderr
+    assert "tarin: no such tool, did you mean train? name a tool: fewshot <bench | evaluate" in wrong.stderr
 
 
 @pytest.mark.parametrize("name", fewshot.__all__)

@@ -227,6 +227,8 @@ def test_a_network_of_features_gets_a_head_or_is_compared_as_it_is(
         "error: backbone.network._target_=nowhere.Net: No module named 'nowhere'; name what can be imported, and put "
         "its folder on PYTHONPATH\n"
     )
+    mistyped = call("train", "algorithm=maml", "features=none", *QUICK, *own, "algorithm.learner._target_=small.makes")
+    assert mistyped.err == "error: small.makes: small has no makes, did you mean make?\n"
     lacking = call("train", "algorithm=maml", *own, "backbone.target=small.other")
     assert lacking.err == (
         "error: backbone: other needs width and n_classes; add '+backbone.network.width=<value>' "

@@ -44,6 +44,10 @@ def copy_network(network: T) -> T:
         ) from error
 
 
+class WayError(FewshotError):
+    """A network is made for other ways than the tasks have."""
+
+
 def check_outputs(outputs: Any, count: int, targets: torch.Tensor, way: int) -> None:
     """Check the shape and type of the predictions of `count` examples.
 
@@ -52,6 +56,7 @@ def check_outputs(outputs: Any, count: int, targets: torch.Tensor, way: int) -> 
         way: classes N of the task.
 
     Raises:
+        WayError: they are logits of another number of classes.
         FewshotError: they are not floats [count, N], or in regression [count, D], or none is finite.
     """
     regression = targets.is_floating_point()
@@ -69,9 +74,9 @@ def check_outputs(outputs: Any, count: int, targets: torch.Tensor, way: int) -> 
         if regression and shape == [count]:
             remedy = "keep the last axis, without squeeze"
         elif len(shape) == 2 and shape[0] == count and floats and not regression:
-            remedy = (
-                f"it is made for {shape[1]} ways, the tasks have {way}: change one of them, as by an argument "
-                "'+backbone.network.num_classes=${way}', or, if these are features, take backbone=module "
+            raise WayError(
+                f"backbone: it is made for {shape[1]} ways, the tasks have {way}: change one of them (your own network "
+                "may take '+backbone.network.num_classes=${way}'); or, if it gives features, take backbone=module "
                 "backbone.outputs=features, in Python fewshot.WithHead(network, shape, way)"
             )
     wanted = f"{'outputs' if regression else 'logits'} [{count}, {width}]"

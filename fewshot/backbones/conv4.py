@@ -23,7 +23,7 @@ from torch import nn
 
 from fewshot.backbones.convolution import conv2d
 from fewshot.backbones.norm import BatchStatNorm, make_norm
-from fewshot.core.checks import check_choice
+from fewshot.core.checks import check_choice, check_number
 from fewshot.core.errors import FewshotError
 
 
@@ -124,6 +124,7 @@ class Conv4(nn.Module):
         check_choice("backbone.network.readout", readout, ("flatten", "mean"))
         drops_odd = downsample == "max_pool" and pool == "valid"
         check_image("conv4", shape, least=16 if drops_odd else 1)
+        check_number("backbone.network.filters", filters, int, 1)
         self.readout, self.adapt_norm = readout, adapt_norm
         new_norm = partial(make_norm, norm, scale=norm_scale, eps=norm_eps)
         channels, height, width = shape

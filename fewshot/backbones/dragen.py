@@ -17,6 +17,7 @@ from torch import nn
 
 from fewshot.backbones.conv4 import check_image, initialise_head
 from fewshot.backbones.norm import make_norm
+from fewshot.core.checks import check_number
 
 STRIDES = (2, 2, 2, 1)  # of the pooling behind each convolution
 SMALLEST_SIDE = 46  # which the four blocks reduce to 1
@@ -66,6 +67,7 @@ class Dragen(nn.Module):
     ) -> None:
         super().__init__()
         check_image("conv4_dragen", shape, SMALLEST_SIDE)
+        check_number("backbone.network.filters", filters, int, 1)
         self.adapt_norm = adapt_norm
         new_norm = partial(make_norm, norm, scale=norm_scale, eps=norm_eps)
         channels, height, width = shape

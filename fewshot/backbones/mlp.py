@@ -13,6 +13,7 @@ from torch import nn
 
 from fewshot.backbones.conv4 import initialise_head
 from fewshot.backbones.norm import make_norm
+from fewshot.core.checks import check_number
 
 
 class Layer(nn.Module):
@@ -58,6 +59,8 @@ class MLP(nn.Module):
         init: str = "xavier",
     ) -> None:
         super().__init__()
+        for width in widths:
+            check_number("backbone.network.widths", width, int, 1)
         self.adapt_norm, self.has_norms = adapt_norm, norm != "none"
         new_norm = partial(make_norm, norm, scale=norm_scale, eps=norm_eps)
         sizes = [prod(shape), *widths]

@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.learner import Learner
+from fewshot.backbones.checks import WayError
 from fewshot.backbones.weights import find_weights, hash_file
 from fewshot.core.checks import check_choice, check_number
 from fewshot.core.device import fits_on_device, pick_device, set_single_threaded, tune_malloc
@@ -169,7 +170,7 @@ def build(
     run = Experiment(cfg, resolved(cfg), device, sources, view, learner, engine, start)
     try:
         notes = list(run.behaviour.notes)
-    except FewshotError as error:
+    except WayError as error:
         if ways in (None, cfg.way):
             raise
         raise FewshotError(

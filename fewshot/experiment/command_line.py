@@ -42,7 +42,8 @@ def parse_flags(words: list[str]) -> argparse.Namespace:
             raise FewshotError(f"{word}: no text in {encoding}; set LC_ALL=C.UTF-8, or rename the file or folder")
     flags, unknown = parser.parse_known_intermixed_args(words)
     if unknown:
-        known = [option for action in parser._actions for option in action.option_strings]
+        useless = ("config_path", "experimental_rerun")
+        known = [name for action in parser._actions for name in action.option_strings if action.dest not in useless]
         setting = unknown[0].lstrip("-")
         hint = did_you_mean(unknown[0].split("=")[0], known)
         raise FewshotError(

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from omegaconf import DictConfig
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from fewshot.algorithms.learner import Learner
 from fewshot.backbones.module import fit_network
+from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError, one_line
+
+NUMBERS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def make_learner(cfg: DictConfig, shape: tuple[int, ...], way: int, device: torch.device) -> Learner:
@@ -75,6 +79,7 @@ def instantiate_node(node: DictConfig, **kwargs: Any) -> Any:
     Raises:
         FewshotError: it cannot be made, for whatever reason.
     """
+    check_types(node)
     try:
         return instantiate(node, **kwargs)
     except InstantiationException as error:
@@ -82,5 +87,45 @@ def instantiate_node(node: DictConfig, **kwargs: Any) -> Any:
             raise error.__cause__ from error.__cause__.__cause__
         first, *more = str(error.__cause__ or error).splitlines()
         reason = f"{first} {more[0]}" if first.endswith(":") and more else first  # of an import, the cause comes second
+        module, _, name = str(node._target_).rpartition(".")
+        if f"{module!r} is not a package" in reason:
+            reason = f"{module} has no {name}{did_you_mean(name, dir(import_module(module)))}"
         remedy = "; put the folder of your module on PYTHONPATH" if "No module named" in reason else ""
         raise FewshotError(f"{node._target_}: {reason}{remedy}") from error
+
+
+def check_types(node: DictConfig) -> None:
+    """Check the values of a node where the type hints of what it names say a number, true or false, or a list of these.
+
+    Raises:
+        FewshotError: a value is of another type.
+    """
+    try:
+        target = get_object(str(node._target_))
+        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except Exception:  # what cannot be imported is said where it is made; hints are a person's own
+        return
+    for key, hint in hints.items():
+        value = OmegaConf.select(node, key)
+        if key in node and not _is_of(value, hint):
+            raise FewshotError(f"{node._get_full_key(key)}={value}: must be {_in_words(hint)}")
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value of a configuration is of a type; True of all types but those of `check_types`."""
+    parts = get_args(hint)
+    if type(None) in parts or type(None) is hint:
+        return value is None or any(_is_of(value, part) for part in parts if part is not type(None))
+    if get_origin(hint) in (list, Sequence) and parts[0] in NUMBERS:
+        return isinstance(value, ListConfig) and all(_is_of(each, parts[0]) for each in value)
+    if hint not in NUMBERS:
+        return True
+    kinds = (int, float) if hint is float else hint
+    return isinstance(value, kinds) and isinstance(value, bool) == (hint is bool)
+
+
+def _in_words(hint: Any) -> str:
+    parts = get_args(hint)
+    if type(None) in parts:
+        return " or ".join([*(_in_words(part) for part in parts if part is not type(None)), "null"])
+    return NUMBERS[hint] if hint in NUMBERS else f"a list, each {NUMBERS[parts[0]]}"

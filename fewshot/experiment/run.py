@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.learner import Tensors
+from fewshot.backbones.checks import WayError
 from fewshot.core.device import reset_peak_memory
 from fewshot.core.distributed import is_main, main_first, on_rank_zero, world
 from fewshot.core.errors import FewshotError
@@ -145,10 +146,13 @@ def _check_tasks(run: Experiment, processes: int) -> None:
         check_shareable(run.learner, run.cfg.train.meta_batch, processes)
         try:
             note = check_training(run.learner, run.training.episodes(0, 1))
-        except FewshotError as error:
+        except WayError as error:
             if run.cfg.train.way in (None, run.cfg.way):
                 raise
-            raise FewshotError(f"train.way={run.cfg.train.way}: {error}; learners without a head take any") from error
+            raise FewshotError(
+                f"train.way={run.cfg.train.way}: {run.cfg.algorithm.name} learns a head of {run.cfg.way} ways, and is "
+                f"trained with no other number; leave train.way out, or set way={run.cfg.train.way} in its place"
+            ) from error
         if note:
             print_note(note)
     elif run.cfg.train.way is not None:
