@@ -56,6 +56,10 @@ class Bank:
     tail: Bank | None = None  # a second bank whose rows follow these, see `concat_banks`
     images: Bank | None = None  # the images whose features these are, row by row
 
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.shape))
+        return f"Bank({self.split}, {len(self.names):,} classes, {len(self.examples):,} examples of {shape})"
+
     @classmethod
     def from_tensors(cls, x: Examples, y: Labels, *, split: str = "train", name: str = "tensors") -> Bank:
         """A bank in memory, of examples in any order.

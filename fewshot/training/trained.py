@@ -33,6 +33,10 @@ class Trained:
     processes: int | None = None  # that trained it, when it went on last; None likewise
     peak_memory_bytes: int | None = None  # that process 0 took at most; None likewise
 
+    def __repr__(self) -> str:
+        count = sum(value.numel() for value in self.params.values())
+        return f"Trained({type(self.learner).__name__}, {count:,} parameters, {self.steps:,} steps, {self.selection})"
+
     @property
     def device(self) -> torch.device:
         """The device of the parameters."""

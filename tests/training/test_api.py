@@ -39,6 +39,8 @@ def test_training_raises_the_accuracy_on_the_same_tasks(make_bank: MakeBank) -> 
     assert after.shape == (40,) and after.dtype == np.float64
     assert after.mean() > before.mean() + 0.1
     assert (trained.steps, trained.selection, trained.validation) == (60, "last", None)
+    assert repr(trained) == "Trained(MAML, 1,091 parameters, 60 steps, last)"
+    assert repr(tasks.bank) == "Bank(train, 5 classes, 41 examples of 1 x 8 x 8)"
 
 
 ON_NETWORKS = [fs.MAML, fs.FOMAML, fs.MetaSGD, fs.MAMLPlusPlus, fs.Reptile, fs.ProtoNet, fs.MatchingNet, fs.R2D2]
