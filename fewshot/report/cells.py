@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError
 from fewshot.report.gather import COMMON, label_rows, one_per_seed
 from fewshot.report.labels import COLUMN, column_of, label_test, method_sort_key, natural_sort_key
-from fewshot.report.records import Record, field_of, metric_of, protocol_name
+from fewshot.report.records import Record, field_names, field_of, metric_of, protocol_name
 from fewshot.report.statistics import compare_with_best, read_scores
 from fewshot.report.traits import VARIATIONS
 
@@ -182,7 +183,8 @@ def _values(line: Record, fields: Sequence[str]) -> Key:
     for name in fields:
         value = _value(line, name, None if "published" in line else KeyError)
         if value is KeyError:
-            raise FewshotError(f"{line['folder']}: its record has no field {name}; see its record.json")
+            known = list(field_names(line))
+            raise FewshotError(f"{line['folder']}: no field {name}{did_you_mean(name, known)}; see its record.json")
         if isinstance(value, dict):
             raise FewshotError(f"{name} is a group of fields; name one of them, such as {name}.{next(iter(value), '')}")
         values.append(", ".join(map(str, value)) if isinstance(value, list) else value)

@@ -68,14 +68,14 @@ def is_short(run: Record) -> bool:
 def join_budgets(row: Sequence[Cell]) -> str:
     """How long a row's runs and their extractors were trained: `15 min`, or `14 and 8 min, 1,200 and 800 of 60k steps`.
 
-    Two cells in the order of their columns; of more, the least and the most. Each device has its own minutes; where all
-    are CPUs, none is named. `1 to 3 min on NVIDIA H200, 14 min on CPU (20-way 1-shot)` says which of many cells is not
-    of the first device.
+    Two cells in the order of their columns; of more, and of several seeds, the least and the most. Each device has its
+    own minutes; where all are CPUs, none is named. `1 to 3 min on NVIDIA H200, 14 min on CPU (20-way 1-shot)` says
+    which of many cells is not of the first device.
     """
     if row[0].figure is not None:
         return ""
     seconds = [_training_seconds(cell) for cell in row]
-    if not any(seconds):
+    if not any(value and value[1] for value in seconds):
         return NOTHING
     steps: dict[str, list[int]] = defaultdict(list)  # by the end of the words
     for train in (cell.runs[0]["train"] for cell in row):
@@ -83,27 +83,32 @@ def join_budgets(row: Sequence[Cell]) -> str:
         if paper is not None and train.get("steps"):
             of_paper = f" of {_thousands(paper)}" if train["steps"] < paper else ""
             steps[f"{of_paper} steps"].append(train["steps"])
-    minutes: dict[str, list[tuple[str, int]]] = defaultdict(list)  # tasks and their minutes, by the device
+    minutes: dict[str, list[tuple[str, list[int]]]] = defaultdict(list)  # tasks, least and most minutes, by the device
     for cell, value in zip(row, seconds, strict=True):
         if value is None:  # a record that does not know it
             continue
         task = task_name(cell.runs[0]["protocol"]).partition(" ")[2]
-        minutes[_device(cell)].append((task, max(1, round(value / 60))))
+        minutes[_device(cell)].append((task, [max(1, round(each / 60)) for each in value]))
     times = []
     for device, own in sorted(minutes.items(), key=lambda item: -len(item[1])):
         on = "" if set(minutes) == {"CPU"} else f" on {device}"
         tasks, values = zip(*own, strict=True)
         where = f" ({' and '.join(tasks)})" if times else ""
-        times.append(f"{_join(values)} min{on}{where}")
+        if len(values) == 2:
+            shown = " and ".join(dict.fromkeys(map(_range, values)))
+        else:
+            shown = _range([minutes for ends in values for minutes in ends])
+        times.append(f"{shown} min{on}{where}")
     return ", ".join([*times, *(f"{_join(counts)}{words}" for words, counts in steps.items())])
 
 
-def _training_seconds(cell: Cell) -> float | None:
-    """Seconds of the training and of the extractor before it; None where a record of a training does not know them."""
-    own = mean_cost(cell, "train_seconds")
-    if own is None and cell.runs[0]["cost"]["train_tasks"]:
+def _training_seconds(cell: Cell) -> tuple[float, float] | None:
+    """Least and most seconds of a training and of the extractor before it; None where a record does not know them."""
+    costs = [run["cost"] for run in cell.runs]
+    if any(cost["train_tasks"] and not isinstance(cost.get("train_seconds"), NUMBER) for cost in costs):
         return None
-    return (own or 0) + (mean_cost(cell, "extractor_seconds") or 0)
+    totals = [(cost.get("train_seconds") or 0) + (cost.get("extractor_seconds") or 0) for cost in costs]
+    return min(totals), max(totals)
 
 
 def _device(cell: Cell) -> str:
@@ -116,8 +121,11 @@ def _device(cell: Cell) -> str:
 
 
 def _join(values: Sequence[int]) -> str:
-    shown = values if len(values) == 2 else (min(values), max(values))
-    return (" and " if len(values) == 2 else " to ").join(dict.fromkeys(map(_thousands, shown)))
+    return " and ".join(dict.fromkeys(map(_thousands, values))) if len(values) == 2 else _range(values)
+
+
+def _range(values: Sequence[int]) -> str:
+    return " to ".join(dict.fromkeys(map(_thousands, (min(values), max(values)))))
 
 
 def _thousands(steps: int) -> str:

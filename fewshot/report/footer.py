@@ -74,7 +74,7 @@ def _reading_line(cells: Sequence[Cell], shown: Sequence[str]) -> str:
             tested_so = " among rows of the same test episodes"
         parts.append(
             f"bold: the best in a column{tested_so} and what cannot be told from it at 5 % (paired t test over the "
-            f"episodes{averaged}, Holm's correction over all pairs)"
+            f"episodes{averaged}, Holm's correction over all pairs of all columns)"
         )
     if any(cell.r2() is not None for cell in cells):
         parts.append("R2 is 1 - error / variance of the queries around their task's mean")
@@ -123,9 +123,11 @@ def _filters(runs: Sequence[Record]) -> str:
 
 
 def _without_recipe(runs: Sequence[Record]) -> str:
-    """The methods that were trained without a recipe, beside others that have one."""
+    """The methods that were trained without a recipe."""
     names = _name_by_value([(run["recipe"] is None, run) for run in runs if run["cost"]["train_tasks"]])
-    return f"without a recipe: {', '.join(names[True])}" if len(names) > 1 else ""
+    if True not in names:
+        return ""
+    return f"without a recipe: {', '.join(names[True])}" if len(names) > 1 else "without a recipe"
 
 
 def _name_by_value(pairs: Sequence[tuple[Hashable, Record]]) -> dict[Hashable, list[str]]:

@@ -62,7 +62,7 @@ def _cell_notes(cell: Cell, reference: Test | None, per_shot: bool) -> list[str]
     if len(cell.runs) > 1:
         extractors = {extractor_of(run).get("fingerprint") for run in cell.runs}
         alike = ", all with the same extractor" if len(extractors) == 1 and None not in extractors else ""
-        over_them = "; ± is over them" if cell.wider_over_seeds else ""
+        over_them = "; ± is over them" if cell.wider_over_seeds else "; ± is over test episodes"
         notes.append(f"mean of {len(cell.runs)} training seeds{alike}{over_them}")
     return [note for note in notes if note]
 

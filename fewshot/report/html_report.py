@@ -25,6 +25,7 @@ from fewshot.report.page import DATASETS, NOTHING, Page
 from fewshot.report.pictures import save_figure
 from fewshot.report.records import PREDICTIONS, Record, protocol_name, task_name
 from fewshot.report.table import group_by_table, make_table, metrics_of, read_layout
+from fewshot.report.traits import is_copy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -207,7 +208,11 @@ def compare_settings(runs: Sequence[Record]) -> tuple[pd.DataFrame, int]:
         {key: value if isinstance(value, str) else json.dumps(value) for key, value in run["settings"].items()}
         for run in first
     ]
-    texts = [{key: text for key, text in own.items() if not key.endswith("_")} for own in texts]  # classes have names
+    # Classes have names, and a record says which recipe was taken.
+    texts = [
+        {key: text for key, text in own.items() if not (key.endswith(("_", "algorithm.recipe")) or is_copy(key, own))}
+        for own in texts
+    ]
     frame = pd.DataFrame(texts, index=pd.Index(headings)).fillna(NOTHING)
     missing = len(runs) - sum(map(len, groups.values()))
     return frame.loc[:, frame.nunique() > 1].T.reset_index(names="setting"), missing

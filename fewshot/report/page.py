@@ -12,7 +12,7 @@ from fewshot.report.footer import footer
 from fewshot.report.footnotes import Place, footnotes
 from fewshot.report.labels import COLUMN
 from fewshot.report.published import CAVEATS
-from fewshot.report.records import SCORES, Record, format_score
+from fewshot.report.records import METRICS, SCORES, Record, format_score
 from fewshot.report.statistics import LEVEL
 from fewshot.report.traits import VARIATIONS, format_label
 
@@ -106,7 +106,7 @@ def _table(
         values = layout.values_of(key)
         values["budget"] = join_budgets(row)
         texts = {heading: values[name] for heading, name in layout.rows.items()}
-        labels = {heading: Entry("" if value is None else str(value)) for heading, value in texts.items()}
+        labels = {heading: Entry(_label(layout.rows[heading], value)) for heading, value in texts.items()}
         line = labels | empty
         for j, cell in enumerate(row):
             numbers = tuple(marks.get((i, j), ()))
@@ -127,9 +127,16 @@ def _table(
     return lines
 
 
+def _label(field: str, value: Any) -> str:
+    """The value of a row's field as the table shows it: a score as those in its cells."""
+    if (metric := field.rpartition(".")[2]) in METRICS and isinstance(value, float):
+        return format_score(value, metric)
+    return "" if value is None else str(value)
+
+
 def _headings(column: Key, layout: Layout) -> list[str]:
     if not layout.cols:
-        return ["mean", "interval"]
+        return [f"test {layout.metric}", "interval"]
     forms = {**COLUMN, **VARIATIONS, **dict.fromkeys(("task", "method", "source", "algorithm", "backbone"), "{}")}
     labels = [
         f"{field} not stated" if v is None else format_label(forms.get(field) or f"{field} {{}}", v)

@@ -141,7 +141,7 @@ def draw_episode(
             panel.text(left + 0.5, below, label, color=colour, ha="center", va="top", fontsize=size)
         panel.add_patch(Rectangle((left, top), 1, height / width, fill=False, edgecolor=colour, linewidth=line))
     for way in range(ways):
-        name = "\n".join(shorten(part, int(135 / size)) for part in names[way].split("/"))
+        name = "\n".join(shorten(part, int(165 / size)) for part in names[way].split("/"))
         panel.text(-GAP, y[way] + height / width / 2, name, ha="right", va="center", fontsize=size)
     hits = int((predicted == true).sum())
     for left, heading in ((0, "support set"), (x[shots], f"queries: {hits} of {true.size} right")):

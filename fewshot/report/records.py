@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -238,3 +238,9 @@ def field_of(record: Record, field: str) -> Any:
     for key in field.split("."):
         value = value[key]
     return value
+
+
+def field_names(record: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted names of the fields of a record that are no groups."""
+    for name, value in record.items():
+        yield from field_names(value, f"{prefix}{name}.") if isinstance(value, Mapping) else (prefix + name,)

@@ -115,9 +115,12 @@ def _check_fields(name: str, fields: object) -> list[str]:
 
 
 def _headings(fields: list[str]) -> dict[str, str]:
-    """Fields by their headings: the last part of the name where no other field has it."""
+    """Fields by their headings: the last part of the name, but all of it for a score and where two fields end alike."""
     last = [field.rpartition(".")[2] for field in fields]
-    return {short if last.count(short) == 1 else field: field for field, short in zip(fields, last, strict=True)}
+    return {
+        short if last.count(short) == 1 and short not in METRICS else field.replace(".", " "): field
+        for field, short in zip(fields, last, strict=True)
+    }
 
 
 def metrics_of(runs: Sequence[Record], layout: Mapping[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ VARIATIONS = {
 }
 OLDER = "an older record, which does not hold its settings: configuration "  # with the start of its hash
 GIVEN = re.compile(r"(?<= )((?:algorithm|backbone|train)\.[\w.]+)=(\S+)")  # settings in a command
+OF_TESTS = ("way", "shot", "query", "episodes")  # names of numbers that tests have too
 SHORT = 8  # characters of a number in a name; longer ones are rounded
 MOST_KEYS = 3  # in a name; runs that differ in more settings have numbers
 
@@ -88,11 +89,11 @@ def _traits(record: Record, shown: Sequence[str]) -> dict[str, Any]:
     if not record.get("settings"):  # an older record, with the settings that its command gives
         traits |= {field: field_of(record, field) for field in ("cost.train_tasks", "config")}
         traits |= {key: value for key, value in GIVEN.findall(record.get("command") or "") if "," not in value}
-    own = {key: value for key, value in traits.items() if key not in shown and not _is_copy(key, traits)}
+    own = {key: value for key, value in traits.items() if key not in shown and not is_copy(key, traits)}
     return {key: str(value) if isinstance(value, list) else value for key, value in own.items()}
 
 
-def _is_copy(key: str, traits: dict[str, Any]) -> bool:
+def is_copy(key: str, traits: dict[str, Any]) -> bool:
     """Whether a setting of an extractor or of its reader repeats one of the dataset, the backbone or `features`."""
     places = (
         ("features.reader.images.", "dataset.reader."),
@@ -132,13 +133,14 @@ def _separates(
 
 
 def _trait_label(key: str, value: Hashable, keys: list[str]) -> str:
-    """`inner_lr=0.1`: the last part of the dotted key, or all of it where another key ends alike."""
+    """`inner_lr=0.1`: the last part of the dotted key, or all of it where another key, or one of a test, ends alike."""
     if key == "recipe":
         return f"recipe {value}" if value else "no recipe"
     if key in VARIATIONS:
         return format_label(VARIATIONS[key], value)
     last = key.rpartition(".")[2]
-    name = key if sum(other.rpartition(".")[2] == last for other in keys) > 1 else last
+    alike = last in OF_TESTS or sum(other.rpartition(".")[2] == last for other in keys) > 1
+    name = key if alike else last
     if isinstance(value, float) and len(str(value)) > SHORT:  # of a search, which draws 17 digits
         value = f"{value:.4g}"
     return f"{name}={str(value).lower() if isinstance(value, bool) or value is None else value}"

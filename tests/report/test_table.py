@@ -73,7 +73,7 @@ def test_seeds_become_their_mean_with_the_wider_interval_of_seeds_and_episodes(
 ) -> None:
     page = make_page([lab.record(seed=seed, test__accuracy=mean) for seed, mean in enumerate(accuracies)])
     assert lab.texts(page)[0][SHORT] == cell
-    over_them = "" if over_seeds == "0.00" else "; ± is over them"
+    over_them = "; ± is over test episodes" if over_seeds == "0.00" else "; ± is over them"
     assert page.notes == [f"mean of {len(accuracies)} training seeds{over_them}"]
     assert f"the wider of that (0.41) and the one over the seeds ({over_seeds})" in dict(page.footer)["reading"]
     assert page.table.iloc[0]["method"].notes == (1,)
@@ -84,8 +84,8 @@ def test_seeds_on_one_extractor_are_told_from_seeds_that_each_train_one(lab: Any
         data = [{"fingerprint": "fe", "about": {"extractor": {"fingerprint": each}}} for each in fingerprints]
         return make_page([lab.record(seed=seed, data=each) for seed, each in enumerate(data)]).notes
 
-    assert note("a", "a") == ["mean of 2 training seeds, all with the same extractor"]
-    assert note("a", "b") == ["mean of 2 training seeds"]
+    assert note("a", "a") == ["mean of 2 training seeds, all with the same extractor; ± is over test episodes"]
+    assert note("a", "b") == ["mean of 2 training seeds; ± is over test episodes"]
 
 
 def test_two_runs_that_differ_in_nothing_are_refused_by_name(lab: Any) -> None:
@@ -116,7 +116,13 @@ def test_runs_that_differ_in_more_than_the_seed_are_never_averaged(
     page = make_page([lab.record(), lab.record(seed=2), other])
     assert [row["method"] for row in lab.texts(page)] == [f"maml, {first}", f"maml, {second}"]
     assert [SHORT in row for row in lab.texts(page)] == [True, True]
-    assert page.notes == ["mean of 2 training seeds"]
+    assert page.notes == ["mean of 2 training seeds; ± is over test episodes"]
+
+
+def test_a_number_that_tests_have_too_has_its_whole_name(lab: Any) -> None:
+    runs = [lab.record(config=str(count) * 64, **{"settings__validation.episodes": count}) for count in (5, 7)]
+    names = [row["method"] for row in lab.texts(make_page(runs))]
+    assert names == ["maml, validation.episodes=5", "maml, validation.episodes=7"]
 
 
 def test_recipes_that_only_their_tests_set_apart_are_named(lab: Any) -> None:
@@ -250,7 +256,7 @@ def test_what_columns_share_is_said_once_and_what_they_do_not_with_their_names(l
         "15 queries per class, rotated, the learner's own steps; manifests 01234567, fedcba98; data feedc0de"
     )
     assert footer["reading"].endswith(
-        "training: seed 0; network: conv4; checkpoint: best validation accuracy; "
+        "training: seed 0; network: conv4; without a recipe; checkpoint: best validation accuracy; "
         "code 0.1.0 (abc1234, unknown commit with uncommitted changes)"
     )
 
@@ -413,6 +419,14 @@ def test_budgets_stand_in_the_order_of_the_columns(lab: Any, shots: dict[int, tu
     ]
     [row] = lab.texts(make_page(records, layout=Layout(rows={"method": "method", "budget": "budget"})))
     assert row.get("budget") == budget
+
+
+def test_minutes_of_several_seeds_are_the_least_and_the_most(lab: Any) -> None:
+    short = {"train__steps": 9, "train__paper_steps": 10}
+    records = [lab.record(seed=seed, **short, cost__train_seconds=60.0 * (30 + 30 * seed)) for seed in (0, 1)]
+    records.append(lab.shots(5, **short, cost__train_seconds=120.0))
+    [row] = lab.texts(make_page(records, layout=Layout(rows={"method": "method", "budget": "budget"})))
+    assert row["budget"] == "30 to 60 and 2 min, 9 of 10 steps"
 
 
 # Protocols
