@@ -128,6 +128,21 @@ def sample_without_replacement(key: torch.Tensor, count: int, bound: int) -> tor
     return torch.stack(drawn, dim=1)
 
 
+def draw_rows(key: torch.Tensor, sizes: torch.Tensor, count: int, largest: int) -> torch.Tensor:
+    """`count` distinct integers below each size, in random order: those with the smallest hashes, in their order.
+
+    Args:
+        key: [...] int64.
+        sizes: [...] int64, each from `count` to `largest`.
+
+    Returns:
+        [..., count] int64. Costs `largest` hashes for each key.
+    """
+    absent = torch.arange(largest, device=key.device) >= sizes[..., None]
+    tickets = split(key, largest).masked_fill(absent, torch.iinfo(torch.int64).max)
+    return tickets.topk(count, dim=-1, largest=False, sorted=True).indices
+
+
 def permutation(key: torch.Tensor, size: int) -> torch.Tensor:
     """A random order of 0..size-1 for each key: [...] int64 to [..., size] int64."""
     return split(key, size).argsort(dim=-1)

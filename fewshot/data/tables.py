@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fewshot.core.errors import FewshotError
-from fewshot.core.random import fold_in, randint, split
+from fewshot.core.random import draw_rows, fold_in, randint
 
 TICKETS_AT_ONCE = 1 << 22  # bounds the memory of a draw
 _TABLE, _ROWS = range(2)  # streams of one task
@@ -90,13 +90,8 @@ class Tables:
             )
         table = randint(fold_in(task, _TABLE), len(self.names))
         streams, largest = fold_in(task, _ROWS), int(sizes.max())
-        member = torch.arange(largest, device=self.device)
-        drawn = []
-        for group in torch.arange(len(task), device=self.device).split(max(1, TICKETS_AT_ONCE // largest)):
-            # The rows with the smallest hashes, in the order of the hashes.
-            absent = member >= sizes[table[group], None]
-            tickets = split(streams[group], largest).masked_fill(absent, torch.iinfo(torch.int64).max)
-            drawn.append(tickets.topk(count, dim=-1, largest=False, sorted=True).indices)
+        groups = torch.arange(len(task), device=self.device).split(max(1, TICKETS_AT_ONCE // largest))
+        drawn = [draw_rows(streams[group], sizes[table[group]], count, largest) for group in groups]
         rows = self.offsets[table][:, None] + torch.cat(drawn)
         return Rows(table, rows, self.x[rows], self.y[rows])
 

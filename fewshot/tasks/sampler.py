@@ -11,7 +11,7 @@ import torch
 
 from fewshot.core.checks import check_choice, check_number
 from fewshot.core.errors import FewshotError, TaskSizeError
-from fewshot.core.random import fold_in, randint, sample_without_replacement, stream
+from fewshot.core.random import draw_rows, fold_in, randint, sample_without_replacement, stream
 from fewshot.data.bank import Bank
 from fewshot.episodes import Episodes, Tasks
 from fewshot.tasks.transforms import ImageTransform
@@ -128,14 +128,9 @@ class Sampler:
         return EpisodeIndices(classes, rows, quarter_turns, fold_in(episode, _LEARNER), augment_keys)
 
     def _rows(self, key: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        """[T, N, K+Q] distinct rows of each class: those with the smallest hashes, in the order of the hashes."""
-        sizes = self.bank.sizes[classes]  # [T, N]
-        way = torch.arange(self.way, device=key.device)
-        member = torch.arange(self._largest, device=key.device)
-        tickets = fold_in(fold_in(key[:, None], way)[..., None], member)  # [T, N, largest class]
-        absent = member >= sizes[..., None]
-        tickets = tickets.masked_fill(absent, torch.iinfo(torch.int64).max)
-        chosen = tickets.topk(self.shot + self.query, dim=-1, largest=False, sorted=True).indices
+        """[T, N, K+Q] distinct rows of each class."""
+        keys = fold_in(key[:, None], torch.arange(self.way, device=key.device))  # [T, N]
+        chosen = draw_rows(keys, self.bank.sizes[classes], self.shot + self.query, self._largest)
         return self.bank.offsets[classes][..., None] + chosen
 
     def class_names(self, draw: EpisodeIndices) -> list[list[str]]:
