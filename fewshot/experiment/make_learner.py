@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 from torch import nn
 
 from fewshot.algorithms.learner import Learner
@@ -103,12 +103,12 @@ def check_types(node: DictConfig) -> None:
     try:
         target = get_object(str(node._target_))
         hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except Exception:  # what cannot be imported is said where it is made; hints are a person's own
+        values = {key: node[key] for key in hints if key in node}
+    except Exception:  # what cannot be imported or resolved is said where it is made; hints are a person's own
         return
-    for key, hint in hints.items():
-        value = OmegaConf.select(node, key)
-        if key in node and not _is_of(value, hint):
-            raise FewshotError(f"{node._get_full_key(key)}={value}: must be {_in_words(hint)}")
+    for key, value in values.items():
+        if not _is_of(value, hints[key]):
+            raise FewshotError(f"{node._get_full_key(key)}={value}: must be {_in_words(hints[key])}")
 
 
 def _is_of(value: Any, hint: Any) -> bool:
