@@ -223,7 +223,7 @@ MISTAKES = {
     "protocol.common.episodes=0": "protocol.common.episodes=0: must be a whole number >= 1",
     "protocol.common.setting=all": "protocol.common.setting=all: choose one of both, transductive, inductive",
     "protocol.common.rotations=some": "protocol.common.rotations=some: choose one of none, per_class, as_classes",
-    "train.way=10": "train.way=10: backbone: ",
+    "train.way=10": "train.way=10: maml learns a head of 5 ways, and is trained with no other number",
 }
 
 
