@@ -278,11 +278,6 @@ def test_what_hydra_refuses_is_one_line(call: Any, kind: str) -> None:
         ("train", "backbone.network.norm_eps=small", "backbone.network.norm_eps=small: must be a number\n"),
         ("train", "backbone.network.adapt_norm=1", "backbone.network.adapt_norm=1: must be true or false\n"),
         ("train", "dataset.reader.examples=lots", "dataset.reader.examples=lots: must be a whole number\n"),
-        (
-            "train",
-            "train.way=7",
-            "train.way=7: maml learns a head of 5 ways, and is trained with no other",
-        ),
         ("train", "train.select=bset", "train.select=bset: choose one of best, last"),
         ("train", "train.outer_optimizer=adm", "train.outer_optimizer=adm: "),
         ("train", "train.clip=0", "train.clip=0.0: must be above 0, or null"),
