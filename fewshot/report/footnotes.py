@@ -37,8 +37,7 @@ def footnotes(rows: Sequence[Sequence[Cell]], reference: Test | None) -> tuple[d
         reference: the test that the cells of mixed columns are held against; None where columns are not mixed.
     """
     places: dict[str, list[Place]] = defaultdict(list)
-    for i, row in enumerate(rows):
-        per_shot = all(cell.runs[0]["protocol"].get("query") == cell.runs[0]["protocol"]["shot"] for cell in row)
+    for i, (row, per_shot) in enumerate(zip(rows, _per_shot(rows), strict=True)):
         texts = [[*_cell_notes(cell, reference, per_shot), *_name_note(row)] for cell in row]
         for text in dict.fromkeys(text for own in texts for text in own):
             holders: list[Place] = [(i, j) for j, own in enumerate(texts) if text in own]
@@ -51,6 +50,21 @@ def footnotes(rows: Sequence[Sequence[Cell]], reference: Test | None) -> tuple[d
         for place in held:
             marks[place].append(number)
     return marks, ["; ".join(texts) for texts in joined.values()]
+
+
+def _per_shot(rows: Sequence[Sequence[Cell]]) -> list[bool]:
+    """Whether the tests of each row have as many queries as shots, and not one query for any number of shots.
+
+    With 1 shot both are true; there the method's other rows decide.
+    """
+    protocols = [[cell.runs[0]["protocol"] for cell in row] for row in rows]
+    numbers = [[(protocol.get("query"), protocol["shot"]) for protocol in row] for row in protocols]
+    methods = [row[0].runs[0]["algorithm"] for row in rows]
+    of_one = {m for m, own in zip(methods, numbers, strict=True) if any(query == 1 < shot for query, shot in own)}
+    return [
+        all(query == shot for query, shot in own) and (method not in of_one or any(shot > 1 for _, shot in own))
+        for method, own in zip(methods, numbers, strict=True)
+    ]
 
 
 def _cell_notes(cell: Cell, reference: Test | None, per_shot: bool) -> list[str]:

@@ -327,6 +327,17 @@ def test_what_a_reader_does_not_expect_of_a_test_or_a_training_has_a_footnote(
     assert [bool(row["method"].notes) for row in page.table.to_dict("records")] == [False, True]
 
 
+def test_one_query_and_as_many_queries_as_shots_are_told_apart_by_the_methods_other_rows(lab: Any) -> None:
+    better, worse = ({"accuracy": np.random.default_rng(0).normal(mean, 0.01, 20)} for mean in (0.9, 0.5))
+    lab.write("a", better, algorithm="nearest")
+    for name in ("maml", "reptile"):  # in their papers 5 shots have 5 queries and 1 query
+        lab.write(name, worse, algorithm=name, protocol__query=1, protocol__manifest="e" * 64)
+    page = lab.page("layout=omniglot")
+    found = {row["method"].text: row["method"].notes for row in page.table.to_dict("records")[:3]}
+    first = {name.partition(" ")[0]: page.notes[notes[0] - 1] for name, notes in found.items() if notes}
+    assert first["maml"].startswith("as many queries as shots") and first["reptile"].startswith("1 query per class")
+
+
 @pytest.mark.parametrize(
     ("dataset", "query", "note"),
     [("mini", 599, "all 600 images of each class"), ("mini", 150, "150 queries per class"), ("mine", 599, None)],
