@@ -51,9 +51,9 @@ def parse_flags(words: list[str]) -> argparse.Namespace:
             f"{setting if '=' in setting else f'{setting}=<value>'}"
         )
     if flags.config_path is not None:
-        raise FewshotError(f"--config-path: the settings are those of {CONF}; --config-dir=<folder> adds your own")
+        raise FewshotError(f"--config-path: has no use here; --config-dir=<folder> adds settings of yours to {CONF}")
     if flags.experimental_rerun is not None:
-        raise FewshotError("--experimental-rerun: resume=<run folder> goes on with a run")
+        raise FewshotError("--experimental-rerun: has no use here; tools/train.py resume=<run folder> continues a run")
     if flags.cfg and flags.multirun:
         raise FewshotError("--cfg: shows one run; leave out -m, and give one value for each key")
     if sum(getattr(flags, name) not in (None, False) for name in COMMANDS) > 1:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 from hydra.errors import InstantiationException
@@ -102,23 +103,33 @@ def check_types(node: DictConfig) -> None:
     """
     try:
         target = get_object(str(node._target_))
-        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
-        values = {key: node[key] for key in hints if key in node}
+        called = target.__init__ if inspect.isclass(target) else target
+        parameters = inspect.signature(called).parameters
+        wrong = [
+            (key, "null" if node[key] is None else node[key], _in_words(hint))
+            for key, hint in get_type_hints(called).items()
+            if key in node
+            and not _is_of(node[key], hint)
+            and not (node[key] is None and parameters[key].default is None)
+        ]
     except Exception:  # what cannot be imported or resolved is said where it is made; hints are a person's own
         return
-    for key, value in values.items():
-        if not _is_of(value, hints[key]):
-            raise FewshotError(f"{node._get_full_key(key)}={value}: must be {_in_words(hints[key])}")
+    for key, value, words in wrong:
+        raise FewshotError(f"{node._get_full_key(key)}={value}: must be {words}")
 
 
 def _is_of(value: Any, hint: Any) -> bool:
     """Whether a value of a configuration is of a type; True of all types but those of `check_types`."""
-    parts = get_args(hint)
-    if type(None) in parts or type(None) is hint:
-        return value is None or any(_is_of(value, part) for part in parts if part is not type(None))
-    if get_origin(hint) in (list, Sequence) and parts[0] in NUMBERS:
+    parts, origin = get_args(hint), get_origin(hint)
+    if origin in (Union, UnionType):
+        return any(_is_of(value, part) for part in parts)
+    if hint is type(None):
+        return value is None
+    if isinstance(value, DictConfig):  # of what Hydra makes the value
+        return True
+    if parts and origin in (list, Sequence) and parts[0] in NUMBERS:
         return isinstance(value, ListConfig) and all(_is_of(each, parts[0]) for each in value)
-    if hint not in NUMBERS:
+    if not any(hint is kind for kind in NUMBERS):
         return True
     kinds = (int, float) if hint is float else hint
     return isinstance(value, kinds) and isinstance(value, bool) == (hint is bool)
@@ -126,6 +137,6 @@ def _is_of(value: Any, hint: Any) -> bool:
 
 def _in_words(hint: Any) -> str:
     parts = get_args(hint)
-    if type(None) in parts:
-        return " or ".join([*(_in_words(part) for part in parts if part is not type(None)), "null"])
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join("null" if part is type(None) else _in_words(part) for part in parts)
     return NUMBERS[hint] if hint in NUMBERS else f"a list, each {NUMBERS[parts[0]]}"

@@ -1,4 +1,4 @@
-"""One HTML file about a folder of runs: its table, a section per dataset, and details folded away.
+"""One HTML file about a folder of runs: its tables, a section per dataset, and details folded away.
 
 The file needs no other file: the plots are inside it, and there is no script in it.
 """
@@ -24,7 +24,7 @@ from fewshot.report.labels import SETTING, method_names, short_task
 from fewshot.report.page import DATASETS, NOTHING, Page
 from fewshot.report.pictures import save_figure
 from fewshot.report.records import PREDICTIONS, Record, protocol_name, task_name
-from fewshot.report.table import group_by_table, make_table, metrics_of, read_layout
+from fewshot.report.table import make_table, metrics_of, read_layout, split_layout
 from fewshot.report.traits import is_copy
 
 if TYPE_CHECKING:
@@ -96,10 +96,10 @@ def render_report(
 def _make_pages(runs: Sequence[Record], settings: dict[str, Any], complaints: list[str]) -> list[Page]:
     """The pages of a layout, one for each of its tables and metrics; what is wrong with one is a complaint."""
     pages = []
-    for group in group_by_table(runs, settings["layout"]).values():
-        for metric in metrics_of(group, settings["layout"]):
+    for group, own in split_layout(runs, settings["layout"]):
+        for metric in metrics_of(group, own):
             try:
-                layout = {**settings["layout"], "metric": metric}
+                layout = {**own, "metric": metric}
                 pages.append(make_table(group, {**settings, "layout": layout, "costs": True}))
                 complaints += pages[-1].complaints
             except FewshotError as error:
@@ -147,7 +147,8 @@ def _details(
     same = "<p>No two records differ in the settings that they hold.</p>"
     old = f"<p>{missing} older records do not hold their settings.</p>" if missing else ""
     details["How the trainings differ"] = (html_table(differences) if len(differences) else same) + old
-    details["What it took"] = "".join(html_table(page.costs) for page in pages if page.costs is not None)
+    costs = ((page.title, page.costs) for page in pages if page.costs is not None)
+    details["What it took"] = "".join(f"<h3>{escape(title)}</h3>{html_table(table)}" for title, table in costs)
     commands: dict[str, list[str]] = defaultdict(list)
     for name, run in records.items():
         commands[str(run.get("command") or "unknown")].append(escape(name))
@@ -208,11 +209,13 @@ def compare_settings(runs: Sequence[Record]) -> tuple[pd.DataFrame, int]:
         {key: value if isinstance(value, str) else json.dumps(value) for key, value in run["settings"].items()}
         for run in first
     ]
-    # Classes have names, and a record says which recipe was taken.
-    texts = [
-        {key: text for key, text in own.items() if not (key.endswith(("_", "algorithm.recipe")) or is_copy(key, own))}
-        for own in texts
-    ]
+    # Classes have names, a record says which recipe was taken, and some settings repeat another in every training.
+    useful = {
+        key
+        for key in {key for own in texts for key in own}
+        if not key.endswith(("_", "algorithm.recipe")) and not all(is_copy(key, own) for own in texts if key in own)
+    }
+    texts = [{key: text for key, text in own.items() if key in useful} for own in texts]
     frame = pd.DataFrame(texts, index=pd.Index(headings)).fillna(NOTHING)
     missing = len(runs) - sum(map(len, groups.values()))
     return frame.loc[:, frame.nunique() > 1].T.reset_index(names="setting"), missing

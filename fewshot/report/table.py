@@ -26,7 +26,13 @@ MARK_KEYS = ("runs", "published", "costs", "rows", "cols")  # beside layout and 
 
 
 def markdown(records: list[Record]) -> str:
-    """The comparison of the records as GitHub Markdown: a table for each dataset, of the common protocol if any."""
+    """The comparison of the records as GitHub Markdown: a table for each dataset, of the common protocol if any.
+
+    Raises:
+        FewshotError: runs that were not measured alike would share a cell.
+    """
+    if not records:
+        return ""
     runs = [run for record in records for run in split_by_steps(record)]
     layout = read_layout("comparison", CONF)
     settings = {"layout": layout, "published": False, "rows": None, "cols": None, "costs": False}
@@ -38,23 +44,18 @@ def make_tables(runs: Sequence[Record], settings: Mapping[str, Any]) -> list[Pag
 
     Args, Raises: as of `make_table`.
     """
-    layout, pages = settings["layout"], []
-    groups = group_by_table(runs, layout)
-    for dataset, group in groups.items():
-        title = layout["title"]
-        if title and len(groups) > 1:
-            title = f"{title}: {dataset_label(dataset)}"
-        pages.append(make_table(group, {**settings, "layout": {**layout, "title": title}}))
-    return pages
+    return [
+        make_table(group, {**settings, "layout": layout}) for group, layout in split_layout(runs, settings["layout"])
+    ]
 
 
-def group_by_table(runs: Sequence[Record], layout: Mapping[str, Any]) -> dict[str, list[Record]]:
-    """The runs of each table of a layout, by dataset; all of them by "" if the layout has one table.
+def split_layout(runs: Sequence[Record], layout: dict[str, Any]) -> list[tuple[list[Record], dict[str, Any]]]:
+    """The runs of each table of a layout with a layout of their own: all of them, or, if it says so, one by dataset.
 
     A dataset without a run that the layout shows has no table. If no dataset has one, the runs stay together.
     """
     if not layout["per_dataset"]:
-        return {"": list(runs)}
+        return [(list(runs), layout)]
     shown = [
         run
         for run in runs
@@ -63,8 +64,13 @@ def group_by_table(runs: Sequence[Record], layout: Mapping[str, Any]) -> dict[st
         and layout["protocol"] in (None, COMMON, protocol_name(run))
     ]
     datasets = sorted({run["protocol"]["dataset"] for run in shown})
-    groups = {name: [run for run in runs if run["protocol"]["dataset"] == name] for name in datasets}
-    return groups or {"": list(runs)}
+    tables = []
+    for name in datasets:
+        own = {**layout, "datasets": [name] if layout["datasets"] else None}
+        if layout["title"] and len(datasets) > 1:
+            own["title"] = f"{layout['title']}: {dataset_label(name)}"
+        tables.append(([run for run in runs if run["protocol"]["dataset"] == name], own))
+    return tables or [(list(runs), layout)]
 
 
 def make_table(runs: Sequence[Record], settings: Mapping[str, Any]) -> Page:

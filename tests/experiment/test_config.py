@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import typing
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +25,7 @@ from fewshot.experiment.config import (
     resolved,
     training_settings,
 )
-from fewshot.experiment.make_learner import make_learner
+from fewshot.experiment.make_learner import instantiate_node, make_learner
 from fewshot.experiment.run_dir import saved_config
 from fewshot.training.settings import LATER_OF_EXTRACTORS, LATER_SETTINGS
 
@@ -143,3 +146,33 @@ def test_a_saved_configuration_has_every_key_and_no_other(tmp_path: Path, change
     (tmp_path / "config.yaml").write_text(text.replace(*change, 1))
     with pytest.raises(FewshotError, match=said):
         saved_config(tmp_path)
+
+
+class Layers:
+    """What a person's own class may have for type hints."""
+
+    def __init__(
+        self, widths: Sequence[int] = (), rate: float = 0.1, groups: int = None, bare: typing.List = (),  # noqa: RUF013, UP006
+        hook: Callable[[int], None] | None = None, odd: [int, int] = None, least: int | None = None,
+    ) -> None: ...  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"widths": [1, 2], "rate": 1, "groups": None, "bare": [1], "odd": [1], "least": None}, ""),
+        ({"hook": {"_target_": "math.sqrt", "_partial_": True}}, ""),
+        ({"rate": {"_target_": "math.sqrt", "_args_": [0.1]}}, ""),
+        ({"widths": [1, "two"]}, r"widths=\[1, 'two'\]: must be a list, each a whole number"),
+        ({"widths": 3}, "widths=3: must be a list, each a whole number"),
+        ({"least": 1.5}, "least=1.5: must be a whole number or null"),
+        ({"rate": None}, "rate=null: must be a number"),
+    ],
+)
+def test_values_are_checked_by_the_type_hints_of_what_they_are_for(given: dict[str, Any], message: str) -> None:
+    node = OmegaConf.create({"_target_": f"{__name__}.Layers", **given})
+    if not message:
+        assert type(instantiate_node(node)).__name__ == "Layers"
+        return
+    with pytest.raises(FewshotError, match=message):
+        instantiate_node(node)

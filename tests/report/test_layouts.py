@@ -170,6 +170,8 @@ def test_a_comparison_of_several_datasets_is_one_table_on_request(call: Any, lab
     assert (
         "\nAccuracy in per cent:\n" in f"\n{done.out}" and "| mini 5-way 1-shot | omniglot 5-way 1-shot |" in done.out
     )
+    of_both = call("table", "layout.datasets=[mini,omniglot]", "published=true").out
+    assert of_both.index("miniImageNet, accuracy") < of_both.index("48.70") < of_both.index("Omniglot, accuracy")
     titled = call("table", "layout.title=Ours").out
     assert "Ours: miniImageNet:\n" in titled and "Ours: Omniglot:\n" in titled
 
