@@ -28,7 +28,7 @@ def table(cfg: DictConfig) -> None:
     if cfg.out is not None:
         check_no_folder("out", Path(cfg.out))
     runs, unread = gather_runs(Path(str(cfg.runs)))
-    pages = make_tables(runs, settings)
+    pages = make_tables(runs, settings, unread)
     warn([*unread, *(line for page in pages for line in page.complaints)])
     text = FORMATS[cfg.format](*pages)
     if cfg.out is None:

@@ -217,7 +217,7 @@ def print_sweep_summary(folder: Path) -> bool:
             failures.append(str(error))
     try:
         if records:
-            print(f"\n{markdown(records)}")
+            print(f"\n{markdown(records, failures)}")
     except FewshotError as error:
         failures.append(str(error))
     for failure in failures:

@@ -45,8 +45,8 @@ class Layout:
     """Which fields make rows and columns.
 
     Besides a record's own fields there are `method`, `setting` and `task`, names that tell all runs apart, `source`,
-    `input_size` and `budget`, which joins the runs of a row. Without columns, a cell takes two columns: its mean and
-    its interval. Mixed columns hold scores of a task on any test episodes.
+    `input_size` and `budget`, which joins the runs of a row. Without columns, a cell takes two columns: the score
+    and the half width of its interval. Mixed columns hold scores of a task on any test episodes.
     """
 
     rows: dict[str, str] = field(default_factory=lambda: {"method": "method", "setting": "setting"})  # heading: field

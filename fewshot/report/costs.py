@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fewshot.report.cells import Cell, Key, Layout
-from fewshot.report.records import NUMBER, Record, extractor_of, task_name
+from fewshot.report.records import NUMBER, Record, extractor_of, format_field, task_name
 
 NOTHING = "–"
 COSTS = {  # heading: field, unit, decimals
@@ -30,7 +30,8 @@ def list_costs(cells: list[Cell], layout: Layout) -> list[dict[str, str]]:
     for same_runs in groups.values():
         cell = same_runs[0]
         values = layout.values_of(cell.row)
-        line = {name: _text(values[key]) for name, key in layout.rows.items() if key not in ("source", "budget")}
+        fields = {name: key for name, key in layout.rows.items() if key not in ("source", "budget")}
+        line = {name: format_field(key, values[key]) or NOTHING for name, key in fields.items()}
         if "task" not in layout.rows.values():
             line["task"] = cell.runs[0]["task"]
         line["seeds"] = str(len(cell.runs))

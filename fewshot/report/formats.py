@@ -103,7 +103,7 @@ def _latex_page(page: Page) -> str:
     if page.costs is not None:
         width = 2 * WRAP if len(page.costs) >= LONG else WRAP
         costs = page.costs.map(Entry)
-        parts.append(_latex_table(costs, len(costs), "What it took", f"{label}-costs", width, []))
+        parts.append(_latex_table(costs, len(costs), f"{page.title}: what it took", f"{label}-costs", width, []))
     return "\n".join(parts)
 
 

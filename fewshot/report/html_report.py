@@ -137,11 +137,13 @@ def _details(
 ) -> dict[str, str]:
     """What is folded away, by its heading: the tests by other protocols, settings, costs and commands."""
     layout, details = settings["layout"], {}
-    names = {protocol_name(run) for run in runs}
-    for name in sorted(names - {layout["protocol"]}) if layout["protocol"] in names else ():
-        own = [run for run in runs if protocol_name(run) == name]
-        others = _make_pages(own, {**settings, "layout": {**layout, "protocol": name}}, complaints)
-        details[f"Tests by the protocol {name}"] = "".join(map(_table, others))
+    # A dataset without tests by the layout's protocol has its others in the table above.
+    datasets = {run["protocol"]["dataset"] for run in runs if protocol_name(run) == layout["protocol"]}
+    others = [run for run in runs if run["protocol"]["dataset"] in datasets]
+    for name in sorted({protocol_name(run) for run in others} - {layout["protocol"]}):
+        own = [run for run in others if protocol_name(run) == name]
+        tables = _make_pages(own, {**settings, "layout": {**layout, "protocol": name}}, complaints)
+        details[f"Tests by the protocol {name}"] = "".join(map(_table, tables))
     records = {str(Path(run["folder"]).relative_to(folder)): run for run in runs}
     differences, missing = compare_settings(list(records.values()))
     same = "<p>No two records differ in the settings that they hold.</p>"

@@ -12,7 +12,7 @@ from fewshot.report.footer import footer
 from fewshot.report.footnotes import Place, footnotes
 from fewshot.report.labels import COLUMN
 from fewshot.report.published import CAVEATS
-from fewshot.report.records import METRICS, SCORES, Record, format_score
+from fewshot.report.records import SCORES, Record, format_field, format_score, in_unit
 from fewshot.report.statistics import LEVEL
 from fewshot.report.traits import VARIATIONS, format_label
 
@@ -106,7 +106,7 @@ def _table(
         values = layout.values_of(key)
         values["budget"] = join_budgets(row)
         texts = {heading: values[name] for heading, name in layout.rows.items()}
-        labels = {heading: Entry(_label(layout.rows[heading], value)) for heading, value in texts.items()}
+        labels = {heading: Entry(format_field(layout.rows[heading], value)) for heading, value in texts.items()}
         line = labels | empty
         for j, cell in enumerate(row):
             numbers = tuple(marks.get((i, j), ()))
@@ -125,13 +125,6 @@ def _table(
         noted = source if source is not None and row[0].figure is not None else next(iter(line))
         line[noted] = replace(line[noted], notes=(*marks.get((i, None), ()), *line[noted].notes))
     return lines
-
-
-def _label(field: str, value: Any) -> str:
-    """The value of a row's field as the table shows it: a score as those in its cells."""
-    if (metric := field.rpartition(".")[2]) in METRICS and isinstance(value, float):
-        return format_score(value, metric)
-    return "" if value is None else str(value)
 
 
 def _headings(column: Key, layout: Layout) -> list[str]:
@@ -171,7 +164,7 @@ def _raw(cell: Cell, layout: Layout) -> dict[str, Any]:
     if figure is not None:
         halves = {"interval": halves["ci95_over_episodes"]}
     return {
-        **{name: values[key] for name, key in layout.rows.items() if key != "budget"},
+        **{name: in_unit(key, values[key]) for name, key in layout.rows.items() if key != "budget"},
         "column": _headings(cell.column, layout)[0] if layout.cols else None,
         **{name: run[name] for name in ("algorithm", "backbone")},
         **{name: run["protocol"][name] for name in ("dataset", "way", "shot")},

@@ -228,6 +228,19 @@ def format_score(score: float, metric: str) -> str:
     return f"{score:.2g}" if small else f"{score * unit:.{decimals}f}"
 
 
+def in_unit(field: str, value: Any) -> Any:
+    """The value of a record's field: a score, such as `validation.accuracy`, in the unit of tables, others as it is."""
+    metric = field.rpartition(".")[2]
+    return value * SCORES[metric][0] if metric in METRICS and isinstance(value, float) else value
+
+
+def format_field(field: str, value: Any) -> str:
+    """The value of a record's field as tables show it: a score as `format_score` does; empty for None."""
+    if (metric := field.rpartition(".")[2]) in METRICS and isinstance(value, float):
+        return format_score(value, metric)
+    return "" if value is None else str(value)
+
+
 def field_of(record: Record, field: str) -> Any:
     """The value of a field by its dotted name, such as `protocol.way`.
 

@@ -25,8 +25,11 @@ START, END = re.compile(r"(?<!`)<!-- table((?: [\w.]+=\S+)*) -->"), re.compile("
 MARK_KEYS = ("runs", "published", "costs", "rows", "cols")  # beside layout and the keys of a layout
 
 
-def markdown(records: list[Record]) -> str:
+def markdown(records: list[Record], complaints: list[str] | None = None) -> str:
     """The comparison of the records as GitHub Markdown: a table for each dataset, of the common protocol if any.
+
+    Args:
+        complaints: as of `make_tables`.
 
     Raises:
         FewshotError: runs that were not measured alike would share a cell.
@@ -36,17 +39,28 @@ def markdown(records: list[Record]) -> str:
     runs = [run for record in records for run in split_by_steps(record)]
     layout = read_layout("comparison", CONF)
     settings = {"layout": layout, "published": False, "rows": None, "cols": None, "costs": False}
-    return render_markdown(*make_tables(runs, settings))
+    return render_markdown(*make_tables(runs, settings, complaints))
 
 
-def make_tables(runs: Sequence[Record], settings: Mapping[str, Any]) -> list[Page]:
+def make_tables(runs: Sequence[Record], settings: Mapping[str, Any], complaints: list[str] | None = None) -> list[Page]:
     """The tables of runs: one for each dataset if the layout says `per_dataset`, else one.
 
-    Args, Raises: as of `make_table`.
+    Args:
+        runs, settings: as of `make_table`.
+        complaints: gets a line for each table that cannot be made, while another can. None: an error, as of
+            `make_table`.
     """
-    return [
-        make_table(group, {**settings, "layout": layout}) for group, layout in split_layout(runs, settings["layout"])
-    ]
+    pages, errors = [], []
+    for group, layout in split_layout(runs, settings["layout"]):
+        try:
+            pages.append(make_table(group, {**settings, "layout": layout}))
+        except FewshotError as error:
+            errors.append(error)
+    if errors and (complaints is None or not pages):
+        raise errors[0]
+    if complaints is not None:
+        complaints += map(str, errors)
+    return pages
 
 
 def split_layout(runs: Sequence[Record], layout: dict[str, Any]) -> list[tuple[list[Record], dict[str, Any]]]:
@@ -91,6 +105,8 @@ def make_table(runs: Sequence[Record], settings: Mapping[str, Any]) -> Page:
         rows = _headings(_check_fields("rows", rows))
     if not rows:
         raise FewshotError("a free layout needs rows, such as rows=[algorithm] cols=[task]")
+    if not cols and (doubled := {f"test.{name}" for name in METRICS} & set(rows.values())):
+        raise FewshotError(f"rows: leave {doubled.pop()} out; without cols, the table shows it and its interval anyway")
     metric, *others = metrics_of(runs, options)
     layout = Layout(
         rows=dict(rows), cols=_check_fields("cols", cols), metric=metric, title=options["title"] or "",
@@ -103,7 +119,8 @@ def make_table(runs: Sequence[Record], settings: Mapping[str, Any]) -> Page:
     notices = [f"the table shows {metric}; for the runs scored by {name} set layout.metric={name}" for name in others]
     if settings["published"] and not (published or options["published"]):  # asked for, not the layout's own choice
         known = sorted({figure["protocol"]["dataset"] for figure in read_published()})
-        notices.append(f"no published figures for these methods and tasks; there are some of {', '.join(known)}")
+        own = ", ".join(sorted({run["protocol"]["dataset"] for run in chosen})) or "no run"
+        notices.append(f"{own}: no published figures for these methods and tasks; there are some of {', '.join(known)}")
     if not chosen:
         if not published:
             raise FewshotError("no run belongs to this layout: choose layout=comparison")

@@ -18,7 +18,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
 from fewshot.report.formats import FORMATS
 from fewshot.report.published import read_published
-from fewshot.report.table import refresh_tables
+from fewshot.report.table import markdown, refresh_tables
 from tests.report.conftest import TEMPLATE
 
 RESULTS = CONF.parent / "results"
@@ -176,10 +176,43 @@ def test_a_comparison_of_several_datasets_is_one_table_on_request(call: Any, lab
     assert "Ours: miniImageNet:\n" in titled and "Ours: Omniglot:\n" in titled
 
 
+def test_a_mistake_in_the_records_of_one_dataset_leaves_the_tables_of_the_others(call: Any, lab: Any) -> None:
+    lab.write("runs/a", dataset="mini", protocol__dataset="mini")
+    lab.write("runs/first")
+    lab.write("runs/the second")  # of the same seed, with another score
+    done = call("table")
+    assert done.code == 0 and "miniImageNet, accuracy" in done.out and "Omniglot" not in done.out
+    assert "warning: " in done.err and "runs/first and runs/the second are both maml" in done.err
+    records = [lab.record("a"), lab.record("b", test__accuracy=0.5), lab.record("c", protocol__dataset="mini")]
+    with pytest.raises(FewshotError, match="a and b are both maml"):
+        markdown(records)
+    complaints: list[str] = []
+    assert markdown(records, complaints).count("accuracy in per cent") == len(complaints) == 1
+    with pytest.raises(FewshotError, match="a and b are both maml"):
+        markdown(records[:2], complaints)
+
+
+def test_a_score_beside_a_row_has_the_unit_of_the_cells_in_tables_costs_and_csv(call: Any, lab: Any) -> None:
+    lab.write("runs/a", validation={"accuracy": 0.97654, "step": 1})
+    words = ("layout=free", "rows=[method,validation.accuracy]", "costs=true")
+    assert call("table", *words).out.count("| 97.65 ") == 2
+    [line] = csv.DictReader(io.StringIO(call("table", *words, "format=csv").out))
+    assert float(line["validation accuracy"]) == pytest.approx(97.654)
+
+
+def test_the_test_score_is_no_label_of_a_row_where_it_is_a_column_already(call: Any, lab: Any) -> None:
+    lab.write("runs/a")
+    done = call("table", "layout=free", "rows=[method,test.accuracy]")
+    assert done.code == 1 and "rows: leave test.accuracy out" in done.err
+    assert call("table", "layout=free", "rows=[method,test.accuracy]", "cols=[task]").code == 0
+
+
 def test_published_figures_join_the_comparison_on_request(lab: Any, results: Any) -> None:
     leo = results("published=true", below=ABLATION)  # which nobody reports on Omniglot
     assert "source" not in lab.texts(leo)[0]
-    assert leo.complaints == [f"no published figures for these methods and tasks; there are some of {DATASETS}"]
+    assert leo.complaints == [
+        f"omniglot: no published figures for these methods and tasks; there are some of {DATASETS}"
+    ]
     page = results("published=true", OWN, below=QUARTER)
     assert page.measured == 6
     assert "MAML paper" in {row["source"] for row in lab.texts(page)}

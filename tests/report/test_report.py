@@ -48,6 +48,15 @@ def test_the_report_is_one_file_without_scripts_and_references_to_others(lab: An
         assert part in details and part not in opening + omniglot, part
 
 
+def test_tests_by_another_protocol_are_folded_away_only_where_the_first_table_leaves_them_out(
+    lab: Any, make_run: Any
+) -> None:
+    make_run("a")
+    make_run("b", "paper-inductive", dataset="mini", protocol__dataset="mini", protocol__name="paper")
+    opening, *_, details = render(lab)[0].split("<h2>")[1:]
+    assert "miniImageNet, accuracy" in opening and "Tests by the protocol" not in details
+
+
 def test_only_settings_that_differ_are_shown_and_seeds_are_one_column(lab: Any, make_run: Any) -> None:
     for seed in (0, 1):
         make_run(f"maml{seed}", seed=seed, settings={"train.lr": 0.1, "train.clip": None, "a_": "x"}, config="m")
