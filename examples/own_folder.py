@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 
 import fewshot as fs
@@ -20,9 +20,9 @@ SIZE = 28
 
 
 def read_images(paths: list[Path]) -> np.ndarray:
-    """Images [B, 3, SIZE, SIZE] uint8."""
-    images = [np.asarray(Image.open(path).convert("RGB").resize((SIZE, SIZE))) for path in paths]
-    return np.stack(images).transpose(0, 3, 1, 2)
+    """Images [B, 3, SIZE, SIZE] uint8, upright as their cameras say."""
+    images = [ImageOps.exif_transpose(Image.open(path)).convert("RGB").resize((SIZE, SIZE)) for path in paths]
+    return np.stack([np.asarray(image) for image in images]).transpose(0, 3, 1, 2)
 
 
 def main(folder: str | Path, run: str | Path = "runs/own_folder", steps: int = 300, episodes: int = 200) -> list[str]:
@@ -38,9 +38,11 @@ def main(folder: str | Path, run: str | Path = "runs/own_folder", steps: int = 3
     scores = fs.evaluate(trained, test, episodes=episodes)
     print(f"accuracy on new classes: {scores.mean():.3f} ± {fs.ci95(scores):.3f}")
 
-    support = [sorted((Path(folder) / name).iterdir())[0] for name in banks["test"].names[:3]]
-    classifier = trained.adapt(read_images(support), [path.parent.name for path in support])
-    queries = [path for each in support for path in sorted(each.parent.iterdir())[1:3]]
+    bank = banks["test"]  # as if its images were new: the first of three classes is known, the next two are asked for
+    paths = [Path(folder) / name for name in bank.image_names()]
+    starts = bank.offsets[:3].tolist()
+    classifier = trained.adapt(read_images([paths[row] for row in starts]), bank.names[:3])
+    queries = [path for row in starts for path in paths[row + 1 : row + 3]]
     labels = classifier.predict(read_images(queries)).tolist()
     for path, label in zip(queries, labels, strict=True):
         print(f"{path} is taken for {label}")

@@ -1,6 +1,9 @@
 """Your own loop: `engine.outer` gives the outer gradient of a batch of tasks; the update is yours.
 
-python examples/own_loop.py
+    python examples/own_loop.py
+
+`fs.train` does more: it checks that the learner suits the engine, moves all to a GPU, validates, and for some learners
+calls `begin_step` before each step (MAML++) or `state_of` at the start (SimpleShot), see `fs.Learner`.
 """
 
 import torch

@@ -23,6 +23,7 @@ def make_data(classes: int, each: int, seed: int) -> tuple[torch.Tensor, list[st
 
 def main(steps: int = 200, episodes: int = 200) -> float:
     train, test = (fs.Bank.from_tensors(*make_data(20, 20, seed), split=str(seed)) for seed in (0, 1))
+    # 144 = 1 * 12 * 12, the values of an image; 5 outputs, the ways of a task
     network = nn.Sequential(nn.Flatten(), nn.Linear(144, 64), nn.ReLU(), nn.Linear(64, 5))
 
     trained = fs.train(fs.MAML(network), fs.Sampler(train, way=5, shot=1), steps=steps)

@@ -28,6 +28,7 @@ from fewshot.tasks.functions import Functions as Functions
 from fewshot.tasks.functions import read_functions as read_functions
 from fewshot.tasks.regression import Regression as Regression
 from fewshot.tasks.sampler import Sampler as Sampler
+from fewshot.tasks.transforms import ImageTransform as ImageTransform
 
 # backbones
 from fewshot.backbones.conv4 import Conv4 as Conv4

@@ -243,7 +243,7 @@ def task_loss(outputs: torch.Tensor, targets: torch.Tensor, reduction: str, shot
             mean over its D values.
         reduction: the scale, in which the originals differ: `mean` over items; `sum` over items (supervised-reptile,
             LEO); `per_shot`, the sum divided by K (cbfinn/maml, which divides each item's cross-entropy by K and
-            differentiates the vector: N times the mean).
+            differentiates the vector): N times the mean of N*K support items, N*Q/K times that of N*Q queries.
         shot: K.
     """
     torch_reduction = "mean" if reduction == "mean" else "sum"

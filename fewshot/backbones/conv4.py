@@ -93,10 +93,10 @@ class Conv4(nn.Module):
         downsample: `stride` (strided convolution) or `max_pool`.
         pool: of max_pool: `valid` drops an odd last row and column, `same` keeps them.
         readout: `flatten`, or `mean` over space.
-        norm, norm_scale, norm_eps: see `make_norm`.
+        norm: batch | running | none; norm_scale: whether it has a learned scale; norm_eps: added to the variance.
         adapt_norm: whether the inner loop changes the norm's parameters (cbfinn/maml does not).
-        conv_init: see `initialise_convolutions`.
-        head_init: see `initialise_head`.
+        conv_init: xavier (uniform, the TensorFlow originals) | kaiming (normal by fan-out, mmfewshot).
+        head_init: zeros | xavier | normal | truncated_normal | kaiming | uniform, see `initialise_head`.
 
     Raises:
         FewshotError: an unknown choice, or examples that are no images or too small for four halvings.

@@ -45,9 +45,9 @@ class Dragen(nn.Module):
         shape: (C, H, W) of one image; both sides at least 46.
         way: classes N of the head.
         filters: channels of every block.
-        norm, norm_scale, norm_eps: see `make_norm`.
+        norm: batch | running | none; norm_scale: whether it has a learned scale; norm_eps: added to the variance.
         adapt_norm: whether the inner loop changes the norm's parameters.
-        head_init: see `initialise_head`.
+        head_init: zeros | xavier | normal | truncated_normal | kaiming | uniform, see `initialise_head`.
 
     Raises:
         FewshotError: an unknown choice, or examples that are no images or too small.

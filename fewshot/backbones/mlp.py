@@ -37,7 +37,7 @@ class MLP(nn.Module):
         shape: shape of one example; it is flattened.
         way: outputs of the head.
         widths: units of the hidden layers.
-        norm, norm_scale, norm_eps: see `make_norm`.
+        norm: batch | running | none; norm_scale: whether it has a learned scale; norm_eps: added to the variance.
         adapt_norm: whether the inner loop changes the norm's parameters.
         init, head_init: of the hidden layers and of the head, see `initialise_head`.
 

@@ -29,7 +29,7 @@ class WithHead(nn.Module):
     def __init__(self, model: nn.Module, shape: tuple[int, ...], way: int) -> None:
         super().__init__()
         self.model = model
-        self.head = nn.Linear(feature_width(model, shape), way)
+        self.head = nn.Linear(feature_width(model, shape), way, device=device_of(model))
 
     def embed(self, x: torch.Tensor) -> torch.Tensor:
         """[B, ...] to [B, features] before the head."""
@@ -39,13 +39,18 @@ class WithHead(nn.Module):
         return self.head(self.embed(x))
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """The device of a model's first parameter or buffer; the CPU without any."""
+    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+
+
 def feature_width(model: nn.Module, shape: tuple[int, ...]) -> int:
     """The number of features of an example, found by running the model on examples [2, *shape].
 
     Raises:
         FewshotError: it fails on them, or its features are no tensor of floats with a row for each example.
     """
-    x, modes = torch.zeros(2, *shape), [(part, part.training) for part in model.modules()]
+    x, modes = torch.zeros(2, *shape, device=device_of(model)), [(part, part.training) for part in model.modules()]
     with named_failures(model, x), torch.no_grad():
         features = model.eval()(x)
     for part, mode in modes:

@@ -68,11 +68,11 @@ class ResNet12(nn.Module):
         shape: (C, H, W) of one image; both sides at least 16.
         way: classes N of the head.
         widths: channels of the four blocks; the last is the number of features.
-        norm, norm_scale, norm_eps: see `make_norm`.
+        norm: batch | running | none; norm_scale: whether it has a learned scale; norm_eps: added to the variance.
         drop_rate: of DropBlock behind the last two blocks, in train() only; vmap refuses its random draws.
         drop_block: side of the squares that DropBlock drops, odd.
         adapt_norm: whether the inner loop changes the norm's parameters.
-        head_init: see `initialise_head`.
+        head_init: zeros | xavier | normal | truncated_normal | kaiming | uniform, see `initialise_head`.
 
     Raises:
         FewshotError: an unknown choice, a number out of range, or examples that are no images or too small for four

@@ -20,7 +20,8 @@ from fewshot.core.errors import FewshotError
 class TorchVision(nn.Module):
     """A classifier of torchvision without its last layer, and a linear head: images [B, C, H, W] to logits [B, way].
 
-    Grey images are copied to three channels.
+    Grey images are copied to three channels. Pretrained weights expect images that are normalised as in their training,
+    which the `view` of a `Sampler` does, see `ImageTransform`.
 
     Args:
         shape: (C, H, W) of one image, C being 1 or 3.
@@ -30,7 +31,7 @@ class TorchVision(nn.Module):
         norm: of batch norms: `batch`, `running` (the averages of the weights, as constants) or `none`.
         size: side that images are resized to (bilinear, antialiased); None: as they are.
         frozen: patterns of names of parameters that no loop changes, such as `model.layer1.*`.
-        head_init: see `initialise_head`.
+        head_init: zeros | xavier | normal | truncated_normal | kaiming | uniform, see `initialise_head`.
 
     Attributes:
         weights: {"file": its name, "sha256": its hash}; None without weights.

@@ -55,10 +55,10 @@ class WRN(nn.Module):
         way: classes N of the head.
         depth: layers with weights: 4, and 6 for each block of a group.
         widen: factor on the 16, 32 and 64 channels of the three groups; there are 64 * widen features.
-        norm, norm_scale, norm_eps: see `make_norm`.
+        norm: batch | running | none; norm_scale: whether it has a learned scale; norm_eps: added to the variance.
         dropout: rate between the convolutions of a block, in train() only; vmap refuses its random draws.
         adapt_norm: whether the inner loop changes the norm's parameters.
-        head_init: see `initialise_head`.
+        head_init: zeros | xavier | normal | truncated_normal | kaiming | uniform, see `initialise_head`.
 
     Raises:
         FewshotError: an unknown choice, a number out of range, or examples that are no images.

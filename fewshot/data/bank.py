@@ -172,11 +172,14 @@ def write_banks(folder: str | Path, splits: Mapping[str, Split], metadata: Mappi
     """Write one bank per split below `folder`, all of them or none.
 
     Raises:
-        FewshotError: a class has no examples, counts and names do not fit the array, or the folder cannot be written.
+        FewshotError: a split's name is no plain word, a class has no examples, counts and names do not fit the array,
+            or the folder cannot be written.
     """
     folder = expand_path(folder)
     listing: dict[str, Any] = {}
     for name, split in splits.items():
+        if not name.isidentifier():
+            raise FewshotError(f"{folder}: split {name!r}: name it by a plain word, such as train, since files have it")
         if len(split.counts) != len(split.names) or sum(split.counts) != len(split.examples):
             raise FewshotError(f"{folder}: split {name}: counts, names and examples do not fit together")
         if min(split.counts, default=0) < 1:

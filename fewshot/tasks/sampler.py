@@ -49,7 +49,7 @@ class Sampler:
         rotations: turns whole classes by multiples of 90 degrees: `none`; `per_class` draws one rotation for each class
             of an episode (cbfinn/maml, where two rotations of one character never meet in an episode); `as_classes`
             takes the four rotations of a class as four classes, which may meet (openai/supervised-reptile).
-        view: how the learner sees images.
+        view: how the learner sees images, such as `ImageTransform(mean=..., std=...)`; they are in 0..1 without one.
 
     Raises:
         TaskSizeError: fewer classes than `way`, or a class with fewer than `shot + query` examples.

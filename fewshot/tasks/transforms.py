@@ -35,6 +35,9 @@ AUGMENTATIONS = {"none": None, "gentle": Strength(0.5, 0.0), "natural": Strength
 class ImageTransform:
     """Changes of images, in this order: `crop` or `augment`, `shape`, `mean` and `std`. Features stay as they are.
 
+    Networks with pretrained weights expect the mean and std of their training: `Sampler(bank, way=5, shot=1,
+    view=ImageTransform(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)))` for those on ImageNet.
+
     Args:
         shape: (C, H, W) that images are changed to, for a learner that was trained on others: resized (bilinear,
             antialiased), grey copied to three channels, colour made grey. None: as they are.
@@ -55,6 +58,9 @@ class ImageTransform:
     std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("shape", "mean", "std"):
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
         check_choice("dataset.augment", self.augment, tuple(AUGMENTATIONS))
         if self.crop is not None:
             check_number("dataset.crop", self.crop, int, 1)

@@ -57,13 +57,18 @@ def train(
 ) -> Trained:
     """Meta-train a learner, such as `MAML(network)`, on tasks, such as `Sampler(bank, way=5, shot=1)`.
 
+    The draws depend on the seed of the tasks alone, and the start on the weights of the network. A learner that learns
+    nothing in training, such as `Nearest`, is trained too, for no step. Ctrl-C ends the training with
+    KeyboardInterrupt, after a checkpoint where there is a `folder`. Two flags of torch are set for the whole process:
+    no fused attention, which has no second derivative, and on a GPU no TensorFloat-32.
+
     Args:
         learner: on a network, which is moved to the device and put into eval(); its weights stay as they are.
         tasks: of the training.
         steps: outer steps.
-        meta_batch: tasks of each. None, as for the next two: the learner's own (Reptile: 5; LEO: 12), else 16.
-        outer_lr: learning rate of the outer loop; else 0.001 (Reptile: 1, falling to 0).
-        outer_optimizer: adam | adam_tf | sgd; else adam (Reptile: sgd; LEO: adam_tf).
+        meta_batch: tasks of each. None, as for the next two: the learner's own, its `outer_settings`, else 16.
+        outer_lr: learning rate of the outer loop; else 0.001.
+        outer_optimizer: adam | adam_tf | sgd; else adam.
         validation: tasks of other classes, which select the best parameters; None: the last are taken. The next three
             are for it.
         validation_episodes: how many of them.

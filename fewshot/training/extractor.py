@@ -17,7 +17,7 @@ from torch import nn
 from fewshot.algorithms.nearest import Nearest
 from fewshot.backbones.identity import Identity
 from fewshot.backbones.precision import check_bfloat16
-from fewshot.core.checks import check_choice, check_number
+from fewshot.core.checks import check_choice, check_number, did_you_mean
 from fewshot.core.errors import FewshotError, TaskSizeError
 from fewshot.core.progress import progress_bar
 from fewshot.core.random import fold_in, permutation, stream
@@ -29,11 +29,19 @@ from fewshot.tasks.transforms import AUGMENTATIONS, ImageTransform
 from fewshot.training.checkpoint import check_state, load_checkpoint, save_checkpoint
 from fewshot.training.settings import PRECISIONS
 
+SETTINGS = (
+    "epochs", "batch", "lr", "schedule", "momentum", "weight_decay", "augment", "precision", "small_size",
+    "small_epochs", "seed", "way", "shot", "query", "episodes",
+)  # fmt: skip
 AT_ONCE = 500  # images per forward pass when features are extracted
 
 
 def check_extractor_settings(settings: Mapping[str, Any]) -> None:
-    """Raises FewshotError for a setting of `train_extractor` that is out of range."""
+    """Raises FewshotError for a setting of `train_extractor` that is unknown, missing or out of range."""
+    for name in settings.keys() - set(SETTINGS):
+        raise FewshotError(f"settings: {name} is no setting of an extractor{did_you_mean(name, SETTINGS)}")
+    if missing := [name for name in SETTINGS if name not in settings]:
+        raise FewshotError(f"settings: {', '.join(missing)} missing; conf/features/base/extractor.yaml has values")
     for name in ("epochs", "batch", "way", "shot", "query", "episodes"):
         check_number(f"features.settings.{name}", settings[name], int, 1)
     for name in ("lr", "momentum", "weight_decay"):

@@ -32,6 +32,7 @@ from fewshot.training.extractor import (
     train_extractor,
     validation_sampler,
 )
+from fewshot.training.folder import ADDRESS, describe_modules
 from fewshot.training.settings import LATER_OF_EXTRACTORS
 
 
@@ -53,14 +54,18 @@ def extract_features(
 
     Args:
         images: the banks "train", "val" and "test".
-        network: makes the classifier from `shape` and `way`: a module with `embed(x) -> [B, D]`.
+        network: makes the classifier from `shape` and `way`: a module with `embed(x) -> [B, D]`, such as
+            `functools.partial(Conv4, norm="running")`. Its norms must keep running averages: an image's features then
+            depend on that image alone.
         name: of the network, for messages and folders.
-        settings: epochs, batch, lr, schedule (cosine | step), momentum, weight_decay, augment (as `ImageTransform`'s),
-            precision (float32 | bfloat16), seed; small_size and small_epochs of the training on small images before;
-            and way, shot, query and episodes of the validation by nearest class means that selects the epoch.
+        settings: all of epochs, batch, lr, schedule (cosine | step), momentum, weight_decay, augment (as
+            `ImageTransform`'s) and seed; of way, shot, query and episodes of the validation by nearest class means that
+            selects the epoch; and, if wanted, precision (float32 | bfloat16), and small_size and small_epochs of a
+            training on small images before.
         view: crop, mean, std and shape of the dataset's configuration, see `ImageTransform`.
         may_train: False for a run that began on such features: if they are gone, they must not be made anew.
         cache: folder in which the features are kept; the extractor is kept below `extractors`.
+        device: of the training, see `train`.
 
     Raises:
         FewshotError: a setting out of range, a network that has no features, a loss that is not finite, or a damaged
@@ -79,7 +84,7 @@ def extract_features(
         raise FewshotError("features.network.norm=batch: an image's features would depend on others; set norm=running")
     validation_sampler(images["val"], settings)
     fingerprints = {split: bank.fingerprint for split, bank in images.items()}
-    choices = [str(getattr(network, "func", network)), str(getattr(network, "keywords", {}))]
+    choices = _describe_network(network, extractor)
     initial = digest_tensors(extractor.state_dict())
     counted = dict(settings.items() - LATER_OF_EXTRACTORS.items())
     inputs = json.dumps([fingerprints, initial, choices, counted, str(transform)], sort_keys=True)
@@ -121,6 +126,16 @@ def extract_features(
     elif may_train:
         print_note(f"features={name}: those in {folder}, made before")
     return {split: replace(bank, images=images[split]) for split, bank in open_banks(folder).items()}
+
+
+def _describe_network(network: Callable[..., nn.Module], extractor: nn.Module) -> list[str]:
+    """What makes an extractor besides its initial weights, the same in each process.
+
+    The name of a class and its options say it; of a function, what it returns.
+    """
+    func, options = getattr(network, "func", network), getattr(network, "keywords", {})
+    parts = [] if isinstance(func, type) else [describe_modules(extractor)]
+    return [ADDRESS.sub("", str(each)) for each in (func, options, *getattr(network, "args", ()), *parts)]
 
 
 def open_features(images: Mapping[str, Bank], folder: str | Path) -> dict[str, Bank]:

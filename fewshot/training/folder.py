@@ -44,11 +44,10 @@ def describe_training(
     options = {n: _describe(v) for n, v in vars(learner).items() if not n.startswith("_") and n not in NOT_OPTIONS}
     if hasattr(learner, "adaptation_steps"):  # of both LEO learners, whose test_steps count in training too
         options["adaptation_steps"] = learner.adaptation_steps  # pyright: ignore[reportAttributeAccessIssue]
-    modules = {name: [type(module).__name__, _settings(module)] for name, module in backbone.named_modules()}
     training = {
         "learner": {"learner": type(learner).__name__, **options},
         "network": {
-            "network": _digest(modules),
+            "network": _digest(describe_modules(backbone)),
             "parameters": _digest([_start(params), _start(state)]),
             "frozen values": digest_tensors(backbone_constants(backbone)),
         },
@@ -64,6 +63,11 @@ def describe_tasks(tasks: Tasks) -> dict[str, Any]:
     names = ("way", "shot", "query", "seed", "rotations", "view")
     source = {"data": tasks.source.fingerprint, "split": tasks.source.split}
     return source | {name: _describe(getattr(tasks, name)) for name in names if hasattr(tasks, name)}
+
+
+def describe_modules(network: nn.Module) -> dict[str, Any]:
+    """The class and the plain attributes of each part of a network, by its name; no tensors."""
+    return {name: [type(module).__name__, _settings(module)] for name, module in network.named_modules()}
 
 
 def claim_folder(folder: Path, training: Mapping[str, Any]) -> None:

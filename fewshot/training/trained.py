@@ -20,7 +20,7 @@ class Trained:
     """A trained learner: the selected parameters, and what they cost."""
 
     learner: Learner
-    params: Tensors
+    params: Tensors  # by name: `learner.backbone.load_state_dict(params, strict=False)` makes MAML's the network's own
     state: Tensors
     validation: dict[str, Any] | None  # {accuracy or mse, step} of these parameters, where they were validated
     selection: str  # "best validation accuracy" (or mse) or "last", whichever these parameters are
@@ -54,13 +54,17 @@ class Trained:
         Args:
             support_x: [B, ...] examples of the kind that the learner was trained on: images [B, C, H, W], uint8 or
                 floats, of any size, which are resized and normalised as in the training; or features [B, D].
-            support_y: [B] labels of any kind that can be hashed, in any order. Classes may differ in size: examples
-                of the smaller ones are repeated. Another number of classes than in training suits learners without a
-                head, such as LEO and Nearest.
+            support_y: [B] labels of any kind that can be hashed, in any order. Classes may differ in size: for
+                learners that need as many of each, examples of the smaller ones are repeated. Another number of classes
+                than in training suits learners without a head, such as LEO and Nearest.
 
         Raises:
-            FewshotError: shapes, types or numbers are not these, or the learner was trained on functions.
+            FewshotError: shapes, types or numbers are not these, or the learner was trained on other tasks than a
+                Sampler's, such as functions.
         """
         if self.inputs is None:
-            raise FewshotError("adapt: this learner was trained on functions, not on classes; call learner.adapt")
+            raise FewshotError(
+                "adapt: this learner was not trained on tasks of a Sampler, so that its labels are unknown; call "
+                "learner.adapt with an episode of your own"
+            )
         return adapt_classifier(self.learner, self.params, self.state, self.inputs, support_x, support_y, self.device)

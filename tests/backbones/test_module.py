@@ -41,6 +41,11 @@ def test_features_get_a_linear_head_of_their_width(model: Any, width: int) -> No
     torch.testing.assert_close(network(x), network.head(network.embed(x)))
 
 
+def test_a_head_lies_on_the_device_of_its_network() -> None:
+    network = WithHead(nn.Linear(4, 3, device="meta"), (4,), 2)
+    assert {parameter.device.type for parameter in network.parameters()} == {"meta"}
+
+
 def test_to_find_the_width_leaves_the_network_as_it_was() -> None:
     model: Any = convolution()
     model[2].eval()

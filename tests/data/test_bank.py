@@ -149,6 +149,13 @@ def test_a_damaged_bank_is_refused_in_one_line(folder: Path, damage: str):
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value) and "delete" in str(caught.value)
 
 
+def test_a_split_whose_name_could_not_be_read_is_not_written(tmp_path: Path):
+    for name in ("my train", "1", "../test", ""):
+        with pytest.raises(FewshotError, match="name it by a plain word"):
+            write_banks(tmp_path / "bank", {name: split()}, {})
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(("counts", "names"), [([2, 3], "ab"), ([2, 3, 1], "ab"), ([0, 5, 1], "abc"), ([], "")])
 def test_a_split_that_does_not_fit_together_is_not_written(tmp_path: Path, counts: list[int], names: str):
     wrong = Split(split().examples[: 6 * len(counts)], counts, list(names))

@@ -29,6 +29,12 @@ def test_without_settings_an_image_is_itself_in_0_to_1():
     assert torch.equal(ImageTransform()(x), x.to(torch.float32) / 255)
 
 
+def test_a_list_is_as_good_as_a_tuple():
+    assert ImageTransform(shape=[3, 8, 8], mean=[0.5] * 3, std=[0.2] * 3) == ImageTransform(
+        shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.2,) * 3
+    )
+
+
 def test_normalisation_is_torchvisions():
     x, mean, std = images(4, 3, 9, 9), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     expected = v2.Normalize(list(mean), list(std))(x.to(torch.float32) / 255)

@@ -219,7 +219,7 @@ def test_features_are_as_wide_as_those_of_the_extractor(make_conv4: Callable[...
 
 
 def test_a_learner_of_functions_has_no_classes(make_trained: Callable[..., Trained]) -> None:
-    with pytest.raises(FewshotError, match="trained on functions"):
+    with pytest.raises(FewshotError, match="not trained on tasks of a Sampler"):
         replace(make_trained("maml"), inputs=None).adapt(torch.zeros(2, 1), [0, 1])
 
 

@@ -222,6 +222,34 @@ def test_an_extractor_learns_from_training_classes_and_is_chosen_on_validation_c
     assert trained(extractor(val=other["val"]))[1] != accuracy
 
 
+def test_a_function_that_makes_the_network_has_the_same_features_in_each_process(
+    images: dict[str, Bank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def maker(rate: float) -> Make:  # a new object at another address, as in a new process
+        def network(**size: Any) -> torch.nn.Module:
+            wide = partial(WIDE, dropout=rate)
+            return wide(**size)
+
+        return network
+
+    first = made(images, tmp_path, maker(0.3), epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_train", lambda *args: pytest.fail("trained again"))
+        assert made(images, tmp_path, maker(0.3), epochs=1)["test"].fingerprint == first["test"].fingerprint
+    other = made(images, tmp_path, maker(0.1), epochs=1)  # which no initial weight shows
+    assert other["test"].metadata["folder"] != first["test"].metadata["folder"]
+
+
+def test_settings_that_are_missing_or_unknown_are_named(images: dict[str, Bank], tmp_path: Path):
+    for settings, words in (
+        ({"epochs": 1, "batch": 2}, "settings: lr, schedule, .* missing; conf/features/base/extractor.yaml"),
+        (SETTINGS | {"epoch": 1}, "settings: epoch is no setting of an extractor, did you mean epochs"),
+    ):
+        with pytest.raises(FewshotError, match=words):
+            extract_features(images, CONV4, name="conv4", settings=settings, view={}, cache=tmp_path, device="cpu")
+    assert not list(tmp_path.iterdir())
+
+
 def test_features_that_are_gone_are_not_made_anew_for_a_run_that_was_on_them(images: dict[str, Bank], tmp_path: Path):
     with pytest.raises(FewshotError, match="are gone") as caught:
         extract_features(
