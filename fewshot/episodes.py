@@ -45,6 +45,12 @@ class Episodes:
         """Episodes of as many ways with other tensors, in the order of `tensors()`."""
         return Episodes(*tensors, way=self.way)
 
+    def without_queries(self) -> Episodes:
+        """As a learner adapts to them in a test, where it cannot read the queries."""
+        axis = self.key.dim()
+        query_x, query_y = self.query_x.narrow(axis, 0, 0), self.query_y.narrow(axis, 0, 0)
+        return self.with_tensors(self.support_x, self.support_y, query_x, query_y, self.key)
+
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """The five tensors in order, which `torch.func.vmap` maps over."""
         return self.support_x, self.support_y, self.query_x, self.query_y, self.key

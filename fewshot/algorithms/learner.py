@@ -50,8 +50,9 @@ class Learner(Protocol):
     - `scalars(params) -> dict[str, float]`: values for the log, such as the mean of a learned rate;
     - `gradient_evaluations: int`: gradients through the network that one training task costs, the outer one included;
     - `adaptation_steps: str`: the text that the record shows in place of `test_steps`;
-    - `outer_settings: Mapping[str, Any]`: fields of `TrainSettings` that `fewshot.train` takes for this learner where
-      the caller does not say otherwise, such as the outer optimiser;
+    - `outer_settings: Mapping[str, Any]`: what `fewshot.train` takes for this learner where the caller does not say
+      otherwise, such as `outer_optimizer`: the names of its arguments from `meta_batch` to `outer_optimizer`, and of
+      its `settings`;
     - `features_once: bool`: `adapt` changes the backbone's `head` alone, on features that it computes once by `embed`;
       set to False where a network's output is found to be something else than its head on its features;
     - `notes: tuple[str, ...]`: lines that are printed at the start of a run;
@@ -78,7 +79,7 @@ class Learner(Protocol):
     def adapt(self, params: Tensors, state: Tensors, task: Episodes) -> Tensors:
         """Learn the support set as at evaluation; the result is the first argument of `predict`.
 
-        It must not read the queries of the task. A test calls it below torch.no_grad(), which `differentiate` undoes.
+        A test gives it a task without queries, and calls it below torch.no_grad(), which `differentiate` undoes.
         """
         ...
 

@@ -46,7 +46,7 @@ class Reptile(Learner):
     The outer gradient of a task is phi - phi_task: the meta-step is plain SGD with the step size as learning rate.
 
     It trains on support sets alone, which may be larger than those of the test: the original takes 15 shots where it
-    tests 1. The defaults are the original's for miniImageNet, but for adam_state.
+    tests 1, `Sampler(bank, way=5, shot=15)`. The defaults are the original's for miniImageNet, but for adam_state.
 
     Args:
         backbone: examples [B, ...] to logits [B, N], or in regression to outputs [B, D].

@@ -56,7 +56,8 @@ class BatchStatNorm(nn.Module):
         if x.dim() == 2:  # small, and maybe far from zero, as columns of a table are
             variance = (x - mean).square().mean(0)
         else:  # the form whose derivatives take the fewest passes over x
-            variance = (x * x).sum(axes) / count - mean * mean
+            # It loses digits where the mean is hundreds of deviations from zero, where it must not become negative.
+            variance = ((x * x).sum(axes) / count - mean * mean).clamp_min(0)
         factor = torch.rsqrt(variance + self.eps)
         if scale is not None:
             factor = factor * scale

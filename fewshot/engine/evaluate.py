@@ -40,7 +40,7 @@ def query_outputs(
     """
     behaviour = probe(learner, task)
     with torch.no_grad():
-        adapted = learner.adapt(params, state, task)
+        adapted = learner.adapt(params, state, task.without_queries())
         return predict_queries(learner, adapted, task, behaviour, "transductive" if transductive else "inductive")
 
 
@@ -126,7 +126,7 @@ def evaluate_settings(
 
     @torch.no_grad()
     def test_task(learner: Learner, task: Episodes) -> torch.Tensor:
-        adapted = learner.adapt(params, state, task)
+        adapted = learner.adapt(params, state, task.without_queries())
         outputs = [predict_queries(learner, adapted, task, behaviour, setting) for setting in different]
         return torch.stack([each.argmax(-1) if labels else score(each, task.query_y) for each in outputs])
 
@@ -164,6 +164,7 @@ def _queries_cover_classes(tasks: Tasks) -> bool:
     return 3 * (tasks.shot + tasks.query) >= int(tasks.bank.sizes.max())
 
 
+@torch.no_grad()
 def _evaluate_by_class(
     learner: Learner, params: Tensors, state: Tensors, sampler: Sampler, engine: Engine, first: int, count: int
 ) -> torch.Tensor:

@@ -66,7 +66,7 @@ def probe(learner: Learner, task: Episodes, params: Tensors | None = None, state
     behaviour = _find_once(with_defaults(learner), ("behaviour", *key), lambda: _find_behaviour(learner, task))
     if params is not None and behaviour.queries_independent:
         with _forked_generators(), torch.no_grad():
-            predict = partial(learner.predict, learner.adapt(params, state or {}, task))
+            predict = partial(learner.predict, learner.adapt(params, state or {}, task.without_queries()))
             if _mixes(predict, _queries(task)):
                 behaviour.queries_independent = False
                 behaviour.queries_batched = _is_batched(predict, _queries(task))
@@ -185,7 +185,7 @@ def _find_behaviour(learner: Learner, task: Episodes) -> Behaviour:
         )
     with named_failures(backbone, x), torch.no_grad():
         with override_test_steps(copy, 0):
-            adapted = copy.adapt(params, state, task)
+            adapted = copy.adapt(params, state, task.without_queries())
         check_outputs(copy.predict(adapted, x), len(x), task.support_y, task.way)
         if backbone is not None and params and params.keys() <= dict(backbone.named_parameters()).keys():
             check_parameters(backbone, params, x)
@@ -196,7 +196,7 @@ def _find_behaviour(learner: Learner, task: Episodes) -> Behaviour:
         independent = not _mixes(predict, _queries(task))
         batched = independent or _is_batched(predict, x)
     with named_failures(backbone, x), override_test_steps(copy, min(1, copy.test_steps)):
-        copy.adapt(params, state, task)
+        copy.adapt(params, state, task.without_queries())
     if backbone is not None:
         learner.backbone.eval()
         with torch.no_grad(), suppress(RuntimeError):  # parameters of another dtype than the tasks

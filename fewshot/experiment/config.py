@@ -34,7 +34,7 @@ NULLABLE: dict[str, tuple[str, ...]] = {
     "str": (
         "recipe", "root", "run_dir", "resume", "copy_records_to", "checkpoint", "engine", "out",
         "export_leo_format", "source", "sheet", "refresh", "pictures", "page", "title", "metric",
-        "method",
+        "method", "data_dir",
     ),
     "list": ("engines", "algorithms", "leave_out", "datasets", "sources", "sweeps"),
 }  # fmt: skip

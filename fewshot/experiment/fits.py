@@ -63,7 +63,7 @@ def _lines(
 
     def fitted(steps: int) -> np.ndarray:
         with override_test_steps(learner, steps):
-            adapted = learner.adapt(trained.params, trained.state, task)
+            adapted = learner.adapt(trained.params, trained.state, task.without_queries())
         return learner.predict(adapted, x[:, None])[:, output].cpu().numpy()
 
     def sampled(key: torch.Tensor) -> torch.Tensor:

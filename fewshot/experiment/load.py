@@ -26,7 +26,9 @@ from fewshot.training.settings import TrainSettings
 from fewshot.training.trained import Trained
 
 
-def load_run(folder: str | Path, *, checkpoint: str | None = None, device: str = "auto") -> Trained:
+def load_run(
+    folder: str | Path, *, checkpoint: str | None = None, device: str = "auto", data_dir: str | Path | None = None
+) -> Trained:
     """The trained learner of a run that tools/train.py left, with its network and its view of images.
 
     A run on features takes images too, where their extractor is still there: one of this project's in the folder of
@@ -36,12 +38,13 @@ def load_run(folder: str | Path, *, checkpoint: str | None = None, device: str =
         folder: of the run, or of a test of it, as train.py prints it.
         checkpoint: `best`, `last` or a file beside them; None: the one that the run selects.
         device: `cpu`, `cuda`, or `auto`, a GPU where there is one.
+        data_dir: where the prepared data of the run lies now, if it moved; for the extractor of a run on features.
 
     Raises:
         FewshotError: the folder holds no run that has been trained, or it is damaged.
     """
     folder, place = find_run(expand_path(folder)), pick_device(device)
-    cfg = saved_config(folder)
+    cfg = saved_config(folder, data_dir=None if data_dir is None else str(expand_path(data_dir)))
     info = data_info_of(folder)
     shape = tuple(info["shape"])
     learner = make_learner(cfg, shape, cfg.way, place)
@@ -82,7 +85,9 @@ def _inputs_of_features(cfg: DictConfig, info: dict[str, Any], folder: Path, dev
     about = _read_about(cache, info, folder)
     images = _find_bank(cache, about["extractor"]["images"]["train"])
     if images is None:
-        raise FewshotError(f"the run's prepared images are not in {cache}; put them back")
+        raise FewshotError(
+            f"the run's prepared images are not in {cache}; put them back, or say by data_dir where they are now"
+        )
     stored = images["splits"]["train"]
     shape = tuple(stored["shape"][1:])
     if pretrained:
@@ -111,7 +116,10 @@ def _read_about(cache: Path, info: dict[str, Any], folder: Path) -> dict[str, An
         return read_record(record)["data"]["about"]
     features = _find_bank(cache, info["train"])
     if features is None:
-        raise FewshotError(f"the run has no record, and its prepared features are not in {cache}; put them back")
+        raise FewshotError(
+            f"the run has no record, and its prepared features are not in {cache}; put them back, or say by data_dir "
+            "where they are now"
+        )
     return features["about"]
 
 

@@ -49,17 +49,19 @@ def load_predictor(cfg: DictConfig) -> Predictor:
             raise FewshotError(
                 f"features={cfg.features.name}: a run has its own; leave features out, or give a method, not a run"
             )
-        return _of_run(find_run(Path(cfg.run)), cfg.device)
+        return _of_run(find_run(Path(cfg.run)), cfg.device, cfg.data_dir)
     if cfg.method == "nearest":
         raise FewshotError("method=nearest: compares pixels by a run; train algorithm=nearest, and give its run")
     check_choice("method", cfg.method, ("nearest_mean",))
     if not OmegaConf.is_missing(cfg, "run"):
         raise FewshotError(f"method={cfg.method}: needs no run; leave run out, or method")
+    if cfg.data_dir is not None:
+        raise FewshotError(f"data_dir={cfg.data_dir}: is of a run, and there is none; leave it out")
     return _of_features(cfg)
 
 
-def _of_run(folder: Path, device: str) -> Predictor:
-    cfg, trained = saved_config(folder), load_run(folder, device=device)
+def _of_run(folder: Path, device: str, data_dir: str | None) -> Predictor:
+    cfg, trained = saved_config(folder), load_run(folder, device=device, data_dir=data_dir)
     if trained.inputs is None:
         raise FewshotError(f"run={folder}: learned functions, which have no classes; name a run on images")
     if len(trained.inputs.shape) != 3:

@@ -71,11 +71,11 @@ class Sampler:
             object.__setattr__(self, name, check_number(name, getattr(self, name), int, least))
         check_choice("dataset.rotations", self.rotations, ROTATIONS)
         bank, where = self.bank, f"{self.bank.metadata.get('dataset', 'bank')}, split {self.bank.split}"
-        if self.rotations != "none" and (len(bank.shape) != 3 or bank.shape[-1] != bank.shape[-2]):
+        seen = self.view.output_shape(bank.shape)
+        if self.rotations != "none" and (len(seen) != 3 or seen[-1] != seen[-2]):
             raise FewshotError(f"{where}: rotations={self.rotations} takes square images; set rotations to none")
         if self.way > self._classes:
             raise TaskSizeError(f"{where}: way={self.way}, but there are only {self._classes} classes; lower way")
-        self.view.output_shape(bank.shape)
         self.view.check_range(f"{where}: ", bank.examples)
         smallest = int(bank.sizes.argmin())
         count = int(bank.sizes[smallest])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -111,9 +111,9 @@ def make_settings(
             or f"; beside those with names of their own it takes {', '.join(FURTHER)}"
         )
         raise FewshotError(f"{name}: no argument of train{guess}")
-    own, known = dict(getattr(learner, "outer_settings", {})), [field.name for field in fields(TrainSettings)]
+    own, known = dict(getattr(learner, "outer_settings", {})), ("meta_batch", "outer_lr", "outer_optimizer", *FURTHER)
     for name in own.keys() - known:
-        guess = did_you_mean(name, known) or "; see `TrainSettings`"
+        guess = did_you_mean(name, known) or f"; it may have {', '.join(known)}"
         raise FewshotError(f"{type(learner).__name__}.outer_settings: has no setting {name}{guess}")
     settings = replace(DEFAULTS, **{**own, **further, **{n: v for n, v in chosen.items() if v is not None}})
     settings = replace(settings, **{name: plain_number(value) for name, value in vars(settings).items()})

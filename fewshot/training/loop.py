@@ -128,7 +128,7 @@ def run_training(
                 outer = over_processes(engine.outer(learner, params, state, episodes), indices, batch)
             if interrupted() and engine.compiles != compiles:
                 raise KeyboardInterrupt  # Ctrl-C ended the compiler too: that it failed is not to be kept
-            gradient, state = guard.filter(outer, params, step), outer.state
+            gradient, state = guard.filter(outer, params, state, step)
             metrics = {"outer_lr": optimizer_step(optimizer, params, gradient, settings, step)}
             validates = bool(settings.validate_every) and (done % settings.validate_every == 0 or done == steps)
             logs = done % settings.log_every == 0 or done == steps or validates

@@ -37,15 +37,15 @@ class NonFiniteGuard:
         self._guarded = torch.full((), guarded, device=device)  # steps
         self._first = torch.full((), -1, device=device)  # the first step that was not finite
 
-    def filter(self, outer: MetaGradient, params: Tensors, step: int) -> Tensors:
-        """The gradient for the optimiser."""
+    def filter(self, outer: MetaGradient, params: Tensors, state: Tensors, step: int) -> tuple[Tensors, Tensors]:
+        """The gradient for the optimiser, and the state for the next step: that before a step that is replaced."""
         if self._guard:
             gradient, replaced = replace_nan(outer.gradient, outer.loss, params)
             self._guarded += replaced
-            return gradient
+            return gradient, {n: torch.where(replaced, state[n], value) for n, value in outer.state.items()}
         finite = _flat(outer.loss, outer.gradient).isfinite().all()
         self._first = torch.where(finite | (self._first >= 0), self._first, step)
-        return outer.gradient
+        return outer.gradient, outer.state
 
     def check(self, last: Path) -> int:
         """The number of steps that were replaced so far.

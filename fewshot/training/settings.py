@@ -65,6 +65,11 @@ def check_train_settings(settings: TrainSettings) -> None:
             raise FewshotError(f"train.{name}={value}: must be above 0, or null")
     check_bool("train.nan_guard", settings.nan_guard)
     check_choice("train.outer_optimizer", settings.outer_optimizer, OPTIMIZERS)
+    if settings.nan_guard and settings.outer_optimizer == "sgd":
+        raise FewshotError(
+            "train.nan_guard=true: puts the parameters in place of a gradient, which one step of sgd would subtract "
+            "from themselves; set it to false, or train.outer_optimizer=adam"
+        )
     check_choice("train.outer_lr_schedule", settings.outer_lr_schedule, ("linear", "cosine"))
     if settings.outer_lr_schedule == "cosine" and settings.outer_lr_end is None:
         raise FewshotError("train.outer_lr_schedule=cosine: needs the rate that it falls to; set train.outer_lr_end=0")

@@ -153,6 +153,15 @@ def test_a_norm_without_running_averages_is_replaced_or_refused(norm: nn.Module)
     assert kinds == [nn.Identity, nn.Identity]
 
 
+def test_images_far_from_zero_are_not_nan():
+    torch.manual_seed(0)
+    for dtype in (torch.float32, torch.float64):
+        norm = BatchStatNorm(3).to(dtype)
+        norm.fused = False
+        x = (1e4 + 0.1 * torch.randn(6, 3, 4, 4, dtype=torch.float64)).to(dtype)
+        assert norm(x).isfinite().all()
+
+
 @each_form
 def test_vectors_far_from_zero_keep_their_digits(fused: bool):
     torch.manual_seed(0)

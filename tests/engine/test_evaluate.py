@@ -13,7 +13,10 @@ import pytest
 import torch
 from scipy import stats
 
-from fewshot.algorithms.learner import score
+from fewshot.algorithms.learner import Tensors, score
+from fewshot.algorithms.nearest import Nearest
+from fewshot.backbones.identity import Identity
+from fewshot.data.bank import Bank
 from fewshot.engine import evaluate as evaluation
 from fewshot.engine.engine import Engine
 from fewshot.engine.evaluate import SETTINGS, ci95, evaluate_settings, query_outputs, score_episodes
@@ -93,6 +96,27 @@ def test_queries_are_forwarded_with_the_support_set_or_with_all_queries_alone(
     for expected, transductive in ((inductive, False), (learner.predict(adapted, task.query_x), True)):
         outputs = query_outputs(learner, *start, task, transductive)
         torch.testing.assert_close(outputs, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_a_learner_adapts_to_a_task_without_queries(make_bank: Make):
+    class Peeking(Nearest):
+        """Looks at the queries: each class is taken for the next one where there are any."""
+
+        def adapt(self, params: Tensors, state: Tensors, task: Episodes) -> Tensors:
+            shift = task.support_x.flip(0) - task.support_x if len(task.query_x) else 0
+            return super().adapt(params, state, replace(task, support_x=task.support_x + shift))
+
+    def scored(kind: type[Nearest], bank: Bank, query: int) -> list[Any]:
+        learner, sampler = kind(Identity(bank.shape, 3)), Sampler(bank, 3, 1, query)
+        scores = [
+            score_episodes(learner, {}, {}, sampler, 20, transductive=False, engine=Engine(name)).tolist()
+            for name in ("vmap", "loop")
+        ]
+        return [*scores, query_outputs(learner, {}, {}, sampler.episodes(0, 1)[0], transductive=True).tolist()]
+
+    features = Bank.from_tensors(torch.randn(30, 4), [0, 1, 2] * 10)
+    for bank, query in ((make_bank(), 2), (features, 2), (features, 9)):  # the last is scored by class
+        assert scored(Peeking, bank, query) == scored(Nearest, bank, query)
 
 
 # Scores

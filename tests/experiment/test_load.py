@@ -117,6 +117,14 @@ def test_a_run_on_features_takes_images_while_its_extractor_is_there(data_dir: P
     torch.testing.assert_close(classifier.task.support_x, torch.nn.functional.normalize(values[rows]))
     found = trained.adapt(values[rows], names).predict_proba(values[:5])
     np.testing.assert_allclose(classifier.predict_proba(images[:5]), found, atol=1e-5)
+    own = own.rename(tmp_path / "moved")
+    with pytest.raises(
+        FewshotError, match="they cannot be made of images: .* not in .*data/banks; put them back, or say by data_dir"
+    ):
+        fs.load_run(folder, device="cpu").adapt(images[rows], names)
+    moved = fs.load_run(folder, device="cpu", data_dir=own).adapt(images[rows], names)
+    np.testing.assert_array_equal(moved.predict_proba(images[:5]), classifier.predict_proba(images[:5]))
+    own = own.rename(tmp_path / "data")
     (best,) = (own / "banks/extractors").glob("*/best.safetensors")
     groups, header = load_checkpoint(best, "cpu")
     next(iter(groups["weights"].values()))[:1] += 1
@@ -126,7 +134,9 @@ def test_a_run_on_features_takes_images_while_its_extractor_is_there(data_dir: P
     shutil.rmtree(own / "banks/extractors")
     alone = fs.load_run(folder, device="cpu")
     assert alone.adapt(values[rows], names).predict(values[:5]).shape == (5,)
-    with pytest.raises(FewshotError, match="they cannot be made of images: .*best.safetensors: .*; put it back"):
+    with pytest.raises(
+        FewshotError, match="they cannot be made of images: .*best.safetensors: .*; put it back, or say by data_dir"
+    ):
         alone.adapt(images[rows], names)
 
 
@@ -134,7 +144,7 @@ def test_a_run_of_functions_has_no_classes(data_dir: Path, tmp_path: Path) -> No
     words = [word for word in QUICK if not word.startswith("way=")]
     cfg = composed("dataset=sinusoid", *words, f"data_dir={data_dir}", f"run_dir={tmp_path / 'run'}")
     trained = fs.load_run(training_run(cfg)[0], device="cpu")
-    with pytest.raises(FewshotError, match="trained on functions"):
+    with pytest.raises(FewshotError, match="not trained on tasks of a Sampler"):
         trained.adapt(torch.zeros(2, 1), [0, 1])
 
 

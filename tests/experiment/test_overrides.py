@@ -234,6 +234,7 @@ REFUSED = {
     "no whole number": (["seed=nan"], "could not be converted to Integer"),
     "a number as a list": (["seed=[1]"], "could not be converted to Integer"),
     "a number as null": (["seed=null"], "field 'seed' is not Optional"),
+    "no folder of data": (["data_dir=null"], "data_dir=null: must be a folder; leave it out for data"),
     "a number as true": (["seed=true"], "could not be converted to Integer"),
     "an empty number": (["seed="], "could not be converted to Integer"),
     "a sweep of hydra": (["-m", "hydra.verbose=true,false"], "Sweeping over Hydra's configuration is not supported"),

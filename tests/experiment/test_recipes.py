@@ -363,6 +363,20 @@ def test_a_recipe_sets_what_a_named_backbone_has() -> None:
     assert "filters" not in cfg.backbone.network
     conv4 = composed("algorithm=maml", "dataset=omniglot", "backbone=conv4")
     assert conv4.backbone.network.readout == "mean"
+    starts = [(own.backbone.network.get("init"), own.backbone.network.head_init) for own in (cfg, conv4)]
+    assert starts == [("truncated_normal", "truncated_normal"), (None, "normal")]
+
+
+@pytest.mark.parametrize("dataset", ["sinusoid", "sinusoid_toy", "sines_and_lines"])
+@pytest.mark.parametrize("algorithm", ["maml", "fomaml", "reptile"])
+def test_a_recipe_of_functions_makes_its_network_of_either_mlp(algorithm: str, dataset: str) -> None:
+    one, other = (
+        composed(f"algorithm={algorithm}", f"dataset={dataset}", f"backbone={name}") for name in ("mlp", "mlp_40")
+    )
+    if one.recipe is not None:
+        own, wide = one.backbone.network, other.backbone.network
+        used = wide.keys() - {"norm_scale", "norm_eps", "adapt_norm"}  # of a norm, which there is not
+        assert {name: own[name] for name in used} == {name: wide[name] for name in used}
 
 
 @pytest.mark.parametrize("dataset", ["omniglot", "mini", "tiered", "cub", "glyphs", "folder"])

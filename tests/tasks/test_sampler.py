@@ -227,6 +227,7 @@ def test_a_manifest_covers_episodes_beyond_the_first_thousand(make_bank: MakeBan
         ({}, {"rotations": "some"}, "rotations=some: choose one of none, per_class, as_classes"),
         ({"shape": (1, 8, 6)}, {"rotations": "per_class"}, "rotations=per_class takes square images"),
         ({"shape": (5,)}, {"rotations": "as_classes"}, "rotations=as_classes takes square images"),
+        ({}, {"rotations": "per_class", "view": ImageTransform(shape=(1, 8, 6))}, "rotations=per_class takes square"),
         ({}, {"way": 1}, "way=1: must be"),
         ({}, {"shot": 0}, "shot=0: must be"),
         ({}, {"query": -1}, "query=-1: must be"),

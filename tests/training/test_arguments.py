@@ -30,6 +30,7 @@ def maml() -> fs.MAML:
         ({"clip": "a"}, "clip=a: must be a number"),
         ({"clip_norm": 0}, "clip_norm=0: must be above 0"),
         ({"nan_guard": "yes"}, "nan_guard=yes: must be true or false"),
+        ({"nan_guard": True, "outer_optimizer": "sgd"}, "nan_guard=true: puts the parameters in place of a gradient"),
         ({"log_every": 0}, "log_every=0: must be a whole number >= 1"),
         ({"checkpoint_every": 0}, "checkpoint_every=0: must be a whole number >= 1"),
         ({"outer_optimizer": "adamw"}, "outer_optimizer=adamw: choose one of"),
@@ -110,10 +111,11 @@ def test_what_is_no_tasks_is_refused(make_bank: MakeBank) -> None:
 
 
 def test_settings_of_a_learner_that_are_none_are_refused(make_bank: MakeBank) -> None:
-    learner = maml()
-    learner.outer_settings = {"outer_learning_rate": 1}  # pyright: ignore[reportAttributeAccessIssue]
-    with pytest.raises(FewshotError, match=r"MAML.outer_settings: has no setting outer_learning_rate"):
-        fs.train(learner, fs.Sampler(make_bank(), way=3, shot=1, query=2))
+    learner: Any = maml()
+    for name in ("outer_learning_rate", "way", "shot", "steps", "validate_every", "train_on_val"):
+        learner.outer_settings = {name: 1}
+        with pytest.raises(FewshotError, match=rf"MAML.outer_settings: has no setting {name}"):
+            fs.train(learner, fs.Sampler(make_bank(), way=3, shot=1, query=2))
 
 
 def test_an_evaluation_takes_what_is_trained_and_tasks_with_queries(make_bank: MakeBank) -> None:

@@ -31,6 +31,7 @@ from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
 from fewshot.training.checkpoint import load_checkpoint, save_checkpoint
 from fewshot.training.loop import load_selected, run_training
+from fewshot.training.optimizer import NonFiniteGuard
 from fewshot.training.settings import TrainSettings
 
 SETTINGS = TrainSettings(
@@ -83,6 +84,16 @@ class Doubtful(MAML):
 def doubtful() -> MAML:
     return Doubtful(network(), inner_lr=0.1, inner_steps=1, test_steps=2, first_order=False, inner_loss="mean",
                     outer_loss="mean")  # fmt: skip
+
+
+def test_a_step_that_is_replaced_leaves_the_state_as_it_was() -> None:
+    old, params = {"moment": torch.ones(2)}, {"w": torch.ones(2)}
+    guard = NonFiniteGuard(True, 0, torch.device("cpu"))
+    for value, kept in ((1.0, False), (math.nan, True)):
+        outer = MetaGradient({"w": torch.full((2,), value)}, {"moment": torch.full((2,), value)}, *torch.ones(2, 1))
+        gradient, state = guard.filter(outer, params, old, 0)
+        assert torch.equal(gradient["w"], params["w"]) and torch.equal(state["moment"], old["moment"])
+        assert guard.check(Path()) == kept
 
 
 GUARDED = replace(SETTINGS, nan_guard=True, outer_lr=1e-3)
@@ -377,7 +388,11 @@ class Reads(TorchDispatchMode):
 
 @pytest.mark.parametrize("nan_guard", [False, True])
 @pytest.mark.parametrize("name", ["maml", "shared", "functions", "both splits"])
-def test_a_step_that_is_not_logged_asks_nothing_of_the_device(name: str, nan_guard: bool, tmp_path: Path) -> None:
+def test_a_step_that_is_not_logged_asks_nothing_of_the_device(
+    name: str, nan_guard: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A guarded step takes adam, which reads its step count in main memory; these steps take sgd, which reads nothing.
+    monkeypatch.setattr("fewshot.training.loop.check_train_settings", lambda settings: None)
     make, settings = LEARNERS.get(name, LEARNERS["maml"])
     learner, tasks = make(), Sampler(bank(), 3, 2, 2, 0, "as_classes")
     if name == "both splits":
