@@ -71,7 +71,7 @@ CAVEATS = {
     "second_hand_one_copy": "from a single later copy, not from the source itself",
     "stopped_early": "58,519 of the 70,000 iterations of the published command",
     "trained_10_shot": "trained with 10 shots and one update, whatever the shots and updates of the test",
-    "trained_5_shot": "meta-trained 5-way 5-shot with 2 inner steps; only the test is 1-shot",
+    "trained_5_shot": "meta-trained 5-way 5-shot with 2 inner steps; selection and test are 1-shot",
     "tested_1_shot_only": "meta-trained 5-way 5-shot; selection and test are 1-shot",
     "selected_at_1_shot": "tested with the checkpoint that was selected at 1 shot",
     "trained_on_test_split": "the program trains on the test split: contaminated, not a figure to compare with",
