@@ -62,7 +62,8 @@ def _inputs(cfg: DictConfig, info: dict[str, Any], folder: Path, device: torch.d
         try:
             return _inputs_of_features(cfg, info, folder, device)
         except FewshotError as error:
-            return Inputs(shape, ImageTransform(), cfg.way, torch.float32, no_extractor=str(error))
+            reason = f"{error} (data_dir says where the prepared data lies now, if it moved)"
+            return Inputs(shape, ImageTransform(), cfg.way, torch.float32, no_extractor=reason)
     if len(shape) == 3 and dataset["crop"] is not None:  # of images that the reader made this large
         shape = shape[0], *[dataset["reader"].get("size", dataset["crop"])] * 2
     return Inputs(shape, view_of(dataset), cfg.way, torch.uint8 if len(shape) == 3 else torch.float32)
@@ -85,9 +86,7 @@ def _inputs_of_features(cfg: DictConfig, info: dict[str, Any], folder: Path, dev
     about = _read_about(cache, info, folder)
     images = _find_bank(cache, about["extractor"]["images"]["train"])
     if images is None:
-        raise FewshotError(
-            f"the run's prepared images are not in {cache}; put them back, or say by data_dir where they are now"
-        )
+        raise FewshotError(f"the run's prepared images are not in {cache}; put them back")
     stored = images["splits"]["train"]
     shape = tuple(stored["shape"][1:])
     if pretrained:
@@ -116,10 +115,7 @@ def _read_about(cache: Path, info: dict[str, Any], folder: Path) -> dict[str, An
         return read_record(record)["data"]["about"]
     features = _find_bank(cache, info["train"])
     if features is None:
-        raise FewshotError(
-            f"the run has no record, and its prepared features are not in {cache}; put them back, or say by data_dir "
-            "where they are now"
-        )
+        raise FewshotError(f"the run has no record, and its prepared features are not in {cache}; put them back")
     return features["about"]
 
 

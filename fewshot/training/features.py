@@ -171,7 +171,7 @@ def load_extractor(extractor: nn.Module, cache: Path, about: Mapping[str, Any]) 
     """
     path = extractor_folder(cache, about) / "best.safetensors"
     if not path.is_file():
-        raise FewshotError(f"{path}: the extractor is not there; put it back, or say by data_dir where it is now")
+        raise FewshotError(f"{path}: the extractor is not there; put it back")
     device = next(extractor.parameters()).device
     tensors = check_state(path, load_checkpoint(path, device)[0].get("weights", {}), extractor.state_dict())
     if digest_tensors(tensors) != about["extractor"]["fingerprint"]:
