@@ -367,16 +367,24 @@ def test_a_recipe_sets_what_a_named_backbone_has() -> None:
     assert starts == [("truncated_normal", "truncated_normal"), (None, "normal")]
 
 
-@pytest.mark.parametrize("dataset", ["sinusoid", "sinusoid_toy", "sines_and_lines"])
-@pytest.mark.parametrize("algorithm", ["maml", "fomaml", "reptile"])
-def test_a_recipe_of_functions_makes_its_network_of_either_mlp(algorithm: str, dataset: str) -> None:
-    one, other = (
-        composed(f"algorithm={algorithm}", f"dataset={dataset}", f"backbone={name}") for name in ("mlp", "mlp_40")
-    )
-    if one.recipe is not None:
-        own, wide = one.backbone.network, other.backbone.network
-        used = wide.keys() - {"norm_scale", "norm_eps", "adapt_norm"}  # of a norm, which there is not
-        assert {name: own[name] for name in used} == {name: wide[name] for name in used}
+@pytest.mark.parametrize(
+    ("algorithm", "dataset", "recipe"),
+    [
+        ("maml", "sinusoid", "cbfinn"),
+        ("fomaml", "sinusoid", "cbfinn"),
+        ("reptile", "sinusoid", "ours"),
+        ("reptile", "sinusoid_toy", "openai"),
+        ("maml", "sines_and_lines", "ours"),
+        ("fomaml", "sines_and_lines", "ours"),
+    ],
+)
+def test_a_recipe_of_functions_makes_its_network_of_either_mlp(algorithm: str, dataset: str, recipe: str) -> None:
+    words = f"algorithm={algorithm}", f"dataset={dataset}"
+    one, other = (composed(*words, f"backbone={name}") for name in ("mlp", "mlp_40"))
+    assert one.recipe == other.recipe == recipe
+    own, wide = one.backbone.network, other.backbone.network
+    used = wide.keys() - {"norm_scale", "norm_eps", "adapt_norm"}  # of a norm, which there is not
+    assert {name: own[name] for name in used} == {name: wide[name] for name in used}
 
 
 @pytest.mark.parametrize("dataset", ["omniglot", "mini", "tiered", "cub", "glyphs", "folder"])
