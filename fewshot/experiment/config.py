@@ -126,11 +126,13 @@ def is_on_features(cfg: DictConfig) -> bool:
 
 
 def check_groups(cfg: DictConfig) -> None:
-    """Check that each group has a name that is text, and a node with a `_target_`.
+    """Check that each group has a name that is text, and a node with a `_target_`, and that there is a `data_dir`.
 
     Raises:
-        FewshotError: one of them is a number or a text instead.
+        FewshotError: one of them is a number or a text instead; or there is no folder of data.
     """
+    if "run" not in cfg and cfg.get("data_dir", "") is None:  # a tool for a run takes that of the run
+        raise FewshotError("data_dir=null: must be a folder; leave it out for data")
     for group, part in GROUP_PARTS.items():
         node = cfg.get(group)
         if node is None:

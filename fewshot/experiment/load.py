@@ -25,6 +25,8 @@ from fewshot.training.pretrained import pretrained_extractor
 from fewshot.training.settings import TrainSettings
 from fewshot.training.trained import Trained
 
+MOVED = "put them back, or say by data_dir where they are now"
+
 
 def load_run(
     folder: str | Path, *, checkpoint: str | None = None, device: str = "auto", data_dir: str | Path | None = None
@@ -62,8 +64,7 @@ def _inputs(cfg: DictConfig, info: dict[str, Any], folder: Path, device: torch.d
         try:
             return _inputs_of_features(cfg, info, folder, device)
         except FewshotError as error:
-            reason = f"{error} (data_dir says where the prepared data lies now, if it moved)"
-            return Inputs(shape, ImageTransform(), cfg.way, torch.float32, no_extractor=reason)
+            return Inputs(shape, ImageTransform(), cfg.way, torch.float32, no_extractor=str(error))
     if len(shape) == 3 and dataset["crop"] is not None:  # of images that the reader made this large
         shape = shape[0], *[dataset["reader"].get("size", dataset["crop"])] * 2
     return Inputs(shape, view_of(dataset), cfg.way, torch.uint8 if len(shape) == 3 else torch.float32)
@@ -86,7 +87,7 @@ def _inputs_of_features(cfg: DictConfig, info: dict[str, Any], folder: Path, dev
     about = _read_about(cache, info, folder)
     images = _find_bank(cache, about["extractor"]["images"]["train"])
     if images is None:
-        raise FewshotError(f"the run's prepared images are not in {cache}; put them back")
+        raise FewshotError(f"the run's prepared images are not in {cache}; {MOVED}")
     stored = images["splits"]["train"]
     shape = tuple(stored["shape"][1:])
     if pretrained:
@@ -115,7 +116,7 @@ def _read_about(cache: Path, info: dict[str, Any], folder: Path) -> dict[str, An
         return read_record(record)["data"]["about"]
     features = _find_bank(cache, info["train"])
     if features is None:
-        raise FewshotError(f"the run has no record, and its prepared features are not in {cache}; put them back")
+        raise FewshotError(f"the run has no record, and its prepared features are not in {cache}; {MOVED}")
     return features["about"]
 
 

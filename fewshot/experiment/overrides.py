@@ -200,8 +200,6 @@ def _check_value(override: Override, cfg: DictConfig) -> None:
     text = override.get_value_string()
     if key.rsplit(".", 1)[-1] in NULLABLE["list"] and given is not None and not isinstance(given, list):
         raise FewshotError(f"{override.input_line}: must be a list, such as {key}=[{text}]")
-    if key == "data_dir" and given is None and cfg.get("run") is None:  # elsewhere it is the folder of the run
-        raise FewshotError(f"{override.input_line}: must be a folder; leave it out for data")
     if is_path_key(key) and "${" in text:
         expand_configuration(cfg)
     try:
