@@ -230,15 +230,22 @@ def format_score(score: float, metric: str) -> str:
 
 def in_unit(field: str, value: Any) -> Any:
     """The value of a record's field: a score, such as `validation.accuracy`, in the unit of tables, others as it is."""
-    metric = field.rpartition(".")[2]
-    return value * SCORES[metric][0] if metric in METRICS and isinstance(value, float) else value
+    return value * SCORES[_metric_in(field)][0] if _is_score(field, value) else value
 
 
 def format_field(field: str, value: Any) -> str:
     """The value of a record's field as tables show it: a score as `format_score` does; empty for None."""
-    if (metric := field.rpartition(".")[2]) in METRICS and isinstance(value, float):
-        return format_score(value, metric)
+    if _is_score(field, value):
+        return format_score(value, _metric_in(field))
     return "" if value is None else str(value)
+
+
+def _metric_in(field: str) -> str:
+    return field.rpartition(".")[2]
+
+
+def _is_score(field: str, value: Any) -> bool:
+    return _metric_in(field) in METRICS and isinstance(value, float)
 
 
 def field_of(record: Record, field: str) -> Any:
