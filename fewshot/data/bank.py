@@ -179,7 +179,7 @@ def write_banks(folder: str | Path, splits: Mapping[str, Split], metadata: Mappi
     listing: dict[str, Any] = {}
     for name, split in splits.items():
         if not name.isidentifier():
-            raise FewshotError(f"{folder}: split {name!r}: name it by a plain word, such as train, since files have it")
+            raise FewshotError(f"{folder}: split {name!r}: choose a plain word, such as train, which can name a file")
         if len(split.counts) != len(split.names) or sum(split.counts) != len(split.examples):
             raise FewshotError(f"{folder}: split {name}: counts, names and examples do not fit together")
         if min(split.counts, default=0) < 1:

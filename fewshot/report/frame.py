@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def read_runs(folder: str | Path) -> pd.DataFrame:
     """Every record below a folder, a row each, in the order of their paths.
 
-    Records are what tests of the tools leave; `train` and `evaluate` write none.
+    The tools leave a record of each test; `fewshot.train` and `fewshot.evaluate` leave none.
 
     The columns are the fields of `record.json` by their dotted names, such as `algorithm`, `protocol.setting` and
     `test.accuracy` (a fraction), and `folder`, that of the record. `read_records` gives the same as dictionaries.

@@ -58,7 +58,7 @@ def train(
     """Meta-train a learner, such as `MAML(network)`, on tasks, such as `Sampler(bank, way=5, shot=1)`.
 
     The draws depend on the seed of the tasks alone, and the start on the weights of the network. A learner that learns
-    nothing in training, such as `Nearest`, is trained too, for no step. Ctrl-C ends the training with
+    nothing in training, such as `Nearest`, takes no step, and is called so too. Ctrl-C ends the training with
     KeyboardInterrupt, after a checkpoint where there is a `folder`. Two flags of torch are set for the whole process:
     no fused attention, which has no second derivative, and on a GPU no TensorFloat-32.
 

@@ -67,7 +67,7 @@ def check_train_settings(settings: TrainSettings) -> None:
     check_choice("train.outer_optimizer", settings.outer_optimizer, OPTIMIZERS)
     if settings.nan_guard and settings.outer_optimizer == "sgd":
         raise FewshotError(
-            "train.nan_guard=true: puts the parameters in place of a gradient, which one step of sgd would subtract "
+            "train.nan_guard=true: at a NaN the parameters take the place of the gradient, and sgd would subtract them "
             "from themselves; set it to false, or train.outer_optimizer=adam"
         )
     check_choice("train.outer_lr_schedule", settings.outer_lr_schedule, ("linear", "cosine"))

@@ -20,7 +20,7 @@ class Trained:
     """A trained learner: the selected parameters, and what they cost."""
 
     learner: Learner
-    params: Tensors  # by name: `learner.backbone.load_state_dict(params, strict=False)` makes MAML's the network's own
+    params: Tensors  # by name; `network.load_state_dict(params, strict=False)` copies those of MAML into the network
     state: Tensors
     validation: dict[str, Any] | None  # {accuracy or mse, step} of these parameters, where they were validated
     selection: str  # "best validation accuracy" (or mse) or "last", whichever these parameters are

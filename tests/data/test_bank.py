@@ -151,7 +151,7 @@ def test_a_damaged_bank_is_refused_in_one_line(folder: Path, damage: str):
 
 def test_a_split_whose_name_could_not_be_read_is_not_written(tmp_path: Path):
     for name in ("my train", "1", "../test", ""):
-        with pytest.raises(FewshotError, match="name it by a plain word"):
+        with pytest.raises(FewshotError, match="choose a plain word"):
             write_banks(tmp_path / "bank", {name: split()}, {})
     assert not list(tmp_path.iterdir())
 

@@ -30,7 +30,7 @@ def maml() -> fs.MAML:
         ({"clip": "a"}, "clip=a: must be a number"),
         ({"clip_norm": 0}, "clip_norm=0: must be above 0"),
         ({"nan_guard": "yes"}, "nan_guard=yes: must be true or false"),
-        ({"nan_guard": True, "outer_optimizer": "sgd"}, "nan_guard=true: puts the parameters in place of a gradient"),
+        ({"nan_guard": True, "outer_optimizer": "sgd"}, "nan_guard=true: at a NaN the parameters take the"),
         ({"log_every": 0}, "log_every=0: must be a whole number >= 1"),
         ({"checkpoint_every": 0}, "checkpoint_every=0: must be a whole number >= 1"),
         ({"outer_optimizer": "adamw"}, "outer_optimizer=adamw: choose one of"),
