@@ -131,7 +131,8 @@ def check_groups(cfg: DictConfig) -> None:
     Raises:
         FewshotError: one of them is a number or a text instead; or there is no folder of data.
     """
-    if "run" not in cfg and cfg.get("data_dir", "") is None:  # a tool for a run takes that of the run
+    # Not `in cfg`, which is False of a run that has no value yet. A tool for a run takes the folder of the run.
+    if "run" not in list(cfg) and cfg.get("data_dir", "") is None:
         raise FewshotError("data_dir=null: must be a folder; leave it out for data")
     for group, part in GROUP_PARTS.items():
         node = cfg.get(group)
