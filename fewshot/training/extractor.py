@@ -18,15 +18,17 @@ from fewshot.algorithms.nearest import Nearest
 from fewshot.backbones.identity import Identity
 from fewshot.backbones.precision import check_bfloat16
 from fewshot.core.checks import check_choice, check_number, did_you_mean
+from fewshot.core.device import device_name
+from fewshot.core.environment import code
 from fewshot.core.errors import FewshotError, TaskSizeError
 from fewshot.core.progress import progress_bar
-from fewshot.core.random import fold_in, permutation, stream
+from fewshot.core.random import fold_in, permutation, seeded, stream
 from fewshot.data.bank import Bank, Split
 from fewshot.engine.engine import Engine
 from fewshot.engine.evaluate import score_episodes
 from fewshot.tasks.sampler import Sampler
 from fewshot.tasks.transforms import AUGMENTATIONS, ImageTransform
-from fewshot.training.checkpoint import check_state, load_checkpoint, save_checkpoint
+from fewshot.training.checkpoint import check_state, load_checkpoint, read_header, save_checkpoint
 from fewshot.training.settings import PRECISIONS
 
 SETTINGS = (
@@ -81,34 +83,37 @@ def train_extractor(
         work: folder of the checkpoints; an interrupted training continues from its last epoch.
 
     Returns:
-        The extractor with the weights of the selected epoch, and {accuracy, epoch, train_seconds}.
+        The extractor with the weights of the selected epoch, and {accuracy, epoch, train_seconds, devices, code}: the
+        last two as `Trained` has them.
 
     Raises:
         FewshotError: a loss that is not finite, or a damaged checkpoint.
     """
     shape = transform.output_shape(images["train"].shape)
     extractor = make_classifier(network, shape, images["train"], settings).to(device)
-    spent = 0.0
+    small_part: dict[str, Any] = {"train_seconds": 0.0, "devices": [], "code": []}
     if settings["small_epochs"]:
         small_shape = (shape[0], settings["small_size"], settings["small_size"])
         small = make_classifier(network, small_shape, images["train"], settings).to(device)
         small_settings = dict(settings) | {"epochs": settings["small_epochs"]}
         view = replace(transform, shape=small_shape)
-        spent = _train(small, images, view, small_settings, work / "small", f"{title}, small")["train_seconds"]
+        small_part = _train(small, images, view, small_settings, work / "small", f"{title}, small")
         weights, learned = extractor.state_dict(), small.state_dict()
         extractor.load_state_dict(
             {name: learned[name] if learned[name].shape == weights[name].shape else weights[name] for name in weights}
         )
     selected = _train(extractor, images, transform, settings, work, title)
-    return extractor, selected | {"train_seconds": round(spent + selected["train_seconds"], 3)}
+    selected["train_seconds"] = round(small_part["train_seconds"] + selected["train_seconds"], 3)
+    for name in ("devices", "code"):
+        selected[name] = small_part[name] + [each for each in selected[name] if each not in small_part[name]]
+    return extractor, selected
 
 
 def make_classifier(
     network: Callable[..., nn.Module], shape: tuple[int, ...], bank: Bank, settings: Mapping[str, Any]
 ) -> nn.Module:
     """The untrained classifier of a bank's classes, whose initialisation depends on `seed` alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings["seed"])
+    with seeded(settings["seed"]):
         # Where channels are the last axis in memory, convolutions of many images are faster.
         return network(shape=shape, way=len(bank.names)).to(memory_format=torch.channels_last)
 
@@ -124,7 +129,7 @@ def _train(
     """Train to the last epoch, from the last one on disk. `extractor` ends with the weights of the best epoch.
 
     Returns:
-        {accuracy, epoch} of the best epoch, and train_seconds of all epochs.
+        {accuracy, epoch} of the best epoch, and of all epochs train_seconds, devices and code.
     """
     bank, device = images["train"], next(extractor.parameters()).device
     augmented = replace(transform, augment=settings["augment"])
@@ -136,12 +141,18 @@ def _train(
         x = torch.zeros(1, *transform.output_shape(bank.shape), device=device)
         check_bfloat16(extractor, x, "features.settings.precision")
     last, best = work / "last.safetensors", work / "best.safetensors"
-    state: dict[str, Any] = {"epoch": 0, "best": None, "seconds": 0.0}
+    state: dict[str, Any] = {"epoch": 0, "best": None, "seconds": 0.0, "devices": [], "code": []}
     if last.exists() and best.exists():  # without the best so far, its selection cannot go on
-        groups, state = load_checkpoint(last, device)
+        groups, saved = load_checkpoint(last, device)
+        state = {"devices": ["unknown"], "code": [], **saved}  # an older checkpoint does not say
+        if (kept := read_header(best))["epoch"] <= state["epoch"]:  # else of an epoch that comes again
+            state["best"] = kept["best"]
         _load(extractor, last, groups)
         for name, value in groups.get("momentum", {}).items():
             optimizer.state[extractor.get_parameter(name)]["momentum_buffer"] = value
+    if state["epoch"] < settings["epochs"]:
+        state["devices"] = [*dict.fromkeys([*state["devices"], device_name(device)])]
+        state["code"] += [code()] if code() not in state["code"] else []
     loss = torch.zeros(())
     batches = -(-len(labels) // settings["batch"])
     with progress_bar(title, settings["epochs"] * batches, state["epoch"] * batches) as advance:
@@ -169,17 +180,20 @@ def _train(
                 )
             state["epoch"], state["seconds"] = epoch + 1, state["seconds"] + time.perf_counter() - start
             accuracy = _validation(extractor, images["val"], transform, settings)
-            if state["best"] is None or accuracy > state["best"]["accuracy"]:
+            improved = state["best"] is None or accuracy > state["best"]["accuracy"]
+            if improved:
                 state["best"] = {"accuracy": accuracy, "epoch": epoch + 1}
-                save_checkpoint(best, {"weights": extractor.state_dict()}, state)
             momentum = {
                 name: buffer
                 for name, parameter in extractor.named_parameters()
                 if (buffer := optimizer.state.get(parameter, {}).get("momentum_buffer")) is not None
             }
             save_checkpoint(last, {"weights": extractor.state_dict(), "momentum": momentum}, state)
+            if improved:  # after the last one, as in the meta-training
+                save_checkpoint(best, {"weights": extractor.state_dict()}, state)
     _load(extractor, best, load_checkpoint(best, device)[0])
-    return state["best"] | {"train_seconds": round(state["seconds"], 3)}
+    spent = {"train_seconds": round(state["seconds"], 3), "devices": state["devices"], "code": state["code"]}
+    return {**(state["best"] or {}), **spent}
 
 
 def _loss(extractor: nn.Module, x: torch.Tensor, labels: torch.Tensor, precision: str) -> torch.Tensor:

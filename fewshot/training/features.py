@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from fewshot.backbones.norm import BatchStatNorm
-from fewshot.core.device import device_name, pick_device
+from fewshot.core.device import pick_device
 from fewshot.core.distributed import on_all_cores
 from fewshot.core.environment import code
 from fewshot.core.errors import FewshotError
@@ -113,8 +113,8 @@ def extract_features(
                         "validation": f"{settings['way']}-way {settings['shot']}-shot, nearest class mean",
                         "epoch": best["epoch"],
                         "train_seconds": best["train_seconds"],
-                        "device": device_name(place),
-                        "code": code(),
+                        "device": " and ".join(best["devices"]) or "unknown",
+                        "code": code() | {"training": best["code"]},
                         "fingerprint": digest_tensors(extractor.state_dict()),
                         "images": fingerprints,
                         "settings": settings,
