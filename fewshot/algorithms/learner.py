@@ -256,7 +256,11 @@ def task_loss(outputs: torch.Tensor, targets: torch.Tensor, reduction: str, shot
 
 
 def score(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The figure that a test reports of a batch, []: accuracy of logits, or mean squared error of outputs."""
+    """The figure that a test reports of a batch, []: accuracy of logits, or mean squared error of outputs.
+
+    It is NaN where a logit is, which says nothing of the class.
+    """
     if targets.is_floating_point():
         return F.mse_loss(outputs, targets.view(outputs.shape))
-    return (outputs.argmax(-1) == targets).to(outputs.dtype).mean()
+    accuracy = (outputs.argmax(-1) == targets).to(outputs.dtype).mean()
+    return accuracy.masked_fill(outputs.isnan().any(), float("nan"))

@@ -99,7 +99,8 @@ def evaluate_settings(
 
     Args:
         settings: of SETTINGS; where no query depends on another, all have the same scores.
-        labels: return the label 0..N-1 that is predicted for each query, [episodes, N*Q] int64, in place of scores.
+        labels: return the label 0..N-1 that is predicted for each query, [episodes, N*Q] int64, in place of scores; -1
+            where a logit is NaN.
         advance: called after each batch of this process with `by`, its number of episodes; see `progress_bar`.
 
     Raises:
@@ -128,7 +129,7 @@ def evaluate_settings(
     def test_task(learner: Learner, task: Episodes) -> torch.Tensor:
         adapted = learner.adapt(params, state, task.without_queries())
         outputs = [predict_queries(learner, adapted, task, behaviour, setting) for setting in different]
-        return torch.stack([each.argmax(-1) if labels else score(each, task.query_y) for each in outputs])
+        return torch.stack([_labels(each) if labels else score(each, task.query_y) for each in outputs])
 
     def test_batch(first: int) -> torch.Tensor:
         count = min(batch, episodes - first)
@@ -151,6 +152,10 @@ def evaluate_settings(
     return {setting: summed[0 if independent else number] for number, setting in enumerate(settings)}
 
 
+def _labels(logits: torch.Tensor) -> torch.Tensor:
+    return logits.argmax(-1).masked_fill(logits.isnan().any(-1), -1)
+
+
 def check_queries(tasks: Tasks) -> None:
     """Raises FewshotError if tasks that are to be scored have no queries."""
     if tasks.query < 1:
@@ -170,21 +175,21 @@ def _evaluate_by_class(
 ) -> torch.Tensor:
     """Scores [count] of tasks with many queries: each class is classified at once for all tasks that hold it.
 
-    The same numbers as from gathered queries, whose copies would take longer than all the rest.
+    The same accuracies as from gathered queries, in float64; the copies of these would take longer than all the rest.
     """
     draw, offsets = sampler.draw(first, count), sampler.bank.offsets.tolist()
     supports = sampler.load(replace(draw, rows=draw.rows[:, :, : sampler.shot]))
     adapted = engine.map(lambda learner, task: learner.adapt(params, state, task), learner, supports)
-    correct = torch.zeros(count, dtype=torch.int64, device=draw.key.device)
+    correct = torch.zeros(count, dtype=torch.float64, device=draw.key.device)
     for label in draw.classes.unique().tolist():
         x = sampler.gather(torch.arange(offsets[label], offsets[label + 1], device=draw.key.device))
         task, way = (draw.classes == label).nonzero(as_tuple=True)
         adapted_to_label = tree_map(lambda value, task=task: value[task], adapted)
         logits = vmap(lambda adapted, x=x: learner.predict(adapted, x))(adapted_to_label)  # [tasks, examples, N]
-        is_right = logits.argmax(-1) == way[:, None]
+        is_right = (logits.argmax(-1) == way[:, None]).double().masked_fill(logits.isnan().any(-1), float("nan"))
         queries = draw.rows[task, way, sampler.shot :] - offsets[label]
         correct.index_add_(0, task, is_right.gather(1, queries).sum(1))
-    return correct.double() / (sampler.way * sampler.query)
+    return correct / (sampler.way * sampler.query)
 
 
 def ci95(scores: np.ndarray) -> float:

@@ -32,8 +32,12 @@ def check_size(tasks: Tasks, episodes: int, key: str) -> None:
 
 
 def score_labels(tasks: Sampler, labels: np.ndarray) -> np.ndarray:
-    """The accuracy of each episode, [episodes] float64, from the labels predicted for its queries, [episodes, N*Q]."""
-    return (labels == np.repeat(np.arange(tasks.way), tasks.query)).mean(1)
+    """The accuracy of each episode, [episodes] float64, from the labels predicted for its queries, [episodes, N*Q].
+
+    It is NaN where a label is -1, as of a logit that is NaN.
+    """
+    accuracy = (labels == np.repeat(np.arange(tasks.way), tasks.query)).mean(1)
+    return np.where((labels < 0).any(1), np.nan, accuracy)
 
 
 @on_rank_zero

@@ -58,8 +58,8 @@ class Classifier:
                 shares a batch with the support set alone.
 
         Raises:
-            FewshotError: they are no such examples; or one alone is to be predicted transductively where batch norms
-                take their statistics from the queries.
+            FewshotError: they are no such examples; an output is NaN; or one alone is to be predicted transductively
+                where batch norms take their statistics from the queries.
         """
         x = as_examples("query_x", query_x)
         self.inputs.check("query_x", x)
@@ -71,7 +71,13 @@ class Classifier:
         setting = "transductive" if transductive else "inductive"
         with torch.no_grad():
             parts = [self._probabilities(part, setting).cpu() for part in self._batches(x, setting)]
-        return torch.cat(parts).numpy()
+        probabilities = torch.cat(parts)
+        if diverged := int(probabilities.isnan().any(1).sum()):
+            raise FewshotError(
+                f"query_x: the outputs for {diverged} of {len(x)} examples are NaN: adaptation to this support set "
+                "diverges; take fewer adaptation steps, or a smaller rate"
+            )
+        return probabilities.numpy()
 
     def _batches(self, x: torch.Tensor, setting: str) -> Iterator[torch.Tensor]:
         """The examples in groups that can be predicted one after the other."""

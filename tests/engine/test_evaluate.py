@@ -230,3 +230,25 @@ def test_the_interval_is_students(count: int):
 def test_one_score_has_no_interval_and_equal_scores_one_of_no_width():
     assert np.isnan(ci95(np.array([0.5])))
     assert ci95(np.full(10, 0.25)) == 0
+
+
+@pytest.mark.parametrize("whole_classes", [False, True])
+def test_a_logit_that_is_nan_makes_no_score(make_bank: Make, whole_classes: bool, monkeypatch: pytest.MonkeyPatch):
+    class Broken(Nearest):
+        def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
+            logits = super().predict(adapted, x)
+            return torch.where(x.sum(1, keepdim=True) > adapted["limit"], torch.nan, logits)
+
+        def adapt(self, params: Tensors, state: Tensors, task: Episodes) -> Tensors:
+            return super().adapt(params, state, task) | {"limit": task.support_x.sum(1).max() + 0.05}
+
+    features = make_bank(shape=(6,), noise=40)
+    sampler, learner = Sampler(features, 3, 2, 5), Broken(Identity((6,), 3))
+    monkeypatch.setattr(evaluation, "_queries_cover_classes", lambda tasks: whole_classes)
+    (scores,) = evaluate_settings(learner, {}, {}, sampler, 20, settings=SETTINGS[1:], engine=Engine()).values()
+    (labels,) = evaluate_settings(
+        learner, {}, {}, sampler, 20, settings=SETTINGS[1:], engine=Engine(), labels=True
+    ).values()
+    broken = (labels < 0).any(1)
+    assert 0 < broken.sum() < 20
+    np.testing.assert_array_equal(np.isnan(scores), broken)

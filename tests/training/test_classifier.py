@@ -233,3 +233,11 @@ def test_features_are_not_turned(make_bank: Callable[..., Bank]) -> None:
         ):
             each.sampler(turned)
     assert inputs.sampler(Sampler(make_bank(), 3, 1, 2)).rotations == "none"
+
+
+def test_outputs_that_are_nan_are_no_prediction(make_trained: Callable[..., Trained], make_bank: Callable[..., Bank]):
+    x = make_bank().examples
+    trained = make_trained("maml")
+    trained = replace(trained, params={name: value * torch.nan for name, value in trained.params.items()})
+    with pytest.raises(FewshotError, match="the outputs for 4 of 4 examples are NaN: adaptation to this support set"):
+        trained.adapt(x[UNEQUAL], LABELS).predict(x[QUERIES])
