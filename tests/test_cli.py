@@ -281,6 +281,7 @@ def test_tables_of_ones_own_are_learned_with_several_inputs_and_outputs(call: An
     assert max(variance.values()) == pytest.approx(min(variance.values()))
     again = call("evaluate", "run=run", "shot=2", "protocol.common.steps=3", "protocol.common.query=6", SEVEN)
     assert again.code == 0 and "tables 2-shot: MSE " in again.out
+    assert fewshot.load_run("run").params["head.bias"].shape == (2,)
 
 
 def test_fits_of_tables_are_drawn_over_one_input_and_refused_over_several(call: Any) -> None:
@@ -639,7 +640,7 @@ MISSING_TESTS = "the training has ended; the same command, or `{}`, runs the mis
 @pytest.mark.parametrize(
     ("words", "at", "message"),
     [
-        ((), "training.loop._better", "the same command, or `{}`, continues after step 3"),
+        ((), "training.loop.is_better", "the same command, or `{}`, continues after step 3"),
         ((), "experiment.run.write_tests", MISSING_TESTS),
         (("algorithm=nearest",), "experiment.run.write_tests", MISSING_TESTS),
         (("force=true",), "training.loop.optimizer_step", "`{}` starts at step 0: it had no checkpoint yet"),

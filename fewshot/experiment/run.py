@@ -39,8 +39,10 @@ from fewshot.experiment.start import load_start
 from fewshot.experiment.sweeps import note_beginning
 from fewshot.experiment.task_sizes import explain_task_sizes
 from fewshot.experiment.trackers import IDS, open_tracker
+from fewshot.tasks.regression import Regression
 from fewshot.training.checkpoint import read_header
-from fewshot.training.loop import check_shareable, checkpoints, is_trained, load_selected, run_training
+from fewshot.training.loop import check_shareable, is_trained, run_training
+from fewshot.training.selected import checkpoints, load_selected
 from fewshot.training.trained import Trained
 
 _BEFORE_TRAINING = "before the meta-training; the same command goes on with the data or the extractor it was making"
@@ -174,6 +176,7 @@ def _begin(run: Experiment, folder: Path) -> None:
     data: dict[str, Any] = {split: source.fingerprint for split, source in run.sources.items()}
     weights = pretrained_weights(run)
     data |= {"shape": run.shape, "classes": run.training.source.names}
+    data |= {"outputs": run.training.source.outputs} if isinstance(run.training, Regression) else {}
     data |= ({EXTRACTOR: run.start} if run.start else {}) | ({WEIGHTS: weights} if weights else {})
     write_atomically(folder / DATA, (json.dumps(data, indent=1) + "\n").encode())
     write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(saved)).encode())
