@@ -38,6 +38,12 @@ def copy_network(network: T) -> T:
     except Exception as error:
         if out_of_memory(error):
             raise
+        if backbone is not network:
+            copy_network(backbone)  # says so where the network itself cannot be copied
+            raise FewshotError(
+                f"algorithm.learner: {type(network).__name__} cannot be copied ({error_reason(error)}); keep in its "
+                "attributes only what copy.deepcopy can copy"
+            ) from error
         raise FewshotError(
             f"backbone: {type(backbone).__name__} cannot be copied ({error_reason(error)}); let it keep no tensors "
             "computed from its parameters, as torch.nn.utils.weight_norm does and parametrizations.weight_norm does not"

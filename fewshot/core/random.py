@@ -9,10 +9,13 @@ pseudorandom number generators") on int64 tensors, whose products wrap as two's 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import pi, prod
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -146,3 +149,21 @@ def draw_rows(key: torch.Tensor, sizes: torch.Tensor, count: int, largest: int) 
 def permutation(key: torch.Tensor, size: int) -> torch.Tensor:
     """A random order of 0..size-1 for each key: [...] int64 to [..., size] int64."""
     return split(key, size).argsort(dim=-1)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within the block the global generators of torch, NumPy and Python begin at a seed; after it they go on as before.
+
+    A person's networks draw their weights by one of these.
+    """
+    numpy, python = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(seed)
+            np.random.seed(seed % (1 << 32))
+            random.seed(seed)
+            yield
+    finally:
+        np.random.set_state(numpy)
+        random.setstate(python)

@@ -6,14 +6,12 @@ other queries, and whether torch.func.vmap can run several tasks at once with th
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.func import vmap
@@ -34,6 +32,7 @@ from fewshot.backbones.purity import prepare_backbone
 from fewshot.backbones.second_derivatives import check_second_derivatives
 from fewshot.core.device import out_of_memory
 from fewshot.core.errors import FewshotError
+from fewshot.core.random import seeded
 from fewshot.engine.compare import compare_vmap, initial_values, strict_vmap
 from fewshot.engine.lift import autograd_copy, lift_one, mean_outer
 from fewshot.episodes import Episodes
@@ -65,7 +64,7 @@ def probe(learner: Learner, task: Episodes, params: Tensors | None = None, state
     key = task.support_x.shape[1:], task.way, task.support_y.shape[1:], task.support_x.dtype
     behaviour = _find_once(with_defaults(learner), ("behaviour", *key), lambda: _find_behaviour(learner, task))
     if params is not None and behaviour.queries_independent:
-        with _forked_generators(), torch.no_grad():
+        with seeded(0), torch.no_grad():
             predict = partial(learner.predict, learner.adapt(params, state or {}, task.without_queries()))
             if _mixes(predict, _queries(task)):
                 behaviour.queries_independent = False
@@ -109,12 +108,31 @@ def check_training(learner: Any, episodes: Episodes) -> str:
     def train() -> str:
         single = autograd_copy(learner)
         with named_failures(getattr(single, "backbone", None), episodes.support_x[0]):
-            mean_outer(single, *initial_values(single, episodes), episodes, lift_one)
+            params, state = initial_values(single, episodes)
+            if hasattr(learner, "state_of") and not state:
+                raise FewshotError(
+                    f"algorithm.learner: {type(learner).__name__} has state_of, and init returns no state; let init "
+                    "return one of the same names and shapes"
+                )
+            outer = mean_outer(single, params, state, episodes, lift_one)
+            _check_names(learner, "gradient", outer.gradient, params)
+            _check_names(learner, "state", outer.state, state)
             if getattr(learner, "first_order", True):
                 return ""
             return check_second_derivatives(learner.backbone, episodes.support_x[0, :EXAMPLES])
 
     return _find_once(learner, ("training", episodes.support_x.shape[1:], episodes.query_x.shape[1:]), train)
+
+
+def _check_names(learner: Any, what: str, given: Tensors, wanted: Tensors) -> None:
+    """Raises FewshotError where what `outer_gradient` returns has other names or shapes than what `init` does."""
+    for name in given.keys() | wanted.keys():
+        shapes = [tuple(group[name].shape) if name in group else "absent" for group in (given, wanted)]
+        if shapes[0] != shapes[1]:
+            raise FewshotError(
+                f"algorithm.learner: the {what} that {type(learner).__name__} returns has {name} {shapes[0]}, and init "
+                f"has {shapes[1]}; return it with the same names and shapes"
+            )
 
 
 def check_bfloat16_training(learner: Any, episodes: Episodes) -> None:
@@ -127,7 +145,7 @@ def check_bfloat16_training(learner: Any, episodes: Episodes) -> None:
     if isinstance(single.backbone, nn.Module):
         check_bfloat16(single.backbone, episodes.support_x[0], key)
     params, state = initial_values(single, episodes)
-    with _forked_generators():
+    with seeded(0):
         exact = mean_outer(single, params, state, episodes, lift_one)
         try:
             with products_in(single.backbone, "bfloat16"):
@@ -149,22 +167,9 @@ def _find_once(learner: Any, key: tuple[Any, ...], find: Callable[[], Any]) -> A
     found = learner.__dict__.setdefault("_found", {})
     key = id(learner), id(getattr(learner, "backbone", None)), *key  # a deep copy holds what its original found
     if key not in found:
-        with _forked_generators():
+        with seeded(0):
             found[key] = find()
     return found[key]
-
-
-@contextmanager
-def _forked_generators() -> Iterator[None]:
-    """Leave the process's generators of random numbers as they were."""
-    numpy, python = np.random.get_state(), random.getstate()
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(0)
-            yield
-    finally:
-        np.random.set_state(numpy)
-        random.setstate(python)
 
 
 def _find_behaviour(learner: Learner, task: Episodes) -> Behaviour:

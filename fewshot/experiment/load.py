@@ -20,8 +20,8 @@ from fewshot.report.records import read_record
 from fewshot.tasks.transforms import ImageTransform, view_of
 from fewshot.training.features import load_extractor
 from fewshot.training.inputs import Inputs
-from fewshot.training.loop import load_selected
 from fewshot.training.pretrained import pretrained_extractor
+from fewshot.training.selected import load_selected
 from fewshot.training.settings import TrainSettings
 from fewshot.training.trained import Trained
 
@@ -49,7 +49,7 @@ def load_run(
     cfg = saved_config(folder, data_dir=None if data_dir is None else str(expand_path(data_dir)))
     info = data_info_of(folder)
     shape = tuple(info["shape"])
-    learner = make_learner(cfg, shape, cfg.way, place)
+    learner = make_learner(cfg, shape, len(info.get("outputs", ())) or cfg.way, place)
     settings = TrainSettings(**resolved(cfg)["train"])
     trained = load_selected(learner, settings, folder, place, checkpoint)
     if is_regression(cfg.dataset):

@@ -18,6 +18,7 @@ from fewshot.algorithms.learner import Learner
 from fewshot.backbones.module import fit_network
 from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError, one_line
+from fewshot.core.random import seeded
 
 NUMBERS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -30,8 +31,7 @@ def make_learner(cfg: DictConfig, shape: tuple[int, ...], way: int, device: torc
     Raises:
         FewshotError: as `make_network` and `instantiate_node`.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cfg.seed)
+    with seeded(cfg.seed):
         network = make_network(cfg.backbone, shape, way)
         return instantiate_node(cfg.algorithm.learner, backbone=network.to(device))
 

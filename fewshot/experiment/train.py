@@ -17,7 +17,7 @@ from fewshot.experiment.run_dir import TESTS, find_run, run_folder, saved_config
 from fewshot.experiment.sweeps import began_in_sweep
 from fewshot.experiment.trackers import check_logger, open_tracker, track_test
 from fewshot.report.records import copy_record, read_record, summary
-from fewshot.training.loop import load_selected
+from fewshot.training.selected import load_selected
 
 FILES_MOVED = ("root", "data_dir")  # may be given with resume=, of a run whose files moved
 AFTER_TRAINING = ("plot", "copy_records_to", "logger")  # may be given with resume=, in place of the run's own

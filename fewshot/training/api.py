@@ -32,7 +32,8 @@ from fewshot.training.arguments import check_learner, check_tasks, check_validat
 from fewshot.training.checkpoint import read_header
 from fewshot.training.folder import claim_folder, describe_tasks, describe_training
 from fewshot.training.inputs import Inputs, inputs_of
-from fewshot.training.loop import checkpoints, is_trained, load_selected, run_training
+from fewshot.training.loop import is_trained, run_training
+from fewshot.training.selected import checkpoints, load_selected
 from fewshot.training.settings import TrainSettings
 from fewshot.training.trained import Trained
 
@@ -65,14 +66,15 @@ def train(
     Args:
         learner: on a network, which is moved to the device and put into eval(); its weights stay as they are.
         tasks: of the training.
-        steps: outer steps.
+        steps: outer steps. A training in a folder goes on to more of them, but not where its rate falls to
+            `outer_lr_end`, or its learner has stages, since each step then depends on their number.
         meta_batch: tasks of each. None, as for the next two: the learner's own, its `outer_settings`, else 16.
         outer_lr: learning rate of the outer loop; else 0.001.
         outer_optimizer: adam | adam_tf | sgd; else adam.
         validation: tasks of other classes, which select the best parameters; None: the last are taken. The next three
             are for it.
         validation_episodes: how many of them.
-        validate_every: outer steps between validations; None: ten validations in all.
+        validate_every: outer steps between validations; None: a tenth of the steps.
         setting: of the validation, see `evaluate`.
         folder: keeps the checkpoints and metrics.jsonl; the same call continues a training that is there, from the
             parameters there, or returns it. None: the training leaves nothing on disk.
@@ -125,6 +127,9 @@ def train(
             path = expand_path(folder)
             stack.enter_context(lock_dir(path))
             claim_folder(path, describe_training(learner, tasks, made, described))
+            last, _ = checkpoints(path)
+            if last.exists() and (done := read_header(last)["step"]) > made.steps:
+                raise FewshotError(f"steps={steps}: {path} holds {done:,} already; give as many, or another folder")
         show = stack.enter_context(_display(learner, tasks, made, path, progress))
         run_training(learner, tasks, made, engine, path, validate, show)
         return replace(load_selected(learner, made, path, place), inputs=inputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import nn
 from fewshot.algorithms.learner import Learner, Tensors, backbone_constants
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
+from fewshot.core.random import seeded
 from fewshot.episodes import Tasks
 from fewshot.training.checkpoint import digest_tensors
 from fewshot.training.settings import LATER_SETTINGS, TrainSettings
@@ -37,11 +38,19 @@ def describe_training(
     checkpoint take their place. But a parameter that starts at one value, such as a rate of LEO, is a setting.
 
     Args:
-        learner: with the values that it has before the training, on any device.
+        learner: with the weights that it has before the training, on any device. `begin_step` is called for the start.
         validation: as `describe_tasks` and the arguments of `train` describe it; None without validation.
     """
-    backbone, (params, state) = learner.backbone, learner.init()
-    options = {n: _describe(v) for n, v in vars(learner).items() if not n.startswith("_") and n not in NOT_OPTIONS}
+    backbone, kept = learner.backbone, CONTINUED
+    if hasattr(learner, "begin_step"):  # what it changes is described as it is at the start
+        learner.begin_step(0, max(1, settings.steps))  # pyright: ignore[reportAttributeAccessIssue]
+    if settings.outer_lr_end is not None or hasattr(learner, "begin_step"):
+        kept = CONTINUED[1:]  # a step depends on how many there will be
+    with seeded(0):
+        params, state = learner.init()
+    starts = {_digest_tensor(value) for value in (*params.values(), *state.values())}
+    names = [name for name in vars(learner) if not name.startswith("_") and name not in NOT_OPTIONS]
+    options = {name: _describe(getattr(learner, name), starts) for name in names}
     if hasattr(learner, "adaptation_steps"):  # of both LEO learners, whose test_steps count in training too
         options["adaptation_steps"] = learner.adaptation_steps  # pyright: ignore[reportAttributeAccessIssue]
     training = {
@@ -53,7 +62,7 @@ def describe_training(
         },
         "tasks": {"tasks": type(tasks).__name__, **describe_tasks(tasks)},
         "validation": validation,
-        "settings": {name: value for name, value in asdict(settings).items() if name not in CONTINUED},
+        "settings": {name: value for name, value in asdict(settings).items() if name not in kept},
     }
     return json.loads(json.dumps(training))
 
@@ -95,7 +104,8 @@ def _differences(part: str, saved: Mapping[str, Any] | None, wanted: Mapping[str
     """The names of what differs in a part of two trainings; the part alone where it is of another kind."""
     if saved is None or wanted is None:
         return [] if saved == wanted else [part]
-    saved = {"test_steps": wanted.get("test_steps"), **saved}  # an older listing does not say it
+    # An older listing does not say these.
+    saved = {"test_steps": wanted.get("test_steps"), "steps": wanted.get("steps"), **saved}
     names = [name for name in {**wanted, **saved} if saved.get(name, LATER_SETTINGS.get(name)) != wanted.get(name)]
     if part in names:
         return [part]
@@ -107,21 +117,30 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     return {n: _describe(v) for n, v in vars(module).items() if not n.startswith("_") and n != "training"}
 
 
-def _describe(value: Any) -> Any:
-    """A setting as JSON has it, the same in each process."""
+def _describe(value: Any, starts: Collection[str] = ()) -> Any:
+    """A setting as JSON has it, the same in each process.
+
+    Args:
+        starts: digests of the tensors that training begins with, of which the shape alone counts.
+    """
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
-        return {str(name): _describe(each) for name, each in value.items()}
+        return {str(name): _describe(each, starts) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_describe(each) for each in value]
+        return [_describe(each, starts) for each in value]
     if isinstance(value, set | frozenset):
         return sorted(map(str, value))
     if isinstance(value, torch.Tensor):
-        return f"tensor {list(value.shape)}"
+        digest = _digest_tensor(value)
+        return f"tensor {list(value.shape)}" + ("" if digest in starts else f" {digest:.12}")
     return getattr(value, "__qualname__", None) or ADDRESS.sub("", repr(value))
+
+
+def _digest_tensor(tensor: torch.Tensor) -> str:
+    return digest_tensors({"": tensor})
 
 
 def _start(tensors: Tensors) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from math import isfinite, isnan
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
 from fewshot.core.interrupt import hold_interrupt
 from fewshot.core.paths import expand_path
+from fewshot.core.random import seeded
 from fewshot.engine.engine import Engine
 from fewshot.engine.probe import check_bfloat16_training, check_training
 from fewshot.engine.reduce import over_processes
 from fewshot.episodes import Tasks
 from fewshot.tasks.sampler import draw_ahead
-from fewshot.training.checkpoint import check_state, load_checkpoint, read_header, save_checkpoint
+from fewshot.training.checkpoint import check_state, digest_tensors, load_checkpoint, read_header, save_checkpoint
 from fewshot.training.optimizer import (
     NonFiniteGuard,
     load_optimizer_state,
@@ -34,8 +35,8 @@ from fewshot.training.optimizer import (
     optimizer_state,
     optimizer_step,
 )
+from fewshot.training.selected import checkpoints, is_better, load_constants
 from fewshot.training.settings import TrainSettings, check_train_settings
-from fewshot.training.trained import Trained
 
 DRAWN_STEPS = 16  # outer steps whose tasks are drawn at once
 
@@ -71,12 +72,7 @@ def run_training(
         check_training(learner, first)
         if settings.precision == "bfloat16":
             check_bfloat16_training(learner, first)
-    params, state = learner.init()
-    if state and hasattr(learner, "state_of") and not last.exists():
-        if not hasattr(tasks, "blocks"):
-            raise FewshotError("this algorithm needs the training examples, and functions have none; choose another")
-        state = learner.state_of(tasks.blocks())  # pyright: ignore[reportAttributeAccessIssue]
-    params, state = ({k: v.to(tasks.device) for k, v in group.items()} for group in (params, state))
+    params, state = _start_values(learner, tasks, fresh=not last.exists())
     optimizer = make_optimizer(settings, params)
     progress: dict[str, Any] = {"step": 0, "train_seconds": 0.0, "validation": None, "best": None, "nan_guarded": 0}
     if last.exists():
@@ -85,11 +81,13 @@ def run_training(
             for name, value in check_state(last, groups.get("params", {}), params).items():
                 params[name].copy_(value)
         state = check_state(last, groups.get("state", {}), state)
-        _load_constants(learner, last, groups)
+        load_constants(learner, last, groups)
         load_optimizer_state(optimizer, params, groups.get("outer", {}))
         _take_chunks(engine, progress.get("chunks", []))
         engine.compiles = engine.compiles and progress.get("compiles", False)
+        progress["best"] = _kept_validation(best, progress["step"])
     constants = backbone_constants(learner.backbone)
+    _check_same_start({**params, **state, **constants}, tasks.device)
     log = folder / "metrics.jsonl"
     _truncate_log(log, progress["step"])
     steps = settings.steps if trained else 0
@@ -116,7 +114,7 @@ def run_training(
         save_checkpoint(last, groups, progress)
 
     # The scores of a step stay on the device until they are logged: reading them earlier would wait for the GPU.
-    guard = NonFiniteGuard(settings.nan_guard, progress["nan_guarded"], tasks.device)
+    guard = NonFiniteGuard(settings, progress["nan_guarded"], tasks.device)
     hold = hold_interrupt() if world()[1] == 1 else nullcontext(lambda: False)
     with _stages(learner, steps) as begin_step, hold as interrupted:
         for step in range(progress["step"], steps):
@@ -132,18 +130,18 @@ def run_training(
             metrics = {"outer_lr": optimizer_step(optimizer, params, gradient, settings, step)}
             validates = bool(settings.validate_every) and (done % settings.validate_every == 0 or done == steps)
             logs = done % settings.log_every == 0 or done == steps or validates
+            if logs or done % settings.checkpoint_every == 0:
+                progress["nan_guarded"] = guard.check(last)  # waits for a GPU, whose work belongs to the step
             if logs:
-                progress["nan_guarded"] = guard.check(last)
                 metrics |= {"loss": float(outer.loss.mean()), tasks.metric: float(outer.score.mean())}
             progress["train_seconds"] += time.perf_counter() - start
-            progress["step"] = done
+            progress["step"], improved = done, False
             if validates:
                 score = metrics[f"validation_{tasks.metric}"] = validate(params, state)
                 progress["validation"] = {tasks.metric: score, "step": done}
-                if progress["best"] is None or _better(tasks.metric, progress["validation"], progress["best"]):
+                improved = not progress["best"] or is_better(tasks.metric, progress["validation"], progress["best"])
+                if improved:
                     progress["best"] = progress["validation"]
-                    note_peak()
-                    save_checkpoint(best, {"params": params, "state": state, "constants": constants}, progress)
             if logs and is_main():
                 if hasattr(learner, "scalars"):
                     metrics |= learner.scalars(params)  # pyright: ignore[reportAttributeAccessIssue]
@@ -155,12 +153,53 @@ def run_training(
                     file.write(json.dumps(line) + "\n")
             show(done, metrics)
             stops = interrupted()
-            if stops or done % settings.checkpoint_every == 0 or done == steps:
+            if stops or improved or done % settings.checkpoint_every == 0 or done == steps:
                 checkpoint()
+            if improved:  # after the last one: a training that goes on from there never passes over its best
+                save_checkpoint(best, {"params": params, "state": state, "constants": constants}, progress)
             if stops:
                 raise KeyboardInterrupt
     if not steps and not last.exists():  # with steps, another process may not have written it yet
         checkpoint()
+
+
+def _start_values(learner: Learner, tasks: Tasks, *, fresh: bool) -> tuple[Tensors, Tensors]:
+    """The params and the state at the start, on the tasks' device. What `init` draws follows from the tasks' seed.
+
+    Args:
+        fresh: whether the training begins, so that `state_of` is asked for the state.
+    """
+    with seeded(getattr(tasks, "seed", 0)):
+        params, state = learner.init()
+    if state and hasattr(learner, "state_of") and fresh:
+        if not hasattr(tasks, "blocks"):
+            raise FewshotError("this algorithm needs the training examples, and functions have none; choose another")
+        state = learner.state_of(tasks.blocks())  # pyright: ignore[reportAttributeAccessIssue]
+    params, state = ({k: v.to(tasks.device) for k, v in group.items()} for group in (params, state))
+    return params, state
+
+
+def _kept_validation(best: Path, step: int) -> dict[str, Any] | None:
+    """The validation of the best checkpoint so far, {metric, step}; None if there is none.
+
+    One that is ahead of the last checkpoint is of a training that was lost, and may not come again.
+    """
+    kept = read_header(best) if best.exists() else None
+    return kept["validation"] if kept and kept["step"] <= step else None
+
+
+def _check_same_start(tensors: Tensors, device: torch.device) -> None:
+    """Raises FewshotError where the processes of a run would train from different values."""
+    processes = world()[1]
+    if processes == 1:
+        return
+    own = int(digest_tensors(tensors)[:12], 16)
+    (total,) = all_reduce_sum([torch.tensor([own], device=device)])
+    if int(total) != own * processes:
+        raise FewshotError(
+            "the processes start with different parameters: let the learner and its network draw them by torch, NumPy "
+            "or random, whose generators the seed sets, or start one process"
+        )
 
 
 @contextmanager
@@ -170,7 +209,8 @@ def _stages(learner: Learner, steps: int) -> Iterator[Callable[[int, int], None]
     try:
         yield begin_step
     finally:
-        begin_step(steps, steps)
+        if steps:
+            begin_step(steps, steps)
 
 
 def is_trained(learner: Learner, tasks: Tasks) -> bool:
@@ -198,80 +238,6 @@ def check_shareable(learner: Learner, meta_batch: int, processes: int) -> None:
         raise FewshotError(
             f"train.meta_batch={meta_batch}: fewer tasks than processes ({processes}); raise it, or start fewer"
         )
-
-
-def load_selected(
-    learner: Learner, settings: TrainSettings, folder: str | Path, device: torch.device, checkpoint: str | None = None
-) -> Trained:
-    """The parameters to test: the best in validation, or the last, as `settings.select` says.
-
-    Args:
-        folder: of the run.
-        checkpoint: `best`, `last` or a file, in place of `settings.select`.
-
-    Raises:
-        FewshotError: there is no such checkpoint, or it is damaged or of another learner.
-    """
-    last, best = checkpoints(expand_path(folder))
-    progress = read_header(last)
-    path = best if settings.select == "best" and progress["best"] is not None else last
-    if checkpoint is not None:
-        path = {"best": best, "last": last}.get(checkpoint, expand_path(checkpoint))
-        if path.resolve().parent != last.resolve().parent:
-            raise FewshotError(f"checkpoint={checkpoint}: no checkpoint of the run; name a file in {last.parent}")
-        if not path.exists():
-            raise FewshotError(f"checkpoint={checkpoint}: {path} is not there; was the run ever validated?")
-    groups, header = load_checkpoint(path, device)
-    if header["step"] > progress["step"]:  # of a training that goes on, or was killed
-        progress = header
-    selection = "last"
-    if path.resolve() == best.resolve():
-        selection = f"best validation {_metric(header['validation'])}"
-    elif path.resolve() != last.resolve():
-        progress, selection = header, f"checkpoint of step {header['step']}"
-    params, state = (
-        check_state(path, groups.get(name, {}), expected)
-        for name, expected in zip(("params", "state"), learner.init(), strict=True)
-    )
-    _load_constants(learner, path, groups)
-    return Trained(
-        learner,
-        params,
-        state,
-        validation=header["validation"],
-        selection=selection,
-        steps=progress["step"],
-        nan_guarded=progress["nan_guarded"],
-        train_seconds=progress["train_seconds"],
-        devices=tuple(progress.get("devices", ())),
-        code=tuple(progress.get("code", ())),
-        processes=progress.get("processes"),
-        peak_memory_bytes=progress.get("peak_memory_bytes"),
-    )
-
-
-def _load_constants(learner: Learner, path: Path, groups: dict[str, Tensors]) -> None:
-    """Give the backbone the frozen parameters and buffers that it was trained with."""
-    constants = backbone_constants(learner.backbone)
-    with torch.no_grad():
-        for name, value in check_state(path, groups.get("constants", {}), constants).items():
-            if not torch.equal(constants[name], value):  # an expanded buffer cannot be written to
-                constants[name].copy_(value)
-
-
-def checkpoints(folder: Path) -> tuple[Path, Path]:
-    """The paths of a run's last and of its best checkpoint."""
-    return folder / "checkpoints/last.safetensors", folder / "checkpoints/best.safetensors"
-
-
-def _metric(validation: dict[str, Any]) -> str:
-    return "mse" if "mse" in validation else "accuracy"
-
-
-def _better(metric: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
-    if isnan(other[metric]):
-        return not isnan(one[metric])
-    return one[metric] < other[metric] if metric == "mse" else one[metric] > other[metric]
 
 
 def _chunks(engine: Engine, device: torch.device) -> list[int]:

@@ -27,13 +27,13 @@ def replace_nan(gradient: Tensors, loss: torch.Tensor, params: Tensors) -> tuple
 
 
 class NonFiniteGuard:
-    """Handles losses and gradients that are not finite: with `nan_guard` it replaces and counts them, else it raises.
+    """Handles losses and gradients that are not finite: with `nan_guard` it replaces and counts a NaN, else it raises.
 
-    It counts on the device, so that no step waits for it.
+    The guard lets an infinite gradient pass where it is clipped. All is counted on the device, so that no step waits.
     """
 
-    def __init__(self, nan_guard: bool, guarded: int, device: torch.device) -> None:
-        self._guard = nan_guard
+    def __init__(self, settings: TrainSettings, guarded: int, device: torch.device) -> None:
+        self._guard, self._clips = settings.nan_guard, settings.clip is not None
         self._guarded = torch.full((), guarded, device=device)  # steps
         self._first = torch.full((), -1, device=device)  # the first step that was not finite
 
@@ -42,10 +42,15 @@ class NonFiniteGuard:
         if self._guard:
             gradient, replaced = replace_nan(outer.gradient, outer.loss, params)
             self._guarded += replaced
+            if not self._clips:
+                self._note(_flat(replaced.float(), gradient), step)
             return gradient, {n: torch.where(replaced, state[n], value) for n, value in outer.state.items()}
-        finite = _flat(outer.loss, outer.gradient).isfinite().all()
-        self._first = torch.where(finite | (self._first >= 0), self._first, step)
+        self._note(_flat(outer.loss, outer.gradient), step)
         return outer.gradient, outer.state
+
+    def _note(self, values: torch.Tensor, step: int) -> None:
+        """Remember the first step whose values are not all finite."""
+        self._first = torch.where(values.isfinite().all() | (self._first >= 0), self._first, step)
 
     def check(self, last: Path) -> int:
         """The number of steps that were replaced so far.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from fewshot.algorithms.reptile import Reptile
 from fewshot.backbones.conv4 import Conv4
 from fewshot.backbones.mlp import MLP
 from fewshot.backbones.second_derivatives import check_second_derivatives
@@ -323,3 +325,42 @@ def test_a_regression_network_that_drops_its_last_axis_is_refused(make_learner: 
     learner = make_learner("maml", Squeezed((2,), 1, **choices, adapt_norm=False, head_init="xavier"))
     with pytest.raises(FewshotError, match="without squeeze"):
         probe(learner, regression(1)[0])
+
+
+class Wrong(Reptile):
+    """Whose outer gradient or state is not as `init` has it."""
+
+    def __init__(self, backbone: nn.Module, change: Callable[[Any, Any], None]) -> None:
+        super().__init__(backbone, inner_steps=1)
+        self.change = change
+
+    def outer_gradient(self, params: Any, state: Any, task: Episodes) -> Any:
+        gradient, state, *scores = super().outer_gradient(params, state, task)
+        self.change(gradient := dict(gradient), state := dict(state))
+        return gradient, state, *scores
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda gradient, state: gradient.pop("head.bias"),
+            r"the gradient .* has head.bias absent, and init has \(3,\)",
+        ),
+        (lambda gradient, state: gradient.update(new=gradient["head.bias"]), r"gradient .* new \(3,\), .* absent"),
+        (lambda gradient, state: gradient.update({"head.bias": torch.zeros(2)}), r"gradient .* \(2,\), .* \(3,\)"),
+        (lambda gradient, state: state.update(new=torch.zeros(1)), r"the state .* new \(1,\), .* absent"),
+    ],
+)
+def test_an_outer_gradient_of_other_names_or_shapes_is_refused_before_the_training(
+    make_episodes: Make, change: Any, said: str
+):
+    with pytest.raises(FewshotError, match=said):
+        check_training(Wrong(MLP((1, 8, 8), 3, widths=[4]), change), make_episodes(1))
+
+
+def test_what_a_learner_holds_is_not_the_networks_fault(make_learner: Make, make_episodes: Make):
+    learner = make_learner("maml")
+    learner.lock = threading.Lock()
+    with pytest.raises(FewshotError, match=r"algorithm.learner: MAML cannot be copied"):
+        probe(learner, make_episodes(1)[0])

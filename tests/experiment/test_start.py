@@ -20,7 +20,7 @@ from fewshot.experiment.config import config_hash, resolved
 from fewshot.experiment.run import training_run
 from fewshot.report.records import Record
 from fewshot.training.checkpoint import load_checkpoint
-from fewshot.training.loop import checkpoints
+from fewshot.training.selected import checkpoints
 
 from ..conftest import composed
 

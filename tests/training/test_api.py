@@ -177,3 +177,50 @@ def test_float_images_of_another_range_than_the_trainings_are_refused(make_bank:
     fs.Sampler(unit.bank, way=3, shot=1, query=2, view=view)
     with pytest.raises(FewshotError, match="augment=natural: changes colours from 0 to 1, and the images have others"):
         fs.Sampler(raw.bank, way=3, shot=1, query=2, view=view)
+
+
+class Staged(fs.MAML):
+    """Whose rate is set by how much of the training is done."""
+
+    def begin_step(self, step: int, steps: int) -> None:
+        self.inner_lr = 0.1 if step < steps / 2 else 0.2
+
+
+@pytest.mark.parametrize("make", [lambda: fs.MAMLPlusPlus(network()), lambda: Staged(network())])
+def test_a_training_in_stages_is_continued_by_its_own_number_of_steps_alone(
+    make: Callable[[], Any], make_bank: MakeBank, tmp_path: Path
+) -> None:
+    learner, tasks = make(), fs.Sampler(make_bank(), way=3, shot=1, query=2)
+    for _ in range(2):
+        assert quick(learner, tasks, folder=tmp_path).steps == 2
+    with pytest.raises(FewshotError, match=r"other steps\)"):
+        quick(learner, tasks, folder=tmp_path, steps=3)
+
+
+def test_a_folder_goes_on_to_more_steps_and_not_to_fewer_or_where_the_rate_falls(
+    make_bank: MakeBank, tmp_path: Path
+) -> None:
+    tasks = fs.Sampler(make_bank(), way=3, shot=1, query=2)
+    assert quick(fs.MAML(network()), tasks, folder=tmp_path / "maml").steps == 2
+    assert quick(fs.MAML(network()), tasks, folder=tmp_path / "maml", steps=3).steps == 3
+    with pytest.raises(FewshotError, match="steps=2: .* holds 3 already; give as many"):
+        quick(fs.MAML(network()), tasks, folder=tmp_path / "maml")
+    quick(fs.Reptile(network()), tasks, folder=tmp_path / "reptile")
+    with pytest.raises(FewshotError, match=r"other steps\)"):
+        quick(fs.Reptile(network()), tasks, folder=tmp_path / "reptile", steps=3)
+
+
+class Weighted(fs.MAML):
+    """With a tensor among its settings."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__(network())
+        self.weight = torch.full((2,), weight)
+
+
+def test_another_value_of_a_tensor_is_another_training(make_bank: MakeBank, tmp_path: Path) -> None:
+    tasks = fs.Sampler(make_bank(), way=3, shot=1, query=2)
+    quick(Weighted(1), tasks, folder=tmp_path)
+    quick(Weighted(1), tasks, folder=tmp_path)
+    with pytest.raises(FewshotError, match=r"other weight\)"):
+        quick(Weighted(2), tasks, folder=tmp_path)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import random
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -30,8 +33,9 @@ from fewshot.tasks.functions import read_functions
 from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
 from fewshot.training.checkpoint import load_checkpoint, save_checkpoint
-from fewshot.training.loop import load_selected, run_training
+from fewshot.training.loop import _check_same_start, run_training
 from fewshot.training.optimizer import NonFiniteGuard
+from fewshot.training.selected import load_selected
 from fewshot.training.settings import TrainSettings
 
 SETTINGS = TrainSettings(
@@ -378,7 +382,7 @@ class Reads(TorchDispatchMode):
 
 def test_a_step_that_is_replaced_leaves_the_state_as_it_was() -> None:
     old, params = {"moment": torch.ones(2)}, {"w": torch.ones(2)}
-    guard = NonFiniteGuard(True, 0, torch.device("cpu"))
+    guard = NonFiniteGuard(replace(SETTINGS, nan_guard=True), 0, torch.device("cpu"))
     for value, kept in ((1.0, False), (math.nan, True)):
         outer = MetaGradient({"w": torch.full((2,), value)}, {"moment": torch.full((2,), value)}, *torch.ones(2, 1))
         gradient, state = guard.filter(outer, params, old, 0)
@@ -487,5 +491,85 @@ def test_the_best_of_a_training_that_goes_on_has_its_own_step(tmp_path: Path) ->
 
     with pytest.raises(KeyboardInterrupt):
         run_training(maml(), Sampler(bank(), 3, 2, 2, 0), settings, Engine(), tmp_path, validate, die)
-    assert load_checkpoint(tmp_path / "checkpoints/last.safetensors", CPU)[1]["step"] == 4
+    assert load_checkpoint(tmp_path / "checkpoints/last.safetensors", CPU)[1]["step"] == 6
     assert load_selected(maml(), settings, tmp_path, CPU).steps == 6
+
+
+class Drawn(MAML):
+    """Whose `init` draws a parameter by each of the global generators."""
+
+    def init(self) -> tuple[Tensors, Tensors]:
+        params, state = super().init()
+        drawn = [float(torch.randn(())), float(np.random.randn()), random.gauss(0, 1)]
+        return params | {"drawn": torch.tensor(drawn)}, state
+
+
+def test_what_init_draws_follows_from_the_seed_of_the_tasks(tmp_path: Path) -> None:
+    before, drawn = torch.get_rng_state(), []
+    for number, seed in enumerate((0, 0, 1)):
+        settings, folder = replace(SETTINGS, steps=1, validate_every=0), tmp_path / str(number)
+        tasks = Sampler(bank(), 3, 2, 2, seed)
+        learner = Drawn(network())
+        torch.manual_seed(number)
+        run_training(learner, tasks, settings, Engine(), folder, lambda params, state: 0.0, lambda step, values: None)
+        drawn.append(load_selected(learner, settings, folder, CPU).params["drawn"])
+    assert torch.equal(drawn[0], drawn[1]) and not (drawn[0] == drawn[2]).any()
+    torch.set_rng_state(before)
+
+
+def test_processes_that_would_start_from_different_values_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fewshot.training.loop.world", lambda: (0, 2))
+    for other, same in ((0, True), (1, False)):
+        monkeypatch.setattr("fewshot.training.loop.all_reduce_sum", lambda parts, add=other: [2 * parts[0] + add])
+        with nullcontext() if same else pytest.raises(FewshotError, match="start with different parameters"):
+            _check_same_start({"w": torch.ones(2)}, CPU)
+
+
+def test_a_best_checkpoint_of_a_training_that_was_lost_is_not_tested(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=6, checkpoint_every=1)
+    last, older = tmp_path / "checkpoints/last.safetensors", tmp_path / "older"
+
+    def go(scores: dict[int, float], die_at: int = 0) -> None:
+        given = iter(scores.values())
+
+        def show(step: int, values: dict[str, float]) -> None:
+            if step == 4 and die_at:
+                older.write_bytes(last.read_bytes())
+            if step == die_at:
+                raise KeyboardInterrupt
+
+        tasks = Sampler(bank(), 3, 2, 2, 0)
+        run_training(maml(), tasks, settings, Engine(), tmp_path, lambda params, state: next(given), show)
+
+    with pytest.raises(KeyboardInterrupt):
+        go({2: 0.5, 4: 0.9}, die_at=5)
+    last.write_bytes(older.read_bytes())  # of step 3; the best is of step 4
+    go({4: 0.4, 6: 0.3})
+    assert load_selected(maml(), settings, tmp_path, CPU).validation == {"accuracy": 0.4, "step": 4}
+
+
+class Staged(MAML):
+    """Whose rate at a test is set by how much of the training is done."""
+
+    share = 0.0
+
+    def begin_step(self, step: int, steps: int) -> None:
+        self.share = step / steps
+
+
+def test_a_learner_in_another_process_is_as_after_the_last_step(tmp_path: Path) -> None:
+    run(Staged(network()), SETTINGS, tmp_path)
+    learner = Staged(network())
+    load_selected(learner, SETTINGS, tmp_path, CPU)
+    assert learner.share == 1.0
+
+
+@pytest.mark.parametrize(("clip", "stops"), [(None, True), (1.0, False)])
+def test_the_guard_lets_an_infinite_gradient_pass_only_where_it_is_clipped(clip: float | None, stops: bool) -> None:
+    params = {"w": torch.ones(2)}
+    guard = NonFiniteGuard(replace(SETTINGS, nan_guard=True, clip=clip), 0, CPU)
+    guard.filter(MetaGradient({"w": torch.full((2,), math.inf)}, {}, *torch.ones(2, 1)), params, {}, 0)
+    with (
+        pytest.raises(FewshotError, match="step 1: the loss or its gradient is not finite") if stops else nullcontext()
+    ):
+        assert guard.check(Path()) == 0
