@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,8 @@ FIRST_NAMES = {
     "fewshot.LEO": "fewshot.Leo",
     "fewshot.LEORegression": "fewshot.LeoRegression",
 }
+# The default recipe of an algorithm when the first runs were made, where it is none today; a hash knows that one.
+FIRST_RECIPES = {"nearest_mean": "deepmind"}
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -149,14 +151,22 @@ def check_groups(cfg: DictConfig) -> None:
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """Hash of everything that the training of a run depends on; nulls and places of files do not count."""
-    kept = _without_paths({key: value for key, value in config.items() if key not in UNHASHED_KEYS})
+    kept = _counted(config, UNHASHED_KEYS)
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def training_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings by dotted keys in which two runs of one method agree: all that count for a hash, but the seed."""
-    kept = _without_paths({key: value for key, value in config.items() if key not in UNHASHED_KEYS + UNTRAINED_KEYS})
-    return dict(flatten(kept))
+    return dict(flatten(_counted(config, UNHASHED_KEYS + UNTRAINED_KEYS)))
+
+
+def _counted(config: Mapping[str, Any], left_out: Collection[str]) -> dict[str, Any]:
+    """What counts of a configuration, without some of its keys."""
+    kept = {key: value for key, value in config.items() if key not in left_out}
+    algorithm = kept.get("algorithm")
+    if isinstance(algorithm, Mapping) and algorithm.get("recipe") == "none" and algorithm["name"] in FIRST_RECIPES:
+        kept["algorithm"] = {**algorithm, "recipe": FIRST_RECIPES[algorithm["name"]]}
+    return _without_paths(kept)
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

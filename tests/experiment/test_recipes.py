@@ -16,6 +16,8 @@ from fewshot.experiment import recipes
 from fewshot.experiment.config import resolved
 from fewshot.experiment.protocol import Protocol, read_protocols
 from fewshot.experiment.recipes import apply_protocols, apply_recipe, complete, paper_steps, settings_of
+from fewshot.experiment.run_dir import run_folder
+from fewshot.report.records import read_record
 from fewshot.training.settings import TrainSettings
 
 from ..conftest import composed
@@ -418,6 +420,12 @@ def test_the_benchmark_has_a_recipe_for_every_cell_and_selects_on_validation_cla
     assert (cfg.protocol.common.split, cfg.protocol.common.episodes, cfg.protocol.common.query) == ("test", 1000, 15)
     assert not cfg.train.train_on_val
     assert cfg.copy_records_to == f"results/{cfg.dataset.name}/{cfg.recipe}"
+    assert recipes.recipe_changes(cfg) == []
+    # A cell that was measured is the run that it was: its command would find it, and begin no other.
+    folder, role = run_folder(resolved(cfg)), cfg.features.get("role")
+    measured = (CONF.parent / cfg.copy_records_to / folder.parent.name).glob(f"{folder.name[:-8]}*/tests/*/record.json")
+    records = [path for path in measured if read_record(path)["settings"].get("features.role", "input") == role]
+    assert {path.parents[2].name for path in records} <= {folder.name}
     for cfg.way, cfg.shot in tasks:
         assert "train.steps" in recipes.recipe_settings(cfg.recipe, cfg)
 
