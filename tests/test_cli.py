@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from fewshot.core import environment
 from fewshot.data.bank import Bank
 from fewshot.data.datasets.leo_embeddings import write_originals
 from fewshot.engine.engine import Engine
+from fewshot.report.records import read_record
 from fewshot.training.checkpoint import load_checkpoint, save_checkpoint
 
 from .conftest import find_test, read_test
@@ -754,3 +756,39 @@ def test_a_run_killed_at_random_moments_ends_with_the_record_of_a_whole_one(
     assert comparable(whole) == comparable(died)
     scores = [(find_test(tmp_path / run) / "episodes.csv").read_bytes() for run in ("whole", "died")]
     assert scores[0] == scores[1]
+
+
+def test_records_of_another_run_are_not_replaced_and_those_of_a_replaced_training_go(call: Any) -> None:
+    words = ("copy_records_to=kept", *QUICK)
+    both = ("protocol=[common,paper]", "protocol.paper.query=1", "protocol.paper.episodes=3")
+    assert call("train", "run_dir=a/one", *words, *both, "protocol.paper.setting=inductive").code == 0
+    other = call("train", "run_dir=b/one", *words, "seed=1")
+    assert other.code == 1 and "holds a record of another run, maml glyphs 5-way 1-shot, seed 0; copy to" in other.err
+    (paper,) = Path("kept").rglob("paper-*/record.json")
+    assert call("train", "run_dir=a/one", *words, "force=true").code == 0
+    assert paper.exists()  # of the same weights, which another training of these settings has
+    paper.write_text(paper.read_text().replace(read_record(paper)["train"]["weights"], "0" * 64))
+    assert call("train", "run_dir=a/one", *words, "force=true").code == 0
+    assert not paper.exists() and len(list(Path("kept").rglob("record.json"))) == 1
+
+
+def test_a_test_of_other_weights_is_made_again(call: Any) -> None:
+    assert call("train", "run_dir=run", *QUICK).code == 0
+    (record,) = Path("run").rglob("record.json")
+    test = ("evaluate", "run=run", *QUICK[-2:])
+    first, content = record.stat().st_mtime_ns, json.loads(record.read_text())
+    assert len(content["train"]["weights"]) == 64
+    assert call(*test).code == 0 and record.stat().st_mtime_ns == first
+    content["train"]["weights"] = "0" * 64
+    record.write_text(json.dumps(content))
+    assert call(*test).code == 0
+    assert json.loads(record.read_text())["train"]["weights"] != "0" * 64
+
+
+def test_a_table_says_where_a_run_is_not_as_its_recipe(call: Any) -> None:
+    words = ("recipe=ours", "algorithm.learner.inner_lr=0.3", *QUICK)
+    assert call("train", *words).code == 0
+    record = json.loads(next(Path("runs").rglob("record.json")).read_text())
+    assert {"algorithm.learner.inner_lr", "train.steps"} <= set(record["recipe_changes"])
+    (note,) = re.findall(r"not as its recipe: (.*)", call("table").out)
+    assert {"inner_lr=0.3", "steps=4"} <= set(note.split(", "))

@@ -39,20 +39,32 @@ def table(cfg: DictConfig) -> None:
 
 
 def refresh(folder: Path, settings: dict[str, Any]) -> None:
-    """Write the tables of every Markdown file below a folder anew; a file whose tables are current stays untouched."""
+    """Write the tables of every Markdown file below a folder anew; a file whose tables are current stays untouched.
+
+    Raises:
+        FewshotError: there is no such file, or a table cannot be made; the others are written before.
+    """
     from fewshot.report.table import refresh_tables
 
-    count = 0
+    count, failures = 0, []
     for path in sorted(folder.rglob("*.md")):
-        refreshed = refresh_tables(path, settings)
+        try:
+            refreshed = refresh_tables(path, settings)
+        except FewshotError as error:
+            failures.append(str(error))
+            continue
         if refreshed is not None:
-            text, complaints = refreshed
+            text, complaints, failed = refreshed
             warn(complaints)
+            failures += failed
             current = text == path.read_text(encoding="utf-8")
             if not current:
                 write_atomically(path, text.encode())
             count += 1
             print(f"{path}: {'current' if current else 'written'}")
+    if failures:
+        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+        raise FewshotError(failures[0] + more)
     if not count:
         raise FewshotError(f"no Markdown file below {folder} has a place for a table: <!-- table --> <!-- /table -->")
 

@@ -20,7 +20,7 @@ from fewshot.episodes import Tasks
 from fewshot.experiment.build import Experiment, training_shape
 from fewshot.experiment.config import UNTRAINED_KEYS, config_hash, is_on_features, resolved, training_settings
 from fewshot.experiment.protocol import Protocol
-from fewshot.experiment.recipes import paper_steps
+from fewshot.experiment.recipes import paper_steps, recipe_changes
 from fewshot.report import records
 from fewshot.report.records import Record
 from fewshot.tasks.regression import Regression
@@ -138,6 +138,7 @@ def task_fields(cfg: DictConfig, steps: int) -> dict[str, Any]:
         "train": {"way": way, "shot": shot, "query": query, "steps": steps, "paper_steps": paper_steps(cfg)},
         "config": config_hash({key: value for key, value in config.items() if key not in UNTRAINED_KEYS}),
         "settings": training_settings(config),
+        "recipe_changes": recipe_changes(cfg),  # settings that are not as the recipe has them
     }
 
 

@@ -259,6 +259,17 @@ def set_values(cfg: DictConfig, values: Mapping[str, Any], overrides: Iterable[s
     return len(chosen)
 
 
+def recipe_changes(cfg: DictConfig) -> list[str]:
+    """The keys that the recipe of a configuration sets, and that have another value there."""
+    if cfg.recipe not in recipe_names():
+        return []
+    settings = _fitting(recipe_settings(cfg.recipe, cfg), cfg)
+    as_recipe = cfg.copy()
+    for key, value in settings.items():
+        OmegaConf.update(as_recipe, key, value, merge=True)
+    return [key for key in settings if OmegaConf.select(as_recipe, key) != OmegaConf.select(cfg, key)]
+
+
 def paper_steps(cfg: DictConfig) -> int | None:
     """The outer steps of the paper: of the recipe in use or, if that is ours, of the algorithm's; None: unknown."""
     for name in (cfg.recipe, cfg.algorithm.get("recipe")):

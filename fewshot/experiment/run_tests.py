@@ -27,6 +27,7 @@ from fewshot.experiment.query_table import check_same_scores, check_size, score_
 from fewshot.report.records import PREDICTIONS, Record, read_record, write_record
 from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
+from fewshot.training.checkpoint import digest_tensors
 from fewshot.training.trained import Trained
 
 
@@ -107,6 +108,9 @@ def write_tests(
             predictions has other scores than in its record.
     """
     folders, training = [], task_fields(trained_cfg or run.cfg, trained.steps)
+    training["train"]["weights"] = digest_tensors(
+        {**trained.params, **{f"state/{n}": v for n, v in trained.state.items()}}
+    )
     planned = plan_tests(run, trained)
     for test in planned if predictions else ():
         check_size(test.tasks, test.protocol.episodes, test.protocol.key)
@@ -154,7 +158,9 @@ def _is_tested(folder: Path, run: Experiment, trained: Trained, test: PlannedTes
     record = read_record(path)
     if (record["config"], record["seed"]) != (training["config"], run.cfg.seed):
         raise FewshotError(f"{folder}: holds a test of another run; choose another folder, or force=true")
-    same_weights = (record["train"].get("steps"), record["protocol"]["selection"]) == (trained.steps, trained.selection)
+    kept, own = record["train"], training["train"]
+    same_weights = (kept.get("steps"), record["protocol"]["selection"]) == (trained.steps, trained.selection)
+    same_weights &= kept.get("weights", own["weights"]) == own["weights"]  # an older record does not say
     return same_weights and test.protocol.is_of(record)
 
 

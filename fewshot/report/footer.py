@@ -101,7 +101,8 @@ def _over_seeds(cells: Sequence[Cell]) -> str:
         known = {half: cell.metric for half, cell in zip(halves, several, strict=True) if half is not None}
         ends = [format_score(half, known[half]) for half in (min(known), max(known))] if known else ["n/a"]
         ranges.append(" to ".join(dict.fromkeys(ends)))
-    return "; of several training seeds the wider of that ({}) and the one over the seeds ({})".format(*ranges)
+    text = "; of several training seeds the wider of the mean of their intervals ({}) and the one over the seeds ({})"
+    return text.format(*ranges)
 
 
 def _networks(runs: Sequence[Record]) -> str:

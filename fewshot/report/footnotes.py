@@ -10,7 +10,7 @@ from fewshot.report.cells import Cell
 from fewshot.report.labels import AS_SHOTS, label_test
 from fewshot.report.published import CAVEATS, UNKNOWN
 from fewshot.report.records import Record, extractor_of, metric_of
-from fewshot.report.traits import OLDER, format_label
+from fewshot.report.traits import OLDER, format_label, label_setting
 
 WORDS = {  # for labels of a test
     "rotated": "rotated characters",
@@ -76,7 +76,7 @@ def _cell_notes(cell: Cell, reference: Test | None, per_shot: bool) -> list[str]
     if len(cell.runs) > 1:
         extractors = {extractor_of(run).get("fingerprint") for run in cell.runs}
         alike = ", all with the same extractor" if len(extractors) == 1 and None not in extractors else ""
-        over_them = "; ± is over them" if cell.wider_over_seeds else "; ± is over test episodes"
+        over_them = "; ± is over the seeds" if cell.wider_over_seeds else "; ± is the mean of their intervals"
         notes.append(f"mean of {len(cell.runs)} training seeds{alike}{over_them}")
     return [note for note in notes if note]
 
@@ -95,6 +95,10 @@ def _training_note(run: Record) -> str:
     replaced = run["cost"].get("nan_guarded_steps") or 0
     parts = [f"tested at step {done:,} of {planned:,}" if early else ""]
     parts += [format_label("{:,} outer steps with a NaN replaced", replaced) if replaced else ""]
+    settings = run.get("settings") or {}
+    changes = [key for key in run.get("recipe_changes", []) if key in settings]
+    changed = [label_setting(key, settings[key], changes) for key in changes]
+    parts += [f"not as its recipe: {', '.join(changed)}"] if changed else []
     return ", ".join(filter(None, parts))
 
 

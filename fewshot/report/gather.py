@@ -19,6 +19,7 @@ from fewshot.report.labels import (
 )
 from fewshot.report.records import Record, find_records, metric_of, protocol_name, read_record, task_name
 from fewshot.report.statistics import ROUNDING
+from fewshot.report.traits import config_of
 
 COMMON = "common"
 
@@ -45,9 +46,11 @@ def gather_runs(folder: Path) -> tuple[list[Record], list[str]]:
 def split_by_steps(record: Record) -> list[Record]:
     """One record for each number of adaptation steps that the run was tested with.
 
-    The field `scores` of each is its column in `episodes.csv`.
+    The field `scores` of each is its column in `episodes.csv`, and `config` the hash of the settings that set methods
+    apart, where the record has them.
     """
     metric, test = metric_of(record), record["test"]
+    record = {**record, "config": config_of(record)}
     if not isinstance(test[metric], dict):
         return [{"scores": metric, **record}]
     r2 = test.get("r2") or {}

@@ -39,11 +39,11 @@ NEEDED: dict[tuple[type, ...], str] = {
 }
 # The fields that older records lack.
 OPTIONAL: dict[tuple[type, ...], str] = {
-    TEXT: "protocol.name",
+    TEXT: "protocol.name train.weights",
     (*COUNT, NONE): "train.way train.steps train.paper_steps",
     (dict, NONE): "settings",
     (dict,): "data.about",
-    (list,): "code.training",
+    (list,): "code.training recipe_changes",
     (int, float, NONE): "cost.nan_guarded_steps",
 }
 
@@ -74,15 +74,34 @@ def _episode_score(column: str, score: float) -> str:
 def copy_record(folder: Path, target: Path, runs: Path) -> None:
     """Copy the record and scores in `folder` to the same place below `target` that `folder` has below `runs`.
 
-    Of the training's `metrics.jsonl`, two folders up, the lines with validation scores are copied too: its curve.
+    Of the training's `metrics.jsonl`, two folders up, the lines with validation scores are copied too: its curve. Tests
+    of an earlier training of the same run, which `force` replaced, are removed there.
+
+    Raises:
+        FewshotError: there are records of another run there.
     """
-    copy = target / folder.relative_to(runs)
+    copy, record = target / folder.relative_to(runs), read_record(folder / "record.json")
+    for path in sorted(copy.parent.glob("*/record.json")):
+        other = read_record(path)
+        if (other["config"], other["seed"]) != (record["config"], record["seed"]):
+            raise FewshotError(
+                f"{path.parent}: holds a record of another run, {summary_of_run(other)}; copy to another folder by "
+                "copy_records_to, or train in another run_dir"
+            )
+        if _training_of(other) != _training_of(record):
+            for name in ("record.json", "episodes.csv"):
+                (path.parent / name).unlink(missing_ok=True)
     for name in ("episodes.csv", "record.json"):
         write_atomically(copy / name, (folder / name).read_bytes())
     log = folder.parents[1] / "metrics.jsonl"
     lines = log.read_bytes().splitlines(keepends=True) if log.exists() else []
     if curve := b"".join(line for line in lines if b'"validation_' in line):
         write_atomically(copy.parents[1] / log.name, curve)
+
+
+def _training_of(record: Record) -> str | float:
+    """What tells two trainings of one run apart: the weights, or in older records the seconds."""
+    return record["train"].get("weights") or record["cost"]["train_seconds"]
 
 
 def find_records(folder: str | Path) -> list[Path]:
@@ -189,6 +208,11 @@ def task_name(task: Mapping[str, Any]) -> str:
     """Dataset, way and shot: `omniglot 5-way 1-shot`. A regression has way 1 and no way in its name."""
     way = "" if task["way"] == 1 else f"{task['way']}-way "
     return f"{task['dataset']} {way}{task['shot']}-shot"
+
+
+def summary_of_run(record: Record) -> str:
+    """What was trained, in a few words: `maml mini 5-way 1-shot, seed 0`."""
+    return f"{record['algorithm']} {task_name(record)}, seed {record['seed']}"
 
 
 def summary(record: Record, folder: Path) -> str:

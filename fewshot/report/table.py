@@ -182,14 +182,17 @@ def _published(runs: list[Record], metric: str, layout: Mapping[str, Any]) -> li
     return [f for f in figures if f["algorithm"] in algorithms and task_name(f["protocol"]) in tasks]
 
 
-def refresh_tables(path: Path, settings: Mapping[str, Any]) -> tuple[str, list[str]] | None:
-    """A Markdown file's text with new tables between its marks, and the complaints; None for a file without marks.
+def refresh_tables(path: Path, settings: Mapping[str, Any]) -> tuple[str, list[str], list[str]] | None:
+    """A Markdown file's text with new tables between its marks; None for a file without marks.
 
     A mark may hold values of conf/table.yaml: `<!-- table layout=sinusoid runs=sinusoid costs=true -->`. The folder
     `runs` is beside the file, and the file's own by default.
 
+    Returns:
+        The text, the complaints, and a line for each table that cannot be made and stays as it was, while others can.
+
     Raises:
-        FewshotError: the marks do not pair, or a mark has a value that there is not.
+        FewshotError: the marks do not pair, a mark has a value that there is not, or no table can be made.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -201,15 +204,22 @@ def refresh_tables(path: Path, settings: Mapping[str, Any]) -> tuple[str, list[s
     edges = [match.start() for pair in zip(starts, ends, strict=False) for match in pair]
     if len(starts) != len(ends) or edges != sorted(edges):
         raise FewshotError(f"{path}: each table stands between a <!-- table --> and a <!-- /table --> after it")
-    parts, complaints, end = [], [], 0
+    parts, complaints, errors, end = [], [], [], 0
     for start, stop in zip(starts, ends, strict=True):
         own = _read_mark(start[1].split(), settings, path)
-        runs, unread = gather_runs(path.parent / own["runs"])
-        pages = make_tables(runs, own)
-        complaints += [*unread, *(line for page in pages for line in page.complaints)]
-        parts += [text[end : start.end()], f"\n\n{render_markdown(*pages)}\n\n"]
+        try:
+            runs, unread = gather_runs(path.parent / own["runs"])
+            pages = make_tables(runs, own)
+        except FewshotError as error:
+            errors.append(error)
+            parts.append(text[end : stop.start()])
+        else:
+            complaints += [*unread, *(line for page in pages for line in page.complaints)]
+            parts += [text[end : start.end()], f"\n\n{render_markdown(*pages)}\n\n"]
         end = stop.start()
-    return "".join(parts) + text[end:], complaints
+    if len(errors) == len(starts):
+        raise errors[0]
+    return "".join(parts) + text[end:], complaints, [f"{path}: a table stays as it was: {error}" for error in errors]
 
 
 def _read_mark(words: list[str], settings: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
@@ -18,6 +20,8 @@ VARIATIONS = {
     "cost.train_tasks": "{:,} training tasks",
     "step": "at step {:,}",
 }
+# Settings of which no score depends: where a recipe is looked for, and how often something is written.
+WITHOUT_EFFECT = ("algorithm.recipe", "train.checkpoint_every", "train.log_every")
 OLDER = "an older record, which does not hold its settings: configuration "  # with the start of its hash
 GIVEN = re.compile(r"(?<= )((?:algorithm|backbone|train)\.[\w.]+)=(\S+)")  # settings in a command
 OF_TESTS = ("way", "shot", "query", "episodes")  # names of numbers that tests have too
@@ -52,7 +56,7 @@ def tell_apart(records: list[Record], shown: Sequence[str]) -> tuple[list[str], 
         counted = numbers[context if "config" in own else None]
         number = counted.setdefault(tuple(own.get(key) for key in others), len(counted) + 1)
         suffixes.append(_suffix(f" ({number})", own, steps))
-        note = ", ".join(_trait_label(key, own.get(key), settings) for key in settings)
+        note = ", ".join(label_setting(key, own.get(key), settings) for key in settings)
         if "config" in own:
             note = f"{OLDER}{own['config']:.8}"
         notes.append(note)
@@ -77,7 +81,7 @@ def _add_recipe(
 
 
 def _suffix(number: str, traits: dict[str, Any], keys: list[str]) -> str:
-    return ", ".join([number, *(_trait_label(key, traits[key], keys) for key in keys if key in traits)])
+    return ", ".join([number, *(label_setting(key, traits[key], keys) for key in keys if key in traits)])
 
 
 def _traits(record: Record, shown: Sequence[str]) -> dict[str, Any]:
@@ -89,8 +93,18 @@ def _traits(record: Record, shown: Sequence[str]) -> dict[str, Any]:
     if not record.get("settings"):  # an older record, with the settings that its command gives
         traits |= {field: field_of(record, field) for field in ("cost.train_tasks", "config")}
         traits |= {key: value for key, value in GIVEN.findall(record.get("command") or "") if "," not in value}
-    own = {key: value for key, value in traits.items() if key not in shown and not is_copy(key, traits)}
+    left_out = (*shown, *WITHOUT_EFFECT)
+    own = {key: value for key, value in traits.items() if key not in left_out and not is_copy(key, traits)}
     return {key: str(value) if isinstance(value, list) else value for key, value in own.items()}
+
+
+def config_of(record: Record) -> str:
+    """A hash of all settings that set methods apart; of an older record, which holds no settings, its own."""
+    settings = record.get("settings")
+    if not settings:
+        return record["config"]
+    kept = {key: value for key, value in settings.items() if key not in WITHOUT_EFFECT}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def is_copy(key: str, traits: dict[str, Any]) -> bool:
@@ -132,7 +146,7 @@ def _separates(
     return all(len(values) == 1 for values in found.values())
 
 
-def _trait_label(key: str, value: Hashable, keys: list[str]) -> str:
+def label_setting(key: str, value: Hashable, keys: list[str]) -> str:
     """`inner_lr=0.1`: the last part of the dotted key, or all of it where another key, or one of a test, ends alike."""
     if key == "recipe":
         return f"recipe {value}" if value else "no recipe"

@@ -98,7 +98,8 @@ def test_one_training_is_tested_by_two_protocols_and_later_by_others(call: Any) 
         (paper, {"name": "paper, episodes=4", "episodes": 4, "adaptation_steps": [1, 5, 10]}),
     ):
         assert record["protocol"] | wanted | changed == record["protocol"]
-        assert record["train"] == {"way": 1, "shot": 10, "query": 10, "steps": 2, "paper_steps": 70_000}
+        trained_on = {"way": 1, "shot": 10, "query": 10, "steps": 2, "paper_steps": 70_000}
+        assert record["train"] == trained_on | {"weights": record["train"]["weights"]}
         assert record["settings"]["train.steps"] == 2 and "seed" not in record["settings"]
     assert common["config"] == paper["config"]
     before = records_of("run"), trained("run")

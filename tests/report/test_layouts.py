@@ -237,7 +237,7 @@ def test_seeds_that_learned_from_other_data_are_not_averaged(lab: Any) -> None:
         lab.page()
     lab.write("two", data=two | {"features_fingerprint": "4" * 64}, seed=1)
     lab.write("one", data=one | {"features_fingerprint": "5" * 64})
-    assert lab.page().notes == ["mean of 2 training seeds; ± is over test episodes"]
+    assert lab.page().notes == ["mean of 2 training seeds; ± is the mean of their intervals"]
     extractors = ({"extractor": {"images": {"train": sign}}} for sign in "12")
     for seed, about in enumerate(extractors):
         lab.write(("one", "two")[seed], data=one | {"features_fingerprint": "4" * 64, "about": about}, seed=seed)
@@ -627,3 +627,14 @@ def test_every_figure_of_the_readme_is_that_of_a_record_or_a_publication(results
         figures += re.findall(r"\d+\.\d+(?: ± \d+\.\d+)?", f"{here} {reference}")
     assert len(figures) > 30
     assert [figure for figure in figures if figure not in known] == []
+
+
+def test_a_table_that_cannot_be_made_leaves_the_others(call: Any, lab: Any, tmp_path: Path) -> None:
+    lab.write("results/good/maml")
+    for name in ("one", "other"):  # whose scores differ with the name's length
+        lab.write(f"results/bad/{name}")
+    page = tmp_path / "results/README.md"
+    page.write_text("".join(f"<!-- table runs={name} -->\nold {name}\n<!-- /table -->\n" for name in ("bad", "good")))
+    done = call("table", "refresh=results")
+    assert done.code == 1 and "a table stays as it was: " in done.err and "are both maml" in done.err
+    assert "old bad" in page.read_text() and "old good" not in page.read_text()

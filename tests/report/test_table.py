@@ -73,9 +73,12 @@ def test_seeds_become_their_mean_with_the_wider_interval_of_seeds_and_episodes(
 ) -> None:
     page = make_page([lab.record(seed=seed, test__accuracy=mean) for seed, mean in enumerate(accuracies)])
     assert lab.texts(page)[0][SHORT] == cell
-    over_them = "; ± is over test episodes" if over_seeds == "0.00" else "; ± is over them"
+    over_them = "; ± is the mean of their intervals" if over_seeds == "0.00" else "; ± is over the seeds"
     assert page.notes == [f"mean of {len(accuracies)} training seeds{over_them}"]
-    assert f"the wider of that (0.41) and the one over the seeds ({over_seeds})" in dict(page.footer)["reading"]
+    assert (
+        f"the wider of the mean of their intervals (0.41) and the one over the seeds ({over_seeds})"
+        in dict(page.footer)["reading"]
+    )
     assert page.table.iloc[0]["method"].notes == (1,)
 
 
@@ -84,8 +87,8 @@ def test_seeds_on_one_extractor_are_told_from_seeds_that_each_train_one(lab: Any
         data = [{"fingerprint": "fe", "about": {"extractor": {"fingerprint": each}}} for each in fingerprints]
         return make_page([lab.record(seed=seed, data=each) for seed, each in enumerate(data)]).notes
 
-    assert note("a", "a") == ["mean of 2 training seeds, all with the same extractor; ± is over test episodes"]
-    assert note("a", "b") == ["mean of 2 training seeds; ± is over test episodes"]
+    assert note("a", "a") == ["mean of 2 training seeds, all with the same extractor; ± is the mean of their intervals"]
+    assert note("a", "b") == ["mean of 2 training seeds; ± is the mean of their intervals"]
 
 
 def test_two_runs_that_differ_in_nothing_are_refused_by_name(lab: Any) -> None:
@@ -116,7 +119,7 @@ def test_runs_that_differ_in_more_than_the_seed_are_never_averaged(
     page = make_page([lab.record(), lab.record(seed=2), other])
     assert [row["method"] for row in lab.texts(page)] == [f"maml, {first}", f"maml, {second}"]
     assert [SHORT in row for row in lab.texts(page)] == [True, True]
-    assert page.notes == ["mean of 2 training seeds; ± is over test episodes"]
+    assert page.notes == ["mean of 2 training seeds; ± is the mean of their intervals"]
 
 
 def test_a_number_that_tests_have_too_has_its_whole_name(lab: Any) -> None:
@@ -455,3 +458,12 @@ def test_without_the_common_protocol_the_only_other_is_shown_and_of_several_one_
     assert "protocol paper" in str(lab.page().footer) and "mine" in str(lab.page().footer)  # all of them
     with pytest.raises(FewshotError, match=r"no run was tested by the protocol own: choose layout.protocol=mine"):
         lab.page("layout.protocol=own")
+
+
+def test_what_no_score_depends_on_sets_no_rows_apart(lab: Any) -> None:
+    unlike = {"settings__train.checkpoint_every": 50, "settings__algorithm.recipe": "none", "config": "b" * 64}
+    lab.write("runs/a")
+    lab.write("runs/b", seed=1, **unlike)
+    page = lab.page(below="runs")
+    assert [row["method"] for row in lab.texts(page)] == ["maml"]
+    assert page.notes[0].startswith("mean of 2 training seeds")
