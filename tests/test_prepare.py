@@ -184,10 +184,10 @@ def test_a_source_is_converted_once_unless_forced_and_a_changed_byte_is_found_by
     content[-1] ^= 1
     listed.write_bytes(content)
     second = call("prepare", *options("tiered"), "source=1")
-    assert second.code == 0 and "1 was not read, because these banks were there" in second.out
-    assert "there already" not in first.out
+    assert second.code == 0 and "1 was not read, since these banks were there" in second.err
+    assert "there already" not in first.err
     banks = next(line for line in first.out.splitlines() if line.startswith("tiered, from "))
-    assert banks == second.out.splitlines()[1]
+    assert banks == second.out.splitlines()[0]
     checked = call("prepare", *options("tiered"), "check=true")
     assert checked.code == 1 and "val.npy: its content has changed" in checked.err
     assert len([line for line in checked.err.splitlines() if line.startswith("error")]) == 1

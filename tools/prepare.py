@@ -4,6 +4,7 @@ It recognises the layout, converts once, and prints classes, images and fingerpr
 `check=true` reads every byte again, `force=true` converts anew, `dataset.reader.download=true` fetches the data first.
 """
 
+import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -43,7 +44,9 @@ def prepare(cfg: DictConfig) -> None:
     metadata = next(iter(banks.values())).metadata
     if cfg.source is not None and not cfg.force and folder.name in before:
         print(
-            f"{cfg.source} was not read, because these banks were there already; force=true converts it in their place"
+            f"note: {cfg.source} was not read, since these banks were there already; force=true converts it in their "
+            "place",
+            file=sys.stderr,
         )
     if folder.name in before and not cfg.force:
         for note in metadata.get("notes", []):

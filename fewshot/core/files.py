@@ -58,7 +58,7 @@ def lock_dir(folder: Path, *, wait: bool = False) -> Iterator[None]:
         FewshotError: another process holds it, or it cannot be written to.
     """
     new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
-    with writing(folder, "another folder" if wait else "another run_dir"):
+    with writing(folder, "another folder" if wait else "another run_dir, or another folder of runs"):
         try:
             file = lock_file(folder / LOCK, wait)
         except BlockingIOError as error:

@@ -40,8 +40,9 @@ from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.interrupt import never_hold_interrupt
 from fewshot.core.paths import CONF, expand_configuration, expand_home
 from fewshot.experiment.command_line import has_sweep_mode, open_hydra, parse_flags
-from fewshot.experiment.config import check_groups, given_overrides, key_names
-from fewshot.experiment.overrides import check_overrides, parse_overrides
+from fewshot.experiment.config import check_groups, given_overrides, key_names, wanted_type
+from fewshot.experiment.overrides import check_overrides
+from fewshot.experiment.parse import parse_overrides
 from fewshot.experiment.recipes import complete
 from fewshot.experiment.sweeps import (
     check_launcher,
@@ -284,10 +285,9 @@ def format_error(error: Exception) -> str:
 def _format_key_error(error: OmegaConfBaseException) -> str:
     """An error of OmegaConf in one line that begins with the key."""
     key, text = error.full_key, next(iter(str(error).strip().splitlines()), type(error).__name__)
-    if isinstance(error, MissingMandatoryValue) and key:
-        return f"{key}: has no value; set {key}=<value>"
-    if missing := re.search(r"interpolation: Missing mandatory value: (\S+)", text):
-        return f"{missing[1]}: has no value; set {missing[1]}=<value>"
+    missing = re.search(r"interpolation: Missing mandatory value: (\S+)", text)
+    if lacking := missing[1] if missing else key if isinstance(error, MissingMandatoryValue) else None:
+        return f"{lacking}: has no value; set {lacking}=<{'run folder' if lacking == 'run' else 'value'}>"
     if isinstance(error, ConfigAttributeError | ConfigKeyError) and key:
         return f"{key}: is needed and not in the configuration; a ~ deleted it, or its file in conf lacks it"
-    return f"{key}: {text}" if key and key not in text else text
+    return f"{key}: {wanted_type(text)}" if key and key not in text else text

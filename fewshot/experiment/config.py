@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,14 @@ def given_overrides() -> list[str]:
     """The overrides on the command line of the running tool, as they were written."""
     overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     return list(overrides)
+
+
+def wanted_type(text: str) -> str:
+    """OmegaConf's line on a value of another type in a person's words; any other line as it is."""
+    wrong = re.search(r"could not be converted to (Integer|Float)|is not a valid (bool)", text)
+    if not wrong:
+        return text
+    return f"must be {'a whole number' if wrong[1] == 'Integer' else 'a number' if wrong[1] else 'true or false'}"
 
 
 def key_names(cfg: DictConfig, prefix: str = "") -> list[str]:

@@ -15,7 +15,7 @@ from fewshot.experiment.config import config_hash, given_overrides, is_regressio
 from fewshot.experiment.figures import check_plot, draw_test
 from fewshot.experiment.latents import write_latents
 from fewshot.experiment.protocol import keep_changed_values
-from fewshot.experiment.recipes import apply_protocols
+from fewshot.experiment.rows import apply_protocols
 from fewshot.experiment.run import load_trained
 from fewshot.experiment.run_dir import TESTS, find_run, saved_config
 from fewshot.experiment.run_tests import write_tests

@@ -1,10 +1,9 @@
-"""The overrides of a command line: parsed as Hydra does, and checked, with one line for what is wrong with them."""
+"""Checks of the overrides of a command line, with one line for what is wrong with them."""
 
 from __future__ import annotations
 
 import copy
 import re
-import shlex
 from contextlib import suppress
 from functools import cache, partial
 from typing import Any
@@ -13,7 +12,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType, Quote, QuotedString, RangeSweep
+from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType, RangeSweep
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -21,69 +20,14 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError, one_line
-from fewshot.core.paths import CONF, expand_configuration, is_path_key, literal
-from fewshot.experiment.config import NULLABLE, TOOLS, is_regression, key_names, typed_settings
+from fewshot.core.paths import CONF, expand_configuration, is_path_key
+from fewshot.experiment.config import NULLABLE, TOOLS, is_regression, key_names, typed_settings, wanted_type
+from fewshot.experiment.parse import typed
 from fewshot.experiment.sweeps import check_plugin
 
 NEEDED = "is always needed; it can be set, and not deleted"
 LARGEST = 2**31 - 1  # of counts and sizes
 LARGEST_SEED = 2**63 - 1
-
-
-def typed(key: str, *texts: str) -> str:
-    """What to type to give a key this very text, or a sweep of several, quoted for Hydra and for a POSIX shell."""
-    return shlex.quote(f"{key}={','.join(map(_quoted, texts))}")
-
-
-def _quoted(text: str) -> str:
-    return QuotedString(literal(text), Quote.double).with_quotes()
-
-
-def parse_overrides(words: list[str], hydra: Hydra, sweep: bool) -> list[Override]:
-    """Parse overrides as Hydra does. A value that begins with `~` is a path, which Hydra needs in quotes.
-
-    Raises:
-        FewshotError: a word that is no override, or several values without a sweep.
-    """
-    parser = OverridesParser.create(config_loader=hydra.config_loader)
-    overrides = []
-    for place, word in enumerate(words):
-        key, _, value = word.partition("=")
-        if re.fullmatch(r"~[^,]*", value) and not key.startswith("~"):
-            word = f"{key}={_quoted(value)}"
-        try:
-            (override,) = parser.parse_overrides([word])
-        except HydraException as error:
-            before = words[place - 1] if place else ""
-            raise FewshotError(_no_override(parser, before, word, sweep, error)) from error
-        if not override.key_or_group:
-            raise FewshotError(f"{word}: has no key; write key=value")
-        if override.is_sweep_override() and not sweep:
-            raise FewshotError(
-                f"{word}: several values are a sweep; add -m, or give one; as one text it is typed {typed(key, value)}"
-            )
-        overrides.append(override)
-    return overrides
-
-
-def _no_override(parser: OverridesParser, before: str, word: str, sweep: bool, error: HydraException) -> str:
-    """The message for an argument that Hydra cannot parse."""
-    key, equal, value = word.partition("=")
-    if not equal:
-        if "=" in before:
-            path = typed(*f"{before} {word}".split("=", 1))
-            return f"command line: {word!r} is no key=value; if it belongs to the value before it, type {path}"
-        return f"command line: {word!r} is no key=value"
-    try:
-        parser.parse_override(f"{key}=1")
-    except HydraException:
-        return f"{word}: {key!r} cannot be a key; write key=value, and dots between the parts of a key"
-    bare = re.fullmatch(r"""(["'])(.*?)\1?|(.*)""", value, re.DOTALL)
-    assert bare is not None
-    text = value if bare[1] is None else bare[2]
-    reason = f": {one_line(error).split(': ', 1)[1]}" if "while evaluating" in str(error) else ""
-    as_sweep = f", as several {typed(key, *text.split(','))}" if sweep and "," in text else ""
-    return f"{key}: Hydra cannot read the value {value}{reason}; as text it is typed {typed(key, text)}{as_sweep}"
 
 
 def _numbers(value: Any) -> list[int]:
@@ -207,7 +151,7 @@ def _check_value(override: Override, cfg: DictConfig) -> None:
     except (InterpolationResolutionError, OmegaConfBaseException) as error:
         name = re.search(r"\$\{(\w+)\}", text)
         hint = f"; an environment variable is ${{oc.env:{name[1]}}}" if name else ""
-        raise FewshotError(f"{override.input_line}: {str(error).splitlines()[0]}{hint}") from error
+        raise FewshotError(f"{override.input_line}: {wanted_type(str(error).splitlines()[0])}{hint}") from error
     if is_path_key(key) and given is not None and not isinstance(given, str) and chosen != text:
         raise FewshotError(f"{key}: {text} is no text to Hydra; as a path it is typed {typed(key, text)}")
 
@@ -275,7 +219,7 @@ def _reason(error: Exception, override: Override, line: str, before: DictConfig,
     if "is not a ListConfig" in str(cause):
         return f"{line}: must be a list, such as {key}=[{value}]"
     first = str(cause).strip().splitlines()[0]
-    return f"{line}: {first if isinstance(cause, OmegaConfBaseException) else one_line(cause)}"
+    return f"{line}: {wanted_type(first) if isinstance(cause, OmegaConfBaseException) else one_line(cause)}"
 
 
 def _options_with(key: str, before: DictConfig, config: str, hydra: Hydra) -> str:

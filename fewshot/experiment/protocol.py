@@ -14,7 +14,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
 from fewshot.engine.evaluate import SETTINGS
 from fewshot.experiment.config import config_hash, resolved
-from fewshot.experiment.recipes import apply_protocols, set_values
+from fewshot.experiment.rows import apply_protocols, set_values
 from fewshot.report.records import Record
 from fewshot.tasks.sampler import ROTATIONS
 

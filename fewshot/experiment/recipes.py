@@ -1,4 +1,4 @@
-"""Settings that hold for some tasks: the rows of recipes, which say how to train, and of protocols, how to test."""
+"""Recipes: how papers train, and this project; rows of settings that hold for some tasks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
-from fewshot.experiment.config import GROUP_PARTS, is_on_features, is_regression, starts_from_extractor
+from fewshot.experiment.config import is_on_features, is_regression, starts_from_extractor
+from fewshot.experiment.rows import apply_protocols, set_values, settings_of, task_facts
 
 DEFAULT_RECIPE = "ours"  # for combinations that are in no paper
 TRAINING_KEYS = (
@@ -83,64 +84,6 @@ def _recipe_line(cfg: DictConfig, asked: str | None, count: int) -> str:
     return f"recipe none: defaults of algorithm={cfg.algorithm.name}{steps}{named}" if steps or others else ""
 
 
-def apply_protocols(cfg: DictConfig, overrides: Iterable[str]) -> str:
-    """Fill in the `rows` of each protocol that hold for this task; what `overrides` sets stays.
-
-    A protocol without a number of queries has no test for this task, and is left out.
-
-    Returns:
-        A line about those of `overrides` that were left out; empty if there are none.
-
-    Raises:
-        FewshotError: none is left, or one is no protocol.
-    """
-    if not isinstance(cfg.get("protocol"), DictConfig) or not cfg.protocol:
-        raise FewshotError("protocol: names no test; choose some, such as protocol=common or protocol=[common,paper]")
-    overrides, chosen, facts = list(overrides), list(cfg.protocol), task_facts(cfg)
-    for name in chosen:
-        rows = _protocol_node(cfg, name).get("rows") or []
-        _check_rows(name, rows, facts)
-        values = {f"protocol.{name}.{key}": value for key, value in settings_of(rows, facts).items()}
-        set_values(cfg, values, overrides)
-    nodes = {name: _protocol_node(cfg, name) for name in chosen}
-    cfg.protocol = {
-        name: {key: value for key, value in node.items() if key != "rows"}
-        for name, node in nodes.items()
-        if node.get("query", 0) is not None
-    }
-    left_out = [name for name in chosen if name not in cfg.protocol]
-    named = {key: facts[key] for key in ("recipe", "dataset", "way", "shot")}
-    task = ", ".join(f"{key}={'none' if value is None else value}" for key, value in named.items())
-    if not cfg.protocol:
-        raise FewshotError(f"protocol={','.join(chosen)}: has no test for {task}; choose protocol=common")
-    asked = any(override.startswith("protocol=") for override in overrides)
-    return f"protocol {', '.join(left_out)}: no test for {task}; left out" if left_out and asked else ""
-
-
-def _protocol_node(cfg: DictConfig, name: str) -> dict[str, Any]:
-    # Not resolved: an interpolation such as ${shot} refers to the configuration that takes the value.
-    if not isinstance(cfg.protocol[name], DictConfig):
-        raise FewshotError(
-            f"protocol.{name}: has parts, such as protocol.common.query; a protocol of your own is a file that begins "
-            "with `# @package protocol.<its name>`"
-        )
-    node: Any = OmegaConf.to_container(cfg.protocol[name], resolve=False)
-    return node
-
-
-def _check_rows(name: str, rows: Any, facts: Mapping[str, Any]) -> None:
-    """Check the rows of a person's own protocol. Raises FewshotError."""
-    if not isinstance(rows, list) or not all(
-        isinstance(row, dict) and row.keys() == {"when", "set"} and all(isinstance(part, dict) for part in row.values())
-        for row in rows
-    ):
-        raise FewshotError(f"protocol.{name}.rows: must be a list of {{when: {{...}}, set: {{...}}}}")
-    for key in (key for row in rows for key in row["when"] if key not in facts):
-        raise FewshotError(
-            f"protocol.{name}.rows: no condition {key}{did_you_mean(key, facts) or ';'} see conf/protocol"
-        )
-
-
 def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> int:
     """Fill in the published settings for this algorithm, dataset, way and shot; what `overrides` sets stays.
 
@@ -173,12 +116,25 @@ def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> int:
             cfg.recipe = None
             return 0
         facts = task_facts(cfg)
-        combination = ", ".join(f"{key}={facts[key]}" for key in facts if key not in ("inputs", "recipe"))
+        shown = {key: "none" if facts[key] is None else facts[key] for key in facts if key not in ("inputs", "recipe")}
+        combination = ", ".join(f"{key}={value}" for key, value in shown.items())
+        known = _datasets_of(cfg.recipe, cfg.algorithm.name)
+        others = f"it has some for {cfg.algorithm.name} on {' and '.join(known)}; " if known else ""
         raise FewshotError(
-            f"recipe={cfg.recipe}: has no settings for {combination}; leave recipe out or set recipe=none"
+            f"recipe={cfg.recipe}: has no settings for {combination}; {others}leave recipe out or set recipe=none"
         )
     cfg.recipe = name
     return set_values(cfg, by_name[name], overrides)
+
+
+def _datasets_of(recipe: str, algorithm: str) -> list[str]:
+    """The datasets that the rows of a recipe name for an algorithm."""
+
+    def named(when: Mapping[str, Any], key: str) -> list[str]:
+        return when[key] if isinstance(when.get(key), list) else [when[key]] if key in when else []
+
+    rows = [row["when"] for row in _read_recipe(recipe)["rows"]]
+    return sorted({name for when in rows if algorithm in named(when, "algorithm") for name in named(when, "dataset")})
 
 
 def _fitting(settings: dict[str, Any], cfg: DictConfig) -> dict[str, Any]:
@@ -211,52 +167,6 @@ def recipe_settings(name: str, cfg: DictConfig) -> dict[str, Any]:
                     f"recipe={name}: sets {key}; a recipe says how to train; move it to a file of conf/protocol"
                 )
     return settings_of(recipe["rows"], task_facts(cfg) | {"recipe": None}, common)
-
-
-def task_facts(cfg: DictConfig) -> dict[str, Any]:
-    """What the conditions of rows may ask for."""
-    inputs = "features" if is_on_features(cfg) else "images"
-    if is_regression(cfg.dataset):
-        inputs = "functions" if "families" in cfg.dataset.reader else "tables"
-    return {
-        "algorithm": cfg.algorithm.name,
-        "dataset": cfg.dataset.name,
-        "way": cfg.way,
-        "shot": cfg.shot,
-        "backbone": cfg.backbone.name,
-        "features": cfg.features.name,
-        "inputs": inputs,
-        "recipe": cfg.recipe,
-    }
-
-
-def settings_of(
-    rows: Iterable[Mapping[str, Any]], facts: Mapping[str, Any], conditions: Mapping[str, Any] = {}
-) -> dict[str, Any]:
-    """The values of the rows whose conditions the facts meet, each row over the ones before it.
-
-    Args:
-        conditions: further ones, of every row.
-    """
-
-    def holds(when: Mapping[str, Any]) -> bool:
-        return all(facts[key] in (value if isinstance(value, list) else [value]) for key, value in when.items())
-
-    return {key: value for row in rows if holds({**conditions, **row["when"]}) for key, value in row["set"].items()}
-
-
-def set_values(cfg: DictConfig, values: Mapping[str, Any], overrides: Iterable[str]) -> int:
-    """Set dotted keys, but those that overrides of the command line set; returns how many were set."""
-    # An override such as algorithm=maml chooses a file; it sets no single value.
-    overridden = {override.lstrip("+~").split("=")[0] for override in overrides} - {*GROUP_PARTS, "protocol"}
-    chosen = {
-        key: value
-        for key, value in values.items()
-        if not any(key == each or key.startswith(f"{each}.") for each in overridden)
-    }
-    for key, value in chosen.items():
-        OmegaConf.update(cfg, key, value, merge=True)
-    return len(chosen)
 
 
 def recipe_changes(cfg: DictConfig) -> list[str]:

@@ -32,7 +32,7 @@ from fewshot.experiment.build import (
 )
 from fewshot.experiment.config import resolved, starts_from_extractor
 from fewshot.experiment.make_record import pretrained_weights, title
-from fewshot.experiment.overrides import typed
+from fewshot.experiment.parse import typed
 from fewshot.experiment.run_dir import DATA, EXTRACTOR, TESTS, WEIGHTS, finished_tests, run_folder
 from fewshot.experiment.run_tests import plan_tests, write_tests
 from fewshot.experiment.start import load_start
@@ -45,7 +45,7 @@ from fewshot.training.loop import check_shareable, is_trained, run_training
 from fewshot.training.selected import checkpoints, load_selected
 from fewshot.training.trained import Trained
 
-_BEFORE_TRAINING = "before the meta-training; the same command goes on with the data or the extractor it was making"
+_BEFORE_TRAINING = "before the meta-training; the same command begins it, and keeps what was made of data or extractor"
 
 
 def training_run(cfg: DictConfig) -> tuple[Path, list[Path]]:

@@ -72,6 +72,10 @@ def describe_misfit(config: Mapping[str, Any], pooled: Mapping[str, int], fixed:
         return ""
     start = f"{values['dataset.reader.root']}: {'; '.join(problems)}"
     changes = _find_fit(values, sizes_of_tasks, pooled, fixed)
+    if changes is None and len(pooled) == 1:
+        return (
+            f"{start}; one class is there, {next(iter(pooled))}, and tasks need two: give each its own folder of images"
+        )
     if changes is None:
         return f"{start}; add images or classes, or leave small classes out"
     if CLASSES not in changes:

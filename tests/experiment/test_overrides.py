@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 from fewshot.core.errors import FewshotError
 from fewshot.experiment import overrides
 from fewshot.experiment.command_line import open_hydra, parse_flags
-from fewshot.experiment.overrides import check_overrides, parse_overrides, typed
+from fewshot.experiment.overrides import check_overrides
+from fewshot.experiment.parse import parse_overrides, typed
 
 TEST = ("protocol=common", "protocol.common.episodes=2", "protocol.common.setting=transductive")
 TINY = ("train.steps=0", "validation.episodes=2", "backbone.network.filters=4", *TEST)
@@ -221,22 +222,27 @@ REFUSED = {
     "no key to delete": (["~"], "~: has no key"),
     "a key of digits": (["1=2"], "'1' cannot be a key"),
     "an open quote": (["runs='x"], "as text it is typed 'runs=\"x\"'"),
-    "an open bracket": (["protocol.common.steps=[1"], "protocol.common.steps: Hydra cannot read the value [1"),
+    "an open bracket": (["protocol.common.steps=[1"], "several words; type 'protocol.common.steps=[1...]'"),
+    "a list with spaces": (
+        ["dataset.reader.fractions=[0.5,", "0.25,", "0.25]"],
+        "spaces cut the list into several words; type 'dataset.reader.fractions=[0.5,0.25,0.25]'",
+    ),
+    "quotes of a text program": (["\u2018way=5\u2019"], "these quotes are no shell's; type 'way=5'"),
     "an unknown variable": (["recipe=${HOME}/x"], "an environment variable is ${oc.env:HOME}"),
-    "no number": (["seed=five"], "seed=five: Value 'five' of type 'str' could not be converted to Integer"),
+    "no number": (["seed=five"], "seed=five: must be a whole number"),
     "a number that is too large": (["seed=99999999999999999999"], "seed=99999999999999999999: too large a number"),
     "a number that is too small": (["seed=-99999999999999999999"], "too large a number"),
     "too large a count": (["algorithm.learner.inner_steps=9223372036854775807"], "too large a number"),
     "a large number in a list": (["protocol.common.steps=[1,99999999999999999999]"], "too large a number"),
     "a large number in a sweep": (["-m", "seed=1,99999999999999999999"], "too large a number"),
     "a large number in a range": (["-m", "seed=range(1,99999999999999999999)"], "too large a number"),
-    "an infinite number": (["seed=1e400"], "could not be converted to Integer"),
-    "no whole number": (["seed=nan"], "could not be converted to Integer"),
-    "a number as a list": (["seed=[1]"], "could not be converted to Integer"),
+    "an infinite number": (["seed=1e400"], "must be a whole number"),
+    "no whole number": (["seed=nan"], "must be a whole number"),
+    "a number as a list": (["seed=[1]"], "must be a whole number"),
     "a number as null": (["seed=null"], "field 'seed' is not Optional"),
     "no folder of data": (["data_dir=null"], "data_dir=null: must be a folder; leave it out for data"),
-    "a number as true": (["seed=true"], "could not be converted to Integer"),
-    "an empty number": (["seed="], "could not be converted to Integer"),
+    "a number as true": (["seed=true"], "must be a whole number"),
+    "an empty number": (["seed="], "must be a whole number"),
     "a sweep of hydra": (["-m", "hydra.verbose=true,false"], "Sweeping over Hydra's configuration is not supported"),
     "bytes that are no text": (["runs=\udcff"], "no text in utf-8"),
     "a line break": (["runs=a#\nb"], "runs: Hydra cannot read the value a#\\nb"),
@@ -263,9 +269,9 @@ def test_what_hydra_refuses_is_one_line(call: Any, kind: str) -> None:
         ("report", "~layout.rows", "~layout.rows: is always needed"),
         ("report", "layout.rows=3", "layout.rows=3: Cannot assign int to dict[str, Any]"),
         ("bench", "networks.mini=3", "networks.mini=3: Cannot assign int to dict[str, Any]"),
-        ("bench", "rounds=x", "rounds=x: Value 'x' of type 'str' could not be converted to Integer"),
+        ("bench", "rounds=x", "rounds=x: must be a whole number"),
         ("bench", "engines=loop", "engines=loop: must be a list, such as engines=[loop]"),
-        ("prepare", "check=[1]", "check=[1]: Value '[1]' is not a valid bool"),
+        ("prepare", "check=[1]", "check=[1]: must be true or false"),
         ("train", "algorithm.learner=0", "algorithm.learner=0: has parts, such as algorithm.learner._target_"),
         ("train", "algorithm.name=[1,2]", "algorithm.name=[1, 2]: must be text"),
         ("train", "dataset.name=2024", "dataset.name=2024: must be text; a number is quoted: 'dataset.name=\"2024\"'"),

@@ -15,7 +15,8 @@ from fewshot.core.paths import CONF
 from fewshot.experiment import recipes
 from fewshot.experiment.config import resolved
 from fewshot.experiment.protocol import Protocol, read_protocols
-from fewshot.experiment.recipes import apply_protocols, apply_recipe, complete, paper_steps, settings_of
+from fewshot.experiment.recipes import apply_recipe, complete, paper_steps
+from fewshot.experiment.rows import apply_protocols, settings_of
 from fewshot.experiment.run_dir import run_folder
 from fewshot.report.records import read_record
 from fewshot.training.settings import TrainSettings

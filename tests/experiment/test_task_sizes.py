@@ -119,7 +119,8 @@ def test_the_shots_of_the_training_alone_are_lowered_where_they_alone_are_too_ma
 
 
 def test_one_class_alone_gets_no_command() -> None:
-    assert describe_misfit(CONFIG, {"a": 90}, None).endswith("; add images or classes, or leave small classes out")
+    said = describe_misfit(CONFIG, {"a": 90}, None)
+    assert said.endswith("; one class is there, a, and tasks need two: give each its own folder of images")
 
 
 def test_the_command_is_that_of_the_run_with_other_values(call: Any) -> None:

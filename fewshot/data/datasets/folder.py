@@ -171,7 +171,7 @@ def _split_at_random(
     numbers = "/".join(map(str, sizes))
     if min(sizes) < MIN_CLASSES:
         few = count < 3 * MIN_CLASSES
-        remedy = "add classes" if few else "set dataset.reader.fractions=[0.34,0.33,0.33], or add classes"
+        remedy = "add classes" if few else "set 'dataset.reader.fractions=[0.34,0.33,0.33]', or add classes"
         raise TaskSizeError(
             f"{files.root}: {count} classes would be split {numbers}, and each split needs {MIN_CLASSES}: {remedy}, or "
             "set dataset.reader.classes=same to test on other images of the same classes",

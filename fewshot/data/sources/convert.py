@@ -103,7 +103,7 @@ def convert(
         for name in ("progress.json", "lock"):
             (folder / name).unlink(missing_ok=True)
     for note in metadata.get("notes", []):
-        print(f"{metadata.get('dataset', 'images')}: {note}", file=sys.stderr)
+        print(f"note: {metadata.get('dataset', 'images')}: {note}", file=sys.stderr)
 
 
 def remove_attempts(cache: Path, pattern: str) -> None:

@@ -104,6 +104,8 @@ class PublishedDataset:
         folder = cache / f"{self.name}-{size}-{resize}-{resample}{'-part' if allow_partial else ''}"
         with list_faults(cache / f"{self.name}-faults.txt"):
             if overwrite or not (folder / "bank.json").exists():
+                if not root.exists() and not download:
+                    self._check_other_sizes(folder, size)
                 splits = published_split(self.name)
                 parts, metadata = self._find(root, splits, download)
                 check_parts(str(root), parts)
@@ -113,6 +115,17 @@ class PublishedDataset:
                 metadata |= {"size": size, "resize": resize, "resample": resample, "allow_partial": allow_partial}
                 convert(folder, parts, spec, metadata, on_overlap="count", overwrite=overwrite)
         return open_banks(folder)
+
+    def _check_other_sizes(self, folder: Path, size: int) -> None:
+        """Raises FewshotError where images of other sizes alone are prepared, from a source that is elsewhere."""
+        pattern = folder.name.replace(f"-{size}-", "-*-", 1)
+        others = [path.parent.name.split("-")[1] for path in folder.parent.glob(f"{pattern}/bank.json")]
+        if others:
+            raise FewshotError(
+                f"{folder}: images of {size} pixels are not prepared, those of {' and '.join(sorted(others))} are: "
+                f"prepare them too with `python tools/prepare.py dataset={self.name} source=<folder or archive> "
+                f"dataset.reader.size={size}`, or name the source by dataset.reader.root"
+            )
 
     def _find(self, root: Path, splits: Splits, download: bool) -> Found:
         result: Found | str = ""

@@ -400,8 +400,8 @@ def test_what_was_passed_over_is_counted_and_named(root: Path, cache: Path, caps
     other = {f"train/traina/{i}.heic": b"-" for i in range(3)} | {"val/vala/Thumbs.db": b"-", "notes.TXT": b"-"}
     metadata = read(as_folder(root, SPLIT | other), cache)["val"].metadata
     assert metadata["passed_over"] == {".heic": 3, ".db": 1, ".txt": 1}
-    note = "folder: passed over 5 files that are no images: 3 .heic, 1 .db, 1 .txt"
-    assert note.removeprefix("folder: ") in metadata["notes"] and note in capsys.readouterr().err.splitlines()
+    note = "note: folder: passed over 5 files that are no images: 3 .heic, 1 .db, 1 .txt"
+    assert note.removeprefix("note: folder: ") in metadata["notes"] and note in capsys.readouterr().err.splitlines()
 
 
 @pytest.mark.parametrize("between", ["images", "train", "whatever"])

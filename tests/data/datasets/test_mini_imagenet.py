@@ -207,6 +207,16 @@ def test_one_pickle_at_a_time_is_in_memory(root: Path, cache: Path, monkeypatch:
     assert len(loaded) == 2 * len(SPLITS)
 
 
+def test_images_that_are_prepared_in_another_size_are_named(root: Path, cache: Path, tmp_path: Path):
+    read(as_folder(root, class_dicts()), cache)
+    with pytest.raises(
+        FewshotError, match=f"of 7 pixels are not prepared, those of {SIDE} are: .*reader.size=7`, or name"
+    ):
+        read(tmp_path / "nowhere", cache, size=7)
+    with pytest.raises(FewshotError, match="no miniImageNet is there"):
+        read(tmp_path / "nowhere", tmp_path / "empty")
+
+
 @pytest.mark.parametrize("files", [class_dicts(), lists() | image_files()])
 def test_a_split_whose_file_is_missing_is_named(root: Path, cache: Path, files: Files):
     as_folder(root, {name: data for name, data in files.items() if "test." not in name})

@@ -1,0 +1,83 @@
+"""From the words of a command line to Hydra's overrides, with one line for a word that is none."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+from hydra._internal.hydra import Hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+
+from fewshot.core.errors import FewshotError, one_line
+from fewshot.core.paths import literal
+
+
+def typed(key: str, *texts: str) -> str:
+    """What to type to give a key this very text, or a sweep of several, quoted for Hydra and for a POSIX shell."""
+    return shlex.quote(f"{key}={','.join(map(_quoted, texts))}")
+
+
+def _quoted(text: str) -> str:
+    return QuotedString(literal(text), Quote.double).with_quotes()
+
+
+def parse_overrides(words: list[str], hydra: Hydra, sweep: bool) -> list[Override]:
+    """Parse overrides as Hydra does. A value that begins with `~` is a path, which Hydra needs in quotes.
+
+    Raises:
+        FewshotError: a word that is no override, or several values without a sweep.
+    """
+    parser = OverridesParser.create(config_loader=hydra.config_loader)
+    overrides = []
+    for place, word in enumerate(words):
+        key, _, value = word.partition("=")
+        if re.fullmatch(r"~[^,]*", value) and not key.startswith("~"):
+            word = f"{key}={_quoted(value)}"
+        try:
+            (override,) = parser.parse_overrides([word])
+        except HydraException as error:
+            before = words[place - 1] if place else ""
+            message = _badly_quoted(words[place:]) or _no_override(parser, before, word, sweep, error)
+            raise FewshotError(message) from error
+        if not override.key_or_group:
+            raise FewshotError(f"{word}: has no key; write key=value")
+        if override.is_sweep_override() and not sweep:
+            raise FewshotError(
+                f"{word}: several values are a sweep; add -m, or give one; as one text it is typed {typed(key, value)}"
+            )
+        overrides.append(override)
+    return overrides
+
+
+def _badly_quoted(words: list[str]) -> str:
+    """The message for a list that spaces cut into several words, or for quotes of a text program; else empty."""
+    key, _, value = words[0].partition("=")
+    if plain := re.fullmatch("[\u2018\u2019\u201c\u201d](.*)[\u2018\u2019\u201c\u201d]", words[0]):
+        return f"{words[0]}: these quotes are no shell's; type '{plain[1]}'"
+    if not value.startswith("[") or "]" in value:
+        return ""
+    rest = "".join(words).partition("=")[2]
+    whole = rest[: rest.index("]") + 1] if "]" in rest else f"{value}...]"
+    return f"{key}: spaces cut the list into several words; type '{key}={whole}'"
+
+
+def _no_override(parser: OverridesParser, before: str, word: str, sweep: bool, error: HydraException) -> str:
+    """The message for an argument that Hydra cannot parse."""
+    key, equal, value = word.partition("=")
+    if not equal:
+        if "=" in before:
+            path = typed(*f"{before} {word}".split("=", 1))
+            return f"command line: {word!r} is no key=value; if it belongs to the value before it, type {path}"
+        return f"command line: {word!r} is no key=value"
+    try:
+        parser.parse_override(f"{key}=1")
+    except HydraException:
+        return f"{word}: {key!r} cannot be a key; write key=value, and dots between the parts of a key"
+    bare = re.fullmatch(r"""(["'])(.*?)\1?|(.*)""", value, re.DOTALL)
+    assert bare is not None
+    text = value if bare[1] is None else bare[2]
+    reason = f": {one_line(error).split(': ', 1)[1]}" if "while evaluating" in str(error) else ""
+    as_sweep = f", as several {typed(key, *text.split(','))}" if sweep and "," in text else ""
+    return f"{key}: Hydra cannot read the value {value}{reason}; as text it is typed {typed(key, text)}{as_sweep}"
