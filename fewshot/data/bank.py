@@ -164,7 +164,7 @@ def fingerprint_of_file(
 
 
 def _start_digest(examples: np.ndarray, counts: Sequence[int], names: Sequence[str]) -> Any:
-    header = [str(examples.dtype), list(examples.shape), list(counts), list(names)]
+    header = [str(examples.dtype), list(examples.shape), [int(count) for count in counts], list(names)]
     return hashlib.sha256(json.dumps(header).encode())
 
 
@@ -173,7 +173,8 @@ def write_banks(folder: str | Path, splits: Mapping[str, Split], metadata: Mappi
 
     Raises:
         FewshotError: a split's name is no plain word, a class has no examples, counts and names do not fit the array,
-            or the folder cannot be written.
+            two classes of a split have one name, the examples are not as `Split` says or not finite, or the folder
+            cannot be written.
     """
     folder = expand_path(folder)
     listing: dict[str, Any] = {}
@@ -184,6 +185,9 @@ def write_banks(folder: str | Path, splits: Mapping[str, Split], metadata: Mappi
             raise FewshotError(f"{folder}: split {name}: counts, names and examples do not fit together")
         if min(split.counts, default=0) < 1:
             raise FewshotError(f"{folder}: split {name}: a class has no examples")
+        if len(set(split.names)) < len(split.names):
+            raise FewshotError(f"{folder}: split {name}: two classes have one name; give each its own")
+        _check_examples(f"{folder}: split {name}", split.examples)
         listing[name] = list_split(fingerprint(split), split.examples, split.counts, split.names)
     with writing(folder, "another folder for the banks, as by data_dir"):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -201,10 +205,21 @@ def write_banks(folder: str | Path, splits: Mapping[str, Split], metadata: Mappi
             shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _check_examples(where: str, examples: np.ndarray) -> None:
+    """Raises FewshotError where examples are not as `Split` says; looks at the values block by block."""
+    if examples.dtype not in (np.uint8, np.float32):
+        raise FewshotError(f"{where}: examples of {examples.dtype}; give uint8 images or float32 features")
+    as_examples(where, examples)
+    if examples.dtype == np.float32:
+        rows = max(1, BLOCK // max(1, examples[:1].nbytes))
+        for first in range(0, len(examples), rows):
+            check_finite(where, torch.as_tensor(examples[first : first + rows]))
+
+
 def list_split(sha256: str, examples: np.ndarray, counts: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
     """The entry of one split in bank.json."""
     entry = {"sha256": sha256, "dtype": str(examples.dtype), "shape": list(examples.shape)}
-    return entry | {"counts": list(counts), "names": list(names)}
+    return entry | {"counts": [int(count) for count in counts], "names": list(names)}
 
 
 def write_listing(folder: Path, listing: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,7 @@ def test_a_folder_that_cannot_be_replaced_is_restored(tmp_path: Path, monkeypatc
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells which memory is shared")
 def test_a_bank_is_mapped_without_a_copy(tmp_path: Path):
-    write_banks(tmp_path / "bank", {"train": Split(np.ones((64, 1 << 16), np.uint8), [64], ["a"])}, {})
+    write_banks(tmp_path / "bank", {"train": Split(np.ones((64, 1, 256, 256), np.uint8), [64], ["a"])}, {})
     opened = open_banks(tmp_path / "bank")["train"]
     assert int(opened.examples.sum()) == 64 << 16
     lines = Path("/proc/self/smaps").read_text().split(f"{tmp_path}/bank/train.npy")[1].split("VmFlags")[0].splitlines()
@@ -280,3 +281,26 @@ def test_labels_that_are_written_alike_stay_apart():
 def test_arrays_that_make_no_bank_are_refused_in_one_line(x: Any, y: Any, said: str):
     with pytest.raises(FewshotError, match=said):
         Bank.from_tensors(x, y)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"examples": np.zeros((4, 1, 5, 5), np.int64)}, "examples of int64; give uint8 images or float32 features"),
+        ({"examples": np.zeros((4, 3))}, "examples of float64; give uint8"),
+        ({"examples": np.full((4, 3), np.nan, np.float32)}, "holds values that are not finite"),
+        ({"examples": np.zeros((4, 6, 6, 3), np.uint8)}, "end in their channels; give"),
+        ({"names": ["a", "a"]}, "two classes have one name; give each its own"),
+    ],
+)
+def test_a_reader_of_ones_own_is_told_what_a_bank_cannot_hold(tmp_path: Path, change: dict[str, Any], said: str):
+    split = replace(Split(np.zeros((4, 1, 5, 5), np.uint8), [2, 2], ["a", "b"]), **change)
+    with pytest.raises(FewshotError, match=said):
+        write_banks(tmp_path / "bank", {"train": split}, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_counts_may_be_numbers_of_numpy(tmp_path: Path):
+    split = Split(np.zeros((4, 1, 5, 5), np.uint8), list(np.bincount([0, 0, 1, 1])), ["a", "b"])
+    write_banks(tmp_path / "bank", {"train": split}, {})
+    assert open_banks(tmp_path / "bank")["train"].sizes.tolist() == [2, 2]
