@@ -9,20 +9,12 @@ tasks of 3. Give other `fractions` if you have more classes; fewshot/data/README
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import nn
 
 import fewshot as fs
 
 SIZE = 28
-
-
-def read_images(paths: list[Path]) -> np.ndarray:
-    """Images [B, 3, SIZE, SIZE] uint8, upright as their cameras say."""
-    images = [ImageOps.exif_transpose(Image.open(path)).convert("RGB").resize((SIZE, SIZE)) for path in paths]
-    return np.stack([np.asarray(image) for image in images]).transpose(0, 3, 1, 2)
 
 
 def main(folder: str | Path, run: str | Path = "runs/own_folder", steps: int = 300, episodes: int = 200) -> list[str]:
@@ -41,9 +33,9 @@ def main(folder: str | Path, run: str | Path = "runs/own_folder", steps: int = 3
     bank = banks["test"]  # as if its images were new: the first of three classes is known, the next two are asked for
     paths = [Path(folder) / name for name in bank.image_names()]
     starts = bank.offsets[:3].tolist()
-    classifier = trained.adapt(read_images([paths[row] for row in starts]), bank.names[:3])
+    classifier = trained.adapt(trained.read_images(paths[row] for row in starts), bank.names[:3])
     queries = [path for row in starts for path in paths[row + 1 : row + 3]]
-    labels = classifier.predict(read_images(queries)).tolist()
+    labels = classifier.predict(trained.read_images(queries)).tolist()
     for path, label in zip(queries, labels, strict=True):
         print(f"{path} is taken for {label}")
     return labels

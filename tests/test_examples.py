@@ -39,6 +39,7 @@ def test_a_folder_of_class_folders_is_learned_and_its_training_goes_on(
         for index in range(5):
             pixels = (pattern + dice.randint(0, 50, pattern.shape)).astype(np.uint8)
             Image.fromarray(pixels).save(folder / f"{index}.png")
+    Image.new("RGBA", (9, 9), (200, 0, 0, 60)).save(folder / "through.png")  # which lies on white for the bank
     main = load("own_folder")
     labels = main("pictures", steps=2, episodes=2)
     assert len(labels) == 6 and all(label.startswith("animal ") for label in labels)

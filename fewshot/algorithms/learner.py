@@ -51,7 +51,7 @@ class Learner(Protocol):
     - `gradient_evaluations: int`: gradients through the network that one training task costs, the outer one included;
     - `adaptation_steps: str`: the text that the record shows in place of `test_steps`;
     - `outer_settings: Mapping[str, Any]`: what `fewshot.train` takes for this learner where the caller does not say
-      otherwise: `meta_batch`, `outer_lr`, `outer_optimizer`, and what its argument `settings` may name;
+      otherwise: `meta_batch`, `outer_lr`, `outer_optimizer`, and what its `**settings` may name;
     - `features_once: bool`: `adapt` changes the backbone's `head` alone, on features that it computes once by `embed`;
       set to False where a network's output is found to be something else than its head on its features;
     - `notes: tuple[str, ...]`: lines that are printed at the start of a run;

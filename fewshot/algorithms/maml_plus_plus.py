@@ -16,6 +16,7 @@ Differences from the program:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -44,6 +45,8 @@ class MAMLPlusPlus(MAML):
     Raises:
         FewshotError: as MAML.
     """
+
+    outer_settings = MappingProxyType({"outer_lr_end": 1e-5, "outer_lr_schedule": "cosine"})  # of its Omniglot
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from math import inf
 from numbers import Integral, Real
 from typing import Any
 
@@ -11,10 +12,10 @@ from fewshot.core.errors import FewshotError
 
 
 def check_number(name: str, value: object, kind: type, least: float) -> Any:
-    """Returns the value as a number of Python. Raises FewshotError if it is not of this kind, or below `least`."""
+    """The value as a number of Python. Raises FewshotError if it is of another kind, below `least` or infinite."""
     number = plain_number(value)
     kinds = (int,) if kind is int else (int, float)
-    if isinstance(number, bool) or not isinstance(number, kinds) or not number >= least:
+    if isinstance(number, bool) or not isinstance(number, kinds) or not least <= number < inf:
         raise FewshotError(f"{name}={value}: must be {'a whole number' if kind is int else 'a number'} >= {least}")
     return number
 

@@ -72,10 +72,11 @@ def score_episodes(
     episodes: int,
     *,
     transductive: bool,
-    engine: Engine,
+    engine: str | Engine = "auto",
 ) -> np.ndarray:
     """Score of each of the first `episodes` episodes in one setting: [episodes] float64; see `evaluate_settings`."""
     settings = ("transductive" if transductive else "inductive",)
+    engine = engine if isinstance(engine, Engine) else Engine(engine)
     (scores,) = evaluate_settings(learner, params, state, tasks, episodes, settings=settings, engine=engine).values()
     return scores
 

@@ -19,7 +19,7 @@ from fewshot.experiment.run_dir import TESTS, data_info_of, find_run, saved_conf
 from fewshot.report.records import read_record
 from fewshot.tasks.transforms import ImageTransform, view_of
 from fewshot.training.features import load_extractor
-from fewshot.training.inputs import Inputs
+from fewshot.training.inputs import Inputs, spec_of
 from fewshot.training.pretrained import pretrained_extractor
 from fewshot.training.selected import load_selected
 from fewshot.training.settings import TrainSettings
@@ -54,7 +54,8 @@ def load_run(
     trained = load_selected(learner, settings, folder, place, checkpoint)
     if is_regression(cfg.dataset):
         return trained
-    return replace(trained, inputs=_inputs(cfg, info, folder, place))
+    inputs = _inputs(cfg, info, folder, place)
+    return replace(trained, inputs=replace(inputs, spec=spec_of(inputs.shape, cfg.dataset.reader)))
 
 
 def _inputs(cfg: DictConfig, info: dict[str, Any], folder: Path, device: torch.device) -> Inputs:
@@ -67,7 +68,10 @@ def _inputs(cfg: DictConfig, info: dict[str, Any], folder: Path, device: torch.d
             return Inputs(shape, ImageTransform(), cfg.way, torch.float32, no_extractor=str(error))
     if len(shape) == 3 and dataset["crop"] is not None:  # of images that the reader made this large
         shape = shape[0], *[dataset["reader"].get("size", dataset["crop"])] * 2
-    return Inputs(shape, view_of(dataset), cfg.way, torch.uint8 if len(shape) == 3 else torch.float32)
+    floats = info.get("float_images")  # of a person's own reader
+    dtype = torch.uint8 if len(shape) == 3 and floats is None else torch.float32
+    unit_range = floats is None or floats["unit_range"]
+    return Inputs(shape, view_of(dataset), cfg.way, dtype, unit_range=unit_range)
 
 
 def _inputs_of_features(cfg: DictConfig, info: dict[str, Any], folder: Path, device: torch.device) -> Inputs:

@@ -29,8 +29,13 @@ class Predictor:
 
     name: str
     trained: Trained
-    spec: ImageSpec
     light_on_dark: bool = False  # whether it has seen nothing but light strokes on a dark ground
+
+    @property
+    def spec(self) -> ImageSpec:
+        """How an image file becomes an example."""
+        assert self.trained.inputs is not None and self.trained.inputs.spec is not None
+        return self.trained.inputs.spec
 
 
 def load_predictor(cfg: DictConfig) -> Predictor:
@@ -69,11 +74,8 @@ def _of_run(folder: Path, device: str, data_dir: str | None) -> Predictor:
             f"run={folder}: learned on features={cfg.features.name}, which cannot be made of other images: "
             f"{trained.inputs.no_extractor}"
         )
-    reader, (channels, *sides) = cfg.dataset.reader, trained.inputs.shape
-    resize, resample = reader.get("resize") or "squash", reader.get("resample") or "lanczos"
-    spec = ImageSpec(max(sides), channels, resize, resample, upright=reader.get("upright", True))
     name = f"{cfg.algorithm.name} of run {folder.absolute().name}"
-    return Predictor(name, trained, spec, reader._target_ in LIGHT_ON_DARK)
+    return Predictor(name, trained, cfg.dataset.reader._target_ in LIGHT_ON_DARK)
 
 
 def _of_features(cfg: DictConfig) -> Predictor:
@@ -87,8 +89,9 @@ def _of_features(cfg: DictConfig) -> Predictor:
     extractor, view = pretrained_extractor(chosen.model, weights, size=chosen.size, mean=chosen.mean, std=chosen.std)
     assert view.shape is not None
     device, width = pick_device(cfg.device), extractor.head.in_features
-    inputs = Inputs(view.shape, view, 2, torch.uint8, extractor.to(device), width)
+    spec = ImageSpec(view.shape[1], resample="bilinear", upright=True)
+    inputs = Inputs(view.shape, view, 2, torch.uint8, extractor.to(device), width, spec=spec)
     learner = Nearest(Identity((width,), 2), reference="mean")
     trained = Trained(learner, {}, {}, None, "last", 0, 0, 0.0, inputs)
     name = f"{cfg.method} of {chosen.name} features"
-    return Predictor(name, trained, ImageSpec(view.shape[1], resample="bilinear", upright=True))
+    return Predictor(name, trained)

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.learner import Tensors
@@ -41,6 +42,7 @@ from fewshot.experiment.task_sizes import explain_task_sizes
 from fewshot.experiment.trackers import IDS, open_tracker
 from fewshot.tasks.regression import Regression
 from fewshot.training.checkpoint import read_header
+from fewshot.training.inputs import inputs_of
 from fewshot.training.loop import check_shareable, is_trained, run_training
 from fewshot.training.selected import checkpoints, load_selected
 from fewshot.training.trained import Trained
@@ -176,6 +178,9 @@ def _begin(run: Experiment, folder: Path) -> None:
     data: dict[str, Any] = {split: source.fingerprint for split, source in run.sources.items()}
     weights = pretrained_weights(run)
     data |= {"shape": run.shape, "classes": run.training.source.names}
+    inputs = inputs_of(run.training)
+    if inputs is not None and len(inputs.shape) == 3 and inputs.dtype != torch.uint8:
+        data["float_images"] = {"unit_range": inputs.unit_range}
     data |= {"outputs": run.training.source.outputs} if isinstance(run.training, Regression) else {}
     data |= ({EXTRACTOR: run.start} if run.start else {}) | ({WEIGHTS: weights} if weights else {})
     write_atomically(folder / DATA, (json.dumps(data, indent=1) + "\n").encode())

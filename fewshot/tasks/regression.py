@@ -66,7 +66,7 @@ class Regression:
     source: PointSource
     shot: int
     query: int
-    seed: int
+    seed: int = 0
 
     way = 1  # there are no classes
     metric = "mse"

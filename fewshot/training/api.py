@@ -60,8 +60,9 @@ def train(
 
     The draws depend on the seed of the tasks alone, and the start on the weights of the network. A learner that learns
     nothing in training, such as `Nearest`, takes no step, and is called so too. Ctrl-C ends the training with
-    KeyboardInterrupt, after a checkpoint where there is a `folder`. Two flags of torch are set for the whole process:
-    no fused attention, which has no second derivative, and on a GPU no TensorFloat-32.
+    KeyboardInterrupt, after a checkpoint where there is a `folder`. Some settings stay for the whole process, after
+    `evaluate` and `adapt` too: no fused attention, which has no second derivative; on a GPU no TensorFloat-32;
+    glibc keeps large freed blocks; and after the engine `loop` threads that are started anew compute on one core.
 
     Args:
         learner: on a network, which is moved to the device and put into eval(); its weights stay as they are.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from fewshot.core.errors import FewshotError
 from fewshot.data.bank import Bank
+from fewshot.data.sources.images import LARGEST_SIDE, ImageSpec
 from fewshot.data.tensors import check_finite
 from fewshot.episodes import Tasks
 from fewshot.tasks.sampler import Sampler, unit_vectors
@@ -30,6 +32,7 @@ class Inputs:
     features: int = 0  # D, with an extractor
     no_extractor: str = ""  # why features cannot be made of images, and what to do
     unit_range: bool = True  # whether the values lie within 0..1, or are uint8, which are divided by 255
+    spec: ImageSpec | None = None  # how an image file becomes one of them; None where they are no 8-bit images
 
     def prepare(self, name: str, x: torch.Tensor, device: torch.device) -> torch.Tensor:
         """Examples as the learner sees them, float32 on the device.
@@ -63,7 +66,7 @@ class Inputs:
             return unit_vectors(torch.cat([embed(self._see(part)) for part in parts]))
 
     def _see(self, images: torch.Tensor) -> torch.Tensor:
-        """Images of any size and number of channels as the learner, or its extractor, sees them."""
+        """Images of any size and number of channels as the learner, or its extractor, sees them, squashed."""
         if images.shape[1:] != self.shape:
             images = ImageTransform(shape=self.shape)(images)
         return self.view(images)
@@ -130,4 +133,13 @@ def inputs_of(tasks: Tasks) -> Inputs | None:
     bank: Bank = tasks.bank
     x = bank.examples
     unit_range = x.dtype == torch.uint8 or len(bank.shape) != 3 or bool(x.min() >= 0 and x.max() <= 1)
-    return Inputs(bank.shape, replace(tasks.view, augment="none"), tasks.way, x.dtype, unit_range=unit_range)
+    view = replace(tasks.view, augment="none")
+    return Inputs(bank.shape, view, tasks.way, x.dtype, unit_range=unit_range, spec=spec_of(bank.shape, bank.metadata))
+
+
+def spec_of(shape: tuple[int, ...], reader: Mapping[str, Any]) -> ImageSpec | None:
+    """How an image file becomes an example [C, H, W], by what is known of the reader of the others; None of others."""
+    if len(shape) != 3 or shape[0] not in (1, 3) or max(shape) > LARGEST_SIDE:
+        return None
+    resize, resample = reader.get("resize") or "squash", reader.get("resample") or "lanczos"
+    return ImageSpec(max(shape[1:]), shape[0], resize, resample, upright=reader.get("upright", True))

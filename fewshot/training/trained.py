@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from fewshot.algorithms.learner import Learner, Tensors
-from fewshot.core.errors import FewshotError
+from fewshot.core.errors import FewshotError, one_line
+from fewshot.core.paths import expand_path
+from fewshot.data.sources.images import decode_image
 from fewshot.data.tensors import Examples, Labels
 from fewshot.training.classifier import Classifier, adapt_classifier
 from fewshot.training.inputs import Inputs
@@ -48,12 +53,33 @@ class Trained:
         )
         return tensors[0].device if tensors else torch.device("cpu")
 
+    def read_images(self, paths: Iterable[str | Path]) -> np.ndarray:
+        """Image files as the training's reader made its examples, [B, C, S, S] uint8, for `adapt` and `predict`.
+
+        Raises:
+            FewshotError: a file cannot be read, or the learner was trained on no 8-bit images.
+        """
+        if self.inputs is None or self.inputs.spec is None or self.inputs.dtype != torch.uint8:
+            raise FewshotError(
+                "read_images: this learner was not trained on 8-bit images; make examples as those of it"
+            )
+        images = []
+        for path in map(expand_path, paths):
+            try:
+                images.append(decode_image(path.read_bytes(), self.inputs.spec))
+            except (OSError, ValueError) as error:
+                raise FewshotError(f"{path}: {one_line(error)}; give files of images") from error
+        if not images:
+            raise FewshotError("read_images: no file is named; give at least one")
+        return np.stack(images)
+
     def adapt(self, support_x: Examples, support_y: Labels) -> Classifier:
         """Learn a person's support set, as at evaluation; the result predicts the labels of new examples.
 
         Args:
             support_x: [B, ...] examples of the kind that the learner was trained on: images [B, C, H, W], uint8 or
-                floats, of any size, which are resized and normalised as in the training; or features [B, D].
+                floats, of any size, which are squashed to that of the training and normalised as there; or features
+                [B, D]. `read_images` reads files.
             support_y: [B] labels of any kind that can be hashed, in any order. Classes may differ in size: for
                 learners that need as many of each, examples of the smaller ones are repeated. Another number of classes
                 than in training suits learners without a head, such as LEO and Nearest.

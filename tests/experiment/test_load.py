@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import fewshot as fs
 from fewshot.core.errors import FewshotError
@@ -187,3 +188,27 @@ def test_records_become_a_table_of_dotted_columns(maml_run: Path, tmp_path: Path
     assert {"algorithm", "seed", "protocol.setting", "folder"} <= set(runs.columns)
     with pytest.raises(FewshotError, match=r"no record\.json below"):
         fs.read_runs(tmp_path)
+
+
+@pytest.mark.parametrize("resize", ["crop", "squash"])
+def test_files_are_read_as_the_training_read_its_own(data_dir: Path, tmp_path: Path, resize: str) -> None:
+    dice = np.random.RandomState(0)
+    for number in range(9):
+        folder = tmp_path / f"pictures/kind{number}"
+        folder.mkdir(parents=True)
+        for index in range(4):
+            pixels = dice.randint(0, 256, (20, 31, 4), np.uint8)  # not square, and partly transparent
+            Image.fromarray(pixels).save(folder / f"{index}.png")
+    words = ("dataset=folder", f"dataset.reader.root={tmp_path / 'pictures'}", f"dataset.reader.resize={resize}",
+             "dataset.reader.size=16", "dataset.reader.fractions=[0.34,0.33,0.33]", "validation.query=2")  # fmt: skip
+    run = train_run(tmp_path / "run", tmp_path / "data", *words, *MAML)
+    bank = fs.open_banks(next((tmp_path / "data/banks").glob("*/bank.json")).parent)["test"]
+    files = [tmp_path / "pictures" / name for name in bank.image_names()]
+    trained = fs.load_run(run)
+    np.testing.assert_array_equal(trained.read_images(files), bank.examples)
+    in_memory = fs.train(
+        fs.MAML(fs.Conv4((3, 16, 16), 3, filters=2)), fs.Sampler(bank, 3, 1, 2), steps=0, progress=False
+    )
+    np.testing.assert_array_equal(in_memory.read_images(files[:2]), bank.examples[:2])
+    with pytest.raises(FewshotError, match="config.yaml: damaged, or no image"):
+        trained.read_images([run / "config.yaml"])

@@ -11,6 +11,7 @@ from torch import nn
 
 import fewshot as fs
 from fewshot.core.errors import FewshotError
+from fewshot.training.arguments import make_settings
 from fewshot.training.trained import Trained
 
 MakeBank = Callable[..., fs.Bank]
@@ -125,3 +126,12 @@ def test_an_evaluation_takes_what_is_trained_and_tasks_with_queries(make_bank: M
     trained = Trained(learner, *learner.init(), None, "", 0, 0, 0.0)
     with pytest.raises(FewshotError, match="query=0: a score needs queries"):
         fs.evaluate(trained, fs.Sampler(bank, way=3, shot=1, query=0))
+
+
+def test_the_rate_of_the_learners_optimiser_is_not_taken_for_another(make_bank: Any) -> None:
+    learner, tasks = fs.Reptile(nn.Linear(2, 3)), fs.Sampler(make_bank(), way=3, shot=1, query=2)
+    none = {"meta_batch": None, "outer_lr": None, "outer_optimizer": None}
+    assert make_settings(learner, tasks, none, {}).outer_lr == 1.0
+    assert make_settings(learner, tasks, none | {"outer_optimizer": "adam"}, {}).outer_lr == 0.001
+    with pytest.raises(FewshotError, match="outer_lr=inf: must be a number"):
+        make_settings(learner, tasks, none | {"outer_lr": float("inf")}, {})

@@ -32,6 +32,7 @@ MAGIC = re.compile(
     re.DOTALL,
 )
 HEAD_BYTES = 1 << 12  # of a file without a suffix, read to see whether it is an image
+LARGEST_SIDE = 1024  # of an example
 MAX_PIXELS = 89_478_485  # of a decoded image; beyond it Pillow warns of decompression bombs
 FILTERS = {name: Image.Resampling[name.upper()] for name in ("lanczos", "bilinear", "nearest")}
 
@@ -60,8 +61,8 @@ class ImageSpec:
     upright: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.size, int) or not 1 <= self.size <= 1024:
-            raise FewshotError(f"dataset.reader.size={self.size}: choose 1 to 1024 pixels")
+        if not isinstance(self.size, int) or not 1 <= self.size <= LARGEST_SIDE:
+            raise FewshotError(f"dataset.reader.size={self.size}: choose 1 to {LARGEST_SIDE} pixels")
         if self.channels not in (1, 3):
             raise FewshotError(f"dataset.reader.channels={self.channels}: choose 1 (grey) or 3 (colour)")
         check_choice("dataset.reader.resize", self.resize, ("squash", "crop"))

@@ -104,7 +104,7 @@ class PublishedDataset:
         folder = cache / f"{self.name}-{size}-{resize}-{resample}{'-part' if allow_partial else ''}"
         with list_faults(cache / f"{self.name}-faults.txt"):
             if overwrite or not (folder / "bank.json").exists():
-                if not root.exists() and not download:
+                if not root.exists() and not download and not overwrite:
                     self._check_other_sizes(folder, size)
                 splits = published_split(self.name)
                 parts, metadata = self._find(root, splits, download)
