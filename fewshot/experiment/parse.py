@@ -56,11 +56,10 @@ def _badly_quoted(words: list[str]) -> str:
     key, _, value = words[0].partition("=")
     if plain := re.fullmatch("[\u2018\u2019\u201c\u201d](.*)[\u2018\u2019\u201c\u201d]", words[0]):
         return f"{words[0]}: these quotes are no shell's; type '{plain[1]}'"
-    if not value.startswith("[") or "]" in value:
-        return ""
     rest = "".join(words).partition("=")[2]
-    whole = rest[: rest.index("]") + 1] if "]" in rest else f"{value}...]"
-    return f"{key}: spaces cut the list into several words; type '{key}={whole}'"
+    if not value.startswith("[") or "]" in value or "]" not in rest:
+        return ""
+    return f"{key}: spaces cut the list into several words; type '{key}={rest[: rest.index(']') + 1]}'"
 
 
 def _no_override(parser: OverridesParser, before: str, word: str, sweep: bool, error: HydraException) -> str:

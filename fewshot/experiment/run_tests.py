@@ -196,7 +196,7 @@ def _run(
                 result, scores = tested[setting], values
                 if predictions:
                     assert isinstance(tasks, Sampler)
-                    scores, result.labels[f"prediction{end}"] = score_labels(tasks, values), values
+                    scores = score_labels(tasks, values)
                 if diverged := int((~np.isfinite(scores)).sum()):
                     problem = f"{name} is not finite in {diverged} of {episodes} test episodes: adaptation diverges"
                     if count == test.steps[0]:
@@ -205,5 +205,7 @@ def _run(
                         print(f"warning: {problem}; left out of the record", file=sys.stderr)
                     continue
                 result.scores[name] = scores
+                if predictions:
+                    result.labels[f"prediction{end}"] = values
                 result.steps = [*result.steps, count] if listed else words
     return tested

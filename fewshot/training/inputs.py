@@ -11,7 +11,7 @@ from torch import nn
 
 from fewshot.core.errors import FewshotError
 from fewshot.data.bank import Bank
-from fewshot.data.sources.images import LARGEST_SIDE, ImageSpec
+from fewshot.data.sources.images import FILTERS, LARGEST_SIDE, RESIZES, ImageSpec
 from fewshot.data.tensors import check_finite
 from fewshot.episodes import Tasks
 from fewshot.tasks.sampler import Sampler, unit_vectors
@@ -139,7 +139,8 @@ def inputs_of(tasks: Tasks) -> Inputs | None:
 
 def spec_of(shape: tuple[int, ...], reader: Mapping[str, Any]) -> ImageSpec | None:
     """How an image file becomes an example [C, H, W], by what is known of the reader of the others; None of others."""
-    if len(shape) != 3 or shape[0] not in (1, 3) or max(shape) > LARGEST_SIDE:
-        return None
     resize, resample = reader.get("resize") or "squash", reader.get("resample") or "lanczos"
+    square = len(shape) == 3 and shape[0] in (1, 3) and max(shape) <= LARGEST_SIDE
+    if not square or resize not in RESIZES or resample not in FILTERS:  # a person's own reader has its own words
+        return None
     return ImageSpec(max(shape[1:]), shape[0], resize, resample, upright=reader.get("upright", True))

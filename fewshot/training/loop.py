@@ -169,7 +169,7 @@ def _start_values(learner: Learner, tasks: Tasks, *, fresh: bool) -> tuple[Tenso
     Args:
         fresh: whether the training begins, so that `state_of` is asked for the state.
     """
-    with seeded(getattr(tasks, "seed", 0)):
+    with seeded(int(getattr(tasks, "seed", None) or 0)):
         params, state = learner.init()
     if state and hasattr(learner, "state_of") and fresh:
         if not hasattr(tasks, "blocks"):

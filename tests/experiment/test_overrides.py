@@ -222,7 +222,7 @@ REFUSED = {
     "no key to delete": (["~"], "~: has no key"),
     "a key of digits": (["1=2"], "'1' cannot be a key"),
     "an open quote": (["runs='x"], "as text it is typed 'runs=\"x\"'"),
-    "an open bracket": (["protocol.common.steps=[1"], "several words; type 'protocol.common.steps=[1...]'"),
+    "an open bracket": (["protocol.common.steps=[1"], "protocol.common.steps: Hydra cannot read the value [1"),
     "a list with spaces": (
         ["dataset.reader.fractions=[0.5,", "0.25,", "0.25]"],
         "spaces cut the list into several words; type 'dataset.reader.fractions=[0.5,0.25,0.25]'",

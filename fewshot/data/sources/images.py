@@ -34,6 +34,7 @@ MAGIC = re.compile(
 HEAD_BYTES = 1 << 12  # of a file without a suffix, read to see whether it is an image
 LARGEST_SIDE = 1024  # of an example
 MAX_PIXELS = 89_478_485  # of a decoded image; beyond it Pillow warns of decompression bombs
+RESIZES = ("squash", "crop")
 FILTERS = {name: Image.Resampling[name.upper()] for name in ("lanczos", "bilinear", "nearest")}
 
 
@@ -65,7 +66,7 @@ class ImageSpec:
             raise FewshotError(f"dataset.reader.size={self.size}: choose 1 to {LARGEST_SIDE} pixels")
         if self.channels not in (1, 3):
             raise FewshotError(f"dataset.reader.channels={self.channels}: choose 1 (grey) or 3 (colour)")
-        check_choice("dataset.reader.resize", self.resize, ("squash", "crop"))
+        check_choice("dataset.reader.resize", self.resize, RESIZES)
         check_choice("dataset.reader.resample", self.resample, tuple(FILTERS))
 
     @property
