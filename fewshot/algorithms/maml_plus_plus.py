@@ -46,7 +46,7 @@ class MAMLPlusPlus(MAML):
         FewshotError: as MAML.
     """
 
-    outer_settings = MappingProxyType({"outer_lr_end": 1e-5, "outer_lr_schedule": "cosine"})  # of its Omniglot
+    outer_settings = MappingProxyType({"outer_lr_end": 0.0, "outer_lr_schedule": "cosine"})
 
     def __init__(
         self,

@@ -159,7 +159,8 @@ def seeded(seed: int) -> Iterator[None]:
     """
     numpy, python = np.random.get_state(), random.getstate()
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        with torch.random.fork_rng(devices=gpus):
             torch.manual_seed(seed)
             np.random.seed(seed % (1 << 32))
             random.seed(seed)

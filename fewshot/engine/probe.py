@@ -115,8 +115,8 @@ def check_training(learner: Any, episodes: Episodes) -> str:
                     "return one of the same names and shapes"
                 )
             outer = mean_outer(single, params, state, episodes, lift_one)
-            _check_names(learner, "gradient", outer.gradient, params)
-            _check_names(learner, "state", outer.state, state)
+            check_names(learner, "gradient", outer.gradient, params)
+            check_names(learner, "state", outer.state, state)
             if getattr(learner, "first_order", True):
                 return ""
             return check_second_derivatives(learner.backbone, episodes.support_x[0, :EXAMPLES])
@@ -124,8 +124,8 @@ def check_training(learner: Any, episodes: Episodes) -> str:
     return _find_once(learner, ("training", episodes.support_x.shape[1:], episodes.query_x.shape[1:]), train)
 
 
-def _check_names(learner: Any, what: str, given: Tensors, wanted: Tensors) -> None:
-    """Raises FewshotError where what `outer_gradient` returns has other names or shapes than what `init` does."""
+def check_names(learner: Any, what: str, given: Tensors, wanted: Tensors) -> None:
+    """Raises FewshotError where what a method of the learner returns has other names or shapes than init's."""
     for name in given.keys() | wanted.keys():
         shapes = [tuple(group[name].shape) if name in group else "absent" for group in (given, wanted)]
         if shapes[0] != shapes[1]:

@@ -165,7 +165,7 @@ def _counted(config: Mapping[str, Any], left_out: Collection[str]) -> dict[str, 
     """What counts of a configuration, without some of its keys."""
     kept = {key: value for key, value in config.items() if key not in left_out}
     algorithm = kept.get("algorithm")
-    if isinstance(algorithm, Mapping) and algorithm.get("recipe") == "none" and algorithm["name"] in FIRST_RECIPES:
+    if isinstance(algorithm, Mapping) and algorithm.get("recipe") == "none" and algorithm.get("name") in FIRST_RECIPES:
         kept["algorithm"] = {**algorithm, "recipe": FIRST_RECIPES[algorithm["name"]]}
     return _without_paths(kept)
 

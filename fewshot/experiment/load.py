@@ -55,7 +55,9 @@ def load_run(
     if is_regression(cfg.dataset):
         return trained
     inputs = _inputs(cfg, info, folder, place)
-    return replace(trained, inputs=replace(inputs, spec=spec_of(inputs.shape, cfg.dataset.reader)))
+    reader = cfg.dataset.reader
+    spec = spec_of(inputs.shape, reader, upright=reader.get("upright", True))  # a person's photos, of any dataset's run
+    return replace(trained, inputs=replace(inputs, spec=spec))
 
 
 def _inputs(cfg: DictConfig, info: dict[str, Any], folder: Path, device: torch.device) -> Inputs:

@@ -13,6 +13,8 @@ from hydra.errors import HydraException
 from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.paths import literal
 
+TYPOGRAPHIC_QUOTES = "\u2018\u2019\u201c\u201d"  # which text programs write
+
 
 def typed(key: str, *texts: str) -> str:
     """What to type to give a key this very text, or a sweep of several, quoted for Hydra and for a POSIX shell."""
@@ -54,12 +56,12 @@ def parse_overrides(words: list[str], hydra: Hydra, sweep: bool) -> list[Overrid
 def _badly_quoted(words: list[str]) -> str:
     """The message for a list that spaces cut into several words, or for quotes of a text program; else empty."""
     key, _, value = words[0].partition("=")
-    if plain := re.fullmatch("[\u2018\u2019\u201c\u201d](.*)[\u2018\u2019\u201c\u201d]", words[0]):
-        return f"{words[0]}: these quotes are no shell's; type '{plain[1]}'"
-    rest = "".join(words).partition("=")[2]
-    if not value.startswith("[") or "]" in value or "]" not in rest:
+    if (plain := words[0].translate(dict.fromkeys(map(ord, TYPOGRAPHIC_QUOTES)))) != words[0]:
+        return f"{words[0]}: these quotes are no shell's; type '{plain}'"
+    whole, end, _ = "".join(words).partition("]")
+    if not value.startswith("[") or "]" in value or not end or whole.count("[") > 1 or "'" in whole:
         return ""
-    return f"{key}: spaces cut the list into several words; type '{key}={rest[: rest.index(']') + 1]}'"
+    return f"{key}: spaces cut the list into several words; type '{whole}]'"
 
 
 def _no_override(parser: OverridesParser, before: str, word: str, sweep: bool, error: HydraException) -> str:

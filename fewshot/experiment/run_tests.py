@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from fewshot.algorithms.learner import override_test_steps
+from fewshot.algorithms.learner import backbone_constants, override_test_steps
 from fewshot.core.checks import check_number
 from fewshot.core.distributed import is_main, on_rank_zero, rank_slice
 from fewshot.core.errors import FewshotError
@@ -108,9 +108,7 @@ def write_tests(
             predictions has other scores than in its record.
     """
     folders, training = [], task_fields(trained_cfg or run.cfg, trained.steps)
-    training["train"]["weights"] = digest_tensors(
-        {**trained.params, **{f"state/{n}": v for n, v in trained.state.items()}}
-    )
+    training["train"]["weights"] = _digest_weights(run, trained)
     planned = plan_tests(run, trained)
     for test in planned if predictions else ():
         check_size(test.tasks, test.protocol.episodes, test.protocol.key)
@@ -142,6 +140,13 @@ def write_tests(
                 write_predictions(folder, test.tasks, result.labels)
         folders += by_setting.values()
     return folders
+
+
+@on_rank_zero
+def _digest_weights(run: Experiment, trained: Trained) -> str:
+    """A hash of all that a test depends on of the trained learner."""
+    groups = {"params": trained.params, "state": trained.state, "constants": backbone_constants(run.learner.backbone)}
+    return digest_tensors({f"{group}/{name}": value for group, ts in groups.items() for name, value in ts.items()})
 
 
 @on_rank_zero
@@ -198,9 +203,12 @@ def _run(
                     assert isinstance(tasks, Sampler)
                     scores = score_labels(tasks, values)
                 if diverged := int((~np.isfinite(scores)).sum()):
-                    problem = f"{name} is not finite in {diverged} of {episodes} test episodes: adaptation diverges"
+                    problem = f"{name} is not finite in {diverged} of {episodes} test episodes"
                     if count == test.steps[0]:
-                        raise FewshotError(f"{problem}; lower algorithm.learner.inner_lr, or test fewer steps")
+                        remedy = "look for NaN in the network or the examples"
+                        if learner.test_steps:
+                            remedy = "adaptation diverges; lower algorithm.learner.inner_lr, or test fewer steps"
+                        raise FewshotError(f"{problem}: {remedy}")
                     if is_main():
                         print(f"warning: {problem}; left out of the record", file=sys.stderr)
                     continue

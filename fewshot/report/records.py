@@ -81,6 +81,7 @@ def copy_record(folder: Path, target: Path, runs: Path) -> None:
         FewshotError: there are records of another run there.
     """
     copy, record = target / folder.relative_to(runs), read_record(folder / "record.json")
+    replaced = []
     for path in sorted(copy.parent.glob("*/record.json")):
         other = read_record(path)
         if (other["config"], other["seed"]) != (record["config"], record["seed"]):
@@ -88,20 +89,25 @@ def copy_record(folder: Path, target: Path, runs: Path) -> None:
                 f"{path.parent}: holds a record of another run, {summary_of_run(other)}; copy to another folder by "
                 "copy_records_to, or train in another run_dir"
             )
-        if _training_of(other) != _training_of(record):
-            for name in ("record.json", "episodes.csv"):
-                (path.parent / name).unlink(missing_ok=True)
+        if not _is_of_one_training(other, record):
+            replaced.append(path.parent)
     for name in ("episodes.csv", "record.json"):
         write_atomically(copy / name, (folder / name).read_bytes())
     log = folder.parents[1] / "metrics.jsonl"
     lines = log.read_bytes().splitlines(keepends=True) if log.exists() else []
     if curve := b"".join(line for line in lines if b'"validation_' in line):
         write_atomically(copy.parents[1] / log.name, curve)
+    for old in (old for old in replaced if old != copy):
+        for name in ("record.json", "episodes.csv"):
+            (old / name).unlink(missing_ok=True)
 
 
-def _training_of(record: Record) -> str | float:
-    """What tells two trainings of one run apart: the weights, or in older records the seconds."""
-    return record["train"].get("weights") or record["cost"]["train_seconds"]
+def _is_of_one_training(one: Record, other: Record) -> bool:
+    """Whether two records of one run are of one training: by the weights or, where an older one lacks them, seconds."""
+    weights = one["train"].get("weights"), other["train"].get("weights")
+    if None in weights:
+        return one["cost"]["train_seconds"] == other["cost"]["train_seconds"]
+    return weights[0] == weights[1]
 
 
 def find_records(folder: str | Path) -> list[Path]:

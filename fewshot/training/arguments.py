@@ -116,7 +116,8 @@ def make_settings(
         guess = did_you_mean(name, known) or f"; it may have {', '.join(known)}"
         raise FewshotError(f"{type(learner).__name__}.outer_settings: has no setting {name}{guess}")
     if chosen["outer_optimizer"] not in (None, own.get("outer_optimizer", DEFAULTS.outer_optimizer)):
-        own.pop("outer_lr", None)  # which is for its own optimiser
+        for name in ("outer_lr", "outer_lr_end", "outer_lr_schedule"):
+            own.pop(name, None)  # which are for its own optimiser
     settings = replace(DEFAULTS, **{**own, **further, **{n: v for n, v in chosen.items() if v is not None}})
     settings = replace(settings, **{name: plain_number(value) for name, value in vars(settings).items()})
     check_train_settings(settings)

@@ -142,11 +142,13 @@ def _train(
         check_bfloat16(extractor, x, "features.settings.precision")
     last, best = work / "last.safetensors", work / "best.safetensors"
     state: dict[str, Any] = {"epoch": 0, "best": None, "seconds": 0.0, "devices": [], "code": []}
-    if last.exists() and best.exists():  # without the best so far, its selection cannot go on
-        groups, saved = load_checkpoint(last, device)
+    groups, saved = load_checkpoint(last, device) if last.exists() else ({}, state)
+    if saved["best"] and saved["best"]["epoch"] == saved["epoch"]:  # it may have died before it wrote this
+        save_checkpoint(best, {"weights": groups["weights"]}, saved)
+    if groups and best.exists():  # without the best so far, its selection cannot go on
         state = {"devices": ["unknown"], "code": [], **saved}  # an older checkpoint does not say
-        if (kept := read_header(best))["epoch"] <= state["epoch"]:  # else of an epoch that comes again
-            state["best"] = kept["best"]
+        kept = read_header(best)  # one that is ahead is of an epoch that comes again
+        state["best"] = kept["best"] if kept["epoch"] <= state["epoch"] else None
         _load(extractor, last, groups)
         for name, value in groups.get("momentum", {}).items():
             optimizer.state[extractor.get_parameter(name)]["momentum_buffer"] = value
@@ -189,7 +191,7 @@ def _train(
                 if (buffer := optimizer.state.get(parameter, {}).get("momentum_buffer")) is not None
             }
             save_checkpoint(last, {"weights": extractor.state_dict(), "momentum": momentum}, state)
-            if improved:  # after the last one, as in the meta-training
+            if improved:  # after the last one, from which it can be made again
                 save_checkpoint(best, {"weights": extractor.state_dict()}, state)
     _load(extractor, best, load_checkpoint(best, device)[0])
     spent = {"train_seconds": round(state["seconds"], 3), "devices": state["devices"], "code": state["code"]}

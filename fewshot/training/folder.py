@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from fewshot.algorithms.learner import Learner, Tensors, backbone_constants
+from fewshot.backbones.checks import copy_network
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
 from fewshot.core.random import seeded
@@ -38,11 +39,12 @@ def describe_training(
     checkpoint take their place. But a parameter that starts at one value, such as a rate of LEO, is a setting.
 
     Args:
-        learner: with the weights that it has before the training, on any device. `begin_step` is called for the start.
+        learner: with the weights that it has before the training, on any device.
         validation: as `describe_tasks` and the arguments of `train` describe it; None without validation.
     """
     backbone, kept = learner.backbone, CONTINUED
     if hasattr(learner, "begin_step"):  # what it changes is described as it is at the start
+        learner = copy_network(learner)
         learner.begin_step(0, max(1, settings.steps))  # pyright: ignore[reportAttributeAccessIssue]
     if settings.outer_lr_end is not None or hasattr(learner, "begin_step"):
         kept = CONTINUED[1:]  # a step depends on how many there will be
@@ -106,6 +108,8 @@ def _differences(part: str, saved: Mapping[str, Any] | None, wanted: Mapping[str
         return [] if saved == wanted else [part]
     # An older listing does not say these.
     saved = {"test_steps": wanted.get("test_steps"), "steps": wanted.get("steps"), **saved}
+    shapes = {name: value for name, value in saved.items() if isinstance(value, str) and value.startswith("tensor [")}
+    saved |= {name: wanted.get(name) for name, shape in shapes.items() if f"{wanted.get(name)}".startswith(f"{shape} ")}
     names = [name for name in {**wanted, **saved} if saved.get(name, LATER_SETTINGS.get(name)) != wanted.get(name)]
     if part in names:
         return [part]
@@ -117,11 +121,11 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     return {n: _describe(v) for n, v in vars(module).items() if not n.startswith("_") and n != "training"}
 
 
-def _describe(value: Any, starts: Collection[str] = ()) -> Any:
+def _describe(value: Any, starts: Collection[str] | None = None) -> Any:
     """A setting as JSON has it, the same in each process.
 
     Args:
-        starts: digests of the tensors that training begins with, of which the shape alone counts.
+        starts: digests of the tensors that training begins with, of which the shape alone counts; None: of any tensor.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -134,8 +138,8 @@ def _describe(value: Any, starts: Collection[str] = ()) -> Any:
     if isinstance(value, set | frozenset):
         return sorted(map(str, value))
     if isinstance(value, torch.Tensor):
-        digest = _digest_tensor(value)
-        return f"tensor {list(value.shape)}" + ("" if digest in starts else f" {digest:.12}")
+        shape = f"tensor {list(value.shape)}"
+        return shape if starts is None or (digest := _digest_tensor(value)) in starts else f"{shape} {digest:.12}"
     return getattr(value, "__qualname__", None) or ADDRESS.sub("", repr(value))
 
 

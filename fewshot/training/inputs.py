@@ -134,13 +134,16 @@ def inputs_of(tasks: Tasks) -> Inputs | None:
     x = bank.examples
     unit_range = x.dtype == torch.uint8 or len(bank.shape) != 3 or bool(x.min() >= 0 and x.max() <= 1)
     view = replace(tasks.view, augment="none")
-    return Inputs(bank.shape, view, tasks.way, x.dtype, unit_range=unit_range, spec=spec_of(bank.shape, bank.metadata))
+    about = bank.metadata
+    known = {"resize", "resample"} <= about.keys() and bank.shape[1:] == bank.shape[-1:] * 2
+    spec = spec_of(bank.shape, about, upright=about.get("upright", False)) if known else None
+    return Inputs(bank.shape, view, tasks.way, x.dtype, unit_range=unit_range, spec=spec)
 
 
-def spec_of(shape: tuple[int, ...], reader: Mapping[str, Any]) -> ImageSpec | None:
+def spec_of(shape: tuple[int, ...], reader: Mapping[str, Any], *, upright: bool) -> ImageSpec | None:
     """How an image file becomes an example [C, H, W], by what is known of the reader of the others; None of others."""
     resize, resample = reader.get("resize") or "squash", reader.get("resample") or "lanczos"
     square = len(shape) == 3 and shape[0] in (1, 3) and max(shape) <= LARGEST_SIDE
     if not square or resize not in RESIZES or resample not in FILTERS:  # a person's own reader has its own words
         return None
-    return ImageSpec(max(shape[1:]), shape[0], resize, resample, upright=reader.get("upright", True))
+    return ImageSpec(max(shape[1:]), shape[0], resize, resample, upright)

@@ -23,7 +23,7 @@ from fewshot.core.interrupt import hold_interrupt
 from fewshot.core.paths import expand_path
 from fewshot.core.random import seeded
 from fewshot.engine.engine import Engine
-from fewshot.engine.probe import check_bfloat16_training, check_training
+from fewshot.engine.probe import check_bfloat16_training, check_names, check_training
 from fewshot.engine.reduce import over_processes
 from fewshot.episodes import Tasks
 from fewshot.tasks.sampler import draw_ahead
@@ -85,7 +85,11 @@ def run_training(
         load_optimizer_state(optimizer, params, groups.get("outer", {}))
         _take_chunks(engine, progress.get("chunks", []))
         engine.compiles = engine.compiles and progress.get("compiles", False)
-        progress["best"] = _kept_validation(best, progress["step"])
+        if progress["best"] and progress["best"]["step"] == progress["step"]:  # it may have died before it wrote this
+            kept = {name: groups[name] for name in ("params", "state", "constants") if name in groups}
+            save_checkpoint(best, kept, progress)
+        else:
+            progress["best"] = _kept_validation(best, progress["step"])
     constants = backbone_constants(learner.backbone)
     _check_same_start({**params, **state, **constants}, tasks.device)
     log = folder / "metrics.jsonl"
@@ -155,7 +159,7 @@ def run_training(
             stops = interrupted()
             if stops or improved or done % settings.checkpoint_every == 0 or done == steps:
                 checkpoint()
-            if improved:  # after the last one: a training that goes on from there never passes over its best
+            if improved:  # after the last one, from which it can be made again
                 save_checkpoint(best, {"params": params, "state": state, "constants": constants}, progress)
             if stops:
                 raise KeyboardInterrupt
@@ -174,7 +178,9 @@ def _start_values(learner: Learner, tasks: Tasks, *, fresh: bool) -> tuple[Tenso
     if state and hasattr(learner, "state_of") and fresh:
         if not hasattr(tasks, "blocks"):
             raise FewshotError("this algorithm needs the training examples, and functions have none; choose another")
-        state = learner.state_of(tasks.blocks())  # pyright: ignore[reportAttributeAccessIssue]
+        found = learner.state_of(tasks.blocks())  # pyright: ignore[reportAttributeAccessIssue]
+        check_names(learner, "state of the training examples", found, state)
+        state = found
     params, state = ({k: v.to(tasks.device) for k, v in group.items()} for group in (params, state))
     return params, state
 

@@ -56,12 +56,14 @@ class Trained:
     def read_images(self, paths: Iterable[str | Path]) -> np.ndarray:
         """Image files as the training's reader made its examples, [B, C, S, S] uint8, for `adapt` and `predict`.
 
+        Dark strokes on light ground are yours to invert for a learner of Omniglot or glyphs: `255 - images`.
+
         Raises:
-            FewshotError: a file cannot be read, or the learner was trained on no 8-bit images.
+            FewshotError: a file cannot be read, or the learner was trained on no 8-bit images of a known reader.
         """
         if self.inputs is None or self.inputs.spec is None or self.inputs.dtype != torch.uint8:
             raise FewshotError(
-                "read_images: this learner was not trained on 8-bit images; make examples as those of it"
+                "read_images: this learner was not trained on 8-bit images of a known reader; make examples yourself"
             )
         images = []
         for path in map(expand_path, paths):

@@ -222,5 +222,12 @@ def test_another_value_of_a_tensor_is_another_training(make_bank: MakeBank, tmp_
     tasks = fs.Sampler(make_bank(), way=3, shot=1, query=2)
     quick(Weighted(1), tasks, folder=tmp_path)
     quick(Weighted(1), tasks, folder=tmp_path)
+    listed = tmp_path / LISTED
+    older = json.loads(listed.read_text())
+    older["learner"]["weight"] = older["learner"]["weight"].rpartition(" ")[0]
+    new = listed.read_text()
+    listed.write_text(json.dumps(older))  # which says the shape alone
+    quick(Weighted(1), tasks, folder=tmp_path)
+    listed.write_text(new)
     with pytest.raises(FewshotError, match=r"other weight\)"):
         quick(Weighted(2), tasks, folder=tmp_path)

@@ -573,3 +573,35 @@ def test_the_guard_lets_an_infinite_gradient_pass_only_where_it_is_clipped(clip:
         pytest.raises(FewshotError, match="step 1: the loss or its gradient is not finite") if stops else nullcontext()
     ):
         assert guard.check(Path()) == 0
+
+
+def test_a_run_that_died_between_its_last_and_its_best_checkpoint_has_both(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, checkpoint_every=100)
+    run(maml(), settings, tmp_path / "whole")
+    best = load_selected(maml(), settings, tmp_path / "whole", CPU)
+    assert best.validation is not None
+    run(maml(), replace(settings, steps=best.validation["step"]), tmp_path / "killed")
+    (tmp_path / "killed/checkpoints/best.safetensors").unlink()
+    run(maml(), settings, tmp_path / "killed")
+    again = load_selected(maml(), settings, tmp_path / "killed", CPU)
+    assert again.validation == best.validation
+    assert all(torch.equal(value, best.params[name]) for name, value in again.params.items())
+
+
+class Remembering(Reptile):
+    """Whose state has another shape once it has seen the examples."""
+
+    def init(self) -> tuple[Tensors, Tensors]:
+        params, state = super().init()
+        return params, state | {"mean": torch.zeros(8)}
+
+    def state_of(self, blocks: Any) -> Tensors:
+        return super().init()[1] | {"mean": torch.zeros(5)}
+
+
+def test_a_state_of_another_shape_is_refused_before_the_training(tmp_path: Path) -> None:
+    learner = Remembering(network(), inner_steps=1, inner_batch=4)
+    with pytest.raises(
+        FewshotError, match=r"the state of the training examples .* has mean \(5,\), and init has \(8,\)"
+    ):
+        run(learner, REPTILE, tmp_path)
