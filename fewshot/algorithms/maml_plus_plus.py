@@ -1,8 +1,8 @@
 """MAML++: Antoniou, Edwards and Storkey, 2019, "How to train your MAML"; AntreasAntoniou/HowToTrainYourMAMLPytorch
 072e014.
 
-It is MAML with four changes, each a setting; the fifth, a rate of the outer loop that falls as a cosine, is
-`train.outer_lr_schedule`. With all of them off it is MAML.
+It is MAML with four changes, each a setting; the fifth, a rate of the outer loop that falls as a cosine, is in
+`outer_settings`, on the command line `train.outer_lr_schedule`. With all of them off it is MAML.
 
 Differences from the program:
 1. Norms take the statistics of the batch at hand, as the program's do too; its running averages are in no output.
