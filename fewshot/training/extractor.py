@@ -143,7 +143,8 @@ def _train(
     last, best = work / "last.safetensors", work / "best.safetensors"
     state: dict[str, Any] = {"epoch": 0, "best": None, "seconds": 0.0, "devices": [], "code": []}
     groups, saved = load_checkpoint(last, device) if last.exists() else ({}, state)
-    if saved["best"] and saved["best"]["epoch"] == saved["epoch"]:  # it may have died before it wrote this
+    older = not best.exists() or read_header(best)["epoch"] < saved["epoch"]
+    if older and saved["best"] and saved["best"]["epoch"] == saved["epoch"]:  # it died before it wrote this
         save_checkpoint(best, {"weights": groups["weights"]}, saved)
     if groups and best.exists():  # without the best so far, its selection cannot go on
         state = {"devices": ["unknown"], "code": [], **saved}  # an older checkpoint does not say

@@ -85,9 +85,10 @@ def run_training(
         load_optimizer_state(optimizer, params, groups.get("outer", {}))
         _take_chunks(engine, progress.get("chunks", []))
         engine.compiles = engine.compiles and progress.get("compiles", False)
-        if progress["best"] and progress["best"]["step"] == progress["step"]:  # it may have died before it wrote this
-            kept = {name: groups[name] for name in ("params", "state", "constants") if name in groups}
-            save_checkpoint(best, kept, progress)
+        if progress["best"] and progress["best"]["step"] == progress["step"]:
+            if not best.exists() or read_header(best)["step"] < progress["step"]:  # it died before it wrote this
+                kept = {name: groups[name] for name in ("params", "state", "constants") if name in groups}
+                save_checkpoint(best, kept, progress)
         else:
             progress["best"] = _kept_validation(best, progress["step"])
     constants = backbone_constants(learner.backbone)
