@@ -164,9 +164,9 @@ def _pretrained(run: Record) -> str:
 def _code_versions(runs: Sequence[Record]) -> str:
     """The versions that tested the runs and, where a record has them, those that trained them and their extractors."""
     commits: dict[str, dict[str, None]] = defaultdict(dict)
+    of_runs = [run["code"] for run in runs]
     of_extractors = [code for run in runs if (code := extractor_of(run).get("code"))]
-    of_runs = (code for run in runs for code in (run["code"], *run["code"].get("training", ())))
-    for code in (*of_runs, *of_extractors):
+    for code in (each for own in (*of_runs, *of_extractors) for each in (own, *own.get("training", ()))):
         dirty = " with uncommitted changes" if code["dirty"] else ""
         commits[code["version"]][f"{(code['commit'] or '')[:7] or 'unknown commit'}{dirty}"] = None
     named = {version: "of a version not recorded" if version == "absent" else version for version in commits}

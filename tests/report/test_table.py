@@ -272,12 +272,13 @@ def test_the_versions_that_trained_a_run_stand_beside_the_one_that_tested_it(lab
 
 def test_the_version_and_the_device_that_trained_an_extractor_stand_beside_those_of_the_run(lab: Any) -> None:
     code = {"version": "0.1.0", "commit": "fedcba9" * 5, "dirty": False}
+    code["training"] = [code | {"commit": "0123456" * 5}]  # of an earlier session
     extractor = {"train_seconds": 240.0, "device": "NVIDIA H200", "code": code}
     data = {"fingerprint": "feedc0de" * 8, "about": {"extractor": extractor}}
     record = lab.record(data=data, cost__train_seconds=60.0, train__steps=9, train__paper_steps=10)
     record["cost"]["extractor_seconds"] = 240.0
     page = make_page([record], layout=Layout(rows={"method": "method", "budget": "budget"}))
-    assert dict(page.footer)["reading"].endswith("; code 0.1.0 (abc1234, fedcba9)")
+    assert dict(page.footer)["reading"].endswith("; code 0.1.0 (0123456, abc1234, fedcba9)")
     assert lab.texts(page)[0]["budget"] == "5 min on NVIDIA H200 and CPU, 9 of 10 steps"
 
 
