@@ -153,6 +153,13 @@ def evaluate_settings(
     return {setting: summed[0 if independent else number] for number, setting in enumerate(settings)}
 
 
+def explain_nan(learner: Learner) -> str:
+    """Why outputs may not be numbers, and what to do, for a message."""
+    if learner.test_steps:
+        return "adaptation diverges: take fewer steps, or lower the rate of the inner loop (algorithm.learner.inner_lr)"
+    return "look for NaN in the network or the examples"
+
+
 def _labels(logits: torch.Tensor) -> torch.Tensor:
     return logits.argmax(-1).masked_fill(logits.isnan().any(-1), -1)
 

@@ -74,6 +74,11 @@ def _of_run(folder: Path, device: str, data_dir: str | None) -> Predictor:
             f"run={folder}: learned on features={cfg.features.name}, which cannot be made of other images: "
             f"{trained.inputs.no_extractor}"
         )
+    if trained.inputs.spec is None:
+        raise FewshotError(
+            f"run={folder}: its reader, {cfg.dataset.reader._target_}, makes images in its own way; label examples "
+            "from Python, by fewshot.load_run"
+        )
     name = f"{cfg.algorithm.name} of run {folder.absolute().name}"
     return Predictor(name, trained, cfg.dataset.reader._target_ in LIGHT_ON_DARK)
 

@@ -14,7 +14,7 @@ from fewshot.algorithms.learner import Learner, Tensors
 from fewshot.core.errors import FewshotError
 from fewshot.core.random import stream
 from fewshot.data.tensors import Examples, Labels, as_examples, number_labels
-from fewshot.engine.evaluate import predict_queries
+from fewshot.engine.evaluate import explain_nan, predict_queries
 from fewshot.engine.probe import Behaviour, probe
 from fewshot.episodes import Episodes
 from fewshot.training.inputs import Inputs
@@ -74,8 +74,7 @@ class Classifier:
         probabilities = torch.cat(parts)
         if diverged := int(probabilities.isnan().any(1).sum()):
             raise FewshotError(
-                f"query_x: the outputs for {diverged} of {len(x)} examples are NaN: adaptation to this support set "
-                "diverges; take fewer adaptation steps, or a smaller rate"
+                f"query_x: the outputs for {diverged} of {len(x)} examples are NaN; {explain_nan(self.learner)}"
             )
         return probabilities.numpy()
 

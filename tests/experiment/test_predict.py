@@ -217,6 +217,16 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert set(Path().rglob("*")) == before
 
 
+def test_a_run_whose_reader_has_its_own_words_is_refused(call: Any, runs: Any, pictures: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(runs("maml"), tmp_path / "own")
+    listed = run / "config.yaml"
+    listed.write_text(
+        listed.read_text().replace("    _target_: fewshot.read_glyphs", "    _target_: mine.read\n    resize: pad")
+    )
+    done = call("predict", f"run={run}", f"support={pictures / 'support'}", f"query={pictures / 'query'}")
+    assert done.code == 1 and "its reader, mine.read, makes images in its own way; label examples from" in done.err
+
+
 def test_a_run_on_functions_is_refused(call: Any, pictures: Path, tmp_path: Path) -> None:
     words = [word for word in WORDS if not word.startswith(("way", "backbone"))]
     cfg = composed("algorithm=maml", "dataset=sinusoid", f"run_dir={tmp_path / 'sines'}", *words)
