@@ -767,7 +767,7 @@ def test_records_of_another_run_are_not_replaced_and_those_of_a_replaced_trainin
     (paper,) = Path("kept").rglob("paper-*/record.json")
     assert call("train", "run_dir=a/one", *words, "force=true").code == 0
     assert paper.exists()  # of the same weights, which another training of these settings has
-    paper.write_text(paper.read_text().replace(read_record(paper)["train"]["weights"], "0" * 64))
+    paper.write_text(paper.read_text().replace(read_record(paper)["train"]["fingerprint"], "0" * 64))
     assert call("train", "run_dir=a/one", *words, "force=true").code == 0
     assert not paper.exists() and len(list(Path("kept").rglob("record.json"))) == 1
 
@@ -777,12 +777,12 @@ def test_a_test_of_other_weights_is_made_again(call: Any) -> None:
     (record,) = Path("run").rglob("record.json")
     test = ("evaluate", "run=run", *QUICK[-2:])
     first, content = record.stat().st_mtime_ns, json.loads(record.read_text())
-    assert len(content["train"]["weights"]) == 64
+    assert len(content["train"]["fingerprint"]) == 64
     assert call(*test).code == 0 and record.stat().st_mtime_ns == first
-    content["train"]["weights"] = "0" * 64
+    content["train"]["fingerprint"] = "0" * 64
     record.write_text(json.dumps(content))
     assert call(*test).code == 0
-    assert json.loads(record.read_text())["train"]["weights"] != "0" * 64
+    assert json.loads(record.read_text())["train"]["fingerprint"] != "0" * 64
 
 
 def test_a_table_says_where_a_run_is_not_as_its_recipe(call: Any) -> None:

@@ -17,7 +17,7 @@ from fewshot.core.checks import check_number
 from fewshot.core.distributed import is_main, on_rank_zero, rank_slice
 from fewshot.core.errors import FewshotError
 from fewshot.core.progress import progress_bar
-from fewshot.engine.evaluate import evaluate_settings
+from fewshot.engine.evaluate import evaluate_settings, explain_nan
 from fewshot.engine.probe import probe
 from fewshot.episodes import Tasks
 from fewshot.experiment.build import Experiment
@@ -108,7 +108,7 @@ def write_tests(
             predictions has other scores than in its record.
     """
     folders, training = [], task_fields(trained_cfg or run.cfg, trained.steps)
-    training["train"]["weights"] = _digest_weights(run, trained)
+    training["train"]["fingerprint"] = _fingerprint(run, trained)
     planned = plan_tests(run, trained)
     for test in planned if predictions else ():
         check_size(test.tasks, test.protocol.episodes, test.protocol.key)
@@ -143,7 +143,7 @@ def write_tests(
 
 
 @on_rank_zero
-def _digest_weights(run: Experiment, trained: Trained) -> str:
+def _fingerprint(run: Experiment, trained: Trained) -> str:
     """A hash of all that a test depends on of the trained learner."""
     groups = {"params": trained.params, "state": trained.state, "constants": backbone_constants(run.learner.backbone)}
     return digest_tensors({f"{group}/{name}": value for group, ts in groups.items() for name, value in ts.items()})
@@ -165,7 +165,7 @@ def _is_tested(folder: Path, run: Experiment, trained: Trained, test: PlannedTes
         raise FewshotError(f"{folder}: holds a test of another run; choose another folder, or force=true")
     kept, own = record["train"], training["train"]
     same_weights = (kept.get("steps"), record["protocol"]["selection"]) == (trained.steps, trained.selection)
-    same_weights &= kept.get("weights", own["weights"]) == own["weights"]  # an older record does not say
+    same_weights &= kept.get("fingerprint", own["fingerprint"]) == own["fingerprint"]  # an older record does not say
     return same_weights and test.protocol.is_of(record)
 
 
@@ -205,10 +205,7 @@ def _run(
                 if diverged := int((~np.isfinite(scores)).sum()):
                     problem = f"{name} is not finite in {diverged} of {episodes} test episodes"
                     if count == test.steps[0]:
-                        remedy = "look for NaN in the network or the examples"
-                        if learner.test_steps:
-                            remedy = "adaptation diverges; lower algorithm.learner.inner_lr, or test fewer steps"
-                        raise FewshotError(f"{problem}: {remedy}")
+                        raise FewshotError(f"{problem}; {explain_nan(learner)}")
                     if is_main():
                         print(f"warning: {problem}; left out of the record", file=sys.stderr)
                     continue

@@ -39,7 +39,7 @@ NEEDED: dict[tuple[type, ...], str] = {
 }
 # The fields that older records lack.
 OPTIONAL: dict[tuple[type, ...], str] = {
-    TEXT: "protocol.name train.weights",
+    TEXT: "protocol.name train.fingerprint",
     (*COUNT, NONE): "train.way train.steps train.paper_steps",
     (dict, NONE): "settings",
     (dict,): "data.about",
@@ -103,11 +103,11 @@ def copy_record(folder: Path, target: Path, runs: Path) -> None:
 
 
 def _is_of_one_training(one: Record, other: Record) -> bool:
-    """Whether two records of one run are of one training: by the weights or, where an older one lacks them, seconds."""
-    weights = one["train"].get("weights"), other["train"].get("weights")
-    if None in weights:
+    """Whether two records of one run are of one training: by their fingerprints or, in older ones, their seconds."""
+    prints = one["train"].get("fingerprint"), other["train"].get("fingerprint")
+    if None in prints:
         return one["cost"]["train_seconds"] == other["cost"]["train_seconds"]
-    return weights[0] == weights[1]
+    return prints[0] == prints[1]
 
 
 def find_records(folder: str | Path) -> list[Path]:

@@ -203,7 +203,7 @@ def by_two(tmp: Path, data: Path, *words: str) -> tuple[str, str]:
 def record(folder: Path) -> dict[str, Any]:
     """A run's record without what it cost, on how many threads, and the hash of weights that round otherwise."""
     found = json.loads((find_test(folder) / "record.json").read_text())
-    del found["train"]["weights"]
+    del found["train"]["fingerprint"]
     return {key: value for key, value in found.items() if key not in ("cost", "command", "environment")}
 
 

@@ -99,7 +99,7 @@ def test_one_training_is_tested_by_two_protocols_and_later_by_others(call: Any) 
     ):
         assert record["protocol"] | wanted | changed == record["protocol"]
         trained_on = {"way": 1, "shot": 10, "query": 10, "steps": 2, "paper_steps": 70_000}
-        assert record["train"] == trained_on | {"weights": record["train"]["weights"]}
+        assert record["train"] == trained_on | {"fingerprint": record["train"]["fingerprint"]}
         assert record["settings"]["train.steps"] == 2 and "seed" not in record["settings"]
     assert common["config"] == paper["config"]
     before = records_of("run"), trained("run")
