@@ -16,7 +16,8 @@ def check_number(name: str, value: object, kind: type, least: float) -> Any:
     number = plain_number(value)
     kinds = (int,) if kind is int else (int, float)
     if isinstance(number, bool) or not isinstance(number, kinds) or not least <= number < inf:
-        raise FewshotError(f"{name}={value}: must be {'a whole number' if kind is int else 'a number'} >= {least}")
+        words = "a whole number" if kind is int else "a number"
+        raise FewshotError(f"{name}={value}: must be {words} >= {least}{', and finite' if number == inf else ''}")
     return number
 
 

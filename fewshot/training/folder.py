@@ -42,12 +42,14 @@ def describe_training(
         learner: with the weights that it has before the training, on any device.
         validation: as `describe_tasks` and the arguments of `train` describe it; None without validation.
     """
-    backbone, kept = learner.backbone, CONTINUED
-    if hasattr(learner, "begin_step"):  # what it changes is described as it is at the start
+    backbone, in_stages = learner.backbone, hasattr(learner, "begin_step")
+    if in_stages:  # what it changes is described as it is at the start
         learner = copy_network(learner)
         learner.begin_step(0, max(1, settings.steps))  # pyright: ignore[reportAttributeAccessIssue]
-    if settings.outer_lr_end is not None or hasattr(learner, "begin_step"):
-        kept = CONTINUED[1:]  # a step depends on how many there will be
+    described = asdict(settings)
+    for name in CONTINUED:
+        if name != "steps" or not (in_stages or settings.outer_lr_end is not None):  # else each depends on their number
+            del described[name]
     with seeded(0):
         params, state = learner.init()
     starts = {_digest_tensor(value) for value in (*params.values(), *state.values())}
@@ -64,7 +66,7 @@ def describe_training(
         },
         "tasks": {"tasks": type(tasks).__name__, **describe_tasks(tasks)},
         "validation": validation,
-        "settings": {name: value for name, value in asdict(settings).items() if name not in kept},
+        "settings": described,
     }
     return json.loads(json.dumps(training))
 

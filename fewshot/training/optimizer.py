@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import cos, pi
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def replace_nan(gradient: Tensors, loss: torch.Tensor, params: Tensors) -> tuple
     Returns:
         (gradient, whether it was replaced: bool [])
     """
-    broken = _flat(loss, gradient).isnan().any()
+    broken = _flat([loss, *gradient.values()]).isnan().any()
     return {name: torch.where(broken, params[name].detach(), value) for name, value in gradient.items()}, broken
 
 
@@ -43,9 +44,9 @@ class NonFiniteGuard:
             gradient, replaced = replace_nan(outer.gradient, outer.loss, params)
             self._guarded += replaced
             if not self._clips:
-                self._note(_flat(replaced.float(), gradient), step)
+                self._note(_flat(gradient.values()), step)
             return gradient, {n: torch.where(replaced, state[n], value) for n, value in outer.state.items()}
-        self._note(_flat(outer.loss, outer.gradient), step)
+        self._note(_flat([outer.loss, *outer.gradient.values()]), step)
         return outer.gradient, outer.state
 
     def _note(self, values: torch.Tensor, step: int) -> None:
@@ -67,9 +68,9 @@ class NonFiniteGuard:
         return int(self._guarded)
 
 
-def _flat(loss: torch.Tensor, gradient: Tensors) -> torch.Tensor:
+def _flat(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     """All their values, [M]: a check of each tensor by itself starts dozens of kernels."""
-    return torch.cat([value.flatten() for value in (loss, *gradient.values())])
+    return torch.cat([value.flatten() for value in tensors])
 
 
 def clipped(gradient: Tensors, element: float | None, norm: float | None) -> Tensors:
