@@ -2,8 +2,7 @@
 bertinetto/r2d2 d55964e.
 
 Differences from the original program:
-1. The system is solved, not its matrix inverted, and always in the space of the support examples (Woodbury); there in
-   that of the features where these are fewer.
+1. The system is solved, not its matrix inverted.
 2. Norms take the statistics of the batch at hand, as in `fewshot.algorithms.protonet`.
 3. The number of shots of a training task is fixed; there it is drawn from 1 to 9 for each task.
 4. `learn_regularization` trains the logarithm of lambda, as the paper has it. The program leaves lambda at 50.
@@ -69,12 +68,15 @@ class R2D2(Learner):
         """The parameters, and the weights [D + 1, N] of the ridge regression (equations 4 to 6)."""
         x = self.embed(params, task.support_x)
         y = members(x, task).T
-        x = x / len(y) ** 0.5
+        x, y = x / len(y) ** 0.5, y / len(y) ** 0.5
         strength = params[LAMBDA].exp() if self.learned else self.regularization
-        gram = x @ x.T + strength * torch.eye(len(x), dtype=x.dtype, device=x.device)
+        # In the smaller space (Woodbury): in the larger one a small lambda alone would keep the matrix regular.
+        few_examples = len(x) <= x.shape[1]
+        matrix = x @ x.T if few_examples else x.T @ x
+        matrix = matrix + strength * torch.eye(len(matrix), dtype=x.dtype, device=x.device)
         # Without the check of `solve`, which waits for a GPU: the matrix is positive definite.
-        solved, _ = torch.linalg.solve_ex(gram, y / len(y) ** 0.5)
-        return params | {WEIGHTS: x.T @ solved}
+        solved, _ = torch.linalg.solve_ex(matrix, y if few_examples else x.T @ y)
+        return params | {WEIGHTS: x.T @ solved if few_examples else solved}
 
     def predict(self, adapted: Tensors, x: torch.Tensor) -> torch.Tensor:
         """Logits [B, N]."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from fewshot.algorithms.r2d2 import R2D2
+from fewshot.backbones.identity import Identity
 from fewshot.core.errors import FewshotError
 
 from .closed_form import assert_gradient
@@ -31,6 +32,19 @@ def test_it_equals_a_direct_solve_of_the_normal_equations(make_conv4: Make, make
     weights = torch.linalg.inv(system) @ support.T @ F.one_hot(task.support_y, 3).double() / n
     torch.testing.assert_close(logits, 2 * query @ weights)
     assert_gradient(learner, network, task, 2 * query @ weights)
+
+
+@pytest.mark.parametrize("width", [4, 40])
+def test_a_small_lambda_leaves_the_solution_exact_in_float32(make_episodes: Make, width: int) -> None:
+    task = make_episodes(1, shot=5, shape=(width,))[0]  # 15 examples: more than features, or fewer
+    noise = torch.randn(len(task.support_x), width, generator=torch.Generator().manual_seed(0))
+    task = task.with_tensors(noise, task.support_y, noise, task.support_y, task.key)
+    learner = R2D2(Identity((width,), 3), regularization=1e-4, scale=1.0)
+    params = learner.init()[0]
+    exact, rounded = (
+        learner.predict(learner.adapt(params, {}, each), each.query_x) for each in (task, task.to(torch.float32))
+    )
+    torch.testing.assert_close(rounded.double(), exact, rtol=0, atol=1e-5)
 
 
 def test_the_solution_is_differentiated(make_conv4: Make, make_episodes: Make) -> None:
