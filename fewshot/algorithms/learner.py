@@ -71,7 +71,8 @@ class Learner(Protocol):
         """The start of meta-training: (params, state).
 
         `params` are the meta-parameters, which the outer optimiser trains. `state` holds tensors that one task hands on
-        to the next, such as the moments of an inner optimiser; most algorithms have none: {}.
+        to the next, such as the moments of an inner optimiser: of tasks that ran at once, their mean. Most algorithms
+        have none: {}. All are floats.
         """
         ...
 
@@ -94,16 +95,28 @@ def with_defaults(learner: Any) -> Learner:
     """The learner itself, with the defaults of `Learner` for the attributes that it lacks.
 
     Raises:
-        FewshotError: it lacks one of the methods.
+        FewshotError: it lacks one of the methods, keeps its network under another name, or is frozen.
     """
     for name in ("init", "adapt", "predict"):
         method = getattr(learner, name, None)
         if not callable(method) or getattr(method, "__func__", None) is getattr(Learner, name):
             raise FewshotError(f"algorithm.learner: {type(learner).__name__} has no method {name}; see `Learner`")
     defaults = {"backbone": nn.Identity(), "test_steps": 0, "sequential": False, "use_autograd": False}
-    for name, value in defaults.items():
-        if not hasattr(learner, name):
-            setattr(learner, name, value)
+    if lacking := [name for name in defaults if not hasattr(learner, name)]:
+        networks = [name for name, value in vars(learner).items() if isinstance(value, nn.Module)]
+        if "backbone" in lacking and networks:
+            raise FewshotError(
+                f"algorithm.learner: {type(learner).__name__} keeps its network as {networks[0]}, where nothing "
+                "checks, moves or saves it; keep it as backbone"
+            )
+        try:
+            for name in lacking:
+                setattr(learner, name, defaults[name])
+        except AttributeError as error:  # a frozen dataclass
+            raise FewshotError(
+                f"algorithm.learner: the attributes of {type(learner).__name__} cannot be set, and training sets some; "
+                "write a class that is not frozen"
+            ) from error
     return learner
 
 

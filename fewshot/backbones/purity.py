@@ -133,10 +133,10 @@ def _random_layer(backbone: nn.Module, x: torch.Tensor) -> str:
     drew: list[nn.Module] = []
 
     def enter(*_: Any) -> None:
-        states.append(_generator_states(x.device))
+        states.append(generator_states(x.device))
 
     def leave(module: nn.Module, *_: Any) -> None:
-        if states.pop() != _generator_states(x.device):
+        if states.pop() != generator_states(x.device):
             drew.append(module)
 
     with forward_hooks(enter, leave), torch.no_grad(), suppress(Exception):  # `named_failures` reports what fails
@@ -144,7 +144,7 @@ def _random_layer(backbone: nn.Module, x: torch.Tensor) -> str:
     return layer_names(backbone)[drew[0]] if drew else ""
 
 
-def _generator_states(device: torch.device) -> tuple[Any, ...]:
+def generator_states(device: torch.device) -> tuple[Any, ...]:
     """The state of every generator of random numbers that a network may draw from."""
     _, numbers, position, *_ = np.random.get_state()
     states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]

@@ -34,6 +34,7 @@ from fewshot.core.device import out_of_memory
 from fewshot.core.errors import FewshotError
 from fewshot.core.random import seeded
 from fewshot.engine.compare import compare_vmap, initial_values, strict_vmap
+from fewshot.engine.contract import check_gradient, check_init, check_names, check_unchanged, checked_outer_loss
 from fewshot.engine.lift import autograd_copy, lift_one, mean_outer
 from fewshot.episodes import Episodes
 
@@ -107,6 +108,8 @@ def check_training(learner: Any, episodes: Episodes) -> str:
 
     def train() -> str:
         single = autograd_copy(learner)
+        if hasattr(single, "outer_loss"):
+            single.outer_loss = checked_outer_loss(single)
         with named_failures(getattr(single, "backbone", None), episodes.support_x[0]):
             params, state = initial_values(single, episodes)
             if hasattr(learner, "state_of") and not state:
@@ -114,25 +117,18 @@ def check_training(learner: Any, episodes: Episodes) -> str:
                     f"algorithm.learner: {type(learner).__name__} has state_of, and init returns no state; let init "
                     "return one of the same names and shapes"
                 )
-            outer = mean_outer(single, params, state, episodes, lift_one)
+            with check_unchanged(single, episodes.support_x.device):
+                outer = mean_outer(single, params, state, episodes, lift_one)
             check_names(learner, "gradient", outer.gradient, params)
             check_names(learner, "state", outer.state, state)
+            if hasattr(single, "outer_loss"):
+                elsewhere = partial(mean_outer, single, add_noise(params), state, episodes, lift_one)
+                check_gradient(single, outer.gradient, elsewhere)
             if getattr(learner, "first_order", True):
                 return ""
             return check_second_derivatives(learner.backbone, episodes.support_x[0, :EXAMPLES])
 
     return _find_once(learner, ("training", episodes.support_x.shape[1:], episodes.query_x.shape[1:]), train)
-
-
-def check_names(learner: Any, what: str, given: Tensors, wanted: Tensors) -> None:
-    """Raises FewshotError where what a method of the learner returns has other names or shapes than init's."""
-    for name in given.keys() | wanted.keys():
-        shapes = [tuple(group[name].shape) if name in group else "absent" for group in (given, wanted)]
-        if shapes[0] != shapes[1]:
-            raise FewshotError(
-                f"algorithm.learner: the {what} that {type(learner).__name__} returns has {name} {shapes[0]}, and init "
-                f"has {shapes[1]}; return it with the same names and shapes"
-            )
 
 
 def check_bfloat16_training(learner: Any, episodes: Episodes) -> None:
@@ -180,6 +176,7 @@ def _find_behaviour(learner: Learner, task: Episodes) -> Behaviour:
     backbone = getattr(copy, "backbone", None)
     backbone = backbone.to(x.dtype) if isinstance(backbone, nn.Module) else None
     notes = () if backbone is None else prepare_backbone(backbone, x)
+    check_init(learner)
     params, state = initial_values(learner, task)
     if not params and (hasattr(learner, "outer_loss") or hasattr(learner, "outer_gradient")):
         values = [] if backbone is None else list(backbone.parameters())
@@ -189,9 +186,11 @@ def _find_behaviour(learner: Learner, task: Episodes) -> Behaviour:
             "another, such as backbone=conv4, or mlp_40 for functions"
         )
     with named_failures(backbone, x), torch.no_grad():
-        with override_test_steps(copy, 0):
-            adapted = copy.adapt(params, state, task.without_queries())
-        check_outputs(copy.predict(adapted, x), len(x), task.support_y, task.way)
+        with check_unchanged(copy, x.device):
+            with override_test_steps(copy, 0):
+                adapted = copy.adapt(params, state, task.without_queries())
+            outputs = copy.predict(adapted, x)
+        check_outputs(outputs, len(x), task.support_y, task.way)
         if backbone is not None and params and params.keys() <= dict(backbone.named_parameters()).keys():
             check_parameters(backbone, params, x)
         if getattr(learner, "features_once", False) and not ends_in_head(backbone, x):
@@ -200,14 +199,20 @@ def _find_behaviour(learner: Learner, task: Episodes) -> Behaviour:
         predict = partial(copy.predict, noisy if copy.predict(noisy, x).isfinite().all() else adapted)
         independent = not _mixes(predict, _queries(task))
         batched = independent or _is_batched(predict, x)
-    with named_failures(backbone, x), override_test_steps(copy, min(1, copy.test_steps)):
+    with (
+        named_failures(backbone, x),
+        check_unchanged(copy, x.device),
+        override_test_steps(copy, min(1, copy.test_steps)),
+    ):
         copy.adapt(params, state, task.without_queries())
     if backbone is not None:
         learner.backbone.eval()
         with torch.no_grad(), suppress(RuntimeError):  # parameters of another dtype than the tasks
             # A tensor that the first forward makes, such as a table of positions, is made outside torch.func.
             learner.backbone(x)
-    return Behaviour(independent, batched, (*notes, *getattr(learner, "notes", ())))
+    own_notes = getattr(learner, "notes", ())
+    own_notes = (own_notes,) if isinstance(own_notes, str) else own_notes
+    return Behaviour(independent, batched, (*notes, *own_notes))
 
 
 def _queries(task: Episodes) -> torch.Tensor:

@@ -22,8 +22,9 @@ from fewshot.core.files import write_atomically
 from fewshot.core.interrupt import hold_interrupt
 from fewshot.core.paths import expand_path
 from fewshot.core.random import seeded
+from fewshot.engine.contract import check_names
 from fewshot.engine.engine import Engine
-from fewshot.engine.probe import check_bfloat16_training, check_names, check_training
+from fewshot.engine.probe import check_bfloat16_training, check_training
 from fewshot.engine.reduce import over_processes
 from fewshot.episodes import Tasks
 from fewshot.tasks.sampler import draw_ahead
@@ -182,7 +183,8 @@ def _start_values(learner: Learner, tasks: Tasks, *, fresh: bool) -> tuple[Tenso
         found = learner.state_of(tasks.blocks())  # pyright: ignore[reportAttributeAccessIssue]
         check_names(learner, "state of the training examples", found, state)
         state = found
-    params, state = ({k: v.to(tasks.device) for k, v in group.items()} for group in (params, state))
+    # Copies, so that the learner's network stays as it is.
+    params, state = ({k: v.detach().clone().to(tasks.device) for k, v in group.items()} for group in (params, state))
     return params, state
 
 

@@ -79,6 +79,18 @@ def test_the_outer_optimiser_is_the_learners_own_unless_it_is_given(make_bank: M
     assert (given["outer_optimizer"], given["outer_lr"], given["meta_batch"]) == ("adam", 0.01, 5)
 
 
+def test_a_training_leaves_the_learners_network_as_it_is(make_bank: MakeBank) -> None:
+    class Live(fs.MAML):
+        def init(self) -> Any:
+            return dict(self.backbone.named_parameters()), {}
+
+    learner = Live(fs.MLP((1, 8, 8), 3, widths=[4]))
+    before = {name: value.clone() for name, value in learner.backbone.state_dict().items()}
+    trained = fs.train(learner, fs.Sampler(make_bank(), 3, 1, 2), steps=2, progress=False)
+    assert not torch.equal(trained.params["head.bias"], before["head.bias"])
+    torch.testing.assert_close(dict(learner.backbone.state_dict()), before, rtol=0, atol=0)
+
+
 def test_a_training_without_a_folder_leaves_nothing(
     make_bank: MakeBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

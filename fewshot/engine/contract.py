@@ -1,0 +1,97 @@
+"""What every learner must keep to, with a line for a person's own learner that does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from fewshot.algorithms.learner import Tensors
+from fewshot.backbones.purity import generator_states
+from fewshot.core.errors import FewshotError
+from fewshot.engine.reduce import MetaGradient
+from fewshot.episodes import Episodes
+
+
+def check_init(learner: Any) -> None:
+    """Raises FewshotError where `init` returns something else than two dicts of floats."""
+    made = learner.init()
+    if not isinstance(made, tuple) or len(made) != 2 or not all(isinstance(group, Mapping) for group in made):
+        raise FewshotError(f"{_name(learner)}.init: must return (params, state), two dicts of tensors; {{}} for none")
+    for name, value in (*made[0].items(), *made[1].items()):
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+            raise FewshotError(f"{_name(learner)}.init: {name} is {kind}; params and state are tensors of floats")
+
+
+def check_names(learner: Any, what: str, given: Tensors, wanted: Tensors) -> None:
+    """Raises FewshotError where what a method of the learner returns has other names or shapes than init's."""
+    for name in given.keys() | wanted.keys():
+        shapes = [tuple(group[name].shape) if name in group else "absent" for group in (given, wanted)]
+        if shapes[0] != shapes[1]:
+            raise FewshotError(
+                f"algorithm.learner: the {what} that {type(learner).__name__} returns has {name} {shapes[0]}, and init "
+                f"has {shapes[1]}; return it with the same names and shapes"
+            )
+
+
+def checked_outer_loss(learner: Any) -> Callable[[Tensors, Episodes], tuple[torch.Tensor, torch.Tensor]]:
+    """The learner's `outer_loss`, which raises FewshotError where it returns something else than two scalars."""
+    outer_loss = learner.outer_loss
+
+    def checked(params: Tensors, task: Episodes) -> tuple[torch.Tensor, torch.Tensor]:
+        results = outer_loss(params, task)
+        shapes = [getattr(each, "shape", None) for each in results] if isinstance(results, tuple) else []
+        if shapes != [torch.Size(), torch.Size()]:
+            raise FewshotError(f"{_name(learner)}.outer_loss: must return (loss, score), two tensors of shape []")
+        if not results[0].requires_grad:
+            raise FewshotError(_unused(learner))
+        return results
+
+    return checked
+
+
+def check_gradient(learner: Any, gradient: Tensors, elsewhere: Callable[[], MetaGradient]) -> None:
+    """Raises FewshotError where the outer gradient is zero at the start, and near it, where `elsewhere` takes it."""
+
+    def is_zero(gradient: Tensors) -> bool:
+        return not any(value.any() for value in gradient.values())
+
+    if is_zero(gradient) and is_zero(elsewhere().gradient):
+        raise FewshotError(_unused(learner))
+
+
+@contextmanager
+def check_unchanged(learner: Any, device: torch.device) -> Iterator[None]:
+    """Raises FewshotError where the learner draws from a global generator within the block, or counts something."""
+    drawn, before = generator_states(device), _plain_attributes(learner)
+    yield
+    if generator_states(device) != drawn:
+        raise FewshotError(
+            f"{_name(learner)}: draws from a global generator, so that its results do not repeat; draw from task.key "
+            "(fewshot.core.random)"
+        )
+    after = _plain_attributes(learner)
+    if changed := [name for name in {**before, **after} if before.get(name) != after.get(name)]:
+        raise FewshotError(
+            f"{_name(learner)}: changes its attribute {changed[0]} while it learns a task; tasks run at once and on "
+            "copies, so change it in begin_step(step, steps)"
+        )
+
+
+def _plain_attributes(learner: Any) -> dict[str, Any]:
+    plain = (bool, int, float, str)
+    return {name: repr(value) for name, value in vars(learner).items() if isinstance(value, plain)}
+
+
+def _unused(learner: Any) -> str:
+    return (
+        f"{_name(learner)}: its outer gradient is zero, so that nothing would be learned; let the loss depend on "
+        "params, as by functional_forward(self.backbone, params, x)"
+    )
+
+
+def _name(learner: Any) -> str:
+    return f"algorithm.learner: {type(learner).__name__}"
