@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,8 @@ def describe_training(
     """All that makes a training this one, as JSON has it: {learner, network, tasks, validation, settings}.
 
     The start values of trained parameters are left out, since a script without a seed draws them anew; those of the
-    checkpoint take their place. But a parameter that starts at one value, such as a rate of LEO, is a setting.
+    checkpoint take their place. But a parameter that starts at one value, such as a rate of LEO, is a setting. Neither
+    the code of a learner or network is compared, nor attributes whose names begin with an underscore.
 
     Args:
         learner: with the weights that it has before the training, on any device.
@@ -131,6 +133,8 @@ def _describe(value: Any, starts: Collection[str] | None = None) -> Any:
     """
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, float) and value != value:
+        return "nan"  # which is equal to itself
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
@@ -139,10 +143,19 @@ def _describe(value: Any, starts: Collection[str] | None = None) -> Any:
         return [_describe(each, starts) for each in value]
     if isinstance(value, set | frozenset):
         return sorted(map(str, value))
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        value = torch.tensor(value)
     if isinstance(value, torch.Tensor):
         shape = f"tensor {list(value.shape)}"
         return shape if starts is None or (digest := _digest_tensor(value)) in starts else f"{shape} {digest:.12}"
-    return getattr(value, "__qualname__", None) or ADDRESS.sub("", repr(value))
+    if isinstance(value, nn.Module):
+        return {"module": repr(value), **{name: _describe(each, starts) for name, each in value.state_dict().items()}}
+    name = getattr(value, "__qualname__", None) or ADDRESS.sub("", repr(value))
+    if isinstance(value, FunctionType) and "<" in name:  # a lambda or a local function, of which many have one name
+        closure = [cell.cell_contents for cell in value.__closure__ or ()]
+        parts = [value.__code__.co_code.hex(), value.__code__.co_names, value.__code__.co_consts, closure]
+        name += f" {_digest([ADDRESS.sub('', repr(part)) for part in parts]):.12}"
+    return name
 
 
 def _digest_tensor(tensor: torch.Tensor) -> str:

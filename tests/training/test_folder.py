@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -126,6 +127,35 @@ def test_what_no_name_of_a_parameter_tells_is_told_too(
     first: Any, second: Any, said: str, describe: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     assert refused(tmp_path, describe(first()), describe(second())) == said
+
+
+def frozen_layer(value: float) -> nn.Module:
+    layer = nn.Linear(1, 1, bias=False).requires_grad_(False)
+    nn.init.constant_(layer.weight, value)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        [lambda d: d, lambda d: 0.5 * d],
+        [frozen_layer(1.0), frozen_layer(2.0)],
+        [np.zeros(3000), np.eye(1, 3000, 1000)[0]],
+        [torch.zeros(3000), torch.eye(3000)[1000]],
+    ],
+    ids=["function", "module", "array", "tensor"],
+)
+def test_options_of_every_kind_are_compared(option: list[Any], describe: Callable[..., dict[str, Any]], tmp_path: Path):
+    first, second = fs.MAML(network()), fs.MAML(network())
+    first.option, second.option = option  # pyright: ignore[reportAttributeAccessIssue]
+    assert refused(tmp_path, describe(first), describe(second)) == "option"
+
+
+def test_an_option_that_is_nan_is_the_same_the_next_time(describe: Callable[..., dict[str, Any]], tmp_path: Path):
+    learner = fs.MAML(network())
+    learner.option = float("nan")  # pyright: ignore[reportAttributeAccessIssue]
+    for _ in range(2):
+        claim_folder(tmp_path, describe(learner))
 
 
 @pytest.mark.parametrize(
