@@ -21,6 +21,14 @@ def check_number(name: str, value: object, kind: type, least: float) -> Any:
     return number
 
 
+def check_seed(name: str, value: object) -> int:
+    """The seed as Python's own int. Raises FewshotError if it is no whole number of 64 bits with a sign."""
+    number = plain_number(value)
+    if isinstance(number, bool) or not isinstance(number, int) or not -(2**63) <= number < 2**63:
+        raise FewshotError(f"{name}={value!r}: must be a whole number from -2**63 to 2**63 - 1")
+    return number
+
+
 def plain_number(value: Any) -> Any:
     """A number, such as one of numpy, as Python's own; anything else as it is."""
     if isinstance(value, bool) or not isinstance(value, Real):

@@ -82,7 +82,7 @@ def instantiate_node(node: DictConfig, **kwargs: Any) -> Any:
     """
     check_types(node)
     try:
-        return instantiate(node, **kwargs)
+        return instantiate(node, **{"_convert_": node.get("_convert_", "all")} | kwargs)  # lists of Python
     except InstantiationException as error:
         if isinstance(error.__cause__, FewshotError):
             raise error.__cause__ from error.__cause__.__cause__

@@ -144,6 +144,8 @@ def _check_value(override: Override, cfg: DictConfig) -> None:
     text = override.get_value_string()
     if key.rsplit(".", 1)[-1] in NULLABLE["list"] and given is not None and not isinstance(given, list):
         raise FewshotError(f"{override.input_line}: must be a list, such as {key}=[{text}]")
+    if text == "None":
+        raise FewshotError(f"{override.input_line}: None is a text here; for no value type {key}=null")
     if is_path_key(key) and "${" in text:
         expand_configuration(cfg)
     try:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from fewshot.core.checks import check_number
+from fewshot.core.checks import check_number, check_seed
 from fewshot.core.random import fold_in, stream
 from fewshot.episodes import Episodes, Source
 
@@ -74,6 +74,7 @@ class Regression:
     def __post_init__(self) -> None:
         for name, least in (("shot", 1), ("query", 0)):
             object.__setattr__(self, name, check_number(name, getattr(self, name), int, least))
+        object.__setattr__(self, "seed", check_seed("seed", self.seed))
         self.draw(0, 1)  # the source has so many points
 
     @property

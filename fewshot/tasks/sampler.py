@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
-from fewshot.core.checks import check_choice, check_number
+from fewshot.core.checks import check_choice, check_number, check_seed
 from fewshot.core.errors import FewshotError, TaskSizeError
 from fewshot.core.random import draw_rows, fold_in, randint, sample_without_replacement, stream
 from fewshot.data.bank import Bank
@@ -67,8 +67,12 @@ class Sampler:
     metric = "accuracy"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.bank, Bank):
+            words = ": take one of its values" if isinstance(self.bank, Mapping) else ""
+            raise FewshotError(f"Sampler: bank is a {type(self.bank).__name__}, and a Bank is wanted{words}")
         for name, least in (("way", 2), ("shot", 1), ("query", 0)):
             object.__setattr__(self, name, check_number(name, getattr(self, name), int, least))
+        object.__setattr__(self, "seed", check_seed("seed", self.seed))
         check_choice("dataset.rotations", self.rotations, ROTATIONS)
         bank, where = self.bank, f"{self.bank.metadata.get('dataset', 'bank')}, split {self.bank.split}"
         seen = self.view.output_shape(bank.shape)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,8 @@ def train(
         validate_every: outer steps between validations; None: a tenth of the steps.
         setting: of the validation, see `evaluate`.
         folder: keeps the checkpoints and metrics.jsonl; the same call continues a training that is there, from the
-            parameters there, or returns it. None: the training leaves nothing on disk.
+            parameters there, or returns it. The code of a learner or network and its attributes that begin with _ are
+            not compared: take another folder where they change. None: the training leaves nothing on disk.
         engine: auto | vmap | compiled | loop | learn2learn, or an `Engine`.
         device: auto, a GPU where there is one, or a name, such as cpu.
         progress: whether to show a progress bar, or lines where stdout is no terminal.
@@ -91,7 +92,7 @@ def train(
     """
     learner, tasks = check_learner(learner), check_tasks("tasks", tasks)
     check_validation(tasks, validation, validate_every, validation_episodes, setting)
-    if folder is not None and not isinstance(folder, str | PathLike):
+    if folder is not None and not (isinstance(folder, str | os.PathLike) and os.fspath(folder)):
         raise FewshotError(f"folder={folder!r}: must be a path, or None to leave nothing on disk")
     steps = check_number("steps", steps, int, 0)
     validation_episodes = plain_number(validation_episodes)

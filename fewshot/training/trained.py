@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,8 @@ class Trained:
             raise FewshotError(
                 "read_images: this learner was not trained on 8-bit images of a known reader; make examples yourself"
             )
+        if isinstance(paths, str | PathLike):
+            raise FewshotError(f"read_images: {str(paths)!r} is one path; give a list of files")
         images = []
         for path in map(expand_path, paths):
             try:

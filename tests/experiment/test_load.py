@@ -212,3 +212,5 @@ def test_files_are_read_as_the_training_read_its_own(data_dir: Path, tmp_path: P
     np.testing.assert_array_equal(in_memory.read_images(files[:2]), bank.examples[:2])
     with pytest.raises(FewshotError, match="config.yaml: damaged, or no image"):
         trained.read_images([run / "config.yaml"])
+    with pytest.raises(FewshotError, match="is one path; give a list of files"):
+        trained.read_images(files[0])  # pyright: ignore[reportArgumentType]

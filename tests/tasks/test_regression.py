@@ -83,7 +83,10 @@ def test_noise_is_gaussian_of_its_size_on_support_and_query_and_new_for_every_ta
         assert abs(stats.pearsonr(noise[:-1], noise[1:]).statistic) < 0.1
 
 
-@pytest.mark.parametrize(("shot", "query", "message"), [(0, 1, "shot=0: must be"), (1, -1, "query=-1: must be")])
-def test_tasks_without_support_are_refused(shot: int, query: int, message: str):
+@pytest.mark.parametrize(
+    ("shot", "query", "seed", "message"),
+    [(0, 1, 0, "shot=0: must be"), (1, -1, 0, "query=-1: must be"), (1, 1, 0.5, "seed=0.5: must be")],
+)
+def test_what_makes_no_tasks_is_refused(shot: int, query: int, seed: Any, message: str):
     with pytest.raises(FewshotError, match=message):
-        Regression(read_functions({"sine": SINE}, [-5, 5], 0)["train"], shot, query, 0)
+        Regression(read_functions({"sine": SINE}, [-5, 5], 0)["train"], shot, query, seed)

@@ -231,12 +231,19 @@ def test_a_manifest_covers_episodes_beyond_the_first_thousand(make_bank: MakeBan
         ({}, {"way": 1}, "way=1: must be"),
         ({}, {"shot": 0}, "shot=0: must be"),
         ({}, {"query": -1}, "query=-1: must be"),
+        *(({}, {"seed": seed}, f"seed={seed!r}: must be a whole number") for seed in (None, 0.0, True, "0", 2**63)),
     ],
 )
 def test_what_makes_no_tasks_is_refused_in_one_line(make_bank: MakeBank, bank: Any, choices: Any, message: str):
     with pytest.raises(FewshotError, match=message) as caught:
         Sampler(make_bank(**bank), **({"way": 3, "shot": 1, "query": 1, "seed": 0} | choices))
     assert "\n" not in str(caught.value)
+
+
+def test_all_banks_in_place_of_one_are_refused(make_bank: MakeBank):
+    banks: Any = {"train": make_bank()}
+    with pytest.raises(FewshotError, match="bank is a dict, and a Bank is wanted: take one of its values"):
+        Sampler(banks, 3, 1, 1)
 
 
 def test_all_examples_of_the_smallest_class_may_be_drawn(make_bank: MakeBank):

@@ -49,6 +49,7 @@ def maml() -> fs.MAML:
         ({"train_on_val": True}, "train_on_val: no argument of train; .* it takes outer_lr_end, "),
         ({"validation": 42}, "validation: int is no tasks; give a Sampler"),
         ({"folder": 5}, "folder=5: must be a path"),
+        ({"folder": ""}, "folder='': must be a path"),
     ],
 )
 def test_arguments_out_of_range_are_refused(

@@ -91,8 +91,12 @@ def convert(
         metadata = dict(metadata) | {"shared_images": len(pairs)}
         if twins:
             count = "1 image is there" if len(twins) == 1 else f"{len(twins):,} images are there"
-            pair = " and ".join(map(describe, twins[0]))
+            ends = {split: np.cumsum(counts) for split, (counts, _) in classes.items()}
+            labels = [[np.searchsorted(ends[split], row, "right") for split, row in pair] for pair in twins]
+            contrary = [pair for pair, (one, other) in zip(twins, labels, strict=True) if one != other]
+            pair = " and ".join(map(describe, (contrary or twins)[0]))
             note = f"{count} twice in one split, such as {pair}; a query may have its copy in the support set"
+            note += ", under another label" if contrary else ""
             metadata["notes"] = [*metadata.get("notes", []), note]
         write_listing(work, listing, metadata)
         for split, part in parts.items():

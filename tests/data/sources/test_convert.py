@@ -507,7 +507,12 @@ def test_copies_within_a_split_are_told_where_a_test_would_know_them(folder: Pat
     convert(folder, source, SPEC, METADATA)
     [note] = open_banks(folder)["test"].metadata["notes"]
     assert note.startswith("2 images are there twice in one split, such as source 50: image 4 (test) and ")
+    assert note.endswith(" in the support set, under another label")
     assert note in capsys.readouterr().err
+    source["test"] = labelled(50, [1, 1, 0, 0, 0], ["c", "d"], lambda i: pixels(99) if i in (3, 4) else None)
+    convert(folder, source, SPEC, METADATA, overwrite=True)
+    [note] = open_banks(folder)["test"].metadata["notes"]
+    assert note.endswith(" in the support set")
 
 
 @pytest.mark.parametrize("byte", [-1, -10 * 192])

@@ -1,5 +1,7 @@
 """Published datasets: what their readers share, each on a few classes in class folders."""
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -39,6 +41,31 @@ def read(dataset: str) -> Callable[..., Any]:
     return partial(READERS[dataset], size=5, allow_partial=True)
 
 
+# Krizhevsky, 2009, "Learning multiple layers of features from tiny images".
+SUPERCLASSES = (
+    "beaver dolphin otter seal whale",
+    "aquarium_fish flatfish ray shark trout",
+    "orchid poppy rose sunflower tulip",
+    "bottle bowl can cup plate",
+    "apple mushroom orange pear sweet_pepper",
+    "clock keyboard lamp telephone television",
+    "bed chair couch table wardrobe",
+    "bee beetle butterfly caterpillar cockroach",
+    "bear leopard lion tiger wolf",
+    "bridge castle house road skyscraper",
+    "cloud forest mountain plain sea",
+    "camel cattle chimpanzee elephant kangaroo",
+    "fox porcupine possum raccoon skunk",
+    "crab lobster snail spider worm",
+    "baby boy girl man woman",
+    "crocodile dinosaur lizard snake turtle",
+    "hamster mouse rabbit shrew squirrel",
+    "maple_tree oak_tree palm_tree pine_tree willow_tree",
+    "bicycle bus motorcycle pickup_truck train",
+    "lawn_mower rocket streetcar tank tractor",
+)
+
+
 def files_of(dataset: str, below: str = "") -> dict[str, bytes]:
     """Two images of each class."""
     names = [(split, name) for split in SPLITS for name in CLASSES[dataset][split]]
@@ -74,6 +101,18 @@ def test_the_published_splits_have_their_sizes_and_share_no_class(name: str, siz
 )  # fmt: skip
 def test_well_known_classes_are_where_they_belong(dataset: str, split: str, name: str):
     assert [each for each, names in published_split(dataset).items() if name in names] == [split]
+
+
+def test_fc100_keeps_each_superclass_of_cifar_100_in_one_split():
+    split_of = {name: split for split, names in published_split("fc100").items() for name in names}
+    splits = [{split_of[name] for name in names.split()} for names in SUPERCLASSES]
+    assert all(len(each) == 1 for each in splits)
+    assert [sum(each == {split} for each in splits) for split in SPLITS] == [12, 4, 4]
+
+
+def test_cifar_fs_is_the_list_that_was_compared_with_the_authors():
+    listed = json.dumps(published_split("cifar_fs"), sort_keys=True).encode()
+    assert hashlib.sha256(listed).hexdigest()[:16] == "acc916c754c1f3dd"
 
 
 @pytest.mark.parametrize("make", [as_folder, as_zip, as_tar])
