@@ -4,8 +4,9 @@ wyharveychen/CloserLookFewShot e03aca8.
 Differences from the original program:
 1. Initial weights and the order of the minibatches come from the episode's key.
 2. The features are any: those of an extractor with a linear head for both methods, where the program trains the
-   extractor of Baseline++ with a cosine head. Tasks give them at length 1, which the program's linear head does not
-   see: its rate of 0.01 would leave the head nearly as it starts, and the configurations have 1, and 0.1 for cosines.
+   extractor of Baseline++ with a cosine head.
+3. Features have length 1 here; the program's linear head gets them unscaled. With its rate of 0.01 a head would hardly
+   move, so the rate is 1 for a linear head and 0.1 for a cosine head.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Baseline(Learner):
         head: `linear`, Baseline; or `cosine`, Baseline++: cosines to a vector per class, each times a learned norm.
         test_steps: epochs over the support set.
         batch: size of a minibatch.
-        lr, weight_decay: of SGD. A rate of 1 suits a linear head on features of length 1, 0.1 a cosine head.
+        lr, weight_decay: of SGD. None: a rate of 1 for a linear head, 0.1 for a cosine head, on features of length 1.
         scale: factor of the cosines.
 
     Raises:
@@ -48,7 +49,7 @@ class Baseline(Learner):
         head: str = "linear",
         test_steps: int = 100,
         batch: int = 4,
-        lr: float = 1.0,
+        lr: float | None = None,
         weight_decay: float = 0.001,
         scale: float = 2.0,
     ) -> None:
@@ -56,9 +57,15 @@ class Baseline(Learner):
             raise FewshotError("algorithm=baseline trains a head on features as they are: choose backbone=identity")
         check_settings(int, 0, test_steps=test_steps)
         check_settings(int, 1, batch=batch)
+        self.cosine = check_choice("algorithm.learner.head", head, ("linear", "cosine")) == "cosine"
+        lr = (0.1 if self.cosine else 1.0) if lr is None else lr
         check_settings(float, 0, lr=lr, weight_decay=weight_decay, scale=scale)
         self.backbone = backbone
-        self.cosine = check_choice("algorithm.learner.head", head, ("linear", "cosine")) == "cosine"
+        if len(backbone.shape) != 1:
+            self.notes = (
+                f"the head is trained on {list(backbone.shape)} as they are, not on features of length 1, for "
+                f"which its rate is made; try others (algorithm.learner.lr={lr})",
+            )
         self.test_steps, self.batch, self.lr, self.weight_decay, self.scale = test_steps, batch, lr, weight_decay, scale
 
     def init(self) -> tuple[Tensors, Tensors]:

@@ -53,7 +53,7 @@ def functional_embed(embedding: Embedding, params: Tensors, x: torch.Tensor) -> 
 def check_classification(task: Episodes) -> None:
     """Raises FewshotError if the task is a regression."""
     if task.support_y.is_floating_point():
-        raise FewshotError("this algorithm compares classes, and functions have none; choose maml or reptile")
+        raise FewshotError("this algorithm needs classes, and functions have none; choose maml or reptile")
 
 
 def members(features: torch.Tensor, task: Episodes) -> torch.Tensor:

@@ -7,8 +7,8 @@ Differences from the original:
 3. Meta-SGD (Li et al., 2017) is MAML with learned step sizes, one for each weight, all starting at `inner_lr`.
 4. ANIL (Raghu et al., 2020, "Rapid learning or feature reuse?") is MAML whose inner loop changes the head alone; the
    features of the support set are computed once for all its steps. BOIL (Oh et al., 2021, "BOIL: towards representation
-   change for few-shot learning") is MAML whose inner loop changes all but the head. Both have MAML's other settings
-   here, not those of their papers.
+   change for few-shot learning") is MAML whose inner loop changes all but the head. Both take MAML's inner rate, inner
+   steps and queries here, not those of their papers.
 
 tests/algorithms/test_originals_maml.py compares our numbers with the original program's: losses and outputs after each
 update, adapted weights, meta-gradients of both orders, and steps of its Adam (`outer_optimizer=adam_tf`). The program's
@@ -91,9 +91,14 @@ class MAML(Learner):
         self.outer_reduction = check_choice("algorithm.learner.outer_loss", outer_loss, REDUCTIONS)
         self.adapted = adapted_names(backbone, adapted)
         self.notes = () if adapted == "all" else (f"the inner loop adapts {', '.join(self.adapted)}",)
+        if adapted == "body" and not any(v.any() for n, v in backbone.named_parameters() if n not in self.adapted):
+            self.notes += (
+                "the head starts at zero and the inner loop does not move it, so the body learns little; let it start "
+                "at other values (backbone.network.head_init=uniform)",
+            )
         # To an inner loop that changes the head alone the features are constants, computed once (ANIL).
         embeds = callable(getattr(backbone, "embed", None)) and isinstance(getattr(backbone, "head", None), nn.Module)
-        self._embedding = Embedding("maml", backbone) if embeds else None
+        self._embedding = Embedding("adapted=head", backbone) if embeds else None
         self.features_once = embeds and all(name.startswith(HEAD) for name in self.adapted)
         if not first_order:
             prepare_for_second_order(backbone)
@@ -171,7 +176,7 @@ class MAML(Learner):
 
 
 def FOMAML(backbone: nn.Module, **options: Any) -> MAML:
-    """First-order MAML: MAML that takes the inner gradients as constants. Options are those of MAML."""
+    """First-order MAML: MAML that takes the inner gradients as constants. Other options are those of MAML."""
     return MAML(backbone, first_order=True, **options)
 
 

@@ -156,7 +156,9 @@ def evaluate_settings(
 def explain_nan(learner: Learner) -> str:
     """Why outputs may not be numbers, and what to do, for a message."""
     if learner.test_steps:
-        return "adaptation diverges: take fewer steps, or lower the rate of the inner loop (algorithm.learner.inner_lr)"
+        rate = next((name for name in ("inner_lr", "finetune_lr", "lr") if hasattr(learner, name)), "")
+        where = f" (algorithm.learner.{rate})" if rate else ""
+        return f"adaptation diverges: take fewer steps, or lower the rate of the inner loop{where}"
     return "look for NaN in the network or the examples"
 
 

@@ -51,6 +51,17 @@ def test_the_head_is_the_one_that_torchs_sgd_trains(make_episodes: Make, head: s
     torch.testing.assert_close(logits, theirs(task.query_x.flatten(1)))
 
 
+def test_each_head_has_its_own_rate() -> None:
+    network = Identity((4,), 3)
+    assert [Baseline(network, head=head).lr for head in ("linear", "cosine")] == [1.0, 0.1]
+    assert Baseline(network, head="cosine", lr=0.5).lr == 0.5
+
+
+def test_a_head_on_pixels_says_that_its_rate_is_not_made_for_them() -> None:
+    assert not hasattr(Baseline(Identity((4,), 3)), "notes")
+    assert "try others (algorithm.learner.lr=1.0)" in Baseline(Identity((1, 8, 8), 3)).notes[0]
+
+
 def test_it_learns_the_support_set(make_episodes: Make) -> None:
     task = make_episodes(1, shot=2)[0]
     learner = Baseline(Identity((1, 8, 8), 3))

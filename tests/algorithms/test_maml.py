@@ -14,6 +14,7 @@ from torch.func import functional_call
 from fewshot.algorithms.learner import Tensors
 from fewshot.algorithms.maml import MAML
 from fewshot.algorithms.maml_plus_plus import MAMLPlusPlus
+from fewshot.backbones.conv4 import Conv4
 from fewshot.backbones.norm import BatchStatNorm
 from fewshot.core.errors import FewshotError
 from fewshot.engine.engine import Engine
@@ -273,6 +274,12 @@ def test_an_inner_loop_over_all_names_is_mamls(make_conv4: Make, make_episodes: 
     fast = body.adapt(params, state, episodes[0])
     still = {name for name in params if torch.equal(fast[name], params[name])}
     assert {name for name in still if not name.endswith("conv.bias")} == {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize(("start", "said"), [("zeros", True), ("uniform", False)])
+def test_a_body_behind_a_head_of_zeros_is_told(start: str, said: bool):
+    notes = MAML(Conv4((1, 8, 8), WAY, filters=2, head_init=start), adapted="body").notes
+    assert any("the head starts at zero" in note for note in notes) == said
 
 
 @pytest.mark.parametrize("name", ["maml", "fomaml"])

@@ -13,13 +13,17 @@ import pytest
 import torch
 from scipy import stats
 
+from fewshot.algorithms.baseline import Baseline
 from fewshot.algorithms.learner import Tensors, score
+from fewshot.algorithms.maml import MAML
+from fewshot.algorithms.matching_net import MatchingNet
 from fewshot.algorithms.nearest import Nearest
 from fewshot.backbones.identity import Identity
+from fewshot.backbones.mlp import MLP
 from fewshot.data.bank import Bank
 from fewshot.engine import evaluate as evaluation
 from fewshot.engine.engine import Engine
-from fewshot.engine.evaluate import SETTINGS, ci95, evaluate_settings, query_outputs, score_episodes
+from fewshot.engine.evaluate import SETTINGS, ci95, evaluate_settings, explain_nan, query_outputs, score_episodes
 from fewshot.engine.probe import probe
 from fewshot.episodes import Episodes
 from fewshot.tasks.sampler import Sampler
@@ -252,3 +256,15 @@ def test_a_logit_that_is_nan_makes_no_score(make_bank: Make, whole_classes: bool
     broken = (labels < 0).any(1)
     assert 0 < broken.sum() < 20
     np.testing.assert_array_equal(np.isnan(scores), broken)
+
+
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [
+        (lambda: MAML(MLP((4,), 3)), "algorithm.learner.inner_lr"),
+        (lambda: Baseline(Identity((4,), 3)), "algorithm.learner.lr"),
+        (lambda: MatchingNet(Identity((4,), 3), test_steps=1), "algorithm.learner.finetune_lr"),
+    ],
+)
+def test_a_test_that_diverges_names_the_rate_that_the_learner_has(make: Callable[[], Any], key: str):
+    assert f"lower the rate of the inner loop ({key})" in explain_nan(make())
