@@ -282,7 +282,7 @@ def test_what_hydra_refuses_is_one_line(call: Any, kind: str) -> None:
         ("train", "backbone.network=conv4", "backbone.network=conv4: has parts"),
         ("train", "train=null", "train=null: "),
         ("train", "validation=null", "validation=null: "),
-        ("train", "shot=None", "shot=None: None is a text here; for no value type shot=null"),
+        ("train", "resume=None", "resume=None: None is a text here; for no value type resume=null"),
         ("train", "+algorithm.learner.new=None", "for no value type algorithm.learner.new=null"),
         ("bench", "rounds=0", "rounds=0: must be a whole number >= 1"),
         ("table", "layout.title=[1,2]", "layout.title=[1,2]: "),
