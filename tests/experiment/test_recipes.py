@@ -111,7 +111,7 @@ def test_boil_has_no_head_of_zeros_in_any_network(backbone: str) -> None:
             ("algorithm=anil", "dataset=omniglot"),
             "recipe none: defaults of algorithm=anil, 300 steps; settings for this task: recipe=half_hour",
         ),
-        (("algorithm=r2d2", "dataset=cifar_fs"), "recipe none: defaults of algorithm=r2d2, 300 steps"),
+        (("algorithm=r2d2", "dataset=fc100"), "recipe none: defaults of algorithm=r2d2, 300 steps"),
         (("algorithm=maml", "dataset=omniglot", "way=10"), "recipe none: defaults of algorithm=maml, 300 steps"),
         (
             ("algorithm=simple_shot", "dataset=omniglot"),
@@ -278,6 +278,12 @@ PUBLISHED: dict[tuple[str, str, str], dict[str, Any]] = {
         "train.steps": 1200 * 100, "train.outer_lr": 0.005, "train.outer_lr_halve_every": 2000,
         "algorithm.learner.regularization": 50.0, "algorithm.learner.learn_regularization": False,
         "algorithm.learner.scale": 0.0001,
+    },
+    ("bertinetto", "r2d2", "cifar_fs"): {
+        "train.way": 20, "train.query": {1: 240 // 20 - 1, 5: 240 // 20 - 5}, "train.steps": 1200 * 100,
+        "algorithm.learner.regularization": 50.0, "algorithm.learner.scale": 10.0,
+        "protocol.paper.query": {1: 47, 5: 43}, "protocol.paper.episodes": 10_000,
+        "protocol.paper.setting": "inductive",
     },
     ("openai", "reptile", "mini"): {
         "algorithm.learner.inner_batch": 10, "algorithm.learner.inner_steps": 8, "algorithm.learner.test_steps": 50,
