@@ -14,6 +14,8 @@ from fewshot.core.errors import FewshotError
 from fewshot.engine.reduce import MetaGradient
 from fewshot.episodes import Episodes
 
+LOGGED = {"step", "loss", "outer_lr", "accuracy", "mse", "tasks", "train_seconds"}  # in every metrics.jsonl
+
 
 def check_init(learner: Any) -> None:
     """Raises FewshotError where `init` returns something else than two dicts of floats."""
@@ -61,6 +63,15 @@ def check_gradient(learner: Any, gradient: Tensors, elsewhere: Callable[[], Meta
 
     if is_zero(gradient) and is_zero(elsewhere().gradient):
         raise FewshotError(_unused(learner))
+
+
+def check_scalars(learner: Any, params: Tensors) -> None:
+    """Raises FewshotError where `scalars` returns something else than numbers by names of its own."""
+    values = learner.scalars(params)
+    if not isinstance(values, Mapping) or not all(isinstance(value, int | float) for value in values.values()):
+        raise FewshotError(f"{_name(learner)}.scalars: must return a dict of Python's numbers")
+    if taken := LOGGED & values.keys():
+        raise FewshotError(f"{_name(learner)}.scalars: the log has {taken.pop()} of its own; take another name")
 
 
 @contextmanager

@@ -34,7 +34,14 @@ from fewshot.core.device import out_of_memory
 from fewshot.core.errors import FewshotError
 from fewshot.core.random import seeded
 from fewshot.engine.compare import compare_vmap, initial_values, strict_vmap
-from fewshot.engine.contract import check_gradient, check_init, check_names, check_unchanged, checked_outer_loss
+from fewshot.engine.contract import (
+    check_gradient,
+    check_init,
+    check_names,
+    check_scalars,
+    check_unchanged,
+    checked_outer_loss,
+)
 from fewshot.engine.lift import autograd_copy, lift_one, mean_outer
 from fewshot.episodes import Episodes
 
@@ -124,6 +131,8 @@ def check_training(learner: Any, episodes: Episodes) -> str:
             if hasattr(single, "outer_loss"):
                 elsewhere = partial(mean_outer, single, add_noise(params), state, episodes, lift_one)
                 check_gradient(single, outer.gradient, elsewhere)
+            if hasattr(single, "scalars"):
+                check_scalars(single, params)
             if getattr(learner, "first_order", True):
                 return ""
             return check_second_derivatives(learner.backbone, episodes.support_x[0, :EXAMPLES])

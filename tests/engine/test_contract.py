@@ -99,6 +99,21 @@ class WithoutParameters(Own):
         return F.cross_entropy(logits, task.query_y), score(logits.detach(), task.query_y)
 
 
+class NoScalars(Own):
+    def scalars(self, params: Any) -> Any:
+        return None
+
+
+class TensorScalars(Own):
+    def scalars(self, params: Any) -> Any:
+        return {"rate": torch.zeros(3)}
+
+
+class TakenScalars(Own):
+    def scalars(self, params: Any) -> Any:
+        return {"loss": 99.0}
+
+
 class OtherName(Own):
     def __init__(self) -> None:
         super().__init__()
@@ -127,6 +142,9 @@ REFUSED: dict[Callable[[], Any], str] = {
     LossOfEachQuery: r"LossOfEachQuery.outer_loss: must return \(loss, score\), two tensors of shape \[\]",
     DetachedLoss: "DetachedLoss: its outer gradient is zero",
     WithoutParameters: "WithoutParameters: its outer gradient is zero",
+    NoScalars: "NoScalars.scalars: must return a dict of Python's numbers",
+    TensorScalars: "TensorScalars.scalars: must return a dict of Python's numbers",
+    TakenScalars: "TakenScalars.scalars: the log has loss of its own; take another name",
     OtherName: "OtherName keeps its network as net, .* keep it as backbone",
     lambda: Unchangeable(nn.Identity()): "the attributes of Unchangeable cannot be set",
 }
