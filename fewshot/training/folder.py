@@ -7,8 +7,9 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
+from inspect import getclosurevars
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -152,10 +153,16 @@ def _describe(value: Any, starts: Collection[str] | None = None) -> Any:
         return {"module": repr(value), **{name: _describe(each, starts) for name, each in value.state_dict().items()}}
     name = getattr(value, "__qualname__", None) or ADDRESS.sub("", repr(value))
     if isinstance(value, FunctionType) and "<" in name:  # a lambda or a local function, of which many have one name
-        closure = [cell.cell_contents for cell in value.__closure__ or ()]
-        parts = [value.__code__.co_code.hex(), value.__code__.co_names, value.__code__.co_consts, closure]
-        name += f" {_digest([ADDRESS.sub('', repr(part)) for part in parts]):.12}"
+        around = [*getclosurevars(value).nonlocals.values(), *(value.__defaults__ or ())]
+        around = [_describe_code(v.__code__) if isinstance(v, FunctionType) else _describe(v, starts) for v in around]
+        name += f" {_digest([_describe_code(value.__code__), around]):.12}"
     return name
+
+
+def _describe_code(code: CodeType) -> list[Any]:
+    """What a function does, without its place in a file."""
+    constants = [_describe_code(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts]
+    return [code.co_code.hex(), code.co_names, constants]
 
 
 def _digest_tensor(tensor: torch.Tensor) -> str:

@@ -139,11 +139,12 @@ def frozen_layer(value: float) -> nn.Module:
     "option",
     [
         [lambda d: d, lambda d: 0.5 * d],
+        [lambda d, factor=factor: [factor * each for each in d] for factor in (1, 2)],
         [frozen_layer(1.0), frozen_layer(2.0)],
         [np.zeros(3000), np.eye(1, 3000, 1000)[0]],
         [torch.zeros(3000), torch.eye(3000)[1000]],
     ],
-    ids=["function", "module", "array", "tensor"],
+    ids=["function", "default of a function", "module", "array", "tensor"],
 )
 def test_options_of_every_kind_are_compared(option: list[Any], describe: Callable[..., dict[str, Any]], tmp_path: Path):
     first, second = fs.MAML(network()), fs.MAML(network())
