@@ -13,7 +13,7 @@ Differences from the program:
 4. First-order steps at the start are off, as in the program's configurations; the paper has them for half of the
    training (`first_order_until=0.5`).
 5. The outer rate ends at 0; in the program's configurations at 1e-5 on Omniglot, and on miniImageNet it stays at its
-   start. There outer gradients are cut to +-10 too, and the multi-step loss lasts 15 epochs of 100, not 10.
+   start. There outer gradients are cut to ±10 too, and the multi-step loss lasts 15 epochs of 100, not 10.
 6. One checkpoint is tested. The program averages the outputs of its five best.
 7. The network is that of MAML. The program's on miniImageNet has 48 filters and leaky ReLUs.
 """
