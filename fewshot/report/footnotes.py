@@ -96,7 +96,8 @@ def _training_note(run: Record) -> str:
     parts = [f"tested at step {done:,} of {planned:,}" if early else ""]
     parts += [format_label("{:,} outer steps with a NaN replaced", replaced) if replaced else ""]
     settings = run.get("settings") or {}
-    changes = [key for key in run.get("recipe_changes", []) if key in settings]
+    short = 0 < done < (run["train"].get("paper_steps") or 0)  # which the budget says
+    changes = [key for key in run.get("recipe_changes", []) if key in settings and not (key == "train.steps" and short)]
     changed = [label_setting(key, settings[key], changes) for key in changes]
     parts += [f"not as its recipe: {', '.join(changed)}"] if changed else []
     return ", ".join(filter(None, parts))

@@ -43,8 +43,8 @@ def tell_apart(records: list[Record], shown: Sequence[str]) -> tuple[list[str], 
     chosen = next(fitting, None)
     if others and _separates(traits, contexts, others if chosen is None else chosen, steps):
         steps = []
-    if chosen is not None:
-        keys = _add_recipe(chosen, traits, contexts)
+    keys = _by_recipe(traits, contexts) if chosen is None else _add_recipe(chosen, traits, contexts)
+    if keys is not None:
         return [_suffix("", own, [*mine, *steps]) for own, mine in zip(traits, keys, strict=True)], [""] * len(traits)
     held = [(own, context) for own, context in zip(traits, contexts, strict=True) if "config" not in own]
     settings = [key for key in _varying(*zip(*held, strict=True)) if key not in VARIATIONS] if held else []
@@ -73,11 +73,27 @@ def _add_recipe(
     tasks = [task for task, *_ in contexts]
     if "recipe" in chosen or "recipe" not in _varying(traits, tasks):
         return [chosen] * len(traits)
+    within = _varying_within_recipes(traits, contexts)
+    return [["recipe", *(key for key in chosen if key in within[own["recipe"]])] for own in traits]
+
+
+def _by_recipe(traits: list[dict[str, Any]], contexts: list[tuple[Hashable, ...]]) -> list[list[str]] | None:
+    """For each record its recipe and the keys that vary within it; None where these are too many or not known."""
+    within = _varying_within_recipes(traits, contexts)
+    keys = {recipe: [key for key in varying if key != STEPS] for recipe, varying in within.items()}
+    if len(keys) < 2 or any(len(each) > MOST_KEYS or "config" in each for each in keys.values()):
+        return None
+    return [["recipe", *keys[own["recipe"]]] for own in traits]
+
+
+def _varying_within_recipes(
+    traits: list[dict[str, Any]], contexts: list[tuple[Hashable, ...]]
+) -> dict[str | None, list[str]]:
     varying = {}
     for recipe in {own["recipe"] for own in traits}:
         pairs = [(own, context) for own, context in zip(traits, contexts, strict=True) if own["recipe"] == recipe]
         varying[recipe] = _varying(*zip(*pairs, strict=True))
-    return [["recipe", *(key for key in chosen if key in varying[own["recipe"]])] for own in traits]
+    return varying
 
 
 def _suffix(number: str, traits: dict[str, Any], keys: list[str]) -> str:

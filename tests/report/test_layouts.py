@@ -53,6 +53,13 @@ def test_tables_of_papers_have_at_most_five_columns_and_sixteen_footnotes(layout
     assert not any(entry.bold for row in page.table.iloc[page.measured :].to_numpy() for entry in row)
 
 
+def test_runs_of_several_recipes_are_named_by_them_and_a_budget_says_their_steps(results: Any) -> None:
+    page = results("layout=mini")
+    names = [entry.text for entry in page.table["method"]]
+    assert "maml, recipe cbfinn" in names and not any(re.search(r"\(\d+\)", name) for name in names)
+    assert not any("as its recipe" in note for note in page.notes)
+
+
 def test_every_source_that_a_layout_names_has_figures(lab: Any) -> None:
     named = {source for layout in PAPERS for source in lab.settings(f"layout={layout}")["layout"]["sources"] or []}
     assert named and named <= {record["published"]["source"] for record in read_published()}
