@@ -15,6 +15,7 @@ from fewshot.backbones.checks import copy_network
 from fewshot.backbones.failures import error_reason
 from fewshot.core.device import out_of_memory
 from fewshot.core.errors import FewshotError
+from fewshot.engine.contract import check_init
 from fewshot.engine.lift import autograd_copy, lift_all, lift_one, mean_outer
 from fewshot.engine.reduce import weighted_mean
 from fewshot.episodes import Episodes
@@ -107,5 +108,7 @@ def initial_values(learner: Learner, tasks: Episodes) -> tuple[Tensors, Tensors]
     def like_tasks(value: torch.Tensor) -> torch.Tensor:
         return value.to(x.device, x.dtype if value.is_floating_point() else value.dtype)
 
-    params, state = ({name: like_tasks(value) for name, value in group.items()} for group in learner.init())
+    made = learner.init()
+    check_init(learner, made)
+    params, state = ({name: like_tasks(value) for name, value in group.items()} for group in made)
     return params, state

@@ -17,9 +17,8 @@ from fewshot.episodes import Episodes
 LOGGED = {"step", "loss", "outer_lr", "accuracy", "mse", "tasks", "train_seconds"}  # in every metrics.jsonl
 
 
-def check_init(learner: Any) -> None:
-    """Raises FewshotError where `init` returns something else than two dicts of floats."""
-    made = learner.init()
+def check_init(learner: Any, made: Any) -> None:
+    """Raises FewshotError where what `init` made is something else than two dicts of tensors of floats."""
     if not isinstance(made, tuple) or len(made) != 2 or not all(isinstance(group, Mapping) for group in made):
         raise FewshotError(f"{_name(learner)}.init: must return (params, state), two dicts of tensors; {{}} for none")
     for name, value in (*made[0].items(), *made[1].items()):
@@ -76,7 +75,7 @@ def check_scalars(learner: Any, params: Tensors) -> None:
 
 @contextmanager
 def check_unchanged(learner: Any, device: torch.device) -> Iterator[None]:
-    """Raises FewshotError where the learner draws from a global generator within the block, or counts something."""
+    """Raises FewshotError where the learner draws from a global generator within the block, or a plain attribute changes."""
     drawn, before = generator_states(device), _plain_attributes(learner)
     yield
     if generator_states(device) != drawn:

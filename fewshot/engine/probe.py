@@ -36,7 +36,6 @@ from fewshot.core.random import seeded
 from fewshot.engine.compare import compare_vmap, initial_values, strict_vmap
 from fewshot.engine.contract import (
     check_gradient,
-    check_init,
     check_names,
     check_scalars,
     check_unchanged,
@@ -185,7 +184,6 @@ def _find_behaviour(learner: Learner, task: Episodes) -> Behaviour:
     backbone = getattr(copy, "backbone", None)
     backbone = backbone.to(x.dtype) if isinstance(backbone, nn.Module) else None
     notes = () if backbone is None else prepare_backbone(backbone, x)
-    check_init(learner)
     params, state = initial_values(learner, task)
     if not params and (hasattr(learner, "outer_loss") or hasattr(learner, "outer_gradient")):
         values = [] if backbone is None else list(backbone.parameters())
