@@ -63,8 +63,8 @@ class Baseline(Learner):
         self.backbone = backbone
         if len(backbone.shape) != 1:
             self.notes = (
-                f"the head is trained on {list(backbone.shape)} as they are, not on features of length 1, for "
-                f"which its rate is made; try others (algorithm.learner.lr={lr})",
+                f"the head is trained on examples {list(backbone.shape)} as they are; its rate is made for features of "
+                f"length 1, so try others (algorithm.learner.lr={lr})",
             )
         self.test_steps, self.batch, self.lr, self.weight_decay, self.scale = test_steps, batch, lr, weight_decay, scale
 

@@ -8,8 +8,8 @@ Where the paper is silent, or users expect otherwise:
    set. The paper says only that it fine-tunes on the support set.
 4. Norms take the statistics of the batch at hand, as in `fewshot.algorithms.protonet`.
 5. With full context the LSTMs read the support set sorted by class, so that an example's place tells its class. The
-   paper gives no order. They have no peepholes, and the LSTM of the queries starts from h = f'(x) and takes
-   `context_steps` steps.
+   paper gives no order. No LSTM has peepholes. That of the queries starts from h = f'(x) and takes `context_steps`
+   steps.
 """
 
 from __future__ import annotations

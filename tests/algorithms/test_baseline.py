@@ -59,7 +59,7 @@ def test_each_head_has_its_own_rate() -> None:
 
 def test_a_head_on_pixels_says_that_its_rate_is_not_made_for_them() -> None:
     assert not hasattr(Baseline(Identity((4,), 3)), "notes")
-    assert "try others (algorithm.learner.lr=1.0)" in Baseline(Identity((1, 8, 8), 3)).notes[0]
+    assert "so try others (algorithm.learner.lr=1.0)" in Baseline(Identity((1, 8, 8), 3)).notes[0]
 
 
 def test_it_learns_the_support_set(make_episodes: Make) -> None:
