@@ -75,7 +75,7 @@ def check_scalars(learner: Any, params: Tensors) -> None:
 
 @contextmanager
 def check_unchanged(learner: Any, device: torch.device) -> Iterator[None]:
-    """Raises FewshotError where the learner draws from a global generator within the block, or a plain attribute changes."""
+    """Raises FewshotError where the learner draws from a global generator or changes an attribute in the block."""
     drawn, before = generator_states(device), _plain_attributes(learner)
     yield
     if generator_states(device) != drawn:
