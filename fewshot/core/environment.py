@@ -52,7 +52,11 @@ def _version(package: str) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Versions of the packages and properties of the machine that results can depend on."""
+    """Versions of the packages and properties of the machine that results and their minutes can depend on.
+
+    `instructions` are the widest vectors that torch uses, as AVX2 or AVX512: a virtual machine may hide the model of
+    its processor, and its speed with it.
+    """
     import torch
 
     packages = ("torch", "torchvision", "learn2learn", "hydra-core", "numpy", "pillow")
@@ -61,6 +65,7 @@ def environment() -> dict[str, Any]:
         **{name: _version(name) for name in packages},
         "platform": platform.platform(),
         "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
     }
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from fewshot.core import environment
 
@@ -21,3 +22,9 @@ def test_code_inside_another_project_does_not_take_its_version(
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "fewshot/core/environment.py"))
     (tmp_path / "pyproject.toml").write_text(project)
     assert environment.code.__wrapped__()["version"] == "absent"
+
+
+def test_the_vector_instructions_are_named_beside_the_processor() -> None:
+    found = environment.environment()
+    assert found["processor"]
+    assert found["instructions"] == torch.backends.cpu.get_cpu_capability()
