@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from fewshot.algorithms.learner import Tensors
 from fewshot.backbones.purity import generator_states
@@ -49,9 +50,26 @@ def checked_outer_loss(learner: Any) -> Callable[[Tensors, Episodes], tuple[torc
             raise FewshotError(f"{_name(learner)}.outer_loss: must return (loss, score), two tensors of shape []")
         if not results[0].requires_grad:
             raise FewshotError(_unused(learner))
+        _check_no_other_weights(learner, results[0])
         return results
 
     return checked
+
+
+def _check_no_other_weights(learner: Any, loss: torch.Tensor) -> None:
+    """Raises FewshotError where a loss depends on a weight of the learner itself, which no step would change."""
+    weights = {}
+    for name, value in vars(learner).items():
+        named = value.named_parameters(name) if isinstance(value, nn.Module) else [(name, value)]
+        weights |= {name: each for name, each in named if isinstance(each, nn.Parameter) and each.requires_grad}
+    gradients = torch.autograd.grad(loss, list(weights.values()), retain_graph=True, allow_unused=True)
+    used = [name for name, gradient in zip(weights, gradients, strict=True) if gradient is not None and gradient.any()]
+    if used:
+        raise FewshotError(
+            f"{_name(learner)}: its loss depends on self.{used[0]}, which is not in params and would not be trained; "
+            "return its start from init and call the network by functional_forward(network, params, x), or freeze it "
+            "by requires_grad_(False)"
+        )
 
 
 def check_gradient(learner: Any, gradient: Tensors, elsewhere: Callable[[], MetaGradient]) -> None:

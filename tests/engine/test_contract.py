@@ -99,6 +99,29 @@ class WithoutParameters(Own):
         return F.cross_entropy(logits, task.query_y), score(logits.detach(), task.query_y)
 
 
+class PartlyWithoutParameters(Own):
+    def predict(self, adapted: Any, x: torch.Tensor) -> torch.Tensor:
+        return super().predict(adapted, x) + self.backbone(x)
+
+
+class SecondNetwork(Own):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixer = nn.Linear(3, 3)
+
+    def predict(self, adapted: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.mixer(super().predict(adapted, x))
+
+
+class LooseWeight(Own):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def predict(self, adapted: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * super().predict(adapted, x)
+
+
 class NoScalars(Own):
     def scalars(self, params: Any) -> Any:
         return None
@@ -141,7 +164,10 @@ REFUSED: dict[Callable[[], Any], str] = {
     LossAlone: r"LossAlone.outer_loss: must return \(loss, score\), two tensors of shape \[\]",
     LossOfEachQuery: r"LossOfEachQuery.outer_loss: must return \(loss, score\), two tensors of shape \[\]",
     DetachedLoss: "DetachedLoss: its outer gradient is zero",
-    WithoutParameters: "WithoutParameters: its outer gradient is zero",
+    WithoutParameters: r"WithoutParameters: its loss depends on self.backbone.\S+, which is not in params",
+    PartlyWithoutParameters: r"PartlyWithoutParameters: its loss depends on self.backbone.\S+, which is not in params",
+    SecondNetwork: "SecondNetwork: its loss depends on self.mixer.weight, which is not in params",
+    LooseWeight: "LooseWeight: its loss depends on self.scale, which is not in params",
     NoScalars: "NoScalars.scalars: must return a dict of Python's numbers",
     TensorScalars: "TensorScalars.scalars: must return a dict of Python's numbers",
     TakenScalars: "TakenScalars.scalars: the log has loss of its own; take another name",
@@ -154,6 +180,12 @@ REFUSED: dict[Callable[[], Any], str] = {
 def test_what_breaks_the_contract_is_refused_before_the_training(make: Callable[[], Any], make_episodes: Make):
     with pytest.raises(FewshotError, match=f"^algorithm.learner: .*{REFUSED[make]}"):
         check_training(make(), make_episodes(1))
+
+
+def test_a_second_network_that_is_frozen_is_taken(make_episodes: Make):
+    learner = SecondNetwork()
+    learner.mixer.requires_grad_(False)
+    check_training(learner, make_episodes(1))
 
 
 def test_what_keeps_to_it_is_taken_and_one_note_is_one_line(make_episodes: Make):
