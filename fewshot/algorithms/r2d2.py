@@ -5,7 +5,8 @@ Differences from the original program:
 1. The system is solved, not its matrix inverted.
 2. Norms take the statistics of the batch at hand, as in `fewshot.algorithms.protonet`.
 3. The number of shots of a training task is fixed; there it is drawn from 1 to 9 for each task.
-4. `learn_regularization` trains the logarithm of lambda, as the paper has it. The program leaves lambda at 50.
+4. `learn_regularization` trains the logarithm of lambda, as the paper has it. The program leaves lambda at 50; its
+   option trains lambda itself.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""ResNet-12: TADAM and MetaOptNet, as mmfewshot has it; 12,424,320 parameters before the head with 3 channels.
+"""ResNet-12 with the widths of MetaOptNet, as mmfewshot has it; 12,424,320 parameters before the head with 3 channels.
 
 Differences from mmfewshot:
 1. DropBlock is torchvision's (Ghiasi, Lin and Le, 2018): it drops at the full rate from the first step, where
