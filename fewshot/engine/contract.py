@@ -62,6 +62,8 @@ def _check_no_other_weights(learner: Any, loss: torch.Tensor) -> None:
     for name, value in vars(learner).items():
         named = value.named_parameters(name) if isinstance(value, nn.Module) else [(name, value)]
         weights |= {name: each for name, each in named if isinstance(each, nn.Parameter) and each.requires_grad}
+    if not weights:
+        return
     gradients = torch.autograd.grad(loss, list(weights.values()), retain_graph=True, allow_unused=True)
     used = [name for name, gradient in zip(weights, gradients, strict=True) if gradient is not None and gradient.any()]
     if used:

@@ -287,6 +287,9 @@ def test_ablations_change_what_their_names_say(make_learner: Make, make_episodes
     params = deterministic.init()[0]
     losses = [deterministic.outer_loss(params, replace(task, key=task.key + i))[0] for i in (0, 1)]
     assert torch.equal(losses[0], losses[1])
+    dropping = make_learner("leo", deterministic=True, dropout=0.5)  # the ablation samples no codes, and drops still
+    losses = [dropping.outer_loss(params, replace(task, key=task.key + i))[0] for i in (0, 1)]
+    assert not torch.equal(losses[0], losses[1])
     random = make_learner("leo", prior="random")
     codes = [random.solve(params, replace(task, key=task.key + i), None).latents[0] for i in (0, 0, 1)]
     assert torch.equal(codes[0], codes[1]) and not torch.equal(codes[0], codes[2])

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
-from fewshot.algorithms.learner import task_loss
+from fewshot.algorithms.learner import functional_forward, task_loss
 from fewshot.algorithms.maml import ALPHA, MAML
 from fewshot.algorithms.maml_plus_plus import STEP, MAMLPlusPlus
 from fewshot.engine.engine import Engine
@@ -83,6 +84,30 @@ def test_the_losses_of_all_steps_count_less_and_less(make_conv4: Make, make_epis
         torch.testing.assert_close(learner.outer_loss(params, task)[0], wanted)
     learner.begin_step(50, 100)
     torch.testing.assert_close(learner.outer_loss(params, task)[0], losses[2])
+
+
+def test_each_step_has_its_own_rates_and_norms_and_its_loss_too(make_conv4: Make, make_episodes: Make) -> None:
+    task, network = make_episodes(1)[0], make_conv4(adapt_norm=False)
+    learner = MAMLPlusPlus(network, **STEPS, multi_step_until=1.0)
+    learner.begin_step(0, 100)
+    factor = torch.tensor([1.0, 1.5, 0.5])
+    params = learner.init()[0]
+    for name, value in params.items():
+        if name.startswith((ALPHA, STEP)):
+            params[name] = (value + 0.1 * name.startswith(STEP)) * factor.view(-1, *(1,) * (value.dim() - 1))
+    fixed = {name: value for name, value in params.items() if not name.startswith((ALPHA, STEP))}
+    fast = {name: fixed[name].clone().requires_grad_() for name in learner.adapted}
+    losses = []
+    for step in range(3):
+        norms = {name: params[STEP + name][step] for name in learner.step_norms}
+        support = cross_entropy(functional_forward(network, fixed | norms | fast, task.support_x), task.support_y)
+        gradients = torch.autograd.grad(support, list(fast.values()), materialize_grads=True)
+        fast = {n: v - params[ALPHA + n][step] * g for (n, v), g in zip(fast.items(), gradients, strict=True)}
+        losses.append(cross_entropy(functional_forward(network, fixed | norms | fast, task.query_x), task.query_y))
+    torch.testing.assert_close(learner.outer_loss(params, task)[0], sum(losses) / 3)
+    learner.test_steps = 3
+    adapted = learner.adapt(params, {}, task)
+    torch.testing.assert_close({name: adapted[name] for name in fast}, fast)
 
 
 def test_inner_gradients_are_constants_until_their_time_is_over(make_conv4: Make, make_episodes: Make) -> None:

@@ -67,6 +67,17 @@ def test_each_query_reads_the_support_set_by_itself(make_conv4: Make, make_episo
     torch.testing.assert_close(together, h)
 
 
+def test_with_context_attention_is_over_the_features_of_both_lstms(make_conv4: Make, make_episodes: Make) -> None:
+    task, network = make_episodes(1, shot=2)[0], make_conv4()
+    learner = MatchingNet(network, context=True, context_steps=3, scale=5.0)
+    params, state = learner.init()
+    support = embed_support(params, network.embed(task.support_x))
+    query = embed_queries(params, network.embed(task.query_x), support, 3)
+    attention = (5 * F.cosine_similarity(query[:, None], support[None], -1)).softmax(-1)
+    expected = (attention @ F.one_hot(task.support_y, 3).to(attention.dtype) + 1e-6).log()
+    torch.testing.assert_close(learner.predict(learner.adapt(params, state, task), task.query_x), expected)
+
+
 def test_fine_tuning_at_a_test_lowers_the_support_loss(make_conv4: Make, make_episodes: Make) -> None:
     task, losses = make_episodes(1, shot=2)[0], []
     for steps in (0, 3):

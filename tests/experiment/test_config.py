@@ -61,10 +61,21 @@ def test_trainings_validations_and_tests_are_of_splits_of_their_own(dataset: str
 
 
 def test_another_seed_makes_another_training_and_the_same_tests(data_dir: Path) -> None:
-    one, other = (build(composed(f"seed={seed}", f"data_dir={data_dir}")) for seed in (0, 1))
+    words = (["seed=0"], ["seed=1"], ["protocol.common.episode_seed=1"])
+    one, other, elsewhere = (build(composed(*each, f"data_dir={data_dir}")) for each in words)
     assert one.training.manifest(0, 5) != other.training.manifest(0, 5)
-    tests, others = (run.protocol_tasks(run.protocols[0]).manifest(0, 5) for run in (one, other))
-    assert tests == others
+    assert one.validation.manifest(0, 5) != other.validation.manifest(0, 5)
+    tests, same, others = (run.protocol_tasks(run.protocols[0]).manifest(0, 5) for run in (one, other, elsewhere))
+    assert tests == same != others
+
+
+def test_training_tasks_alone_are_augmented_and_may_have_the_validation_classes_too(data_dir: Path) -> None:
+    words = ("train.train_on_val=true", "dataset.augment.episodes=gentle")
+    run = build(composed(*words, f"data_dir={data_dir}"))
+    names = [run.sources[split].names for split in ("train", "val")]
+    assert run.training.source.names == (*names[0], *names[1])
+    tasks: list[Any] = [run.training, run.validation, run.protocol_tasks(run.protocols[0])]
+    assert [each.view.augment for each in tasks] == ["gentle", "none", "none"]
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "algorithm").glob("*.yaml")), ids=lambda path: path.stem)

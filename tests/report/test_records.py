@@ -158,6 +158,12 @@ def test_sinusoids_stand_by_shots_and_updates_above_published_figures(lab: Any, 
     assert list(zip(page.costs["task"], page.costs["adaptation steps"], strict=True)) == costs * 2
 
 
+def test_each_number_of_steps_has_its_own_r2(lab: Any) -> None:
+    test = {"mse": {"1": 0.2, "5": 0.1}, "ci95": {"1": 0.1, "5": 0.1}, "r2": {"1": 0.5, "5": 0.75}, "episodes": 40}
+    lab.write_regression("maml", steps=(1, 5), test=test)
+    assert lab.page().raw.set_index("adaptation_steps")["r2"].to_dict() == {1: 0.5, 5: 0.75}
+
+
 def test_r2_stands_beside_the_error_of_records_that_have_it(lab: Any) -> None:
     for seed, r2 in ((0, 0.5), (1, 0.25)):
         test = {"mse": 0.2, "ci95": 0.1, "r2": r2, "episodes": 40}

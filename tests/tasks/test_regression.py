@@ -30,6 +30,14 @@ def test_a_task_is_the_same_in_any_batch_and_order():
     assert tasks.manifest(0, 20) == make_tasks(noise=0.3).manifest(0, 20)
 
 
+def test_points_say_nothing_of_the_parameters_of_their_function():
+    curves = make_tasks(sine=SINE).draw(0, 2000)
+    (parameters,) = curves.parameters.values()
+    for values in parameters:
+        for point in curves.x[..., 0].unbind(1):
+            assert abs(stats.pearsonr(values.flatten(), point).statistic) < 0.1
+
+
 @pytest.mark.parametrize("other", [{"seed": 1}, {"split": "val"}, {"shot": 6}, {"noise": 0.1}, {"sine": SINE}])
 def test_other_tasks_have_another_manifest(other: dict[str, Any]):
     assert make_tasks(**other).manifest(0, 5) != make_tasks().manifest(0, 5)

@@ -66,6 +66,11 @@ def test_tasks_that_are_drawn_ahead_are_the_same(make_bank: MakeBank, rotations:
         assert_same(episodes(first, count), sampler.episodes(first, count))
 
 
+def test_each_image_of_an_episode_is_changed_by_a_key_of_its_own(make_bank: MakeBank):
+    keys = Sampler(make_bank(), 3, 2, 4, 11, view=ImageTransform(augment="gentle")).draw(0, 2).augment_keys
+    assert keys is not None and keys.shape == (2, 3, 6) and len(keys.unique()) == keys.numel()
+
+
 def test_an_episode_is_the_same_in_every_process_and_version():
     examples = torch.arange(27 * 36, dtype=torch.int64).mul(7919).remainder(256).to(torch.uint8).view(27, 1, 6, 6)
     bank = Bank(examples, torch.tensor([0, 6, 11, 20, 27]), tuple("abcd"), "test", "fingerprint", {})

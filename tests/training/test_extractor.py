@@ -13,6 +13,7 @@ from torch import nn
 
 import fewshot.training.extractor as training
 from fewshot.backbones.conv4 import Conv4
+from fewshot.data.bank import Bank
 from fewshot.tasks.transforms import ImageTransform
 
 Make = Callable[..., Any]
@@ -31,6 +32,47 @@ def test_bfloat16_rounds_the_products_and_not_the_loss():
     exact, rounded = (training._loss(network, x, labels, which).detach() for which in ("float32", "bfloat16"))
     assert rounded.dtype == torch.float32
     assert 0 < abs(float(rounded) - float(exact)) < 0.05 * float(exact)
+
+
+def test_each_image_has_its_class_a_new_look_in_each_epoch_and_the_rate_of_its_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen, rates, views, loss = [], [], [], training._loss
+
+    class Recorded(torch.optim.SGD):
+        def step(self, *args: Any) -> None:
+            rates.append(self.param_groups[0]["lr"])
+            super().step(*args)
+
+    def record(extractor: nn.Module, x: torch.Tensor, labels: torch.Tensor, precision: str) -> torch.Tensor:
+        seen.extend(zip(x, labels.tolist(), strict=True))
+        return loss(extractor, x, labels, precision)
+
+    monkeypatch.setattr(torch.optim, "SGD", Recorded)
+    monkeypatch.setattr(training, "_loss", record)
+    monkeypatch.setattr(training, "_validation", lambda network, bank, view, settings: views.append(view) or 0.5)
+    sizes = (3, 5, 4)
+    examples = torch.randint(0, 256, (12, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    examples[:, 0] = 20 * torch.arange(12)[:, None, None].to(torch.uint8)  # its number, which no crop changes
+    bank = Bank(examples, torch.tensor([0, 3, 8, 12]), ("a", "b", "c"), "train", "f", {})
+    settings = {
+        "seed": 0, "epochs": 2, "batch": 5, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, "schedule": "cosine",
+        "augment": "gentle", "precision": "float32",
+    }  # fmt: skip
+    training._train(NETWORK((3, 16, 16), 3), {"train": bank, "val": bank}, ImageTransform(), settings, tmp_path, "")
+    looks: list[dict[int, torch.Tensor]] = [{}, {}]
+    classes = [number for number, size in enumerate(sizes) for _ in range(size)]
+    for place, (x, label) in enumerate(seen):
+        number = round(float(x[0].mean()) * 255 / 20)
+        assert label == classes[number]
+        looks[place // 12][number] = x
+    assert [sorted(look) for look in looks] == [[*range(12)]] * 2
+    plain = ImageTransform()(examples, None)
+    for number in range(12):
+        first, second = (look[number] for look in looks)
+        assert not torch.equal(first, second) and not torch.equal(first, plain[number])
+    assert rates == pytest.approx([0.1 * training._schedule("cosine", step / 6) for step in range(6)])
+    assert [view.augment for view in views] == ["none"] * 2
 
 
 def test_after_small_images_the_convolutions_go_on_and_the_head_begins_anew(

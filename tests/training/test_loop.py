@@ -300,6 +300,22 @@ def test_the_best_on_validation_is_selected_and_the_first_of_equals(tmp_path: Pa
     assert best.steps == last.steps == 6
 
 
+def test_the_state_of_a_step_is_validated_and_kept_with_its_parameters(tmp_path: Path) -> None:
+    scores, states = iter([0.2, 0.8, 0.5]), []
+
+    def validate(params: Tensors, state: Tensors) -> float:
+        states.append({name: value.clone() for name, value in state.items()})
+        return next(scores)
+
+    tasks, learner = Sampler(bank(), 3, 2, 2, 0), reptile("shared")
+    run_training(learner, tasks, REPTILE, Engine(), tmp_path, validate, lambda *_: None)
+    best, last = (load_selected(learner, replace(REPTILE, select=name), tmp_path, CPU) for name in ("best", "last"))
+    for trained, validated, other in ((best, states[1], states[2]), (last, states[2], states[1])):
+        assert trained.state.keys() == validated.keys() and trained.state
+        assert all(torch.equal(value, validated[name]) for name, value in trained.state.items())
+        assert any(not torch.equal(value, other[name]) for name, value in trained.state.items())
+
+
 def test_the_best_of_a_regression_has_the_least_error(make_regression: Any, tmp_path: Path) -> None:
     backbone, _ = make_regression()
     learner = MAML(backbone, inner_lr=0.01, inner_steps=1, test_steps=1, first_order=False, inner_loss="mean",
@@ -383,11 +399,11 @@ class Reads(TorchDispatchMode):
 def test_a_step_that_is_replaced_leaves_the_state_as_it_was() -> None:
     old, params = {"moment": torch.ones(2)}, {"w": torch.ones(2)}
     guard = NonFiniteGuard(replace(SETTINGS, nan_guard=True), 0, torch.device("cpu"))
-    for value, kept in ((1.0, False), (math.nan, True)):
+    for value, gradient_after, state_after, replaced in ((2.0, 2.0, 2.0, 0), (math.nan, 1.0, 1.0, 1)):
         outer = MetaGradient({"w": torch.full((2,), value)}, {"moment": torch.full((2,), value)}, *torch.ones(2, 1))
         gradient, state = guard.filter(outer, params, old, 0)
-        assert torch.equal(gradient["w"], params["w"]) and torch.equal(state["moment"], old["moment"])
-        assert guard.check(Path()) == kept
+        assert gradient["w"].tolist() == [gradient_after] * 2 and state["moment"].tolist() == [state_after] * 2
+        assert guard.check(Path()) == replaced
 
 
 @pytest.mark.parametrize("nan_guard", [False, True])
