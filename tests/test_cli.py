@@ -452,8 +452,11 @@ def test_leo_trains_selects_and_tests_on_published_features_as_the_original_does
 
 
 def test_training_on_train_and_val_together_is_done_and_said(call: Any, published: None) -> None:
-    assert call("train", "run_dir=run", "train.train_on_val=true", *LEO).code == 0
-    assert call("train", "run_dir=apart", *LEO).code == 0
+    assert call("train", "run_dir=run", "train.train_on_val=true", "train.select=last", *LEO).code == 0
+    assert call("train", "run_dir=apart", "train.select=last", *LEO).code == 0
+    refused = call("train", "run_dir=best", "train.train_on_val=true", *LEO, "train.validate_every=1")
+    assert refused.err.startswith("error: train.train_on_val=true: the best checkpoint would be chosen on classes")
+    assert not Path("best").exists()
     run, apart = read_test("run"), read_test("apart")
     assert (run["protocol"]["train_on_val"], apart["protocol"]["train_on_val"]) == (True, False)
     assert run["data"]["train_fingerprint"] != apart["data"]["train_fingerprint"]

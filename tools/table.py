@@ -27,7 +27,7 @@ def table(cfg: DictConfig) -> None:
         return
     if cfg.out is not None:
         check_no_folder("out", Path(cfg.out))
-    runs, unread = gather_runs(Path(str(cfg.runs)))
+    runs, unread = gather_runs(*(Path(str(each)) for each in (cfg.runs, cfg.more_runs) if each is not None))
     pages = make_tables(runs, settings, unread)
     warn([*unread, *(line for page in pages for line in page.complaints)])
     text = FORMATS[cfg.format](*pages)

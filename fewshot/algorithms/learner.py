@@ -101,6 +101,9 @@ def with_defaults(learner: Any) -> Learner:
         method = getattr(learner, name, None)
         if not callable(method) or getattr(method, "__func__", None) is getattr(Learner, name):
             raise FewshotError(f"algorithm.learner: {type(learner).__name__} has no method {name}; see `Learner`")
+    for name in ("outer_loss", "outer_gradient", "state_of", "begin_step", "scalars", "probabilities"):
+        if not callable(getattr(learner, name, len)):
+            raise FewshotError(f"algorithm.learner: {type(learner).__name__}.{name} is no method; see `Learner`")
     defaults = {"backbone": nn.Identity(), "test_steps": 0, "sequential": False, "use_autograd": False}
     if lacking := [name for name in defaults if not hasattr(learner, name)]:
         networks = [name for name, value in vars(learner).items() if isinstance(value, nn.Module)]
@@ -117,6 +120,7 @@ def with_defaults(learner: Any) -> Learner:
                 f"algorithm.learner: the attributes of {type(learner).__name__} cannot be set, and training sets some; "
                 "write a class that is not frozen"
             ) from error
+    check_network(learner.backbone)
     return learner
 
 
@@ -138,6 +142,13 @@ def override_test_steps(learner: Learner, steps: int) -> Iterator[None]:
             learner.test_steps = before
         else:
             del learner.test_steps  # the class's again
+
+
+def check_network(backbone: Any) -> None:
+    """Raises FewshotError if a learner's network is no nn.Module."""
+    if not isinstance(backbone, nn.Module):
+        made = f"the class {backbone.__name__}" if isinstance(backbone, type) else repr(backbone)[:60]
+        raise FewshotError(f"backbone: must be an nn.Module, such as nn.Sequential(...), and is {made}")
 
 
 def backbone_parameters(backbone: nn.Module) -> Tensors:

@@ -31,6 +31,7 @@ from fewshot.algorithms.learner import (
     Tensors,
     adapted_names,
     backbone_parameters,
+    check_network,
     check_settings,
     differentiate,
     functional_forward,
@@ -83,6 +84,7 @@ class MAML(Learner):
         self.inner_lr, self.learn_inner_lr = inner_lr, learn_inner_lr
         self.inner_steps, self.test_steps = inner_steps, test_steps
         self.first_order = first_order
+        check_network(backbone)
         check_settings(float, 0, inner_lr=inner_lr)
         check_settings(int, 0, inner_steps=inner_steps, test_steps=test_steps)
         check_bool("algorithm.learner.first_order", first_order)

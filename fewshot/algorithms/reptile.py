@@ -26,6 +26,7 @@ from fewshot.algorithms.learner import (
     Learner,
     Tensors,
     backbone_parameters,
+    check_network,
     check_settings,
     differentiate,
     functional_forward,
@@ -82,6 +83,7 @@ class Reptile(Learner):
         foml: bool = False,
         tail_shots: int | None = None,
     ) -> None:
+        check_network(backbone)
         self.backbone = backbone
         self.inner_lr = inner_lr
         self.inner_steps, self.inner_batch = inner_steps, inner_batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from math import inf
 from numbers import Integral, Real
@@ -17,7 +18,8 @@ def check_number(name: str, value: object, kind: type, least: float) -> Any:
     kinds = (int,) if kind is int else (int, float)
     if isinstance(number, bool) or not isinstance(number, kinds) or not least <= number < inf:
         words = "a whole number" if kind is int else "a number"
-        raise FewshotError(f"{name}={value}: must be {words} >= {least}{', and finite' if number == inf else ''}")
+        words += f" >= {least}{', and finite' if number == inf else ''}"
+        raise FewshotError(f"{name}={_shown(value)}: must be {words}")
     return number
 
 
@@ -39,7 +41,12 @@ def plain_number(value: Any) -> Any:
 def check_bool(name: str, value: object) -> None:
     """Raises FewshotError if a setting is neither true nor false."""
     if not isinstance(value, bool):
-        raise FewshotError(f"{name}={value}: must be true or false")
+        raise FewshotError(f"{name}={_shown(value)}: must be true or false")
+
+
+def _shown(value: object) -> object:
+    """The value; a text that looks like what is wanted, such as "0.1", in quotes."""
+    return repr(value) if isinstance(value, str) and re.fullmatch(r"[-+.\deE]+|[Tt]rue|[Ff]alse", value) else value
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:

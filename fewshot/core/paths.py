@@ -35,7 +35,7 @@ LITERAL = "\0"  # marks, in a value that is being expanded, a `$` that stays; no
 SAVED_PATH_KEYS = ("data_dir", "runs", "run_dir", "copy_records_to", "root", "cache", "csv", "folder", "weights")
 PATH_KEYS = (
     *SAVED_PATH_KEYS, "run", "resume", "checkpoint", "source", "sheet", "export_leo_format", "out", "pictures",
-    "refresh", "support", "query", "page",
+    "refresh", "support", "query", "page", "more_runs",
 )  # fmt: skip
 
 

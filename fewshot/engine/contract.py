@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from fewshot.algorithms.learner import Tensors
+from fewshot.backbones.checks import check_outputs
+from fewshot.backbones.failures import error_reason
 from fewshot.backbones.purity import generator_states
-from fewshot.core.errors import FewshotError
+from fewshot.core.errors import FewshotError, error_location
 from fewshot.engine.reduce import MetaGradient
 from fewshot.episodes import Episodes
 
@@ -37,6 +39,25 @@ def check_names(learner: Any, what: str, given: Tensors, wanted: Tensors) -> Non
                 f"algorithm.learner: the {what} that {type(learner).__name__} returns has {name} {shapes[0]}, and init "
                 f"has {shapes[1]}; return it with the same names and shapes"
             )
+
+
+def check_predictions(learner: Any, outputs: Any, x: torch.Tensor, task: Episodes) -> None:
+    """Raises FewshotError where `predict` gives no logits; of the network where it is the network that gives none."""
+    wanted = len(x), task.support_y, task.way
+    try:
+        check_outputs(outputs, *wanted)
+    except FewshotError as error:
+        try:
+            check_outputs(learner.backbone(x), *wanted)
+        except Exception:
+            raise error from None
+        given = type(outputs).__name__
+        if isinstance(outputs, torch.Tensor):
+            given = f"{str(outputs.dtype).removeprefix('torch.')} {list(outputs.shape)}"
+        raise FewshotError(
+            f"{_name(learner)}.predict: must return finite outputs [B, N] of B examples, as the network itself does, "
+            f"and returns {given} of {len(x)}"
+        ) from error
 
 
 def checked_outer_loss(learner: Any) -> Callable[[Tensors, Episodes], tuple[torch.Tensor, torch.Tensor]]:
@@ -82,6 +103,19 @@ def check_gradient(learner: Any, gradient: Tensors, elsewhere: Callable[[], Meta
 
     if is_zero(gradient) and is_zero(elsewhere().gradient):
         raise FewshotError(_unused(learner))
+
+
+def check_begin_step(learner: Any) -> None:
+    """Raises FewshotError where `begin_step` fails at the first of two steps, as one of another signature does."""
+    try:
+        learner.begin_step(0, 2)
+    except FewshotError:
+        raise
+    except Exception as error:
+        place = error_location(error)
+        raise FewshotError(
+            f"{_name(learner)}.begin_step(step, steps){place and f' at {place}'}: {error_reason(error)}"
+        ) from error
 
 
 def check_scalars(learner: Any, params: Tensors) -> None:

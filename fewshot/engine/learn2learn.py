@@ -23,7 +23,9 @@ def outer_by_learn2learn(learner: Learner, params: Tensors, episodes: Episodes) 
         FewshotError: learn2learn is not installed, or cannot do what the learner does.
     """
     if type(learner) is not MAML or learner.learn_inner_lr:
-        raise FewshotError("engine=learn2learn: only for maml and fomaml; choose engine=vmap or engine=loop")
+        raise FewshotError(
+            "engine=learn2learn: only for maml and fomaml whose rates are not learned; choose engine=vmap or loop"
+        )
     if len(learner.adapted) != len(params):
         raise FewshotError(
             "engine=learn2learn: adapts every parameter that is not frozen; set algorithm.learner.adapted=all and "

@@ -20,7 +20,6 @@ from fewshot.algorithms.learner import Learner, Tensors, override_test_steps, wi
 from fewshot.backbones.checks import (
     SAME,
     add_noise,
-    check_outputs,
     check_parameters,
     copy_network,
     ends_in_head,
@@ -35,8 +34,10 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.random import seeded
 from fewshot.engine.compare import compare_vmap, initial_values, strict_vmap
 from fewshot.engine.contract import (
+    check_begin_step,
     check_gradient,
     check_names,
+    check_predictions,
     check_scalars,
     check_unchanged,
     checked_outer_loss,
@@ -118,6 +119,8 @@ def check_training(learner: Any, episodes: Episodes) -> str:
             single.outer_loss = checked_outer_loss(single)
         with named_failures(getattr(single, "backbone", None), episodes.support_x[0]):
             params, state = initial_values(single, episodes)
+            if hasattr(single, "begin_step"):
+                check_begin_step(copy_network(single))
             if hasattr(learner, "state_of") and not state:
                 raise FewshotError(
                     f"algorithm.learner: {type(learner).__name__} has state_of, and init returns no state; let init "
@@ -197,7 +200,7 @@ def _find_behaviour(learner: Learner, task: Episodes) -> Behaviour:
             with override_test_steps(copy, 0):
                 adapted = copy.adapt(params, state, task.without_queries())
             outputs = copy.predict(adapted, x)
-        check_outputs(outputs, len(x), task.support_y, task.way)
+        check_predictions(learner, outputs, x, task)
         if backbone is not None and params and params.keys() <= dict(backbone.named_parameters()).keys():
             check_parameters(backbone, params, x)
         if getattr(learner, "features_once", False) and not ends_in_head(backbone, x):

@@ -25,7 +25,7 @@ from fewshot.engine.engine import Engine, check_precision, is_small
 from fewshot.engine.probe import Behaviour, probe
 from fewshot.episodes import Episodes, Tasks
 from fewshot.experiment.config import given_overrides, is_on_features, is_regression, resolved, starts_from_extractor
-from fewshot.experiment.make_learner import instantiate_node, make_learner
+from fewshot.experiment.make_learner import check_takes_features, instantiate_node, make_learner
 from fewshot.experiment.protocol import Protocol, read_protocols
 from fewshot.experiment.run_dir import EXTRACTOR, TESTS, WEIGHTS, load_data_info
 from fewshot.report.records import read_record
@@ -213,6 +213,11 @@ def check_config(cfg: DictConfig) -> None:
         raise FewshotError(
             "train.train_on_val=true: with dataset.reader.classes=same each class would be two; leave it out"
         )
+    if cfg.train.train_on_val and cfg.train.validate_every and cfg.train.select == "best":
+        raise FewshotError(
+            "train.train_on_val=true: the best checkpoint would be chosen on classes of the training; set "
+            "train.select=last"
+        )
     if not isinstance(cfg.dataset.augment, DictConfig):
         raise FewshotError(
             f"dataset.augment={cfg.dataset.augment}: has parts; set dataset.augment.episodes or extractor"
@@ -229,6 +234,7 @@ def check_settings_of_images(cfg: DictConfig) -> None:
     """
     if not is_on_features(cfg):
         return
+    check_takes_features(cfg)
     reader, choice = cfg.features.reader, f"features={cfg.features.name}"
     for key in ("crop", "mean", "std"):
         used = "view" in reader or (key == "crop" and key in reader)

@@ -22,6 +22,7 @@ from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import Container, DictConfig, OmegaConf
@@ -36,7 +37,7 @@ from fewshot.core.checks import did_you_mean
 from fewshot.core.device import out_of_memory, tune_malloc
 from fewshot.core.distributed import RankZeroFailed, fails_everywhere, is_rank_zero, process_group
 from fewshot.core.environment import code
-from fewshot.core.errors import FewshotError, one_line
+from fewshot.core.errors import FewshotError, error_location, one_line
 from fewshot.core.interrupt import never_hold_interrupt
 from fewshot.core.paths import CONF, expand_configuration, expand_home
 from fewshot.experiment.command_line import has_sweep_mode, open_hydra, parse_flags
@@ -48,6 +49,7 @@ from fewshot.experiment.sweeps import (
     check_launcher,
     exit_with_parent,
     objective,
+    only_run,
     print_sweep_summary,
     split_sweeps,
     sweep_status_dir,
@@ -97,7 +99,7 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
             failure, everywhere = format_error(error), everywhere or fails_everywhere(error)
             if os.environ.get("HYDRA_FULL_ERROR"):
                 traceback.print_exc()
-            if isinstance(error, MISTAKES) or out_of_memory(error):
+            if isinstance(error, MISTAKES) or out_of_memory(error) or error_location(error):
                 if is_rank_zero() or not everywhere:
                     print_error(failure)
             elif not os.environ.get("HYDRA_FULL_ERROR"):
@@ -129,7 +131,7 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
             check_overrides(overrides, config, hydra, sweep)
         if not runs:
             flags.overrides = lines
-            _one_line(lambda: _show(hydra, config, flags))
+            _one_line(lambda: _show(hydra, config, flags, overrides))
         elif not sweep:
             _one_line(lambda: hydra.run(config, guarded, [*lines, "hydra.mode=RUN"]))
         else:
@@ -191,7 +193,7 @@ def _end_if_unread() -> None:
         sys.exit(1)
 
 
-def _show(hydra: Hydra, config: str, flags: argparse.Namespace) -> None:
+def _show(hydra: Hydra, config: str, flags: argparse.Namespace, overrides: list[Override]) -> None:
     """Print what `--help`, `--hydra-help`, `--info` or `--cfg` asks for."""
     lines = flags.overrides
     if flags.hydra_help:
@@ -201,6 +203,9 @@ def _show(hydra: Hydra, config: str, flags: argparse.Namespace) -> None:
         hydra.show_info(flags.info, config, lines)
         return
     cfg = hydra.compose_config(config, lines, RunMode.RUN)
+    if flags.cfg and cfg.get("sweeps"):
+        lines = [*only_run(cfg.sweeps, overrides), "hydra.mode=RUN"]
+        cfg = hydra.compose_config(config, lines, RunMode.RUN)
     HydraConfig.instance().set_config(cfg)
     OmegaConf.set_readonly(cfg.hydra, None)
     complete(cfg, lines)
@@ -279,7 +284,9 @@ def format_error(error: Exception) -> str:
     if isinstance(error, (*MISTAKES, HydraException)):
         reason = (error.__cause__ or error) if isinstance(error, HydraException) else error
         return next(iter(str(reason).strip().splitlines()), type(error).__name__)
-    return f"{type(error).__name__}: {one_line(error)}"
+    line, location = f"{type(error).__name__}: {one_line(error)}", error_location(error)  # "" if not of a person's file
+    ends = ["HYDRA_FULL_ERROR=1 shows the traceback"] if location else []
+    return "; ".join([f"{location}: {line}" if location else line, *getattr(error, "__notes__", []), *ends])
 
 
 def _format_key_error(error: OmegaConfBaseException) -> str:

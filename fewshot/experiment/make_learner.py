@@ -20,6 +20,7 @@ from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.random import seeded
 
+FEATURES = 64  # any number of them
 NUMBERS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -67,6 +68,19 @@ def make_network(backbone: DictConfig, shape: tuple[int, ...], way: int) -> nn.M
         )
     choices: dict[str, Any] = {key: backbone[key] for key in ("outputs", "norm", "frozen") if key in backbone}
     return fit_network(network, shape, way, **choices) if choices else network
+
+
+def check_takes_features(cfg: DictConfig) -> None:
+    """Raises FewshotError if the backbone takes images; called before an extractor trains. Own networks are trusted."""
+    if not str(cfg.backbone.network._target_).startswith("fewshot."):
+        return
+    try:
+        make_network(cfg.backbone, (FEATURES,), cfg.way)
+    except FewshotError as error:
+        raise FewshotError(
+            f"backbone={cfg.backbone.name}: takes images, and features={cfg.features.name} gives features; choose "
+            "backbone=mlp or linear, or features.role=start, by which the network begins as their extractor"
+        ) from error
 
 
 def make_extractor(cfg: DictConfig, shape: tuple[int, ...], way: int) -> nn.Module:

@@ -28,6 +28,7 @@ from fewshot.experiment.sweeps import check_plugin
 NEEDED = "is always needed; it can be set, and not deleted"
 LARGEST = 2**31 - 1  # of counts and sizes
 LARGEST_SEED = 2**63 - 1
+SYNONYMS = {"test_steps": "common.steps"}  # what a person may mean by the last part of a key
 
 
 def _numbers(value: Any) -> list[int]:
@@ -212,7 +213,8 @@ def _reason(error: Exception, override: Override, line: str, before: DictConfig,
     if "Could not append to config" in str(error):
         return f"{line}: the key is there already; write {line.lstrip('+')}"
     if key not in known and not _is_group(override, hydra):
-        named = [name for name in known if name.endswith(f".{key}")]
+        last = key.rpartition(".")[2]
+        named = [name for name in known if name.endswith((f".{key}", f".{SYNONYMS.get(last, key)}"))]
         hint = f", did you mean {' or '.join(named[:3])}?" if named else ""
         return f"{key}: no such key{hint or _options_with(key, before, config, hydra) or did_you_mean(key, known)}"
     cause = error.__cause__ or error

@@ -64,7 +64,7 @@ def training_run(cfg: DictConfig) -> tuple[Path, list[Path]]:
     if tests := _finished_tests(folder, cfg):
         _check_sources(cfg, folder)
         if is_main():
-            print(f"{folder}: finished before; force=true runs it again")
+            print(f"{folder}: finished before; the command that trained it, with force=true, runs it again")
         return folder, tests
     with lock_run(folder):
         with _explain_interrupt(lambda: _BEFORE_TRAINING):

@@ -143,6 +143,19 @@ def split_sweeps(sweeps: Sequence[str], overrides: Sequence[Override]) -> list[l
     return parts
 
 
+def only_run(sweeps: Sequence[str], overrides: Sequence[Override]) -> list[str]:
+    """The overrides of the one run of an experiment that the command line leaves.
+
+    Raises:
+        FewshotError: it leaves several, or as `split_sweeps`.
+    """
+    part, *others = split_sweeps(sweeps, overrides)
+    keys = {word.partition("=")[0] for sweep in sweeps for word in sweep.split()}
+    if others or any("," in word for word in part if word.partition("=")[0] in keys):
+        raise FewshotError(f"--cfg: shows one run; choose one of the experiment's sweeps: {'; '.join(sweeps)}")
+    return part
+
+
 def _values(override: Override) -> list[str]:
     if override.is_delete():
         return []

@@ -22,6 +22,7 @@ WORDS = {  # for labels of a test
 # Caveats that stand in the words for the test, or once in the line on published figures.
 SAID_ELSEWHERE = ("evaluation_size_unstated", "interval_unexplained", "protocol_from_code", "rotated_tests")
 
+CHANGED = "not as its recipe: "
 IMAGES_OF_A_CLASS = {"mini": 600}  # of datasets where some programs test on all of them
 
 Test = tuple[str, ...]  # the labels of a test
@@ -99,14 +100,17 @@ def _training_note(run: Record) -> str:
     short = 0 < done < (run["train"].get("paper_steps") or 0)  # which the budget says
     changes = [key for key in run.get("recipe_changes", []) if key in settings and not (key == "train.steps" and short)]
     changed = [label_setting(key, settings[key], changes) for key in changes]
-    parts += [f"not as its recipe: {', '.join(changed)}"] if changed else []
+    parts += [CHANGED + ", ".join(changed)] if changed else []
     return ", ".join(filter(None, parts))
 
 
 def _name_note(row: Sequence[Cell]) -> list[str]:
     """What the number in a row's name stands for; older runs of several tasks each add their configuration."""
     first, *others = dict.fromkeys(cell.runs[0]["name_note"] for cell in row)
-    return [", ".join([first, *(other.removeprefix(OLDER) for other in others)])] if first else []
+    note = ", ".join([first, *(other.removeprefix(OLDER) for other in others)])
+    measured = () if row[0].figure is not None else row[0].runs
+    said = {part for run in measured for part in _training_note(run).removeprefix(CHANGED).split(", ")}
+    return [left] if (left := ", ".join(part for part in note.split(", ") if part not in said)) else []
 
 
 def _test_difference(run: Record, reference: Test, per_shot: bool) -> str:

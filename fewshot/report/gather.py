@@ -24,22 +24,22 @@ from fewshot.report.traits import config_of
 COMMON = "common"
 
 
-def gather_runs(folder: Path) -> tuple[list[Record], list[str]]:
-    """Every record below a folder, split by adaptation steps, sorted by path; and a line for each unreadable one.
+def gather_runs(*folders: Path) -> tuple[list[Record], list[str]]:
+    """Every record below some folders, split by adaptation steps, sorted by path; and a line for each unreadable one.
 
     Raises:
-        FewshotError: there is no record, or none can be read.
+        FewshotError: there is no record below one of them, or none can be read.
     """
     records: list[Record] = []
     complaints: list[str] = []
-    for path in find_records(folder):
+    for path in dict.fromkeys(path for folder in folders for path in find_records(folder)):
         try:
             records += split_by_steps(read_record(path))
         except FewshotError as error:
             complaints.append(str(error))
     if not records:
         more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
-        raise FewshotError(f"no record below {folder} can be read: {complaints[0]}{more}")
+        raise FewshotError(f"no record below {folders[0]} can be read: {complaints[0]}{more}")
     return records, complaints
 
 

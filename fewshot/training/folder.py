@@ -19,7 +19,7 @@ from torch import nn
 from fewshot.algorithms.learner import Learner, Tensors, backbone_constants
 from fewshot.backbones.checks import copy_network
 from fewshot.core.errors import FewshotError
-from fewshot.core.files import write_atomically
+from fewshot.core.files import LOCK, write_atomically
 from fewshot.core.random import seeded
 from fewshot.episodes import Tasks
 from fewshot.training.checkpoint import digest_tensors
@@ -101,10 +101,15 @@ def claim_folder(folder: Path, training: Mapping[str, Any]) -> None:
             raise FewshotError(f"{listed}: damaged, or of another version; choose another folder") from error
         if other:
             raise FewshotError(f"{folder}: holds another training (other {', '.join(other)}); choose another folder")
-    elif other := [name for name in ("config.yaml", "checkpoints", "metrics.jsonl") if (folder / name).exists()]:
+    elif other := _other_files(folder):
         raise FewshotError(f"{folder}: holds {other[0]}, but no training by fewshot.train; choose another folder")
     else:
         write_atomically(listed, (json.dumps(training, indent=1) + "\n").encode())
+
+
+def _other_files(folder: Path) -> list[str]:
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    return sorted(name for name in names if name not in (LOCK, f"{LISTED}.part"))
 
 
 def _differences(part: str, saved: Mapping[str, Any] | None, wanted: Mapping[str, Any] | None) -> list[str]:

@@ -122,7 +122,7 @@ def run_training(
     # The scores of a step stay on the device until they are logged: reading them earlier would wait for the GPU.
     guard = NonFiniteGuard(settings, progress["nan_guarded"], tasks.device)
     hold = hold_interrupt() if world()[1] == 1 else nullcontext(lambda: False)
-    with _stages(learner, steps) as begin_step, hold as interrupted:
+    with _stages(learner, steps) as begin_step, hold as interrupted, _noted_step(progress, last):
         for step in range(progress["step"], steps):
             start = time.perf_counter()
             done, compiles = step + 1, engine.compiles
@@ -167,6 +167,19 @@ def run_training(
                 raise KeyboardInterrupt
     if not steps and not last.exists():  # with steps, another process may not have written it yet
         checkpoint()
+
+
+@contextmanager
+def _noted_step(progress: dict[str, Any], last: Path) -> Iterator[None]:
+    """Add to an exception of the block, such as one of a person's own learner, in which step it was raised."""
+    try:
+        yield
+    except FewshotError:
+        raise
+    except Exception as error:
+        step = f"{read_header(last)['step']:,}" if last.exists() else "none"
+        error.add_note(f"in step {progress['step'] + 1:,} of the training (last checkpoint: {step})")
+        raise
 
 
 def _start_values(learner: Learner, tasks: Tasks, *, fresh: bool) -> tuple[Tensors, Tensors]:

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fewshot.algorithms.learner import functional_forward, score
+from fewshot.algorithms.maml import MAML
+from fewshot.algorithms.reptile import Reptile
 from fewshot.backbones.mlp import MLP
 from fewshot.core.errors import FewshotError
 from fewshot.engine.probe import check_training, probe
@@ -122,6 +124,26 @@ class LooseWeight(Own):
         return self.scale * super().predict(adapted, x)
 
 
+class SumPrediction(Own):
+    def predict(self, adapted: Any, x: torch.Tensor) -> torch.Tensor:
+        return super().predict(adapted, x).argmax(-1)
+
+
+class StepAlone(Own):
+    def begin_step(self, step: int) -> None:
+        pass
+
+
+class NoLoss(Own):
+    outer_loss: Any = None
+
+
+class NoNetwork(Own):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone: Any = 5
+
+
 class NoScalars(Own):
     def scalars(self, params: Any) -> Any:
         return None
@@ -168,6 +190,9 @@ REFUSED: dict[Callable[[], Any], str] = {
     PartlyWithoutParameters: r"PartlyWithoutParameters: its loss depends on self.backbone.\S+, which is not in params",
     SecondNetwork: "SecondNetwork: its loss depends on self.mixer.weight, which is not in params",
     LooseWeight: "LooseWeight: its loss depends on self.scale, which is not in params",
+    SumPrediction: r"SumPrediction.predict: must return finite outputs .*, and returns int64 \[6\] of 6",
+    StepAlone: r"StepAlone.begin_step\(step, steps\): TypeError: .* takes 2 positional arguments but 3 were given",
+    NoLoss: "NoLoss.outer_loss is no method; see `Learner`",
     NoScalars: "NoScalars.scalars: must return a dict of Python's numbers",
     TensorScalars: "TensorScalars.scalars: must return a dict of Python's numbers",
     TakenScalars: "TakenScalars.scalars: the log has loss of its own; take another name",
@@ -179,6 +204,12 @@ REFUSED: dict[Callable[[], Any], str] = {
 @pytest.mark.parametrize("make", REFUSED, ids=lambda make: make.__name__)
 def test_what_breaks_the_contract_is_refused_before_the_training(make: Callable[[], Any], make_episodes: Make):
     with pytest.raises(FewshotError, match=f"^algorithm.learner: .*{REFUSED[make]}"):
+        check_training(make(), make_episodes(1))
+
+
+@pytest.mark.parametrize("make", [NoNetwork, lambda: MAML(5), lambda: Reptile(nn.Linear)])  # type: ignore[arg-type]
+def test_a_network_that_is_none_is_refused(make: Callable[[], Any], make_episodes: Make):
+    with pytest.raises(FewshotError, match=r"^backbone: must be an nn.Module, .*, and is (5|the class Linear)$"):
         check_training(make(), make_episodes(1))
 
 

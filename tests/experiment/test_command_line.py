@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from fewshot.core.errors import FewshotError
-from fewshot.experiment.cli import replace_unprintable
+from fewshot.experiment.cli import format_error, replace_unprintable
 from fewshot.experiment.command_line import parse_flags
 from fewshot.experiment.sweeps import split_sweeps
 
@@ -75,6 +76,23 @@ def test_cfg_job_shows_what_runs_with_the_recipe_in_it(call: Any) -> None:
     assert (cfg.recipe, cfg.algorithm.learner.inner_lr, cfg.train.meta_batch) == ("cbfinn", 0.4, 7)
     part = call("train", "algorithm=maml", "dataset=omniglot", "--cfg=job", "--package=algorithm.learner")
     assert part.out.startswith("# @package algorithm.learner\n_target_: fewshot.MAML\n")
+
+
+def test_cfg_job_of_an_experiment_shows_the_one_run_that_the_words_leave(call: Any) -> None:
+    words = ("experiment=cpu_benchmark", "algorithm=leo", "dataset=mini", "shot=1", "--cfg", "job")
+    cfg = OmegaConf.create(call("train", *words).out)
+    assert (cfg.recipe, cfg.features.name, cfg.train.steps, cfg.sweeps) == ("one_hour", "conv4", 2000, None)
+    several = call("train", *words[:1], *words[-2:])
+    assert (several.code, several.err.count("\n")) == (1, 1)
+    assert several.err.startswith("error: --cfg: shows one run; choose one of the experiment's sweeps: algorithm=")
+
+
+def test_an_error_in_a_persons_own_file_is_one_line_with_its_place() -> None:
+    with pytest.raises(KeyError) as failure:
+        {}["rate"]
+    failure.value.add_note("in step 4")
+    place = r"test_command_line.py:\d+: KeyError: 'rate'; in step 4; HYDRA_FULL_ERROR=1 shows the traceback"
+    assert re.fullmatch(place, format_error(failure.value))
 
 
 def test_a_run_says_how_many_settings_its_recipe_made(call: Any) -> None:

@@ -16,7 +16,7 @@ import fewshot
 from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
-from fewshot.experiment.build import build
+from fewshot.experiment.build import build, check_settings_of_images
 from fewshot.experiment.config import (
     FIRST_NAMES,
     config_hash,
@@ -70,7 +70,7 @@ def test_another_seed_makes_another_training_and_the_same_tests(data_dir: Path) 
 
 
 def test_training_tasks_alone_are_augmented_and_may_have_the_validation_classes_too(data_dir: Path) -> None:
-    words = ("train.train_on_val=true", "dataset.augment.episodes=gentle")
+    words = ("train.train_on_val=true", "train.select=last", "dataset.augment.episodes=gentle")
     run = build(composed(*words, f"data_dir={data_dir}"))
     names = [run.sources[split].names for split in ("train", "val")]
     assert run.training.source.names == (*names[0], *names[1])
@@ -187,3 +187,10 @@ def test_values_are_checked_by_the_type_hints_of_what_they_are_for(given: dict[s
         return
     with pytest.raises(FewshotError, match=message):
         instantiate_node(node)
+
+
+@pytest.mark.parametrize("backbone", ["conv4", "resnet12", "wrn28_10"])
+def test_a_network_of_images_on_features_is_refused_before_their_extractor_is_trained(backbone: str) -> None:
+    with pytest.raises(FewshotError, match=f"^backbone={backbone}: takes images, and features=conv4 gives features; "):
+        check_settings_of_images(composed("algorithm=maml", "features=conv4", f"backbone={backbone}"))
+    check_settings_of_images(composed("algorithm=maml", "features=conv4", "backbone=linear"))

@@ -159,7 +159,7 @@ ACCEPTED = {  # words, and what they make of a key
     "a deleted key of this value": (["~algorithm.learner.first_order=false"], "algorithm.learner.first_order", None),
     "a deleted group": (["~experiment"], "seed", 0),
     "a group at another package": (["+backbone@features=conv4"], "features.name", "conv4"),
-    "a group twice": (["experiment=[papers]"], "runs", "runs/papers"),
+    "a group twice": (["experiment=[papers]", "algorithm=maml", "dataset=mini", "shot=1"], "runs", "runs/papers"),
     "a key twice": (["seed=1", "seed=2"], "seed", 2),
     "a quoted number": (["run_dir='1'"], "run_dir", "1"),
     "an empty text": (["run_dir="], "run_dir", ""),
@@ -200,6 +200,10 @@ REFUSED = {
     "no pickle": (["--experimental-rerun", "nowhere"], "--experimental-rerun: has no use here; tools/train.py resume="),
     "a mistake beside help": (["--help", "algorithm=mamal"], "algorithm=mamal: no such option, did you mean maml"),
     "a null that is deleted": (["~train.way"], "~train.way: is null already, so there is nothing to delete"),
+    "a key with another name": (
+        ["algorithm=protonet", "test_steps=5"],
+        "test_steps: no such key, did you mean protocol.common.steps",
+    ),
     "no such key to delete": (["~train.stps"], "train.stps: no such key, did you mean train.steps?"),
     "a key of other features": (
         ["features.role=start"],

@@ -158,6 +158,15 @@ def test_sinusoids_stand_by_shots_and_updates_above_published_figures(lab: Any, 
     assert list(zip(page.costs["task"], page.costs["adaptation steps"], strict=True)) == costs * 2
 
 
+def test_records_of_two_folders_stand_in_one_table_and_none_twice(lab: Any) -> None:
+    lab.write("mine/run")
+    lab.write("theirs/run", algorithm="reptile")
+    folders = (lab.folder / "mine", lab.folder / "theirs", lab.folder)
+    assert [run["algorithm"] for run in gather_runs(*folders)[0]] == ["maml", "reptile"]
+    with pytest.raises(FewshotError, match="no record.json below .*nowhere"):
+        gather_runs(lab.folder, lab.folder / "nowhere")
+
+
 def test_each_number_of_steps_has_its_own_r2(lab: Any) -> None:
     test = {"mse": {"1": 0.2, "5": 0.1}, "ci95": {"1": 0.1, "5": 0.1}, "r2": {"1": 0.5, "5": 0.75}, "episodes": 40}
     lab.write_regression("maml", steps=(1, 5), test=test)

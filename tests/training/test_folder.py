@@ -210,7 +210,7 @@ def test_a_damaged_listing_is_refused(text: str, describe: Callable[..., dict[st
         claim_folder(tmp_path, describe())
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "checkpoints", "metrics.jsonl"])
+@pytest.mark.parametrize("name", ["config.yaml", "checkpoints", "metrics.jsonl", "photo.png"])
 def test_what_a_run_of_the_tools_or_another_program_left_is_not_overwritten(
     name: str, describe: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -287,6 +287,18 @@ def test_clipping_bounds_each_element_of_the_outer_gradient(tmp_path: Path) -> N
     assert (moves[None].abs() > 1e-3).any()
 
 
+def test_a_failure_of_a_learner_says_in_which_step_it_was(tmp_path: Path) -> None:
+    class Failing(MAML):
+        def begin_step(self, step: int, steps: int) -> None:
+            if step == 3:
+                raise KeyError("rate")
+
+    learner = Failing(network(), inner_lr=0.1)
+    with pytest.raises(KeyError, match="rate") as failure:
+        run(learner, SETTINGS, tmp_path)
+    assert failure.value.__notes__ == ["in step 4 of the training (last checkpoint: 2)"]
+
+
 def test_the_best_on_validation_is_selected_and_the_first_of_equals(tmp_path: Path) -> None:
     scores = iter([0.2, 0.8, 0.8])
     run_training(

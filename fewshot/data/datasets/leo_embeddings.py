@@ -150,6 +150,12 @@ def _find_pickles(root: Path, inner: str, download: bool) -> tuple[Files, dict[s
     existing = next((path for path in (archive, root / inner, root / short) if path.exists()), None)
     if existing is None and download:
         fetch(URL, archive, check=check_archive, what="embeddings.zip")
+    elif existing is None and inner.split("/")[1] not in FOLDERS.values():
+        raise FewshotError(
+            f"{root}: no folder {inner}; published features are of miniImageNet and tieredImageNet alone: set "
+            "features=conv4 to train an extractor, or put features of your own there in that layout (tools/pretrain.py "
+            "writes it with export_leo_format=<folder>)"
+        )
     elif existing is None:
         raise FewshotError(
             f"{root}: neither embeddings.zip nor the folder {inner} is there: put {URL} there or unpack it there, or "

@@ -62,8 +62,8 @@ class ImageSpec:
     upright: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.size, int) or not 1 <= self.size <= LARGEST_SIDE:
-            raise FewshotError(f"dataset.reader.size={self.size}: choose 1 to {LARGEST_SIDE} pixels")
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or not 1 <= self.size <= LARGEST_SIDE:
+            raise FewshotError(f"dataset.reader.size={self.size!r}: choose 1 to {LARGEST_SIDE} pixels")
         if self.channels not in (1, 3):
             raise FewshotError(f"dataset.reader.channels={self.channels}: choose 1 (grey) or 3 (colour)")
         check_choice("dataset.reader.resize", self.resize, RESIZES)

@@ -155,6 +155,7 @@ def test_other_files_in_the_same_place_are_read_anew(root: Path, cache: Path, ma
 
 
 def test_missing_files_are_answered_with_the_three_ways_to_get_them(root: Path, cache: Path):
+    refused(root, cache, "published features are of miniImageNet and tieredImageNet alone", dataset="glyphs")
     text = refused(root, cache, "neither embeddings.zip nor the folder embeddings/miniImageNet/center")
     ways = [embeddings.URL, "unpack", "features.reader.download=true", "features of your own", "export_leo_format="]
     ways.append("or features=conv4 to train an extractor on the images that are there")
