@@ -44,4 +44,7 @@ def main(folder: str | Path, run: str | Path = "runs/own_folder", steps: int = 3
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("give the folder of your class folders: python examples/own_folder.py pictures")
-    main(sys.argv[1])
+    try:
+        main(sys.argv[1])
+    except fs.FewshotError as error:
+        sys.exit(f"error: {error}")

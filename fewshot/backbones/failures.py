@@ -33,9 +33,7 @@ def named_failures(backbone: nn.Module | None, x: torch.Tensor) -> Iterator[None
         names = layer_names(backbone) if backbone is not None else {}
         failed = [f"{names[module]} fails" for module in running if module in names]
         if not failed and (location := error_location(error)):  # the person's own algorithm
-            raise FewshotError(
-                f"algorithm.learner: {location}: {error_reason(error)}; HYDRA_FULL_ERROR=1 shows the traceback"
-            ) from error
+            raise FewshotError(f"algorithm.learner: {location}: {error_reason(error)}") from error
         raise FewshotError(
             f"backbone: {failed[-1] if failed else 'learning fails'} on examples {list(x.shape[1:])} "
             f"({error_reason(error)}); its forward must run on such examples, under torch.func too"

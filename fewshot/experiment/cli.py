@@ -9,7 +9,6 @@ import argparse
 import codecs
 import io
 import os
-import re
 import shlex
 import sys
 import traceback
@@ -23,25 +22,19 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import Container, DictConfig, OmegaConf
-from omegaconf.errors import (
-    ConfigAttributeError,
-    ConfigKeyError,
-    MissingMandatoryValue,
-    OmegaConfBaseException,
-)
 
 from fewshot.core.checks import did_you_mean
 from fewshot.core.device import out_of_memory, tune_malloc
 from fewshot.core.distributed import RankZeroFailed, fails_everywhere, is_rank_zero, process_group
 from fewshot.core.environment import code
-from fewshot.core.errors import FewshotError, error_location, one_line
+from fewshot.core.errors import FewshotError, error_location
 from fewshot.core.interrupt import never_hold_interrupt
 from fewshot.core.paths import CONF, expand_configuration, expand_home
 from fewshot.experiment.command_line import has_sweep_mode, open_hydra, parse_flags
-from fewshot.experiment.config import check_groups, given_overrides, key_names, wanted_type
+from fewshot.experiment.config import check_groups, given_overrides, key_names
+from fewshot.experiment.messages import MISTAKES, format_error, print_error
 from fewshot.experiment.overrides import check_overrides
 from fewshot.experiment.parse import parse_overrides
 from fewshot.experiment.recipes import complete
@@ -56,7 +49,6 @@ from fewshot.experiment.sweeps import (
     write_status,
 )
 
-MISTAKES = (FewshotError, OmegaConfBaseException, OSError)  # of a person or a machine, not of this code
 T = TypeVar("T")
 ASCII = {"±": "+-", "×": "x", "…": "...", "–": "-", "—": "-"}  # for a terminal that shows only ASCII
 
@@ -267,34 +259,3 @@ def _run_sweep(sweep: Callable[[], Any]) -> bool:
             print_error(f"the sweep ended early: {format_error(error)}; the same command runs what is missing")
         return False
     return True
-
-
-def print_error(text: str) -> None:
-    """Print an error on one line of stderr, with line breaks escaped."""
-    print("error:", "\\n".join(text.splitlines()), file=sys.stderr)
-
-
-def format_error(error: Exception) -> str:
-    """An error in one line."""
-    if full := out_of_memory(error):
-        reason = next((line for line in str(full).splitlines() if line), type(full).__name__)
-        return f"out of memory: take a smaller network, fewer shots or queries, or a larger machine ({reason})"
-    if isinstance(error, OmegaConfBaseException):
-        return _format_key_error(error)
-    if isinstance(error, (*MISTAKES, HydraException)):
-        reason = (error.__cause__ or error) if isinstance(error, HydraException) else error
-        return next(iter(str(reason).strip().splitlines()), type(error).__name__)
-    line, location = f"{type(error).__name__}: {one_line(error)}", error_location(error)  # "" if not of a person's file
-    ends = ["HYDRA_FULL_ERROR=1 shows the traceback"] if location else []
-    return "; ".join([f"{location}: {line}" if location else line, *getattr(error, "__notes__", []), *ends])
-
-
-def _format_key_error(error: OmegaConfBaseException) -> str:
-    """An error of OmegaConf in one line that begins with the key."""
-    key, text = error.full_key, next(iter(str(error).strip().splitlines()), type(error).__name__)
-    missing = re.search(r"interpolation: Missing mandatory value: (\S+)", text)
-    if lacking := missing[1] if missing else key if isinstance(error, MissingMandatoryValue) else None:
-        return f"{lacking}: has no value; set {lacking}=<{'run folder' if lacking == 'run' else 'value'}>"
-    if isinstance(error, ConfigAttributeError | ConfigKeyError) and key:
-        return f"{key}: is needed and not in the configuration; a ~ deleted it, or its file in conf lacks it"
-    return f"{key}: {wanted_type(text)}" if key and key not in text else text

@@ -170,14 +170,21 @@ def recipe_settings(name: str, cfg: DictConfig) -> dict[str, Any]:
 
 
 def recipe_changes(cfg: DictConfig) -> list[str]:
-    """The keys that the recipe of a configuration sets, and that have another value there."""
+    """The keys that the recipe of a configuration sets, and that have another value there.
+
+    Steps that it leaves to the algorithm are held against those of the algorithm's file.
+    """
     if cfg.recipe not in recipe_names():
         return []
     settings = _fitting(recipe_settings(cfg.recipe, cfg), cfg)
     as_recipe = cfg.copy()
     for key, value in settings.items():
         OmegaConf.update(as_recipe, key, value, merge=True)
-    return [key for key in settings if OmegaConf.select(as_recipe, key) != OmegaConf.select(cfg, key)]
+    changed = [key for key in settings if OmegaConf.select(as_recipe, key) != OmegaConf.select(cfg, key)]
+    file = CONF / "algorithm" / f"{cfg.algorithm.name}.yaml"
+    usual = _parse(file).get("train", {}).get("steps") if file.exists() else None
+    short = usual is not None and "train.steps" not in settings and usual != cfg.train.steps
+    return [*changed, "train.steps"] if short else changed
 
 
 def paper_steps(cfg: DictConfig) -> int | None:
@@ -200,7 +207,7 @@ def _read_recipe(name: str) -> dict[str, Any]:
 
 @cache
 def _parse(path: Path) -> dict[str, Any]:
-    """The content of a recipe's file, read once in a process; nobody changes it."""
+    """The content of a file of settings, read once in a process; nobody changes it."""
     # Not resolved: an interpolation such as ${shot} refers to the configuration that takes the value.
     recipe: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     return recipe

@@ -19,8 +19,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from fewshot.core.errors import FewshotError
-from fewshot.experiment.cli import format_error, replace_unprintable
+from fewshot.experiment.cli import replace_unprintable
 from fewshot.experiment.command_line import parse_flags
+from fewshot.experiment.messages import format_error
 from fewshot.experiment.sweeps import split_sweeps
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -453,3 +453,10 @@ def test_the_papers_settings_are_trained_and_tested_as_there(algorithm: str, dat
         assert cfg.train.steps == steps
         assert cfg.dataset.reader.size == (84 if dataset == "mini" else 28)
         read_protocols(cfg)
+
+
+def test_steps_that_a_recipe_leaves_to_the_algorithm_are_changed_too() -> None:
+    usual = composed("algorithm=protonet", "dataset=glyphs")
+    assert usual.recipe == "ours" and "train.steps" not in recipes.recipe_settings("ours", usual)
+    assert recipes.recipe_changes(usual) == []
+    assert recipes.recipe_changes(composed("algorithm=protonet", "dataset=glyphs", "train.steps=30")) == ["train.steps"]
