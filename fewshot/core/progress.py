@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 
 from fewshot.core.distributed import is_rank_zero
@@ -37,7 +37,8 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[...
             seconds = time.perf_counter() - start
             left = f"{_duration(seconds / (done - first) * (total - done))} left" if done > first else ""
             parts = [f"{done:,} of {total:,}", text, left or f"{_duration(seconds)} so far"]
-            print(f"{title}: {', '.join(part for part in parts if part)}", flush=True)
+            with suppress(BrokenPipeError):  # as in `| head`: the next line of the main thread ends the process
+                print(f"{title}: {', '.join(part for part in parts if part)}", flush=True)
 
     print(f"{title}: starts, {done:,} of {total:,}", flush=True)
     reporter = threading.Thread(target=report, daemon=True)

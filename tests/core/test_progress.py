@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 
@@ -25,6 +26,21 @@ def test_without_a_terminal_there_is_a_line_at_the_start_and_then_one_at_each_in
     assert lines[0] == "work: 2 of 10, 0:00 so far"
     assert lines[-1].startswith("work: 6 of 10, half way, 0:0")
     assert lines[-1].endswith(" left")
+
+
+def test_lines_that_nobody_reads_any_more_are_no_error(monkeypatch: pytest.MonkeyPatch):
+    class Unread(io.StringIO):
+        tried = 0
+
+        def write(self, text: str) -> int:
+            self.tried += 1
+            raise BrokenPipeError
+
+    monkeypatch.setattr(progress, "SECONDS", 0.02)
+    with progress_bar("work", 10):  # an exception in its thread would fail the test
+        monkeypatch.setattr(sys, "stdout", unread := Unread())
+        time.sleep(0.1)
+    assert unread.tried
 
 
 def test_short_work_is_one_line(capsys: pytest.CaptureFixture[str]):
