@@ -102,7 +102,7 @@ def with_defaults(learner: Any) -> Learner:
         if not callable(method) or getattr(method, "__func__", None) is getattr(Learner, name):
             raise FewshotError(f"algorithm.learner: {type(learner).__name__} has no method {name}; see `Learner`")
     for name in ("outer_loss", "outer_gradient", "state_of", "begin_step", "scalars", "probabilities"):
-        if not callable(getattr(learner, name, len)):
+        if hasattr(learner, name) and not callable(getattr(learner, name)):
             raise FewshotError(f"algorithm.learner: {type(learner).__name__}.{name} is no method; see `Learner`")
     defaults = {"backbone": nn.Identity(), "test_steps": 0, "sequential": False, "use_autograd": False}
     if lacking := [name for name in defaults if not hasattr(learner, name)]:

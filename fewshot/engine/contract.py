@@ -79,7 +79,7 @@ def checked_outer_loss(learner: Any) -> Callable[[Tensors, Episodes], tuple[torc
 
 def _check_no_other_weights(learner: Any, loss: torch.Tensor) -> None:
     """Raises FewshotError where a loss depends on a weight of the learner itself, which no step would change."""
-    weights = {}
+    weights = dict(learner.named_parameters()) if isinstance(learner, nn.Module) else {}
     for name, value in vars(learner).items():
         named = value.named_parameters(name) if isinstance(value, nn.Module) else [(name, value)]
         weights |= {name: each for name, each in named if isinstance(each, nn.Parameter) and each.requires_grad}

@@ -213,11 +213,6 @@ def check_config(cfg: DictConfig) -> None:
         raise FewshotError(
             "train.train_on_val=true: with dataset.reader.classes=same each class would be two; leave it out"
         )
-    if cfg.train.train_on_val and cfg.train.validate_every and cfg.train.select == "best":
-        raise FewshotError(
-            "train.train_on_val=true: the best checkpoint would be chosen on classes of the training; set "
-            "train.select=last"
-        )
     if not isinstance(cfg.dataset.augment, DictConfig):
         raise FewshotError(
             f"dataset.augment={cfg.dataset.augment}: has parts; set dataset.augment.episodes or extractor"
@@ -226,12 +221,18 @@ def check_config(cfg: DictConfig) -> None:
         raise FewshotError(f"dataset.augment.episodes={cfg.dataset.augment.episodes}: not of features; leave it out")
 
 
-def check_settings_of_images(cfg: DictConfig) -> None:
-    """Check that the features of a new run use what is set of images; print a note on files that are not read.
+def check_new_run(cfg: DictConfig) -> None:
+    """Check what older runs may have otherwise; print a note on files of images that features do not read.
 
     Raises:
-        FewshotError: they do not use a setting.
+        FewshotError: the best checkpoint would be chosen on classes of the training, or features do not use a setting
+            of images or do not suit the network.
     """
+    if cfg.train.train_on_val and cfg.train.validate_every and cfg.train.select == "best":
+        raise FewshotError(
+            "train.train_on_val=true: the best checkpoint would be chosen on classes of the training; set "
+            "train.select=last"
+        )
     if not is_on_features(cfg):
         return
     check_takes_features(cfg)

@@ -75,8 +75,11 @@ def check_takes_features(cfg: DictConfig) -> None:
     if not str(cfg.backbone.network._target_).startswith("fewshot."):
         return
     try:
-        make_network(cfg.backbone, (FEATURES,), cfg.way)
+        with seeded(cfg.seed):
+            make_network(cfg.backbone, (FEATURES,), cfg.way)
     except FewshotError as error:
+        if "takes images" not in str(error):
+            raise
         raise FewshotError(
             f"backbone={cfg.backbone.name}: takes images, and features={cfg.features.name} gives features; choose "
             "backbone=mlp or linear, or features.role=start, by which the network begins as their extractor"

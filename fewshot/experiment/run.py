@@ -27,7 +27,7 @@ from fewshot.experiment.build import (
     Experiment,
     build,
     check_config,
-    check_settings_of_images,
+    check_new_run,
     read_sources,
     training_shape,
 )
@@ -82,7 +82,7 @@ def _checked_folder(cfg: DictConfig) -> Path:
     check_config(cfg)
     folder = run_folder(resolved(cfg))
     if not (folder / "config.yaml").exists():
-        check_settings_of_images(cfg)
+        check_new_run(cfg)
     return folder
 
 

@@ -144,6 +144,16 @@ class NoNetwork(Own):
         self.backbone: Any = 5
 
 
+class Module(nn.Module, Own):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.calls = MLP((1, 8, 8), 3, widths=[4], head_init="xavier"), 0
+        self.mixer = nn.Linear(3, 3)
+
+    def predict(self, adapted: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.mixer(super().predict(adapted, x))
+
+
 class NoScalars(Own):
     def scalars(self, params: Any) -> Any:
         return None
@@ -190,6 +200,7 @@ REFUSED: dict[Callable[[], Any], str] = {
     PartlyWithoutParameters: r"PartlyWithoutParameters: its loss depends on self.backbone.\S+, which is not in params",
     SecondNetwork: "SecondNetwork: its loss depends on self.mixer.weight, which is not in params",
     LooseWeight: "LooseWeight: its loss depends on self.scale, which is not in params",
+    Module: "Module: its loss depends on self.mixer.weight, which is not in params",
     SumPrediction: r"SumPrediction.predict: must return finite outputs .*, and returns int64 \[6\] of 6",
     StepAlone: r"StepAlone.begin_step\(step, steps\): TypeError: .* takes 2 positional arguments but 3 were given",
     NoLoss: "NoLoss.outer_loss is no method; see `Learner`",

@@ -16,7 +16,7 @@ import fewshot
 from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
-from fewshot.experiment.build import build, check_settings_of_images
+from fewshot.experiment.build import build, check_new_run
 from fewshot.experiment.config import (
     FIRST_NAMES,
     config_hash,
@@ -192,5 +192,5 @@ def test_values_are_checked_by_the_type_hints_of_what_they_are_for(given: dict[s
 @pytest.mark.parametrize("backbone", ["conv4", "resnet12", "wrn28_10"])
 def test_a_network_of_images_on_features_is_refused_before_their_extractor_is_trained(backbone: str) -> None:
     with pytest.raises(FewshotError, match=f"^backbone={backbone}: takes images, and features=conv4 gives features; "):
-        check_settings_of_images(composed("algorithm=maml", "features=conv4", f"backbone={backbone}"))
-    check_settings_of_images(composed("algorithm=maml", "features=conv4", "backbone=linear"))
+        check_new_run(composed("algorithm=maml", "features=conv4", f"backbone={backbone}"))
+    check_new_run(composed("algorithm=maml", "features=conv4", "backbone=linear"))
