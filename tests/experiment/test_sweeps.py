@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -69,18 +72,29 @@ def test_a_search_finds_the_best_validation_whatever_its_metric_and_direction(
     assert sweeps.objective(Path("record.json")) == objective
 
 
-def test_an_error_of_the_code_itself_ends_one_run_and_not_the_sweep(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fewshot.algorithms.reptile import Reptile
+def break_own(*_: Any) -> None:
+    raise ZeroDivisionError("of a person's\nown algorithm")
 
-    def broken(*_: Any) -> None:
-        raise ZeroDivisionError("of a person's\nown algorithm")
+
+@pytest.mark.parametrize(
+    ("broken", "tracebacks", "said"),
+    [
+        (break_own, 0, r"test_sweeps.py:\d+: ZeroDivisionError: of a person's own algorithm; HYDRA_FULL_ERROR=1 .*"),
+        (partial(truediv, 1, 0), 1, "ZeroDivisionError: division by zero"),
+    ],
+    ids=["of a person's code", "of this code"],
+)
+def test_an_error_of_code_ends_one_run_and_not_the_sweep(
+    call: Any, monkeypatch: pytest.MonkeyPatch, broken: Any, tracebacks: int, said: str
+) -> None:
+    from fewshot.algorithms.reptile import Reptile
 
     monkeypatch.setattr(Reptile, "init", broken)
     done = call("train", "-m", "algorithm=reptile,maml", "runs=sweep", *QUICK)
     assert done.code == 1
     assert "| maml" in done.out
-    assert done.err.count("Traceback") == 1
-    assert done.err.splitlines()[-1] == "failed: algorithm=reptile: ZeroDivisionError: of a person's own algorithm"
+    assert done.err.count("Traceback") == tracebacks
+    assert re.fullmatch(f"failed: algorithm=reptile: {said}", done.err.splitlines()[-1])
     assert not {name for name in left_of("sweep") if name.startswith(".sweep")}
 
 

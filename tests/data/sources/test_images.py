@@ -354,7 +354,7 @@ def test_damaged_files_give_an_example_or_a_reason_and_nothing_else(kind: str):
     ("choices", "message"),
     [
         ({"size": 0}, "size=0: choose 1 to 1024"), ({"size": 1025}, "size=1025"), ({"size": 84.5}, "size=84.5"),
-        ({"size": "84"}, "size=84"), ({"channels": 2}, "channels=2"),
+        ({"size": "84"}, "size='84'"), ({"channels": 2}, "channels=2"),
         ({"resize": "stretch"}, "resize=stretch: choose one of squash, crop"),
         ({"resample": "cubic"}, "resample=cubic: choose one of lanczos, bilinear, nearest"),
     ],
