@@ -46,11 +46,18 @@ def make_network(backbone: DictConfig, shape: tuple[int, ...], way: int) -> nn.M
     node = backbone.network
     module, _, name = str(node._target_).rpartition(".")
     try:
-        accepted = inspect.signature(getattr(import_module(module), name)).parameters
+        target = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise FewshotError(
             f"backbone.network._target_={node._target_}: {one_line(error)}; name what can be imported, and put its "
             "folder on PYTHONPATH"
+        ) from error
+    try:
+        accepted = inspect.signature(target).parameters
+    except (ValueError, TypeError) as error:
+        raise FewshotError(
+            f"backbone.network._target_={node._target_}: {one_line(error)}; name a class or function that makes an "
+            "nn.Module"
         ) from error
     given: dict[str, Any] = {k: v for k, v in {"shape": shape, "way": way}.items() if k in accepted}
     needed = [

@@ -204,7 +204,8 @@ def _reason(error: Exception, override: Override, line: str, before: DictConfig,
             return (
                 f"{line}: wants conf/{missing}.yaml, an extractor for this dataset; write it, or choose features=conv4"
             )
-        return f"{line}: no such option{did_you_mean(value, options) or ';'} there are {', '.join(options)}"
+        hint = did_you_mean(value, options) or ";"
+        return f"{line}: no such option{hint} there are {', '.join(options)}; your own needs --config-dir=<folder>"
     if key == "dataset" and config != "train" and _is_of_regression(value, hydra):
         return f"dataset={value}: is a regression, which only tools/train.py takes; choose a dataset of images"
     known = [name for name in key_names(before) if key.startswith("hydra") or not name.startswith("hydra")]
