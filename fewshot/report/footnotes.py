@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +23,7 @@ WORDS = {  # for labels of a test
 # Caveats that stand in the words for the test, or once in the line on published figures.
 SAID_ELSEWHERE = ("evaluation_size_unstated", "interval_unexplained", "protocol_from_code", "rotated_tests")
 
-CHANGED = "not as its recipe: "
+SETTINGS = re.compile(r", (?=[\w.]+=)")  # between two settings; lists have commas of their own
 IMAGES_OF_A_CLASS = {"mini": 600}  # of datasets where some programs test on all of them
 
 Test = tuple[str, ...]  # the labels of a test
@@ -96,21 +97,26 @@ def _training_note(run: Record) -> str:
     replaced = run["cost"].get("nan_guarded_steps") or 0
     parts = [f"tested at step {done:,} of {planned:,}" if early else ""]
     parts += [format_label("{:,} outer steps with a NaN replaced", replaced) if replaced else ""]
-    settings = run.get("settings") or {}
-    short = 0 < done < (run["train"].get("paper_steps") or 0)  # which the budget says
-    changes = [key for key in run.get("recipe_changes", []) if key in settings and not (key == "train.steps" and short)]
-    changed = [label_setting(key, settings[key], changes) for key in changes]
-    parts += [CHANGED + ", ".join(changed)] if changed else []
+    changed = _recipe_changes(run)
+    parts += [f"not as its recipe: {', '.join(changed)}"] if changed else []
     return ", ".join(filter(None, parts))
+
+
+def _recipe_changes(run: Record) -> list[str]:
+    """The settings of a run that are not as its recipe has them, each as `inner_lr=0.1`."""
+    settings, train = run.get("settings") or {}, run["train"]
+    short = 0 < (train.get("steps") or 0) < (train.get("paper_steps") or 0)  # which the budget says
+    changes = [key for key in run.get("recipe_changes", []) if key in settings and not (key == "train.steps" and short)]
+    return [label_setting(key, settings[key], changes) for key in changes]
 
 
 def _name_note(row: Sequence[Cell]) -> list[str]:
     """What the number in a row's name stands for; older runs of several tasks each add their configuration."""
     first, *others = dict.fromkeys(cell.runs[0]["name_note"] for cell in row)
     note = ", ".join([first, *(other.removeprefix(OLDER) for other in others)])
-    measured = () if row[0].figure is not None else row[0].runs
-    said = {part for run in measured for part in _training_note(run).removeprefix(CHANGED).split(", ")}
-    return [left] if (left := ", ".join(part for part in note.split(", ") if part not in said)) else []
+    said = set() if row[0].figure is not None else set(_recipe_changes(row[0].runs[0]))  # beside it
+    left = [part for part in SETTINGS.split(note) if part and part not in said]
+    return [", ".join(left)] if left else []
 
 
 def _test_difference(run: Record, reference: Test, per_shot: bool) -> str:

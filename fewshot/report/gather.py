@@ -39,7 +39,7 @@ def gather_runs(*folders: Path) -> tuple[list[Record], list[str]]:
             complaints.append(str(error))
     if not records:
         more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
-        raise FewshotError(f"no record below {folders[0]} can be read: {complaints[0]}{more}")
+        raise FewshotError(f"no record below {' and '.join(map(str, folders))} can be read: {complaints[0]}{more}")
     return records, complaints
 
 

@@ -166,6 +166,18 @@ def test_what_differs_in_many_settings_has_a_number_and_a_footnote(lab: Any) -> 
     assert notes == ["a0=0, a1=1, a2=2, a3=3", "a0=none, a1=none, a2=none, a3=none"]
 
 
+def test_a_footnote_names_no_setting_twice(lab: Any) -> None:
+    own = {"algorithm.learner.adapted": [1, 5], "algorithm.learner.a0": [0, 5]}
+    own |= {f"algorithm.learner.a{i}": i for i in range(1, 4)}
+    changes = {"recipe": "ours", "recipe_changes": ["algorithm.learner.adapted", "algorithm.learner.a1"]}
+    other = {"algorithm.learner.adapted": [2, 5]}
+    first = lab.record(config="a" * 64, settings=own, **changes)
+    second = lab.record(config="b" * 64, settings=other, **changes, folder="other")
+    notes = make_page([first, second]).notes
+    assert notes[0] == "not as its recipe: adapted=[1, 5], a1=1; a0=[0, 5], a2=2, a3=3"
+    assert notes[1] == "not as its recipe: adapted=[2, 5]; a0=none, a1=none, a2=none, a3=none"
+
+
 def test_a_setting_that_a_reader_of_features_repeats_is_named_once(lab: Any) -> None:
     def settings(filters: int, epochs: int) -> dict[str, Any]:
         network, training = {"network.filters": filters}, {"settings.epochs": epochs}
