@@ -222,7 +222,7 @@ def check_config(cfg: DictConfig) -> None:
 
 
 def check_new_run(cfg: DictConfig) -> None:
-    """Check what older runs may have otherwise; print a note on files of images that features do not read.
+    """Check what is asked of new runs alone, since older ones may lack it; print a note on files that are not read.
 
     Raises:
         FewshotError: the best checkpoint would be chosen on classes of the training, or features do not use a setting

@@ -20,7 +20,7 @@ from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.random import seeded
 
-FEATURES = 64  # any number of them
+FEATURES = 64  # their number where it is not known yet; any will do
 NUMBERS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
 
 

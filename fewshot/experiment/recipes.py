@@ -183,8 +183,9 @@ def recipe_changes(cfg: DictConfig) -> list[str]:
     changed = [key for key in settings if OmegaConf.select(as_recipe, key) != OmegaConf.select(cfg, key)]
     file = CONF / "algorithm" / f"{cfg.algorithm.name}.yaml"
     usual = _parse(file).get("train", {}).get("steps") if file.exists() else None
-    short = usual is not None and "train.steps" not in settings and usual != cfg.train.steps
-    return [*changed, "train.steps"] if short else changed
+    if usual is not None and "train.steps" not in settings and usual != cfg.train.steps:
+        changed.append("train.steps")
+    return changed
 
 
 def paper_steps(cfg: DictConfig) -> int | None:

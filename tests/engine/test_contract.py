@@ -124,7 +124,7 @@ class LooseWeight(Own):
         return self.scale * super().predict(adapted, x)
 
 
-class SumPrediction(Own):
+class ClassPrediction(Own):
     def predict(self, adapted: Any, x: torch.Tensor) -> torch.Tensor:
         return super().predict(adapted, x).argmax(-1)
 
@@ -201,7 +201,7 @@ REFUSED: dict[Callable[[], Any], str] = {
     SecondNetwork: "SecondNetwork: its loss depends on self.mixer.weight, which is not in params",
     LooseWeight: "LooseWeight: its loss depends on self.scale, which is not in params",
     Module: "Module: its loss depends on self.mixer.weight, which is not in params",
-    SumPrediction: r"SumPrediction.predict: must return finite outputs .*, and returns int64 \[6\] of 6",
+    ClassPrediction: r"ClassPrediction.predict: must return finite outputs .*, and returns int64 \[6\] of 6",
     StepAlone: r"StepAlone.begin_step\(step, steps\): TypeError: .* takes 2 positional arguments but 3 were given",
     NoLoss: "NoLoss.outer_loss is no method; see `Learner`",
     NoScalars: "NoScalars.scalars: must return a dict of Python's numbers",
