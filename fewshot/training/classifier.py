@@ -92,7 +92,24 @@ class Classifier:
         task = self.task.with_tensors(support_x, support_y, queries, support_y[:0], key)
         logits = predict_queries(self.learner, self.adapted, task, self.behaviour, setting)
         own = getattr(self.learner, "probabilities", None)
-        return logits.softmax(-1) if own is None else own(self.adapted, logits)
+        if own is None:
+            return logits.softmax(-1)
+        probabilities = own(self.adapted, logits)
+        _check_probabilities(f"{type(self.learner).__name__}.probabilities", probabilities, logits)
+        return probabilities
+
+
+def _check_probabilities(name: str, found: object, logits: torch.Tensor) -> None:
+    """Raises FewshotError if a learner's own probabilities are none. Those of logits that are NaN may be NaN."""
+    if not isinstance(found, torch.Tensor) or found.shape != logits.shape:
+        what = f"a tensor {list(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
+        raise FewshotError(f"{name} returned {what}; return a tensor {list(logits.shape)}, as the logits are")
+    sums = found.sum(-1)
+    if (found < 0).any() or ((sums - 1).abs() > 1e-3).any():
+        raise FewshotError(
+            f"{name} returned values from {found.min():.3g} to {found.max():.3g} with sums from {sums.min():.3g} to "
+            f"{sums.max():.3g}; probabilities are 0 or more, and those of an example sum to 1"
+        )
 
 
 def adapt_classifier(

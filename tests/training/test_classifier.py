@@ -96,6 +96,24 @@ def test_a_query_is_predicted_alone(
     np.testing.assert_allclose(classifier.predict_proba(x[QUERIES]), alone, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        (lambda logits: logits - 9, "Nearest.probabilities returned values from -"),
+        (lambda logits: 2 * logits.softmax(-1), "with sums from 2 to 2; probabilities are 0 or more, and those of an"),
+        (lambda logits: logits.softmax(-1)[:, 0], r"returned a tensor \[4\]; return a tensor \[4, 3\], as the logits"),
+        (lambda logits: logits.tolist(), "returned list; return a tensor"),
+    ],
+)
+def test_what_a_learner_returns_as_probabilities_must_be_some(
+    make_trained: Callable[..., Trained], make_bank: Callable[..., Bank], own: Any, said: str
+) -> None:
+    x, trained = make_bank().examples, make_trained("nearest")
+    trained.learner.probabilities = lambda adapted, logits: own(logits)  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(FewshotError, match=said):
+        trained.adapt(x[UNEQUAL], LABELS).predict_proba(x[QUERIES])
+
+
 def test_in_a_transductive_test_queries_share_a_batch(
     make_trained: Callable[..., Trained], make_bank: Callable[..., Bank], monkeypatch: pytest.MonkeyPatch
 ) -> None:
