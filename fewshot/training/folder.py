@@ -6,8 +6,8 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict
-from inspect import getclosurevars
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -158,10 +158,19 @@ def _describe(value: Any, starts: Collection[str] | None = None) -> Any:
         return {"module": repr(value), **{name: _describe(each, starts) for name, each in value.state_dict().items()}}
     name = getattr(value, "__qualname__", None) or ADDRESS.sub("", repr(value))
     if isinstance(value, FunctionType) and "<" in name:  # a lambda or a local function, of which many have one name
-        around = [*getclosurevars(value).nonlocals.values(), *(value.__defaults__ or ())]
+        around = [*_enclosed(value), *(value.__defaults__ or ())]
         around = [_describe_code(v.__code__) if isinstance(v, FunctionType) else _describe(v, starts) for v in around]
         name += f" {_digest([_describe_code(value.__code__), around]):.12}"
     return name
+
+
+def _enclosed(function: FunctionType) -> list[Any]:
+    """The values that a function takes from those around it."""
+    values = []
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # a name that has no value yet
+            values.append(cell.cell_contents)
+    return values
 
 
 def _describe_code(code: CodeType) -> list[Any]:

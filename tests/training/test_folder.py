@@ -135,16 +135,26 @@ def frozen_layer(value: float) -> nn.Module:
     return layer
 
 
+def scale_by(factor: float) -> Any:
+    def scale(d: float) -> float:
+        return factor * d + offset
+
+    if factor < 0:
+        offset = 0.0  # else the function is given before this name has a value
+    return scale
+
+
 @pytest.mark.parametrize(
     "option",
     [
         [lambda d: d, lambda d: 0.5 * d],
         [lambda d, factor=factor: [factor * each for each in d] for factor in (1, 2)],
+        [scale_by(1), scale_by(2)],
         [frozen_layer(1.0), frozen_layer(2.0)],
         [np.zeros(3000), np.eye(1, 3000, 1000)[0]],
         [torch.zeros(3000), torch.eye(3000)[1000]],
     ],
-    ids=["function", "default of a function", "module", "array", "tensor"],
+    ids=["function", "default of a function", "value around a function", "module", "array", "tensor"],
 )
 def test_options_of_every_kind_are_compared(option: list[Any], describe: Callable[..., dict[str, Any]], tmp_path: Path):
     first, second = fs.MAML(network()), fs.MAML(network())
