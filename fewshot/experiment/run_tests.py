@@ -16,7 +16,7 @@ from fewshot.algorithms.learner import backbone_constants, override_test_steps
 from fewshot.core.checks import check_number
 from fewshot.core.distributed import is_main, on_rank_zero, rank_slice
 from fewshot.core.errors import FewshotError
-from fewshot.core.progress import progress_bar
+from fewshot.core.progress import print_note, progress_bar
 from fewshot.engine.evaluate import evaluate_settings, explain_nan
 from fewshot.engine.probe import probe
 from fewshot.episodes import Tasks
@@ -57,6 +57,12 @@ def plan_tests(run: Experiment, trained: Trained | None = None) -> list[PlannedT
     if trained is not None:
         probe(run.learner, run.first_task, trained.params, trained.state)
     independent = run.behaviour.queries_independent
+    for protocol in run.protocols:
+        if independent and protocol.setting == "transductive":
+            print_note(
+                f"{protocol.key}.setting=transductive: the test is called inductive, since no prediction depends on "
+                "another query here"
+            )
     return [
         PlannedTest(protocol, protocol.settings(independent), run.protocol_tasks(protocol), _steps(run, protocol))
         for protocol in run.protocols

@@ -289,7 +289,7 @@ def test_a_run_ends_well_on_an_ascii_terminal(data_dir: Path, tmp_path: Path) ->
     environment = os.environ | {
         "PYTHONIOENCODING": "ascii", "FEWSHOT_DATA": str(data_dir), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    words = ("algorithm=nearest", *TEST, 'runs="rüns\u2026"')
+    words = ("algorithm=nearest", *TEST[:2], 'runs="rüns\u2026"')
     command = [sys.executable, str(ROOT / "tools/train.py"), *words]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
