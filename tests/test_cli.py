@@ -577,7 +577,7 @@ MISTAKES = {
     "unknown value": (["engine=fast"], ["engine=fast", "vmap"]),
     "no number": (["algorithm.learner.inner_lr=fast"], ["algorithm.learner.inner_lr=fast", "a number"]),
     "no queries to learn from": (["train.query=0"], ["train.query=0"]),
-    "nothing to train": (["backbone=identity"], ["no parameters"]),
+    "nothing to train": (["backbone=identity"], ["no parameters", "such as backbone=conv4"]),
     "a backbone that the algorithm cannot use": (["dataset=sinusoid", "backbone=conv4"], ["choose mlp or linear"]),
     "a file in place of a folder": (["run_dir=/dev/null"], ["/dev/null"]),
     "no override": (["algorithm"], ["command line"]),

@@ -193,7 +193,7 @@ def _find_behaviour(learner: Learner, task: Episodes) -> Behaviour:
         frozen = bool(values) and not any(value.requires_grad for value in values)
         raise FewshotError(
             f"this backbone has no parameters to train{' (all have requires_grad=False)' if frozen else ''}; choose "
-            "another, such as backbone=conv4, or mlp_40 for functions"
+            f"another, such as backbone={'conv4' if x.ndim == 4 else 'linear for features, or mlp_40 for functions'}"
         )
     with named_failures(backbone, x), torch.no_grad():
         with check_unchanged(copy, x.device):
