@@ -213,9 +213,10 @@ def objective(record: Path) -> float | None:
 
 
 def print_sweep_summary(folder: Path) -> bool:
-    """Print the table of all records of a sweep, and its failures. Returns whether no job failed."""
+    """Print the tables of all records of a sweep, and its failures. Returns whether no job failed."""
     from fewshot.report.records import read_record
     from fewshot.report.table import markdown
+    from fewshot.report.validation import render_validation
 
     jobs: list[dict[str, Any]] = [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.json"))
@@ -231,6 +232,8 @@ def print_sweep_summary(folder: Path) -> bool:
     try:
         if records:
             print(f"\n{markdown(records, failures)}")
+            if choice := render_validation(records):
+                print(f"\n{choice}")
     except FewshotError as error:
         failures.append(str(error))
     for failure in failures:

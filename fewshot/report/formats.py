@@ -62,16 +62,16 @@ def _markdown_page(page: Page) -> str:
     ]
     if 0 < page.measured < len(rows):
         rows.insert(page.measured, ["**published**", *[""] * (page.table.shape[1] - 1)])
-    parts = [f"{escape_markdown(page.title)}:", _markdown_table(list(page.table), rows)]
+    parts = [f"{escape_markdown(page.title)}:", markdown_table(list(page.table), rows)]
     parts.append("\n".join(f"{number}. {escape_markdown(note)}" for number, note in enumerate(page.notes, start=1)))
     parts.append("\n".join(f"- **{escape_markdown(what)}**: {escape_markdown(text)}" for what, text in page.footer))
     if page.costs is not None:
         texts = [[escape_markdown(text) for text in row] for row in page.costs.itertuples(index=False, name=None)]
-        parts.append(_markdown_table(list(page.costs), texts))
+        parts.append(markdown_table(list(page.costs), texts))
     return "\n\n".join(filter(None, parts))
 
 
-def _markdown_table(headings: list[str], rows: list[list[str]]) -> str:
+def markdown_table(headings: list[str], rows: list[list[str]]) -> str:
     """A table whose columns are aligned in the source text too."""
     lines = [[escape_markdown(heading) for heading in headings], *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

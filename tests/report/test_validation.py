@@ -1,0 +1,76 @@
+"""The table by which a setting is chosen: validation scores where a sweep has several settings of one method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fewshot.report.validation import render_validation
+
+from .conftest import TEMPLATE, Lab
+
+
+@pytest.fixture
+def runs(lab: Lab) -> Any:
+    """runs(rate=0.4, score=0.5, ...) is the records of both tests of a run."""
+
+    def make(rate: float, score: float | None, **changes: Any) -> list[dict[str, Any]]:
+        own = {"settings": {**TEMPLATE["settings"], "algorithm.learner.inner_lr": rate}}
+        own["validation"] = None if score is None else {"accuracy": score, "step": 200}
+        settings = ("inductive", "transductive")
+        return [lab.record(protocol__setting=each, **{**own, **changes}) for each in settings]
+
+    return make
+
+
+def cells(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+
+
+def test_the_settings_of_a_method_stand_beside_their_validation_scores(runs: Any) -> None:
+    records = [*runs(0.1, 0.5), *runs(0.4, 0.6), *runs(0.4, 0.7, seed=1), *runs(1.0, None)]
+    text = render_validation(records)
+    assert text.startswith("Validation scores, by which to choose a setting (accuracy in per cent):\n\n")
+    assert cells(text)[2:] == [
+        ["maml, inner_lr=0.1", "omniglot 5-way 1-shot", "50.00", "1"],
+        ["maml, inner_lr=0.4", "omniglot 5-way 1-shot", "**65.00**", "2"],
+        ["maml, inner_lr=1.0", "omniglot 5-way 1-shot", "–", "1"],
+    ]
+
+
+def test_the_lowest_error_is_the_best(lab: Lab) -> None:
+    test = {"mse": 0.3, "ci95": 0.1, "episodes": 600}
+    records = [
+        lab.record(test=test, validation={"mse": error}, settings={"algorithm.learner.inner_lr": rate})
+        for rate, error in ((0.1, 0.25), (0.2, 0.125))
+    ]
+    text = render_validation(records)
+    assert "mean squared error" in text and "accuracy" not in text
+    assert [row[2] for row in cells(text)[2:]] == ["0.2500", "**0.1250**"]
+
+
+def test_each_task_has_its_own_choice(runs: Any) -> None:
+    records = [
+        record
+        for shot, scores in ((1, (0.5, 0.4)), (5, (0.6, 0.7)))
+        for rate, score in zip((0.1, 0.2), scores, strict=True)
+        for record in runs(rate, score, shot=shot, protocol__shot=shot)
+    ]
+    assert [row[2] for row in cells(render_validation(records))[2:]] == ["**50.00**", "40.00", "60.00", "**70.00**"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [{}, {"seed": 1}],
+        [{}, {"algorithm": "fomaml"}],
+        [{}, {"shot": 5, "protocol__shot": 5}],
+        [{}, {"protocol__adaptation_steps": 5}],
+        [{"rate": 0.1, "score": None}, {"score": None}],
+    ],
+    ids=["seeds", "methods", "tasks", "tests", "nothing validated"],
+)
+def test_where_there_is_nothing_to_choose_there_is_no_table(runs: Any, changes: list[dict[str, Any]]) -> None:
+    records = [record for change in changes for record in runs(**{"rate": 0.4, "score": 0.5, **change})]
+    assert render_validation(records) == ""
