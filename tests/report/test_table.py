@@ -480,3 +480,13 @@ def test_what_no_score_depends_on_sets_no_rows_apart(lab: Any) -> None:
     page = lab.page(below="runs")
     assert [row["method"] for row in lab.texts(page)] == ["maml"]
     assert page.notes[0].startswith("mean of 2 training seeds")
+
+
+@pytest.mark.parametrize("selection", ["last", "best validation accuracy"])
+def test_settings_of_validation_tell_only_where_it_chose_the_checkpoint(lab: Any, selection: str) -> None:
+    changed = {"settings__train.validate_every": 50, "recipe_changes": ["train.validate_every"]}
+    lab.write("a", recipe="ours", protocol__selection=selection)
+    lab.write("b", recipe="ours", protocol__selection=selection, seed=1, **changed)
+    page, chosen = lab.page(), selection != "last"
+    assert len(page.table) == 1 + chosen
+    assert any("not as its recipe: validate_every=50" in note for note in page.notes) == chosen
