@@ -45,5 +45,5 @@ def render_validation(records: Sequence[Record]) -> str:
 
 def _mean(runs: Collection[Record]) -> float:
     """The mean validation score of the selected checkpoints; NaN where one was not validated."""
-    scores = [(run["validation"] or {}).get(metric_of(run), math.nan) for run in runs]
+    scores = [(run.get("validation") or {}).get(metric_of(run), math.nan) for run in runs]
     return sum(scores) / len(scores)
