@@ -1,4 +1,4 @@
-"""Sweeps: the status file of each job, and the table and the failures that are printed at the end.
+"""Sweeps: the status file of each job, and the tables and the failures that are printed at the end.
 
 Hydra's launchers run each job in this process, in others or on other machines, and do not say what became of it. So
 every job writes a status file to a folder that all of them see.
@@ -229,13 +229,12 @@ def print_sweep_summary(folder: Path) -> bool:
             records.append(read_record(Path(path)))
         except FewshotError as error:
             failures.append(str(error))
-    try:
-        if records:
-            print(f"\n{markdown(records, failures)}")
-            if choice := render_validation(records):
-                print(f"\n{choice}")
-    except FewshotError as error:
-        failures.append(str(error))
+    for render in (functools.partial(markdown, complaints=failures), render_validation):
+        try:
+            if text := render(records):
+                print(f"\n{text}")
+        except FewshotError as error:
+            failures.append(str(error))
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     return not failures

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from fewshot.report.formats import escape_markdown, markdown_table
 from fewshot.report.gather import label_rows, split_by_steps
-from fewshot.report.labels import method_sort_key, natural_sort_key
-from fewshot.report.records import Record, format_score, metric_of, task_name
+from fewshot.report.labels import SETTING, method_sort_key
+from fewshot.report.records import Record, format_score, metric_of
+from fewshot.report.traits import STEPS
 
 UNITS = {"accuracy": "accuracy in per cent", "mse": "mean squared error"}
 
@@ -17,33 +19,49 @@ UNITS = {"accuracy": "accuracy in per cent", "mse": "mean squared error"}
 def render_validation(records: Sequence[Record]) -> str:
     """A Markdown table of the methods that were trained by several settings on one task; empty if there is none.
 
-    A score is the mean over training seeds. The best of a method on a task is bold.
+    A score is the mean over training seeds. Scores of the same validation stand together, the best of them in bold.
+    Runs whose training had the validation classes are left out.
     """
-    groups: dict[tuple[str, str], dict[str, dict[int, Record]]] = defaultdict(lambda: defaultdict(dict))
-    for run in label_rows([split_by_steps(record)[0] for record in records], [], ["setting"]):
-        groups[task_name(run), run["algorithm"]][run["method"]].setdefault(run["seed"], run)  # one of a run's tests
-    rows, metrics = [], set()
-    for (task, algorithm), methods in sorted(groups.items(), key=lambda group: natural_sort_key(group[0])):
-        scores = {method: _mean(runs.values()) for method, runs in methods.items()}
-        trained = {run["config"] for runs in methods.values() for run in runs.values()}
-        if min(len(methods), len(trained)) < 2 or all(map(math.isnan, scores.values())):
+    trainings: dict[Any, Record] = {}
+    for record in records:
+        run = split_by_steps(record)[0]
+        task = *(run[key] for key in ("dataset", "way", "shot")), run["data"]["fingerprint"]
+        trainings.setdefault((run["config"], task, run["seed"]), run)
+    runs = [run for run in trainings.values() if not run["protocol"]["train_on_val"]]
+    groups: dict[Any, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for run in label_rows(runs, [], ["setting", SETTING, STEPS]):
+        groups[run["order"], run["algorithm"], *_validation(run)][run["config"]].append(run)
+    rows, notes, metrics = [], {}, set()
+    for methods in groups.values():
+        scores = [_mean(seeds) for seeds in methods.values()]
+        if len(methods) < 2 or all(map(math.isnan, scores)):
             continue
-        metric = metric_of(next(iter(next(iter(methods.values())).values())))
+        metric = metric_of(next(iter(methods.values()))[0])
         metrics.add(metric)
-        best = (min if metric == "mse" else max)(score for score in scores.values() if not math.isnan(score))
-        for method in sorted(methods, key=lambda method: method_sort_key(method, algorithm)):
-            score = scores[method]
+        best = (min if metric == "mse" else max)(score for score in scores if not math.isnan(score))
+        for seeds, score in zip(methods.values(), scores, strict=True):
             text = "–" if math.isnan(score) else format_score(score, metric)
-            text = f"**{text}**" if score == best else text
-            rows.append([escape_markdown(method), escape_markdown(task), text, str(len(methods[method]))])
+            first = seeds[0]
+            names = escape_markdown(first["method"]), escape_markdown(first["task"])
+            key = first["order"], method_sort_key(first["method"], first["algorithm"])
+            rows.append((key, [*names, f"**{text}**" if score == best else text, str(len(seeds))]))
+            notes[names[0]] = escape_markdown(first["name_note"])
     if not rows:
         return ""
     units = " or ".join(unit for metric, unit in UNITS.items() if metric in metrics)
-    headings = ["method", "task", "validation", "seeds"]
-    return f"Validation scores, by which to choose a setting ({units}):\n\n{markdown_table(headings, rows)}"
+    table = markdown_table(["method", "task", "validation", "seeds"], [row for _, row in sorted(rows)])
+    explained = "".join(f"\n- {name}: {note}" for name, note in notes.items() if note)
+    parts = [f"Validation scores, by which to choose a setting ({units}):", table, explained.strip()]
+    return "\n\n".join(filter(None, parts))
 
 
-def _mean(runs: Collection[Record]) -> float:
+def _validation(run: Record) -> list[Any]:
+    """What the validation tasks are, of a record that holds its settings."""
+    settings = run.get("settings") or {}
+    return [settings.get(f"validation.{name}") for name in ("query", "episodes", "transductive")]
+
+
+def _mean(runs: Iterable[Record]) -> float:
     """The mean validation score of the selected checkpoints; NaN where one was not validated."""
     scores = [(run.get("validation") or {}).get(metric_of(run), math.nan) for run in runs]
     return sum(scores) / len(scores)

@@ -98,6 +98,16 @@ def test_an_error_of_code_ends_one_run_and_not_the_sweep(
     assert not {name for name in left_of("sweep") if name.startswith(".sweep")}
 
 
+def test_a_grid_over_a_methods_settings_ends_with_their_validation_scores(call: Any) -> None:
+    done = call("train", "-m", "algorithm=maml", "algorithm.learner.inner_lr=0.1,0.4", "runs=sweep", *QUICK)
+    assert done.code == 0
+    tests, _, validation = done.out.partition("Validation scores, by which to choose a setting (accuracy in per cent):")
+    scores = [json.loads(path.read_text())["validation"]["accuracy"] for path in sorted(records("sweep"))]
+    for text in (tests, validation):
+        assert "| maml, inner_lr=0.1" in text and "| maml, inner_lr=0.4" in text
+    assert all(f"{100 * score:.2f}" in validation for score in scores)
+
+
 def test_force_does_not_hand_out_an_old_run_where_its_first_job_failed(call: Any) -> None:
     words = ("-m", "runs=sweep", *QUICK, "force=true")
     assert call("train", *words, "protocol.common.query=3").code == 0
