@@ -11,7 +11,7 @@ from fewshot.report.cells import Cell
 from fewshot.report.labels import AS_SHOTS, label_test
 from fewshot.report.published import CAVEATS, UNKNOWN
 from fewshot.report.records import Record, extractor_of, metric_of
-from fewshot.report.traits import OLDER, format_label, has_effect, label_setting
+from fewshot.report.traits import OLDER, format_label, label_setting
 
 WORDS = {  # for labels of a test
     "rotated": "rotated characters",
@@ -106,8 +106,14 @@ def _recipe_changes(run: Record) -> list[str]:
     """The settings of a run that are not as its recipe has them, each as `inner_lr=0.1`."""
     settings, train = run.get("settings") or {}, run["train"]
     short = 0 < (train.get("steps") or 0) < (train.get("paper_steps") or 0)  # which the budget says
-    changes = [key for key in run.get("recipe_changes", []) if key in settings and has_effect(key, run)]
-    changes = [key for key in changes if not (key == "train.steps" and short)]
+    chosen = str(run["protocol"]["selection"]).startswith("best")  # by its validation; else no score depends on that
+    changes = [
+        key
+        for key in run.get("recipe_changes", [])
+        if key in settings
+        and not (key == "train.steps" and short)
+        and (chosen or not key.startswith(("validation.", "train.validate_every")))
+    ]
     return [label_setting(key, settings[key], changes) for key in changes]
 
 

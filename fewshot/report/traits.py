@@ -109,11 +109,8 @@ def _traits(record: Record, shown: Sequence[str]) -> dict[str, Any]:
     if not record.get("settings"):  # an older record, with the settings that its command gives
         traits |= {field: field_of(record, field) for field in ("cost.train_tasks", "config")}
         traits |= {key: value for key, value in GIVEN.findall(record.get("command") or "") if "," not in value}
-    own = {
-        key: value
-        for key, value in traits.items()
-        if key not in shown and has_effect(key, record) and not is_copy(key, traits)
-    }
+    left_out = (*shown, *WITHOUT_EFFECT)
+    own = {key: value for key, value in traits.items() if key not in left_out and not is_copy(key, traits)}
     return {key: str(value) if isinstance(value, list) else value for key, value in own.items()}
 
 
@@ -122,14 +119,8 @@ def config_of(record: Record) -> str:
     settings = record.get("settings")
     if not settings:
         return record["config"]
-    kept = {key: value for key, value in settings.items() if has_effect(key, record)}
+    kept = {key: value for key, value in settings.items() if key not in WITHOUT_EFFECT}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-
-
-def has_effect(key: str, record: Record) -> bool:
-    """Whether the scores of a run depend on a setting: on those of validation only where it chose the checkpoint."""
-    of_validation = key == "train.validate_every" or key.startswith("validation.")
-    return key not in WITHOUT_EFFECT and not (of_validation and record["protocol"]["selection"] == "last")
 
 
 def is_copy(key: str, traits: dict[str, Any]) -> bool:
