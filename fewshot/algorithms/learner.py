@@ -57,7 +57,8 @@ class Learner(Protocol):
     - `notes: tuple[str, ...]`: lines that are printed at the start of a run;
     - `unequal_shots: bool`: `adapt` takes classes of different sizes, by `support_y`. To others a person's support set
       is given with the examples of smaller classes repeated;
-    - `probabilities(adapted, logits) -> [B, N]`: the probabilities that a person sees in place of the logits' softmax.
+    - `probabilities(adapted, logits) -> [B, N]`: what a person sees in place of the logits' softmax: 0 or more,
+      and the sum of a row is 1.
 
     The class need not inherit from this one: attributes that it lacks have the values below.
     """

@@ -58,8 +58,9 @@ class Classifier:
                 shares a batch with the support set alone.
 
         Raises:
-            FewshotError: they are no such examples; an output is NaN; or one alone is to be predicted transductively
-                where batch norms take their statistics from the queries.
+            FewshotError: they are no such examples; an output is NaN; what the learner returns as probabilities are
+                not such; or one example alone is to be predicted transductively where batch norms take their
+                statistics from the queries.
         """
         x = as_examples("query_x", query_x)
         self.inputs.check("query_x", x)
@@ -100,10 +101,11 @@ class Classifier:
 
 
 def _check_probabilities(name: str, found: object, logits: torch.Tensor) -> None:
-    """Raises FewshotError if a learner's own probabilities are none. Those of logits that are NaN may be NaN."""
+    """Raises FewshotError if what a learner returns as probabilities are not such. Those of NaN logits may be NaN."""
     if not isinstance(found, torch.Tensor) or found.shape != logits.shape:
         what = f"a tensor {list(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
         raise FewshotError(f"{name} returned {what}; return a tensor {list(logits.shape)}, as the logits are")
+    found = found[~found.isnan().any(-1)]
     sums = found.sum(-1)
     if (found < 0).any() or ((sums - 1).abs() > 1e-3).any():
         raise FewshotError(

@@ -165,7 +165,7 @@ def _describe(value: Any, starts: Collection[str] | None = None) -> Any:
 
 
 def _enclosed(function: FunctionType) -> list[Any]:
-    """The values that a function takes from those around it."""
+    """The values of the enclosing functions that a function uses."""
     values = []
     for cell in function.__closure__ or ():
         with suppress(ValueError):  # a name that has no value yet
