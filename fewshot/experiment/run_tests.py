@@ -58,7 +58,7 @@ def plan_tests(run: Experiment, trained: Trained | None = None) -> list[PlannedT
         probe(run.learner, run.first_task, trained.params, trained.state)
     independent = run.behaviour.queries_independent
     for protocol in run.protocols:
-        if independent and protocol.setting == "transductive":
+        if trained is not None and independent and protocol.setting == "transductive":
             print_note(
                 f"{protocol.key}.setting=transductive: the test is called inductive, since no prediction depends on "
                 "another query here"
