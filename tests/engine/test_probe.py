@@ -316,6 +316,17 @@ def test_a_regression_network_whose_outputs_do_not_fit_is_refused(
         probe(learner, regression(targets)[0])
 
 
+@pytest.mark.parametrize(
+    ("images", "said"), [(True, "conv4$"), (False, "linear for features, or mlp_40 for functions$")]
+)
+def test_a_network_without_parameters_names_one_that_suits_the_input(
+    make_learner: Make, make_episodes: Make, images: bool, said: str
+):
+    task = make_episodes(1)[0] if images else regression(1)[0]
+    with pytest.raises(FewshotError, match=f"no parameters to train; choose another, such as backbone={said}"):
+        probe(make_learner("maml", nn.Identity()), task)
+
+
 def test_a_regression_network_that_drops_its_last_axis_is_refused(make_learner: Make):
     class Squeezed(MLP):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
