@@ -12,7 +12,7 @@ from fewshot.report.footer import footer
 from fewshot.report.footnotes import Place, footnotes
 from fewshot.report.labels import COLUMN
 from fewshot.report.published import CAVEATS
-from fewshot.report.records import SCORES, Record, format_field, format_score, in_unit
+from fewshot.report.records import METRIC_NAMES, SCORES, Record, format_field, format_score, in_unit
 from fewshot.report.statistics import LEVEL
 from fewshot.report.traits import VARIATIONS, format_label
 
@@ -83,7 +83,7 @@ def make_page(
 
 def _title(cells: list[Cell], layout: Layout) -> str:
     """The metric, after the dataset where there is one."""
-    metric = "accuracy in per cent" if layout.metric == "accuracy" else "mean squared error"
+    metric = METRIC_NAMES[layout.metric]
     datasets = {cell.runs[0]["protocol"]["dataset"] for cell in cells}
     if len(datasets) != 1:
         return metric.capitalize()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 FORMAT = 2
 Record = dict[str, Any]
 METRICS = ("accuracy", "mse")
+METRIC_NAMES = {"accuracy": "accuracy in per cent", "mse": "mean squared error"}
 SCORES = {"accuracy": (100, 2), "mse": (1, 4)}  # unit and decimals in tables and pictures
 PREDICTIONS = "predictions.csv"  # beside a record, where one was asked for
 

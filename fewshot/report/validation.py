@@ -10,10 +10,8 @@ from typing import Any
 from fewshot.report.formats import escape_markdown, markdown_table
 from fewshot.report.gather import label_rows, split_by_steps
 from fewshot.report.labels import SETTING, method_sort_key
-from fewshot.report.records import Record, format_score, metric_of
+from fewshot.report.records import METRIC_NAMES, Record, format_score, metric_of
 from fewshot.report.traits import STEPS
-
-UNITS = {"accuracy": "accuracy in per cent", "mse": "mean squared error"}
 
 
 def render_validation(records: Sequence[Record]) -> str:
@@ -22,14 +20,8 @@ def render_validation(records: Sequence[Record]) -> str:
     A score is the mean over training seeds. Scores of the same validation stand together, the best of them in bold.
     Runs whose training had the validation classes are left out.
     """
-    trainings: dict[Any, Record] = {}
-    for record in records:
-        run = split_by_steps(record)[0]
-        task = *(run[key] for key in ("dataset", "way", "shot")), run["data"]["fingerprint"]
-        trainings.setdefault((run["config"], task, run["seed"]), run)
-    runs = [run for run in trainings.values() if not run["protocol"]["train_on_val"]]
     groups: dict[Any, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
-    for run in label_rows(runs, [], ["setting", SETTING, STEPS]):
+    for run in label_rows(_one_per_training(records), [], ["setting", SETTING, STEPS]):
         groups[run["order"], run["algorithm"], *_validation(run)][run["config"]].append(run)
     rows, notes, metrics = [], {}, set()
     for methods in groups.values():
@@ -48,11 +40,21 @@ def render_validation(records: Sequence[Record]) -> str:
             notes[names[0]] = escape_markdown(first["name_note"])
     if not rows:
         return ""
-    units = " or ".join(unit for metric, unit in UNITS.items() if metric in metrics)
+    units = " or ".join(name for metric, name in METRIC_NAMES.items() if metric in metrics)
     table = markdown_table(["method", "task", "validation", "seeds"], [row for _, row in sorted(rows)])
     explained = "".join(f"\n- {name}: {note}" for name, note in notes.items() if note)
     parts = [f"Validation scores, by which to choose a setting ({units}):", table, explained.strip()]
     return "\n\n".join(filter(None, parts))
+
+
+def _one_per_training(records: Sequence[Record]) -> list[Record]:
+    """The first test of each training, but for those that had the validation classes."""
+    trainings: dict[Any, Record] = {}
+    for record in records:
+        run = split_by_steps(record)[0]
+        task = *(run[key] for key in ("dataset", "way", "shot")), run["data"]["fingerprint"]
+        trainings.setdefault((run["algorithm"], run["config"], task, run["seed"]), run)
+    return [run for run in trainings.values() if not run["protocol"]["train_on_val"]]
 
 
 def _validation(run: Record) -> list[Any]:

@@ -23,6 +23,10 @@ def runs(lab: Lab) -> Any:
     return make
 
 
+def two_rates(runs: Any, scores: tuple[float, float], **changes: Any) -> list[dict[str, Any]]:
+    return [*runs(0.1, scores[0], **changes), *runs(0.2, scores[1], **changes)]
+
+
 def cells(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
 
@@ -50,23 +54,13 @@ def test_the_lowest_error_is_the_best(lab: Lab) -> None:
 
 
 def test_each_task_has_its_own_choice(runs: Any) -> None:
-    records = [
-        record
-        for shot, scores in ((1, (0.5, 0.4)), (5, (0.6, 0.7)))
-        for rate, score in zip((0.1, 0.2), scores, strict=True)
-        for record in runs(rate, score, shot=shot, protocol__shot=shot)
-    ]
+    records = [*two_rates(runs, (0.5, 0.4)), *two_rates(runs, (0.6, 0.7), shot=5, protocol__shot=5)]
     assert [row[2] for row in cells(render_validation(records))[2:]] == ["**50.00**", "40.00", "60.00", "**70.00**"]
 
 
 def test_scores_of_other_validation_tasks_or_images_are_not_compared(runs: Any) -> None:
     for other in ({"settings__validation.query": 1}, {"data": {"fingerprint": "b" * 64, "about": {"size": 42}}}):
-        records = [
-            record
-            for changes, scores in (({}, (0.5, 0.4)), (other, (0.8, 0.9)))
-            for rate, score in zip((0.1, 0.2), scores, strict=True)
-            for record in runs(rate, score, **changes)
-        ]
+        records = [*two_rates(runs, (0.5, 0.4)), *two_rates(runs, (0.8, 0.9), **other)]
         rows = cells(render_validation(records))[2:]
         assert sorted(row[2] for row in rows) == ["**50.00**", "**90.00**", "40.00", "80.00"]
         assert len({(row[0], row[1]) for row in rows}) == 4
@@ -77,13 +71,14 @@ def test_training_on_the_validation_classes_wins_nothing(runs: Any) -> None:
     assert [row[2] for row in cells(render_validation(records))[2:]] == ["50.00", "**60.00**"]
 
 
+def test_methods_with_the_same_settings_have_a_choice_each(runs: Any) -> None:
+    records = [*two_rates(runs, (0.5, 0.4)), *two_rates(runs, (0.6, 0.7), algorithm="fomaml")]
+    assert [row[2] for row in cells(render_validation(records))[2:]] == ["**50.00**", "40.00", "60.00", "**70.00**"]
+
+
 def test_several_tests_of_one_training_are_one_row(runs: Any) -> None:
-    records = [
-        record
-        for rate in (0.1, 0.2)
-        for changes in ({}, {"protocol__adaptation_steps": 10}, {"protocol__selection": "last"})
-        for record in runs(rate, rate, **changes)
-    ]
+    tests: tuple[dict[str, Any], ...] = ({}, {"protocol__adaptation_steps": 10}, {"protocol__selection": "last"})
+    records = [record for changes in tests for record in two_rates(runs, (0.1, 0.2), **changes)]
     assert [row[2] for row in cells(render_validation(records))[2:]] == ["10.00", "**20.00**"]
 
 
