@@ -103,9 +103,10 @@ def test_a_query_is_predicted_alone(
         (lambda logits: 2 * logits.softmax(-1), "with sums from 2 to 2; probabilities are 0 or more, and those of an"),
         (lambda logits: logits.softmax(-1)[:, 0], r"returned a tensor \[4\]; return a tensor \[4, 3\], as the logits"),
         (lambda logits: logits.tolist(), "returned list; return a tensor"),
+        (lambda logits: torch.full_like(logits, torch.nan), "the outputs for 4 of 4 examples are NaN"),
     ],
 )
-def test_what_a_learner_returns_as_probabilities_must_be_some(
+def test_what_a_learner_returns_as_probabilities_must_sum_to_one(
     make_trained: Callable[..., Trained], make_bank: Callable[..., Bank], own: Any, said: str
 ) -> None:
     x, trained = make_bank().examples, make_trained("nearest")
