@@ -16,7 +16,7 @@ def runs(lab: Lab) -> Any:
     """runs(rate=0.4, score=0.5, ...) is the records of both tests of a run."""
 
     def make(rate: float, score: float | None, **changes: Any) -> list[dict[str, Any]]:
-        own = {"settings__algorithm.learner.inner_lr": rate}
+        own: dict[str, Any] = {"settings__algorithm.learner.inner_lr": rate}
         own["validation"] = None if score is None else {"accuracy": score, "step": 200}
         return [lab.record(protocol__setting=each, **own, **changes) for each in ("inductive", "transductive")]
 
