@@ -41,6 +41,7 @@ from fewshot.backbones.conv4 import Conv4
 from fewshot.backbones.identity import Identity
 from fewshot.backbones.mlp import MLP
 from fewshot.core.paths import CONF
+from fewshot.core.progress import print_note
 from fewshot.data.bank import Bank, Split, fingerprint
 from fewshot.data.datasets import glyphs
 from fewshot.episodes import Episodes
@@ -340,6 +341,12 @@ def usual_ctrl_c() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(autouse=True)
+def new_notes() -> None:
+    """Forget the notes of other tests: each is printed once in a process, and a process runs many tests."""
+    print_note.cache_clear()
+
+
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data_dir: Path, tmp_path: Path) -> Any:
     """call("train", "way=5", ...) runs tools/train.py in an empty working folder."""
@@ -350,6 +357,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], da
         monkeypatch.setattr(sys, "argv", [f"tools/{tool}.py", *words])
         monkeypatch.setattr(logging.root, "handlers", [])  # Hydra's would outlive the stream that they write to
         monkeypatch.setattr(logging.root, "level", logging.WARNING)
+        print_note.cache_clear()  # a tool is a process of its own, in which no note was printed yet
         capsys.readouterr()
         code = 0
         try:

@@ -17,7 +17,6 @@ from fewshot.backbones.identity import Identity
 from fewshot.backbones.norm import BatchStatNorm
 from fewshot.backbones.precision import check_bfloat16, has_bfloat16, products_in, uses_bfloat16
 from fewshot.core.errors import FewshotError
-from fewshot.core.progress import print_note
 from fewshot.engine.engine import Engine
 from fewshot.engine.probe import check_bfloat16_training
 from fewshot.episodes import Episodes
@@ -147,7 +146,6 @@ def test_trainings_that_bfloat16_does_not_change_or_breaks_are_refused(
 def test_a_note_tells_of_a_processor_without_it(
     make_conv4: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    print_note.cache_clear()  # on a processor without it, another test has printed the note
     monkeypatch.setattr(precision.platform, "machine", lambda: "x86_64")
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: False)

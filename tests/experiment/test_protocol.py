@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from fewshot.core.paths import CONF
-from fewshot.core.progress import print_note
 from fewshot.engine.engine import Engine
 from fewshot.experiment.protocol import read_protocols
 
@@ -136,7 +135,6 @@ def test_a_run_is_tested_in_both_settings_where_they_differ(call: Any) -> None:
 def test_a_learner_that_predicts_each_query_alone_has_the_inductive_test_alone(call: Any) -> None:
     words = ("algorithm=nearest", "run_dir=run", "protocol=common", *FEW)
     for setting in ("transductive", "both"):
-        print_note.cache_clear()  # another test may have printed the note
         done = call("train", *words, f"protocol.common.setting={setting}")
         assert done.code == 0 and ("setting=transductive: the test is called" in done.err) == (setting != "both")
         assert list(records_of("run")) == BOTH[:1]
