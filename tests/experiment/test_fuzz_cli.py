@@ -170,7 +170,9 @@ def test_damaged_commands_end_in_one_line(
                 signal.alarm(0)
             counts["accepted" if done.code == 0 else "refused"] += 1
             swept = "Launching" in done.out
-            lines = [line for line in done.err.splitlines() if not line.startswith(("warning: ", "extractor "))]
+            lines = [
+                line for line in done.err.splitlines() if not line.startswith(("note: ", "warning: ", "extractor "))
+            ]
             if "Traceback" in done.out + done.err:
                 counts["traceback"] += 1
                 faults.append(f"{said}\n    {done.err.splitlines()[-1]}")
