@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,12 +13,11 @@ from fewshot.core.checks import check_choice, check_number, check_seed
 from fewshot.core.errors import FewshotError, TaskSizeError
 from fewshot.core.random import draw_rows, fold_in, randint, sample_without_replacement, stream
 from fewshot.data.bank import Bank
-from fewshot.episodes import Episodes, Tasks
+from fewshot.episodes import Episodes
 from fewshot.tasks.transforms import ImageTransform
 
 ROTATIONS = ("none", "per_class", "as_classes")
 AS_STORED = ImageTransform()
-TICKETS_AT_ONCE = 2**22  # random numbers that are drawn ahead, one for each member of each class of each episode
 LOWER = "lower shot or query"  # in a message, where others put their own keys
 _CLASSES, _EXAMPLES, _ROTATIONS, _LEARNER, _VIEW = range(5)  # streams of one episode
 
@@ -103,7 +102,7 @@ class Sampler:
         return self.bank.offsets.device
 
     @cached_property
-    def _largest(self) -> int:
+    def largest_class(self) -> int:
         """Examples of the largest class; read once, since reading from a GPU waits for it."""
         return int(self.bank.sizes.max())
 
@@ -134,7 +133,7 @@ class Sampler:
     def _rows(self, key: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         """[T, N, K+Q] distinct rows of each class."""
         keys = fold_in(key[:, None], torch.arange(self.way, device=key.device))  # [T, N]
-        chosen = draw_rows(keys, self.bank.sizes[classes], self.shot + self.query, self._largest)
+        chosen = draw_rows(keys, self.bank.sizes[classes], self.shot + self.query, self.largest_class)
         return self.bank.offsets[classes][..., None] + chosen
 
     def class_names(self, draw: EpisodeIndices) -> list[list[str]]:
@@ -196,26 +195,6 @@ class Sampler:
                 digest.update(index.cpu().numpy().astype("<i8").tobytes())
         digest.update(f"{self.shot}/{self.query}".encode())
         return digest.hexdigest()
-
-
-def draw_ahead(tasks: Tasks, count: int) -> Callable[[int, int], Episodes]:
-    """`tasks.episodes`, with the same results, for a training that takes them in order.
-
-    A sampler draws the indices of `count` episodes at once, or as many as take little memory: a draw is some hundred
-    operations, whose start takes longer than they do.
-    """
-    if type(tasks) is not Sampler:
-        return tasks.episodes
-    count = min(count, TICKETS_AT_ONCE // (tasks.way * tasks._largest))
-    start, drawn = 0, None
-
-    def episodes(first: int, size: int) -> Episodes:
-        nonlocal start, drawn
-        if drawn is None or first < start or first + size > start + len(drawn.key):
-            start, drawn = first, tasks.draw(first, max(size, count))
-        return tasks.load(drawn[first - start : first - start + size])
-
-    return episodes
 
 
 def unit_vectors(features: torch.Tensor) -> torch.Tensor:

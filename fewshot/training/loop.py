@@ -27,7 +27,7 @@ from fewshot.engine.engine import Engine
 from fewshot.engine.probe import check_bfloat16_training, check_training
 from fewshot.engine.reduce import over_processes
 from fewshot.episodes import Tasks
-from fewshot.tasks.sampler import draw_ahead
+from fewshot.tasks.ahead import draw_ahead
 from fewshot.training.checkpoint import check_state, digest_tensors, load_checkpoint, read_header, save_checkpoint
 from fewshot.training.optimizer import (
     NonFiniteGuard,

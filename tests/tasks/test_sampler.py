@@ -15,7 +15,7 @@ from scipy import stats
 from fewshot.core.errors import FewshotError
 from fewshot.data.bank import Bank
 from fewshot.episodes import Episodes
-from fewshot.tasks.sampler import ROTATIONS, Sampler, draw_ahead
+from fewshot.tasks.sampler import ROTATIONS, Sampler
 from fewshot.tasks.transforms import ImageTransform
 
 MakeBank = Callable[..., Bank]
@@ -55,15 +55,6 @@ def test_an_episode_is_the_same_in_any_batch_and_order_and_on_any_device(
     for number in (31, 4, 17, 0):
         assert_same(together[number : number + 1], sampler.episodes(number, 1))
     assert_same(together[7:20], sampler.episodes(7, 13))
-
-
-@pytest.mark.parametrize("rotations", ROTATIONS)
-def test_tasks_that_are_drawn_ahead_are_the_same(make_bank: MakeBank, rotations: str):
-    sampler = Sampler(make_bank(), 3, 2, 4, 11, rotations, ImageTransform(augment="gentle"))
-    episodes = draw_ahead(sampler, 8)
-    starts, counts = (0, 3, 6, 5, 40, 2), (3, 3, 3, 3, 20, 1)  # across the end of a block, back, more than a block
-    for first, count in zip(starts, counts, strict=True):
-        assert_same(episodes(first, count), sampler.episodes(first, count))
 
 
 def test_each_image_of_an_episode_is_changed_by_a_key_of_its_own(make_bank: MakeBank):

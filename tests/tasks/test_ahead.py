@@ -1,0 +1,76 @@
+"""Tasks that are drawn ahead: the same as those drawn step by step, in fewer draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from fewshot.data.bank import Bank
+from fewshot.data.tables import Tables
+from fewshot.episodes import Episodes, Tasks
+from fewshot.tasks.ahead import draw_ahead
+from fewshot.tasks.functions import read_functions
+from fewshot.tasks.regression import Regression
+from fewshot.tasks.sampler import ROTATIONS, Sampler
+from fewshot.tasks.transforms import ImageTransform
+
+MakeTasks = Callable[[Bank], Tasks]
+
+
+def of_functions(bank: Bank) -> Regression:
+    families = {"sine": {"amplitude": [1, 5], "phase": [0, 3]}, "line": {"slope": [-3, 3], "intercept": [-2, 1]}}
+    return Regression(read_functions(families, [-5, 5], 0.3)["train"], 2, 4, 11)
+
+
+def of_tables(bank: Bank) -> Regression:
+    x, names = torch.arange(60.0).view(20, 3), ("first", "second")
+    unit = {"x": ((0.0,) * 3, (1.0,) * 3), "y": ((0.0,) * 2, (1.0,) * 2)}
+    columns = ("a", "b", "c"), ("u", "v")
+    tables = Tables(x, x[:, :2].sin(), torch.tensor([0, 8, 20]), names, *columns, unit, "train", "rows", {})
+    return Regression(tables, 2, 4, 11)
+
+
+MAKE: dict[str, MakeTasks] = {"functions": of_functions, "tables": of_tables}
+for _rotations in ROTATIONS:
+    MAKE[_rotations] = lambda bank, rotations=_rotations: Sampler(
+        bank, 3, 2, 4, 11, rotations, ImageTransform(augment="gentle")
+    )
+
+
+@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE.keys())
+def test_tasks_that_are_drawn_ahead_are_the_same(make_bank: Callable[..., Bank], make: MakeTasks) -> None:
+    tasks = make(make_bank())
+    episodes = draw_ahead(tasks, 8)
+    starts, counts = (0, 3, 6, 5, 40, 2), (3, 3, 3, 3, 20, 1)  # across the end of a block, back, more than a block
+    for first, count in zip(starts, counts, strict=True):
+        for mine, theirs in zip(episodes(first, count).tensors(), tasks.episodes(first, count).tensors(), strict=True):
+            assert mine.dtype == theirs.dtype and torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE.keys())
+def test_one_draw_serves_several_steps(
+    make_bank: Callable[..., Bank], make: MakeTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks, draws = make(make_bank()), []
+    name = "draw" if isinstance(tasks, Sampler) else "episodes"
+    draw = getattr(type(tasks), name)
+    monkeypatch.setattr(type(tasks), name, lambda self, *numbers: draws.append(numbers) or draw(self, *numbers))
+    episodes = draw_ahead(tasks, 8)
+    for first in range(0, 16, 2):
+        episodes(first, 2)
+    assert draws == [(0, 8), (8, 8)]
+
+
+@pytest.mark.parametrize("kind", [Sampler, Regression])
+def test_episodes_of_a_persons_own_class_are_asked_for_step_by_step(make_bank: Callable[..., Bank], kind: Any) -> None:
+    class Own(kind):
+        def episodes(self, first: int, count: int) -> Episodes:
+            drawn = super().episodes(first, count)
+            return drawn.with_tensors(drawn.support_x + count, *drawn.tensors()[1:])
+
+    arguments = (make_bank(), 3) if kind is Sampler else (of_functions(make_bank()).source,)
+    tasks = Own(*arguments, 2, 4, 11)
+    assert torch.equal(draw_ahead(tasks, 8)(3, 2).support_x, kind(*arguments, 2, 4, 11).episodes(3, 2).support_x + 2)
