@@ -24,13 +24,18 @@ from torch import nn
 from fewshot.backbones.convolution import conv2d
 from fewshot.backbones.norm import BatchStatNorm, make_norm
 from fewshot.core.checks import check_choice, check_number
-from fewshot.core.errors import FewshotError
+from fewshot.core.errors import FewshotError, ImageShapeError
 
 
 def check_image(name: str, shape: tuple[int, ...], least: int) -> None:
-    """Raises FewshotError where examples of this shape are no images (C, H, W), or have a side below `least`."""
+    """Check that examples of this shape are images (C, H, W), whose sides have at least `least` pixels.
+
+    Raises:
+        ImageShapeError: they are no images.
+        FewshotError: they are too small.
+    """
     if len(shape) != 3:
-        raise FewshotError(
+        raise ImageShapeError(
             f"backbone {name} takes images (channels, height, width), not shape {tuple(shape)}; choose mlp or linear"
         )
     if min(shape[1:]) < least:

@@ -14,7 +14,7 @@ from fewshot.backbones.module import feature_width, freeze_parameters
 from fewshot.backbones.norm import replace_batch_norms
 from fewshot.backbones.weights import find_weights, hash_file, load_weights
 from fewshot.core.checks import check_number, did_you_mean
-from fewshot.core.errors import FewshotError
+from fewshot.core.errors import FewshotError, ImageShapeError
 
 
 class TorchVision(nn.Module):
@@ -54,7 +54,7 @@ class TorchVision(nn.Module):
     ) -> None:
         super().__init__()
         if len(shape) != 3 or shape[0] not in (1, 3):
-            raise FewshotError(
+            raise ImageShapeError(
                 f"backbone torchvision takes images of 1 or 3 channels, not shape {tuple(shape)}; choose mlp or linear"
             )
         if size is not None:

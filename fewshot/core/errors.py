@@ -39,6 +39,10 @@ class TaskSizeError(FewshotError):
         self.class_sizes = class_sizes
 
 
+class ImageShapeError(FewshotError):
+    """A network that takes images is to take examples of another shape, such as features."""
+
+
 def one_line(error: BaseException) -> str:
     """The message of an error on one line, or its class name if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -236,16 +236,16 @@ def check_new_run(cfg: DictConfig) -> None:
     if not is_on_features(cfg):
         return
     check_takes_features(cfg)
-    reader, choice = cfg.features.reader, f"features={cfg.features.name}"
+    reader, choice = cfg.features.reader, f"features {cfg.features.name}"
     for key in ("crop", "mean", "std"):
         used = "view" in reader or (key == "crop" and key in reader)
         if cfg.dataset[key] is not None and not used:
             remedy = f"set features.{key}" if key in reader else "leave it out"
-            raise FewshotError(f"dataset.{key}={cfg.dataset[key]}: {choice} does not use it; {remedy}")
+            raise FewshotError(f"dataset.{key}={cfg.dataset[key]}: {choice} do not use it; {remedy}")
     if "images" not in reader and HydraConfig.initialized():
         for word in given_overrides():
             if word.lstrip("+").startswith("dataset.reader."):
-                print_note(f"{word}: has no effect, since {choice} reads no images here; features=conv4 does")
+                print_note(f"{word}: has no effect, since {choice} read no images here; features=conv4 does")
 
 
 def training_shape(cfg: DictConfig) -> tuple[int, int, int]:

@@ -17,7 +17,7 @@ from torch import nn
 from fewshot.algorithms.learner import Learner
 from fewshot.backbones.module import fit_network
 from fewshot.core.checks import did_you_mean
-from fewshot.core.errors import FewshotError, one_line
+from fewshot.core.errors import FewshotError, ImageShapeError, one_line
 from fewshot.core.random import seeded
 
 FEATURES = 64  # their number where it is not known yet; any will do
@@ -84,11 +84,9 @@ def check_takes_features(cfg: DictConfig) -> None:
     try:
         with seeded(cfg.seed):
             make_network(cfg.backbone, (FEATURES,), cfg.way)
-    except FewshotError as error:
-        if "takes images" not in str(error):
-            raise
+    except ImageShapeError as error:
         raise FewshotError(
-            f"backbone={cfg.backbone.name}: takes images, and features={cfg.features.name} gives features; choose "
+            f"backbone {cfg.backbone.name}: takes images, and features {cfg.features.name} gives features; choose "
             "backbone=mlp or linear, or features.role=start, by which the network begins as their extractor"
         ) from error
 

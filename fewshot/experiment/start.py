@@ -41,7 +41,7 @@ def load_start(run: Experiment) -> dict[str, Any]:
         )
     if not _body(network):
         raise FewshotError(
-            f"features.role=start: backbone={cfg.backbone.name} has no weights to begin with; leave the role out"
+            f"features.role=start: backbone {cfg.backbone.name} has no weights to begin with; leave the role out"
         )
     _check_alike(cfg)
     if any(isinstance(part, _BatchNorm) for part in network.modules()):
@@ -76,7 +76,7 @@ def _check_alike(cfg: DictConfig) -> None:
     own, learned = resolved(cfg)["backbone"]["network"], resolved(cfg)["features"]["network"]
     keys = [key for key in {**own, **learned} if key not in OF_ONE_NETWORK and own.get(key) != learned.get(key)]
     if "_target_" in keys:  # networks of two classes have other settings anyway
-        names = f"backbone={cfg.backbone.name} and features={cfg.features.name}"
+        names = f"backbone {cfg.backbone.name} and features {cfg.features.name}"
         raise FewshotError(
             f"features.role=start: {names} are two networks, but weights go from the one into the other; choose the "
             "same for both, such as backbone=conv4 features=conv4"

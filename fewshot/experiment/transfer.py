@@ -29,10 +29,10 @@ def with_dataset(cfg: DictConfig, run: Path, dataset: DictConfig) -> DictConfig:
         FewshotError: the run learns on features or a regression, or a setting is given that the run has already.
     """
     if is_regression(cfg.dataset):
-        raise FewshotError(f"dataset={dataset.name}: the run in {run} learns a regression; leave dataset out")
+        raise FewshotError(f"dataset {dataset.name}: the run in {run} learns a regression; leave dataset out")
     if is_on_features(cfg):
         raise FewshotError(
-            f"dataset={dataset.name}: the run in {run} learns on features, which only its own extractor can give of "
+            f"dataset {dataset.name}: the run in {run} learns on features, which only its own extractor can give of "
             "other images; a run on images can be tested there"
         )
     for key in ("mean", "std", "shape"):
@@ -53,16 +53,16 @@ def check_disjoint_classes(run: Path, trained: str, name: str, bank: Source) -> 
     """
     info = data_info_of(run)
     if bank.image_fingerprint == info.get(bank.split):
-        raise FewshotError(f"dataset={name}: the data that the run began with; leave dataset out")
+        raise FewshotError(f"dataset {name}: the data that the run began with; leave dataset out")
     unnamed = [each for each in (*bank.names, *info["classes"]) if NUMBERED.fullmatch(each)]
     if unnamed and {trained, name} == OF_CIFAR100:
         raise FewshotError(
-            f"dataset={name}: the classes of pickles have no names, such as {unnamed[0]}, so that those that the run "
+            f"dataset {name}: the classes of pickles have no names, such as {unnamed[0]}, so that those that the run "
             "was trained on would not be found; read both datasets from cifar-100-python.tar.gz"
         )
     if shared := sorted(set(bank.names) & set(info["classes"])):
         raise FewshotError(
-            f"dataset={name}: {len(shared)} of its {len(bank.names)} classes of {bank.split} are classes that the run "
+            f"dataset {name}: {len(shared)} of its {len(bank.names)} classes of {bank.split} are classes that the run "
             f"was trained on, such as {shared[0]}, so that this would be no test; choose another dataset or split"
         )
 

@@ -189,8 +189,9 @@ def test_values_are_checked_by_the_type_hints_of_what_they_are_for(given: dict[s
         instantiate_node(node)
 
 
-@pytest.mark.parametrize("backbone", ["conv4", "resnet12", "wrn28_10"])
+@pytest.mark.parametrize("backbone", ["conv4", "conv4_dragen", "resnet12", "torchvision", "wrn28_10"])
 def test_a_network_of_images_on_features_is_refused_before_their_extractor_is_trained(backbone: str) -> None:
-    with pytest.raises(FewshotError, match=f"^backbone={backbone}: takes images, and features=conv4 gives features; "):
+    name = "resnet18" if backbone == "torchvision" else backbone
+    with pytest.raises(FewshotError, match=f"^backbone {name}: takes images, and features conv4 gives features; "):
         check_new_run(composed("algorithm=maml", "features=conv4", f"backbone={backbone}"))
     check_new_run(composed("algorithm=maml", "features=conv4", "backbone=linear"))

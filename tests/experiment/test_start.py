@@ -268,7 +268,7 @@ def test_a_run_that_began_trains_no_other_extractor(run: Path, data: Path, tmp_p
 def test_a_learner_without_a_network_cannot_begin_with_one(data: Path, tmp_path: Path):
     learner = ("algorithm=leo", "train.query=1", "features=conv4", "features.network.filters=4")
     places = f"dataset.reader.root={data / 'pictures'}", f"data_dir={data}", f"run_dir={tmp_path / 'run'}"
-    with pytest.raises(FewshotError, match="backbone=identity has no weights to begin with; leave the role out"):
+    with pytest.raises(FewshotError, match="backbone identity has no weights to begin with; leave the role out"):
         training_run(composed(*(word for word in QUICK if word != "algorithm=maml"), *learner, *places))
 
 
@@ -284,7 +284,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "another network": (
         ("features=resnet12",),
-        "features.role=start: backbone=conv4 and features=resnet12 are two networks, but weights go from the one into "
+        "features.role=start: backbone conv4 and features resnet12 are two networks, but weights go from the one into "
         "the other; choose the same for both, such as backbone=conv4 features=conv4",
     ),
     "a setting that the extractor's network has not": (
