@@ -469,8 +469,11 @@ def test_training_on_train_and_val_together_is_done_and_said(call: Any, publishe
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("dataset.crop=42", "dataset.crop=42: features published do not use it; leave it out"),
-        ("features=torchvision features.weights=w dataset.mean=[0.5]", "resnet18 do not use it; set features.mean"),
+        ("dataset.crop=42", "dataset.crop=42: published features do not use it; leave it out"),
+        (
+            "features=torchvision features.weights=w dataset.mean=[0.5]",
+            "resnet18 features do not use it; set features.mean",
+        ),
     ],
 )
 def test_settings_of_images_that_features_do_not_use_are_refused(
@@ -485,7 +488,7 @@ def test_settings_of_images_that_features_do_not_use_are_refused(
 def test_settings_of_files_that_are_not_read_are_noted(call: Any, published: None) -> None:
     done = call("train", "run_dir=run", *LEO, "dataset.reader.size=42")
     assert done.code == 0
-    assert "note: dataset.reader.size=42: has no effect, since features published read no images here" in done.err
+    assert "note: dataset.reader.size=42: has no effect, since published features are read as they are" in done.err
 
 
 def test_a_run_whose_every_step_had_a_nan_says_so(call: Any, published: None) -> None:

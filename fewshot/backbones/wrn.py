@@ -79,7 +79,7 @@ class WRN(nn.Module):
         head_init: str = "zeros",
     ) -> None:
         super().__init__()
-        check_image("wrn", shape, least=1)
+        check_image("wrn28_10", shape, least=1)
         if depth < 10 or depth % 6 != 4:
             raise FewshotError(f"backbone.network.depth={depth}: must be 4 and a multiple of 6, such as 10, 16 or 28")
         if widen < 1:

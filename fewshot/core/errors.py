@@ -40,7 +40,7 @@ class TaskSizeError(FewshotError):
 
 
 class ImageShapeError(FewshotError):
-    """A network that takes images is to take examples of another shape, such as features."""
+    """A network for images was given examples of another shape, such as features."""
 
 
 def one_line(error: BaseException) -> str:

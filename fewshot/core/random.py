@@ -26,6 +26,7 @@ def _signed(value: int) -> int:
 GOLDEN = _signed(0x9E3779B97F4A7C15)
 MIX_1 = _signed(0xBF58476D1CE4E5B9)
 MIX_2 = _signed(0x94D049BB133111EB)
+TICKETS_AT_ONCE = 2**22  # random numbers, or values, that a draw of tasks holds at once: they bound its memory
 
 
 def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:

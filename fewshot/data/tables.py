@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from fewshot.core.errors import FewshotError
-from fewshot.core.random import draw_rows, fold_in, randint
+from fewshot.core.random import TICKETS_AT_ONCE, draw_rows, fold_in, randint
 
-TICKETS_AT_ONCE = 1 << 22  # bounds the memory of a draw
 _TABLE, _ROWS = range(2)  # streams of one task
 
 

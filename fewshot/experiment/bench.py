@@ -38,7 +38,6 @@ from fewshot.engine.learn2learn import import_maml
 from fewshot.episodes import Episodes
 from fewshot.experiment.bench_others import easyfsl_gradient, jax_step
 from fewshot.experiment.make_learner import instantiate_node
-from fewshot.training.optimizer import make_adam
 
 Row = dict[str, Any]
 
@@ -86,7 +85,7 @@ def make_step(learner: Learner, engine: str, episodes: Episodes) -> Callable[[],
         return jax_step(learner, episodes, OUTER_LR)[0]
     precision, engine = (ROUNDED, "loop") if engine == ROUNDED else ("float32", engine)
     params, state = ({k: v.to(episodes.key.device) for k, v in group.items()} for group in learner.init())
-    optimizer = make_adam(params, OUTER_LR)
+    optimizer = torch.optim.Adam(params.values(), lr=OUTER_LR)
     if engine == "easyfsl":
         gradient = easyfsl_gradient(learner, episodes)
     else:

@@ -198,8 +198,7 @@ def check_config(cfg: DictConfig) -> None:
     check_choice("features.role", cfg.features.get("role", "input"), ("input", "start"))
     if starts_from_extractor(cfg) and "settings" not in cfg.features.get("reader", {}):
         raise FewshotError(
-            f"features.role=start: features={cfg.features.name or 'none'} trains no extractor; choose conv4, resnet12 "
-            "or wrn28_10"
+            "features.role=start: needs an extractor that is trained here; choose features=conv4, resnet12 or wrn28_10"
         )
     if is_regression(cfg.dataset):
         if cfg.way != 1:
@@ -236,7 +235,7 @@ def check_new_run(cfg: DictConfig) -> None:
     if not is_on_features(cfg):
         return
     check_takes_features(cfg)
-    reader, choice = cfg.features.reader, f"features {cfg.features.name}"
+    reader, choice = cfg.features.reader, f"{cfg.features.name} features"
     for key in ("crop", "mean", "std"):
         used = "view" in reader or (key == "crop" and key in reader)
         if cfg.dataset[key] is not None and not used:
@@ -245,7 +244,7 @@ def check_new_run(cfg: DictConfig) -> None:
     if "images" not in reader and HydraConfig.initialized():
         for word in given_overrides():
             if word.lstrip("+").startswith("dataset.reader."):
-                print_note(f"{word}: has no effect, since {choice} read no images here; features=conv4 does")
+                print_note(f"{word}: has no effect, since {choice} are read as they are; features=conv4 reads images")
 
 
 def training_shape(cfg: DictConfig) -> tuple[int, int, int]:

@@ -27,7 +27,7 @@ IMAGES = 8  # at most, of each class, in the support set and in the query set of
 def check_plot(cfg: DictConfig) -> None:
     """Raises FewshotError where there is nothing to draw."""
     if is_on_features(cfg):
-        raise FewshotError(f"plot=true: features {cfg.features.name} are no images to draw; leave plot out")
+        raise FewshotError(f"plot=true: {cfg.features.name} features are no images to draw; leave plot out")
     if is_regression(cfg.dataset):
         check_one_input(cfg)
 

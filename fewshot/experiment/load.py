@@ -86,7 +86,7 @@ def _inputs_of_features(cfg: DictConfig, info: dict[str, Any], folder: Path, dev
     pretrained = reader["_target_"] == "fewshot.pretrained_features"
     if not pretrained and "settings" not in reader:
         raise FewshotError(
-            f"features {cfg.features.name} are read without their extractor; name a run that trained its own, or one "
+            f"{cfg.features.name} features are read without their extractor; name a run that trained its own, or one "
             "on features=torchvision"
         )
     cache = expand_path(reader["cache"])

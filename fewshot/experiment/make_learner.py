@@ -86,7 +86,7 @@ def check_takes_features(cfg: DictConfig) -> None:
             make_network(cfg.backbone, (FEATURES,), cfg.way)
     except ImageShapeError as error:
         raise FewshotError(
-            f"backbone {cfg.backbone.name}: takes images, and features {cfg.features.name} gives features; choose "
+            f"backbone {cfg.backbone.name} takes images, not {cfg.features.name} features; choose "
             "backbone=mlp or linear, or features.role=start, by which the network begins as their extractor"
         ) from error
 

@@ -51,9 +51,7 @@ def load_predictor(cfg: DictConfig) -> Predictor:
                 "features.weights=<file>"
             )
         if cfg.features.name is not None:
-            raise FewshotError(
-                f"features {cfg.features.name}: a run has its own; leave features out, or give a method, not a run"
-            )
+            raise FewshotError("features: a run has its own; leave features out, or give a method, not a run")
         return _of_run(find_run(Path(cfg.run)), cfg.device, cfg.data_dir)
     if cfg.method == "nearest":
         raise FewshotError("method=nearest: compares pixels by a run; train algorithm=nearest, and give its run")
@@ -71,7 +69,7 @@ def _of_run(folder: Path, device: str, data_dir: str | None) -> Predictor:
         raise FewshotError(f"run={folder}: learned functions, which have no classes; name a run on images")
     if len(trained.inputs.shape) != 3:
         raise FewshotError(
-            f"run={folder}: learned on features {cfg.features.name}, which cannot be made of other images: "
+            f"run={folder}: learned on {cfg.features.name} features, which cannot be made of other images: "
             f"{trained.inputs.no_extractor}"
         )
     if trained.inputs.spec is None:

@@ -81,7 +81,7 @@ def _recipe_line(cfg: DictConfig, asked: str | None, count: int) -> str:
     names = [name for name in recipe_names() if _is_ours(name) or not starts_from_extractor(cfg)]
     others = ", ".join(f"recipe={name}" for name in names if recipe_settings(name, cfg))
     named = f"; settings for this task: {others}" if others else ""
-    return f"recipe none: defaults of algorithm={cfg.algorithm.name}{steps}{named}" if steps or others else ""
+    return f"recipe none: defaults of algorithm {cfg.algorithm.name}{steps}{named}" if steps or others else ""
 
 
 def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> int:

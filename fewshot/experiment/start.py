@@ -37,7 +37,7 @@ def load_start(run: Experiment) -> dict[str, Any]:
     cfg, network, began_with = run.cfg, run.learner.backbone, run.start
     if not is_trained(run.learner, run.training):
         raise FewshotError(
-            f"features.role=start: algorithm={cfg.algorithm.name} is not meta-trained; leave the role out"
+            f"features.role=start: algorithm {cfg.algorithm.name} is not meta-trained; leave the role out"
         )
     if not _body(network):
         raise FewshotError(
@@ -76,7 +76,7 @@ def _check_alike(cfg: DictConfig) -> None:
     own, learned = resolved(cfg)["backbone"]["network"], resolved(cfg)["features"]["network"]
     keys = [key for key in {**own, **learned} if key not in OF_ONE_NETWORK and own.get(key) != learned.get(key)]
     if "_target_" in keys:  # networks of two classes have other settings anyway
-        names = f"backbone {cfg.backbone.name} and features {cfg.features.name}"
+        names = f"backbone {cfg.backbone.name} and extractor {cfg.features.name}"
         raise FewshotError(
             f"features.role=start: {names} are two networks, but weights go from the one into the other; choose the "
             "same for both, such as backbone=conv4 features=conv4"

@@ -77,7 +77,7 @@ def extract_features(
     extractor = make_classifier(network, transform.output_shape(images["train"].shape), images["train"], settings)
     if not hasattr(extractor, "embed") or not any(True for _ in extractor.parameters()):
         raise FewshotError(
-            f"features {name}: this network has no features to train, no method embed(x) with parameters; "
+            f"extractor {name}: this network has no features to train, no method embed(x) with parameters; "
             "choose conv4, resnet12 or wrn28_10"
         )
     if any(isinstance(module, BatchStatNorm) for module in extractor.modules()):
@@ -124,7 +124,7 @@ def extract_features(
                 splits = {split: extract(extractor, bank, transform) for split, bank in images.items()}
                 write_banks(folder, splits, about)
     elif may_train:
-        print_note(f"features {name}: those in {folder}, made before")
+        print_note(f"{name} features: those in {folder}, made before")
     return {split: replace(bank, images=images[split]) for split, bank in open_banks(folder).items()}
 
 

@@ -87,14 +87,8 @@ def make_optimizer(settings: TrainSettings, params: Tensors) -> torch.optim.Opti
     if not params:
         return None
     if settings.outer_optimizer.startswith("adam"):
-        return make_adam(params, settings.outer_lr)
+        return torch.optim.Adam(params.values(), lr=settings.outer_lr)
     return torch.optim.SGD(params.values(), lr=settings.outer_lr)
-
-
-def make_adam(params: Tensors, rate: float) -> torch.optim.Adam:
-    """Adam; on a CPU as one operation, where torch would start some ten for each tensor."""
-    fusible = all(value.device.type == "cpu" and value.is_floating_point() for value in params.values())
-    return torch.optim.Adam(params.values(), lr=rate, fused=fusible or None)
 
 
 def optimizer_step(

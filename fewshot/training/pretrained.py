@@ -60,7 +60,9 @@ def pretrained_features(
     assert extractor.weights is not None and transform.shape and transform.mean and transform.std
     for bank in images.values():
         if len(bank.shape) != 3:
-            raise FewshotError(f"features {model}: takes images, not features of {bank.shape[0]} values; leave it out")
+            raise FewshotError(
+                f"features.model={model}: takes images, not features of {bank.shape[0]} values; leave features out"
+            )
         transform.output_shape(bank.shape)
     fingerprints = {split: bank.fingerprint for split, bank in images.items()}
     inputs = json.dumps([fingerprints, model, extractor.weights["sha256"], str(transform)], sort_keys=True)

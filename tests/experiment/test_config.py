@@ -192,6 +192,6 @@ def test_values_are_checked_by_the_type_hints_of_what_they_are_for(given: dict[s
 @pytest.mark.parametrize("backbone", ["conv4", "conv4_dragen", "resnet12", "torchvision", "wrn28_10"])
 def test_a_network_of_images_on_features_is_refused_before_their_extractor_is_trained(backbone: str) -> None:
     name = "resnet18" if backbone == "torchvision" else backbone
-    with pytest.raises(FewshotError, match=f"^backbone {name}: takes images, and features conv4 gives features; "):
+    with pytest.raises(FewshotError, match=f"^backbone {name} takes images, not conv4 features; "):
         check_new_run(composed("algorithm=maml", "features=conv4", f"backbone={backbone}"))
     check_new_run(composed("algorithm=maml", "features=conv4", "backbone=linear"))

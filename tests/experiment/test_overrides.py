@@ -207,11 +207,11 @@ REFUSED = {
     "no such key to delete": (["~train.stps"], "train.stps: no such key, did you mean train.steps?"),
     "a key of other features": (
         ["features.role=start"],
-        "role: no such key of features=none; choose one of features=conv4, features=resnet12, features=wrn28_10",
+        "role: no such key of features none; choose one of features=conv4, features=resnet12, features=wrn28_10",
     ),
     "a key of other algorithms": (
         ["algorithm=protonet", "algorithm.learner.inner_lr=1"],
-        "no such key of algorithm=protonet; choose one of algorithm=anil, algorithm=boil, algorithm=fomaml and others",
+        "no such key of algorithm protonet; choose one of algorithm=anil, algorithm=boil, algorithm=fomaml and others",
     ),
     "another value to delete": (["~way=6"], "The value of 'way' is 5 and not 6"),
     "a deleted need": (["~way"], "~way: is always needed"),

@@ -161,7 +161,7 @@ def test_class_means_of_a_pretrained_network_need_no_run(call: Any, weights: str
         (["method=nearest_mean", "features=torchvision"], "features.weights: has no value; set features.weights="),
         (["method=nearest"], "method=nearest: compares pixels by a run; train algorithm=nearest, and give its run"),
         (["method=nearest_mean", "run=mine"], "method=nearest_mean: needs no run; leave run out, or method"),
-        (["features=torchvision", "features.weights=w", "run=mine"], "features resnet18: a run has its own; leave fea"),
+        (["features=torchvision", "features.weights=w", "run=mine"], "features: a run has its own; leave fea"),
     ],
 )  # fmt: skip
 def test_a_method_and_a_run_exclude_each_other(call: Any, tmp_path: Path, words: list[str], said: str) -> None:

@@ -109,13 +109,13 @@ def test_boil_has_no_head_of_zeros_in_any_network(backbone: str) -> None:
     [
         (
             ("algorithm=anil", "dataset=omniglot"),
-            "recipe none: defaults of algorithm=anil, 300 steps; settings for this task: recipe=half_hour",
+            "recipe none: defaults of algorithm anil, 300 steps; settings for this task: recipe=half_hour",
         ),
-        (("algorithm=r2d2", "dataset=fc100"), "recipe none: defaults of algorithm=r2d2, 300 steps"),
-        (("algorithm=maml", "dataset=omniglot", "way=10"), "recipe none: defaults of algorithm=maml, 300 steps"),
+        (("algorithm=r2d2", "dataset=fc100"), "recipe none: defaults of algorithm r2d2, 300 steps"),
+        (("algorithm=maml", "dataset=omniglot", "way=10"), "recipe none: defaults of algorithm maml, 300 steps"),
         (
             ("algorithm=simple_shot", "dataset=omniglot"),
-            "recipe none: defaults of algorithm=simple_shot; settings for this task: recipe=half_hour",
+            "recipe none: defaults of algorithm simple_shot; settings for this task: recipe=half_hour",
         ),
         (("algorithm=boil", "dataset=omniglot"), "recipe ours: 1 setting, 300 steps; see --cfg job"),
         (("algorithm=nearest", "dataset=omniglot"), ""),

@@ -250,7 +250,9 @@ def test_images_keep_their_rotations_and_have_no_paper(data: Path):
 
 def test_features_without_an_extractor_to_train_are_no_start():
     words = ("algorithm=maml", "features=bank", "features.reader.folder=mine", "+features.role=start")
-    with pytest.raises(FewshotError, match="features=bank trains no extractor; choose conv4, resnet12 or wrn28_10"):
+    with pytest.raises(
+        FewshotError, match="needs an extractor that is trained here; choose features=conv4, resnet12 or wrn28_10"
+    ):
         check_config(composed(*words))
 
 
@@ -284,7 +286,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "another network": (
         ("features=resnet12",),
-        "features.role=start: backbone conv4 and features resnet12 are two networks, but weights go from the one into "
+        "features.role=start: backbone conv4 and extractor resnet12 are two networks, but weights go from the one into "
         "the other; choose the same for both, such as backbone=conv4 features=conv4",
     ),
     "a setting that the extractor's network has not": (

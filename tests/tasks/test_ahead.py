@@ -62,6 +62,34 @@ def test_one_draw_serves_several_steps(
     for first in range(0, 16, 2):
         episodes(first, 2)
     assert draws == [(0, 8), (8, 8)]
+    draw_ahead(tasks, 8)(12, 2)  # as in a training that is resumed
+    assert draws[2:] == [(8, 8)]
+
+
+def test_a_draw_ahead_takes_little_memory_and_two_threads_draw_the_same(
+    make_bank: Callable[..., Bank], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks, threads = of_functions(make_bank()), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        whole = draw_ahead(tasks, 1000)(0, 1000)  # torch shares 2,048 values or more among threads
+        for first in range(0, 1000, 100):
+            for mine, theirs in zip(
+                whole[first : first + 100].tensors(), tasks.episodes(first, 100).tensors(), strict=True
+            ):
+                assert torch.equal(mine, theirs)
+    finally:
+        torch.set_num_threads(threads)
+    monkeypatch.setattr("fewshot.tasks.ahead.TICKETS_AT_ONCE", 100)  # of 12 values for each task
+    drawn: list[int] = []
+    draw = Regression.episodes
+    monkeypatch.setattr(
+        Regression, "episodes", lambda self, first, count: drawn.append(count) or draw(self, first, count)
+    )
+    episodes = draw_ahead(tasks, 1000)
+    for first in range(0, 12, 2):
+        episodes(first, 2)
+    assert drawn == [8, 8]
 
 
 @pytest.mark.parametrize("kind", [Sampler, Regression])

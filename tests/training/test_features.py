@@ -102,7 +102,7 @@ def test_features_are_made_once_and_a_note_says_where_they_are(
     monkeypatch.setattr(training, "_train", lambda *args: pytest.fail("trained again"))
     again = made(images, tmp_path)
     (folder,) = tmp_path.glob("features-*")
-    assert f"note: features conv4: those in {folder}, made before\n" in capsys.readouterr().err
+    assert f"note: conv4 features: those in {folder}, made before\n" in capsys.readouterr().err
     assert {k: b.fingerprint for k, b in first.items()} == {k: b.fingerprint for k, b in again.items()}
 
 

@@ -29,6 +29,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.data.bank import Bank, concat_banks
 from fewshot.engine.engine import Engine
 from fewshot.engine.reduce import MetaGradient
+from fewshot.episodes import Tasks
 from fewshot.tasks.functions import read_functions
 from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
@@ -72,6 +73,24 @@ def maml_plus_plus() -> MAMLPlusPlus:
                         first_order_until=0.4)  # fmt: skip
 
 
+class OfSines(MAML):
+    """Whose tasks are functions."""
+
+
+def of_sines() -> MAML:
+    torch.manual_seed(0)
+    backbone = MLP((1,), 1, widths=[40, 40], norm="none", norm_scale=False, norm_eps=1e-5, adapt_norm=True,
+                   head_init="xavier")  # fmt: skip
+    return OfSines(backbone, inner_lr=0.01, inner_steps=1, test_steps=2, first_order=False, inner_loss="mean",
+                   outer_loss="mean")  # fmt: skip
+
+
+def tasks_for(learner: Any) -> Tasks:
+    if isinstance(learner, OfSines):
+        return Regression(read_functions({"sine": {"amplitude": [1, 5], "phase": [0, 3]}}, [-5, 5], 0.3)["train"], 3, 2)
+    return Sampler(bank(), 3, 2, 2, 0)
+
+
 def reptile(adam_state: str = "sequential") -> Reptile:
     return Reptile(network(), inner_lr=0.01, inner_steps=2, inner_batch=4, test_steps=3, test_batch=2,
                    inner_optimizer="adam", inner_loss="sum", adam_state=adam_state)  # fmt: skip
@@ -98,6 +117,7 @@ LEARNERS = {
     "maml_plus_plus": (maml_plus_plus, replace(SETTINGS, outer_lr_end=0.0, outer_lr_schedule="cosine")),
     "sequential": (reptile, REPTILE),
     "shared": (lambda: reptile("shared"), REPTILE),
+    "functions": (of_sines, SETTINGS),
 }
 
 
@@ -114,7 +134,7 @@ def run(
         if step == die_at:
             raise KeyboardInterrupt
 
-    run_training(learner, Sampler(bank(), 3, 2, 2, 0), settings, engine or Engine(), folder, validate, show)
+    run_training(learner, tasks_for(learner), settings, engine or Engine(), folder, validate, show)
     return shown
 
 

@@ -157,6 +157,6 @@ def test_runs_on_pretrained_features_and_weights_name_them_in_record_and_table(
     Path(weights).unlink()
     gone = call("predict", "run=runs/features", "support=pictures/test", "query=pictures/test")
     assert gone.err.startswith(
-        f"error: run=runs/features: learned on features {MODEL}, which cannot be made of other images: "
+        f"error: run=runs/features: learned on {MODEL} features, which cannot be made of other images: "
     )
     assert "mine.pth: no such file" in gone.err
