@@ -22,7 +22,7 @@ def pretrain(cfg: DictConfig) -> None:
             raise FewshotError(f"{override}: of an extractor, write features.{override.removeprefix('backbone.')}")
     if starts_from_extractor(cfg):
         raise FewshotError("features.role=start: is of tools/train.py; leave it out")
-    if "weights" in cfg.features:
+    if "model" in cfg.features:
         raise FewshotError("features=torchvision: trains nothing; tools/train.py makes its features by itself")
     if "settings" not in cfg.features.get("reader", {}):
         raise FewshotError("features: none that are trained here; choose features=conv4, resnet12 or wrn28_10")

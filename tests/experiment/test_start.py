@@ -303,7 +303,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "nothing to train": (
         ("algorithm=nearest_mean",),
-        "features.role=start: algorithm=nearest_mean is not meta-trained; leave the role out",
+        "features.role=start: algorithm nearest_mean is not meta-trained; leave the role out",
     ),
     "no such role": (("features.role=stat",), "features.role=stat: choose one of input, start"),
 }
