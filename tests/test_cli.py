@@ -564,11 +564,8 @@ def test_an_extractor_is_trained_once_for_pretraining_and_leo_alike(call: Any, t
 @pytest.mark.parametrize(
     ("features", "said"),
     [
-        ("none", "choose features=conv4, resnet12 or wrn28_10"),
-        ("bank features.reader.folder=there", "choose features=conv4, resnet12 or wrn28_10"),
         ("published", "choose features=conv4, resnet12 or wrn28_10"),
         ("torchvision", "features=torchvision: trains nothing"),
-        ("torchvision features.weights=there", "features=torchvision: trains nothing"),
     ],
 )
 def test_features_that_are_not_trained_here_are_refused_by_pretrain(call: Any, features: str, said: str) -> None:
