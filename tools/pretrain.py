@@ -25,7 +25,7 @@ def pretrain(cfg: DictConfig) -> None:
     if "model" in cfg.features:
         raise FewshotError("features=torchvision: trains nothing; tools/train.py makes its features by itself")
     if "settings" not in cfg.features.get("reader", {}):
-        raise FewshotError("features: none that are trained here; choose features=conv4, resnet12 or wrn28_10")
+        raise FewshotError("features: there is no extractor to train; choose features=conv4, resnet12 or wrn28_10")
     banks = read_sources(cfg)
     extractor = banks["test"].metadata["extractor"]
     sizes = ", ".join(f"{len(bank.names)} {split}" for split, bank in banks.items())

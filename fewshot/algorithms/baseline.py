@@ -54,7 +54,7 @@ class Baseline(Learner):
         scale: float = 2.0,
     ) -> None:
         if not isinstance(backbone, Identity):
-            raise FewshotError("algorithm=baseline trains a head on features as they are: choose backbone=identity")
+            raise FewshotError("this algorithm trains a head on features as they are: choose backbone=identity")
         check_settings(int, 0, test_steps=test_steps)
         check_settings(int, 1, batch=batch)
         self.cosine = check_choice("algorithm.learner.head", head, ("linear", "cosine")) == "cosine"

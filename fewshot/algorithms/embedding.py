@@ -22,12 +22,12 @@ class Embedding(nn.Module):
         FewshotError: the backbone has no method `embed`.
     """
 
-    def __init__(self, algorithm: str, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         if not callable(getattr(backbone, "embed", None)):
             raise FewshotError(
-                f"algorithm={algorithm} compares features, and {type(backbone).__name__} has no method embed(x) for "
-                "them; write one, or take a network of features with backbone=module backbone.outputs=features, in "
+                f"this algorithm compares features, and {type(backbone).__name__} has no method embed(x) for them; "
+                "write one, or take a network of features with backbone=module backbone.outputs=features, in "
                 "Python fewshot.WithHead(network, shape, way)"
             )
         self.backbone = backbone

@@ -100,7 +100,7 @@ class MAML(Learner):
             )
         # To an inner loop that changes the head alone the features are constants, computed once (ANIL).
         embeds = callable(getattr(backbone, "embed", None)) and isinstance(getattr(backbone, "head", None), nn.Module)
-        self._embedding = Embedding("adapted=head", backbone) if embeds else None
+        self._embedding = Embedding(backbone) if embeds else None
         self.features_once = embeds and all(name.startswith(HEAD) for name in self.adapted)
         if not first_order:
             prepare_for_second_order(backbone)

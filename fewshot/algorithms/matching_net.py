@@ -56,7 +56,7 @@ class MatchingNet(Learner):
         test_steps: int = 0,
         finetune_lr: float = 0.01,
     ) -> None:
-        self.backbone, self.embedding = backbone, Embedding("matching_net", backbone)
+        self.backbone, self.embedding = backbone, Embedding(backbone)
         check_settings(int, 0, test_steps=test_steps)
         check_settings(int, 1, context_steps=context_steps)
         check_settings(float, 0, finetune_lr=finetune_lr, scale=scale)

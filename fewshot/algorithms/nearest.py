@@ -43,9 +43,9 @@ class Nearest(Learner):
     """
 
     def __init__(self, backbone: nn.Module, *, reference: str = "neighbour", centre: bool = False) -> None:
-        self.backbone, self.embedding = backbone, Embedding("nearest", backbone)
+        self.backbone, self.embedding = backbone, Embedding(backbone)
         if not isinstance(backbone, Identity):
-            self.notes = ("nearest trains nothing: it compares the features of the network as it is built",)
+            self.notes = ("this algorithm trains nothing: it compares the features of the network as it is built",)
         self.on_features = isinstance(backbone, Identity) and len(backbone.shape) == 1
         self.mean = check_choice("algorithm.learner.reference", reference, ("neighbour", "mean")) == "mean"
         self.unequal_shots = self.mean

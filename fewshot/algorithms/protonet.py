@@ -35,7 +35,7 @@ class ProtoNet(Learner):
     gradient_evaluations = 1  # of a training task
 
     def __init__(self, backbone: nn.Module) -> None:
-        self.backbone, self.embedding = backbone, Embedding("protonet", backbone)
+        self.backbone, self.embedding = backbone, Embedding(backbone)
 
     def init(self) -> tuple[Tensors, Tensors]:
         """The parameters of the embedding, no state."""

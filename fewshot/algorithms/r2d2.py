@@ -50,7 +50,7 @@ class R2D2(Learner):
         learn_regularization: bool = False,
         scale: float = 1e-4,
     ) -> None:
-        self.backbone, self.embedding = backbone, Embedding("r2d2", backbone)
+        self.backbone, self.embedding = backbone, Embedding(backbone)
         check_settings(float, 1e-12, regularization=regularization, scale=scale)
         check_bool("algorithm.learner.learn_regularization", learn_regularization)
         self.regularization, self.learned, self.scale = regularization, learn_regularization, scale

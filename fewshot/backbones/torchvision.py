@@ -97,7 +97,7 @@ def checked_name(model: str) -> str:
     names = models.list_models(module=models)
     if model not in names:
         hint = did_you_mean(str(model), names) or f"; there are {', '.join(names)}"
-        raise FewshotError(f"model={model}: torchvision has no such classifier{hint}")
+        raise FewshotError(f"torchvision has no classifier {model}{hint}")
     return model
 
 
@@ -124,7 +124,7 @@ def make_model(name: str, *, pretrained: bool, side: int) -> nn.Module:
         return models.get_model(name, weights=None, **choices)
     except Exception as error:
         raise FewshotError(
-            f"model={name}: takes no images of {side}x{side} pixels ({error}); set backbone.network.size, such as 224"
+            f"{name} takes no images of {side}x{side} pixels ({error}); set its size, such as 224"
         ) from error
 
 

@@ -40,7 +40,7 @@ def easyfsl_gradient(learner: Learner, episodes: Episodes) -> Callable[[Tensors]
     if not isinstance(learner, ProtoNet):
         raise FewshotError("engine=easyfsl: only for protonet; choose network=protonet")
     backbone = copy_network(learner.backbone)
-    model = PrototypicalNetworks(Embedding("protonet", backbone))
+    model = PrototypicalNetworks(Embedding(backbone))
     trained = {name: value for name, value in backbone.named_parameters() if name in learner.init()[0]}
 
     def gradient(params: Tensors) -> Tensors:

@@ -198,7 +198,8 @@ def check_config(cfg: DictConfig) -> None:
     check_choice("features.role", cfg.features.get("role", "input"), ("input", "start"))
     if starts_from_extractor(cfg) and "settings" not in cfg.features.get("reader", {}):
         raise FewshotError(
-            "features.role=start: needs an extractor that is trained here; choose features=conv4, resnet12 or wrn28_10"
+            "features.role=start: needs an extractor that this program trains; choose features=conv4, resnet12 or "
+            "wrn28_10"
         )
     if is_regression(cfg.dataset):
         if cfg.way != 1:

@@ -117,7 +117,7 @@ def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> int:
             return 0
         facts = task_facts(cfg)
         shown = {key: "none" if facts[key] is None else facts[key] for key in facts if key not in ("inputs", "recipe")}
-        combination = ", ".join(f"{key}={value}" for key, value in shown.items())
+        combination = ", ".join(f"{key} {value}" for key, value in shown.items())
         known = _datasets_of(cfg.recipe, cfg.algorithm.name)
         others = f"it has some for {cfg.algorithm.name} on {' and '.join(known)}; " if known else ""
         raise FewshotError(

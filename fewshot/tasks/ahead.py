@@ -14,12 +14,15 @@ from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
 
 
-def draw_ahead(tasks: Tasks, count: int) -> Callable[[int, int], Episodes]:
+def draw_ahead(tasks: Tasks, batch: int, steps: int) -> Callable[[int, int], Episodes]:
     """`tasks.episodes`, with the same results, for a training that takes them in order.
 
-    Up to `count` tasks are drawn at once, as many as take little memory: a draw has some hundred small operations, and
-    to start them takes longer than to compute them. Images are read when they are asked for. Data and tasks of a
-    person's own are asked for step by step.
+    The tasks of up to `steps` steps are drawn at once, as many as take little memory: a draw has some hundred small
+    operations, and to start them takes longer than to compute them. Images are read when they are asked for. Data and
+    tasks of a person's own are asked for step by step.
+
+    Args:
+        batch: tasks of a step; those that are asked for together, episodes(first, count), are of one step.
     """
     draw: Callable[[int, int], Any]
     load: Callable[[Any], Episodes]
@@ -30,18 +33,16 @@ def draw_ahead(tasks: Tasks, count: int) -> Callable[[int, int], Episodes]:
         size_of_one = (tasks.shot + tasks.query) * (prod(tasks.source.shape) + len(tasks.source.outputs))
     else:
         return tasks.episodes
-    count = max(1, min(count, TICKETS_AT_ONCE // size_of_one))
-    start, drawn = 0, None
+    block = batch * max(1, min(steps, TICKETS_AT_ONCE // (size_of_one * batch)))
+    start, drawn = -1, None
 
-    def episodes(first: int, size: int) -> Episodes:
+    def episodes(first: int, count: int) -> Episodes:
         nonlocal start, drawn
-        if drawn is None or first < start or first + size > start + len(drawn.key):
-            drawn = None  # gives its memory back first
-            # Blocks begin at multiples of `count`, so that a resumed training has the values of a step at the same
-            # place in memory, by which products may round.
-            ahead = first % count
-            start = first - ahead if ahead + size <= count else first
-            drawn = draw(start, max(size, count))
-        return load(drawn[first - start : first - start + size])
+        # Blocks begin at multiples of their size, so that a resumed training has the values of a step at the same
+        # place in memory, by which products may round.
+        if drawn is None or start != first - first % block:
+            start = first - first % block
+            drawn = draw(start, block)
+        return load(drawn[first - start : first - start + count])
 
     return episodes

@@ -105,7 +105,7 @@ def run_training(
         if code() not in (versions := progress.setdefault("code", [])):
             versions.append(code())
     batch, indices = settings.meta_batch, rank_slice(settings.meta_batch)
-    ahead = draw_ahead(tasks, DRAWN_STEPS * batch)
+    ahead = draw_ahead(tasks, batch, DRAWN_STEPS)
 
     def note_peak() -> None:
         if progress["step"]:

@@ -70,5 +70,5 @@ def test_classes_may_differ_in_size(make_episodes: Make) -> None:
 
 
 def test_a_network_without_features_is_refused() -> None:
-    with pytest.raises(FewshotError, match="algorithm=protonet compares features, and Linear has no method embed"):
+    with pytest.raises(FewshotError, match="this algorithm compares features, and Linear has no method embed"):
         ProtoNet(nn.Linear(3, 2))

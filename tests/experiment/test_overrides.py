@@ -207,7 +207,7 @@ REFUSED = {
     "no such key to delete": (["~train.stps"], "train.stps: no such key, did you mean train.steps?"),
     "a key of other features": (
         ["features.role=start"],
-        "role: no such key of features none; choose one of features=conv4, features=resnet12, features=wrn28_10",
+        "role: no such key without features; choose one of features=conv4, features=resnet12, features=wrn28_10",
     ),
     "a key of other algorithms": (
         ["algorithm=protonet", "algorithm.learner.inner_lr=1"],

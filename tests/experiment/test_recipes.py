@@ -91,7 +91,7 @@ def test_tables_of_any_name_have_settings_of_their_own(algorithm: str, steps: in
 
 
 def test_a_recipe_that_was_asked_for_and_has_nothing_is_refused() -> None:
-    with pytest.raises(FewshotError, match="recipe=openai: has no settings for algorithm=maml"):
+    with pytest.raises(FewshotError, match="recipe=openai: has no settings for algorithm maml"):
         composed("algorithm=maml", "dataset=omniglot", "recipe=openai")
     with pytest.raises(FewshotError, match="did you mean cbfinn"):
         composed("recipe=cbfin")
@@ -357,11 +357,11 @@ def test_a_recipe_leaves_out_what_a_backbone_does_not_have() -> None:
 
 
 def test_what_is_of_first_order_is_no_recipe_of_maml() -> None:
-    with pytest.raises(FewshotError, match="recipe=dragen1860: has no settings for algorithm=maml, dataset=mini"):
+    with pytest.raises(FewshotError, match="recipe=dragen1860: has no settings for algorithm maml, dataset mini"):
         composed("algorithm=maml", "dataset=mini", "recipe=dragen1860")
-    with pytest.raises(FewshotError, match="recipe=dragen1860: has no settings for .* backbone=conv4,"):
+    with pytest.raises(FewshotError, match="recipe=dragen1860: has no settings for .* backbone conv4,"):
         composed("algorithm=fomaml", "dataset=mini", "recipe=dragen1860")
-    with pytest.raises(FewshotError, match="recipe=learn2learn: has no settings for algorithm=fomaml"):
+    with pytest.raises(FewshotError, match="recipe=learn2learn: has no settings for algorithm fomaml"):
         composed("algorithm=fomaml", "dataset=mini", "recipe=learn2learn")
 
 

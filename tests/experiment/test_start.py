@@ -251,7 +251,8 @@ def test_images_keep_their_rotations_and_have_no_paper(data: Path):
 def test_features_without_an_extractor_to_train_are_no_start():
     words = ("algorithm=maml", "features=bank", "features.reader.folder=mine", "+features.role=start")
     with pytest.raises(
-        FewshotError, match="needs an extractor that is trained here; choose features=conv4, resnet12 or wrn28_10"
+        FewshotError,
+        match="needs an extractor that this program trains; choose features=conv4, resnet12 or wrn28_10",
     ):
         check_config(composed(*words))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from fewshot.data.bank import Bank
 from fewshot.data.tables import Tables
 from fewshot.episodes import Episodes, Tasks
 from fewshot.tasks.ahead import draw_ahead
-from fewshot.tasks.functions import read_functions
+from fewshot.tasks.functions import Curves, Functions, read_functions
 from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import ROTATIONS, Sampler
 from fewshot.tasks.transforms import ImageTransform
@@ -43,8 +43,8 @@ for _rotations in ROTATIONS:
 @pytest.mark.parametrize("make", MAKE.values(), ids=MAKE.keys())
 def test_tasks_that_are_drawn_ahead_are_the_same(make_bank: Callable[..., Bank], make: MakeTasks) -> None:
     tasks = make(make_bank())
-    episodes = draw_ahead(tasks, 8)
-    starts, counts = (0, 3, 6, 5, 40, 2), (3, 3, 3, 3, 20, 1)  # across the end of a block, back, more than a block
+    episodes = draw_ahead(tasks, 4, 3)
+    starts, counts = (0, 4, 8, 12, 4, 42, 3), (4, 4, 4, 4, 4, 2, 1)  # over the end of a block, back, parts of a step
     for first, count in zip(starts, counts, strict=True):
         for mine, theirs in zip(episodes(first, count).tensors(), tasks.episodes(first, count).tensors(), strict=True):
             assert mine.dtype == theirs.dtype and torch.equal(mine, theirs)
@@ -58,11 +58,11 @@ def test_one_draw_serves_several_steps(
     name = "draw" if isinstance(tasks, Sampler) else "episodes"
     draw = getattr(type(tasks), name)
     monkeypatch.setattr(type(tasks), name, lambda self, *numbers: draws.append(numbers) or draw(self, *numbers))
-    episodes = draw_ahead(tasks, 8)
+    episodes = draw_ahead(tasks, 2, 4)
     for first in range(0, 16, 2):
         episodes(first, 2)
     assert draws == [(0, 8), (8, 8)]
-    draw_ahead(tasks, 8)(12, 2)  # as in a training that is resumed
+    draw_ahead(tasks, 2, 4)(12, 2)  # as in a training that is resumed
     assert draws[2:] == [(8, 8)]
 
 
@@ -72,7 +72,7 @@ def test_a_draw_ahead_takes_little_memory_and_two_threads_draw_the_same(
     tasks, threads = of_functions(make_bank()), torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        whole = draw_ahead(tasks, 1000)(0, 1000)  # torch shares 2,048 values or more among threads
+        whole = draw_ahead(tasks, 1000, 1)(0, 1000)  # torch shares 2,048 values or more among threads
         for first in range(0, 1000, 100):
             for mine, theirs in zip(
                 whole[first : first + 100].tensors(), tasks.episodes(first, 100).tensors(), strict=True
@@ -86,19 +86,32 @@ def test_a_draw_ahead_takes_little_memory_and_two_threads_draw_the_same(
     monkeypatch.setattr(
         Regression, "episodes", lambda self, first, count: drawn.append(count) or draw(self, first, count)
     )
-    episodes = draw_ahead(tasks, 1000)
-    for first in range(0, 12, 2):
-        episodes(first, 2)
-    assert drawn == [8, 8]
+    episodes = draw_ahead(tasks, 3, 1000)
+    for first in range(0, 12, 3):
+        episodes(first, 3)
+    assert drawn == [6, 6]
 
 
-@pytest.mark.parametrize("kind", [Sampler, Regression])
-def test_episodes_of_a_persons_own_class_are_asked_for_step_by_step(make_bank: Callable[..., Bank], kind: Any) -> None:
-    class Own(kind):
-        def episodes(self, first: int, count: int) -> Episodes:
-            drawn = super().episodes(first, count)
-            return drawn.with_tensors(drawn.support_x + count, *drawn.tensors()[1:])
+class OwnSampler(Sampler):
+    """Whose images depend on how many tasks are asked for."""
 
-    arguments = (make_bank(), 3) if kind is Sampler else (of_functions(make_bank()).source,)
-    tasks = Own(*arguments, 2, 4, 11)
-    assert torch.equal(draw_ahead(tasks, 8)(3, 2).support_x, kind(*arguments, 2, 4, 11).episodes(3, 2).support_x + 2)
+    def episodes(self, first: int, count: int) -> Episodes:
+        drawn = super().episodes(first, count)
+        return drawn.with_tensors(drawn.support_x + count, *drawn.tensors()[1:])
+
+
+class OwnFunctions(Functions):
+    """Likewise."""
+
+    def draw(self, task: torch.Tensor, count: int) -> Curves:
+        drawn = super().draw(task, count)
+        return replace(drawn, x=drawn.x + len(task))
+
+
+def test_tasks_and_data_of_a_persons_own_are_asked_for_step_by_step(make_bank: Callable[..., Bank]) -> None:
+    own = OwnSampler(make_bank(), 3, 2, 4, 11)
+    functions = of_functions(make_bank()).source
+    assert isinstance(functions, Functions)
+    source = OwnFunctions(functions.families, functions.x, functions.noise, functions.split)
+    for tasks in (own, Regression(source, 2, 4, 11)):
+        assert torch.equal(draw_ahead(tasks, 2, 4)(4, 2).support_x, tasks.episodes(4, 2).support_x)

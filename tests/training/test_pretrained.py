@@ -91,7 +91,7 @@ def test_the_size_is_by_default_that_of_torchvisions_weights(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("choices", "words"),
     [
-        ({"model": "resnet81"}, "model=resnet81: torchvision has no such classifier, did you mean resnet18"),
+        ({"model": "resnet81"}, "torchvision has no classifier resnet81, did you mean resnet18"),
         ({"model": "resnet18"}, r"weights.pth: weights of another model: \S+ is absent there"),
         ({"weights": "nothing.pth"}, "weights=nothing.pth: no such file"),
         ({"mean": (3.0, 3.0, 3.0)}, "features.mean=.*divide by 255"),
