@@ -239,8 +239,8 @@ def _options_with(key: str, before: DictConfig, config: str, hydra: Hydra) -> st
         with suppress(HydraException, OmegaConfBaseException):
             having += [f"{group}={name}"] if key in key_names(_compose(hydra, config, [f"{group}={name}"])) else []
     chosen, more = OmegaConf.select(before, f"{group}.name"), " and others" if len(having) > 3 else ""
-    of = f"of {group} {chosen}" if chosen else f"without {group}"
-    return f" {of}; choose one of {', '.join(having[:3])}{more}" if having else ""
+    where = f"of {group} {chosen}" if chosen else f"without {group}"
+    return f" {where}; choose one of {', '.join(having[:3])}{more}" if having else ""
 
 
 def _is_of_regression(dataset: str, hydra: Hydra) -> bool:

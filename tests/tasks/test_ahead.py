@@ -66,9 +66,7 @@ def test_one_draw_serves_several_steps(
     assert draws[2:] == [(8, 8)]
 
 
-def test_a_draw_ahead_takes_little_memory_and_two_threads_draw_the_same(
-    make_bank: Callable[..., Bank], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_threads_draw_the_same(make_bank: Callable[..., Bank]) -> None:
     tasks, threads = of_functions(make_bank()), torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -80,6 +78,10 @@ def test_a_draw_ahead_takes_little_memory_and_two_threads_draw_the_same(
                 assert torch.equal(mine, theirs)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_draw_takes_little_memory(make_bank: Callable[..., Bank], monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = of_functions(make_bank())
     monkeypatch.setattr("fewshot.tasks.ahead.TICKETS_AT_ONCE", 100)  # of 12 values for each task
     drawn: list[int] = []
     draw = Regression.episodes
