@@ -32,8 +32,8 @@ from fewshot.training.checkpoint import load_checkpoint, save_checkpoint
 from .conftest import find_test, read_test
 
 ROOT = Path(__file__).resolve().parent.parent
-FEW = ("protocol.common.episodes=6", "protocol.common.query=2")
-TEST = (*FEW, "protocol.common.setting=transductive")
+COUNTS = ("protocol.common.episodes=6", "protocol.common.query=2")
+TEST = (*COUNTS, "protocol.common.setting=transductive")
 QUICK = (
     "backbone.network.filters=4", "train.steps=4", "train.meta_batch=2", "train.checkpoint_every=1",
     "train.validate_every=2", "validation.episodes=4", "validation.query=2", "protocol=common", *TEST,
@@ -448,7 +448,7 @@ def test_leo_trains_selects_and_tests_on_published_features_as_the_original_does
     assert len(lines) == 4 and all(line["loss"] is not None for line in lines)
     assert record["cost"]["nan_guarded_steps"] == 0
     assert {"latent_lr_mean", "latent_lr_stddev", "finetune_lr_mean", "finetune_lr_stddev"} <= set(lines[-1])
-    inside = call("evaluate", "run=run", "latents=5", *FEW)
+    inside = call("evaluate", "run=run", "latents=5", *COUNTS)
     assert (inside.code, inside.err) == (0, "")
     assert (len(list(Path("run/tests").iterdir())), len(list(Path("run").rglob("latents.png")))) == (2, 1)
 
@@ -520,7 +520,7 @@ def test_a_run_on_other_data_than_it_began_with_is_refused(call: Any, published:
 
 @pytest.mark.parametrize("algorithm", ["maml", "meta_sgd", "nearest_mean"])
 def test_other_algorithms_run_on_the_same_features(call: Any, published: None, algorithm: str) -> None:
-    words = [f"algorithm={algorithm}", "features=published", *LEO[1:-2], "protocol=common", *FEW]
+    words = [f"algorithm={algorithm}", "features=published", *LEO[1:-2], "protocol=common", *COUNTS]
     done = call("train", "run_dir=run", *words, *(["backbone=linear"] if algorithm == "maml" else []))
     assert (done.code, done.err) == (0, "")
     wanted = "published features" if algorithm == "nearest_mean" else "linear on published features"

@@ -25,8 +25,8 @@ from fewshot.experiment.messages import format_error
 from fewshot.experiment.sweeps import split_sweeps
 
 ROOT = Path(__file__).resolve().parents[2]
-FEW = ("protocol=common", "protocol.common.episodes=2")
-TEST = (*FEW, "protocol.common.setting=transductive")
+COUNTS = ("protocol=common", "protocol.common.episodes=2")
+TEST = (*COUNTS, "protocol.common.setting=transductive")
 TINY = ("train.steps=0", "validation.episodes=2", "backbone.network.filters=4", "protocol.common.query=1", *TEST)
 
 
@@ -166,7 +166,7 @@ def test_flags_stand_anywhere(place: int, flag: str) -> None:
 
 
 def test_a_sweep_by_hydras_mode_ends_with_its_table(call: Any) -> None:
-    done = call("train", "hydra.mode=MULTIRUN", "algorithm=nearest", "seed=0,1", *FEW, "runs=runs")
+    done = call("train", "hydra.mode=MULTIRUN", "algorithm=nearest", "seed=0,1", *COUNTS, "runs=runs")
     assert (done.code, done.err) == (0, "")
     assert "| nearest" in done.out
 
@@ -176,7 +176,7 @@ def test_an_experiment_sweeps_its_cells_with_or_without_m(call: Any) -> None:
     Path("own/experiment/cells.yaml").write_text(
         "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {way: 2, shot: '1,2'}}}\n"
     )
-    words = ("--config-dir", "own", "experiment=cells", "algorithm=nearest", "dataset=glyphs", *FEW, "runs=runs")
+    words = ("--config-dir", "own", "experiment=cells", "algorithm=nearest", "dataset=glyphs", *COUNTS, "runs=runs")
     done = call("train", *words, "copy_records_to=kept")
     assert (done.code, done.err) == (0, "")
     assert len(list(Path("kept").rglob("record.json"))) == 2
@@ -189,7 +189,7 @@ def test_an_experiment_of_several_sweeps_ends_in_one_table_and_the_command_line_
         "sweeps: [algorithm=nearest shot=1 way=2, algorithm=nearest shot=1 way=3, algorithm=reptile shot=1 way=2]\n"
         "hydra: {mode: MULTIRUN}\n"
     )
-    words = ("--config-dir", "own", "experiment=two", "dataset=glyphs", *FEW, "runs=runs")
+    words = ("--config-dir", "own", "experiment=two", "dataset=glyphs", *COUNTS, "runs=runs")
     done = call("train", *words, "algorithm=nearest", "seed=0,1")
     assert (done.code, done.err) == (0, "")
     assert {"2-way 1-shot", "3-way 1-shot"} <= {cell.strip() for cell in done.out.split("|")}
@@ -290,7 +290,7 @@ def test_a_run_ends_well_on_an_ascii_terminal(data_dir: Path, tmp_path: Path) ->
     environment = os.environ | {
         "PYTHONIOENCODING": "ascii", "FEWSHOT_DATA": str(data_dir), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    words = ("algorithm=nearest", *FEW, 'runs="rüns\u2026"')
+    words = ("algorithm=nearest", *COUNTS, 'runs="rüns\u2026"')
     command = [sys.executable, str(ROOT / "tools/train.py"), *words]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
