@@ -27,7 +27,7 @@ def main(steps: int = 300, episodes: int = 200, data: str = "data/banks") -> flo
         state = outer.state
         if step % 100 == 0:
             print(f"step {step}: loss {outer.loss.mean():.3f}, accuracy {outer.score.mean():.3f}")
-    scores = fs.score_episodes(learner, params, state, test, episodes, transductive=False, engine=engine)
+    scores = fs.score_episodes(learner, params, state, test, episodes, setting="inductive", engine=engine)
     print(f"accuracy on new classes: {scores.mean():.3f} ± {fs.ci95(scores):.3f}")
     return float(scores.mean())
 

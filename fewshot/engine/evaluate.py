@@ -12,6 +12,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from fewshot.algorithms.learner import Learner, Tensors, score
+from fewshot.core.checks import check_choice
 from fewshot.core.distributed import all_reduce_sum, pad_to_global, rank_slice
 from fewshot.core.errors import FewshotError
 from fewshot.engine.engine import Engine
@@ -30,9 +31,7 @@ GPU_EXAMPLES_AT_ONCE, GPU_PIXELS_AT_ONCE = 10_000, 2**23 - 1
 VALUES_AT_ONCE = 120_000
 
 
-def query_outputs(
-    learner: Learner, params: Tensors, state: Tensors, task: Episodes, transductive: bool
-) -> torch.Tensor:
+def query_outputs(learner: Learner, params: Tensors, state: Tensors, task: Episodes, setting: str) -> torch.Tensor:
     """Adapt to one task and predict its queries: logits [N*Q, N], or in regression outputs [Q, D].
 
     Transductive: all queries are forwarded as one batch, so that norms see them together. Inductive: each query is
@@ -41,7 +40,7 @@ def query_outputs(
     behaviour = probe(learner, task)
     with torch.no_grad():
         adapted = learner.adapt(params, state, task.without_queries())
-        return predict_queries(learner, adapted, task, behaviour, "transductive" if transductive else "inductive")
+        return predict_queries(learner, adapted, task, behaviour, setting)
 
 
 def predict_queries(
@@ -71,13 +70,20 @@ def score_episodes(
     tasks: Tasks,
     episodes: int,
     *,
-    transductive: bool,
+    setting: str,
     engine: str | Engine = "auto",
 ) -> np.ndarray:
-    """Score of each of the first `episodes` episodes in one setting: [episodes] float64; see `evaluate_settings`."""
-    settings = ("transductive" if transductive else "inductive",)
+    """Score of each of the first `episodes` episodes in one setting: [episodes] float64; see `evaluate_settings`.
+
+    Args:
+        setting: `transductive` or `inductive`; see `query_outputs`.
+
+    Raises:
+        FewshotError: an unknown setting, or as `evaluate_settings`.
+    """
+    check_choice("setting", setting, SETTINGS)
     engine = engine if isinstance(engine, Engine) else Engine(engine)
-    (scores,) = evaluate_settings(learner, params, state, tasks, episodes, settings=settings, engine=engine).values()
+    (scores,) = evaluate_settings(learner, params, state, tasks, episodes, settings=(setting,), engine=engine).values()
     return scores
 
 

@@ -46,11 +46,11 @@ def draw_test(folder: Path, run: Experiment, trained: Trained) -> Path:
 
 def _episode(run: Experiment, trained: Trained, test: PlannedTest) -> bytes:
     """The first episode: its images, and the class predicted for each query."""
-    tasks, transductive = test.tasks, test.settings[0] == "transductive"
+    tasks, setting = test.tasks, test.settings[0]
     assert isinstance(tasks, Sampler)
     task = tasks.episodes(0, 1)[0]
     with override_test_steps(run.learner, test.steps[-1]):
-        outputs = query_outputs(run.learner, trained.params, trained.state, task, transductive)
+        outputs = query_outputs(run.learner, trained.params, trained.state, task, setting)
 
     def by_way(items: torch.Tensor) -> np.ndarray:
         return items.unflatten(0, (tasks.way, -1))[:, :IMAGES].cpu().numpy()

@@ -38,7 +38,7 @@ def predict(cfg: DictConfig) -> None:
     Raises:
         FewshotError: the run, the support set or the queries are unfit, or a file cannot be written.
     """
-    start, transductive = time.perf_counter(), cfg.setting == "transductive"
+    start = time.perf_counter()
     check_choice("setting", cfg.setting, SETTINGS)
     places = {"out": Path(cfg.out)} | ({} if cfg.page is None else {"page": Path(cfg.page)})
     for key, path in places.items():
@@ -46,7 +46,7 @@ def predict(cfg: DictConfig) -> None:
     predictor = load_predictor(cfg)
     images = read_support(Path(cfg.support))
     query = read_query(cfg.query, images.classes)
-    if transductive and len(query.names) > TOGETHER:
+    if cfg.setting == "transductive" and len(query.names) > TOGETHER:
         raise FewshotError(
             f"setting=transductive: predicts all queries as one batch, and {len(query.names):,} are more than "
             f"{TOGETHER:,}; choose setting=inductive"
@@ -64,7 +64,7 @@ def predict(cfg: DictConfig) -> None:
         raise FewshotError(f"support={cfg.support}: {str(error).removeprefix('support_y: ')}") from error
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    predictions, problems = _predict(classifier, query, predictor.spec, invert, support.digests, transductive)
+    predictions, problems = _predict(classifier, query, predictor.spec, invert, support.digests, cfg.setting)
     for problem in problems:
         print(f"warning: {problem}", file=sys.stderr)
     about = (
@@ -89,7 +89,7 @@ def predict(cfg: DictConfig) -> None:
 
 
 def _predict(
-    classifier: Classifier, query: ImageSet, spec: ImageSpec, invert: bool, known: Collection[bytes], transductive: bool
+    classifier: Classifier, query: ImageSet, spec: ImageSpec, invert: bool, known: Collection[bytes], setting: str
 ) -> tuple[Predictions, list[str]]:
     """The predictions of all queries, and lines on those that cannot be read or are support images too."""
     classes, total = [str(name) for name in classifier.labels], len(query.names)
@@ -98,14 +98,14 @@ def _predict(
     copies: list[int] = []
     images, first = load_images(query, spec), 0
     with progress_bar("predicting", total) as advance:
-        while batch := list(islice(images, TOGETHER if transductive else AT_ONCE)):
+        while batch := list(islice(images, TOGETHER if setting == "transductive" else AT_ONCE)):
             good = [number for number, image in enumerate(batch, start=first) if image.pixels is not None]
             damaged |= {n: image.problem for n, image in enumerate(batch, start=first) if image.pixels is None}
             copies += [number for number in good if batch[number - first].digest in known]
             if good:
                 x = np.stack([image.pixels for image in batch if image.pixels is not None])
                 x = 255 - x if invert else x
-                probabilities[good] = classifier.predict_proba(x, transductive=transductive)
+                probabilities[good] = classifier.predict_proba(x, setting=setting)
             first += len(batch)
             advance(by=len(batch))
     if len(damaged) == total:

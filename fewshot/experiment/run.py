@@ -189,12 +189,12 @@ def _begin(run: Experiment, folder: Path) -> None:
 
 def _train(run: Experiment, folder: Path) -> None:
     """Train to the last step, from the last checkpoint where there is one."""
+    setting = "transductive" if run.cfg.validation.transductive else "inductive"
 
     def validate(params: Tensors, state: Tensors) -> float:
         scores = score_episodes(
-            run.learner, params, state, run.validation, run.cfg.validation.episodes,
-            transductive=run.cfg.validation.transductive, engine=run.engine,
-        )  # fmt: skip
+            run.learner, params, state, run.validation, run.cfg.validation.episodes, setting=setting, engine=run.engine
+        )
         return float(scores.mean())
 
     with _display(run, folder) as show:

@@ -16,14 +16,14 @@ import torch
 from torch import nn
 
 from fewshot.algorithms.learner import Learner, Tensors
-from fewshot.core.checks import check_choice, check_number, plain_number
+from fewshot.core.checks import check_number, plain_number
 from fewshot.core.device import fits_on_device, pick_device, tune_malloc
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import lock_dir
 from fewshot.core.paths import expand_path
 from fewshot.core.progress import show_training
 from fewshot.engine.engine import Engine
-from fewshot.engine.evaluate import SETTINGS, score_episodes
+from fewshot.engine.evaluate import score_episodes
 from fewshot.engine.probe import check_training, probe
 from fewshot.episodes import Tasks
 from fewshot.tasks.regression import Regression
@@ -157,17 +157,14 @@ def evaluate(
         engine: as in `train`.
 
     Raises:
-        FewshotError: the learner does not fit the tasks.
+        FewshotError: the learner does not fit the tasks, or an unknown setting.
     """
     if not isinstance(trained, Trained):
         raise FewshotError(f"trained: {type(trained).__name__} is not trained; give what train or load_run returns")
     episodes = check_number("episodes", episodes, int, 1)
-    check_choice("setting", setting, SETTINGS)
     tasks = _seen_tasks(move_tasks(check_tasks("tasks", tasks), trained.device), trained.inputs)
-    return score_episodes(
-        trained.learner, trained.params, trained.state, tasks, episodes,
-        transductive=setting == "transductive", engine=_engine(engine),
-    )  # fmt: skip
+    learner, params, state = trained.learner, trained.params, trained.state
+    return score_episodes(learner, params, state, tasks, episodes, setting=setting, engine=_engine(engine))
 
 
 def move_tasks(tasks: Tasks, device: torch.device) -> Tasks:

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from fewshot.algorithms.learner import Learner, Tensors
+from fewshot.core.checks import check_choice
 from fewshot.core.errors import FewshotError
 from fewshot.core.random import stream
 from fewshot.data.tensors import Examples, Labels, as_examples, number_labels
-from fewshot.engine.evaluate import explain_nan, predict_queries
+from fewshot.engine.evaluate import SETTINGS, explain_nan, predict_queries
 from fewshot.engine.probe import Behaviour, probe
 from fewshot.episodes import Episodes
 from fewshot.training.inputs import Inputs
@@ -34,9 +35,9 @@ class Classifier:
     behaviour: Behaviour
     inputs: Inputs
 
-    def predict(self, query_x: Examples, *, transductive: bool = False) -> np.ndarray:
+    def predict(self, query_x: Examples, *, setting: str = "inductive") -> np.ndarray:
         """The label of each example, [B]; arguments as in `predict_proba`."""
-        found = self.predict_proba(query_x, transductive=transductive).argmax(1)
+        found = self.predict_proba(query_x, setting=setting).argmax(1)
         kinds = {type(label) for label in self.labels}
         labels = np.empty(len(self.labels), object)
         labels[:] = self.labels
@@ -45,7 +46,7 @@ class Classifier:
                 labels = labels.astype(kinds.pop())
         return labels[found]
 
-    def predict_proba(self, query_x: Examples, *, transductive: bool = False) -> np.ndarray:
+    def predict_proba(self, query_x: Examples, *, setting: str = "inductive") -> np.ndarray:
         """The probability of each label for each example: [B, N] float32.
 
         The softmax of the learner's logits, or what the learner has as `probabilities`. A few examples say little of
@@ -54,22 +55,22 @@ class Classifier:
         Args:
             query_x: examples [B, ...] of the kind of the support set: uint8 or float images [B, C, H, W] of any size,
                 or features [B, D]. Large sets are predicted in batches.
-            transductive: all of them share one batch, so that batch norms let each depend on the others. False: each
-                shares a batch with the support set alone.
+            setting: `inductive`, each shares a batch with the support set alone; or `transductive`, all of them share
+                one, so that batch norms let each depend on the others.
 
         Raises:
             FewshotError: they are no such examples; an output is NaN; what the learner returns as probabilities are
-                not such; or one example alone is to be predicted transductively where batch norms take their
-                statistics from the queries.
+                not such; an unknown setting; or one example alone is to be predicted transductively where batch norms
+                take their statistics from the queries.
         """
+        check_choice("setting", setting, SETTINGS)
         x = as_examples("query_x", query_x)
         self.inputs.check("query_x", x)
-        if transductive and len(x) == 1 and not self.behaviour.queries_independent:
+        if setting == "transductive" and len(x) == 1 and not self.behaviour.queries_independent:
             raise FewshotError(
-                "one query alone has no others to share a batch with; give more, or set transductive=False (in "
-                "tools/predict.py setting=inductive)"
+                "setting=transductive: one query alone has no others to share a batch with; give more, or choose "
+                "setting=inductive"
             )
-        setting = "transductive" if transductive else "inductive"
         with torch.no_grad():
             parts = [self._probabilities(part, setting).cpu() for part in self._batches(x, setting)]
         probabilities = torch.cat(parts)

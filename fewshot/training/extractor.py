@@ -250,7 +250,7 @@ def _validation(extractor: nn.Module, bank: Bank, transform: ImageTransform, set
     sampler = validation_sampler(features, settings)
     learner = Nearest(Identity(features.shape, settings["way"]), reference="mean")
     return float(
-        score_episodes(learner, {}, {}, sampler, settings["episodes"], transductive=False, engine=Engine()).mean()
+        score_episodes(learner, {}, {}, sampler, settings["episodes"], setting="inductive", engine=Engine()).mean()
     )
 
 

@@ -28,14 +28,14 @@ def by_numpy(task: Episodes) -> np.ndarray:
     return task.support_y.numpy()[distance.argmin(1)]
 
 
-@pytest.mark.parametrize("transductive", [False, True])
+@pytest.mark.parametrize("setting", ["inductive", "transductive"])
 @pytest.mark.parametrize(("shot", "engine"), [(1, "vmap"), (3, "loop")])
-def test_predictions_and_scores_are_numpys(make_bank: Make, shot: int, engine: str, transductive: bool):
+def test_predictions_and_scores_are_numpys(make_bank: Make, shot: int, engine: str, setting: str):
     learner, sampler = Nearest(Identity((1, 8, 8), 3)), Sampler(make_bank(noise=200), 3, shot, 4, 0)
-    scores = score_episodes(learner, {}, {}, sampler, 20, transductive=transductive, engine=Engine(engine))
+    scores = score_episodes(learner, {}, {}, sampler, 20, setting=setting, engine=Engine(engine))
     episodes, shares = sampler.episodes(0, 20), []
     for task in (episodes[i] for i in range(20)):
-        logits = query_outputs(learner, {}, {}, task, transductive)
+        logits = query_outputs(learner, {}, {}, task, setting)
         assert logits.shape == (12, 3)
         assert np.array_equal(logits.argmax(1).numpy(), by_numpy(task))
         shares.append((by_numpy(task) == task.query_y.numpy()).mean())

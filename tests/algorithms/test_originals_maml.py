@@ -110,7 +110,7 @@ def test_every_update_of_maml_is_the_original_programs(path: Path) -> None:
         for updates in range(original.config["updates_stored"] + 1):
             learner.test_steps = updates
             outputs = engine.map(
-                lambda learner, task: query_outputs(learner, params, {}, task, transductive=True), learner, tasks
+                lambda learner, task: query_outputs(learner, params, {}, task, setting="transductive"), learner, tasks
             )
             compare("query", outputs, tasks.query_y, updates)
             if original.config["datasource"] != "sinusoid":

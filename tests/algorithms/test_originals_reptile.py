@@ -127,6 +127,6 @@ def test_a_meta_step_of_reptile_and_the_test_after_it_are_the_original_programs(
         fast = learner.adapt(params, outer.state, task)
         table.compare("weights after adaptation", fast, original.weights("eval/adapted"), at_weight)
         for setting in ("transductive", "inductive"):
-            logits = query_outputs(learner, params, outer.state, task, transductive=setting == "transductive")
+            logits = query_outputs(learner, params, outer.state, task, setting)
             table.compare(f"{setting} logits", logits, original[f"eval/logits_{setting}"], at_output)
             assert torch.equal(logits.argmax(-1), original[f"eval/predictions_{setting}"])

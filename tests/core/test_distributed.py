@@ -124,8 +124,8 @@ def train_and_score(folder: Path) -> dict[str, list[float]]:
         for name in LEARNERS:
             learner, tasks, engine = make_case(name)
             params, state = learner.init()
-            together = name != "reptile"
-            scored = evaluate.score_episodes(learner, params, state, tasks, 13, transductive=together, engine=engine)
+            setting = "inductive" if name == "reptile" else "transductive"
+            scored = evaluate.score_episodes(learner, params, state, tasks, 13, setting=setting, engine=engine)
             found[name] = scored.tolist()
             if name != "nearest":
                 run_training(learner, tasks, SETTINGS, engine, folder / name, lambda *_: 0.0, lambda *_: None)

@@ -33,7 +33,7 @@ from .foreign_networks import MIXING
 
 Make = Callable[..., Any]
 
-both_settings = pytest.mark.parametrize("transductive", [False, True])
+both_settings = pytest.mark.parametrize("setting", SETTINGS)
 
 
 @pytest.fixture(params=["nearest", "baseline", "maml mlp", "fomaml own", *TRAINED])
@@ -65,26 +65,26 @@ def invert(task: Episodes, query: int) -> Episodes:
 
 
 def test_in_inductive_mode_no_query_reaches_the_prediction_of_another(learner: Any, start: Any, task: Episodes):
-    before = query_outputs(learner, *start, task, transductive=False)
+    before = query_outputs(learner, *start, task, setting="inductive")
     for changed in (0, 8):
-        after = query_outputs(learner, *start, invert(task, changed), transductive=False)
+        after = query_outputs(learner, *start, invert(task, changed), setting="inductive")
         others = torch.arange(9) != changed
         assert torch.equal(after[others], before[others])
         assert not torch.equal(after[changed], before[changed])
 
 
 def test_in_transductive_mode_queries_share_the_norms(learner: Any, start: Any, task: Episodes):
-    before, after = (query_outputs(learner, *start, each, transductive=True) for each in (task, invert(task, 0)))
+    before, after = (query_outputs(learner, *start, each, setting="transductive") for each in (task, invert(task, 0)))
     assert torch.equal(after[1:], before[1:]) == probe(learner, task).queries_independent
 
 
 @both_settings
 def test_predictions_depend_on_the_support_set_and_not_on_the_labels_of_queries(
-    learner: Any, start: Any, task: Episodes, make_episodes: Make, transductive: bool
+    learner: Any, start: Any, task: Episodes, make_episodes: Make, setting: str
 ):
     other = replace(task, support_x=make_episodes(2, query=3)[1].support_x)
     hidden = replace(task, query_y=torch.zeros_like(task.query_y))
-    outputs, others, same = (query_outputs(learner, *start, each, transductive) for each in (task, other, hidden))
+    outputs, others, same = (query_outputs(learner, *start, each, setting) for each in (task, other, hidden))
     assert outputs.shape == (9, 3)
     assert float((others - outputs).abs().max()) > 1e-3
     assert torch.equal(outputs, same)
@@ -97,8 +97,9 @@ def test_queries_are_forwarded_with_the_support_set_or_with_all_queries_alone(
     task = make_episodes(1, query=3)[0]
     adapted = learner.adapt(*start, task)
     inductive = torch.stack([learner.predict(adapted, torch.cat([task.support_x, q[None]]))[-1] for q in task.query_x])
-    for expected, transductive in ((inductive, False), (learner.predict(adapted, task.query_x), True)):
-        outputs = query_outputs(learner, *start, task, transductive)
+    together = learner.predict(adapted, task.query_x)
+    for setting, expected in (("inductive", inductive), ("transductive", together)):
+        outputs = query_outputs(learner, *start, task, setting)
         torch.testing.assert_close(outputs, expected, rtol=1e-9, atol=1e-10)
 
 
@@ -113,10 +114,10 @@ def test_a_learner_adapts_to_a_task_without_queries(make_bank: Make):
     def scored(kind: type[Nearest], bank: Bank, query: int) -> list[Any]:
         learner, sampler = kind(Identity(bank.shape, 3)), Sampler(bank, 3, 1, query)
         scores = [
-            score_episodes(learner, {}, {}, sampler, 20, transductive=False, engine=Engine(name)).tolist()
+            score_episodes(learner, {}, {}, sampler, 20, setting="inductive", engine=Engine(name)).tolist()
             for name in ("vmap", "loop")
         ]
-        return [*scores, query_outputs(learner, {}, {}, sampler.episodes(0, 1)[0], transductive=True).tolist()]
+        return [*scores, query_outputs(learner, {}, {}, sampler.episodes(0, 1)[0], setting="transductive").tolist()]
 
     features = Bank.from_tensors(torch.randn(30, 4), [0, 1, 2] * 10)
     for bank, query in ((make_bank(), 2), (features, 2), (features, 9)):  # the last is scored by class
@@ -133,7 +134,7 @@ def test_scores_are_shares_of_right_queries_in_any_batch_on_any_engine_and_threa
     expected: dict[str, list[float]] = {setting: [] for setting in SETTINGS}
     for episode in (sampler.episodes(i, 1)[0] for i in range(6)):
         for setting, shares in expected.items():
-            logits = query_outputs(learner, *start, episode, setting == "transductive")
+            logits = query_outputs(learner, *start, episode, setting)
             shares.append(int((logits.argmax(1) == episode.query_y).sum()) / 9)
     assert all(len(set(shares)) > 1 for shares in expected.values())
     for name, chunk, examples, values, threads in (
@@ -161,7 +162,7 @@ def test_every_learner_is_better_than_chance_on_easy_tasks(make_learner: Make, m
         choices = {"finetune_steps": 20, "finetune_lr": 0.1}
     learner = make_learner(algorithm, **choices)
     easy = Sampler(make_bank(noise=30), 3, 3, 3, seed=1)
-    scores = score_episodes(learner, *learner.init(), easy, 10, transductive=True, engine=Engine("vmap"))
+    scores = score_episodes(learner, *learner.init(), easy, 10, setting="transductive", engine=Engine("vmap"))
     assert scores.mean() - ci95(scores) > 0.6
 
 
@@ -175,10 +176,10 @@ def test_scoring_whole_classes_is_scoring_each_query(
     params, state = learner.init()
     by_class, calls = evaluation._evaluate_by_class, []
     monkeypatch.setattr(evaluation, "_evaluate_by_class", lambda *given: calls.append(1) or by_class(*given))
-    scores = score_episodes(learner, params, state, sampler, 20, transductive=False, engine=Engine(engine))
+    scores = score_episodes(learner, params, state, sampler, 20, setting="inductive", engine=Engine(engine))
     assert calls == [1]
     tasks = sampler.episodes(0, 20)
-    wanted = [score(query_outputs(learner, params, state, task, False), task.query_y) for task in tasks]
+    wanted = [score(query_outputs(learner, params, state, task, "inductive"), task.query_y) for task in tasks]
     assert scores.tolist() == pytest.approx([float(score) for score in wanted])
     assert len(set(scores)) > 4
 
@@ -206,7 +207,7 @@ bank = Bank(images, torch.arange(21) * 20, tuple("abcdefghijklmnopqrst"), "test"
 sampler, (params, state) = Sampler(bank, 5, 1, 15, 0), learner.init()
 for batches in map(int, sys.argv[2:]):
     episodes = batches * (evaluation.EXAMPLES_AT_ONCE // 80)
-    scores = evaluation.score_episodes(learner, params, state, sampler, episodes, transductive=True, engine=Engine())
+    scores = evaluation.score_episodes(learner, params, state, sampler, episodes, setting="transductive")
     print(len(scores), peak_memory_bytes(torch.device("cpu")))
 """
 

@@ -60,27 +60,25 @@ def test_queries_that_depend_on_each_other_are_found_and_inductive_mode_never_le
     learner, task = make_learner("fomaml", network(name)), make_episodes(1, query=3)[0]
     assert probe(learner, task).queries_independent == (name in INDEPENDENT)
     params, state = learner.init()
-    for transductive in (False, True):
-        outputs, order = query_outputs(learner, params, state, task, transductive), torch.randperm(9)
-        turned = query_outputs(learner, params, state, replace(task, query_x=task.query_x[order]), transductive)
+    for setting in ("inductive", "transductive"):
+        outputs, order = query_outputs(learner, params, state, task, setting), torch.randperm(9)
+        turned = query_outputs(learner, params, state, replace(task, query_x=task.query_x[order]), setting)
         leaks = [not torch.allclose(turned, outputs[order], rtol=1e-5, atol=1e-6)]  # a place tells the class
         for query in (0, 8):
             others = (torch.arange(9) != query).view(-1, 1, 1, 1)
             blank = replace(task, query_x=task.query_x.masked_fill(others, 0))
-            beside = query_outputs(learner, params, state, blank, transductive)
+            beside = query_outputs(learner, params, state, blank, setting)
             leaks.append(not torch.allclose(beside[query], outputs[query], rtol=1e-5, atol=1e-6))
-        assert any(leaks) == (transductive and name in MIXING)
+        assert any(leaks) == (setting == "transductive" and name in MIXING)
     # A test repeats, and is the same on every engine.
     sampler = Sampler(make_bank(noise=200), 3, 2, 3, seed=0)
 
-    def scores(engine: str, transductive: bool) -> list[float]:
-        return score_episodes(
-            learner, params, state, sampler, 2, transductive=transductive, engine=Engine(engine)
-        ).tolist()
+    def scores(engine: str, setting: str) -> list[float]:
+        return score_episodes(learner, params, state, sampler, 2, setting=setting, engine=Engine(engine)).tolist()
 
-    assert scores("auto", False) == (inductive := scores("auto", False))
-    assert inductive == pytest.approx(scores("loop", False), abs=1e-6)
-    assert scores("auto", True) == pytest.approx(scores("loop", True), abs=1e-6)
+    assert scores("auto", "inductive") == (inductive := scores("auto", "inductive"))
+    assert inductive == pytest.approx(scores("loop", "inductive"), abs=1e-6)
+    assert scores("auto", "transductive") == pytest.approx(scores("loop", "transductive"), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", sorted(ACCEPTED.keys() - WITHOUT_SECOND - {"torchvision"}))
@@ -222,11 +220,11 @@ def test_a_mixing_that_training_brings_is_found_with_the_trained_parameters(make
     params, state = learner.init()
     torch.nn.init.constant_(learner.backbone.body.bias, -1.0)
     params["body.bias"] = torch.full((4,), -1.0)
-    score_episodes(learner, params, state, sampler, 2, transductive=False, engine=Engine())
+    score_episodes(learner, params, state, sampler, 2, setting="inductive", engine=Engine())
     task = sampler.episodes(0, 1)[0]
     assert probe(learner, task).queries_independent
     params["body.bias"] = torch.full((4,), 1.0)
-    score_episodes(learner, params, state, sampler, 2, transductive=False, engine=Engine())
+    score_episodes(learner, params, state, sampler, 2, setting="inductive", engine=Engine())
     assert not probe(learner, task).queries_independent
 
 
@@ -264,7 +262,7 @@ def test_learners_without_a_head_take_any_number_of_ways(make_learner: Make, mak
         sampler = Sampler(make_bank(noise=30), way, 2, 2, seed=0)
         task, start = sampler.episodes(0, 1)[0], learner.init()
         assert learner.predict(learner.adapt(*start, task), task.query_x).shape == (way * 2, way)
-        scores = score_episodes(learner, *start, sampler, 10, transductive=False, engine=Engine())
+        scores = score_episodes(learner, *start, sampler, 10, setting="inductive", engine=Engine())
         if name != "leo":  # untrained, its codes say little
             assert scores.mean() - ci95(scores) > 1 / way
 
@@ -273,7 +271,7 @@ def test_learners_without_a_head_take_any_number_of_ways(make_learner: Make, mak
 def test_a_head_of_other_ways_is_refused(make_learner: Make, make_bank: Make, name: str, way: int):
     learner, sampler = make_learner(name), Sampler(make_bank(), way, 2, 2, seed=0)
     with pytest.raises(FewshotError, match=rf"made for 3 ways, the tasks have {way}"):
-        score_episodes(learner, *learner.init(), sampler, 2, transductive=True, engine=Engine())
+        score_episodes(learner, *learner.init(), sampler, 2, setting="transductive", engine=Engine())
 
 
 def regression(width: int) -> Episodes:

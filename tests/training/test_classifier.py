@@ -121,12 +121,14 @@ def test_in_a_transductive_test_queries_share_a_batch(
     x = make_bank().examples
     classifier = make_trained("maml").adapt(x[UNEQUAL], LABELS)  # a network with batch norms
     alone = np.concatenate([classifier.predict_proba(x[row : row + 1]) for row in QUERIES])
-    together = classifier.predict_proba(x[QUERIES], transductive=True)
+    together = classifier.predict_proba(x[QUERIES], setting="transductive")
     assert np.abs(together - alone).max() > 1e-4
     with pytest.raises(FewshotError, match="one query alone has no others to share a batch with; give more, or"):
-        classifier.predict_proba(x[:1], transductive=True)
+        classifier.predict_proba(x[:1], setting="transductive")
+    with pytest.raises(FewshotError, match="setting=both: choose one of transductive, inductive"):
+        classifier.predict(x[QUERIES], setting="both")
     monkeypatch.setattr("fewshot.training.classifier.EXAMPLES_AT_ONCE", 20)  # two queries and their support set
-    np.testing.assert_allclose(classifier.predict_proba(x[QUERIES], transductive=True), together)
+    np.testing.assert_allclose(classifier.predict_proba(x[QUERIES], setting="transductive"), together)
     np.testing.assert_allclose(classifier.predict_proba(x[QUERIES]), alone, atol=1e-5)
 
 
