@@ -15,8 +15,8 @@ def main() -> None:
     """Run the tool that the first word of the command line names."""
     names = sorted(path.stem for path in TOOLS.glob("*.py"))
     if len(sys.argv) < 2 or sys.argv[1] not in names:
-        said = f"{sys.argv[1]}: no such tool{did_you_mean(sys.argv[1], names) or ';'} " if sys.argv[1:] else ""
-        print(f"error: {said}name a tool: fewshot <{' | '.join(names)}> key=value ...", file=sys.stderr)
+        complaint = f"{sys.argv[1]}: no such tool{did_you_mean(sys.argv[1], names) or ';'} " if sys.argv[1:] else ""
+        print(f"error: {complaint}name a tool: fewshot <{' | '.join(names)}> key=value ...", file=sys.stderr)
         sys.exit(2)
     tool = sys.argv.pop(1)
     sys.argv[0] = f"tools/{tool}.py"  # records name the command, and no place on this machine

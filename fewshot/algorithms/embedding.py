@@ -46,8 +46,8 @@ def embedding_parameters(backbone: nn.Module) -> Tensors:
 def functional_embed(embedding: Embedding, params: Tensors, x: torch.Tensor) -> torch.Tensor:
     """Features [B, D] of x [B, ...] as a pure function of the backbone's parameters; other entries are left alone."""
     names = dict(embedding.backbone.named_parameters())
-    given = {f"backbone.{name}": value for name, value in params.items() if name in names}
-    return call_network(embedding.backbone, embedding, given, x, tied=may_be_tied(embedding))
+    values = {f"backbone.{name}": value for name, value in params.items() if name in names}
+    return call_network(embedding.backbone, embedding, values, x, tied=may_be_tied(embedding))
 
 
 def check_classification(task: Episodes) -> None:

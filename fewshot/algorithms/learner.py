@@ -134,12 +134,12 @@ def check_settings(kind: type, least: float, **settings: float) -> None:
 @contextmanager
 def override_test_steps(learner: Learner, steps: int) -> Iterator[None]:
     """Within the block, the learner takes `steps` adaptation steps at evaluation."""
-    own = "test_steps" in vars(learner)
+    was_set = "test_steps" in vars(learner)
     before, learner.test_steps = learner.test_steps, steps
     try:
         yield
     finally:
-        if own:
+        if was_set:
             learner.test_steps = before
         else:
             del learner.test_steps  # the class's again
@@ -148,8 +148,8 @@ def override_test_steps(learner: Learner, steps: int) -> Iterator[None]:
 def check_network(backbone: Any) -> None:
     """Raises FewshotError if a learner's network is no nn.Module."""
     if not isinstance(backbone, nn.Module):
-        made = f"the class {backbone.__name__}" if isinstance(backbone, type) else repr(backbone)[:60]
-        raise FewshotError(f"backbone: must be an nn.Module, such as nn.Sequential(...), and is {made}")
+        description = f"the class {backbone.__name__}" if isinstance(backbone, type) else repr(backbone)[:60]
+        raise FewshotError(f"backbone: must be an nn.Module, such as nn.Sequential(...), and is {description}")
 
 
 def backbone_parameters(backbone: nn.Module) -> Tensors:

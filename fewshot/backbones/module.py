@@ -56,9 +56,9 @@ def feature_width(model: nn.Module, shape: tuple[int, ...]) -> int:
     for part, mode in modes:
         part.training = mode
     if not isinstance(features, torch.Tensor) or features.dim() < 2 or len(features) != 2:
-        given = list(features.shape) if isinstance(features, torch.Tensor) else f"a {type(features).__name__}"
+        returned = list(features.shape) if isinstance(features, torch.Tensor) else f"a {type(features).__name__}"
         raise FewshotError(
-            f"backbone: 2 examples give {given}, and features [2, D] are wanted; let {type(model).__name__} return "
+            f"backbone: 2 examples give {returned}, and features [2, D] are wanted; let {type(model).__name__} return "
             "that tensor alone"
         )
     return features[0].numel()

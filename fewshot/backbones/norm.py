@@ -181,9 +181,9 @@ def _replacement(name: str, norm: BatchStatNorm | _BatchNorm, kind: str) -> nn.M
         return ConstantNorm(norm)
     if isinstance(norm, BatchStatNorm):
         return norm
-    made = BatchStatNorm(norm.num_features, scale=norm.affine, eps=norm.eps)
+    replacement = BatchStatNorm(norm.num_features, scale=norm.affine, eps=norm.eps)
     if norm.affine:
-        made.scale, made.offset = norm.weight, norm.bias
+        replacement.scale, replacement.offset = norm.weight, norm.bias
     else:
-        made.offset.requires_grad_(False)  # always 0, as in the norm that it replaces
-    return made
+        replacement.offset.requires_grad_(False)  # always 0, as in the norm that it replaces
+    return replacement

@@ -104,10 +104,10 @@ def check_bfloat16(network: nn.Module, x: torch.Tensor, setting: str) -> None:
         outputs = network(torch.rand(EXAMPLES, *x.shape[1:], dtype=x.dtype, device=x.device))
     if not outputs.requires_grad:
         return
-    found = torch.autograd.grad(
+    gradients = torch.autograd.grad(
         outputs.square().sum(), [network.get_parameter(name) for name in kernels], materialize_grads=True
     )
-    for name, gradient in zip(kernels, found, strict=True):
+    for name, gradient in zip(kernels, gradients, strict=True):
         reached = gradient.flatten(2).any(1).any(0)  # [places in the kernel]
         if reached.any() and not reached.all():
             size = " x ".join(map(str, x.shape[1:]))

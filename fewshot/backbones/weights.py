@@ -96,15 +96,15 @@ def load_weights(model: nn.Module, path: Path, without: str) -> None:
         FewshotError: as `read_weights`, or the weights are of another model.
     """
     tensors = {OLD_DENSENET.sub(r"\1\2", name): value for name, value in read_weights(path).items()}
-    own = {name: value for name, value in model.state_dict().items() if not name.startswith(f"{without}.")}
-    for name, value in own.items():
+    wanted = {name: value for name, value in model.state_dict().items() if not name.startswith(f"{without}.")}
+    for name, value in wanted.items():
         there = tensors.get(name)
         if there is None and name.endswith("num_batches_tracked"):
             tensors[name] = value  # a count that older files lack, and that no output depends on
         elif there is None or there.shape != value.shape:
-            found = "is absent" if there is None else f"has shape {tuple(there.shape)}"
+            fault = "is absent" if there is None else f"has shape {tuple(there.shape)}"
             raise FewshotError(
-                f"{path}: weights of another model: {name} {found} there, and {tuple(value.shape)} is wanted; name the "
+                f"{path}: weights of another model: {name} {fault} there, and {tuple(value.shape)} is wanted; name the "
                 "model that they are of"
             )
-    model.load_state_dict({name: tensors[name] for name in own}, strict=False)
+    model.load_state_dict({name: tensors[name] for name in wanted}, strict=False)

@@ -96,5 +96,5 @@ class Tables:
 
     def table(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """All rows of a table: x [R, inputs] and y [R, outputs]."""
-        own = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
-        return self.x[own], self.y[own]
+        rows = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+        return self.x[rows], self.y[rows]

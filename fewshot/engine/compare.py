@@ -108,7 +108,7 @@ def initial_values(learner: Learner, tasks: Episodes) -> tuple[Tensors, Tensors]
     def like_tasks(value: torch.Tensor) -> torch.Tensor:
         return value.to(x.device, x.dtype if value.is_floating_point() else value.dtype)
 
-    made = learner.init()
-    check_init(learner, made)
-    params, state = ({name: like_tasks(value) for name, value in group.items()} for group in made)
+    initial = learner.init()
+    check_init(learner, initial)
+    params, state = ({name: like_tasks(value) for name, value in group.items()} for group in initial)
     return params, state

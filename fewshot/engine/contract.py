@@ -51,12 +51,12 @@ def check_predictions(learner: Any, outputs: Any, x: torch.Tensor, task: Episode
             check_outputs(learner.backbone(x), *wanted)
         except Exception:
             raise error from None
-        given = type(outputs).__name__
+        returned = type(outputs).__name__
         if isinstance(outputs, torch.Tensor):
-            given = f"{str(outputs.dtype).removeprefix('torch.')} {list(outputs.shape)}"
+            returned = f"{str(outputs.dtype).removeprefix('torch.')} {list(outputs.shape)}"
         raise FewshotError(
             f"{_name(learner)}.predict: must return finite outputs [B, N] of B examples, as the network itself does, "
-            f"and returns {given} of {len(x)}"
+            f"and returns {returned} of {len(x)}"
         ) from error
 
 
@@ -112,9 +112,9 @@ def check_begin_step(learner: Any) -> None:
     except FewshotError:
         raise
     except Exception as error:
-        place = error_location(error)
+        location = error_location(error)
         raise FewshotError(
-            f"{_name(learner)}.begin_step(step, steps){place and f' at {place}'}: {error_reason(error)}"
+            f"{_name(learner)}.begin_step(step, steps){location and f' at {location}'}: {error_reason(error)}"
         ) from error
 
 

@@ -197,14 +197,14 @@ class Engine:
     ) -> MetaGradient:
         """`_outer` as a CUDA graph: recorded when a learner first meets a shape, then replayed."""
         way = episodes.way
-        found = method, way, _plain_settings(learner)  # a graph holds those that were there when it was recorded
-        if self._recorded is None or self._recorded[0] is not learner or self._recorded[1] != found:
+        key = method, way, _plain_settings(learner)  # a graph holds those that were there when it was recorded
+        if self._recorded is None or self._recorded[0] is not learner or self._recorded[1] != key:
 
             def step(inputs: Any) -> Any:
                 outer = self._outer(method, learner, inputs[0], inputs[1], Episodes(*inputs[2], way=way))
                 return outer.gradient, outer.state, outer.loss, outer.score
 
-            self._recorded = learner, found, RecordedStep(step)
+            self._recorded = learner, key, RecordedStep(step)
         return MetaGradient(*self._recorded[2]((params, state, episodes.tensors())))
 
     def _one_after_the_other(

@@ -146,14 +146,14 @@ def evaluate_settings(
         return engine.map(test_task, learner, tasks.episodes(first, count))
 
     batches = range(0, episodes, batch)
-    own = rank_slice(len(batches))
+    own_batches = rank_slice(len(batches))
     shape, dtype = ((queries,), torch.int64) if labels else ((), torch.float64)
     results = [torch.zeros(0, len(different), *shape, dtype=dtype)]
-    for first in batches[own.start : own.stop]:
+    for first in batches[own_batches.start : own_batches.stop]:
         results.append(test_batch(first).to(dtype).cpu())
         if advance is not None:
             advance(by=len(results[-1]))
-    own_episodes = range(own.start * batch, min(own.stop * batch, episodes))
+    own_episodes = range(own_batches.start * batch, min(own_batches.stop * batch, episodes))
     columns = [pad_to_global(column, own_episodes, episodes) for column in torch.cat(results).unbind(1)]
     summed = [column.numpy() for column in all_reduce_sum(columns)]
     return {setting: summed[0 if independent else number] for number, setting in enumerate(settings)}

@@ -171,12 +171,12 @@ def check_bfloat16_training(learner: Any, episodes: Episodes) -> None:
 
 def _find_once(learner: Any, key: tuple[Any, ...], find: Callable[[], Any]) -> Any:
     """The result of `find`, which is called once for each learner with its backbone and for each key."""
-    found = learner.__dict__.setdefault("_found", {})
+    results = learner.__dict__.setdefault("_found", {})
     key = id(learner), id(getattr(learner, "backbone", None)), *key  # a deep copy holds what its original found
-    if key not in found:
+    if key not in results:
         with seeded(0):
-            found[key] = find()
-    return found[key]
+            results[key] = find()
+    return results[key]
 
 
 def _find_behaviour(learner: Learner, task: Episodes) -> Behaviour:

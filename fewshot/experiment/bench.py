@@ -93,8 +93,8 @@ def make_step(learner: Learner, engine: str, episodes: Episodes) -> Callable[[],
 
     def step() -> None:
         with products_in(learner.backbone, precision):
-            found = gradient(params)
-        for name, value in found.items():
+            gradients = gradient(params)
+        for name, value in gradients.items():
             params[name].grad = value
         optimizer.step()
 

@@ -59,16 +59,16 @@ def make_network(backbone: DictConfig, shape: tuple[int, ...], way: int) -> nn.M
             f"backbone.network._target_={node._target_}: {one_line(error)}; name a class or function that makes an "
             "nn.Module"
         ) from error
-    given: dict[str, Any] = {k: v for k, v in {"shape": shape, "way": way}.items() if k in accepted}
+    arguments: dict[str, Any] = {k: v for k, v in {"shape": shape, "way": way}.items() if k in accepted}
     needed = [
         p.name
         for p in accepted.values()
         if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     ]
-    if lacking := [key for key in needed if key not in given and key not in node]:
+    if lacking := [key for key in needed if key not in arguments and key not in node]:
         words = " ".join(f"'+backbone.network.{key}={'${way}' if 'class' in key else '<value>'}'" for key in lacking)
         raise FewshotError(f"backbone: {name} needs {' and '.join(lacking)}; add {words}")
-    network = instantiate_node(node, **given)
+    network = instantiate_node(node, **arguments)
     if not isinstance(network, nn.Module):
         raise FewshotError(
             f"backbone.network._target_={node._target_}: makes a {type(network).__name__}, and an nn.Module is wanted"

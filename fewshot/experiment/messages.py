@@ -36,8 +36,10 @@ def format_error(error: Exception) -> str:
     if isinstance(error, (*MISTAKES, HydraException)):
         reason = (error.__cause__ or error) if isinstance(error, HydraException) else error
         line = next(iter(str(reason).strip().splitlines()), type(error).__name__)
-        own = isinstance(error, FewshotError) and error.__cause__ is not None and error_location(error.__cause__)
-        return f"{line}; {TRACEBACK}" if own else line
+        in_own_file = (
+            isinstance(error, FewshotError) and error.__cause__ is not None and error_location(error.__cause__)
+        )
+        return f"{line}; {TRACEBACK}" if in_own_file else line
     line, location = f"{type(error).__name__}: {one_line(error)}", error_location(error)
     where, ends = (f"{location}: ", [TRACEBACK]) if location else ("", [])  # in a person's own file
     return "; ".join([f"{where}{line}", *getattr(error, "__notes__", []), *ends])

@@ -111,8 +111,8 @@ def _predict(
     if len(damaged) == total:
         raise FewshotError(f"query: no image can be read, such as {query.names[0]} ({damaged[0]}); name others")
     problems = list_damaged("query", query, damaged)
-    place = {name: number for number, name in enumerate(classes)}
-    true = np.array([place.get(label, -1) for label in query.labels])
+    number_of = {name: number for number, name in enumerate(classes)}
+    true = np.array([number_of.get(label, -1) for label in query.labels])
     counted = true >= 0
     counted[[*damaged, *copies]] = False
     folders = sorted(set(query.labels) - {"", *classes})

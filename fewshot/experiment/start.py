@@ -93,16 +93,16 @@ def _pair_weights(extractor: nn.Module, network: nn.Module) -> list[tuple[torch.
     Raises:
         FewshotError: one of the two has a parameter that the other lacks.
     """
-    learned = _body(replace_batch_norms(deepcopy(extractor), "batch"))
-    own = _body(network)
-    for name in (*own, *learned):
-        shapes = [tuple(body[name].shape) if name in body else "nothing" for body in (own, learned)]
+    extractor_body = _body(replace_batch_norms(deepcopy(extractor), "batch"))
+    network_body = _body(network)
+    for name in (*network_body, *extractor_body):
+        shapes = [tuple(body[name].shape) if name in body else "nothing" for body in (network_body, extractor_body)]
         if shapes[0] != shapes[1]:
             raise FewshotError(
                 f"features.role=start: {name}: the backbone has {shapes[0]} there, the extractor {shapes[1]}; give "
                 "both networks the same layers, with norms or without"
             )
-    return [(learned[name], own[name]) for name in own]
+    return [(extractor_body[name], value) for name, value in network_body.items()]
 
 
 def _body(network: nn.Module) -> dict[str, nn.Parameter]:

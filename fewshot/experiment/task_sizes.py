@@ -90,17 +90,17 @@ def describe_misfit(config: Mapping[str, Any], pooled: Mapping[str, int], fixed:
 def _task_sizes(config: Mapping[str, Any]) -> list[TaskSize]:
     train, features = config["train"], config["features"]
 
-    def own(key: str, other: str) -> str:
+    def train_key(key: str, other: str) -> str:
         return other if train[key] is None else f"train.{key}"
 
-    shot = own("shot", "shot")
-    found = [TaskSize("train", own("way", "way"), shot, own("query", shot))]
-    found.append(TaskSize("val", "way", "shot", "validation.query"))
+    shot = train_key("shot", "shot")
+    sizes = [TaskSize("train", train_key("way", "way"), shot, train_key("query", shot))]
+    sizes.append(TaskSize("val", "way", "shot", "validation.query"))
     for name, protocol in config["protocol"].items():
-        found.append(TaskSize(protocol["split"], "way", "shot", f"protocol.{name}.query"))
+        sizes.append(TaskSize(protocol["split"], "way", "shot", f"protocol.{name}.query"))
     if "settings" in features:
-        found.append(TaskSize("val", *(f"features.settings.{key}" for key in ("way", "shot", "query"))))
-    return [size for size in found if size.split in SPLITS]
+        sizes.append(TaskSize("val", *(f"features.settings.{key}" for key in ("way", "shot", "query"))))
+    return [size for size in sizes if size.split in SPLITS]
 
 
 def _split(values: Mapping[str, Any], pooled: Mapping[str, int]) -> Sizes:
@@ -108,7 +108,7 @@ def _split(values: Mapping[str, Any], pooled: Mapping[str, int]) -> Sizes:
     shares = values[FRACTIONS]
     if values[CLASSES] is None:
         names = split_at_random(list(pooled), shares, values["dataset.reader.seed"])
-        return {split: {name: pooled[name] for name in own} for split, own in names.items()}
+        return {split: {name: pooled[name] for name in chosen} for split, chosen in names.items()}
     counts = {name: split_sizes(count, shares) for name, count in pooled.items()}
     return {split: {name: count[place] for name, count in counts.items()} for place, split in enumerate(SPLITS)}
 

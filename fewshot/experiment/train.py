@@ -79,13 +79,13 @@ def _draw(cfg: DictConfig, folder: Path) -> Path:
 
 def _resumed(cfg: DictConfig) -> DictConfig:
     """The configuration of the run in the folder `cfg.resume`, with what may be given anew."""
-    given = {override.split("=")[0]: override for override in given_overrides()}
+    overrides = {override.split("=")[0]: override for override in given_overrides()}
     allowed = ("resume", "device", *FILES_MOVED, *AFTER_TRAINING)
-    if others := [override for key, override in given.items() if key not in allowed]:
+    if others := [override for key, override in overrides.items() if key not in allowed]:
         raise FewshotError(
             f"resume={cfg.resume}: the run keeps its own settings; leave out {' '.join(others)}, or start a new run"
         )
-    moved = {key: cfg[key] for key in FILES_MOVED if key in given}
+    moved = {key: cfg[key] for key in FILES_MOVED if key in overrides}
     saved = saved_config(find_run(Path(cfg.resume)), device=None if cfg.device == "auto" else cfg.device, **moved)
-    saved.update({"plot": False} | {key: cfg[key] for key in AFTER_TRAINING if key in given})
+    saved.update({"plot": False} | {key: cfg[key] for key in AFTER_TRAINING if key in overrides})
     return saved

@@ -39,8 +39,8 @@ def list_costs(cells: list[Cell], layout: Layout) -> list[dict[str, str]]:
             mean = mean_cost(cell, field)
             line[heading] = NOTHING if mean is None else f"{mean / unit:,.{decimals}f}"
         for heading, part in (("device", "cost"), ("adaptation_steps", "protocol"), ("selection", "protocol")):
-            found = (run[part][heading] for each in same_runs for run in each.runs)
-            texts = (f"{value:,.0f}" if isinstance(value, NUMBER) else _text(value) for value in found)
+            values = (run[part][heading] for each in same_runs for run in each.runs)
+            texts = (f"{value:,.0f}" if isinstance(value, NUMBER) else _text(value) for value in values)
             line[heading.replace("_", " ")] = ", ".join(dict.fromkeys(texts))
         lines.append(line)
     # Images have no extractor, and not every learner counts gradients.
@@ -114,9 +114,9 @@ def _training_seconds(cell: Cell) -> tuple[float, float] | None:
 
 def _device(cell: Cell) -> str:
     """Where the runs of a cell and, as far as records say it, their extractors were trained."""
-    found = [run["cost"]["device"] or "unknown" for run in cell.runs]
-    found += [device for run in cell.runs if (device := extractor_of(run).get("device"))]
-    devices = {name for names in found for name in names.split(" and ")}
+    names = [run["cost"]["device"] or "unknown" for run in cell.runs]
+    names += [device for run in cell.runs if (device := extractor_of(run).get("device"))]
+    devices = {name for text in names for name in text.split(" and ")}
     named = {"cpu": "CPU", "unknown": "an unknown device"}
     return " and ".join(named.get(name, name) for name in sorted(devices))
 

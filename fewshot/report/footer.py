@@ -98,8 +98,8 @@ def _over_seeds(cells: Sequence[Cell]) -> str:
         return ""
     ranges = []
     for halves in ([cell.over_episodes() for cell in several], [cell.over_seeds() for cell in several]):
-        known = {half: cell.metric for half, cell in zip(halves, several, strict=True) if half is not None}
-        ends = [format_score(half, known[half]) for half in (min(known), max(known))] if known else ["n/a"]
+        metrics = {half: cell.metric for half, cell in zip(halves, several, strict=True) if half is not None}
+        ends = [format_score(half, metrics[half]) for half in (min(metrics), max(metrics))] if metrics else ["n/a"]
         ranges.append(" to ".join(dict.fromkeys(ends)))
     text = "; of several training seeds the wider of the mean of their intervals ({}) and the one over the seeds ({})"
     return text.format(*ranges)
@@ -135,9 +135,11 @@ def _name_by_value(pairs: Sequence[tuple[Hashable, Record]]) -> dict[Hashable, l
     """Names for the runs of each value: the algorithm, the row, or row and task, the first that no other value has."""
     names: dict[Hashable, dict[str, None]] = defaultdict(dict)
     for value, run in pairs:
-        labels = [_labels(other) for other_value, other in pairs if other_value != value]
-        own = _labels(run)
-        name = next((name for place, name in enumerate(own) if all(name != each[place] for each in labels)), own[-1])
+        other_labels = [_labels(other) for other_value, other in pairs if other_value != value]
+        labels = _labels(run)
+        name = next(
+            (name for place, name in enumerate(labels) if all(name != each[place] for each in other_labels)), labels[-1]
+        )
         names[value][name] = None
     return {value: list(own) for value, own in names.items()}
 

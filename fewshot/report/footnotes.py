@@ -41,8 +41,8 @@ def footnotes(rows: Sequence[Sequence[Cell]], reference: Test | None) -> tuple[d
     places: dict[str, list[Place]] = defaultdict(list)
     for i, (row, per_shot) in enumerate(zip(rows, _per_shot(rows), strict=True)):
         texts = [[*_cell_notes(cell, reference, per_shot), *_name_note(row)] for cell in row]
-        for text in dict.fromkeys(text for own in texts for text in own):
-            holders: list[Place] = [(i, j) for j, own in enumerate(texts) if text in own]
+        for text in dict.fromkeys(text for cell_texts in texts for text in cell_texts):
+            holders: list[Place] = [(i, j) for j, cell_texts in enumerate(texts) if text in cell_texts]
             places[text] += [(i, None)] if len(holders) == len(row) else holders
     joined: dict[tuple[Place, ...], list[str]] = defaultdict(list)
     for text, held in places.items():
@@ -121,15 +121,15 @@ def _name_note(row: Sequence[Cell]) -> list[str]:
     """What the number in a row's name stands for; older runs of several tasks each add their configuration."""
     first, *others = dict.fromkeys(cell.runs[0]["name_note"] for cell in row)
     note = ", ".join([first, *(other.removeprefix(OLDER) for other in others)])
-    said = set() if row[0].figure is not None else set(_recipe_changes(row[0].runs[0]))  # beside it
-    left = [part for part in SETTINGS.split(note) if part and part not in said]
+    changes = set() if row[0].figure is not None else set(_recipe_changes(row[0].runs[0]))  # beside it
+    left = [part for part in SETTINGS.split(note) if part and part not in changes]
     return [", ".join(left)] if left else []
 
 
 def _test_difference(run: Record, reference: Test, per_shot: bool) -> str:
     """In what the test of a run differs from the reference: queries, rotations, episodes, seed, images."""
     split, query, episodes, seed, rotations, *images = (
-        own if own != other else "" for own, other in zip(label_test(run), reference, strict=True)
+        value if value != other else "" for value, other in zip(label_test(run), reference, strict=True)
     )
     if query:
         query = _queries(run, run["protocol"]["query"], per_shot)
@@ -159,8 +159,8 @@ def _figure_notes(run: Record, figure: dict[str, Any], reference: Test, per_shot
         unknown.remove("test tasks")
     parts = []
     if query != UNKNOWN:
-        own = _queries(run, query, per_shot)
-        parts.append("" if {own, format_label("{} queries", query)} & set(reference) else own)
+        query_label = _queries(run, query, per_shot)
+        parts.append("" if {query_label, format_label("{} queries", query)} & set(reference) else query_label)
     rotated = "rotated" if "rotated_tests" in figure["caveats"] else "unrotated"
     differs = rotated not in reference and {"rotated", "unrotated"} & set(reference)
     parts.append(f"{WORDS[rotated]}{' or not stated' * (rotated == 'unrotated')}" if differs else "")

@@ -167,12 +167,12 @@ def label_rows(
     for method, note, line in zip(methods, notes, lines, strict=True):
         if "published" in line:
             task = _task_of_figure(line, rows, with_dataset)
-            own = {"task": task, "source": line["published"]["short"], "order": len(order)}
+            fields = {"task": task, "source": line["published"]["short"], "order": len(order)}
         else:
             column = column_of(_any_episodes(line) if mixed else line)
-            own = {"task": names[column], "source": "", "order": order.index(column)}
-            own["input_size"] = about_images(line).get("size")
-        rows.append({**line, **own, "method": method, "setting": setting_label(line), "name_note": note})
+            fields = {"task": names[column], "source": "", "order": order.index(column)}
+            fields["input_size"] = about_images(line).get("size")
+        rows.append({**line, **fields, "method": method, "setting": setting_label(line), "name_note": note})
     return rows
 
 

@@ -66,11 +66,11 @@ def render_report(
         raise FewshotError(complaints[-1])
     sections = {"Results": "".join(map(_table, pages))}
     for dataset, images in draw_plots(runs, settings["layout"]["protocol"], "svg", complaints).items():
-        own = [run for run in runs if run["protocol"]["dataset"] == dataset]
+        dataset_runs = [run for run in runs if run["protocol"]["dataset"] == dataset]
         papers = [settings | paper for paper in _paper_layouts(dataset)]
-        tables = [_table(page) for paper in papers for page in _make_pages(own, paper, complaints)]
+        tables = [_table(page) for paper in papers for page in _make_pages(dataset_runs, paper, complaints)]
         figures = [_figure(name, image) for name, image in images.items()]
-        confused = _confusions(own, complaints)
+        confused = _confusions(dataset_runs, complaints)
         sections[DATASETS.get(dataset) or dataset] = "".join([*tables, *figures, *confused])
     details = _details(folder, runs, pages, settings, complaints)
     complaints = list(dict.fromkeys(complaints))
@@ -128,8 +128,8 @@ def _paper_layouts(dataset: str) -> list[dict[str, Any]]:
     """The settings of the layouts of a dataset's papers, of any algorithm."""
     files = sorted((CONF / "layout").glob("*.yaml"))
     layouts = [layout for path in files if not (layout := read_layout(path.stem, path))["algorithms"]]
-    own = [layout for layout in layouts if dataset in (layout["datasets"] or ())]
-    return [{"layout": layout, "published": layout["published"], "rows": None, "cols": None} for layout in own]
+    shown = [layout for layout in layouts if dataset in (layout["datasets"] or ())]
+    return [{"layout": layout, "published": layout["published"], "rows": None, "cols": None} for layout in shown]
 
 
 def _details(
@@ -141,8 +141,8 @@ def _details(
     datasets = {run["protocol"]["dataset"] for run in runs if protocol_name(run) == layout["protocol"]}
     others = [run for run in runs if run["protocol"]["dataset"] in datasets]
     for name in sorted({protocol_name(run) for run in others} - {layout["protocol"]}):
-        own = [run for run in others if protocol_name(run) == name]
-        tables = _make_pages(own, {**settings, "layout": {**layout, "protocol": name}}, complaints)
+        protocol_runs = [run for run in others if protocol_name(run) == name]
+        tables = _make_pages(protocol_runs, {**settings, "layout": {**layout, "protocol": name}}, complaints)
         details[f"Tests by the protocol {name}"] = "".join(map(_table, tables))
     records = {str(Path(run["folder"]).relative_to(folder)): run for run in runs}
     differences, missing = compare_settings(list(records.values()))
@@ -177,11 +177,11 @@ def draw_plots(
 
     images: dict[str, dict[str, bytes]] = {}
     for dataset in sorted({run["protocol"]["dataset"] for run in runs}):
-        own = [run for run in runs if run["protocol"]["dataset"] == dataset]
+        dataset_runs = [run for run in runs if run["protocol"]["dataset"] == dataset]
         images[dataset] = {}
         for kind, plot in PLOTS.items():
             try:
-                figures = plot(own if kind == "curves" else select_protocol(own, protocol)[0])
+                figures = plot(dataset_runs if kind == "curves" else select_protocol(dataset_runs, protocol)[0])
             except FewshotError as error:
                 complaints.append(f"{kind} of {dataset} left out: {error}")
                 continue

@@ -132,9 +132,9 @@ def plot_curves(runs: Sequence[Record]) -> list[Figure]:
     for run in runs:
         folder = Path(run["folder"])
         folder = folder.parents[1] if folder.parent.name == "tests" else folder  # a training has several tests
-        own = {key: run[key] for key in ("dataset", "way", "shot")}
+        task = {key: run[key] for key in ("dataset", "way", "shot")}
         if (folder / "metrics.jsonl").exists():
-            trainings.setdefault(folder, {**run, "protocol": {**run["protocol"], **own, "name": ""}})
+            trainings.setdefault(folder, {**run, "protocol": {**run["protocol"], **task, "name": ""}})
     names, _ = method_names(list(trainings.values()), [SETTING, STEPS])
     lines = []
     for name, (folder, run) in zip(names, trainings.items(), strict=True):

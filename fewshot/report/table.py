@@ -80,10 +80,10 @@ def split_layout(runs: Sequence[Record], layout: dict[str, Any]) -> list[tuple[l
     datasets = sorted({run["protocol"]["dataset"] for run in shown})
     tables = []
     for name in datasets:
-        own = {**layout, "datasets": [name] if layout["datasets"] else None}
+        dataset_layout = {**layout, "datasets": [name] if layout["datasets"] else None}
         if layout["title"] and len(datasets) > 1:
-            own["title"] = f"{layout['title']}: {dataset_label(name)}"
-        tables.append(([run for run in runs if run["protocol"]["dataset"] == name], own))
+            dataset_layout["title"] = f"{layout['title']}: {dataset_label(name)}"
+        tables.append(([run for run in runs if run["protocol"]["dataset"] == name], dataset_layout))
     return tables or [(list(runs), layout)]
 
 
@@ -119,8 +119,10 @@ def make_table(runs: Sequence[Record], settings: Mapping[str, Any]) -> Page:
     notices = [f"the table shows {metric}; for the runs scored by {name} set layout.metric={name}" for name in others]
     if settings["published"] and not (published or options["published"]):  # asked for, not the layout's own choice
         known = sorted({figure["protocol"]["dataset"] for figure in read_published()})
-        own = ", ".join(sorted({run["protocol"]["dataset"] for run in chosen})) or "no run"
-        notices.append(f"{own}: no published figures for these methods and tasks; there are some of {', '.join(known)}")
+        tested = ", ".join(sorted({run["protocol"]["dataset"] for run in chosen})) or "no run"
+        notices.append(
+            f"{tested}: no published figures for these methods and tasks; there are some of {', '.join(known)}"
+        )
     if not chosen:
         if not published:
             raise FewshotError("no run belongs to this layout: choose layout=comparison")
@@ -206,10 +208,10 @@ def refresh_tables(path: Path, settings: Mapping[str, Any]) -> tuple[str, list[s
         raise FewshotError(f"{path}: each table stands between a <!-- table --> and a <!-- /table --> after it")
     parts, complaints, errors, end = [], [], [], 0
     for start, stop in zip(starts, ends, strict=True):
-        own = _read_mark(start[1].split(), settings, path)
+        mark_settings = _read_mark(start[1].split(), settings, path)
         try:
-            runs, unread = gather_runs(path.parent / own["runs"])
-            pages = make_tables(runs, own)
+            runs, unread = gather_runs(path.parent / mark_settings["runs"])
+            pages = make_tables(runs, mark_settings)
         except FewshotError as error:
             errors.append(error)
             parts.append(text[end : stop.start()])
@@ -224,19 +226,19 @@ def refresh_tables(path: Path, settings: Mapping[str, Any]) -> tuple[str, list[s
 
 def _read_mark(words: list[str], settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The settings of one table: its layout, and the values that its mark gives."""
-    given = dict(word.split("=", 1) for word in words)
-    own = {**settings, "runs": "."}
-    if name := given.pop("layout", None):
+    values = dict(word.split("=", 1) for word in words)
+    mark_settings = {**settings, "runs": "."}
+    if name := values.pop("layout", None):
         layout = read_layout(name, path)
-        own |= {"layout": layout, "published": layout["published"]}
-    for key, value in given.items():
+        mark_settings |= {"layout": layout, "published": layout["published"]}
+    for key, value in values.items():
         inner = key.removeprefix("layout.")
-        group = own if inner == key else own["layout"]
-        if inner not in (MARK_KEYS if group is own else group):
+        group = mark_settings if inner == key else mark_settings["layout"]
+        if inner not in (MARK_KEYS if group is mark_settings else group):
             raise FewshotError(f"{path}: {key}={value}: a table's mark has no such value; see {CONF / 'table.yaml'}")
         changed = {**group, inner: _read_value(f"{path}: {key}={value}", inner, value)}
-        own = changed if group is own else {**own, "layout": changed}
-    return own
+        mark_settings = changed if group is mark_settings else {**mark_settings, "layout": changed}
+    return mark_settings
 
 
 def _read_value(place: str, key: str, value: str) -> Any:

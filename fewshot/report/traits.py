@@ -110,8 +110,8 @@ def _traits(record: Record, shown: Sequence[str]) -> dict[str, Any]:
         traits |= {field: field_of(record, field) for field in ("cost.train_tasks", "config")}
         traits |= {key: value for key, value in GIVEN.findall(record.get("command") or "") if "," not in value}
     left_out = (*shown, *WITHOUT_EFFECT)
-    own = {key: value for key, value in traits.items() if key not in left_out and not is_copy(key, traits)}
-    return {key: str(value) if isinstance(value, list) else value for key, value in own.items()}
+    counted = {key: value for key, value in traits.items() if key not in left_out and not is_copy(key, traits)}
+    return {key: str(value) if isinstance(value, list) else value for key, value in counted.items()}
 
 
 def config_of(record: Record) -> str:
@@ -156,10 +156,10 @@ def _separates(
     traits: list[dict[str, Any]], contexts: Sequence[Hashable], chosen: list[str], others: list[str]
 ) -> bool:
     """Whether runs of one context with equal values of the chosen keys are equal in all others."""
-    found: dict[Hashable, set[Hashable]] = defaultdict(set)
+    groups: dict[Hashable, set[Hashable]] = defaultdict(set)
     for own, context in zip(traits, contexts, strict=True):
-        found[context, *(own.get(key) for key in chosen)].add(tuple(own.get(key) for key in others))
-    return all(len(values) == 1 for values in found.values())
+        groups[context, *(own.get(key) for key in chosen)].add(tuple(own.get(key) for key in others))
+    return all(len(values) == 1 for values in groups.values())
 
 
 def label_setting(key: str, value: Hashable, keys: list[str]) -> str:

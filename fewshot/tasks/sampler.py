@@ -74,8 +74,8 @@ class Sampler:
         object.__setattr__(self, "seed", check_seed("seed", self.seed))
         check_choice("dataset.rotations", self.rotations, ROTATIONS)
         bank, where = self.bank, f"{self.bank.metadata.get('dataset', 'bank')}, split {self.bank.split}"
-        seen = self.view.output_shape(bank.shape)
-        if self.rotations != "none" and (len(seen) != 3 or seen[-1] != seen[-2]):
+        shape = self.view.output_shape(bank.shape)
+        if self.rotations != "none" and (len(shape) != 3 or shape[-1] != shape[-2]):
             raise FewshotError(f"{where}: rotations={self.rotations} takes square images; set rotations to none")
         if self.way > self._classes:
             raise TaskSizeError(f"{where}: way={self.way}, but there are only {self._classes} classes; lower way")

@@ -99,12 +99,14 @@ def train(
     if validation is not None and validate_every is None:
         validate_every = max(1, steps // 10)
     chosen = {"meta_batch": meta_batch, "outer_lr": outer_lr, "outer_optimizer": outer_optimizer}
-    made = make_settings(learner, tasks, chosen | {"steps": steps, "validate_every": validate_every}, settings)
-    place, engine = pick_device(device), _engine(engine, steps)
-    tasks = move_tasks(tasks, place)
-    validation = None if validation is None else move_tasks(validation, place)
+    train_settings = make_settings(
+        learner, tasks, chosen | {"steps": steps, "validate_every": validate_every}, settings
+    )
+    target, engine = pick_device(device), _engine(engine, steps)
+    tasks = move_tasks(tasks, target)
+    validation = None if validation is None else move_tasks(validation, target)
     if isinstance(learner.backbone, nn.Module):
-        learner.backbone.to(place)
+        learner.backbone.to(target)
     tune_malloc()
     first, inputs = tasks.episodes(0, 1), inputs_of(tasks)
     notes = [*probe(learner, first[0]).notes, check_training(learner, first) if is_trained(learner, tasks) else ""]
@@ -124,17 +126,17 @@ def train(
     with ExitStack() as stack:
         if folder is None:
             path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fewshot-")))
-            made = replace(made, checkpoint_every=max(1, steps))
+            train_settings = replace(train_settings, checkpoint_every=max(1, steps))
         else:
             path = expand_path(folder)
             stack.enter_context(lock_dir(path))
-            claim_folder(path, describe_training(learner, tasks, made, described))
+            claim_folder(path, describe_training(learner, tasks, train_settings, described))
             last, _ = checkpoints(path)
-            if last.exists() and (done := read_header(last)["step"]) > made.steps:
+            if last.exists() and (done := read_header(last)["step"]) > train_settings.steps:
                 raise FewshotError(f"steps={steps}: {path} holds {done:,} already; give as many, or another folder")
-        show = stack.enter_context(_display(learner, tasks, made, path, progress))
-        run_training(learner, tasks, made, engine, path, validate, show)
-        return replace(load_selected(learner, made, path, place), inputs=inputs)
+        show = stack.enter_context(_display(learner, tasks, train_settings, path, progress))
+        run_training(learner, tasks, train_settings, engine, path, validate, show)
+        return replace(load_selected(learner, train_settings, path, target), inputs=inputs)
 
 
 def evaluate(

@@ -37,14 +37,14 @@ class Classifier:
 
     def predict(self, query_x: Examples, *, setting: str = "inductive") -> np.ndarray:
         """The label of each example, [B]; arguments as in `predict_proba`."""
-        found = self.predict_proba(query_x, setting=setting).argmax(1)
+        columns = self.predict_proba(query_x, setting=setting).argmax(1)
         kinds = {type(label) for label in self.labels}
         labels = np.empty(len(self.labels), object)
         labels[:] = self.labels
         if kinds in ({bool}, {int}, {float}, {str}):
             with suppress(OverflowError):  # numbers of more than 64 bits stay Python's
                 labels = labels.astype(kinds.pop())
-        return labels[found]
+        return labels[columns]
 
     def predict_proba(self, query_x: Examples, *, setting: str = "inductive") -> np.ndarray:
         """The probability of each label for each example: [B, N] float32.
@@ -93,25 +93,25 @@ class Classifier:
         queries = self.inputs.prepare("query_x", x, support_x.device)
         task = self.task.with_tensors(support_x, support_y, queries, support_y[:0], key)
         logits = predict_queries(self.learner, self.adapted, task, self.behaviour, setting)
-        own = getattr(self.learner, "probabilities", None)
-        if own is None:
+        to_probabilities = getattr(self.learner, "probabilities", None)
+        if to_probabilities is None:
             return logits.softmax(-1)
-        probabilities = own(self.adapted, logits)
+        probabilities = to_probabilities(self.adapted, logits)
         _check_probabilities(f"{type(self.learner).__name__}.probabilities", probabilities, logits)
         return probabilities
 
 
-def _check_probabilities(name: str, found: object, logits: torch.Tensor) -> None:
+def _check_probabilities(name: str, returned: object, logits: torch.Tensor) -> None:
     """Raises FewshotError if what a learner returns as probabilities are not such. Those of NaN logits may be NaN."""
-    if not isinstance(found, torch.Tensor) or found.shape != logits.shape:
-        what = f"a tensor {list(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
+    if not isinstance(returned, torch.Tensor) or returned.shape != logits.shape:
+        what = f"a tensor {list(returned.shape)}" if isinstance(returned, torch.Tensor) else type(returned).__name__
         raise FewshotError(f"{name} returned {what}; return a tensor {list(logits.shape)}, as the logits are")
-    found = found[~found.isnan().any(-1)]
-    sums = found.sum(-1)
-    if (found < 0).any() or ((sums - 1).abs() > 1e-3).any():
+    returned = returned[~returned.isnan().any(-1)]
+    sums = returned.sum(-1)
+    if (returned < 0).any() or ((sums - 1).abs() > 1e-3).any():
         raise FewshotError(
-            f"{name} returned values from {found.min():.3g} to {found.max():.3g} with sums from {sums.min():.3g} to "
-            f"{sums.max():.3g}; probabilities are 0 or more, and those of an example sum to 1"
+            f"{name} returned values from {returned.min():.3g} to {returned.max():.3g} with sums from "
+            f"{sums.min():.3g} to {sums.max():.3g}; probabilities are 0 or more, and those of an example sum to 1"
         )
 
 

@@ -105,9 +105,9 @@ class Inputs:
             FewshotError: they are of another kind than the learner's, or are turned and cannot be.
         """
         self.check("tasks", tasks.bank.examples[:0])
-        seen = (0,) if self.extractor is not None else self.view.output_shape(self.shape)
-        if tasks.rotations != "none" and (len(seen) < 3 or seen[-1] != seen[-2]):
-            kind = "features" if len(seen) < 3 else f"images of {seen[-1]}x{seen[-2]}"
+        shape = (0,) if self.extractor is not None else self.view.output_shape(self.shape)
+        if tasks.rotations != "none" and (len(shape) < 3 or shape[-1] != shape[-2]):
+            kind = "features" if len(shape) < 3 else f"images of {shape[-1]}x{shape[-2]}"
             raise FewshotError(
                 f"rotations={tasks.rotations}: the learner sees {kind}, which cannot be turned; set none"
             )
@@ -135,8 +135,8 @@ def inputs_of(tasks: Tasks) -> Inputs | None:
     unit_range = x.dtype == torch.uint8 or len(bank.shape) != 3 or bool(x.min() >= 0 and x.max() <= 1)
     view = replace(tasks.view, augment="none")
     about = bank.metadata
-    known = {"resize", "resample"} <= about.keys() and bank.shape[1:] == bank.shape[-1:] * 2
-    spec = spec_of(bank.shape, about, upright=about.get("upright", False)) if known else None
+    is_resized = {"resize", "resample"} <= about.keys() and bank.shape[1:] == bank.shape[-1:] * 2
+    spec = spec_of(bank.shape, about, upright=about.get("upright", False)) if is_resized else None
     return Inputs(bank.shape, view, tasks.way, x.dtype, unit_range=unit_range, spec=spec)
 
 

@@ -193,9 +193,9 @@ def _start_values(learner: Learner, tasks: Tasks, *, fresh: bool) -> tuple[Tenso
     if state and hasattr(learner, "state_of") and fresh:
         if not hasattr(tasks, "blocks"):
             raise FewshotError("this algorithm needs the training examples, and functions have none; choose another")
-        found = learner.state_of(tasks.blocks())  # pyright: ignore[reportAttributeAccessIssue]
-        check_names(learner, "state of the training examples", found, state)
-        state = found
+        examples_state = learner.state_of(tasks.blocks())  # pyright: ignore[reportAttributeAccessIssue]
+        check_names(learner, "state of the training examples", examples_state, state)
+        state = examples_state
     # Copies, so that the learner's network stays as it is.
     params, state = ({k: v.detach().clone().to(tasks.device) for k, v in group.items()} for group in (params, state))
     return params, state
@@ -215,9 +215,9 @@ def _check_same_start(tensors: Tensors, device: torch.device) -> None:
     processes = world()[1]
     if processes == 1:
         return
-    own = int(digest_tensors(tensors)[:12], 16)
-    (total,) = all_reduce_sum([torch.tensor([own], device=device)])
-    if int(total) != own * processes:
+    digest = int(digest_tensors(tensors)[:12], 16)
+    (total,) = all_reduce_sum([torch.tensor([digest], device=device)])
+    if int(total) != digest * processes:
         raise FewshotError(
             "the processes start with different parameters: let the learner and its network draw them by torch, NumPy "
             "or random, whose generators the seed sets, or start one process"

@@ -124,11 +124,11 @@ def _preprocessing(
     from torchvision.models import get_model_weights
 
     weights: Any = get_model_weights(checked_name(model))
-    own = weights.DEFAULT.transforms()
+    defaults = weights.DEFAULT.transforms()
     return (
-        own.crop_size[0] if size is None else size,
-        tuple(own.mean if mean is None else mean),
-        tuple(own.std if std is None else std),
+        defaults.crop_size[0] if size is None else size,
+        tuple(defaults.mean if mean is None else mean),
+        tuple(defaults.std if std is None else std),
     )
 
 

@@ -230,8 +230,10 @@ def _read_csv_split(
         folders = _pool(class_folders(files, images)[0]) if images else {}
         folder_of = {split_csv.to_nfc(name): name for name in folders}
         spellings = {item: [split_csv.to_nfc(item.replace("/", sign)) for sign in "/_-"] for item in rows}
-        found = {item: [folder_of[name] for name in names if name in folder_of] for item, names in spellings.items()}
-        matches = {item: names[0] for item, names in found.items() if names}
+        folders_of = {
+            item: [folder_of[name] for name in names if name in folder_of] for item, names in spellings.items()
+        }
+        matches = {item: names[0] for item, names in folders_of.items() if names}
     else:
         folders, matches = {}, split_csv.match_images(files, images, rows)
     noun = "class folder" if kind == "classes" else "image"

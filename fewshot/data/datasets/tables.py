@@ -64,10 +64,10 @@ def read_tables(
     check_choice("dataset.reader.standardize", standardize, STANDARDIZE)
     shares = check_shares(fractions, seed)
     files = open_files(expand_path(str(root)))
-    found = [file for file in files.names if file.lower().endswith(".csv")]
-    if not found:
+    csv_files = [file for file in files.names if file.lower().endswith(".csv")]
+    if not csv_files:
         raise FewshotError(f"{files.root}: no CSV files are there; give a folder with one file for each task")
-    splits, source = _find_splits(files, found, split, shares, seed)
+    splits, source = _find_splits(files, csv_files, split, shares, seed)
     columns, left_out = _find_columns(files, splits["train"][0], {"inputs": inputs, "outputs": outputs})
     tables, faults, owner, shared = {}, [], {}, []
     for part, names in splits.items():

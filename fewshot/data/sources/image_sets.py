@@ -125,11 +125,11 @@ def _folders(files: Files, above: list[str]) -> set[str]:
     """The folders in a folder of a source, with those that hold no file, if the source is no archive."""
     depth = len(above)
     paths = [name.split("/")[:-1] for name in files.names]
-    found = {path[depth] for path in paths if path[:depth] == above and len(path) > depth}
+    folders = {path[depth] for path in paths if path[:depth] == above and len(path) > depth}
     if files.root.is_dir():
         inside = files.root.joinpath(*above)
-        found |= {path.name for path in inside.iterdir() if path.is_dir() and not is_hidden(path.name)}
-    return found
+        folders |= {path.name for path in inside.iterdir() if path.is_dir() and not is_hidden(path.name)}
+    return folders
 
 
 def _count(names: list[str]) -> str:
