@@ -45,16 +45,16 @@ def load_run(
     Raises:
         FewshotError: the folder holds no run that has been trained, or it is damaged.
     """
-    folder, place = find_run(expand_path(folder)), pick_device(device)
+    folder, torch_device = find_run(expand_path(folder)), pick_device(device)
     cfg = saved_config(folder, data_dir=None if data_dir is None else str(expand_path(data_dir)))
     info = data_info_of(folder)
     shape = tuple(info["shape"])
-    learner = make_learner(cfg, shape, len(info.get("outputs", ())) or cfg.way, place)
+    learner = make_learner(cfg, shape, len(info.get("outputs", ())) or cfg.way, torch_device)
     settings = TrainSettings(**resolved(cfg)["train"])
-    trained = load_selected(learner, settings, folder, place, checkpoint)
+    trained = load_selected(learner, settings, folder, torch_device, checkpoint)
     if is_regression(cfg.dataset):
         return trained
-    inputs = _inputs(cfg, info, folder, place)
+    inputs = _inputs(cfg, info, folder, torch_device)
     reader = cfg.dataset.reader
     spec = spec_of(inputs.shape, reader, upright=reader.get("upright", True))  # a person's photos, of any dataset's run
     return replace(trained, inputs=replace(inputs, spec=spec))

@@ -102,11 +102,11 @@ def train(
     train_settings = make_settings(
         learner, tasks, chosen | {"steps": steps, "validate_every": validate_every}, settings
     )
-    target, engine = pick_device(device), _engine(engine, steps)
-    tasks = move_tasks(tasks, target)
-    validation = None if validation is None else move_tasks(validation, target)
+    torch_device, engine = pick_device(device), _engine(engine, steps)
+    tasks = move_tasks(tasks, torch_device)
+    validation = None if validation is None else move_tasks(validation, torch_device)
     if isinstance(learner.backbone, nn.Module):
-        learner.backbone.to(target)
+        learner.backbone.to(torch_device)
     tune_malloc()
     first, inputs = tasks.episodes(0, 1), inputs_of(tasks)
     notes = [*probe(learner, first[0]).notes, check_training(learner, first) if is_trained(learner, tasks) else ""]
@@ -136,7 +136,7 @@ def train(
                 raise FewshotError(f"steps={steps}: {path} holds {done:,} already; give as many, or another folder")
         show = stack.enter_context(_display(learner, tasks, train_settings, path, progress))
         run_training(learner, tasks, train_settings, engine, path, validate, show)
-        return replace(load_selected(learner, train_settings, path, target), inputs=inputs)
+        return replace(load_selected(learner, train_settings, path, torch_device), inputs=inputs)
 
 
 def evaluate(

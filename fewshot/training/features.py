@@ -98,11 +98,11 @@ def extract_features(
                 f"{folder}: the features with which this run began are gone, or these are not the images of the run; "
                 "put them back, or train anew"
             )
-        place, title_of_bar = pick_device(device), f"extractor {name}, {len(images['train'].names)} classes"
+        torch_device, title_of_bar = pick_device(device), f"extractor {name}, {len(images['train'].names)} classes"
         with lock_dir(work, wait=True), on_all_cores():
             if not (folder / "bank.json").exists():  # else another run has just made them
                 extractor, best = train_extractor(
-                    network, images, transform, settings, work, device=place, title=title_of_bar
+                    network, images, transform, settings, work, device=torch_device, title=title_of_bar
                 )
                 about = {
                     "dataset": images["train"].metadata.get("dataset", "images"),
