@@ -46,10 +46,13 @@ def with_dataset(cfg: DictConfig, run: Path, dataset: DictConfig) -> DictConfig:
 
 
 def check_disjoint_classes(run: Path, trained: str, name: str, bank: Source) -> None:
-    """Check that a run on the dataset `trained` was not trained on classes of this test on the dataset `name`.
+    """Check that a run on the dataset `trained` did not learn, nor select its checkpoint, by classes of this test.
+
+    Args:
+        name: the dataset of the test.
 
     Raises:
-        FewshotError: it was, or the data are the run's own; or they have no names to tell.
+        FewshotError: it did, or the data are the run's own; or they have no names to tell.
     """
     info = data_info_of(run)
     if bank.image_fingerprint == info.get(bank.split):
@@ -60,11 +63,13 @@ def check_disjoint_classes(run: Path, trained: str, name: str, bank: Source) -> 
             f"dataset {name}: the classes of pickles have no names, such as {unnamed[0]}, so that those that the run "
             "was trained on would not be found; read both datasets from cifar-100-python.tar.gz"
         )
-    if shared := sorted(set(bank.names) & set(info["classes"])):
-        raise FewshotError(
-            f"dataset {name}: {len(shared)} of its {len(bank.names)} classes of {bank.split} are classes that the run "
-            f"was trained on, such as {shared[0]}, so that this would be no test; choose another dataset or split"
-        )
+    uses = {"classes": "was trained on", "selection_classes": "chose its checkpoint by"}
+    for key, use in uses.items():
+        if shared := sorted(set(bank.names) & set(info.get(key, ()))):  # an older run lacks the second
+            raise FewshotError(
+                f"dataset {name}: {len(shared)} of its {len(bank.names)} classes of {bank.split} are classes that the "
+                f"run {use}, such as {shared[0]}, so that this would be no test; choose another dataset or split"
+            )
 
 
 def train_fingerprint(run: Path, train_on_val: bool) -> str:

@@ -38,3 +38,10 @@ def test_classes_of_the_training_are_found_or_the_test_is_refused(
         return
     with pytest.raises(FewshotError, match=said):
         check_disjoint_classes(tmp_path, trained, tested, source("bed", "road"))
+
+
+def test_a_test_on_classes_that_selected_the_checkpoint_is_refused(tmp_path: Path) -> None:
+    info = {"train": "a", "val": "c", "test": "d", "shape": [3, 8, 8], "classes": ["cup"], "selection_classes": ["bed"]}
+    (tmp_path / DATA).write_text(json.dumps(info))
+    with pytest.raises(FewshotError, match="1 of its 2 classes of test are classes that the run chose its checkpoint"):
+        check_disjoint_classes(tmp_path, "mini", "tiered", source("bed", "road"))
