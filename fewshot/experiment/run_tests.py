@@ -121,7 +121,7 @@ def write_tests(
     for test in planned:
         by_setting = {setting: test.folder(tests, setting, parts) for setting in test.settings}
         missing = [
-            name for name, path in by_setting.items() if again or not _is_tested(path, run, trained, test, training)
+            name for name, path in by_setting.items() if not _is_tested(path, run, trained, test, training, again)
         ]
         wanted = missing
         if predictions:
@@ -161,18 +161,31 @@ def _has_predictions(folder: Path) -> bool:
 
 
 @on_rank_zero
-def _is_tested(folder: Path, run: Experiment, trained: Trained, test: PlannedTest, training: Record) -> bool:
-    """Whether a folder holds the record of this very test; not where the protocol or the parameters were others."""
+def _is_tested(
+    folder: Path, run: Experiment, trained: Trained, test: PlannedTest, training: Record, again: bool
+) -> bool:
+    """Whether a folder holds the record of this very test, which is not to be made `again`.
+
+    Not where the protocol or the parameters were others.
+
+    Raises:
+        FewshotError: it holds a test of another run, or without `again` a damaged record.
+    """
     path = folder / "record.json"
     if not path.exists():
         return False
-    record = read_record(path)
+    try:
+        record = read_record(path)
+    except FewshotError:
+        if again:
+            return False
+        raise
     if (record["config"], record["seed"]) != (training["config"], run.cfg.seed):
-        raise FewshotError(f"{folder}: holds a test of another run; choose another folder, or force=true")
+        raise FewshotError(f"{folder}: holds a test of another run; choose another folder")
     kept, own = record["train"], training["train"]
     same_weights = (kept.get("steps"), record["protocol"]["selection"]) == (trained.steps, trained.selection)
     same_weights &= kept.get("fingerprint", own["fingerprint"]) == own["fingerprint"]  # an older record does not say
-    return same_weights and test.protocol.is_of(record)
+    return same_weights and test.protocol.is_of(record) and not again
 
 
 @dataclass

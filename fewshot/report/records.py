@@ -50,7 +50,7 @@ OPTIONAL: dict[tuple[type, ...], str] = {
 
 
 def write_record(folder: Path, record: Mapping[str, Any], scores: Mapping[str, np.ndarray]) -> None:
-    """Write `episodes.csv` and then `record.json`, so that a folder with a record is complete.
+    """Write `episodes.csv` and then `record.json`, so that a folder with a record is complete; one there goes first.
 
     Args:
         scores: the scores [episodes] by column of `episodes.csv`. The column is the metric, such as `accuracy`. A test
@@ -63,6 +63,7 @@ def write_record(folder: Path, record: Mapping[str, Any], scores: Mapping[str, n
     """
     rows = (",".join(map(_episode_score, scores, row)) for row in zip(*scores.values(), strict=True))
     lines = [",".join(["episode", *scores]), *(f"{episode},{row}" for episode, row in enumerate(rows))]
+    (folder / "record.json").unlink(missing_ok=True)  # else it would stand beside the scores of another test
     write_atomically(folder / "episodes.csv", ("\n".join(lines) + "\n").encode())
     write_atomically(folder / "record.json", (json.dumps(record, indent=1) + "\n").encode())
 
@@ -90,9 +91,11 @@ def copy_record(folder: Path, target: Path, runs: Path) -> None:
                 f"{path.parent}: holds a record of another run, {summary_of_run(other)}; copy to another folder by "
                 "copy_records_to, or train in another run_dir"
             )
-        if not _is_of_one_training(other, record):
+        same_selection = other["protocol"]["selection"] == record["protocol"]["selection"]  # else other parameters
+        if same_selection and not _is_of_one_training(other, record):
             replaced.append(path.parent)
-    for name in ("episodes.csv", "record.json"):
+    (copy / "record.json").unlink(missing_ok=True)
+    for name in ("episodes.csv", "record.json"):  # in this order: a folder with a record is complete
         write_atomically(copy / name, (folder / name).read_bytes())
     log = folder.parents[1] / "metrics.jsonl"
     lines = log.read_bytes().splitlines(keepends=True) if log.exists() else []

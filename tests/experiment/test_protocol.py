@@ -178,6 +178,9 @@ def test_a_trained_run_is_tested_again_with_other_values(call: Any) -> None:
     assert one["protocol"]["manifest"] != two["protocol"]["manifest"]
     assert (one["config"], one["protocol"]["adaptation_steps"]) == (two["config"], 5)
     assert call("evaluate", *other, "force=true").code == 0
+    assert call("train", "run_dir=another", *QUICK, "seed=1").code == 0
+    foreign = call("evaluate", "run=another", *other[1:], "out=run/tests", "force=true")
+    assert foreign.err.endswith("holds a test of another run; choose another folder\n")
     assert [name for name, time in records_of("run").items() if time != first[name]] == [f"{name}-inductive"]
 
 
