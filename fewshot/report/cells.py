@@ -74,6 +74,7 @@ class Cell:
     runs: list[Record]
     p: float | None = None  # corrected p value against the best of its column, 1 for the best; None: not compared
     reference: bool = True  # False in a mixed column for a test on other episodes than those that it compares
+    unreadable: bool = False  # whether a run has no usable scores of its episodes, and so no comparison
 
     @property
     def figure(self) -> dict[str, Any] | None:
@@ -249,8 +250,8 @@ def _check_alike(one: Record, other: Record, fields: Iterable[str], problem: str
 def find_reference(cells: Iterable[Cell]) -> tuple[str, ...]:
     """The test, as labels, that holds the best measured score in most columns, and then that of most measured cells.
 
-    If there are tests by the common protocol it is one of them. Bold compares cells with this test alone, and must not
-    pass over the best score of a column.
+    If there are tests by the common protocol it is one of them. Bold compares cells with this test alone, so it passes
+    over a better score by another test, whose footnote says in what that differs.
     """
     measured = [cell for cell in cells if cell.figure is None]
     eligible = [cell for cell in measured if cell.runs[0]["protocol"].get("name") == COMMON] or measured
@@ -278,6 +279,7 @@ def _compare(cells: list[Cell], metric: str) -> list[str]:
             try:
                 scores.append(read_scores(run))
             except FewshotError as error:
+                cell.unreadable = True
                 complaints.add(f"{error} (its mean stands in the table, compared with no other)")
         if len(scores) == len(cell.runs) and len(scores[0]) > 1:
             columns[cell.column, column_of(cell.runs[0])].append((cell, np.mean(scores, axis=0)))

@@ -10,6 +10,7 @@ from fewshot.report.cells import Cell, Key, Layout
 from fewshot.report.records import NUMBER, Record, extractor_of, format_field, task_name
 
 NOTHING = "–"
+NAMED = {"cpu": "CPU", "unknown": "an unknown device"}
 COSTS = {  # heading: field, unit, decimals
     "training tasks": ("train_tasks", 1, 0),
     "minutes": ("train_seconds", 60, 1),
@@ -113,12 +114,19 @@ def _training_seconds(cell: Cell) -> tuple[float, float] | None:
 
 
 def _device(cell: Cell) -> str:
-    """Where the runs of a cell and, as far as records say it, their extractors were trained."""
-    names = [run["cost"]["device"] or "unknown" for run in cell.runs]
-    names += [device for run in cell.runs if (device := extractor_of(run).get("device"))]
-    devices = {name for text in names for name in text.split(" and ")}
-    named = {"cpu": "CPU", "unknown": "an unknown device"}
-    return " and ".join(named.get(name, name) for name in sorted(devices))
+    """Where the runs of a cell and, as far as records say it, their extractors were trained: `CPU`, `2 x NVIDIA H200`.
+
+    The device of a run that trained nothing is that of its test, and is named only where its extractor's is not known.
+    """
+    devices: set[str] = set()
+    for run in cell.runs:
+        cost, of_extractor = run["cost"], extractor_of(run).get("device")
+        devices |= {of_extractor} if of_extractor else set()
+        if cost["train_tasks"] or not of_extractor:
+            processes = cost.get("processes") or 1
+            names = (cost["device"] or "unknown").split(" and ")
+            devices |= {f"{processes} x {name}" if processes > 1 and name not in NAMED else name for name in names}
+    return " and ".join(NAMED.get(name, name) for name in sorted(devices))
 
 
 def _join(values: Sequence[int]) -> str:

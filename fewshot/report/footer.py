@@ -24,9 +24,8 @@ def footer(cells: Sequence[Cell], shown: Sequence[str]) -> list[tuple[str, str]]
     if measured:
         lines = [("test", _test_line(measured)), ("reading", _reading_line(measured, shown))]
         compared = {cell.column for cell in measured if cell.p is not None}
-        alone = [cell for cell in measured if cell.p is None and cell.column in compared and cell.reference]
-        if alone:
-            names = sorted({"{method} on {task}".format(**cell.runs[0]) for cell in alone})
+        if unreadable := [cell for cell in measured if cell.unreadable and cell.column in compared]:
+            names = sorted({"{method} on {task}".format(**cell.runs[0]) for cell in unreadable})
             lines.append(("not compared", f"{'; '.join(names)}: no usable scores of the episodes"))
     figures = [cell.figure for cell in cells if cell.figure is not None]
     return [*lines, ("published", _published_line(figures))] if figures else lines
@@ -65,16 +64,17 @@ def _reading_line(cells: Sequence[Cell], shown: Sequence[str]) -> str:
     runs = [run for cell in cells for run in cell.runs]
     several_seeds = any(len(cell.runs) > 1 for cell in cells)
     parts = [f"± is the 95 % interval (Student t) over test episodes{_over_seeds(cells)}"]
-    if any(cell.p is not None for cell in cells):
+    if compared := {cell.column for cell in cells if cell.p is not None}:
         others = any(not cell.reference for cell in cells)
         tested_so = " among the cells that were tested as above" if others else ""
         averaged = ", seeds averaged" if several_seeds else ""
-        tests = {(cell.column, column_of(cell.runs[0])) for cell in cells if cell.p is not None}
-        if len(tests) > len({column for column, _ in tests}):  # rows name tests too
+        tests = {(cell.column, column_of(cell.runs[0])) for cell in cells if cell.reference and cell.column in compared}
+        if len(tests) > len(compared):  # rows name tests too
             tested_so = " among rows of the same test episodes"
         parts.append(
             f"bold: the best in a column{tested_so} and what cannot be told from it at 5 % (paired t test over the "
-            f"episodes{averaged}, Holm's correction over all pairs of all columns)"
+            f"episodes{averaged}, Holm's correction over all pairs of all columns; of these trainings, not of other "
+            "seeds)"
         )
     if any(cell.r2() is not None for cell in cells):
         parts.append("R2 is 1 - error / variance of the queries around their task's mean")

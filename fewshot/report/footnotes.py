@@ -162,7 +162,7 @@ def _figure_notes(run: Record, figure: dict[str, Any], reference: Test, per_shot
         query_label = _queries(run, query, per_shot)
         parts.append("" if {query_label, format_label("{} queries", query)} & set(reference) else query_label)
     rotated = "rotated" if "rotated_tests" in figure["caveats"] else "unrotated"
-    differs = rotated not in reference and {"rotated", "unrotated"} & set(reference)
+    differs = rotated not in reference and (rotated == "rotated" or "rotated" in reference)
     parts.append(f"{WORDS[rotated]}{' or not stated' * (rotated == 'unrotated')}" if differs else "")
     if episodes != UNKNOWN:
         label = format_label("{:,} episodes", episodes)

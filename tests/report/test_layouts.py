@@ -45,10 +45,10 @@ def test_every_layout_renders_from_the_committed_records_in_every_format(layout:
 
 
 @pytest.mark.parametrize("layout", PAPERS)
-def test_tables_of_papers_have_at_most_five_columns_and_seventeen_footnotes(layout: str, results: Any) -> None:
+def test_tables_of_papers_have_at_most_five_columns_and_eighteen_footnotes(layout: str, results: Any) -> None:
     page = results(*EVERY[layout])
     figures = [heading for heading in page.table if re.search("-shot|test step", heading)]
-    assert 0 < len(figures) <= 5 and len(page.notes) <= 17 and len(set(page.notes)) == len(page.notes)
+    assert 0 < len(figures) <= 5 and len(page.notes) <= 18 and len(set(page.notes)) == len(page.notes)
     assert not any((page.table[heading].map(lambda entry: entry.text) == "–").all() for heading in page.table)
     assert not any(entry.bold for row in page.table.iloc[page.measured :].to_numpy() for entry in row)
 
@@ -114,6 +114,24 @@ def test_measured_rows_stand_above_published_ones_in_the_same_columns(lab: Any) 
     assert all(FORMATS[form](page).count(sign) == 1 for form, sign in signs.items())
     # The paper's figures are of tests by the same words, but for the number of tasks that is the reference's here.
     assert next(row["source"].notes for row in rows if row["source"].text == "MAML paper") == (1,)
+
+
+def test_a_figure_of_rotated_characters_has_a_footnote_where_no_run_is_rotated_either(lab: Any) -> None:
+    lab.write("one", protocol__rotations="none")
+    page = lab.page("layout=comparison", "published=true")
+    (numbers,) = {row["source"].notes for row in page.table.to_dict("records") if row["source"].text == "MAML paper"}
+    assert "rotated characters" in "; ".join(page.notes[number - 1] for number in numbers)
+
+
+def test_a_row_that_is_alone_on_its_test_is_not_said_to_lack_scores(lab: Any) -> None:
+    for name, query in (("maml", 15), ("fomaml", 15), ("reptile", 5)):
+        manifest = {"protocol__manifest": f"{query:02d}" * 32, "protocol__name": f"common, query={query}"}
+        lab.write(name, algorithm=name, protocol__query=query, **manifest)
+    page = lab.page("layout=free", "rows=[algorithm,protocol.query]", "cols=[protocol.shot]", "layout.protocol=null")
+    footer = dict(page.footer)
+    assert (
+        "not compared" not in footer and "bold: the best in a column among rows of the same test" in footer["reading"]
+    )
 
 
 def test_of_a_run_without_the_two_protocols_the_test_nearest_to_common_is_shown(lab: Any) -> None:
@@ -345,6 +363,7 @@ def test_a_papers_table_compares_one_set_of_episodes_and_says_which_rows_have_an
     assert len(page.notes) == 1 and page.notes[0].startswith("other images or test tasks (manifest ")
     test_line = dict(page.footer)["test"]
     assert "eeeeeeee" not in test_line and "dddddddd" not in test_line
+    assert "not compared" not in dict(page.footer)
     (lab.folder / "best/episodes.csv").unlink()
     assert dict(lab.page("layout=omniglot", "published=false").footer)["not compared"].startswith("best on 5-way")
 

@@ -292,6 +292,9 @@ def test_the_version_and_the_device_that_trained_an_extractor_stand_beside_those
     page = make_page([record], layout=Layout(rows={"method": "method", "budget": "budget"}))
     assert dict(page.footer)["reading"].endswith("; code 0.1.0 (0123456, abc1234, fedcba9)")
     assert lab.texts(page)[0]["budget"] == "5 min on NVIDIA H200 and CPU, 9 of 10 steps"
+    record["cost"] |= {"train_tasks": 0, "train_seconds": 0.0}  # so its device is that of the test
+    page = make_page([record], layout=Layout(rows={"method": "method", "budget": "budget"}))
+    assert lab.texts(page)[0]["budget"] == "4 min on NVIDIA H200, 9 of 10 steps"
 
 
 def test_what_algorithms_were_trained_with_stands_below_where_it_differs(lab: Any) -> None:
@@ -385,17 +388,20 @@ def test_the_budget_is_shown_where_it_is_smaller_than_the_papers(
 
 
 @pytest.mark.parametrize(
-    ("device", "on"),
+    ("device", "processes", "on"),
     [
-        ("NVIDIA H200", " on NVIDIA H200"),
-        ("cpu and NVIDIA H200", " on NVIDIA H200 and CPU"),
-        (None, " on an unknown device"),
-        ("cpu", ""),
+        ("NVIDIA H200", 1, " on NVIDIA H200"),
+        ("NVIDIA H200", 8, " on 8 x NVIDIA H200"),
+        ("cpu and NVIDIA H200", 1, " on NVIDIA H200 and CPU"),
+        (None, None, " on an unknown device"),
+        ("cpu", 2, ""),
     ],
 )
-def test_a_budget_names_the_device_unless_it_is_a_cpu(lab: Any, device: str | None, on: str) -> None:
+def test_a_budget_names_the_devices_unless_they_are_a_cpu(
+    lab: Any, device: str | None, processes: int | None, on: str
+) -> None:
     train = {"shot": 1, "query": 1, "steps": 9, "paper_steps": 10}
-    record = lab.record(train=train, cost__train_seconds=360, cost__device=device)
+    record = lab.record(train=train, cost__train_seconds=360, cost__device=device, cost__processes=processes)
     [row] = lab.texts(make_page([record], layout=Layout(rows={"method": "method", "budget": "budget"})))
     assert row["budget"] == f"6 min{on}, 9 of 10 steps"
 
