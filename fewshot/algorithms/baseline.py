@@ -3,10 +3,12 @@ wyharveychen/CloserLookFewShot e03aca8.
 
 Differences from the original program:
 1. Initial weights and the order of the minibatches come from the episode's key.
-2. The features are any: those of an extractor with a linear head for both methods, where the program trains the
+2. Any features can be used. Here both methods get those of an extractor with a linear head; the program trains the
    extractor of Baseline++ with a cosine head.
-3. Features have length 1 here; the program's linear head gets them unscaled. With its rate of 0.01 a head would hardly
-   move, so the rate is 1 for a linear head and 0.1 for a cosine head.
+3. A linear head gets features of length 1 here, and in the program features of any length. So its rate is 1, and not
+   the program's 0.01, with which it would hardly move.
+4. A cosine head scales features to length 1 in both. Its rate is 0.1, and not the program's 0.01: on validation tasks
+   that was better (results/experiments.md).
 """
 
 from __future__ import annotations
@@ -28,12 +30,14 @@ MOMENTUM = DAMPENING = 0.9
 class Baseline(Learner):
     """A new head is trained on the features of the support set, by SGD with momentum. Nothing is meta-trained.
 
+    Where classes differ in size, a larger one weighs more.
+
     Args:
         backbone: the identity, on features.
         head: `linear`, Baseline; or `cosine`, Baseline++: cosines to a vector per class, each times a learned norm.
         test_steps: epochs over the support set.
         batch: size of a minibatch.
-        lr, weight_decay: of SGD. None: a rate of 1 for a linear head, 0.1 for a cosine head, on features of length 1.
+        lr, weight_decay: of SGD. None: a rate of 1 for a linear head, on features of length 1; 0.1 for a cosine head.
         scale: factor of the cosines.
 
     Raises:

@@ -15,7 +15,7 @@ from fewshot.algorithms.learner import Tensors
 from fewshot.backbones.identity import Identity
 from fewshot.core.errors import FewshotError
 
-INPUTS = {"ahead": 2, "back": 2, "query": 3}  # of each LSTM, in features
+INPUTS = {"ahead": 2, "back": 2, "query": 3}  # inputs of each LSTM, as multiples of D
 
 
 def context_parameters(backbone: nn.Module) -> Tensors:

@@ -48,7 +48,8 @@ class Learner(Protocol):
       number, a text, true or false; after the training it is called with `steps, steps`. A change costs a compiled or
       recorded step its compilation, so change them a few times in a training, and not at every step;
     - `scalars(params) -> dict[str, float]`: values for the log, such as the mean of a learned rate;
-    - `gradient_evaluations: int`: gradients through the network that one training task costs, the outer one included;
+    - `gradient_evaluations: int`: gradients that one training task costs, the outer one included; inner ones of a head
+      alone, on features that are computed once, do not count, and of LEO those through the decoder do;
     - `adaptation_steps: str`: the text that the record shows in place of `test_steps`;
     - `outer_settings: Mapping[str, Any]`: what `fewshot.train` takes for this learner where the caller does not say
       otherwise: `meta_batch`, `outer_lr`, `outer_optimizer`, and what its `**settings` may name;
@@ -64,7 +65,7 @@ class Learner(Protocol):
     """
 
     backbone: nn.Module
-    test_steps: int = 0  # adaptation steps at evaluation
+    test_steps: int = 0  # adaptation steps at evaluation; of LEO the fine-tuning steps, in training too
     sequential: bool = False  # each task starts from the state that the task before it left, so none run at once
     use_autograd: bool = False  # set by the engine on copies that run single tasks; pass it on to `differentiate`
 
@@ -283,7 +284,7 @@ def task_loss(outputs: torch.Tensor, targets: torch.Tensor, reduction: str, shot
 def score(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The figure that a test reports of a batch, []: accuracy of logits, or mean squared error of outputs.
 
-    It is NaN where a logit is, which says nothing of the class.
+    The accuracy is NaN if any logit of the batch is.
     """
     if targets.is_floating_point():
         return F.mse_loss(outputs, targets.view(outputs.shape))

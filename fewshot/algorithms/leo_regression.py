@@ -72,7 +72,9 @@ class LEORegression(LEOSteps):
         FewshotError: a backbone of another kind, or a setting out of its range.
     """
 
-    outer_settings = MappingProxyType({"outer_lr": 0.003, "outer_lr_end": 0.0, "clip": 0.1, "clip_norm": 0.1})
+    outer_settings = MappingProxyType(
+        {"meta_batch": 12, "outer_lr": 0.003, "outer_lr_end": 0.0, "clip": 0.1, "clip_norm": 0.1}
+    )
 
     def __init__(
         self,

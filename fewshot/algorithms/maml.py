@@ -3,7 +3,7 @@
 Differences from the original:
 1. Evaluation reports the score after the numbers of steps that the protocol names; the original after each step.
 2. Norm statistics come from the batch at hand, as in the original; whether test queries share that batch is chosen by
-   the protocol (`transductive`), where the original always does so.
+   the protocol (`setting`), where the original always does so.
 3. Meta-SGD (Li et al., 2017) is MAML with learned step sizes, one for each weight, all starting at `inner_lr`.
 4. ANIL (Raghu et al., 2020, "Rapid learning or feature reuse?") is MAML whose inner loop changes the head alone; the
    features of the support set are computed once for all its steps. BOIL (Oh et al., 2021, "BOIL: towards representation
@@ -35,6 +35,7 @@ from fewshot.algorithms.learner import (
     check_settings,
     differentiate,
     functional_forward,
+    head_prefix,
     score,
     task_loss,
 )
@@ -59,7 +60,7 @@ class MAML(Learner):
         test_steps: inner gradient steps at evaluation.
         first_order: take the inner gradients as constants (FOMAML; stop_grad in the original).
         inner_loss: scale of the support loss, see `task_loss`; it multiplies into inner_lr.
-        outer_loss: scale of the query loss.
+        outer_loss: scale of the query loss, which the method `outer_loss` gives.
         adapted: the parameters that the inner loop changes: `all`, `head` (ANIL), `body` (BOIL) or patterns, see
             `adapted_names`.
 
@@ -93,7 +94,8 @@ class MAML(Learner):
         self.outer_reduction = check_choice("algorithm.learner.outer_loss", outer_loss, REDUCTIONS)
         self.adapted = adapted_names(backbone, adapted)
         self.notes = () if adapted == "all" else (f"the inner loop adapts {', '.join(self.adapted)}",)
-        if adapted == "body" and not any(v.any() for n, v in backbone.named_parameters() if n not in self.adapted):
+        head = [v for n, v in backbone.named_parameters() if n.startswith(head_prefix(backbone))]
+        if adapted == "body" and not any(value.any() for value in head):
             self.notes += (
                 "the head starts at zero and the inner loop does not move it, so the body learns little; let it start "
                 "at other values (backbone.network.head_init=uniform)",

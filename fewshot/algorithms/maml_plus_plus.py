@@ -1,5 +1,5 @@
 """MAML++: Antoniou, Edwards and Storkey, 2019, "How to train your MAML"; AntreasAntoniou/HowToTrainYourMAMLPytorch
-072e014.
+8696470.
 
 It is MAML with four changes, each a setting; the fifth, a rate of the outer loop that falls as a cosine, is in
 `outer_settings`, on the command line `train.outer_lr_schedule`. With all of them off it is MAML.
@@ -10,13 +10,16 @@ Differences from the program:
 2. The weights of the multi-step loss change five times and not every epoch, without the program's floor of 0.03 / S: a
    step is compiled or recorded anew only then. The outer rate falls at every step, there at every epoch of 500.
 3. Steps at a test beyond those of the training take the rates and norms of the last one.
-4. First-order steps at the start are off, as in the program's configurations; the paper has them for half of the
-   training (`first_order_until=0.5`).
+4. First-order steps at the start are off, as in the program's configurations; the paper has them for its first 50
+   epochs (`first_order_until` is a share of the training).
 5. The outer rate ends at 0; in the program's configurations at 1e-5 on Omniglot, and on miniImageNet it stays at its
-   start. There outer gradients are cut to ±10 too, and the multi-step loss lasts 15 epochs of 100, not 10.
+   start. On miniImageNet the program also clips outer gradients to ±10, and its multi-step loss lasts 15 epochs of 100,
+   not 10.
 6. One checkpoint is tested. The program averages the outputs of its five best.
 7. The network is that of MAML, on Omniglot with strides. The program's has leaky ReLUs, max pooling on Omniglot too,
-   and 48 filters on miniImageNet.
+   48 filters on miniImageNet, norms with an epsilon of 1e-5, and miniImageNet normalised as ImageNet is.
+8. The program takes 5 inner steps, and 8 tasks in an outer step on Omniglot and 2 on miniImageNet. The settings here
+   and the recipes have 3 inner steps and more tasks.
 """
 
 from __future__ import annotations
@@ -58,7 +61,7 @@ class MAMLPlusPlus(MAML):
         self,
         backbone: nn.Module,
         *,
-        inner_lr: float = 0.01,
+        inner_lr: float = 0.1,
         inner_steps: int = 5,
         test_steps: int = 5,
         inner_loss: str = "mean",
@@ -88,8 +91,8 @@ class MAMLPlusPlus(MAML):
             self.features_once = self.features_once and not of_norms  # features change from step to step
         if not self.adapted:
             raise FewshotError(f"algorithm.learner.adapted={adapted}: norms alone, which step_norms leaves as they are")
-        if adapted != "all":
-            self.notes = (f"the inner loop adapts {', '.join(self.adapted)}",)
+        if adapted != "all":  # the first note, without the norms that step_norms leaves as they are
+            self.notes = (f"the inner loop adapts {', '.join(self.adapted)}", *self.notes[1:])
         if step_norms and not of_norms:
             self.notes += ("step_norms does nothing: this network has no norm of the class BatchStatNorm",)
         self.begin_step(1, 1)

@@ -31,6 +31,8 @@ FLOOR = 1e-6
 class MatchingNet(Learner):
     """The label of a query is the mean of the support set's labels, weighted by attention. Any way, any shot.
 
+    Where classes differ in size, a larger one weighs more.
+
     Args:
         backbone: a network with a method `embed`, [B, ...] to features [B, D]; its head takes no part.
         context: full context embeddings: LSTMs let the support set change all features. They see it in its order.

@@ -276,9 +276,12 @@ def test_an_inner_loop_over_all_names_is_mamls(make_conv4: Make, make_episodes: 
     assert {name for name in still if not name.endswith("conv.bias")} == {"head.weight", "head.bias"}
 
 
+@pytest.mark.parametrize("kind", [MAML, MAMLPlusPlus])
+@pytest.mark.parametrize("adapt_norm", [True, False])
 @pytest.mark.parametrize(("start", "said"), [("zeros", True), ("uniform", False)])
-def test_a_body_behind_a_head_of_zeros_is_told(start: str, said: bool):
-    notes = MAML(Conv4((1, 8, 8), WAY, filters=2, head_init=start), adapted="body").notes
+def test_a_body_behind_a_head_of_zeros_is_told(kind: type[MAML], adapt_norm: bool, start: str, said: bool):
+    notes = kind(Conv4((1, 8, 8), WAY, filters=2, head_init=start, adapt_norm=adapt_norm), adapted="body").notes
+    assert notes[0].startswith("the inner loop adapts ") and len(set(notes)) == len(notes)
     assert any("the head starts at zero" in note for note in notes) == said
 
 
