@@ -52,7 +52,7 @@ def _version(package: str) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Versions of the packages and properties of the machine that results and their minutes can depend on.
+    """Versions of the packages and properties of the machine of this process; a record has those of its test.
 
     `instructions` are the widest vectors that torch uses, as AVX2 or AVX512: a virtual machine may hide the model of
     its processor, and its speed with it.
