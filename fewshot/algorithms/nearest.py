@@ -47,8 +47,8 @@ class Nearest(Learner):
         if not isinstance(backbone, Identity):
             self.notes = ("this algorithm trains nothing: it compares the features of the network as it is built",)
         self.on_features = isinstance(backbone, Identity) and len(backbone.shape) == 1
-        self.takes_means = check_choice("algorithm.learner.reference", reference, ("neighbour", "mean")) == "mean"
-        self.unequal_shots = self.takes_means
+        self.mean = check_choice("algorithm.learner.reference", reference, ("neighbour", "mean")) == "mean"
+        self.unequal_shots = self.mean
         check_bool("algorithm.learner.centre", centre)
         self.centre = centre
         if centre and not self.on_features:
@@ -73,7 +73,7 @@ class Nearest(Learner):
     def adapt(self, params: Tensors, state: Tensors, task: Episodes) -> Tensors:
         """The support examples of each class, or their mean: [N, K or 1, D]; in regression also their values."""
         x, y = self.embed(task.support_x, state), task.support_y
-        if self.takes_means and not y.is_floating_point():  # of as many as each class has
+        if self.mean and not y.is_floating_point():  # of as many as each class has
             means = class_means(x, task)
             if self.on_features:
                 shots = members(x, task).sum(1)
@@ -82,7 +82,7 @@ class Nearest(Learner):
         adapted = {"support": x.unflatten(0, (task.way, -1))}
         if y.is_floating_point():
             adapted["values"] = y.view(1, len(y), -1)
-        if self.takes_means:
+        if self.mean:
             adapted = {name: value.mean(1, keepdim=True) for name, value in adapted.items()}
         return state | adapted
 

@@ -53,8 +53,7 @@ class R2D2(Learner):
         scale: float = 1e-4,
     ) -> None:
         self.backbone, self.embedding = backbone, Embedding(backbone)
-        check_settings(float, 1e-6, regularization=regularization)  # less would be lost in the rounding of float32
-        check_settings(float, 1e-12, scale=scale)
+        check_settings(float, 1e-12, regularization=regularization, scale=scale)
         check_bool("algorithm.learner.learn_regularization", learn_regularization)
         self.regularization, self.learned, self.scale = regularization, learn_regularization, scale
 
@@ -78,7 +77,8 @@ class R2D2(Learner):
         few_examples = len(x) <= x.shape[1]
         matrix = x @ x.T if few_examples else x.T @ x
         matrix = matrix + strength * torch.eye(len(matrix), dtype=x.dtype, device=x.device)
-        # Without the check of `solve`, which waits for a GPU: with lambda the matrix is positive definite.
+        # Without the check of `solve`, which waits for a GPU: lambda makes the matrix positive definite, unless it
+        # is lost in the rounding of float32 (1e-7 of the largest entry); outputs may then not be finite.
         solved, _ = torch.linalg.solve_ex(matrix, y if few_examples else x.T @ y)
         return params | {WEIGHTS: x.T @ solved if few_examples else solved}
 

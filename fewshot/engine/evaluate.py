@@ -36,7 +36,11 @@ def query_outputs(learner: Learner, params: Tensors, state: Tensors, task: Episo
 
     Transductive: all queries are forwarded as one batch, so that norms see them together. Inductive: each query is
     predicted alone, in a batch with the support set (both as in supervised-reptile, `supervised_reptile/reptile.py`).
+
+    Raises:
+        FewshotError: an unknown setting, or a learner that does not fit the task.
     """
+    check_choice("setting", setting, SETTINGS)
     behaviour = probe(learner, task)
     with torch.no_grad():
         adapted = learner.adapt(params, state, task.without_queries())

@@ -39,6 +39,9 @@ def evaluate(cfg: DictConfig) -> None:
     run = _build(cfg, run_dir, trained_cfg, test_cfg)
     tests = Path(cfg.out) if cfg.out else run_dir / TESTS
     trained = load_trained(run, run_dir, cfg.checkpoint)
+    for protocol in run.protocols if cfg.dataset is not None else ():
+        names = trained_cfg.dataset.name, run.cfg.dataset.name
+        check_disjoint_classes(run_dir, *names, run.protocol_tasks(protocol).source, trained.selection)
     parts = _name_parts(cfg, run, trained_cfg, trained)
     data = None if cfg.dataset is None else train_fingerprint(run_dir, trained_cfg.train.train_on_val)
     folders = write_tests(
@@ -103,11 +106,6 @@ def _build(cfg: DictConfig, run_dir: Path, trained_cfg: DictConfig, test_cfg: Di
     run = build(test_cfg, run_dir, trained_cfg.way, other_data=cfg.dataset is not None)
     if cfg.latents is not None and not isinstance(run.learner, LEO):
         raise FewshotError("latents: are of classes; leave it out, or name a run of algorithm=leo")
-    if cfg.dataset is not None:
-        for protocol in run.protocols:
-            check_disjoint_classes(
-                run_dir, trained_cfg.dataset.name, run.cfg.dataset.name, run.protocol_tasks(protocol).source
-            )
     return run
 
 

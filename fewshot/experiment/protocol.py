@@ -43,8 +43,8 @@ class Protocol:
     def slug(self) -> str:
         """The name as a part of a folder's name: `common-query=5`; of a person's own with a hash of the values."""
         slug = self.name.translate(str.maketrans({",": "-", "[": None, "]": None, " ": None}))
-        is_custom = not _shipped_file(self.name.split(",")[0]).is_file()  # and may say something else tomorrow
-        return f"{slug}-{config_hash(asdict(replace(self, setting='')))[:8]}" if is_custom else slug
+        is_own = not _shipped_file(self.name.split(",")[0]).is_file()  # and may say something else tomorrow
+        return f"{slug}-{config_hash(asdict(replace(self, setting='')))[:8]}" if is_own else slug
 
     def is_of(self, record: Record) -> bool:
         """Whether a record is of a test by this very protocol, in whatever setting."""

@@ -178,8 +178,7 @@ def _begin(run: Experiment, folder: Path) -> None:
     data: dict[str, Any] = {split: source.fingerprint for split, source in run.sources.items()}
     weights = pretrained_weights(run)
     data |= {"shape": run.shape, "classes": run.training.source.names}
-    if run.cfg.train.validate_every and run.cfg.train.select == "best":
-        data["selection_classes"] = run.sources["val"].names
+    data["validation_classes"] = run.sources["val"].names
     inputs = inputs_of(run.training)
     if inputs is not None and len(inputs.shape) == 3 and inputs.dtype != torch.uint8:
         data["float_images"] = {"unit_range": inputs.unit_range}

@@ -168,8 +168,8 @@ def load_data_info(folder: Path) -> dict[str, Any] | None:
 
     Returns:
         {"train": fingerprint, "val": ..., "test": ..., "shape": [C, H, W] as the learner sees an example,
-        "classes": names of the training classes, "selection_classes": of the validation classes where they select the
-        checkpoint, "outputs": those of a regression}; by `EXTRACTOR` what is known of the extractor, if the network
+        "classes": names of the training classes, "validation_classes": of those of the validation, "outputs": those of
+        a regression}; by `EXTRACTOR` what is known of the extractor, if the network
         began with one; by `WEIGHTS` {"file", "sha256"} of pretrained weights, if it began with such; "float_images":
         {"unit_range"} where images are floats. None if the run has not begun.
 

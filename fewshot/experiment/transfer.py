@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from fewshot.core.errors import FewshotError
 from fewshot.episodes import Source
 from fewshot.experiment.config import is_on_features, is_regression
-from fewshot.experiment.run_dir import data_info_of
+from fewshot.experiment.run_dir import EXTRACTOR, data_info_of
 
 # Datasets with the same classes, which pickles number in each split.
 OF_CIFAR100, NUMBERED = {"cifar_fs", "fc100"}, re.compile(r"(train|val|test) \d{3}")
@@ -45,14 +45,15 @@ def with_dataset(cfg: DictConfig, run: Path, dataset: DictConfig) -> DictConfig:
     return changed
 
 
-def check_disjoint_classes(run: Path, trained: str, name: str, bank: Source) -> None:
-    """Check that a run on the dataset `trained` did not learn, nor select its checkpoint, by classes of this test.
+def check_disjoint_classes(run: Path, trained: str, name: str, bank: Source, selection: str) -> None:
+    """Check that a run on the dataset `trained` was neither trained nor selected on classes of this test.
 
     Args:
         name: the dataset of the test.
+        selection: how the tested checkpoint was selected, as in its record.
 
     Raises:
-        FewshotError: it did, or the data are the run's own; or they have no names to tell.
+        FewshotError: it was, or the data are the run's own; or they have no names to tell.
     """
     info = data_info_of(run)
     if bank.image_fingerprint == info.get(bank.split):
@@ -63,9 +64,11 @@ def check_disjoint_classes(run: Path, trained: str, name: str, bank: Source) -> 
             f"dataset {name}: the classes of pickles have no names, such as {unnamed[0]}, so that those that the run "
             "was trained on would not be found; read both datasets from cifar-100-python.tar.gz"
         )
-    uses = {"classes": "was trained on", "selection_classes": "chose its checkpoint by"}
+    uses = {"classes": "was trained on"}
+    if selection.startswith("best") or EXTRACTOR in info:
+        uses["validation_classes"] = "was selected on"
     for key, use in uses.items():
-        if shared := sorted(set(bank.names) & set(info.get(key, ()))):  # an older run lacks the second
+        if shared := sorted(set(bank.names) & set(info.get(key, ()))):  # older runs lack the second
             raise FewshotError(
                 f"dataset {name}: {len(shared)} of its {len(bank.names)} classes of {bank.split} are classes that the "
                 f"run {use}, such as {shared[0]}, so that this would be no test; choose another dataset or split"

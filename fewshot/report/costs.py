@@ -114,18 +114,19 @@ def _training_seconds(cell: Cell) -> tuple[float, float] | None:
 
 
 def _device(cell: Cell) -> str:
-    """Where the runs of a cell and, as far as records say it, their extractors were trained: `CPU`, `2 x NVIDIA H200`.
+    """Where the runs of a cell and, as far as records say it, their extractors were trained.
 
     The device of a run that trained nothing is that of its test, and is named only where its extractor's is not known.
     """
     devices: set[str] = set()
     for run in cell.runs:
         cost, of_extractor = run["cost"], extractor_of(run).get("device")
-        devices |= {of_extractor} if of_extractor else set()
+        devices |= set(of_extractor.split(" and ")) if of_extractor else set()
         if cost["train_tasks"] or not of_extractor:
-            processes = cost.get("processes") or 1
             names = (cost["device"] or "unknown").split(" and ")
-            devices |= {f"{processes} x {name}" if processes > 1 and name not in NAMED else name for name in names}
+            processes = cost.get("processes") or 1
+            several = processes > 1 and len(names) == 1 and names[0] not in NAMED
+            devices |= {f"{processes} processes on {names[0]}"} if several else set(names)
     return " and ".join(NAMED.get(name, name) for name in sorted(devices))
 
 

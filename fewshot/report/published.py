@@ -71,7 +71,7 @@ CAVEATS = {
     "second_hand_one_copy": "from a single later copy, not from the source itself",
     "stopped_early": "58,519 of the 70,000 iterations of the published command, run by us; no log of it is kept",
     "trained_10_shot": "trained with 10 shots and one update, whatever the shots and updates of the test",
-    # LEO: deepmind/leo, issue 14; ProtoNet: its program; both: Table 1 of MetaOptNet's paper (Lee et al. 2019).
+    # LEO's paper: its author in deepmind/leo, issue 14. ProtoNet on Omniglot: its program.
     "trained_on_val": "trained on the validation classes too",
     "trained_5_shot": "meta-trained 5-way 5-shot with 2 inner steps; selection and test are 1-shot",
     "tested_1_shot_only": "meta-trained 5-way 5-shot; selection and test are 1-shot",

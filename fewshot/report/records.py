@@ -50,7 +50,9 @@ OPTIONAL: dict[tuple[type, ...], str] = {
 
 
 def write_record(folder: Path, record: Mapping[str, Any], scores: Mapping[str, np.ndarray]) -> None:
-    """Write `episodes.csv` and then `record.json`, so that a folder with a record is complete; one there goes first.
+    """Write `episodes.csv` and then `record.json`, so that a new folder with a record is complete.
+
+    If the process dies between the two, an old record stands beside new scores: `read_scores` finds that they differ.
 
     Args:
         scores: the scores [episodes] by column of `episodes.csv`. The column is the metric, such as `accuracy`. A test
@@ -63,7 +65,6 @@ def write_record(folder: Path, record: Mapping[str, Any], scores: Mapping[str, n
     """
     rows = (",".join(map(_episode_score, scores, row)) for row in zip(*scores.values(), strict=True))
     lines = [",".join(["episode", *scores]), *(f"{episode},{row}" for episode, row in enumerate(rows))]
-    (folder / "record.json").unlink(missing_ok=True)  # else it would stand beside the scores of another test
     write_atomically(folder / "episodes.csv", ("\n".join(lines) + "\n").encode())
     write_atomically(folder / "record.json", (json.dumps(record, indent=1) + "\n").encode())
 
@@ -91,11 +92,9 @@ def copy_record(folder: Path, target: Path, runs: Path) -> None:
                 f"{path.parent}: holds a record of another run, {summary_of_run(other)}; copy to another folder by "
                 "copy_records_to, or train in another run_dir"
             )
-        same_selection = other["protocol"]["selection"] == record["protocol"]["selection"]  # else other parameters
-        if same_selection and not _is_of_one_training(other, record):
+        if not _is_of_one_training(other, record):
             replaced.append(path.parent)
-    (copy / "record.json").unlink(missing_ok=True)
-    for name in ("episodes.csv", "record.json"):  # in this order: a folder with a record is complete
+    for name in ("episodes.csv", "record.json"):
         write_atomically(copy / name, (folder / name).read_bytes())
     log = folder.parents[1] / "metrics.jsonl"
     lines = log.read_bytes().splitlines(keepends=True) if log.exists() else []
@@ -107,9 +106,12 @@ def copy_record(folder: Path, target: Path, runs: Path) -> None:
 
 
 def _is_of_one_training(one: Record, other: Record) -> bool:
-    """Whether two records of one run are of one training: by their fingerprints or, in older ones, their seconds."""
+    """Whether two records of one run are of one training: by the fingerprints of the parameters that were tested.
+
+    By the seconds of the training where these are two of its checkpoints, or an older record has no fingerprint.
+    """
     prints = one["train"].get("fingerprint"), other["train"].get("fingerprint")
-    if None in prints:
+    if None in prints or one["protocol"]["selection"] != other["protocol"]["selection"]:
         return one["cost"]["train_seconds"] == other["cost"]["train_seconds"]
     return prints[0] == prints[1]
 

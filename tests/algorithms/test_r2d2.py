@@ -67,7 +67,7 @@ def test_a_whole_number_is_a_scale_too(make_conv4: Make, make_episodes: Make) ->
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"regularization": 0}, "regularization=0: must be a number >= 1e-06"),
+        ({"regularization": 0}, "regularization=0: must be a number >= 1e-12"),
         ({"scale": "x"}, "scale=x: must be a number"),
         ({"learn_regularization": 1}, "learn_regularization=1: must be true or false"),
     ],

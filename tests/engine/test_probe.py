@@ -287,7 +287,7 @@ def test_regression_counts_every_output(make_learner: Make, make_mlp: Make, name
     network = None if name == "nearest" else make_mlp((2,), 3, norm="none")
     learner = make_learner(name, network, test_steps=5)
     params, state = learner.init()
-    outputs = query_outputs(learner, params, state, tasks[0], True)
+    outputs = query_outputs(learner, params, state, tasks[0], "transductive")
     assert outputs.shape == (6, 3)
     if name == "nearest":  # the queries are the support points
         assert torch.equal(outputs, tasks[0].query_y)

@@ -1,8 +1,9 @@
-"""A run is not tested on classes that it was trained on."""
+"""A run is not tested on classes that it was trained or selected on."""
 
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from fewshot.core.errors import FewshotError
-from fewshot.experiment.run_dir import DATA
+from fewshot.experiment.run_dir import DATA, EXTRACTOR
 from fewshot.experiment.transfer import check_disjoint_classes
 
 
@@ -34,14 +35,26 @@ def test_classes_of_the_training_are_found_or_the_test_is_refused(
     info = {"train": "a", "val": "c", "test": "d", "shape": [3, 32, 32], "classes": classes}
     (tmp_path / DATA).write_text(json.dumps(info))
     if said is None:
-        check_disjoint_classes(tmp_path, trained, tested, source("bed", "road"))
+        check_disjoint_classes(tmp_path, trained, tested, source("bed", "road"), "last")
         return
     with pytest.raises(FewshotError, match=said):
-        check_disjoint_classes(tmp_path, trained, tested, source("bed", "road"))
+        check_disjoint_classes(tmp_path, trained, tested, source("bed", "road"), "last")
 
 
-def test_a_test_on_classes_that_selected_the_checkpoint_is_refused(tmp_path: Path) -> None:
-    info = {"train": "a", "val": "c", "test": "d", "shape": [3, 8, 8], "classes": ["cup"], "selection_classes": ["bed"]}
-    (tmp_path / DATA).write_text(json.dumps(info))
-    with pytest.raises(FewshotError, match="1 of its 2 classes of test are classes that the run chose its checkpoint"):
-        check_disjoint_classes(tmp_path, "mini", "tiered", source("bed", "road"))
+@pytest.mark.parametrize("selection", ["last", "best validation accuracy"])
+@pytest.mark.parametrize("extractor", [None, {"name": "conv4"}])
+def test_classes_of_the_validation_are_refused_where_they_selected_the_checkpoint_or_the_extractor(
+    tmp_path: Path, selection: str, extractor: dict[str, str] | None
+) -> None:
+    info = {
+        "train": "a",
+        "val": "c",
+        "test": "d",
+        "shape": [3, 8, 8],
+        "classes": ["cup"],
+        "validation_classes": ["bed"],
+    }
+    (tmp_path / DATA).write_text(json.dumps(info | ({EXTRACTOR: extractor} if extractor else {})))
+    refused = pytest.raises(FewshotError, match="1 of its 2 classes of test are classes that the run was selected on")
+    with nullcontext() if selection == "last" and not extractor else refused:
+        check_disjoint_classes(tmp_path, "mini", "tiered", source("bed", "road"), selection)

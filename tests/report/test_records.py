@@ -37,27 +37,14 @@ def test_one_score_per_episode_has_the_metric_as_its_heading(lab: Any, tmp_path:
     assert (tmp_path / "episodes.csv").read_text() == "episode,accuracy\n0,0.500000\n1,0.666667\n"
 
 
-def test_a_record_that_is_written_again_never_stands_beside_the_scores_of_the_other(
-    lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    record = lab.write("")
-
-    def die(path: Path, content: bytes) -> None:
-        assert path.name == "episodes.csv"
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("fewshot.report.records.write_atomically", die)
-    with pytest.raises(KeyboardInterrupt):
-        write_record(tmp_path, record, {"accuracy": np.zeros(20)})
-    assert (tmp_path / "episodes.csv").exists() and not (tmp_path / "record.json").exists()
-
-
 def test_a_copy_keeps_the_test_of_another_checkpoint_and_replaces_that_of_another_training(
     lab: Any, tmp_path: Path
 ) -> None:
     runs, kept = tmp_path / "runs", tmp_path / "kept/task/run/tests"
     lab.write("runs/task/run/tests/common", train__fingerprint="a" * 64)
-    lab.write("kept/task/run/tests/common-last", train__fingerprint="b" * 64, protocol__selection="last")
+    last = {"train__fingerprint": "b" * 64, "protocol__selection": "last"}
+    lab.write("kept/task/run/tests/common-last", **last)
+    lab.write("kept/task/run/tests/older-last", **last, cost__train_seconds=1.0)
     lab.write("kept/task/run/tests/paper", train__fingerprint="b" * 64)
     copy_record(runs / "task/run/tests/common", tmp_path / "kept", runs)
     assert sorted(path.parent.name for path in kept.rglob("record.json")) == ["common", "common-last"]

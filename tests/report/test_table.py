@@ -285,7 +285,7 @@ def test_the_versions_that_trained_a_run_stand_beside_the_one_that_tested_it(lab
 def test_the_version_and_the_device_that_trained_an_extractor_stand_beside_those_of_the_run(lab: Any) -> None:
     code = {"version": "0.1.0", "commit": "fedcba9" * 5, "dirty": False}
     code["training"] = [code | {"commit": "0123456" * 5}]  # of an earlier session
-    extractor = {"train_seconds": 240.0, "device": "NVIDIA H200", "code": code}
+    extractor = {"train_seconds": 240.0, "device": "NVIDIA H200 and cpu", "code": code}
     data = {"fingerprint": "feedc0de" * 8, "about": {"extractor": extractor}}
     record = lab.record(data=data, cost__train_seconds=60.0, train__steps=9, train__paper_steps=10)
     record["cost"]["extractor_seconds"] = 240.0
@@ -294,7 +294,7 @@ def test_the_version_and_the_device_that_trained_an_extractor_stand_beside_those
     assert lab.texts(page)[0]["budget"] == "5 min on NVIDIA H200 and CPU, 9 of 10 steps"
     record["cost"] |= {"train_tasks": 0, "train_seconds": 0.0}  # so its device is that of the test
     page = make_page([record], layout=Layout(rows={"method": "method", "budget": "budget"}))
-    assert lab.texts(page)[0]["budget"] == "4 min on NVIDIA H200, 9 of 10 steps"
+    assert lab.texts(page)[0]["budget"] == "4 min on NVIDIA H200 and CPU, 9 of 10 steps"
 
 
 def test_what_algorithms_were_trained_with_stands_below_where_it_differs(lab: Any) -> None:
@@ -391,7 +391,7 @@ def test_the_budget_is_shown_where_it_is_smaller_than_the_papers(
     ("device", "processes", "on"),
     [
         ("NVIDIA H200", 1, " on NVIDIA H200"),
-        ("NVIDIA H200", 8, " on 8 x NVIDIA H200"),
+        ("NVIDIA H200", 8, " on 8 processes on NVIDIA H200"),
         ("cpu and NVIDIA H200", 1, " on NVIDIA H200 and CPU"),
         (None, None, " on an unknown device"),
         ("cpu", 2, ""),
