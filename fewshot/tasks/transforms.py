@@ -92,6 +92,10 @@ class ImageTransform:
                     "dataset.shape and dataset.augment.episodes out"
                 )
             return shape
+        strength = AUGMENTATIONS[self.augment]
+        if shape[0] not in (1, 3) and (self.shape is not None or (strength is not None and strength.jitter)):
+            name = "shape" if self.shape is not None else "augment=natural"
+            raise FewshotError(f"dataset.{name}: is for images of 1 or 3 channels, and these have {shape[0]}")
         if self.crop is not None:
             if self.crop > min(shape[1:]):
                 raise FewshotError(f"dataset.crop={self.crop}: the images are {shape[2]}x{shape[1]}; crop at most that")
@@ -164,12 +168,15 @@ def random_augment(x: torch.Tensor, keys: torch.Tensor, side: Sequence[int], str
 
     Torchvision's RandomResizedCrop, RandomHorizontalFlip and ColorJitter, drawn for each image, where torchvision
     changes a whole batch alike. Differences: a crop that would not fit is narrowed, not drawn again; it lies between
-    pixels and is read bilinearly; brightness, contrast and saturation always come in this order.
+    pixels and is read bilinearly; of images that are not square its ratio is to the image's; brightness, contrast and
+    saturation always come in this order.
 
     Args:
         keys: [B] int64, from which the changes of each image are drawn.
         side: height and width of the result.
     """
+    if not len(x):  # tasks without queries
+        return x.new_empty(0, x.shape[1], *side)
     u = uniform(split(keys, 8))  # [B, 8]
     area = strength.area + (1 - strength.area) * u[:, 0]
     ratio = torch.exp(log(RATIO[0]) + (log(RATIO[1]) - log(RATIO[0])) * u[:, 1])

@@ -90,6 +90,11 @@ def test_augmentation_stays_in_0_to_1_and_keeps_grey_grey():
     torch.testing.assert_close(changed[:, 0], changed[:, 2])
 
 
+def test_tasks_without_queries_are_augmented_too(make_bank):
+    episodes = Sampler(make_bank(), 3, 2, 0, view=ImageTransform(augment="natural", crop=6)).episodes(0, 2)
+    assert (episodes.support_x.shape, episodes.query_x.shape) == ((2, 6, 1, 6, 6), (2, 0, 1, 6, 6))
+
+
 def test_half_of_the_images_are_mirrored_and_nothing_else_happens_without_crop_and_jitter(monkeypatch):
     monkeypatch.setattr(transforms, "RATIO", (1.0, 1.0))
     x = torch.rand(400, 3, 8, 8)
@@ -151,6 +156,8 @@ def test_training_episodes_are_augmented_each_by_itself_and_test_episodes_are_no
         ({"shape": (2, 28, 28)}, (3, 8, 8), r"must be \[1 or 3"),
         ({"crop": 4}, (640,), "features of 640 values cannot be cropped"),
         ({"shape": (3, 8, 8)}, (640,), "features of 640 values cannot be cropped, resized"),
+        ({"shape": (3, 8, 8)}, (4, 8, 8), "shape: is for images of 1 or 3 channels, and these have 4"),
+        ({"augment": "natural"}, (2, 8, 8), "augment=natural: is for images of 1 or 3 channels, and these have 2"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, shape, message):
