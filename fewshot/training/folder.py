@@ -22,6 +22,8 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.files import LOCK, write_atomically
 from fewshot.core.random import seeded
 from fewshot.episodes import Tasks
+from fewshot.tasks.regression import Regression
+from fewshot.tasks.sampler import Sampler
 from fewshot.training.checkpoint import digest_tensors
 from fewshot.training.settings import LATER_SETTINGS, TrainSettings
 
@@ -75,14 +77,16 @@ def describe_training(
 
 
 def describe_tasks(tasks: Tasks) -> dict[str, Any]:
-    """The data of some tasks, and how they are drawn and seen."""
-    names = ("way", "shot", "query", "seed", "rotations", "view")
+    """The data of some tasks, and how they are drawn and seen; of a person's own tasks all attributes without a `_`."""
+    names = [name for name in ("way", "shot", "query", "seed", "rotations", "view") if hasattr(tasks, name)]
+    if type(tasks) not in (Sampler, Regression):
+        names += [name for name in vars(tasks) if not name.startswith("_") and name not in (*names, "source", "bank")]
     source = {"data": tasks.source.fingerprint, "split": tasks.source.split}
-    return source | {name: _describe(getattr(tasks, name)) for name in names if hasattr(tasks, name)}
+    return source | {name: _describe(getattr(tasks, name), ()) for name in names}
 
 
 def describe_modules(network: nn.Module) -> dict[str, Any]:
-    """The class and the plain attributes of each part of a network, by its name; no tensors."""
+    """The class and the plain attributes of each part of a network, by its name; no parameters, no buffers."""
     return {name: [type(module).__name__, _settings(module)] for name, module in network.named_modules()}
 
 
@@ -128,7 +132,7 @@ def _differences(part: str, saved: Mapping[str, Any] | None, wanted: Mapping[str
 
 def _settings(module: nn.Module) -> dict[str, Any]:
     """The plain attributes of a module, without those of its parts."""
-    return {n: _describe(v) for n, v in vars(module).items() if not n.startswith("_") and n != "training"}
+    return {n: _describe(v, ()) for n, v in vars(module).items() if not n.startswith("_") and n != "training"}
 
 
 def _describe(value: Any, starts: Collection[str] | None = None) -> Any:

@@ -33,6 +33,19 @@ def network(*, width: int = 4, frozen: float | None = None, bias: float | None =
     return nn.Sequential(nn.Flatten(), first, second)
 
 
+def with_tensor(value: float) -> nn.Module:
+    """A network with a tensor that is neither a parameter nor a buffer."""
+    made = network()
+    made.table = torch.full((2,), value)
+    return made
+
+
+class OwnTasks(fs.Sampler):
+    """A person's own, with a setting that no sampler has."""
+
+    noise = torch.zeros(1)
+
+
 @pytest.fixture
 def describe(make_bank: MakeBank) -> Callable[..., dict[str, Any]]:
     """Describe a small training with changes."""
@@ -121,12 +134,21 @@ def test_another_training_is_named_by_what_differs(
             lambda: fs.Reptile(fs.Conv4((1, 8, 8), 3, filters=2, norm_eps=0.1)),
             "network",
         ),
+        (lambda: fs.MAML(with_tensor(1)), lambda: fs.MAML(with_tensor(2)), "network"),
     ],
 )
 def test_what_no_name_of_a_parameter_tells_is_told_too(
     first: Any, second: Any, said: str, describe: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     assert refused(tmp_path, describe(first()), describe(second())) == said
+
+
+def test_settings_of_ones_own_tasks_are_compared(make_bank: MakeBank) -> None:
+    tasks, other = (OwnTasks(make_bank(), way=3, shot=1, query=2) for _ in range(2))
+    object.__setattr__(tasks, "noise", torch.zeros(1))
+    object.__setattr__(other, "noise", torch.ones(1))
+    one, two = describe_tasks(tasks), describe_tasks(other)
+    assert {name for name in one if one[name] != two[name]} == {"noise"}
 
 
 def frozen_layer(value: float) -> nn.Module:
