@@ -288,5 +288,6 @@ def score(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """
     if targets.is_floating_point():
         return F.mse_loss(outputs, targets.view(outputs.shape))
-    accuracy = (outputs.argmax(-1) == targets).to(outputs.dtype).mean()
+    at_least_float32 = torch.promote_types(outputs.dtype, torch.float32)  # a network may return bfloat16
+    accuracy = (outputs.argmax(-1) == targets).to(at_least_float32).mean()
     return accuracy.masked_fill(outputs.isnan().any(), float("nan"))

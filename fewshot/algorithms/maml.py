@@ -36,6 +36,7 @@ from fewshot.algorithms.learner import (
     differentiate,
     functional_forward,
     head_prefix,
+    may_be_tied,
     score,
     task_loss,
 )
@@ -103,7 +104,8 @@ class MAML(Learner):
         # To an inner loop that changes the head alone the features are constants, computed once (ANIL).
         embeds = callable(getattr(backbone, "embed", None)) and isinstance(getattr(backbone, "head", None), nn.Module)
         self._embedding = Embedding(backbone) if embeds else None
-        self.features_once = embeds and all(name.startswith(HEAD) for name in self.adapted)
+        of_head = all(name.startswith(HEAD) for name in self.adapted)
+        self.features_once = embeds and of_head and not may_be_tied(backbone)  # a tied weight has another name
         if not first_order:
             prepare_for_second_order(backbone)
 

@@ -118,6 +118,18 @@ def check_begin_step(learner: Any) -> None:
         ) from error
 
 
+def check_sorted(task: Episodes, *, unequal: bool) -> None:
+    """Raises FewshotError where a support set is not sorted by class, or its classes differ in size and may not."""
+    labels = task.support_y
+    if labels.is_floating_point() or len(labels) < 2:
+        return
+    if (labels.diff() < 0).any() or (not unequal and len(set(labels.bincount(minlength=task.way).tolist())) > 1):
+        raise FewshotError(
+            f"tasks: the labels of a support set are {labels.tolist()[:10]}; sort its examples by class, with as many "
+            "of each of the classes 0 to N-1, as `Episodes` says"
+        )
+
+
 def check_scalars(learner: Any, params: Tensors) -> None:
     """Raises FewshotError where `scalars` returns something else than numbers by names of its own."""
     values = learner.scalars(params)

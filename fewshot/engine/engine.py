@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 
 from fewshot.algorithms.learner import Learner, Tensors
 from fewshot.backbones.precision import uses_bfloat16
-from fewshot.core.checks import check_choice
+from fewshot.core.checks import check_choice, check_number
 from fewshot.core.device import out_of_memory, release_memory, tune_malloc
 from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.progress import print_note
@@ -65,8 +65,8 @@ class Engine:
     """
 
     def __init__(self, name: str = "auto", task_chunk: int | None = None, steps: int = 0) -> None:
-        if task_chunk is not None and task_chunk < 1:
-            raise FewshotError(f"task_chunk={task_chunk}: must be at least 1, or null for all tasks at once")
+        if task_chunk is not None:
+            check_number("task_chunk", task_chunk, int, 1)
         self.name = check_choice("engine", name, ENGINES)
         self.task_chunk = task_chunk
         self.compiles = name == "auto" and steps >= LONG and has_compiler()

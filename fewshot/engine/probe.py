@@ -39,6 +39,7 @@ from fewshot.engine.contract import (
     check_names,
     check_predictions,
     check_scalars,
+    check_sorted,
     check_unchanged,
     checked_outer_loss,
 )
@@ -71,6 +72,11 @@ def probe(learner: Learner, task: Episodes, params: Tensors | None = None, state
     """
     key = task.support_x.shape[1:], task.way, task.support_y.shape[1:], task.support_x.dtype
     behaviour = _find_once(with_defaults(learner), ("behaviour", *key), lambda: _find_behaviour(learner, task))
+    backbone = getattr(learner, "backbone", None)
+    if isinstance(backbone, nn.Module) and any(module.training for module in backbone.modules()):
+        backbone.eval()  # a person may have called train() since
+    if params:
+        _check_dtype(params, task.support_x)
     if params is not None and behaviour.queries_independent:
         with seeded(0), torch.no_grad():
             predict = partial(learner.predict, learner.adapt(params, state or {}, task.without_queries()))
@@ -106,12 +112,7 @@ def check_training(learner: Any, episodes: Episodes) -> str:
         FewshotError: as `probe`; or the network cannot be trained, or has parameters of another type than the examples.
     """
     probe(learner, episodes[0])
-    types, wanted = {value.dtype for value in learner.init()[0].values()}, episodes.support_x.dtype
-    if types and wanted not in types:
-        own, examples = (str(kind).removeprefix("torch.") for kind in (types.pop(), wanted))
-        raise FewshotError(
-            f"backbone: its parameters are {own}, and the examples {examples}; call network.to(torch.{examples})"
-        )
+    _check_dtype(learner.init()[0], episodes.support_x)
 
     def train() -> str:
         single = autograd_copy(learner)
@@ -169,6 +170,17 @@ def check_bfloat16_training(learner: Any, episodes: Episodes) -> None:
         )
 
 
+def _check_dtype(params: Tensors, x: torch.Tensor) -> None:
+    """Raises FewshotError where no parameter has the type of the examples."""
+    types = {value.dtype for value in params.values()}
+    if types and x.dtype not in types:
+        own, examples = (str(kind).removeprefix("torch.") for kind in (types.pop(), x.dtype))
+        raise FewshotError(
+            f"backbone: its parameters are {own}, and the examples {examples}; call network.to(torch.{examples}), or "
+            f"give examples of {own}"
+        )
+
+
 def _find_once(learner: Any, key: tuple[Any, ...], find: Callable[[], Any]) -> Any:
     """The result of `find`, which is called once for each learner with its backbone and for each key."""
     results = learner.__dict__.setdefault("_found", {})
@@ -180,6 +192,7 @@ def _find_once(learner: Any, key: tuple[Any, ...], find: Callable[[], Any]) -> A
 
 
 def _find_behaviour(learner: Learner, task: Episodes) -> Behaviour:
+    check_sorted(task, unequal=getattr(learner, "unequal_shots", False))
     x = torch.cat([task.support_x, task.query_x])
     x = x[torch.linspace(0, len(x) - 1, max(3, min(EXAMPLES, len(x))), device=x.device).round().long()]
     x = (x + 0.1 * torch.randn_like(x)).clamp(x.min(), x.max())

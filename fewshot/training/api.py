@@ -18,6 +18,7 @@ from torch import nn
 from fewshot.algorithms.learner import Learner, Tensors
 from fewshot.core.checks import check_number, plain_number
 from fewshot.core.device import fits_on_device, pick_device, tune_malloc
+from fewshot.core.distributed import world
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import lock_dir
 from fewshot.core.paths import expand_path
@@ -88,8 +89,10 @@ def train(
 
     Raises:
         FewshotError: an argument is unknown or out of range, the network does not fit the tasks, a loss is not finite,
-            or the folder holds another training.
+            the folder holds another training, or there are several processes.
     """
+    if world()[1] > 1:
+        raise FewshotError("train: runs in one process; several are for tools/train.py by torchrun")
     learner, tasks = check_learner(learner), check_tasks("tasks", tasks)
     check_validation(tasks, validation, validate_every, validation_episodes, setting)
     if folder is not None and not (isinstance(folder, str | os.PathLike) and os.fspath(folder)):
@@ -114,7 +117,12 @@ def train(
         print(f"note: {note}", file=sys.stderr)
     described = None
     if validation is not None:
-        probe(learner, _seen_tasks(validation, inputs).episodes(0, 1)[0])
+        first_validation = _seen_tasks(validation, inputs).episodes(0, 1)
+        if (kind := first_validation.support_x.dtype) != first.support_x.dtype:
+            raise FewshotError(
+                f"validation: its examples are {kind}, and those of the training {first.support_x.dtype}; give one type"
+            )
+        probe(learner, first_validation[0])
         scores = {"setting": setting, "episodes": validation_episodes, "test_steps": int(learner.test_steps)}
         described = {"validation": type(validation).__name__, **describe_tasks(validation), **scores}
 

@@ -36,6 +36,7 @@ FURTHER = (
     "checkpoint_every",
     "log_every",
 )
+METRICS = ("accuracy", "mse")
 MEMBERS = ("source", "way", "shot", "query", "metric", "device", "episodes")  # of tasks
 
 
@@ -62,6 +63,7 @@ def check_tasks(name: str, tasks: Any) -> Tasks:
     if is_class or not all(hasattr(tasks, member) for member in MEMBERS):
         kind = tasks.__name__ if is_class else type(tasks).__name__
         raise FewshotError(f"{name}: {kind} is no tasks; give a Sampler or a Regression")
+    check_choice(f"{name}.metric", tasks.metric, METRICS)
     return tasks
 
 
@@ -80,11 +82,17 @@ def check_validation(tasks: Tasks, validation: Any, every: int | None, episodes:
                 )
         return
     check_queries(check_tasks("validation", validation))
-    # Functions have neither classes nor tables: those of the validation are drawn anew from the same distribution.
-    if validation.source.names and validation.source.fingerprint == tasks.source.fingerprint:
+    if validation.metric != tasks.metric:
+        raise FewshotError(
+            f"validation: is scored by {validation.metric}, the training by {tasks.metric}; give alike tasks"
+        )
+    # Functions have neither classes nor tables: another split or seed draws others from the same distribution.
+    drawn = [(each.source.split, getattr(each, "seed", None)) for each in (validation, tasks)]
+    same = validation.source.names or drawn[0] == drawn[1]
+    if same and validation.source.fingerprint == tasks.source.fingerprint:
         raise FewshotError(
             "validation: has the very examples of the training, so that it selects what knows these best; give tasks "
-            "of other classes, or leave it out"
+            "of other classes, or of functions of another split or seed, or leave it out"
         )
 
 

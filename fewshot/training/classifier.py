@@ -95,10 +95,10 @@ class Classifier:
         logits = predict_queries(self.learner, self.adapted, task, self.behaviour, setting)
         to_probabilities = getattr(self.learner, "probabilities", None)
         if to_probabilities is None:
-            return logits.softmax(-1)
+            return logits.float().softmax(-1)
         probabilities = to_probabilities(self.adapted, logits)
         _check_probabilities(f"{type(self.learner).__name__}.probabilities", probabilities, logits)
-        return probabilities
+        return probabilities.float()
 
 
 def _check_probabilities(name: str, returned: object, logits: torch.Tensor) -> None:

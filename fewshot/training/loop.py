@@ -17,7 +17,7 @@ from fewshot.backbones.precision import products_in
 from fewshot.core.device import device_name, peak_memory_bytes
 from fewshot.core.distributed import all_reduce_sum, is_main, pad_to_global, rank_slice, world
 from fewshot.core.environment import code
-from fewshot.core.errors import FewshotError
+from fewshot.core.errors import FewshotError, writing
 from fewshot.core.files import write_atomically
 from fewshot.core.interrupt import hold_interrupt
 from fewshot.core.paths import expand_path
@@ -155,7 +155,7 @@ def run_training(
                 line = {"step": done, **metrics, **spent}
                 # JSON has no NaN, which `nan_guard` lets pass.
                 line = {name: value if isfinite(value) else None for name, value in line.items()}
-                with log.open("a", encoding="utf-8") as file:
+                with writing(log, "another folder"), log.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
             show(done, metrics)
             stops = interrupted()

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fewshot.algorithms.learner import Learner, Tensors
+from fewshot.backbones.module import device_of
 from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.paths import expand_path
 from fewshot.data.sources.images import decode_image
@@ -28,7 +29,7 @@ class Trained:
     learner: Learner
     params: Tensors  # by name; `network.load_state_dict(params, strict=False)` copies those of MAML into the network
     state: Tensors
-    validation: dict[str, Any] | None  # {accuracy or mse, step} of these parameters, where they were validated
+    validation: dict[str, Any] | None  # {accuracy or mse, step} of the last validation up to these parameters
     selection: str  # "best validation accuracy" (or mse) or "last", whichever these parameters are
     steps: int  # outer steps of the whole training
     nan_guarded: int  # steps whose gradient held a NaN and was replaced, see `replace_nan`
@@ -47,12 +48,8 @@ class Trained:
     def device(self) -> torch.device:
         """The device of the parameters."""
         backbone = self.learner.backbone
-        tensors = (
-            *self.params.values(),
-            *self.state.values(),
-            *(backbone.parameters() if isinstance(backbone, nn.Module) else ()),
-        )
-        return tensors[0].device if tensors else torch.device("cpu")
+        own = next((value.device for value in (*self.params.values(), *self.state.values())), None)
+        return own or (device_of(backbone) if isinstance(backbone, nn.Module) else torch.device("cpu"))
 
     def read_images(self, paths: Iterable[str | Path]) -> np.ndarray:
         """Image files as the training's reader made its examples, [B, C, S, S] uint8, for `adapt` and `predict`.

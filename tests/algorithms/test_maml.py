@@ -276,6 +276,25 @@ def test_an_inner_loop_over_all_names_is_mamls(make_conv4: Make, make_episodes: 
     assert {name for name in still if not name.endswith("conv.bias")} == {"head.weight", "head.bias"}
 
 
+def test_a_head_whose_weight_the_body_has_too_is_not_computed_on_features_alone(make_episodes: Make):
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(64, WAY), nn.Linear(WAY, WAY)
+            self.first = nn.Linear(WAY, WAY)
+            self._modules = {name: self._modules[name] for name in ("body", "first", "head")}
+            self.head.weight = self.first.weight
+
+        def embed(self, x: torch.Tensor) -> torch.Tensor:
+            return self.first(self.body(x.flatten(1)))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.embed(x))
+
+    learner = MAML(Tied(), adapted="head", first_order=True)
+    assert learner.adapted == ["head.bias"] and not learner.features_once
+
+
 @pytest.mark.parametrize("kind", [MAML, MAMLPlusPlus])
 @pytest.mark.parametrize("adapt_norm", [True, False])
 @pytest.mark.parametrize(("start", "said"), [("zeros", True), ("uniform", False)])

@@ -212,6 +212,31 @@ def test_the_inner_loop_moves_what_it_is_told_to_and_the_outer_loop_everything(
     assert all(bool(value.any()) for value in gradient.values())
 
 
+def test_a_network_that_a_person_puts_into_training_is_tested_in_eval_again(make_learner: Make, make_bank: Make):
+    learner = make_learner("fomaml", Own(lambda n, x: torch.nn.functional.dropout(plain(n, x), training=n.training)))
+    sampler, start = Sampler(make_bank(), 3, 2, 3, seed=0), learner.init()
+    tests = []
+    for _ in range(2):
+        tests.append(score_episodes(learner, *start, sampler, 4, setting="transductive", engine=Engine()).tolist())
+        learner.backbone.train()
+    assert tests[0] == tests[1]
+
+
+def test_examples_of_another_type_than_the_trained_parameters_are_refused(make_learner: Make, make_episodes: Make):
+    learner, task = make_learner("fomaml", Own(plain)), make_episodes(1).to(torch.float64)[0]
+    with pytest.raises(FewshotError, match="its parameters are float32, and the examples float64; call network.to"):
+        probe(learner, task, *learner.init())
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 0, 1, 2], [0, 0, 0, 1, 1, 2]])
+def test_a_support_set_that_is_not_sorted_by_class_is_refused(
+    make_learner: Make, make_episodes: Make, labels: list[int]
+):
+    task = replace(make_episodes(1, query=3)[0], support_y=torch.tensor(labels))
+    with pytest.raises(FewshotError, match="the labels of a support set are .*; sort its examples by class"):
+        probe(make_learner("nearest"), task)
+
+
 def test_a_mixing_that_training_brings_is_found_with_the_trained_parameters(make_learner: Make, make_bank: Make):
     def gated(n: Any, x: torch.Tensor) -> torch.Tensor:
         return plain(n, x) + torch.relu(n.body.bias.sum()) * plain(n, x).mean(0)

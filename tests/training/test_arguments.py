@@ -17,8 +17,19 @@ from fewshot.training.trained import Trained
 MakeBank = Callable[..., fs.Bank]
 
 
+class Scored(fs.Sampler):
+    """Tasks of a metric that is none."""
+
+    metric = "rmse"
+
+
 def maml() -> fs.MAML:
     return fs.MAML(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
+
+
+def functions_of(seed: int, split: str = "train") -> fs.Regression:
+    source = fs.read_functions({"sine": {"amplitude": (1, 3), "phase": (0, 3)}}, (-2, 2), 0.1)[split]
+    return fs.Regression(source, 4, 5, seed=seed)
 
 
 @pytest.mark.parametrize(
@@ -78,10 +89,28 @@ def test_validation_tasks_are_checked_before_the_training(make_bank: MakeBank) -
         (fs.Sampler(val, way=3, shot=1, query=0), "query=0: a score needs queries"),
         (fs.Sampler(val, way=2, shot=1, query=2), "made for 3 ways, the tasks have 2"),
         (val, "validation: a Bank holds examples"),
+        (functions_of(1), "validation: is scored by mse, the training by accuracy"),
     ]
     for validation, said in mistakes:
         with pytest.raises(FewshotError, match=said):
             fs.train(maml(), tasks, steps=10**6, validation=validation, device="cpu")
+
+
+def test_functions_of_the_training_are_no_validation() -> None:
+    network = nn.Linear(1, 1)
+    for seed, split in ((1, "train"), (0, "val")):
+        trained = fs.train(
+            fs.MAML(network), functions_of(0), steps=1, validation=functions_of(seed, split), progress=False
+        )
+        assert trained.validation is not None
+    with pytest.raises(FewshotError, match="has the very examples of the training, .* of another split or seed"):
+        fs.train(fs.MAML(network), functions_of(0), steps=1, validation=functions_of(0))
+
+
+def test_a_training_in_several_processes_is_refused(make_bank: MakeBank, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fewshot.training.api.world", lambda: (0, 2))
+    with pytest.raises(FewshotError, match="train: runs in one process; several are for tools/train.py by torchrun"):
+        fs.train(maml(), fs.Sampler(make_bank(), way=3, shot=1, query=2))
 
 
 def test_what_is_no_learner_is_refused(make_bank: MakeBank) -> None:
@@ -104,6 +133,7 @@ def test_what_is_no_tasks_is_refused(make_bank: MakeBank) -> None:
         (make_bank(), r"tasks: a Bank holds examples; give tasks of them, as in Sampler\(bank"),
         (fs.Sampler, "tasks: Sampler is no tasks"),
         ({}, "tasks: dict is no tasks"),
+        (Scored(make_bank(), way=3, shot=1, query=2), "tasks.metric=rmse: choose one of accuracy, mse"),
     ]
     for tasks, said in mistakes:
         with pytest.raises(FewshotError, match=said):

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from fewshot.algorithms.maml import MAML
 from fewshot.algorithms.nearest import Nearest
 from fewshot.backbones.identity import Identity
 from fewshot.core.errors import FewshotError
 from fewshot.data.bank import Bank
 from fewshot.tasks.sampler import Sampler
 from fewshot.tasks.transforms import ImageTransform
-from fewshot.training.api import evaluate
+from fewshot.training.api import evaluate, train
 from fewshot.training.classifier import balanced
 from fewshot.training.inputs import Inputs, inputs_of
 from fewshot.training.trained import Trained
@@ -113,6 +115,22 @@ def test_what_a_learner_returns_as_probabilities_must_sum_to_one(
     trained.learner.probabilities = lambda adapted, logits: own(logits)  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(FewshotError, match=said):
         trained.adapt(x[UNEQUAL], LABELS).predict_proba(x[QUERIES])
+
+
+def test_a_network_of_bfloat16_gives_probabilities_of_float32(make_bank: Callable[..., Bank]) -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(64, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.flatten(1)).bfloat16()
+
+    bank = make_bank()
+    trained = train(MAML(Half()), Sampler(bank, way=3, shot=1, query=2), steps=1, progress=False)
+    probabilities = trained.adapt(bank.examples[UNEQUAL], LABELS).predict_proba(bank.examples[QUERIES])
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)
 
 
 def test_in_a_transductive_test_queries_share_a_batch(
