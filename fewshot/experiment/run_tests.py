@@ -134,6 +134,7 @@ def write_tests(
                 scores, steps = result.scores, result.steps
                 record = make_record(run, trained, test.protocol, test.tasks, setting, scores, steps, variances)
                 record |= training
+                record["test"] |= {"diverged": result.diverged} if result.diverged else {}
                 if train_fingerprint is not None:
                     record["data"]["train_fingerprint"] = train_fingerprint
                 if is_main():
@@ -195,6 +196,7 @@ class Result:
     scores: Scores
     steps: Any  # what the record calls these: a number, a list, or words
     labels: dict[str, np.ndarray]  # [episodes, N*Q] predicted, by the column of predictions.csv; empty if not asked for
+    diverged: dict[str, int]  # numbers of steps that are left out, and of their test episodes that are not finite
 
 
 def _run(
@@ -203,7 +205,7 @@ def _run(
     """The results of a test by setting."""
     tasks, learner, listed = test.tasks, run.learner, isinstance(test.protocol.steps, list)
     episodes = test.protocol.episodes
-    tested = {setting: Result({}, [], {}) for setting in settings}
+    tested = {setting: Result({}, [], {}, {}) for setting in settings}
     label = f"{title(run.cfg)}: test ({test.protocol.name}, {' and '.join(settings)})"
     total = len(rank_slice(episodes)) * len(test.steps)
     with progress_bar(label, total) if is_main() else nullcontext() as advance:
@@ -227,6 +229,7 @@ def _run(
                         raise FewshotError(f"{problem}; {explain_nan(learner)}")
                     if is_main():
                         print(f"warning: {problem}; left out of the record", file=sys.stderr)
+                    result.diverged[str(count)] = diverged
                     continue
                 result.scores[name] = scores
                 if predictions:

@@ -74,7 +74,7 @@ def _cell_notes(cell: Cell, reference: Test | None, per_shot: bool) -> list[str]
     if figure is not None:
         return _figure_notes(run, figure, reference or (), per_shot)
     notes = [] if cell.reference else [_test_difference(run, reference or (), per_shot)]
-    notes += [_changed_steps(run), *dict.fromkeys(map(_training_note, cell.runs))]
+    notes += [_changed_steps(run), *dict.fromkeys(map(_training_note, cell.runs)), *map(_diverged_note, cell.runs)]
     if len(cell.runs) > 1:
         extractors = {extractor_of(run).get("fingerprint") for run in cell.runs}
         alike = ", all with the same extractor" if len(extractors) == 1 and None not in extractors else ""
@@ -88,6 +88,16 @@ def _changed_steps(run: Record) -> str:
     changed = "steps=" in run["protocol"].get("name", "") and "test step" not in run["method"]
     steps = run["protocol"]["adaptation_steps"]
     return f"tested with {format_label('{} steps', steps)}" if changed and isinstance(steps, int) else ""
+
+
+def _diverged_note(run: Record) -> str:
+    """The numbers of steps that a run's record leaves out, since some of their scores are not finite."""
+    test = run["test"]
+    parts = [
+        f"with seed {run['seed']} not finite after {steps} test steps in {count:,} of {test['episodes']:,} test tasks"
+        for steps, count in test.get("diverged", {}).items()
+    ]
+    return ", ".join(parts)
 
 
 def _training_note(run: Record) -> str:

@@ -187,6 +187,17 @@ def test_each_number_of_steps_has_its_own_r2(lab: Any) -> None:
     assert lab.page().raw.set_index("adaptation_steps")["r2"].to_dict() == {1: 0.5, 5: 0.75}
 
 
+def test_a_seed_that_diverged_after_some_steps_has_a_footnote_where_it_counts(lab: Any) -> None:
+    test = {"mse": {"1": 0.2}, "ci95": {"1": 0.1}, "episodes": 40, "diverged": {"5": 3}}
+    lab.write_regression("one", steps=(1, 5), seed=0)
+    lab.write_regression("two", steps=(1,), seed=1, test=test)
+    page = lab.page("layout=sinusoid", "published=false")
+    (row,) = page.table.to_dict("records")
+    notes = {heading: [page.notes[number - 1] for number in row[heading].notes] for heading in row}
+    wanted = "with seed 1 not finite after 5 test steps in 3 of 40 test tasks"
+    assert any(wanted in note for note in notes["1 test step"]) and not any(wanted in n for n in notes["5 test steps"])
+
+
 def test_r2_stands_beside_the_error_of_records_that_have_it(lab: Any) -> None:
     for seed, r2 in ((0, 0.5), (1, 0.25)):
         test = {"mse": 0.2, "ci95": 0.1, "r2": r2, "episodes": 40}
