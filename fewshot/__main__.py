@@ -14,6 +14,9 @@ TOOLS = find_own("tools")
 def main() -> None:
     """Run the tool that the first word of the command line names."""
     names = sorted(path.stem for path in TOOLS.glob("*.py"))
+    if sys.argv[1:2] in (["-h"], ["--help"]):
+        print(f"fewshot <{' | '.join(names)}> key=value ...\nfewshot <tool> --help shows its groups and keys.")
+        return
     if len(sys.argv) < 2 or sys.argv[1] not in names:
         complaint = f"{sys.argv[1]}: no such tool{did_you_mean(sys.argv[1], names) or ';'} " if sys.argv[1:] else ""
         print(f"error: {complaint}name a tool: fewshot <{' | '.join(names)}> key=value ...", file=sys.stderr)

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -690,6 +691,32 @@ def test_a_forced_run_that_is_interrupted_before_its_training_does_not_offer_the
         patch.setattr("fewshot.experiment.run._check_tasks", lambda *_: _interrupt())
         done = call("train", "run_dir=run", "force=true", *QUICK)
     assert done.err.strip() == f"interrupted: {BEFORE_TRAINING}"
+
+
+def test_a_forced_run_that_a_launcher_starts_again_goes_on(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    last = Path("run/checkpoints/last.safetensors")
+    assert call("train", "run_dir=run", "force=true", *QUICK).code == 0
+    for variable in (None, "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"):
+        shutil.rmtree("run/tests")  # it died before its test
+        written = last.stat().st_mtime_ns
+        with monkeypatch.context() as patch:
+            if variable is not None:
+                patch.setenv(variable, "1")
+            assert call("train", "run_dir=run", "force=true", *QUICK).code == 0
+        assert (last.stat().st_mtime_ns == written) == (variable is not None)
+        assert len(list(Path("run/tests").rglob("record.json"))) == 1
+
+
+def test_a_run_of_a_gpu_is_resumed_where_there_is_none(call: Any) -> None:
+    assert call("train", "run_dir=run", *QUICK).code == 0
+    config = Path("run/config.yaml")
+    config.write_text(config.read_text().replace("device: cpu", "device: cuda"))
+    shutil.rmtree("run/tests")
+    if not torch.cuda.is_available():
+        assert "use device=cpu or device=auto" in call("train", "resume=run").err
+    assert call("train", "resume=run", "device=auto").code == 0
+    shown = call("train", "resume=run", "--cfg", "job")
+    assert shown.err == "error: resume=run: the run has its own configuration; see config.yaml in this folder\n"
 
 
 def test_a_record_names_the_code_that_its_process_began_with(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:

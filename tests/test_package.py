@@ -57,6 +57,8 @@ def test_the_tools_of_an_installed_package_run(installed: Path, tmp_path: Path) 
     shown = run(installed, tmp_path, "-m", "fewshot", "train", "algorithm=reptile", "--cfg", "job")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "_target_: fewshot.Reptile" in shown.stdout
+    listed = run(installed, tmp_path, "-m", "fewshot", "--help")
+    assert listed.returncode == 0 and "fewshot <bench | evaluate" in listed.stdout
     wrong = run(installed, tmp_path, "-m", "fewshot", "tarin")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
     assert "tarin: no such tool, did you mean train? name a tool: fewshot <bench | evaluate" in wrong.stderr

@@ -57,8 +57,8 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
     """Run a tool under Hydra: compose `conf/<config>.yaml` with the command line, then call `function`.
 
     A mistake in the command line or the input is one line on stderr and exit code 1. In a sweep a failed run does
-    not end the others, in whatever process or machine a launcher puts it. The sweep ends with the table of the
-    records that its runs left, and with what failed.
+    not end the others, in whatever process or machine a launcher puts it. A sweep of trainings ends with the table of
+    the records that its runs left, and any sweep with what failed.
 
     Args:
         function: returns the records that it wrote, if any; a search goes by the first.
@@ -76,10 +76,10 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
             code()  # as records will name it
             if cfg.get("sweeps") and status is None:
                 raise FewshotError("sweeps: this configuration is of several sweeps; add -m")
-            expand_configuration(cfg)
             check_groups(cfg)
             if (recipe := complete(cfg, given_overrides())) and is_rank_zero():
                 print(recipe, flush=True)
+            expand_configuration(cfg)  # after the recipe, whose name a path may hold
             everywhere = False
             records = function(cfg) or []
             sys.stdout.flush()
@@ -145,7 +145,8 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
             print_error(str(error))
         sys.exit(1)
     except KeyboardInterrupt as error:
-        remedy = "the same command runs what is missing" if status else str(error)
+        without = " without force=true" if "force=true" in argv else ""
+        remedy = f"the same command{without} runs what is missing" if status else str(error)
         if is_rank_zero():
             print(f"\ninterrupted{remedy and f': {remedy}'}", file=sys.stderr)
         sys.exit(130)
@@ -195,6 +196,8 @@ def _show(hydra: Hydra, config: str, flags: argparse.Namespace, overrides: list[
         hydra.show_info(flags.info, config, lines)
         return
     cfg = hydra.compose_config(config, lines, RunMode.RUN)
+    if flags.cfg and cfg.get("resume"):
+        raise FewshotError(f"resume={cfg.resume}: the run has its own configuration; see config.yaml in this folder")
     if flags.cfg and cfg.get("sweeps"):
         lines = [*only_run(cfg.sweeps, overrides), "hydra.mode=RUN"]
         cfg = hydra.compose_config(config, lines, RunMode.RUN)

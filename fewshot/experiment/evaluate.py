@@ -22,7 +22,7 @@ from fewshot.experiment.run_tests import write_tests
 from fewshot.experiment.transfer import check_disjoint_classes, train_fingerprint, with_dataset
 from fewshot.report.records import PREDICTIONS, read_record, summary
 from fewshot.tasks.sampler import Sampler
-from fewshot.training.loop import is_trained
+from fewshot.training.loop import has_training
 from fewshot.training.trained import Trained
 
 REPLACED = ("way", "shot", "engine")  # keys of conf/evaluate.yaml that replace a setting of the run
@@ -76,7 +76,7 @@ def _configurations(cfg: DictConfig) -> tuple[Path, DictConfig, DictConfig]:
     if cfg.root is not None and cfg.dataset is not None:
         raise FewshotError(f"root={cfg.root}: is of the run's own images; of another dataset set dataset.reader.root")
     overrides = given_overrides()
-    moved = cfg.dataset is None and any(override.startswith("data_dir=") for override in overrides)
+    moved = cfg.dataset is None and any(override.lstrip("+").startswith("data_dir=") for override in overrides)
     trained = saved_config(run_dir, device=cfg.device, root=cfg.root, data_dir=cfg.data_dir if moved else None)
     if cfg.dataset is None:
         test = trained.copy()
@@ -121,6 +121,6 @@ def _name_parts(cfg: DictConfig, run: Experiment, trained_cfg: DictConfig, train
         parts.append(f"{dataset.name}-{key}")
     if cfg.checkpoint is not None:
         parts.append(Path(cfg.checkpoint).stem)
-    if trained.steps < run.settings.steps and is_trained(run.learner, run.training):
+    if trained.steps < run.settings.steps and has_training(run.learner):
         parts.append(f"step{trained.steps}")  # of a run that is not finished
     return parts

@@ -43,6 +43,8 @@ def predict(cfg: DictConfig) -> None:
     places = {"out": Path(cfg.out)} | ({} if cfg.page is None else {"page": Path(cfg.page)})
     for key, path in places.items():
         check_no_folder(key, path)
+    if len({path.absolute() for path in places.values()}) < len(places):
+        raise FewshotError(f"page={cfg.page}: is the file of out, too; choose another")
     predictor = load_predictor(cfg)
     images = read_support(Path(cfg.support))
     query = read_query(cfg.query, images.classes)

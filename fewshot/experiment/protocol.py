@@ -76,7 +76,8 @@ def _read(name: str, node: Any, cfg: DictConfig) -> Protocol:
     check_choice(f"protocol.{name}.setting", node["setting"], ("both", *SETTINGS))
     check_choice(f"protocol.{name}.rotations", node["rotations"], ROTATIONS)
     if isinstance(node["steps"], list) and all(type(count) is int for count in node["steps"]):
-        node = {**node, "steps": sorted(node["steps"])}
+        steps = sorted(node["steps"])
+        node = {**node, "steps": steps[0] if len(steps) == 1 else steps}  # one test has one name
     standard = _standard(name, cfg) if _shipped_file(name).is_file() else node
     changed = [key for key in keys if key != "setting" and (key not in standard or node[key] != standard[key])]
     words = [f"{key}={str(node[key]).replace(' ', '')}" for key in changed]

@@ -79,7 +79,7 @@ def _recipe_line(cfg: DictConfig, asked: str | None, count: int) -> str:
     if asked != "auto" or cfg.recipe is not None:
         return ""
     names = [name for name in recipe_names() if _is_ours(name) or not starts_from_extractor(cfg)]
-    others = ", ".join(f"recipe={name}" for name in names if recipe_settings(name, cfg))
+    others = ", ".join(f"recipe={name}" for name in names if _fitting(recipe_settings(name, cfg), cfg))
     named = f"; settings for this task: {others}" if others else ""
     return f"recipe none: defaults of algorithm {cfg.algorithm.name}{steps}{named}" if steps or others else ""
 
@@ -181,11 +181,19 @@ def recipe_changes(cfg: DictConfig) -> list[str]:
     for key, value in settings.items():
         OmegaConf.update(as_recipe, key, value, merge=True)
     changed = [key for key in settings if OmegaConf.select(as_recipe, key) != OmegaConf.select(cfg, key)]
-    file = CONF / "algorithm" / f"{cfg.algorithm.name}.yaml"
-    usual = _parse(file).get("train", {}).get("steps") if file.exists() else None
+    usual = _steps_of(cfg.algorithm.name)
     if usual is not None and "train.steps" not in settings and usual != cfg.train.steps:
         changed.append("train.steps")
     return changed
+
+
+def _steps_of(algorithm: str) -> int | None:
+    """The outer steps of an algorithm's file, or of the one that it builds on; None without such a file."""
+    file = CONF / "algorithm" / f"{algorithm}.yaml"
+    content = _parse(file) if file.exists() else {}
+    steps = content.get("train", {}).get("steps")
+    others = [name for name in content.get("defaults", ()) if isinstance(name, str) and name != "_self_"]
+    return _steps_of(others[-1]) if steps is None and others else steps
 
 
 def paper_steps(cfg: DictConfig) -> int | None:

@@ -27,8 +27,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fewshot.core.distributed import is_rank_zero
-from fewshot.core.errors import FewshotError
-from fewshot.core.files import write_atomically
+from fewshot.core.errors import FewshotError, writing
+from fewshot.core.files import lock_file, write_atomically
 from fewshot.experiment.config import given_overrides
 
 EXTRAS = ("joblib", "submitit", "ray", "optuna")  # of pyproject.toml
@@ -88,6 +88,9 @@ def sweep_status_dir(sweep_dir: Path, command: list[str]) -> Iterator[Path]:
     """A folder for the status files of a sweep's jobs, below `sweep_dir`; it is deleted when the sweep is over.
 
     Its name is a hash of the command, so that the same command clears what a killed sweep left.
+
+    Raises:
+        FewshotError: the same sweep is running, or the folder cannot be written to.
     """
     name = hashlib.sha256(json.dumps(command).encode()).hexdigest()[:8]
     folder = sweep_dir.resolve() / f".sweep-{name}"
@@ -95,11 +98,21 @@ def sweep_status_dir(sweep_dir: Path, command: list[str]) -> Iterator[Path]:
     if not is_rank_zero():
         yield folder
         return
+    lock = folder.with_suffix(".lock")
+    try:
+        with writing(lock, "another hydra.sweep.dir"):
+            file = lock_file(lock, wait=False)
+    except FewshotError as error:
+        if isinstance(error.__cause__, BlockingIOError):
+            raise FewshotError("the same sweep is running already; wait for it, or stop it") from error
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        lock.unlink(missing_ok=True)
+        file.close()
 
 
 def split_sweeps(sweeps: Sequence[str], overrides: Sequence[Override]) -> list[list[str]]:

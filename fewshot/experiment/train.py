@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -64,10 +65,17 @@ def _checked(cfg: DictConfig) -> tuple[DictConfig, set[Path]]:
     if cfg.plot:
         check_plot(cfg)
     folder = run_folder(resolved(cfg))
-    if cfg.force and began_in_sweep(folder):  # this job tests it otherwise
+    tests = {path.parent for path in (folder / TESTS).glob("*/record.json")}
+    # A job of a sweep may test the run otherwise, and a process that is started again goes on with what it began.
+    if cfg.force and (began_in_sweep(folder) or (_is_restarted() and not tests)):
         cfg = cfg.copy()
         cfg.force = False
-    return cfg, set() if cfg.force else set((folder / TESTS).glob("*"))
+    return cfg, set() if cfg.force else tests
+
+
+def _is_restarted() -> bool:
+    """Whether torchrun or SLURM started this process again, after it had died or was requeued."""
+    return any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 def _draw(cfg: DictConfig, folder: Path) -> Path:
@@ -86,6 +94,6 @@ def _resumed(cfg: DictConfig) -> DictConfig:
             f"resume={cfg.resume}: the run keeps its own settings; leave out {' '.join(others)}, or start a new run"
         )
     moved = {key: cfg[key] for key in FILES_MOVED if key in overrides}
-    saved = saved_config(find_run(Path(cfg.resume)), device=None if cfg.device == "auto" else cfg.device, **moved)
+    saved = saved_config(find_run(Path(cfg.resume)), device=cfg.device if "device" in overrides else None, **moved)
     saved.update({"plot": False} | {key: cfg[key] for key in AFTER_TRAINING if key in overrides})
     return saved

@@ -235,18 +235,20 @@ def _stages(learner: Learner, steps: int) -> Iterator[Callable[[int, int], None]
             begin_step(steps, steps)
 
 
+def has_training(learner: Learner) -> bool:
+    """Whether the learner is trained at all: whether it has `outer_loss` or `outer_gradient`."""
+    return hasattr(learner, "outer_loss") or hasattr(learner, "outer_gradient")
+
+
 def is_trained(learner: Learner, tasks: Tasks) -> bool:
-    """Whether the learner is trained at all: whether it has `outer_loss` or `outer_gradient`.
+    """As `has_training`.
 
     Raises:
-        FewshotError: it is, but the tasks have no queries to learn from.
+        FewshotError: it is trained, but the tasks have no queries to learn from.
     """
-    by_loss = hasattr(learner, "outer_loss")
-    if not by_loss and not hasattr(learner, "outer_gradient"):
-        return False
-    if by_loss and tasks.query < 1:
+    if hasattr(learner, "outer_loss") and tasks.query < 1:
         raise FewshotError("train.query=0: this algorithm learns from its queries; set at least 1, or null")
-    return True
+    return has_training(learner)
 
 
 def check_shareable(learner: Learner, meta_batch: int, processes: int) -> None:

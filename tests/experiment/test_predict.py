@@ -199,6 +199,7 @@ def fill(folder: str, *names: str) -> None:
         (lambda: Path("x.png").write_bytes(b"x"), ["query=x.png"], "query: no image can be read, such as x.png (dam"),
         (lambda: Path("there").mkdir(), ["out=there"], "out=there: is a folder; name a file in it"),
         (lambda: None, ["page=support"], "page=support: is a folder; name a file in it"),
+        (lambda: None, ["page=p.html", "out=./p.html"], "page=p.html: is the file of out, too; choose another"),
         (lambda: None, ["setting=both"], "setting=both: choose one of transductive, inductive"),
         (lambda: None, ["run=support"], "support: not a run folder"),
     ],

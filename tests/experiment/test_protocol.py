@@ -70,6 +70,7 @@ def test_each_task_is_tested_by_the_common_protocol_and_by_its_papers_if_there_i
         (("protocol.common.setting=inductive", "protocol.common.query=15"), "common", "common"),
         (("protocol.common.episodes=100", "protocol.common.query=5"), "common, query=5, episodes=100", None),
         (("protocol.common.steps=[1,5]",), "common, steps=[1,5]", "common-steps=1-5"),
+        (("protocol.common.steps=[5]",), "common, steps=5", "common-steps=5"),
         (("protocol.common.split=val", "protocol.common.rotations=per_class"),
          "common, split=val, rotations=per_class", None),
     ],
@@ -160,6 +161,8 @@ def test_a_run_that_is_not_finished_is_tested_under_the_name_of_its_step(
     assert call("evaluate", "run=run", *FEW, "protocol.common.setting=transductive").code == 0
     assert list(records_of("run")) == ["common-query=2-episodes=6-step2-transductive"]
     assert read_test("run")["train"]["steps"] == 2
+    # Of a class of 20, tasks of the training would need 24.
+    assert call("evaluate", "run=run", *FEW, "shot=12", "protocol.common.setting=transductive", "out=other").code == 0
     assert call("train", *words).code == 0
     assert list(records_of("run")) == ["common-query=2-episodes=6-step2-transductive", BOTH[1]]
     assert json.loads(Path(f"run/tests/{BOTH[1]}/record.json").read_text())["train"]["steps"] == 4

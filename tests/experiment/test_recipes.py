@@ -459,4 +459,8 @@ def test_steps_that_a_recipe_leaves_to_the_algorithm_are_changed_too() -> None:
     usual = composed("algorithm=protonet", "dataset=glyphs")
     assert usual.recipe == "ours" and "train.steps" not in recipes.recipe_settings("ours", usual)
     assert recipes.recipe_changes(usual) == []
-    assert recipes.recipe_changes(composed("algorithm=protonet", "dataset=glyphs", "train.steps=30")) == ["train.steps"]
+    for algorithm in ("protonet", "anil"):  # the second has the steps of the file that it builds on
+        cfg = composed(f"algorithm={algorithm}", "dataset=glyphs", "train.steps=30")
+        assert recipes.recipe_changes(cfg) == ["train.steps"]
+        usual = composed(f"algorithm={algorithm}", "dataset=glyphs")
+        assert recipes.recipe_changes(usual) == []

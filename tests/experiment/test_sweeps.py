@@ -108,6 +108,18 @@ def test_a_grid_over_a_methods_settings_ends_with_their_validation_scores(call: 
     assert all(f"{100 * score:.2f}" in validation for score in scores)
 
 
+def test_a_sweep_that_is_running_is_not_begun_again(tmp_path: Path) -> None:
+    with sweeps.sweep_status_dir(tmp_path, ["shot=1,5"]) as folder:
+        with (
+            pytest.raises(FewshotError, match="the same sweep is running already; wait for it, or stop it"),
+            sweeps.sweep_status_dir(tmp_path, ["shot=1,5"]),
+        ):
+            pass
+        with sweeps.sweep_status_dir(tmp_path, ["shot=1"]) as other:
+            assert other != folder
+    assert not list(tmp_path.iterdir())
+
+
 def test_force_does_not_hand_out_an_old_run_where_its_first_job_failed(call: Any) -> None:
     words = ("-m", "runs=sweep", *QUICK, "force=true")
     assert call("train", *words, "protocol.common.query=3").code == 0
