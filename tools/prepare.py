@@ -62,6 +62,9 @@ def prepare(cfg: DictConfig) -> None:
         print(f"images that two splits share: {metadata['shared_images']:,}")
     if cfg.check:
         print(f"checked: every byte is as it was prepared, {check_banks(folder):,} images in two splits")
+    if any(len(bank.shape) != 3 or bank.shape[0] not in (1, 3) for bank in banks.values()):
+        print("no picture of them: they are no images of 1 or 3 channels")
+        return
     from fewshot.data.contact_sheet import contact_sheet  # imports matplotlib
 
     sheet = Path(cfg.sheet) if cfg.sheet else folder.with_name(f"{folder.name}.png")

@@ -7,6 +7,7 @@ Nothing is pickled. Opening reads the JSON and maps the arrays.
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
 import os
@@ -196,13 +197,18 @@ def write_banks(folder: str | Path, splits: Mapping[str, Split], metadata: Mappi
             for name, split in splits.items():
                 np.save(scratch / f"{name}.npy", split.examples, allow_pickle=False)
             write_listing(scratch, listing, metadata)
-            existing = folder / "bank.json"
-            if existing.exists() and existing.read_bytes() == (scratch / "bank.json").read_bytes():
+            if _is_equal(scratch, folder):
                 return  # another process has just written the same bank
             scratch.chmod(0o755)  # mkdtemp lets only the owner in
             replace_folder(scratch, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _is_equal(scratch: Path, folder: Path) -> bool:
+    """Whether the folder has all files of `scratch`, with equal bytes."""
+    pairs = [(path, folder / path.name) for path in scratch.iterdir()]
+    return all(there.is_file() and filecmp.cmp(path, there, shallow=False) for path, there in pairs)
 
 
 def _check_examples(where: str, examples: np.ndarray) -> None:

@@ -28,6 +28,9 @@ def contact_sheet(banks: Mapping[str, Bank], path: Path) -> None:
     for (cell,), (bank, label) in zip(axes, rows, strict=True):
         start, end = bank.offsets[label : label + 2].tolist()
         images = bank.examples[_spread(start, end, IMAGES)]
+        if images.is_floating_point():  # of any range
+            images = 255 * (images - images.min()) / (images.max() - images.min()).clamp(min=1e-6)
+            images = images.to(torch.uint8)
         images = functional.pad(images, (0, max(1, images.shape[-1] // 20)), value=255)  # a gap between two images
         strip = torch.cat(list(images), dim=-1).permute(1, 2, 0).numpy()
         cell.axis("off")

@@ -55,7 +55,7 @@ def predict(cfg: DictConfig) -> None:
         )
     support = load_support(images, predictor.spec)
     dark_on_light = predictor.light_on_dark and float(support.pixels.mean()) > 255 / 2
-    invert, notes = (dark_on_light if cfg.invert is None else cfg.invert), list(support.notes)
+    invert, notes = (dark_on_light if cfg.invert is None else cfg.invert), [*images.notes, *query.notes, *support.notes]
     if images.above:
         notes.append(f"the classes are the folders in {'/'.join(images.names[0].split('/')[: images.above])}")
     if invert and cfg.invert is None:

@@ -14,6 +14,7 @@ from fewshot.experiment.run_dir import EXTRACTOR, data_info_of
 
 # Datasets with the same classes, which pickles number in each split.
 OF_CIFAR100, NUMBERED = {"cifar_fs", "fc100"}, re.compile(r"(train|val|test) \d{3}")
+OF_IMAGENET, WORDNET_ID = {"mini", "tiered"}, re.compile(r"n\d{8}", re.ASCII)  # pickles of tiered have words
 
 
 def with_dataset(cfg: DictConfig, run: Path, dataset: DictConfig) -> DictConfig:
@@ -63,6 +64,12 @@ def check_disjoint_classes(run: Path, trained: str, name: str, bank: Source, sel
         raise FewshotError(
             f"dataset {name}: the classes of pickles have no names, such as {unnamed[0]}, so that those that the run "
             "was trained on would not be found; read both datasets from cifar-100-python.tar.gz"
+        )
+    unnamed = [each for each in (*bank.names, *info["classes"]) if not WORDNET_ID.fullmatch(each)]
+    if unnamed and {trained, name} == OF_IMAGENET:
+        raise FewshotError(
+            f"dataset {name}: a class is named {unnamed[0]}, and not by its WordNet id, so that those that the run was "
+            "trained on would not be found; read both datasets from folders of such names"
         )
     uses = {"classes": "was trained on"}
     if selection.startswith("best") or EXTRACTOR in info:

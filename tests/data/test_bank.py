@@ -56,6 +56,21 @@ def test_a_bank_comes_back_as_it_was_written(folder: Path):
         assert opened.fingerprint == fingerprint(split(seed))
 
 
+def test_a_bank_that_is_written_again_repairs_a_damaged_file_and_leaves_a_whole_one(folder: Path):
+    def write_again() -> None:
+        write_banks(folder, {"train": split(0), "test": split(1)}, {"source": "made up"})
+
+    whole, times = files(folder), {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    write_again()
+    assert times == {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    (folder / "train.npy").write_bytes(whole["train.npy"][:-1] + b"?")
+    write_again()
+    assert files(folder) == whole
+    (folder / "test.npy").unlink()
+    write_again()
+    assert files(folder) == whole
+
+
 def test_features_keep_their_dtype(tmp_path: Path):
     features = np.arange(12, dtype=np.float32).reshape(4, 3)
     write_banks(tmp_path / "bank", {"test": Split(features, [4], ["one"])}, {})

@@ -27,6 +27,7 @@ def source(*names: str) -> Any:
         ("cifar_fs", "mini", ["train 001"], None),
         ("cifar_fs", "cifar_fs", ["train 001"], None),
         ("cifar_fs", "fc100", ["cup"], None),
+        ("mini", "tiered", ["n01532829"], "a class is named bed, and not by its WordNet id"),
     ],
 )
 def test_classes_of_the_training_are_found_or_the_test_is_refused(
@@ -57,4 +58,4 @@ def test_classes_of_the_validation_are_refused_where_they_selected_the_checkpoin
     (tmp_path / DATA).write_text(json.dumps(info | ({EXTRACTOR: extractor} if extractor else {})))
     refused = pytest.raises(FewshotError, match="1 of its 2 classes of test are classes that the run was selected on")
     with nullcontext() if selection == "last" and not extractor else refused:
-        check_disjoint_classes(tmp_path, "mini", "tiered", source("bed", "road"), selection)
+        check_disjoint_classes(tmp_path, "cub", "mini", source("bed", "road"), selection)

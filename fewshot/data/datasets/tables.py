@@ -170,11 +170,16 @@ def _read_csv(data: bytes, rows: int | None = None) -> Any:
             frame = pd.read_csv(
                 io.BytesIO(data), sep=separator, decimal=decimal, nrows=rows, index_col=False, encoding="utf-8-sig"
             )
+            header = pd.read_csv(
+                io.BytesIO(data), sep=separator, header=None, nrows=1, dtype=str, keep_default_na=False,
+                encoding="utf-8-sig",
+            )  # fmt: skip
         except (ValueError, Warning) as error:
             raise ValueError(f"not a CSV file ({one_line(error)})") from error
+    names = [str(each).strip() for each in header.iloc[0]]  # pandas gives two equal ones other names
+    if twice := [name for name in dict.fromkeys(names) if name and names.count(name) > 1]:
+        raise ValueError(f"two columns have the name {twice[0]}")
     frame.columns = [str(each).strip() for each in frame.columns]
-    if not frame.columns.is_unique:
-        raise ValueError(f"two columns have the name {frame.columns[frame.columns.duplicated()][0]}")
     return frame
 
 

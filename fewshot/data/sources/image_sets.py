@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from fewshot.data.sources.archives import ARCHIVES, DAMAGED, MAX_BYTES, Files, i
 from fewshot.data.sources.faults import raise_faults
 from fewshot.data.sources.images import ImageSpec, describe_skipped, fit_image, open_image
 from fewshot.data.sources.layouts import find_images
+from fewshot.data.sources.split_csv import to_nfc
 
 AT_ONCE = 32  # files that are in memory at once
 
@@ -33,12 +34,14 @@ class ImageSet:
         names: of the images, as `files` has them.
         labels: the outermost folder of each image, below folders that have no other beside them; "" without one.
         above: the number of those folders.
+        notes: lines for the user, such as on files that are no images.
     """
 
     files: Files
     names: list[str]
     labels: list[str]
     above: int = 0
+    notes: Sequence[str] = ()
 
     @property
     def classes(self) -> list[str]:
@@ -118,17 +121,19 @@ def _image_set(files: Files, key: str, remedy: str, *, below: int = 0, kept: Set
         if len(beside) > 1 or beside & kept:
             break
         above += 1
-    return ImageSet(files, names, [path[above] if len(path) > above else "" for path in folders], above)
+    labels = [to_nfc(path[above]) if len(path) > above else "" for path in folders]
+    notes = describe_skipped(set(files.names) - set(names)).get("notes", [])
+    return ImageSet(files, names, labels, above, [f"{key}: {note}" for note in notes])
 
 
 def _folders(files: Files, above: list[str]) -> set[str]:
     """The folders in a folder of a source, with those that hold no file, if the source is no archive."""
     depth = len(above)
     paths = [name.split("/")[:-1] for name in files.names]
-    folders = {path[depth] for path in paths if path[:depth] == above and len(path) > depth}
+    folders = {to_nfc(path[depth]) for path in paths if path[:depth] == above and len(path) > depth}
     if files.root.is_dir():
         inside = files.root.joinpath(*above)
-        folders |= {path.name for path in inside.iterdir() if path.is_dir() and not is_hidden(path.name)}
+        folders |= {to_nfc(path.name) for path in inside.iterdir() if path.is_dir() and not is_hidden(path.name)}
     return folders
 
 

@@ -132,6 +132,7 @@ def test_a_changed_value_is_another_fingerprint_and_other_splits_stay(make_table
         ("x1;x2;y\n1;2;1.234,5\n", "row 1, column y: 1.234,5 is no number in a file with decimal commas"),
         ("x1;x2;y\n1,5;2;1\n0,5;1;1.234\n", "row 2, column y: 1.234 is no number in a file with decimal commas"),
         ("x1,x2, x2,y\n1,2,3,4\n", "bad.csv: two columns have the name x2"),
+        ("x1,x2,y,y\n1,2,3,4\n", "bad.csv: two columns have the name y"),
         ("\x00\xff\x00", "bad.csv: "),
     ],
 )

@@ -39,6 +39,17 @@ def test_class_folders_may_hold_any_number_of_images_and_further_folders(support
     ]  # fmt: skip
 
 
+def test_files_that_are_no_images_are_told(support: Path) -> None:
+    assert read_support(support).notes == []
+    (support / "cat/3.heic").write_bytes(b"a photo that Pillow does not know")
+    assert read_support(support).notes == ["support: passed over 1 file that is no image: 1 .heic"]
+
+
+def test_one_spelling_of_a_class_is_as_good_as_another(support: Path) -> None:
+    draw(support / "Zoe\u0308/1.png")  # a letter and its mark, as macOS has them
+    assert "Zo\u00eb" in read_support(support).classes
+
+
 def test_an_archive_stands_for_its_folder(support: Path, tmp_path: Path) -> None:
     shutil.make_archive(str(tmp_path / "all"), "zip", support)
     assert sorted(read_support(tmp_path / "all.zip").names) == read_support(support).names
