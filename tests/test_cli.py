@@ -693,20 +693,6 @@ def test_a_forced_run_that_is_interrupted_before_its_training_does_not_offer_the
     assert done.err.strip() == f"interrupted: {BEFORE_TRAINING}"
 
 
-def test_a_forced_run_that_a_launcher_starts_again_goes_on(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    last = Path("run/checkpoints/last.safetensors")
-    assert call("train", "run_dir=run", "force=true", *QUICK).code == 0
-    for variable in (None, "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"):
-        shutil.rmtree("run/tests")  # it died before its test
-        written = last.stat().st_mtime_ns
-        with monkeypatch.context() as patch:
-            if variable is not None:
-                patch.setenv(variable, "1")
-            assert call("train", "run_dir=run", "force=true", *QUICK).code == 0
-        assert (last.stat().st_mtime_ns == written) == (variable is not None)
-        assert len(list(Path("run/tests").rglob("record.json"))) == 1
-
-
 def test_a_run_of_a_gpu_is_resumed_where_there_is_none(call: Any) -> None:
     assert call("train", "run_dir=run", *QUICK).code == 0
     config = Path("run/config.yaml")
@@ -715,8 +701,12 @@ def test_a_run_of_a_gpu_is_resumed_where_there_is_none(call: Any) -> None:
     if not torch.cuda.is_available():
         assert "use device=cpu or device=auto" in call("train", "resume=run").err
     assert call("train", "resume=run", "device=auto").code == 0
+    assert len(list(Path("run/tests").rglob("record.json"))) == 1
+
+
+def test_the_configuration_of_a_resumed_run_is_in_its_folder(call: Any) -> None:
     shown = call("train", "resume=run", "--cfg", "job")
-    assert shown.err == "error: resume=run: the run has its own configuration; see config.yaml in this folder\n"
+    assert shown.err == "error: resume=run: the run has its own configuration; see config.yaml in its folder\n"
 
 
 def test_a_record_names_the_code_that_its_process_began_with(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:

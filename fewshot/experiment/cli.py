@@ -76,10 +76,10 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
             code()  # as records will name it
             if cfg.get("sweeps") and status is None:
                 raise FewshotError("sweeps: this configuration is of several sweeps; add -m")
+            expand_configuration(cfg)
             check_groups(cfg)
             if (recipe := complete(cfg, given_overrides())) and is_rank_zero():
                 print(recipe, flush=True)
-            expand_configuration(cfg)  # after the recipe, whose name a path may hold
             everywhere = False
             records = function(cfg) or []
             sys.stdout.flush()
@@ -133,7 +133,10 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
             cfg = _one_line(lambda: hydra.compose_config(config, [*lines, *mode], RunMode.MULTIRUN))
             check_launcher(cfg)
             parts = split_sweeps(cfg.get("sweeps") or [], overrides)
-            with sweep_status_dir(Path(cfg.hydra.sweep.dir), lines) as folder, process_group():
+            with (
+                sweep_status_dir(Path(cfg.hydra.sweep.dir), [Path(argv[0]).name, *argv[1:]]) as folder,
+                process_group(),
+            ):
                 completed = True
                 for number, part in enumerate(parts):
                     status = folder / f"{number:03d}"
@@ -145,13 +148,18 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
             print_error(str(error))
         sys.exit(1)
     except KeyboardInterrupt as error:
-        without = " without force=true" if "force=true" in argv else ""
-        remedy = f"the same command{without} runs what is missing" if status else str(error)
+        remedy = _remedy(argv) if status else str(error)
         if is_rank_zero():
             print(f"\ninterrupted{remedy and f': {remedy}'}", file=sys.stderr)
         sys.exit(130)
     finally:
         GlobalHydra.instance().clear()
+
+
+def _remedy(argv: list[str]) -> str:
+    """What the same command does after a sweep was interrupted."""
+    forced = any(word.lstrip("+").lower() == "force=true" for word in argv)
+    return "the same command begins all runs anew" if forced else "the same command runs what is missing"
 
 
 def _check_clone() -> None:
@@ -196,8 +204,8 @@ def _show(hydra: Hydra, config: str, flags: argparse.Namespace, overrides: list[
         hydra.show_info(flags.info, config, lines)
         return
     cfg = hydra.compose_config(config, lines, RunMode.RUN)
-    if flags.cfg and cfg.get("resume"):
-        raise FewshotError(f"resume={cfg.resume}: the run has its own configuration; see config.yaml in this folder")
+    if flags.cfg and (resumed := [each for each in overrides if each.key_or_group == "resume" and each.value()]):
+        raise FewshotError(f"{resumed[0].input_line}: the run has its own configuration; see config.yaml in its folder")
     if flags.cfg and cfg.get("sweeps"):
         lines = [*only_run(cfg.sweeps, overrides), "hydra.mode=RUN"]
         cfg = hydra.compose_config(config, lines, RunMode.RUN)
@@ -259,6 +267,6 @@ def _run_sweep(sweep: Callable[[], Any]) -> bool:
         if os.environ.get("HYDRA_FULL_ERROR"):
             traceback.print_exc()
         if is_rank_zero():
-            print_error(f"the sweep ended early: {format_error(error)}; the same command runs what is missing")
+            print_error(f"the sweep ended early: {format_error(error)}; {_remedy(sys.argv)}")
         return False
     return True

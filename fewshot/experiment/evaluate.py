@@ -39,9 +39,8 @@ def evaluate(cfg: DictConfig) -> None:
     run = _build(cfg, run_dir, trained_cfg, test_cfg)
     tests = Path(cfg.out) if cfg.out else run_dir / TESTS
     trained = load_trained(run, run_dir, cfg.checkpoint)
-    for protocol in run.protocols if cfg.dataset is not None else ():
-        names = trained_cfg.dataset.name, run.cfg.dataset.name
-        check_disjoint_classes(run_dir, *names, run.protocol_tasks(protocol).source, trained.selection)
+    if cfg.dataset is not None:
+        _check_classes(run, run_dir, trained_cfg.dataset.name, trained)
     parts = _name_parts(cfg, run, trained_cfg, trained)
     data = None if cfg.dataset is None else train_fingerprint(run_dir, trained_cfg.train.train_on_val)
     folders = write_tests(
@@ -107,6 +106,14 @@ def _build(cfg: DictConfig, run_dir: Path, trained_cfg: DictConfig, test_cfg: Di
     if cfg.latents is not None and not isinstance(run.learner, LEO):
         raise FewshotError("latents: are of classes; leave it out, or name a run of algorithm=leo")
     return run
+
+
+@main_first
+def _check_classes(run: Experiment, run_dir: Path, trained_on: str, trained: Trained) -> None:
+    """Raises FewshotError where the other dataset has classes that the run was trained or selected on."""
+    for protocol in run.protocols:
+        source = run.protocol_tasks(protocol).source
+        check_disjoint_classes(run_dir, trained_on, run.cfg.dataset.name, source, trained.selection)
 
 
 def _name_parts(cfg: DictConfig, run: Experiment, trained_cfg: DictConfig, trained: Trained) -> list[str]:

@@ -167,11 +167,11 @@ def load_data_info(folder: Path) -> dict[str, Any] | None:
     """The data that a run began with.
 
     Returns:
-        {"train": fingerprint, "val": ..., "test": ..., "shape": [C, H, W] as the learner sees an example,
-        "classes": names of the training classes, "validation_classes": of those of the validation, "outputs": those of
-        a regression}; by `EXTRACTOR` what is known of the extractor, if the network
-        began with one; by `WEIGHTS` {"file", "sha256"} of pretrained weights, if it began with such; "float_images":
-        {"unit_range"} where images are floats. None if the run has not begun.
+        {"train": fingerprint, "val": ..., "test": ..., "shape": [C, H, W] as the learner sees an example, "classes":
+        names of the training classes, "validation_classes": names of the validation classes, "outputs": those of a
+        regression}; by `EXTRACTOR` what is known of the extractor, if the network began with one; by `WEIGHTS` {"file",
+        "sha256"} of pretrained weights, if it began with such; "float_images": {"unit_range"} where images are floats.
+        None if the run has not begun.
 
     Raises:
         FewshotError: the file is damaged.

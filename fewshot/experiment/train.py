@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -65,17 +64,10 @@ def _checked(cfg: DictConfig) -> tuple[DictConfig, set[Path]]:
     if cfg.plot:
         check_plot(cfg)
     folder = run_folder(resolved(cfg))
-    tests = {path.parent for path in (folder / TESTS).glob("*/record.json")}
-    # A job of a sweep may test the run otherwise, and a process that is started again goes on with what it began.
-    if cfg.force and (began_in_sweep(folder) or (_is_restarted() and not tests)):
+    if cfg.force and began_in_sweep(folder):  # this job tests it otherwise
         cfg = cfg.copy()
         cfg.force = False
-    return cfg, set() if cfg.force else tests
-
-
-def _is_restarted() -> bool:
-    """Whether torchrun or SLURM started this process again, after it had died or was requeued."""
-    return any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    return cfg, set() if cfg.force else {path.parent for path in (folder / TESTS).glob("*/record.json")}
 
 
 def _draw(cfg: DictConfig, folder: Path) -> Path:

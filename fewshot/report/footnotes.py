@@ -40,7 +40,7 @@ def footnotes(rows: Sequence[Sequence[Cell]], reference: Test | None) -> tuple[d
     """
     places: dict[str, list[Place]] = defaultdict(list)
     for i, (row, per_shot) in enumerate(zip(rows, _per_shot(rows), strict=True)):
-        texts = [[*_cell_notes(cell, reference, per_shot), *_name_note(row)] for cell in row]
+        texts = [[*_cell_notes(cell, reference, per_shot), *_name_note(row), *_diverged_notes(row)] for cell in row]
         for text in dict.fromkeys(text for cell_texts in texts for text in cell_texts):
             holders: list[Place] = [(i, j) for j, cell_texts in enumerate(texts) if text in cell_texts]
             places[text] += [(i, None)] if len(holders) == len(row) else holders
@@ -74,7 +74,7 @@ def _cell_notes(cell: Cell, reference: Test | None, per_shot: bool) -> list[str]
     if figure is not None:
         return _figure_notes(run, figure, reference or (), per_shot)
     notes = [] if cell.reference else [_test_difference(run, reference or (), per_shot)]
-    notes += [_changed_steps(run), *dict.fromkeys(map(_training_note, cell.runs)), *map(_diverged_note, cell.runs)]
+    notes += [_changed_steps(run), *dict.fromkeys(map(_training_note, cell.runs))]
     if len(cell.runs) > 1:
         extractors = {extractor_of(run).get("fingerprint") for run in cell.runs}
         alike = ", all with the same extractor" if len(extractors) == 1 and None not in extractors else ""
@@ -90,14 +90,15 @@ def _changed_steps(run: Record) -> str:
     return f"tested with {format_label('{} steps', steps)}" if changed and isinstance(steps, int) else ""
 
 
-def _diverged_note(run: Record) -> str:
-    """The numbers of steps that a run's record leaves out, since some of their scores are not finite."""
-    test = run["test"]
-    parts = [
-        f"with seed {run['seed']} not finite after {steps} test steps in {count:,} of {test['episodes']:,} test tasks"
-        for steps, count in test.get("diverged", {}).items()
+def _diverged_notes(row: Sequence[Cell]) -> list[str]:
+    """The numbers of steps that records of a row leave out, since some of their scores are not finite."""
+    notes = [
+        f"seed {run['seed']} after {steps} test steps is left out: its score is not finite in {count:,} of "
+        f"{run['test']['episodes']:,} test tasks"
+        for run in (run for cell in row for run in cell.runs)
+        for steps, count in run["test"].get("diverged", {}).items()
     ]
-    return ", ".join(parts)
+    return list(dict.fromkeys(notes))
 
 
 def _training_note(run: Record) -> str:

@@ -94,7 +94,7 @@ class ImageTransform:
             return shape
         strength = AUGMENTATIONS[self.augment]
         if shape[0] not in (1, 3) and (self.shape is not None or (strength is not None and strength.jitter)):
-            name = "shape" if self.shape is not None else "augment=natural"
+            name = "shape" if self.shape is not None else "augment.episodes=natural"
             raise FewshotError(f"dataset.{name}: is for images of 1 or 3 channels, and these have {shape[0]}")
         if self.crop is not None:
             if self.crop > min(shape[1:]):
@@ -168,8 +168,8 @@ def random_augment(x: torch.Tensor, keys: torch.Tensor, side: Sequence[int], str
 
     Torchvision's RandomResizedCrop, RandomHorizontalFlip and ColorJitter, drawn for each image, where torchvision
     changes a whole batch alike. Differences: a crop that would not fit is narrowed, not drawn again; it lies between
-    pixels and is read bilinearly; of images that are not square its ratio is to the image's; brightness, contrast and
-    saturation always come in this order.
+    pixels and is read bilinearly; where an image is not square, the ratio is relative to that of the image; brightness,
+    contrast and saturation always come in this order.
 
     Args:
         keys: [B] int64, from which the changes of each image are drawn.

@@ -89,7 +89,7 @@ def train(
 
     Raises:
         FewshotError: an argument is unknown or out of range, the network does not fit the tasks, a loss is not finite,
-            the folder holds another training, or there are several processes.
+            the folder holds another training, or torch.distributed is initialised with several processes.
     """
     if world()[1] > 1:
         raise FewshotError("train: runs in one process; several are for tools/train.py by torchrun")
@@ -118,9 +118,10 @@ def train(
     described = None
     if validation is not None:
         first_validation = _seen_tasks(validation, inputs).episodes(0, 1)
-        if (kind := first_validation.support_x.dtype) != first.support_x.dtype:
+        types = [str(each.support_x.dtype).removeprefix("torch.") for each in (first_validation, first)]
+        if types[0] != types[1]:
             raise FewshotError(
-                f"validation: its examples are {kind}, and those of the training {first.support_x.dtype}; give one type"
+                f"validation: its examples are {types[0]}, and those of the training {types[1]}; give one type"
             )
         probe(learner, first_validation[0])
         scores = {"setting": setting, "episodes": validation_episodes, "test_steps": int(learner.test_steps)}

@@ -87,8 +87,9 @@ def check_validation(tasks: Tasks, validation: Any, every: int | None, episodes:
             f"validation: is scored by {validation.metric}, the training by {tasks.metric}; give alike tasks"
         )
     # Functions have neither classes nor tables: another split or seed draws others from the same distribution.
-    drawn = [(each.source.split, getattr(each, "seed", None)) for each in (validation, tasks)]
-    same = validation.source.names or drawn[0] == drawn[1]
+    seeded = hasattr(validation, "seed") and hasattr(tasks, "seed")
+    same = seeded and (validation.source.split, validation.seed) == (tasks.source.split, tasks.seed)  # pyright: ignore
+    same = same or bool(validation.source.names)
     if same and validation.source.fingerprint == tasks.source.fingerprint:
         raise FewshotError(
             "validation: has the very examples of the training, so that it selects what knows these best; give tasks "

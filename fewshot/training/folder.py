@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -66,6 +67,7 @@ def describe_training(
         "learner": {"learner": type(learner).__name__, **options},
         "network": {
             "network": _digest(describe_modules(backbone)),
+            "tensors": _digest(describe_modules(backbone, {_digest_tensor(v) for v in backbone.state_dict().values()})),
             "parameters": _digest([_start(params), _start(state)]),
             "frozen values": digest_tensors(backbone_constants(backbone)),
         },
@@ -80,14 +82,16 @@ def describe_tasks(tasks: Tasks) -> dict[str, Any]:
     """The data of some tasks, and how they are drawn and seen; of a person's own tasks all attributes without a `_`."""
     names = [name for name in ("way", "shot", "query", "seed", "rotations", "view") if hasattr(tasks, name)]
     if type(tasks) not in (Sampler, Regression):
-        names += [name for name in vars(tasks) if not name.startswith("_") and name not in (*names, "source", "bank")]
+        known = {*names, "source", "bank", "device", "metric"}
+        own = [name for name in getattr(tasks, "__dict__", {}) if not name.startswith("_") and name not in known]
+        names += [name for name in own if not isinstance(getattr(type(tasks), name, None), cached_property)]
     source = {"data": tasks.source.fingerprint, "split": tasks.source.split}
     return source | {name: _describe(getattr(tasks, name), ()) for name in names}
 
 
-def describe_modules(network: nn.Module) -> dict[str, Any]:
-    """The class and the plain attributes of each part of a network, by its name; no parameters, no buffers."""
-    return {name: [type(module).__name__, _settings(module)] for name, module in network.named_modules()}
+def describe_modules(network: nn.Module, starts: Collection[str] | None = None) -> dict[str, Any]:
+    """The class and the plain attributes of each part of a network, by its name; `starts` as in `_describe`."""
+    return {name: [type(module).__name__, _settings(module, starts)] for name, module in network.named_modules()}
 
 
 def claim_folder(folder: Path, training: Mapping[str, Any]) -> None:
@@ -121,7 +125,8 @@ def _differences(part: str, saved: Mapping[str, Any] | None, wanted: Mapping[str
     if saved is None or wanted is None:
         return [] if saved == wanted else [part]
     # An older listing does not say these.
-    saved = {"test_steps": wanted.get("test_steps"), "steps": wanted.get("steps"), **saved}
+    later = wanted if part in ("tasks", "validation") else {"test_steps", "steps", "tensors"}
+    saved = {name: wanted.get(name) for name in later} | {**saved}
     shapes = {name: value for name, value in saved.items() if isinstance(value, str) and value.startswith("tensor [")}
     saved |= {name: wanted.get(name) for name, shape in shapes.items() if f"{wanted.get(name)}".startswith(f"{shape} ")}
     names = [name for name in {**wanted, **saved} if saved.get(name, LATER_SETTINGS.get(name)) != wanted.get(name)]
@@ -130,9 +135,9 @@ def _differences(part: str, saved: Mapping[str, Any] | None, wanted: Mapping[str
     return [f"validation {name}" for name in names] if part == "validation" else names
 
 
-def _settings(module: nn.Module) -> dict[str, Any]:
+def _settings(module: nn.Module, starts: Collection[str] | None) -> dict[str, Any]:
     """The plain attributes of a module, without those of its parts."""
-    return {n: _describe(v, ()) for n, v in vars(module).items() if not n.startswith("_") and n != "training"}
+    return {n: _describe(v, starts) for n, v in vars(module).items() if not n.startswith("_") and n != "training"}
 
 
 def _describe(value: Any, starts: Collection[str] | None = None) -> Any:

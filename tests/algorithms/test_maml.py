@@ -276,7 +276,7 @@ def test_an_inner_loop_over_all_names_is_mamls(make_conv4: Make, make_episodes: 
     assert {name for name in still if not name.endswith("conv.bias")} == {"head.weight", "head.bias"}
 
 
-def test_a_head_whose_weight_the_body_has_too_is_not_computed_on_features_alone(make_episodes: Make):
+def test_a_head_whose_weight_the_body_has_too_is_adapted_with_the_trained_weight(make_episodes: Make):
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -291,8 +291,15 @@ def test_a_head_whose_weight_the_body_has_too_is_not_computed_on_features_alone(
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.head(self.embed(x))
 
-    learner = MAML(Tied(), adapted="head", first_order=True)
-    assert learner.adapted == ["head.bias"] and not learner.features_once
+    learner, task = MAML(Tied(), adapted="head", first_order=True, inner_lr=0.1, inner_loss="mean"), make_episodes(1)[0]
+    params = {name: value + 0.1 * torch.randn_like(value) for name, value in learner.init()[0].items()}
+    bias = params["head.bias"].requires_grad_()
+    loss = F.cross_entropy(
+        functional_call(learner.backbone, params | {"head.bias": bias}, task.support_x), task.support_y
+    )
+    learner.test_steps, (slope,) = 1, torch.autograd.grad(loss, bias)
+    adapted = learner.adapt({name: value.detach() for name, value in params.items()}, {}, task)
+    torch.testing.assert_close(adapted["head.bias"], bias - 0.1 * slope)
 
 
 @pytest.mark.parametrize("kind", [MAML, MAMLPlusPlus])

@@ -157,7 +157,11 @@ def test_training_episodes_are_augmented_each_by_itself_and_test_episodes_are_no
         ({"crop": 4}, (640,), "features of 640 values cannot be cropped"),
         ({"shape": (3, 8, 8)}, (640,), "features of 640 values cannot be cropped, resized"),
         ({"shape": (3, 8, 8)}, (4, 8, 8), "shape: is for images of 1 or 3 channels, and these have 4"),
-        ({"augment": "natural"}, (2, 8, 8), "augment=natural: is for images of 1 or 3 channels, and these have 2"),
+        (
+            {"augment": "natural"},
+            (2, 8, 8),
+            "augment.episodes=natural: is for images of 1 or 3 channels, and these have 2",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, shape, message):

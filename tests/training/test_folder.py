@@ -134,7 +134,7 @@ def test_another_training_is_named_by_what_differs(
             lambda: fs.Reptile(fs.Conv4((1, 8, 8), 3, filters=2, norm_eps=0.1)),
             "network",
         ),
-        (lambda: fs.MAML(with_tensor(1)), lambda: fs.MAML(with_tensor(2)), "network"),
+        (lambda: fs.MAML(with_tensor(1)), lambda: fs.MAML(with_tensor(2)), "tensors"),
     ],
 )
 def test_what_no_name_of_a_parameter_tells_is_told_too(
@@ -143,8 +143,21 @@ def test_what_no_name_of_a_parameter_tells_is_told_too(
     assert refused(tmp_path, describe(first()), describe(second())) == said
 
 
+def test_a_list_of_a_networks_own_layers_is_no_difference(
+    describe: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    def listed() -> nn.Module:
+        made = network()  # drawn anew
+        made.parts = list(made)
+        return made
+
+    claim_folder(tmp_path, describe(fs.MAML(listed())))
+    claim_folder(tmp_path, describe(fs.MAML(listed())))
+
+
 def test_settings_of_ones_own_tasks_are_compared(make_bank: MakeBank) -> None:
     tasks, other = (OwnTasks(make_bank(), way=3, shot=1, query=2) for _ in range(2))
+    tasks.episodes(0, 1)  # which computes properties of the sampler
     object.__setattr__(tasks, "noise", torch.zeros(1))
     object.__setattr__(other, "noise", torch.ones(1))
     one, two = describe_tasks(tasks), describe_tasks(other)
