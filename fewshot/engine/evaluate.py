@@ -15,7 +15,6 @@ from fewshot.algorithms.learner import Learner, Tensors, score
 from fewshot.core.checks import check_choice
 from fewshot.core.distributed import all_reduce_sum, pad_to_global, rank_slice
 from fewshot.core.errors import FewshotError
-from fewshot.engine.contract import check_sorted
 from fewshot.engine.engine import Engine
 from fewshot.engine.probe import Behaviour, probe, why_not_batched
 from fewshot.episodes import Episodes, Tasks
@@ -42,7 +41,6 @@ def query_outputs(learner: Learner, params: Tensors, state: Tensors, task: Episo
         FewshotError: an unknown setting, or a learner that does not fit the task.
     """
     check_choice("setting", setting, SETTINGS)
-    check_sorted(task, unequal=getattr(learner, "unequal_shots", False))
     behaviour = probe(learner, task)
     with torch.no_grad():
         adapted = learner.adapt(params, state, task.without_queries())

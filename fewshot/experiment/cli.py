@@ -65,6 +65,7 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
     """
     sys.argv[1:] = map(expand_home, sys.argv[1:])
     argv, process = sys.argv, os.getpid()
+    remedy = "the same command runs what is missing"  # of a sweep that ended early
     status: Path | None = None  # the folder in which the runs of a sweep leave what became of them
 
     def guarded(cfg: DictConfig) -> float | None:
@@ -132,6 +133,8 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
                 mode.append("hydra/hydra_logging=none")  # one process names the jobs
             cfg = _one_line(lambda: hydra.compose_config(config, [*lines, *mode], RunMode.MULTIRUN))
             check_launcher(cfg)
+            if cfg.get("force"):
+                remedy = "with force=true the same command does all of it again"
             parts = split_sweeps(cfg.get("sweeps") or [], overrides)
             with (
                 sweep_status_dir(Path(cfg.hydra.sweep.dir), [Path(argv[0]).name, *argv[1:]]) as folder,
@@ -140,7 +143,7 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
                 completed = True
                 for number, part in enumerate(parts):
                     status = folder / f"{number:03d}"
-                    completed &= _run_sweep(lambda part=part: hydra.multirun(config, guarded, [*part, *mode]))
+                    completed &= _run_sweep(lambda part=part: hydra.multirun(config, guarded, [*part, *mode]), remedy)
                 if is_rank_zero() and not (print_sweep_summary(folder) and completed):
                     sys.exit(1)
     except FewshotError as error:
@@ -148,18 +151,12 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
             print_error(str(error))
         sys.exit(1)
     except KeyboardInterrupt as error:
-        remedy = _remedy(argv) if status else str(error)
+        remedy = remedy if status else str(error)
         if is_rank_zero():
             print(f"\ninterrupted{remedy and f': {remedy}'}", file=sys.stderr)
         sys.exit(130)
     finally:
         GlobalHydra.instance().clear()
-
-
-def _remedy(argv: list[str]) -> str:
-    """What the same command does after a sweep was interrupted."""
-    forced = any(word.lstrip("+").lower() == "force=true" for word in argv)
-    return "the same command begins all runs anew" if forced else "the same command runs what is missing"
 
 
 def _check_clone() -> None:
@@ -259,7 +256,7 @@ def _init_worker(argv: list[str], process: int) -> None:
         never_hold_interrupt()
 
 
-def _run_sweep(sweep: Callable[[], Any]) -> bool:
+def _run_sweep(sweep: Callable[[], Any], remedy: str) -> bool:
     """Let Hydra run a sweep. Returns False, after a line on stderr, if the launcher or the search failed."""
     try:
         sweep()
@@ -267,6 +264,6 @@ def _run_sweep(sweep: Callable[[], Any]) -> bool:
         if os.environ.get("HYDRA_FULL_ERROR"):
             traceback.print_exc()
         if is_rank_zero():
-            print_error(f"the sweep ended early: {format_error(error)}; {_remedy(sys.argv)}")
+            print_error(f"the sweep ended early: {format_error(error)}; {remedy}")
         return False
     return True

@@ -40,7 +40,7 @@ def footnotes(rows: Sequence[Sequence[Cell]], reference: Test | None) -> tuple[d
     """
     places: dict[str, list[Place]] = defaultdict(list)
     for i, (row, per_shot) in enumerate(zip(rows, _per_shot(rows), strict=True)):
-        texts = [[*_cell_notes(cell, reference, per_shot), *_name_note(row), *_diverged_notes(row)] for cell in row]
+        texts = [[*_cell_notes(cell, reference, per_shot), *_name_note(row)] for cell in row]
         for text in dict.fromkeys(text for cell_texts in texts for text in cell_texts):
             holders: list[Place] = [(i, j) for j, cell_texts in enumerate(texts) if text in cell_texts]
             places[text] += [(i, None)] if len(holders) == len(row) else holders
@@ -74,7 +74,7 @@ def _cell_notes(cell: Cell, reference: Test | None, per_shot: bool) -> list[str]
     if figure is not None:
         return _figure_notes(run, figure, reference or (), per_shot)
     notes = [] if cell.reference else [_test_difference(run, reference or (), per_shot)]
-    notes += [_changed_steps(run), *dict.fromkeys(map(_training_note, cell.runs))]
+    notes += [_changed_steps(run), *dict.fromkeys(map(_training_note, cell.runs)), *_diverged_notes(cell)]
     if len(cell.runs) > 1:
         extractors = {extractor_of(run).get("fingerprint") for run in cell.runs}
         alike = ", all with the same extractor" if len(extractors) == 1 and None not in extractors else ""
@@ -90,15 +90,14 @@ def _changed_steps(run: Record) -> str:
     return f"tested with {format_label('{} steps', steps)}" if changed and isinstance(steps, int) else ""
 
 
-def _diverged_notes(row: Sequence[Cell]) -> list[str]:
-    """The numbers of steps that records of a row leave out, since some of their scores are not finite."""
-    notes = [
-        f"seed {run['seed']} after {steps} test steps is left out: its score is not finite in {count:,} of "
-        f"{run['test']['episodes']:,} test tasks"
-        for run in (run for cell in row for run in cell.runs)
+def _diverged_notes(cell: Cell) -> list[str]:
+    """The numbers of steps that records of a cell leave out, since some of their scores are not finite."""
+    return [
+        f"seed {run['seed']} has no score after {format_label('{} test steps', int(steps))}: it is not finite in "
+        f"{count:,} of {run['test']['episodes']:,} test tasks"
+        for run in cell.runs
         for steps, count in run["test"].get("diverged", {}).items()
     ]
-    return list(dict.fromkeys(notes))
 
 
 def _training_note(run: Record) -> str:

@@ -89,7 +89,7 @@ def check_validation(tasks: Tasks, validation: Any, every: int | None, episodes:
     # Functions have neither classes nor tables: another split or seed draws others from the same distribution.
     seeded = hasattr(validation, "seed") and hasattr(tasks, "seed")
     same = seeded and (validation.source.split, validation.seed) == (tasks.source.split, tasks.seed)  # pyright: ignore
-    same = same or bool(validation.source.names)
+    same = same or validation is tasks or bool(validation.source.names)
     if same and validation.source.fingerprint == tasks.source.fingerprint:
         raise FewshotError(
             "validation: has the very examples of the training, so that it selects what knows these best; give tasks "

@@ -59,6 +59,7 @@ def describe_training(
     with seeded(0):
         params, state = learner.init()
     starts = {_digest_tensor(value) for value in (*params.values(), *state.values())}
+    weights = {_digest_tensor(value) for value in (*backbone.parameters(), *backbone.buffers())}
     names = [name for name in vars(learner) if not name.startswith("_") and name not in NOT_OPTIONS]
     options = {name: _describe(getattr(learner, name), starts) for name in names}
     if hasattr(learner, "adaptation_steps"):  # of both LEO learners, whose test_steps count in training too
@@ -67,7 +68,7 @@ def describe_training(
         "learner": {"learner": type(learner).__name__, **options},
         "network": {
             "network": _digest(describe_modules(backbone)),
-            "tensors": _digest(describe_modules(backbone, {_digest_tensor(v) for v in backbone.state_dict().values()})),
+            "tensor attributes": _digest(describe_modules(backbone, weights)),
             "parameters": _digest([_start(params), _start(state)]),
             "frozen values": digest_tensors(backbone_constants(backbone)),
         },
@@ -79,14 +80,19 @@ def describe_training(
 
 
 def describe_tasks(tasks: Tasks) -> dict[str, Any]:
-    """The data of some tasks, and how they are drawn and seen; of a person's own tasks all attributes without a `_`."""
+    """The data of some tasks, and how they are drawn and seen.
+
+    Of a person's own tasks also what they hold under names without a `_`, but for cached properties.
+    """
     names = [name for name in ("way", "shot", "query", "seed", "rotations", "view") if hasattr(tasks, name)]
+    described: dict[str, Any] = {"data": tasks.source.fingerprint, "split": tasks.source.split}
+    described |= {name: _describe(getattr(tasks, name)) for name in names}
     if type(tasks) not in (Sampler, Regression):
         known = {*names, "source", "bank", "device", "metric"}
-        own = [name for name in getattr(tasks, "__dict__", {}) if not name.startswith("_") and name not in known]
-        names += [name for name in own if not isinstance(getattr(type(tasks), name, None), cached_property)]
-    source = {"data": tasks.source.fingerprint, "split": tasks.source.split}
-    return source | {name: _describe(getattr(tasks, name), ()) for name in names}
+        held = [name for name in getattr(tasks, "__dict__", {}) if not name.startswith("_") and name not in known]
+        held = [name for name in held if not isinstance(getattr(type(tasks), name, None), cached_property)]
+        described["attributes"] = {name: _describe(getattr(tasks, name), ()) for name in held}
+    return described
 
 
 def describe_modules(network: nn.Module, starts: Collection[str] | None = None) -> dict[str, Any]:
@@ -125,7 +131,7 @@ def _differences(part: str, saved: Mapping[str, Any] | None, wanted: Mapping[str
     if saved is None or wanted is None:
         return [] if saved == wanted else [part]
     # An older listing does not say these.
-    later = wanted if part in ("tasks", "validation") else {"test_steps", "steps", "tensors"}
+    later = ("test_steps", "steps", "tensor attributes", "attributes")
     saved = {name: wanted.get(name) for name in later} | {**saved}
     shapes = {name: value for name, value in saved.items() if isinstance(value, str) and value.startswith("tensor [")}
     saved |= {name: wanted.get(name) for name, shape in shapes.items() if f"{wanted.get(name)}".startswith(f"{shape} ")}

@@ -187,14 +187,14 @@ def test_each_number_of_steps_has_its_own_r2(lab: Any) -> None:
     assert lab.page().raw.set_index("adaptation_steps")["r2"].to_dict() == {1: 0.5, 5: 0.75}
 
 
-def test_a_seed_that_diverged_after_some_steps_has_a_footnote_at_its_row(lab: Any) -> None:
+def test_a_seed_that_diverged_after_some_steps_has_a_footnote_at_its_other_scores(lab: Any) -> None:
     test = {"mse": {"1": 0.2}, "ci95": {"1": 0.1}, "episodes": 40, "diverged": {"5": 3}}
     lab.write_regression("one", steps=(1, 5), seed=0)
     lab.write_regression("two", steps=(1,), seed=1, test=test)
     page = lab.page("layout=sinusoid", "published=false")
     (row,) = page.table.to_dict("records")
-    wanted = "seed 1 after 5 test steps is left out: its score is not finite in 3 of 40 test tasks"
-    assert wanted in "; ".join(page.notes[number - 1] for number in row["method"].notes)
+    wanted = "seed 1 has no score after 5 test steps: it is not finite in 3 of 40 test tasks"
+    assert wanted in "; ".join(page.notes[number - 1] for number in row["1 test step"].notes)
 
 
 def test_r2_stands_beside_the_error_of_records_that_have_it(lab: Any) -> None:

@@ -103,8 +103,10 @@ def test_functions_of_the_training_are_no_validation() -> None:
             fs.MAML(network), functions_of(0), steps=1, validation=functions_of(seed, split), progress=False
         )
         assert trained.validation is not None
-    with pytest.raises(FewshotError, match="has the very examples of the training, .* of another split or seed"):
-        fs.train(fs.MAML(network), functions_of(0), steps=1, validation=functions_of(0))
+    tasks = functions_of(0)
+    for validation in (functions_of(0), tasks):
+        with pytest.raises(FewshotError, match="has the very examples of the training, .* of another split or seed"):
+            fs.train(fs.MAML(network), tasks, steps=1, validation=validation)
 
 
 def test_a_training_in_several_processes_is_refused(make_bank: MakeBank, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,7 @@ def test_another_training_is_named_by_what_differs(
             lambda: fs.Reptile(fs.Conv4((1, 8, 8), 3, filters=2, norm_eps=0.1)),
             "network",
         ),
-        (lambda: fs.MAML(with_tensor(1)), lambda: fs.MAML(with_tensor(2)), "tensors"),
+        (lambda: fs.MAML(with_tensor(1)), lambda: fs.MAML(with_tensor(2)), "tensor attributes"),
     ],
 )
 def test_what_no_name_of_a_parameter_tells_is_told_too(
@@ -161,7 +161,7 @@ def test_settings_of_ones_own_tasks_are_compared(make_bank: MakeBank) -> None:
     object.__setattr__(tasks, "noise", torch.zeros(1))
     object.__setattr__(other, "noise", torch.ones(1))
     one, two = describe_tasks(tasks), describe_tasks(other)
-    assert {name for name in one if one[name] != two[name]} == {"noise"}
+    assert {name for name in one if one[name] != two[name]} == {"attributes"}
 
 
 def frozen_layer(value: float) -> nn.Module:
@@ -225,6 +225,8 @@ def test_a_folder_of_an_older_version_is_continued(
         del older["settings"][name]
     for name in later.split():
         del older["learner"][name]
+    del older["network"]["tensor attributes"]
+    described["tasks"]["attributes"] = {"noise": 0.5}  # as a person's own tasks have them
     claim_folder(tmp_path, older)
     claim_folder(tmp_path, described)
 
