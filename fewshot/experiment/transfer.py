@@ -8,13 +8,14 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from fewshot.core.errors import FewshotError
+from fewshot.data.datasets.tiered_imagenet import WORDNET_ID
 from fewshot.episodes import Source
 from fewshot.experiment.config import is_on_features, is_regression
 from fewshot.experiment.run_dir import EXTRACTOR, data_info_of
 
 # Datasets with the same classes, which pickles number in each split.
 OF_CIFAR100, NUMBERED = {"cifar_fs", "fc100"}, re.compile(r"(train|val|test) \d{3}")
-OF_IMAGENET, WORDNET_ID = {"mini", "tiered"}, re.compile(r"n\d{8}", re.ASCII)  # pickles of tiered have words
+OF_IMAGENET = {"mini", "tiered"}  # with classes in common, which pickles of tiered name by words
 
 
 def with_dataset(cfg: DictConfig, run: Path, dataset: DictConfig) -> DictConfig:
