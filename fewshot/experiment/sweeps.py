@@ -99,13 +99,11 @@ def sweep_status_dir(sweep_dir: Path, command: list[str]) -> Iterator[Path]:
         yield folder
         return
     lock = folder.with_suffix(".lock")
-    try:
-        with writing(lock, "another hydra.sweep.dir"):
+    with writing(lock, "another hydra.sweep.dir"):
+        try:
             file = lock_file(lock, wait=False)
-    except FewshotError as error:
-        if isinstance(error.__cause__, BlockingIOError):
+        except BlockingIOError as error:
             raise FewshotError("the same sweep is running already; wait for it, or stop it") from error
-        raise
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield folder
