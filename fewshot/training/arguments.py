@@ -87,10 +87,8 @@ def check_validation(tasks: Tasks, validation: Any, every: int | None, episodes:
             f"validation: is scored by {validation.metric}, the training by {tasks.metric}; give alike tasks"
         )
     # Functions have neither classes nor tables: another split or seed draws others from the same distribution.
-    seeded = hasattr(validation, "seed") and hasattr(tasks, "seed")
-    same = seeded and (validation.source.split, validation.seed) == (tasks.source.split, tasks.seed)  # pyright: ignore
-    same = same or validation is tasks or bool(validation.source.names)
-    if same and validation.source.fingerprint == tasks.source.fingerprint:
+    drawn = [(each.source.split, getattr(each, "seed", id(each))) for each in (validation, tasks)]
+    if (validation.source.names or drawn[0] == drawn[1]) and validation.source.fingerprint == tasks.source.fingerprint:
         raise FewshotError(
             "validation: has the very examples of the training, so that it selects what knows these best; give tasks "
             "of other classes, or of functions of another split or seed, or leave it out"
