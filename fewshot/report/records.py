@@ -52,7 +52,7 @@ OPTIONAL: dict[tuple[type, ...], str] = {
 def write_record(folder: Path, record: Mapping[str, Any], scores: Mapping[str, np.ndarray]) -> None:
     """Write `episodes.csv` and then `record.json`, so that a new folder with a record is complete.
 
-    If the process dies between the two, an old record stands beside new scores: `read_scores` finds that they differ.
+    An old record that a dying process leaves beside new scores is found by `read_scores`.
 
     Args:
         scores: the scores [episodes] by column of `episodes.csv`. The column is the metric, such as `accuracy`. A test
@@ -106,11 +106,9 @@ def copy_record(folder: Path, target: Path, runs: Path) -> None:
 
 
 def _is_of_one_training(one: Record, other: Record) -> bool:
-    """Whether two records of one run are of one training: by the fingerprints of the parameters that were tested.
-
-    By the seconds of the training where these are two of its checkpoints, or an older record has no fingerprint.
-    """
+    """Whether two records of one run are of one training: by the fingerprints of what was tested, or its seconds."""
     prints = one["train"].get("fingerprint"), other["train"].get("fingerprint")
+    # Two checkpoints have two fingerprints, and older records have none.
     if None in prints or one["protocol"]["selection"] != other["protocol"]["selection"]:
         return one["cost"]["train_seconds"] == other["cost"]["train_seconds"]
     return prints[0] == prints[1]
