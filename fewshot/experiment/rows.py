@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError
-from fewshot.experiment.config import GROUP_PARTS, is_on_features, is_regression
+from fewshot.experiment.config import GROUP_PARTS, flatten, is_on_features, is_regression
 
 
 def task_facts(cfg: DictConfig) -> dict[str, Any]:
@@ -46,8 +47,7 @@ def settings_of(
 
 def set_values(cfg: DictConfig, values: Mapping[str, Any], overrides: Iterable[str]) -> int:
     """Set dotted keys, but those that overrides of the command line set; returns how many were set."""
-    # An override such as algorithm=maml chooses a file; it sets no single value.
-    overridden = {override.lstrip("+~").split("=")[0] for override in overrides} - {*GROUP_PARTS, "protocol"}
+    overridden = {key for override in overrides for key in _keys(override)}
     chosen = {
         key: value
         for key, value in values.items()
@@ -56,6 +56,15 @@ def set_values(cfg: DictConfig, values: Mapping[str, Any], overrides: Iterable[s
     for key, value in chosen.items():
         OmegaConf.update(cfg, key, value, merge=True)
     return len(chosen)
+
+
+def _keys(override: str) -> list[str]:
+    """The dotted keys that an override sets. One such as algorithm=maml chooses a file, and sets no single value."""
+    parsed = OverridesParser.create().parse_override(override)
+    key, value = parsed.key_or_group, parsed.value()
+    if isinstance(value, dict):  # as in train={steps: 5}, which leaves the other values of train as they are
+        return [inner for inner, _ in flatten(value, f"{key}.")]
+    return [] if key in (*GROUP_PARTS, "protocol") else [key]
 
 
 def apply_protocols(cfg: DictConfig, overrides: Iterable[str]) -> str:

@@ -65,6 +65,16 @@ def test_the_command_line_wins_over_a_recipe() -> None:
     assert (cfg.train.meta_batch, cfg.validation.query, cfg.algorithm.learner.inner_lr) == (7, 11, 0.4)
 
 
+def test_values_given_together_leave_the_others_of_the_recipe_and_the_protocol() -> None:
+    task = ("algorithm=maml", "dataset=omniglot", "way=20")
+    together = composed(
+        *task, "train={steps: 7}", "algorithm={learner: {inner_steps: 2}}", "protocol={common: {query: 3}}"
+    )
+    one_by_one = composed(*task, "train.steps=7", "algorithm.learner.inner_steps=2", "protocol.common.query=3")
+    assert together == one_by_one
+    assert (together.train.steps, together.train.meta_batch) == (7, composed(*task).train.meta_batch)
+
+
 def test_without_published_settings_there_is_no_recipe() -> None:
     cfg = composed("algorithm=maml", "dataset=cub")
     assert cfg.recipe is None
