@@ -83,10 +83,12 @@ def test_the_costs_of_a_later_test_are_those_of_the_training(call: Any) -> None:
     assert cost["processes"] == 1 and cost["peak_memory_bytes"] > 1e8
     last = Path("run/checkpoints/last.safetensors")
     groups, header = load_checkpoint(last, "cpu")
-    save_checkpoint(last, groups, header | {"processes": 7, "peak_memory_bytes": 5})
+    [processor] = cost["processors"]
+    assert environment.environment()["instructions"] in processor
+    save_checkpoint(last, groups, header | {"processes": 7, "peak_memory_bytes": 5, "processors": ["another"]})
     assert call("evaluate", "run=run", *QUICK[-4:-1], SEVEN).code == 0
     later = json.loads(next(Path("run/tests").glob("*episodes=7*/record.json")).read_text())["cost"]
-    assert (later["processes"], later["peak_memory_bytes"]) == (7, 5)
+    assert (later["processes"], later["peak_memory_bytes"], later["processors"]) == (7, 5, ["another"])
 
 
 def test_the_records_of_a_resumed_run_are_copied_to_their_place(call: Any) -> None:

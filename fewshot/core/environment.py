@@ -9,7 +9,14 @@ from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from fewshot.core.device import device_name
+
+if TYPE_CHECKING:
+    import torch
+
+NOTES = ("devices", "processors", "code")  # what checkpoints say of where they were trained, each a list
 
 
 @cache
@@ -54,8 +61,7 @@ def _version(package: str) -> str:
 def environment() -> dict[str, Any]:
     """Versions of the packages and properties of the machine of this process; a record has those of its test.
 
-    `instructions` are the widest vectors that torch uses, as AVX2 or AVX512: a virtual machine may hide the model of
-    its processor, and its speed with it.
+    `instructions` are the widest vectors that torch uses, as AVX2 or AVX512.
     """
     import torch
 
@@ -68,6 +74,22 @@ def environment() -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
     }
+
+
+def note_machine(notes: dict[str, Any], device: torch.device, begun: bool) -> None:
+    """Add what a training runs on, from now on, to `notes`.
+
+    Args:
+        notes: of the checkpoint; changed in place.
+        begun: whether a part was trained before, by what older checkpoints do not say.
+    """
+    import torch
+
+    # A virtual machine may hide the model of its processor, and its speed with it.
+    processor = f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}"
+    for name, own in zip(NOTES, (device_name(device), processor, code()), strict=True):
+        before = notes.get(name, ["unknown"] if begun and name != "code" else [])
+        notes[name] = before if own in before else [*before, own]
 
 
 def _processor() -> str:

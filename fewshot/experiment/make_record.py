@@ -97,6 +97,7 @@ def make_record(
             "tasks_per_second": round(train_tasks / trained.train_seconds, 2) if trained.train_seconds else None,
             "peak_memory_bytes": trained.peak_memory_bytes if trained.steps else peak_memory_bytes(run.device),
             "device": " and ".join(trained.devices) or (None if trained.steps else device_name(run.device)),
+            "processors": list(trained.processors),  # of the training, on whatever the device was
             "processes": trained.processes if trained.steps else world()[1],
         },
         "code": code() | {"training": list(trained.code)},

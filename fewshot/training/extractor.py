@@ -18,8 +18,7 @@ from fewshot.algorithms.nearest import Nearest
 from fewshot.backbones.identity import Identity
 from fewshot.backbones.precision import check_bfloat16
 from fewshot.core.checks import check_choice, check_number, did_you_mean
-from fewshot.core.device import device_name
-from fewshot.core.environment import code
+from fewshot.core.environment import NOTES, note_machine
 from fewshot.core.errors import FewshotError, TaskSizeError
 from fewshot.core.progress import progress_bar
 from fewshot.core.random import fold_in, permutation, seeded, stream
@@ -83,15 +82,15 @@ def train_extractor(
         work: folder of the checkpoints; an interrupted training continues from its last epoch.
 
     Returns:
-        The extractor with the weights of the selected epoch, and {accuracy, epoch, train_seconds, devices, code}: the
-        last two as `Trained` has them.
+        The extractor with the weights of the selected epoch, and {accuracy, epoch, train_seconds, devices, processors,
+        code}: the last three as `Trained` has them.
 
     Raises:
         FewshotError: a loss that is not finite, or a damaged checkpoint.
     """
     shape = transform.output_shape(images["train"].shape)
     extractor = make_classifier(network, shape, images["train"], settings).to(device)
-    small_part: dict[str, Any] = {"train_seconds": 0.0, "devices": [], "code": []}
+    small_part: dict[str, Any] = {"train_seconds": 0.0} | {name: [] for name in NOTES}
     if settings["small_epochs"]:
         small_shape = (shape[0], settings["small_size"], settings["small_size"])
         small = make_classifier(network, small_shape, images["train"], settings).to(device)
@@ -104,7 +103,7 @@ def train_extractor(
         )
     selected = _train(extractor, images, transform, settings, work, title)
     selected["train_seconds"] = round(small_part["train_seconds"] + selected["train_seconds"], 3)
-    for name in ("devices", "code"):
+    for name in NOTES:
         selected[name] = small_part[name] + [each for each in selected[name] if each not in small_part[name]]
     return extractor, selected
 
@@ -129,7 +128,7 @@ def _train(
     """Train to the last epoch, from the last one on disk. `extractor` ends with the weights of the best epoch.
 
     Returns:
-        {accuracy, epoch} of the best epoch, and of all epochs train_seconds, devices and code.
+        {accuracy, epoch} of the best epoch, and of all epochs train_seconds, devices, processors and code.
     """
     bank, device = images["train"], next(extractor.parameters()).device
     augmented = replace(transform, augment=settings["augment"])
@@ -141,21 +140,20 @@ def _train(
         x = torch.zeros(1, *transform.output_shape(bank.shape), device=device)
         check_bfloat16(extractor, x, "features.settings.precision")
     last, best = work / "last.safetensors", work / "best.safetensors"
-    state: dict[str, Any] = {"epoch": 0, "best": None, "seconds": 0.0, "devices": [], "code": []}
+    state: dict[str, Any] = {"epoch": 0, "best": None, "seconds": 0.0}
     groups, saved = load_checkpoint(last, device) if last.exists() else ({}, state)
     older = not best.exists() or read_header(best)["epoch"] < saved["epoch"]
     if older and saved["best"] and saved["best"]["epoch"] == saved["epoch"]:  # it died before it wrote this
         save_checkpoint(best, {"weights": groups["weights"]}, saved)
     if groups and best.exists():  # without the best so far, its selection cannot go on
-        state = {"devices": ["unknown"], "code": [], **saved}  # an older checkpoint does not say
+        state = saved
         kept = read_header(best)  # one that is ahead is of an epoch that comes again
         state["best"] = kept["best"] if kept["epoch"] <= state["epoch"] else None
         _load(extractor, last, groups)
         for name, value in groups.get("momentum", {}).items():
             optimizer.state[extractor.get_parameter(name)]["momentum_buffer"] = value
     if state["epoch"] < settings["epochs"]:
-        state["devices"] = [*dict.fromkeys([*state["devices"], device_name(device)])]
-        state["code"] += [code()] if code() not in state["code"] else []
+        note_machine(state, device, state["epoch"] > 0)
     loss = torch.zeros(())
     batches = -(-len(labels) // settings["batch"])
     with progress_bar(title, settings["epochs"] * batches, state["epoch"] * batches) as advance:
@@ -195,7 +193,7 @@ def _train(
             if improved:  # after the last one, from which it can be made again
                 save_checkpoint(best, {"weights": extractor.state_dict()}, state)
     _load(extractor, best, load_checkpoint(best, device)[0])
-    spent = {"train_seconds": round(state["seconds"], 3), "devices": state["devices"], "code": state["code"]}
+    spent = {"train_seconds": round(state["seconds"], 3)} | {name: state.get(name, []) for name in NOTES}
     return {**(state["best"] or {}), **spent}
 
 

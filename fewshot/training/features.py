@@ -114,6 +114,7 @@ def extract_features(
                         "epoch": best["epoch"],
                         "train_seconds": best["train_seconds"],
                         "device": " and ".join(best["devices"]) or "unknown",
+                        "processors": best["processors"],
                         "code": code() | {"training": best["code"]},
                         "fingerprint": digest_tensors(extractor.state_dict()),
                         "images": fingerprints,

@@ -14,9 +14,9 @@ import torch
 
 from fewshot.algorithms.learner import Learner, Tensors, backbone_constants
 from fewshot.backbones.precision import products_in
-from fewshot.core.device import device_name, peak_memory_bytes
+from fewshot.core.device import peak_memory_bytes
 from fewshot.core.distributed import all_reduce_sum, is_main, pad_to_global, rank_slice, world
-from fewshot.core.environment import code
+from fewshot.core.environment import note_machine
 from fewshot.core.errors import FewshotError, writing
 from fewshot.core.files import write_atomically
 from fewshot.core.interrupt import hold_interrupt
@@ -98,12 +98,8 @@ def run_training(
     _truncate_log(log, progress["step"])
     steps = settings.steps if trained else 0
     if progress["step"] < steps:
-        before = ["unknown"] if progress["step"] else []  # of a checkpoint that does not say
-        devices = progress.setdefault("devices", before)
-        progress["devices"] = [*dict.fromkeys([*devices, device_name(tasks.device)])]
+        note_machine(progress, tasks.device, progress["step"] > 0)
         progress["processes"] = world()[1]
-        if code() not in (versions := progress.setdefault("code", [])):
-            versions.append(code())
     batch, indices = settings.meta_batch, rank_slice(settings.meta_batch)
     ahead = draw_ahead(tasks, batch, DRAWN_STEPS)
 

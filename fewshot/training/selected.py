@@ -62,6 +62,7 @@ def load_selected(
         nan_guarded=progress["nan_guarded"],
         train_seconds=progress["train_seconds"],
         devices=tuple(progress.get("devices", ())),
+        processors=tuple(progress.get("processors", ())),
         code=tuple(progress.get("code", ())),
         processes=progress.get("processes"),
         peak_memory_bytes=progress.get("peak_memory_bytes"),

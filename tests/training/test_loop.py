@@ -473,14 +473,16 @@ def test_a_step_that_is_not_logged_asks_nothing_of_the_device(
 
 def test_a_run_knows_its_devices_and_says_where_a_checkpoint_did_not(tmp_path: Path) -> None:
     run(maml(), replace(SETTINGS, steps=2), tmp_path)
-    assert load_selected(maml(), SETTINGS, tmp_path, CPU).devices == ("cpu",)
+    trained = load_selected(maml(), SETTINGS, tmp_path, CPU)
+    assert trained.devices == ("cpu",) and len(trained.processors) == 1
     last = tmp_path / "checkpoints/last.safetensors"
     groups, progress = load_checkpoint(last, CPU)
-    del progress["devices"]  # as before this was kept
+    del progress["devices"], progress["processors"]  # as before these were kept
     save_checkpoint(last, groups, progress)
     assert load_selected(maml(), SETTINGS, tmp_path, CPU, "last").devices == ()
     run(maml(), replace(SETTINGS, steps=4), tmp_path)
-    assert load_selected(maml(), SETTINGS, tmp_path, CPU, "last").devices == ("unknown", "cpu")
+    later = load_selected(maml(), SETTINGS, tmp_path, CPU, "last")
+    assert later.devices == ("unknown", "cpu") and later.processors == ("unknown", *trained.processors)
 
 
 def test_a_checkpoint_of_another_learner_is_refused(tmp_path: Path) -> None:
