@@ -6,9 +6,10 @@ Differences from the original program:
 2. Any features can be used. Here both methods get those of an extractor with a linear head; the program trains the
    extractor of Baseline++ with a cosine head.
 3. A linear head gets features of length 1 here, and in the program features of any length. So its rate is 1, and not
-   the program's 0.01, with which it would hardly move.
+   the program's 0.01, with which it would hardly move. The weight decay is the program's number: a step shrinks the
+   weights by a hundred times as much as there.
 4. A cosine head scales features to length 1 in both. Its rate is 0.1, and not the program's 0.01: on validation tasks
-   that was better (results/experiments.md).
+   that was better (results/experiments.md). A step shrinks the weights by ten times as much.
 """
 
 from __future__ import annotations

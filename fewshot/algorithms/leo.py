@@ -2,8 +2,8 @@
 
 Differences from the paper, as the original program has them:
 1. Each class has K latents and K weight vectors, one per shot; the logit of a class is the mean over its K.
-2. The encoder is one linear map. Standard deviations are exp(u) - 1 (encoder) and exp(u) - 1 + sqrt(2 / (N + D))
-   (decoder), at least 1e-10. The decoder samples anew at every decode.
+2. The encoder is one linear map; the paper names layers of it for regression alone. Standard deviations are exp(u) - 1
+   (encoder) and exp(u) - 1 + sqrt(2 / (N + D)) (decoder), at least 1e-10. The decoder samples anew at every decode.
 3. The KL term is a one-sample estimate, and it, the encoder penalty and the orthogonality penalty are means over
    elements where equations 5 to 7 sum squares or take norms. The decoder's own KL is discarded.
 4. Dropout also acts on what the classifier sees, with fresh masks in every inner step and on the queries.

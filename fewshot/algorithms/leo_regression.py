@@ -1,7 +1,8 @@
 """LEO for regression: Rusu et al., 2019, "Meta-learning with latent embedding optimization", section 4.1, appendix.
 
-No program was released for this experiment. From the paper: a code of 16 values decodes to all weights of a 1-40-40-1
-network; encoder, relation network and decoder have three layers, with 16, 32 and 32 hidden units. Our choices:
+No program was released for this experiment. From the paper, as later texts cite its appendix: a code of 16 values
+decodes to all weights of a 1-40-40-1 network; encoder, relation network and decoder have three layers, with 16, 32 and
+32 hidden units (one text has 32 in the encoder too). Our choices:
 1. Layers have biases. Those of the decoder's last layer start at the backbone's initial weights, so that a code of zero
    decodes to an ordinary network.
 2. Standard deviations are exp(u). That of a code starts near 1, its prior's; that of weights at `weight_stddev`.

@@ -7,8 +7,8 @@ Differences from the original:
 3. Meta-SGD (Li et al., 2017) is MAML with learned step sizes, one for each weight, all starting at `inner_lr`.
 4. ANIL (Raghu et al., 2020, "Rapid learning or feature reuse?") is MAML whose inner loop changes the head alone; the
    features of the support set are computed once for all its steps. BOIL (Oh et al., 2021, "BOIL: towards representation
-   change for few-shot learning") is MAML whose inner loop changes all but the head. Both take MAML's inner rate, inner
-   steps and queries here, not those of their papers.
+   change for few-shot learning") is MAML whose inner loop changes all but the head. Their inner rate, inner steps and
+   queries are ours, not those of their papers.
 
 tests/algorithms/test_originals_maml.py compares our numbers with the original program's: losses and outputs after each
 update, adapted weights, meta-gradients of both orders, and steps of its Adam (`outer_optimizer=adam_tf`). The program's

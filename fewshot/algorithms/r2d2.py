@@ -6,7 +6,7 @@ Differences from the original program:
 2. Norms take the statistics of the batch at hand, as in `fewshot.algorithms.protonet`.
 3. The number of shots of a training task is fixed; there it is drawn from 1 to 9 for each task.
 4. `learn_regularization` trains the logarithm of lambda, as the paper has it. The program leaves lambda at 50; its
-   option trains lambda itself.
+   option trains lambda itself or, with a base other than 1, its exponent.
 """
 
 from __future__ import annotations

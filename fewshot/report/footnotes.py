@@ -25,6 +25,7 @@ SAID_ELSEWHERE = ("evaluation_size_unstated", "interval_unexplained", "protocol_
 
 SETTINGS = re.compile(r", (?=[\w.]+=)")  # between two settings; lists have commas of their own
 IMAGES_OF_A_CLASS = {"mini": 600}  # of datasets where some programs test on all of them
+IMAGES_OF_A_TASK = 240  # in tests of R2-D2, whatever the number of shots
 
 Test = tuple[str, ...]  # the labels of a test
 Place = tuple[int, int | None]  # row, and cell of the row or None for all of it
@@ -153,6 +154,8 @@ def _queries(run: Record, query: int, per_shot: bool) -> str:
     shot = run["protocol"]["shot"]
     if query + shot == IMAGES_OF_A_CLASS.get(run["protocol"]["dataset"]):
         return f"all {query + shot} images of each class"
+    if run["protocol"]["way"] * (shot + query) == IMAGES_OF_A_TASK:
+        return f"tasks of {IMAGES_OF_A_TASK} images"
     return AS_SHOTS if per_shot else format_label("{} queries", query) + per_class(run)
 
 

@@ -30,7 +30,7 @@ SOURCES = {
     "MAML paper, Table 1": "MAML paper",
     "MAML paper, Table 2": "MAML paper",
     "MAML++ paper, as cited by T-NAS": "MAML++ in T-NAS",
-    "MAML++ paper, as listed by Papers with Code": "MAML++ paper",
+    "MAML++ paper, as listed by Papers with Code": "MAML++ in Papers with Code",
     "Matching Networks paper, as cited by the ProtoNet paper": "Matching Nets paper",
     "Matching Networks paper, fine-tuned, as cited by the ProtoNet paper": "Matching Nets paper, fine-tuned",
     "Meta-LSTM paper, as cited by the ProtoNet paper": "Meta-LSTM paper",
@@ -71,6 +71,7 @@ CAVEATS = {
     "second_hand_one_copy": "from a single later copy, not from the source itself",
     "stopped_early": "58,519 of the 70,000 iterations of the published command, run by us; no log of it is kept",
     "trained_10_shot": "trained with 10 shots and one update, whatever the shots and updates of the test",
+    "training_classes_unstated": "it is not stated whether the validation classes were trained on too",
     # LEO's paper: its author in deepmind/leo, issue 14. ProtoNet on Omniglot: its program.
     "trained_on_val": "trained on the validation classes too",
     "trained_5_shot": "meta-trained 5-way 5-shot with 2 inner steps; selection and test are 1-shot",

@@ -258,8 +258,8 @@ PUBLISHED: dict[tuple[str, str, str], dict[str, Any]] = {
     },
     ("cbfinn", "maml", "sinusoid"): {
         "backbone.name": "mlp", "algorithm.learner.inner_loss": "mean", "algorithm.learner.inner_lr": 0.001,
-        "algorithm.learner.inner_steps": 1, "train.meta_batch": 25, "train.steps": 70_000, "train.outer_lr": 0.001,
-        "train.outer_optimizer": "adam_tf", "train.clip": None,
+        "algorithm.learner.inner_steps": 1, "train.meta_batch": 25, "train.shot": 10, "train.steps": 70_000,
+        "train.outer_lr": 0.001, "train.outer_optimizer": "adam_tf", "train.clip": None,
     },
     **{
         ("openai", "reptile", f"omniglot way={way}"): {
