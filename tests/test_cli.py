@@ -52,7 +52,7 @@ def comparable(record: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in ("cost", "command")}
 
 
-@pytest.mark.parametrize("algorithm", ["nearest", "maml", "fomaml", "reptile"])
+@pytest.mark.parametrize("algorithm", ["nearest", "maml", "reptile"])
 def test_a_run_leaves_everything_that_the_design_says(call: Any, algorithm: str) -> None:
     done = call("train", "run_dir=run", *_quick(f"algorithm={algorithm}"))
     assert (done.code, done.err) == (0, "")
@@ -124,10 +124,9 @@ FEW = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("algorithm", ["maml", "reptile"])
-def test_a_regression_leaves_its_error_by_number_of_steps_and_a_drawing(call: Any, algorithm: str) -> None:
+def test_a_regression_leaves_its_error_by_number_of_steps_and_a_drawing(call: Any) -> None:
     words = ("dataset=sinusoid", "run_dir=run", "protocol.common.steps=[0,2]", "plot=true", *FEW)
-    done = call("train", f"algorithm={algorithm}", *words)
+    done = call("train", "algorithm=maml", *words)
     assert (done.code, done.err) == (0, "")
     record = read_test("run")
     heading, *lines = (find_test("run") / "episodes.csv").read_text().splitlines()
@@ -522,7 +521,7 @@ def test_a_run_on_other_data_than_it_began_with_is_refused(call: Any, published:
     assert "data.json: damaged" in done.err
 
 
-@pytest.mark.parametrize("algorithm", ["maml", "meta_sgd", "nearest_mean"])
+@pytest.mark.parametrize("algorithm", ["maml", "nearest_mean"])
 def test_other_algorithms_run_on_the_same_features(call: Any, published: None, algorithm: str) -> None:
     words = [f"algorithm={algorithm}", "features=published", *LEO[1:-2], "protocol=common", *COUNTS]
     done = call("train", "run_dir=run", *words, *(["backbone=linear"] if algorithm == "maml" else []))

@@ -48,7 +48,7 @@ def hold(place: Path) -> None:
 
 WRITERS: dict[str, Any] = {
     "write_atomically": lambda place: write_atomically(place / "file", b""),
-    "only_process_in": hold,
+    "lock_dir": hold,
     "write_banks": write_a_bank,
     "convert": convert_images,
     "fetch": lambda place: download.fetch("http://127.0.0.1:9", place / "f", check=lambda path: None, what="it"),

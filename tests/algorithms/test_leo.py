@@ -99,7 +99,7 @@ def _gradient(loss: torch.Tensor, params: dict[str, torch.Tensor]) -> dict[str, 
     return dict(zip(params, values, strict=True))
 
 
-@pytest.mark.parametrize("name", [*ONE_TASK, *FULL_SIZE])
+@pytest.mark.parametrize("name", [*ONE_TASK, *(pytest.param(name, marks=pytest.mark.slow) for name in FULL_SIZE)])
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_codes_losses_weights_and_gradients_are_those_of_the_original(name: str, mode: str):
     golden = Golden(name)

@@ -25,7 +25,7 @@ Make = Callable[..., Any]
 CPU = torch.device("cpu")
 
 
-def test_every_algorithm_learns_with_rounded_products(
+def test_rounded_products_leave_every_algorithms_gradient_its_direction(
     trained_algorithm: str, make_learner: Make, make_conv4: Make, make_episodes: Make
 ) -> None:
     shape = (1, 28, 28)

@@ -1,6 +1,7 @@
 """Several processes on one run: the result of one process, whoever fails or dies.
 
-`python -m torch.distributed.run tests/test_distributed.py` makes of this file the processes whose results are compared.
+`python -m torch.distributed.run tests/core/test_distributed.py` makes of this file the processes whose results are
+compared.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ from fewshot.engine.engine import Engine
 from fewshot.engine.reduce import MetaGradient, over_processes
 from fewshot.episodes import Episodes
 from fewshot.experiment import make_record
+from fewshot.experiment.build import read_sources
 from fewshot.experiment.recipes import complete
 from fewshot.experiment.run import training_run
 from fewshot.tasks import functions
@@ -148,20 +150,20 @@ class Float64:
         return self.tasks.episodes(first, count).to(torch.float64)
 
 
-def train_and_test(name: str, folder: Path, data: Path) -> None:
-    """A run of the tool in this process."""
+def composed_run(name: str, folder: Path, data: Path) -> Any:
+    """The configuration of a run of the tool."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         words = (*COMMON, *CASES[name])
         cfg = compose("train", [*words, f"data_dir={data}", f"run_dir={folder}", "device=cpu"])
         complete(cfg, words)
-        training_run(cfg)
+        return cfg
 
 
 def process(folder: Path, data: Path) -> None:
     """What one of two processes does, and what it is told of the other. Writes `<rank>.json`."""
     rank, _ = world()
     found: dict[str, Any] = {}
-    train_and_test("leo", folder / "run leo", data)
+    main_first(lambda: read_sources(composed_run("leo", folder / "run leo", data)))()
     found["scores"] = train_and_score(folder)
 
     lone = torch.tensor([1.0] if rank == 0 else [float("nan")])
@@ -242,7 +244,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> dict[str, 
     two.mkdir()
     output, _ = by_two(tmp, data_dir, __file__, str(two), str(data_dir))
     said = [json.loads((two / f"{rank}.json").read_text()) for rank in (0, 1)]
-    train_and_test("maml", one / "run maml", data_dir)
+    training_run(composed_run("maml", one / "run maml", data_dir))
     return {"one": one, "two": two, "scores": train_and_score(one), "said": said, "output": output}
 
 

@@ -76,14 +76,14 @@ def test_a_stream_is_the_same_in_every_process_and_another_for_other_words():
 
 
 @pytest.mark.parametrize("bound", [1, 2, 7, 1000, 1 << 40])
-def test_below_stays_below(bound: int):
+def test_integers_stay_below_their_bound(bound: int):
     bits = torch.cat([KEYS, torch.tensor([-1, 0, 1, (1 << 63) - 1, -(1 << 63)])])
     drawn = randint(bits, bound)
     assert int(drawn.min()) >= 0
     assert int(drawn.max()) < bound
 
 
-def test_below_is_uniform_and_the_test_of_it_sees_a_biased_draw():
+def test_integers_are_uniform_and_the_test_of_it_sees_a_biased_draw():
     assert p_uniform(randint(KEYS, 7), 7) > 1e-3
     assert p_uniform(randint(KEYS, 10) % 7, 7) < 1e-6
     assert p_uniform(torch.minimum(randint(KEYS, 7), randint(fold_in(KEYS, torch.tensor(0)), 11)), 7) < 1e-6

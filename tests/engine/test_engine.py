@@ -283,6 +283,7 @@ def test_a_compiled_step_gives_the_same_gradient(
     assert all(torch.equal(value, again.gradient[name]) for name, value in first.gradient.items())
 
 
+@pytest.mark.slow
 def test_a_compiled_step_of_first_order_takes_norms(
     compiling: Make, make_conv4: Make, make_learner: Make, make_episodes: Make
 ):
@@ -372,19 +373,19 @@ class TestAutoCompiles:
             ((1, 8, 8), "maml", LONG, "vmap"),
         ],
     )
-    def test_long_trainings_on_vectors(
+    def test_auto_compiles_long_trainings_on_vectors(
         self, make_task: Make, shape: tuple[int, ...], algorithm: str, steps: int, method: str
     ):
         learner, episodes = make_task(algorithm, shape)
         assert Engine(steps=steps).method(episodes, learner) == method
 
-    def test_nothing_without_a_compiler(self, monkeypatch: pytest.MonkeyPatch, make_task: Make):
+    def test_auto_compiles_nothing_without_a_compiler(self, monkeypatch: pytest.MonkeyPatch, make_task: Make):
         monkeypatch.setattr("fewshot.engine.engine.has_compiler", lambda: False)
         learner, episodes = make_task("maml")
         assert Engine(steps=LONG).method(episodes, learner) == "vmap"
 
     @pytest.mark.parametrize("name", ["maml", "reptile-sequential"])
-    def test_and_goes_on_by_vmap_where_that_fails(
+    def test_auto_goes_on_by_vmap_where_the_compiler_fails(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make_task: Make, name: str
     ):
         def fail(*_: object) -> None:
@@ -399,7 +400,7 @@ class TestAutoCompiles:
         assert capsys.readouterr().err.count(f"takes vmap after all: engine=compiled: no header for {name}") == 1
         assert engine.method(episodes, learner) == "vmap"
 
-    def test_and_stops_where_a_learner_changes_its_settings(
+    def test_auto_stops_compiling_where_a_learner_changes_its_settings(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make_task: Make
     ):
         monkeypatch.setattr("fewshot.engine.engine.compiled", lambda step: step)

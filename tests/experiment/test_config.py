@@ -126,7 +126,7 @@ def test_a_rename_of_a_class_changes_no_identity() -> None:
         assert getattr(fewshot, name) is getattr(fewshot, now)
 
 
-def test_near_names() -> None:
+def test_a_name_like_a_known_one_is_asked_for() -> None:
     assert did_you_mean("shoot", ["way", "shot"]) == ", did you mean shot?"
     assert did_you_mean("zzz", ["way", "shot"]) == ""
 

@@ -132,7 +132,7 @@ def files() -> set[Path]:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="ends what takes long by a signal")
 @pytest.mark.parametrize(
-    "count", [12, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.filterwarnings("default")])]
+    "count", [4, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.filterwarnings("default")])]
 )
 def test_damaged_commands_end_in_one_line(
     call: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, count: int

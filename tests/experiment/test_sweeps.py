@@ -169,7 +169,7 @@ def test_launchers_are_not_for_processes_of_torchrun(call: Any, monkeypatch: pyt
     assert "not under torchrun" in done.err
 
 
-def test_nor_is_a_launcher_that_a_file_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launcher_that_a_file_chose_is_not_for_processes_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     own, foreign = {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"}, {"_target_": "plugins.Mine"}
     choices = {"choices": {"hydra/launcher": "joblib_here", "hydra/sweeper": "basic"}}
     cfg = OmegaConf.create({"hydra": {"launcher": foreign, "sweeper": own, "runtime": choices}})

@@ -74,12 +74,6 @@ def test_tensorboard_has_curves_scores_configuration_and_picture(call: Any) -> N
     assert len(EventAccumulator("run").Reload().Scalars(name)) == 1
 
 
-def test_none_writes_no_files_of_a_tracker(call: Any) -> None:
-    assert call("train", *QUICK, "logger=none").code == 0
-    assert not list(Path("run").glob("events.*"))
-    assert Path("run/metrics.jsonl").exists()
-
-
 def test_wandb_gets_one_run_offline(call: Any, fake_wandb: list[FakeRun]) -> None:
     done = call("train", *QUICK, "logger=wandb")
     assert (done.code, done.err) == (0, "")
@@ -96,14 +90,19 @@ def test_wandb_gets_one_run_offline(call: Any, fake_wandb: list[FakeRun]) -> Non
     assert results.saved == [f"{TEST}/record.json"]
 
 
-def test_a_run_that_goes_on_keeps_its_place_and_a_forced_one_gets_another(call: Any, fake_wandb: list[FakeRun]) -> None:
+def test_none_writes_nothing_and_a_run_that_goes_on_keeps_its_place_and_a_forced_one_gets_another(
+    call: Any, fake_wandb: list[FakeRun]
+) -> None:
     assert call("train", *QUICK, "logger=none").code == 0
+    assert Path("run/metrics.jsonl").exists() and not list(Path("run").glob("events.*"))
     Path("run/tests").rename("kept")
-    assert call("train", "resume=run", "logger=wandb").code == 0
-    assert call("train", *QUICK, "logger=wandb", "protocol.common.query=3").code == 0
-    assert call("train", *QUICK, "logger=wandb", "force=true").code == 0
-    numbers = [run.options["id"] for run in fake_wandb]
-    assert len(set(numbers)) == 2 and numbers == sorted(numbers, key=numbers.index)
+    numbers = []
+    for words in (("resume=run",), (*QUICK, "protocol.common.query=3"), (*QUICK, "force=true")):
+        assert call("train", *words, "logger=wandb").code == 0
+        (number,) = {run.options["id"] for run in fake_wandb}
+        numbers.append(number)
+        fake_wandb.clear()
+    assert numbers[0] == numbers[1] != numbers[2]
 
 
 def test_mlflow_gets_one_run_in_files(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -264,12 +264,15 @@ def test_norms_that_let_images_see_each_other_are_refused(images: dict[str, Bank
         made(images, tmp_path, partial(CONV4, norm="batch"))
 
 
-def test_momentum_zero_resumes(images: dict[str, Bank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_training_without_momentum_goes_on_where_it_ended(
+    images: dict[str, Bank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     with monkeypatch.context() as patch:
         patch.setattr(banking, "extract", lambda *args: pytest.fail("no banks yet"))
         patch.setattr(training, "_validation", lambda *args: 0.5)
         with pytest.raises(pytest.fail.Exception):
             made(images, tmp_path, momentum=0.0)
+    monkeypatch.setattr(training, "_loss", lambda *args: pytest.fail("trained anew"))
     assert made(images, tmp_path, momentum=0.0)["test"].shape == (4,)
 
 
