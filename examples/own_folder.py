@@ -17,8 +17,10 @@ import fewshot as fs
 SIZE = 28
 
 
-def main(folder: str | Path, run: str | Path = "runs/own_folder", steps: int = 300, episodes: int = 200) -> list[str]:
-    banks = fs.read_folder(folder, "data/banks", name="pictures", size=SIZE, fractions=(0.5, 0.25, 0.25))
+def main(
+    pictures: str | Path, folder: str | Path = "trained/own_folder", steps: int = 300, episodes: int = 200
+) -> list[str]:
+    banks = fs.read_folder(pictures, "data/banks", name="pictures", size=SIZE, fractions=(0.5, 0.25, 0.25))
     train, val, test = (fs.Sampler(banks[split], way=3, shot=1, query=3) for split in ("train", "val", "test"))
     torch.manual_seed(0)
     network = nn.Sequential(
@@ -26,12 +28,12 @@ def main(folder: str | Path, run: str | Path = "runs/own_folder", steps: int = 3
         nn.Conv2d(16, 16, 3, stride=2, padding=1), nn.ReLU(),
         nn.Flatten(), nn.Linear(16 * 7 * 7, 3),
     )  # fmt: skip
-    trained = fs.train(fs.FOMAML(network), train, steps=steps, validation=val, folder=run)  # continues what is there
+    trained = fs.train(fs.FOMAML(network), train, steps=steps, validation=val, folder=folder)  # continues what is there
     scores = fs.evaluate(trained, test, episodes=episodes)
     print(f"accuracy on new classes: {scores.mean():.3f} ± {fs.ci95(scores):.3f}")
 
     bank = banks["test"]  # as if its images were new: the first of three classes is known, the next two are asked for
-    paths = [Path(folder) / name for name in bank.image_names()]
+    paths = [Path(pictures) / name for name in bank.image_names()]
     starts = bank.offsets[:3].tolist()
     classifier = trained.adapt(trained.read_images(paths[row] for row in starts), bank.names[:3])
     queries = [path for row in starts for path in paths[row + 1 : row + 3]]

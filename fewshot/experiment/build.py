@@ -267,9 +267,10 @@ def read_sources(cfg: DictConfig, run_dir: Path | None = None) -> dict[str, Any]
     sources = instantiate_node(node.reader, **extractor)
     for split, source in sources.items():
         if began_with is not None and began_with.get(split) != source.fingerprint:
+            named = " or dataset.name=<another name>" * ("name" in cfg.dataset.reader)  # of a person's own
             raise FewshotError(
                 f"{run_dir}: this run is on other data (its split {split} differs from what the readers find now); "
-                "put that data back, or start a new run with run_dir=<another folder>"
+                f"put that data back, or start a new run with run_dir=<another folder>{named}"
             )
     if run_dir is not None and began_with is not None and cfg.backbone.network.get("weights") is not None:
         _check_weights(cfg.backbone.network, began_with, run_dir)

@@ -72,7 +72,7 @@ def write_predictions(folder: Path, tasks: Sampler, labels: Mapping[str, np.ndar
         return
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["episode", "query", "image", "label", *labels])
+    writer.writerow(["episode", "query", "image", "true", *labels])
     images, queries = np.array(tasks.bank.image_names(), dtype=object), tasks.way * tasks.query
     episodes = len(next(iter(labels.values())))
     for first in range(0, episodes, AT_ONCE):

@@ -186,6 +186,7 @@ def _begin(run: Experiment, folder: Path) -> None:
     data |= ({EXTRACTOR: run.start} if run.start else {}) | ({WEIGHTS: weights} if weights else {})
     write_atomically(folder / DATA, (json.dumps(data, indent=1) + "\n").encode())
     write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(saved)).encode())
+    print(f"{title(cfg)}: run folder {folder}", flush=True)
 
 
 def _train(run: Experiment, folder: Path) -> None:

@@ -233,6 +233,6 @@ def _run(
                     continue
                 result.scores[name] = scores
                 if predictions:
-                    result.labels[f"prediction{end}"] = values
+                    result.labels[f"predicted{end}"] = values
                 result.steps = [*result.steps, count] if listed else words
     return tested

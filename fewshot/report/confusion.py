@@ -52,16 +52,16 @@ def read_confusion(record: Record) -> TestConfusion:
     import pandas as pd
 
     path, protocol = Path(record["folder"]) / PREDICTIONS, record["protocol"]
-    column = record.get("scores", metric_of(record)).replace("accuracy", "prediction", 1)
+    column = record.get("scores", metric_of(record)).replace("accuracy", "predicted", 1)
     remedy = "test the run again, with predictions=true force=true"
     try:
         # A class may have the name NA.
-        table = pd.read_csv(path, usecols=["episode", "label", column], dtype=str, keep_default_na=False)
+        table = pd.read_csv(path, usecols=["episode", "true", column], dtype=str, keep_default_na=False)
         episodes = table["episode"].astype(int).to_numpy()
     except (OSError, ValueError) as error:
         raise FewshotError(f"{path} cannot be read as predictions: {one_line(error)}; {remedy}") from error
     whole = len(table) == protocol["episodes"] * protocol["way"] * protocol["query"]
-    texts = table[["label", column]].to_numpy(str)
+    texts = table[["true", column]].to_numpy(str)
     right = float((texts[:, 0] == texts[:, 1]).mean()) if whole else float("nan")
     if not abs(right - record["test"]["accuracy"]) <= ROUNDING or not 0 <= episodes.min() <= episodes.max() < len(
         table

@@ -184,9 +184,9 @@ def _published_line(figures: Sequence[dict[str, Any]]) -> str:
     parts = ["; ".join(f"{short} ({'; '.join(places)})" for short, places in sources.items())]
     stated = sorted({figure["short"] for figure in figures if figure["interval_kind"] == "95 % over tasks"})
     if any(figure["interval"] is not None for figure in figures):
-        parts.append(f"± is 95 % over test tasks in {', '.join(stated)}" if stated else "")
+        parts.append(f"± is 95 % over test episodes in {', '.join(stated)}" if stated else "")
         unstated = any(figure["interval_kind"] == UNKNOWN for figure in figures)
         parts.append(f"what ± means is not stated{' elsewhere' if stated else ''}" if unstated else "")
     if any("protocol_from_code" in figure["caveats"] for figure in figures):
-        parts.append("queries and test tasks are partly from released code and appendices")
+        parts.append("queries and test episodes are partly from released code and appendices")
     return ". ".join(part[0].upper() + part[1:] if i else part for i, part in enumerate(filter(None, parts)))

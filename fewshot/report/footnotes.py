@@ -95,7 +95,7 @@ def _diverged_notes(cell: Cell) -> list[str]:
     """The numbers of steps that records of a cell leave out, since some of their scores are not finite."""
     return [
         f"seed {run['seed']} has no score after {format_label('{} test steps', int(steps))}: it is not finite in "
-        f"{count:,} of {run['test']['episodes']:,} test tasks"
+        f"{count:,} of {run['test']['episodes']:,} test episodes"
         for run in cell.runs
         for steps, count in run["test"].get("diverged", {}).items()
     ]
@@ -144,9 +144,9 @@ def _test_difference(run: Record, reference: Test, per_shot: bool) -> str:
     )
     if query:
         query = _queries(run, run["protocol"]["query"], per_shot)
-    parts = [query, rotations, episodes.replace("episode", "test task"), seed, split, *images]
+    parts = [query, rotations, episodes.replace("episode", "test episode"), seed, split, *images]
     hashes = run["protocol"]["manifest"], run["data"]["fingerprint"]
-    others = "other images or test tasks (manifest {:.8}, data {:.8})".format(*hashes)
+    others = "other images or test episodes (manifest {:.8}, data {:.8})".format(*hashes)
     return ", ".join(filter(None, (WORDS.get(part) or part for part in parts))) or others
 
 
@@ -167,9 +167,9 @@ def per_class(run: Record) -> str:
 def _figure_notes(run: Record, figure: dict[str, Any], reference: Test, per_shot: bool) -> list[str]:
     """How a published figure was tested, where that differs from the reference, and its caveats."""
     query, episodes = figure["query"], figure["episodes"]
-    unknown = [name for name, value in (("queries", query), ("test tasks", episodes)) if value == UNKNOWN]
-    if "few_test_tasks" in figure["caveats"] and "test tasks" in unknown:  # says more
-        unknown.remove("test tasks")
+    unknown = [name for name, value in (("queries", query), ("test episodes", episodes)) if value == UNKNOWN]
+    if "few_test_tasks" in figure["caveats"] and "test episodes" in unknown:  # says more
+        unknown.remove("test episodes")
     parts = []
     if query != UNKNOWN:
         query_label = _queries(run, query, per_shot)
@@ -179,7 +179,7 @@ def _figure_notes(run: Record, figure: dict[str, Any], reference: Test, per_shot
     parts.append(f"{WORDS[rotated]}{' or not stated' * (rotated == 'unrotated')}" if differs else "")
     if episodes != UNKNOWN:
         label = format_label("{:,} episodes", episodes)
-        parts.append("" if label in reference else label.replace("episode", "test task"))
+        parts.append("" if label in reference else label.replace("episode", "test episode"))
     parts.append(f"{' and '.join(unknown)} not stated" if unknown else "")
     caveats = [CAVEATS[caveat] for caveat in figure["caveats"] if caveat not in SAID_ELSEWHERE]
     return [note for note in (", ".join(filter(None, parts)), *caveats) if note]

@@ -71,14 +71,14 @@ class Predictions:
 
 
 def render_predictions_csv(predictions: Predictions) -> str:
-    """A row per image: file, label, the true class where one is known, and the probability of each class.
+    """A row per image: file, predicted class, the true class where one is known, and the probability of each class.
 
     The cells of an image that cannot be read are empty.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     labelled, classes = bool((predictions.true >= 0).any()), predictions.classes
-    writer.writerow(["file", "label", *["true"] * labelled, *(f"probability {name}" for name in classes)])
+    writer.writerow(["file", "predicted", *["true"] * labelled, *(f"probability {name}" for name in classes)])
     rows = zip(predictions.files, predictions.predicted, predictions.true, predictions.probabilities, strict=True)
     for name, label, true, values in rows:
         row = [name, classes[label] if label >= 0 else ""]

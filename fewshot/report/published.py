@@ -54,7 +54,7 @@ SOURCES = {
 CAVEATS = {
     "copies_disagree": "two second-hand copies of this figure disagree: both stand here",
     "ensemble": "the released code averages the logits of the five best epochs at test",
-    "evaluation_size_unstated": "number of test tasks and settings of this figure are not stated",
+    "evaluation_size_unstated": "number of test episodes and settings of this figure are not stated",
     "few_test_tasks": "the program tests on 100 tasks unless told otherwise: a noisy figure",
     "first_order_called_maml": "called MAML there; the code takes first-order gradients, so it stands here as FOMAML",
     "first_order_called_reptile": (
@@ -65,7 +65,7 @@ CAVEATS = {
     "interval_implausible": "an interval of this size is not plausible for so few tasks; given as printed",
     "interval_unexplained": "what the ± means is not stated",
     "multi_view": "features averaged over several crops and mirrors of an image: not those of the other LEO rows",
-    "protocol_from_code": "queries, test tasks and steps as in the released code, or as the paper's appendix has them",
+    "protocol_from_code": "queries, episodes and steps as in the released code, or as the paper's appendix has them",
     "rotated_tests": "test characters are rotated, which makes tasks 1 to 2 points easier",
     "second_hand": "from later papers and summaries that cite it, not from the source itself",
     "second_hand_one_copy": "from a single later copy, not from the source itself",

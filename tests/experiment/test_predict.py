@@ -80,8 +80,8 @@ def test_unlabelled_images_get_a_label_and_probabilities(call: Any, runs: Any, p
     for row in rows:
         found = {name: float(row[f"probability {name}"]) for name in NAMES}
         assert sum(found.values()) == pytest.approx(1, abs=1e-4)
-        assert row["label"] == max(found, key=lambda name: found[name]) and "true" not in row
-        right += row["label"] == NAMES[int(row["file"][0])]
+        assert row["predicted"] == max(found, key=lambda name: found[name]) and "true" not in row
+        right += row["predicted"] == NAMES[int(row["file"][0])]
     assert right >= 8  # 4 by chance
     page = Path("page.html").read_text(encoding="utf-8")
     assert page.count("<figure") == 12 and page.count("<img") == 18 and "b &amp; c" in page
@@ -95,7 +95,7 @@ def test_class_folders_of_queries_give_accuracy_and_confusions(call: Any, runs: 
     done = call("predict", f"run={runs('maml')}", "support=support", "query=labelled", "out=far/away.csv")
     assert done.err.endswith("\nwarning: query: folders named after no class, left out of the accuracy: other\n")
     rows = read_rows("far/away.csv")
-    right = sum(row["label"] == row["true"] for row in rows)
+    right = sum(row["predicted"] == row["true"] for row in rows)
     assert f"accuracy: {100 * right / 12:.2f} % ({right} of 12 right)" in done.out
     assert "true \\ predicted" in done.out
     assert [row["true"] for row in rows] == [*(name for name in NAMES for _ in range(4)), ""]
@@ -131,7 +131,7 @@ def test_damaged_and_repeated_images_are_listed_and_the_rest_is_done(call: Any, 
         "warning: query: 1 image is in the support set too, such as alpha/again.png; left out of the accuracy",
     ]
     assert "of 12 right" in done.out
-    (broken,) = [row for row in read_rows() if row["label"] == ""]
+    (broken,) = [row for row in read_rows() if row["predicted"] == ""]
     assert broken["file"] == "alpha/broken.png" and broken[f"probability {NAMES[0]}"] == ""
     assert "alpha/broken.png (damaged" in Path("page.html").read_text()
 
@@ -148,7 +148,7 @@ def test_class_means_of_a_pretrained_network_need_no_run(call: Any, weights: str
     Image.open(larger).resize((60, 60)).save(larger)
     done = call("predict", *words, "query=query", "device=cpu")
     assert done.code == 0 and done.err.endswith(", from 56x56 colour and other sizes\n")
-    assert sorted(row["label"] for row in read_rows()) == sorted(row["label"] for row in labelled)
+    assert sorted(row["predicted"] for row in read_rows()) == sorted(row["predicted"] for row in labelled)
 
 
 @pytest.mark.parametrize(

@@ -33,20 +33,20 @@ def test_each_row_is_a_query_and_rows_have_the_mean_of_their_episode(
     sampler = Sampler(make_bank(), 3, 2, 4, seed=1, rotations=rotations)
     labels = np.random.RandomState(0).randint(3, size=(5, 12))
     monkeypatch.setattr(query_table, "AT_ONCE", 2)
-    write_predictions(tmp_path, sampler, {"prediction_1": labels, "prediction_5": labels[::-1]})
+    write_predictions(tmp_path, sampler, {"predicted_1": labels, "predicted_5": labels[::-1]})
     rows, draw = read_rows(tmp_path / "predictions.csv"), sampler.draw(0, 5)
-    assert list(rows[0]) == ["episode", "query", "image", "label", "prediction_1", "prediction_5"]
+    assert list(rows[0]) == ["episode", "query", "image", "true", "predicted_1", "predicted_5"]
     assert [(int(row["episode"]), int(row["query"])) for row in rows] == [(e, q) for e in range(5) for q in range(12)]
-    right = np.array([row["label"] == row["prediction_1"] for row in rows]).reshape(5, 12)
+    right = np.array([row["true"] == row["predicted_1"] for row in rows]).reshape(5, 12)
     assert right.mean(1).tolist() == score_labels(sampler, labels).tolist()
     offsets, names = sampler.bank.offsets.tolist(), sampler.bank.names
     for row, number in zip(rows, draw.rows[:, :, 2:].flatten().tolist(), strict=True):
         name, place = row["image"].rsplit("/")
         assert offsets[names.index(name)] + int(place) == number
-        turned = row["label"].removeprefix(name)
+        turned = row["true"].removeprefix(name)
         assert turned == "" if rotations == "none" else turned in (f" turned {angle}" for angle in (0, 90, 180, 270))
     chosen = sampler.class_names(draw)
-    assert [row["prediction_5"] for row in rows[:12]] == [chosen[0][label] for label in labels[4]]
+    assert [row["predicted_5"] for row in rows[:12]] == [chosen[0][label] for label in labels[4]]
 
 
 def test_a_test_that_is_repeated_must_have_the_scores_of_its_record(tmp_path: Path):

@@ -17,12 +17,12 @@ from fewshot.report.html_report import render_report
 ROWS = ["a,b", "a,a", "b,b", "b,b", "NA,NA", "NA,NA", "b,NA", "b,b"]
 
 
-def write_test(lab: Any, rows: list[str], right: float, column: str = "prediction", way: int = 2) -> dict[str, Any]:
+def write_test(lab: Any, rows: list[str], right: float, column: str = "predicted", way: int = 2) -> dict[str, Any]:
     """A record of two episodes and its predictions, as `read_record` gives it."""
-    scores = {column.replace("prediction", "accuracy"): np.array([right, right])}
+    scores = {column.replace("predicted", "accuracy"): np.array([right, right])}
     lab.write("run", scores, protocol__way=way, protocol__query=len(rows) // way // 2, protocol__adaptation_steps=5)
     lines = [f"{number // (len(rows) // 2)},0,i,{row}" for number, row in enumerate(rows)]
-    (lab.folder / "run/predictions.csv").write_text("\n".join([f"episode,query,image,label,{column}", *lines]) + "\n")
+    (lab.folder / "run/predictions.csv").write_text("\n".join([f"episode,query,image,true,{column}", *lines]) + "\n")
     return gather_runs(lab.folder)[0][0]
 
 
@@ -50,7 +50,7 @@ def test_of_many_classes_the_most_frequent_confusions_are_listed(lab: Any):
 @pytest.mark.parametrize("rows", [[*ROWS[:-1], "b,a"], ROWS[:-1], [], ["b"]])
 def test_predictions_of_another_test_are_refused(lab: Any, rows: list[str]):
     record = write_test(lab, ROWS, 0.75)
-    lines = ["episode,query,image,label,prediction", *(f"{n // 4},0,i,{row}" for n, row in enumerate(rows))]
+    lines = ["episode,query,image,true,predicted", *(f"{n // 4},0,i,{row}" for n, row in enumerate(rows))]
     (lab.folder / "run/predictions.csv").write_text("\n".join(lines))
     with pytest.raises(FewshotError, match=r"predictions.csv .*: test the run again, with predictions=true force=true"):
         read_confusion(record)

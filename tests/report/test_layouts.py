@@ -152,7 +152,7 @@ def test_a_footnote_stands_at_the_row_where_all_its_cells_have_it_and_texts_of_e
     [row] = [row for row in rows if (row["method"].text, row["backbone"].text) == ("maml", "resnet12")]
     whole, one = row["source"].notes, row["5-way 1-shot"].notes
     assert (len(whole), len(one), row["5-way 5-shot"].notes) == (1, 1, ())
-    assert page.notes[whole[0] - 1].startswith("15 queries per class, 2,000 test tasks; the column is headed std")
+    assert page.notes[whole[0] - 1].startswith("15 queries per class, 2,000 test episodes; the column is headed std")
     assert page.notes[one[0] - 1].startswith("meta-trained 5-way 5-shot")
 
 
@@ -360,7 +360,7 @@ def test_a_papers_table_compares_one_set_of_episodes_and_says_which_rows_have_an
     rows = {row["method"].text: row for row in page.table.to_dict("records")}
     assert [name for name, row in rows.items() if row["5-way 1-shot"].bold] == ["best"]
     assert [name for name, row in rows.items() if row["method"].notes] == ["else1", "else2"]
-    assert len(page.notes) == 1 and page.notes[0].startswith("other images or test tasks (manifest ")
+    assert len(page.notes) == 1 and page.notes[0].startswith("other images or test episodes (manifest ")
     test_line = dict(page.footer)["test"]
     assert "eeeeeeee" not in test_line and "dddddddd" not in test_line
     assert "not compared" not in dict(page.footer)

@@ -43,7 +43,7 @@ def test_only_readable_images_of_a_known_class_count(labelled: Predictions) -> N
 
 def test_the_csv_has_a_row_per_image(labelled: Predictions) -> None:
     header, *rows = csv.reader(io.StringIO(render_predictions_csv(labelled)))
-    assert header == ["file", "label", "true", "probability cat", 'probability a "dog", <b>']
+    assert header == ["file", "predicted", "true", "probability cat", 'probability a "dog", <b>']
     assert rows[0] == ["1", "cat", "cat", "0.9", "0.1"]
     assert rows[2] == ["3", "", 'a "dog", <b>', "", ""]
     assert rows[3] == ["4,\n", 'a "dog", <b>', "", "0.3", "0.7"]
@@ -51,7 +51,7 @@ def test_the_csv_has_a_row_per_image(labelled: Predictions) -> None:
 
 def test_without_true_classes_there_is_no_column_and_no_accuracy() -> None:
     predictions = Predictions(["a", "b"], ["1"], np.array([[0.6, 0.4]]), np.array([-1]), np.array([False]))
-    assert render_predictions_csv(predictions) == "file,label,probability a,probability b\n1,a,0.6,0.4\n"
+    assert render_predictions_csv(predictions) == "file,predicted,probability a,probability b\n1,a,0.6,0.4\n"
     assert predictions.accuracy == ""
     assert count_table(predictions, [1, 1])[0] == ["class", "support images", "predicted"]
 

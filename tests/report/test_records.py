@@ -193,7 +193,7 @@ def test_a_seed_that_diverged_after_some_steps_has_a_footnote_at_its_other_score
     lab.write_regression("two", steps=(1,), seed=1, test=test)
     page = lab.page("layout=sinusoid", "published=false")
     (row,) = page.table.to_dict("records")
-    wanted = "seed 1 has no score after 5 test steps: it is not finite in 3 of 40 test tasks"
+    wanted = "seed 1 has no score after 5 test steps: it is not finite in 3 of 40 test episodes"
     assert wanted in "; ".join(page.notes[number - 1] for number in row["1 test step"].notes)
 
 
