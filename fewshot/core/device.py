@@ -32,7 +32,7 @@ def pick_device(name: str) -> torch.device:
     meta-gradient of MAML on Omniglot by a quarter of its length (H200).
 
     Raises:
-        FewshotError: there is no such device here.
+        FewshotError: there is no such device here, or it is neither a CPU nor a GPU of CUDA.
     """
     import torch
 
@@ -42,9 +42,17 @@ def pick_device(name: str) -> torch.device:
         device = torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise FewshotError(f"device={name}: not available here; use device=cpu or device=auto") from error
+    if device.type not in ("cpu", "cuda"):  # others lack float64, in which scores are kept
+        raise FewshotError(f"device={name}: choose cpu, cuda or auto")
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
     return device
+
+
+def count_cores() -> int:
+    """The cores that this process may use, and at most 16: each that decodes an image holds it whole."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return min(16, len(usable))
 
 
 def device_name(device: torch.device) -> str:

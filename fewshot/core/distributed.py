@@ -48,7 +48,7 @@ def fails_everywhere(error: BaseException | None) -> bool:
 
 def _launched() -> int:
     """The number of processes that torchrun started; 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 @contextmanager
@@ -91,6 +91,11 @@ def _join(size: int) -> None:
     # When a process dies, torchrun ends the others with this signal. Treat it like Ctrl-C, which says how to go on.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     own_gpu = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    if missing := [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise FewshotError(
+            f"WORLD_SIZE={size}: says that there are other processes, and no {', '.join(missing)} says where; start "
+            "them by torchrun, or unset WORLD_SIZE for one"
+        )
     if own_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     with _translate_dist_errors():
@@ -106,6 +111,12 @@ def world() -> tuple[int, int]:
     if not dist.is_available() or not dist.is_initialized():
         return 0, 1
     return dist.get_rank(), dist.get_world_size()
+
+
+def check_shared_device(name: str) -> None:
+    """Raises FewshotError if several processes would compute on one numbered GPU."""
+    if ":" in name and world()[1] > 1:
+        raise FewshotError(f"device={name}: each process takes the GPU of its number; write device=cuda")
 
 
 def is_rank_zero() -> bool:

@@ -41,6 +41,19 @@ def write_atomically(path: Path, content: bytes) -> None:
             raise
 
 
+def find_below(folder: Path, name: str) -> list[Path]:
+    """The paths of all files of this name in a folder and below it, sorted; links to folders are followed once."""
+    found, seen = [], set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        if (place := os.path.realpath(root)) in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        if name in names:
+            found.append(Path(root) / name)
+    return sorted(found)
+
+
 def check_no_folder(key: str, path: Path) -> None:
     """Raises FewshotError if what a key names, a file to be written, is a folder."""
     if path.is_dir():
@@ -48,22 +61,23 @@ def check_no_folder(key: str, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock_dir(folder: Path, *, wait: bool = False) -> Iterator[None]:
+def lock_dir(folder: Path, *, wait: bool = False, remedy: str = "another run_dir") -> Iterator[None]:
     """Lock a folder for this process. The system releases the lock when the process ends, however it ends.
 
     Args:
         wait: whether to wait until the other process ends. Not for a run folder, whose run would then be done already.
+        remedy: what to choose in its place, for a message.
 
     Raises:
         FewshotError: another process holds it, or it cannot be written to.
     """
     new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
-    with writing(folder, "another folder" if wait else "another run_dir, or another folder of runs"):
+    with writing(folder, "another folder" if wait else remedy):
         try:
             file = lock_file(folder / LOCK, wait)
         except BlockingIOError as error:
             raise FewshotError(
-                f"{folder}: another process is running there; wait for it, or choose another run_dir"
+                f"{folder}: another process is running there; wait for it, or choose {remedy}"
             ) from error
     try:
         yield

@@ -140,11 +140,14 @@ def draw_rows(key: torch.Tensor, sizes: torch.Tensor, count: int, largest: int) 
         sizes: [...] int64, each from `count` to `largest`.
 
     Returns:
-        [..., count] int64. Costs `largest` hashes for each key.
+        [..., count] int64. Costs `largest` hashes for each key, of which TICKETS_AT_ONCE are held at once.
     """
-    absent = torch.arange(largest, device=key.device) >= sizes[..., None]
-    tickets = split(key, largest).masked_fill(absent, torch.iinfo(torch.int64).max)
-    return tickets.topk(count, dim=-1, largest=False, sorted=True).indices
+    place, drawn = torch.arange(largest, device=key.device), []
+    at_once = max(1, TICKETS_AT_ONCE // largest)
+    for keys, bounds in zip(key.flatten().split(at_once), sizes.flatten().split(at_once), strict=True):
+        tickets = split(keys, largest).masked_fill(place >= bounds[:, None], torch.iinfo(torch.int64).max)
+        drawn.append(tickets.topk(count, dim=-1, largest=False, sorted=True).indices)
+    return torch.cat(drawn).view(*key.shape, count)
 
 
 def permutation(key: torch.Tensor, size: int) -> torch.Tensor:

@@ -174,10 +174,13 @@ def write_banks(folder: str | Path, splits: Mapping[str, Split], metadata: Mappi
 
     Raises:
         FewshotError: a split's name is no plain word, a class has no examples, counts and names do not fit the array,
-            two classes of a split have one name, the examples are not as `Split` says or not finite, or the folder
-            cannot be written.
+            two classes of a split have one name, the examples are not as `Split` says or not finite, the metadata
+            have another use for a name that readers of this package use, or the folder cannot be written.
     """
     folder = expand_path(folder)
+    for name in ("images", "extractor"):
+        if not isinstance(metadata.get(name, {}), Mapping):
+            raise FewshotError(f"{folder}: metadata: {name} says what features were made of; choose another name")
     listing: dict[str, Any] = {}
     for name, split in splits.items():
         if not name.isidentifier():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fewshot.core.errors import FewshotError
-from fewshot.core.random import TICKETS_AT_ONCE, draw_rows, fold_in, randint
+from fewshot.core.random import draw_rows, fold_in, randint
 
 _TABLE, _ROWS = range(2)  # streams of one task
 
@@ -89,9 +89,7 @@ class Tables:
             )
         table = randint(fold_in(task, _TABLE), len(self.names))
         streams, largest = fold_in(task, _ROWS), int(sizes.max())
-        groups = torch.arange(len(task), device=self.device).split(max(1, TICKETS_AT_ONCE // largest))
-        drawn = [draw_rows(streams[group], sizes[table[group]], count, largest) for group in groups]
-        rows = self.offsets[table][:, None] + torch.cat(drawn)
+        rows = self.offsets[table][:, None] + draw_rows(streams, sizes[table], count, largest)
         return Rows(table, rows, self.x[rows], self.y[rows])
 
     def table(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -58,13 +58,22 @@ def predict_queries(
     def predict_alone(query: torch.Tensor) -> torch.Tensor:
         return learner.predict(adapted, torch.cat([support, query]))[-1]
 
-    size = len(queries)
     if queries.device.type == "cpu":
-        size = max(1, VALUES_AT_ONCE // ((len(support) + 1) * queries[0].numel()))
+        most = VALUES_AT_ONCE // queries[0].numel()
+    else:
+        most = _most_examples(queries)
+    size = max(1, most // (len(support) + 1))
     if size == 1 or not behaviour.queries_batched:
         # `split`, unlike an index, keeps the memory format of images, in which convolutions are fastest.
         return torch.stack([predict_alone(query) for query in queries.split(1)])
     return torch.cat([vmap(predict_alone)(group) for group in queries[:, None].split(size)])
+
+
+def _most_examples(x: torch.Tensor) -> int:
+    """How many examples like those of `x`, [..., C, H, W] or [B, D], a device forwards at once."""
+    if x.device.type == "cpu":
+        return EXAMPLES_AT_ONCE
+    return min(GPU_EXAMPLES_AT_ONCE, GPU_PIXELS_AT_ONCE // prod(x.shape[-2:] if x.dim() > 3 else ()))
 
 
 def score_episodes(
@@ -131,10 +140,7 @@ def evaluate_settings(
     size = tasks.way * tasks.shot + queries  # examples that one episode forwards at once
     if alone and engine.method(first, learner) != "loop":
         size = queries * (tasks.way * tasks.shot + 1)
-    at_once = EXAMPLES_AT_ONCE
-    if tasks.device.type != "cpu":
-        at_once = min(GPU_EXAMPLES_AT_ONCE, GPU_PIXELS_AT_ONCE // prod(first.support_x.shape[3:]))
-    batch = TASKS_AT_ONCE if by_class else max(1, at_once // size)
+    batch = TASKS_AT_ONCE if by_class else max(1, _most_examples(first.support_x[0]) // size)
 
     @torch.no_grad()
     def test_task(learner: Learner, task: Episodes) -> torch.Tensor:

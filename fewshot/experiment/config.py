@@ -179,17 +179,22 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", inner
 
 
-def _without_paths(value: Any) -> Any:
+def _without_paths(value: Any, of_person: bool = False) -> Any:
     """A value without the places of a reader's files and without nulls, at any depth; classes by their first names.
 
     Later settings at what held before they were there are left out: no run changes by them.
+
+    Args:
+        of_person: whether its keys are arguments of a learner or network, where a person's own may have any names.
     """
     if not isinstance(value, Mapping):
         return FIRST_NAMES.get(value, value) if isinstance(value, str) else value
     kept = {
-        k: _without_paths(inner)
+        k: _without_paths(inner, of_person or k in ("learner", "network"))
         for k, inner in value.items()
-        if k not in UNHASHED_READER_KEYS and inner is not None and (k, inner) not in LATER_SETTINGS.items()
+        if (of_person or k not in UNHASHED_READER_KEYS)
+        and inner is not None
+        and (k, inner) not in LATER_SETTINGS.items()
     }
     return kept | {k: Path(kept[k]).name for k in READER_FILES if isinstance(kept.get(k), str)}
 

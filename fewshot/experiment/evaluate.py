@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.leo import LEO
-from fewshot.core.distributed import is_main, main_first, process_group
+from fewshot.core.distributed import check_shared_device, is_main, main_first, process_group
 from fewshot.core.errors import FewshotError
 from fewshot.core.progress import print_note
 from fewshot.experiment.build import Experiment, build
@@ -36,6 +36,7 @@ def evaluate(cfg: DictConfig) -> None:
         FewshotError: there is no such run, or it cannot be tested so.
     """
     run_dir, trained_cfg, test_cfg = _configurations(cfg)
+    check_shared_device(test_cfg.device)
     run = _build(cfg, run_dir, trained_cfg, test_cfg)
     tests = Path(cfg.out) if cfg.out else run_dir / TESTS
     trained = load_trained(run, run_dir, cfg.checkpoint)

@@ -46,7 +46,7 @@ def _picture(before: np.ndarray, after: np.ndarray, classes: np.ndarray, names: 
     )
     centred = points - points.mean(0)
     _, spread, axes = torch.linalg.svd(centred, full_matrices=False)
-    planar = (centred @ axes[:2].T).numpy()
+    planar = torch.nn.functional.pad(centred @ axes[:2].T, (0, 2 - len(axes[:2]))).numpy()  # a code may be one number
     share = (spread[:2].square().sum() / spread.square().sum().clamp_min(1e-30)).item()
     label = np.repeat(classes.flatten(), before.shape[2])
     often = np.argsort(-np.bincount(label, minlength=len(names)), kind="stable")[:COLOURED]

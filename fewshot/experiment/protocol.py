@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from fewshot.experiment.rows import apply_protocols, set_values
 from fewshot.report.records import Record
 from fewshot.tasks.sampler import ROTATIONS
 
+LONGEST = 120  # letters of a folder's name
 RECORDED = ("name", "split", "query", "episodes", "episode_seed", "rotations")  # as in a record's `protocol`
 
 
@@ -43,6 +45,8 @@ class Protocol:
     def slug(self) -> str:
         """The name as a part of a folder's name: `common-query=5`; of a person's own with a hash of the values."""
         slug = self.name.translate(str.maketrans({",": "-", "[": None, "]": None, " ": None}))
+        if len(slug) > LONGEST:
+            slug = f"{slug[:LONGEST]}-{hashlib.sha256(slug.encode()).hexdigest()[:8]}"
         is_own = not _shipped_file(self.name.split(",")[0]).is_file()  # and may say something else tomorrow
         return f"{slug}-{config_hash(asdict(replace(self, setting='')))[:8]}" if is_own else slug
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from fewshot.algorithms.learner import Tensors
 from fewshot.backbones.checks import WayError
 from fewshot.core.device import reset_peak_memory
-from fewshot.core.distributed import is_main, main_first, on_rank_zero, world
+from fewshot.core.distributed import check_shared_device, is_main, main_first, on_rank_zero, world
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import lock_dir, write_atomically
 from fewshot.core.paths import absolute_paths
@@ -60,6 +60,7 @@ def training_run(cfg: DictConfig) -> tuple[Path, list[Path]]:
         FewshotError: a mistake in the configuration, the data or the folder, or a loss that is not finite.
         KeyboardInterrupt: with a message that says how to continue.
     """
+    check_shared_device(cfg.device)
     folder = _checked_folder(cfg)
     if tests := _finished_tests(folder, cfg):
         _check_sources(cfg, folder)
@@ -94,7 +95,7 @@ def lock_run(folder: Path) -> Iterator[None]:
         FewshotError: another run holds it, or it cannot be written to.
     """
     with ExitStack() as locks:
-        on_rank_zero(locks.enter_context)(lock_dir(folder))
+        on_rank_zero(locks.enter_context)(lock_dir(folder, remedy="another run_dir, or another folder of runs"))
         yield
 
 

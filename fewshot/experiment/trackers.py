@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -79,6 +80,7 @@ def open_tracker(
         tracker: Tracker = kinds[name](folder, title, config, done)
     except Exception as error:  # of any kind, such as a server that does not answer
         raise FewshotError(f"logger={name}: {one_line(error)}; mend it, or choose logger=tensorboard") from error
+    tracker = Tolerant(tracker, name)
     try:
         yield tracker
     except BaseException:
@@ -101,6 +103,32 @@ def track_test(tracker: Tracker, folder: Path) -> None:
                 values[f"{folder.name}/{metric}{f'_{steps}' if steps else ''}"] = float(score)
     tracker.track(values, record["train"].get("steps") or 0)
     tracker.track_file(folder / "record.json")
+
+
+class Tolerant:
+    """Another tracker, whose first error is a warning and its end: no training is lost by a server that is silent."""
+
+    def __init__(self, tracker: Tracker, name: str) -> None:
+        self.tracker, self.name, self.fails = tracker, name, False
+
+    def track(self, values: Mapping[str, float], step: int) -> None:
+        self._try(lambda: self.tracker.track(values, step))
+
+    def track_file(self, path: Path) -> None:
+        self._try(lambda: self.tracker.track_file(path))
+
+    def close(self, *, failed: bool) -> None:
+        self._try(lambda: self.tracker.close(failed=failed))
+
+    def _try(self, call: Callable[[], None]) -> None:
+        if self.fails:
+            return
+        try:
+            call()
+        except Exception as error:  # of any kind
+            self.fails = True
+            rest = "nothing more is sent; metrics.jsonl and the records have all of it"
+            print(f"warning: logger={self.name}: {one_line(error)}; {rest}", file=sys.stderr)
 
 
 class Nothing:

@@ -46,7 +46,7 @@ COLUMN = {
 }
 PARTS = slice(3, 9)  # of COLUMN, in a name where columns of one task differ in it
 # What the data's reader says of the images, in a name where columns of one task differ in it.
-DATA = {"split": "split {}", "resample": "resample {}", "size": "{} pixels", "classes": "{} classes as in training"}
+DATA = {"split": "split {}", "resample": "resample {}", "size": "{} pixels", "classes": "the {} classes as in training"}
 
 AS_SHOTS = "as many queries as shots"
 FROM_CLASSIFIER = "from a classifier"  # of a run with features.role=start

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewshot.core.errors import FewshotError, one_line
-from fewshot.core.files import write_atomically
+from fewshot.core.files import find_below, write_atomically
 from fewshot.core.paths import expand_path
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def find_records(folder: str | Path) -> list[Path]:
     Raises:
         FewshotError: there is none.
     """
-    paths = sorted(expand_path(folder).rglob("record.json"))
+    paths = find_below(expand_path(folder), "record.json")
     if not paths:
         raise FewshotError(
             f"no record.json below {folder}: make one with `python tools/train.py`, or set runs=<folder>"

@@ -17,7 +17,8 @@ from fewshot.report.traits import STEPS
 def render_validation(records: Sequence[Record]) -> str:
     """A Markdown table of the methods that were trained by several settings on one task; empty if there is none.
 
-    A score is the mean over training seeds. Scores of the same validation stand together, the best of them in bold.
+    A score is the mean over the training seeds that all settings have, since the seed draws the validation tasks too;
+    where they share none, of its own seeds. Scores of the same validation stand together, and the best is in bold.
     Runs whose training had the validation classes are left out.
     """
     groups: dict[Any, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
@@ -25,12 +26,20 @@ def render_validation(records: Sequence[Record]) -> str:
         groups[run["order"], run["algorithm"], *_validation(run)][run["config"]].append(run)
     rows, notes, metrics = [], {}, set()
     for methods in groups.values():
-        scores = [_mean(seeds) for seeds in methods.values()]
+        shared = set.intersection(*({run["seed"] for run in runs} for runs in methods.values()))
+        if shared:
+            methods = {name: [run for run in runs if run["seed"] in shared] for name, runs in methods.items()}
+        scores = [_mean(runs) for runs in methods.values()]
         if len(methods) < 2 or all(map(math.isnan, scores)):
             continue
         metric = metric_of(next(iter(methods.values()))[0])
         metrics.add(metric)
-        best = (min if metric == "mse" else max)(score for score in scores if not math.isnan(score))
+        # Scores on other tasks are not compared.
+        best = (
+            math.nan
+            if not shared
+            else (min if metric == "mse" else max)(score for score in scores if not math.isnan(score))
+        )
         for seeds, score in zip(methods.values(), scores, strict=True):
             text = "–" if math.isnan(score) else format_score(score, metric)
             first = seeds[0]

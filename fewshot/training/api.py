@@ -138,7 +138,7 @@ def train(
             train_settings = replace(train_settings, checkpoint_every=max(1, steps))
         else:
             path = expand_path(folder)
-            stack.enter_context(lock_dir(path))
+            stack.enter_context(lock_dir(path, remedy="another folder"))
             claim_folder(path, describe_training(learner, tasks, train_settings, described))
             last, _ = checkpoints(path)
             if last.exists() and (done := read_header(last)["step"]) > train_settings.steps:

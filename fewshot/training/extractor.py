@@ -155,13 +155,14 @@ def _train(
     if state["epoch"] < settings["epochs"]:
         note_machine(state, device, state["epoch"] > 0)
     loss = torch.zeros(())
-    batches = -(-len(labels) // settings["batch"])
+    sizes = _batch_sizes(len(labels), settings["batch"])
+    batches = len(sizes)
     with progress_bar(title, settings["epochs"] * batches, state["epoch"] * batches) as advance:
         for epoch in range(state["epoch"], settings["epochs"]):
             start = time.perf_counter()
             extractor.train()
             order = permutation(torch.tensor(stream(settings["seed"], "epoch", epoch)), len(labels))
-            for index, rows in enumerate(order.split(settings["batch"])):
+            for index, rows in enumerate(order.split(sizes)):
                 step = epoch * batches + index
                 keys = fold_in(stream(settings["seed"], "augment", epoch), rows)
                 x = augmented(bank.examples[rows].to(device), keys.to(device))
@@ -195,6 +196,14 @@ def _train(
     _load(extractor, best, load_checkpoint(best, device)[0])
     spent = {"train_seconds": round(state["seconds"], 3)} | {name: state.get(name, []) for name in NOTES}
     return {**(state["best"] or {}), **spent}
+
+
+def _batch_sizes(images: int, batch: int) -> list[int]:
+    """The sizes of an epoch's batches: a last one of one image, which has no statistics, joins the one before."""
+    sizes = [min(batch, images - first) for first in range(0, images, batch)]
+    if len(sizes) > 1 and sizes[-1] == 1 < batch:
+        sizes[-2:] = [batch + 1]
+    return sizes
 
 
 def _loss(extractor: nn.Module, x: torch.Tensor, labels: torch.Tensor, precision: str) -> torch.Tensor:

@@ -17,6 +17,7 @@ from fewshot.backbones.weights import cache_command
 from fewshot.core.checks import check_number
 from fewshot.core.device import pick_device
 from fewshot.core.errors import FewshotError
+from fewshot.core.files import lock_dir
 from fewshot.core.paths import expand_path
 from fewshot.core.progress import progress_bar
 from fewshot.data.bank import Bank, Split, open_banks, write_banks
@@ -83,7 +84,10 @@ def pretrained_features(
             "images": fingerprints,
         }
         metadata = {"dataset": dataset, "folder": folder.name, "extractor": about, "images": dict(first.metadata)}
-        write_banks(folder, _extract(extractor, images, transform, f"features of {dataset} by {model}"), metadata)
+        with lock_dir(folder.with_name(f"{folder.name}-work"), wait=True):
+            if not (folder / "bank.json").exists():  # else another run has just made them
+                splits = _extract(extractor, images, transform, f"features of {dataset} by {model}")
+                write_banks(folder, splits, metadata)
     return {split: replace(bank, images=images[split]) for split, bank in open_banks(folder).items()}
 
 

@@ -34,6 +34,7 @@ from fewshot.core import distributed
 from fewshot.core.distributed import (
     RankZeroFailed,
     all_reduce_sum,
+    check_shared_device,
     fails_everywhere,
     is_main,
     main_first,
@@ -339,6 +340,26 @@ def test_a_mistake_in_the_command_is_said_once(
     monkeypatch.setenv("RANK", rank)
     done = call("train", *words)
     assert (done.code, done.err.count("error: "), done.err.count("\n")) == (1, lines, lines)
+
+
+def test_a_number_of_processes_that_nothing_started_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with (
+        pytest.raises(FewshotError, match="^WORLD_SIZE=2: .* no RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT says where"),
+        process_group(),
+    ):
+        pass
+    monkeypatch.setenv("WORLD_SIZE", "")
+    with process_group():
+        assert world() == (0, 1)
+
+
+def test_several_processes_share_no_numbered_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_shared_device("cuda:1")
+    monkeypatch.setattr("fewshot.core.distributed.world", lambda: (1, 2))
+    check_shared_device("cuda")
+    with pytest.raises(FewshotError, match="^device=cuda:1: each process takes the GPU of its number"):
+        check_shared_device("cuda:1")
 
 
 @pytest.mark.parametrize(("seconds", "said"), [("1", "another process of this run ended or hangs"), ("soon", "soon")])

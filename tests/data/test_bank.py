@@ -165,6 +165,14 @@ def test_a_damaged_bank_is_refused_in_one_line(folder: Path, damage: str):
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value) and "delete" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["images", "extractor"])
+def test_metadata_that_say_something_else_by_a_name_of_ours_are_refused(tmp_path: Path, name: str):
+    split = Split(np.zeros((2, 3), np.float32), [1, 1], ["a", "b"])
+    with pytest.raises(FewshotError, match=f"^[^\n]*metadata: {name} says"):
+        write_banks(tmp_path / "bank", {"train": split}, {"dataset": "mine", name: 6000})
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_split_whose_name_could_not_be_read_is_not_written(tmp_path: Path):
     for name in ("my train", "1", "../test", ""):
         with pytest.raises(FewshotError, match="choose a plain word"):

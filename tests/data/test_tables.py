@@ -9,7 +9,6 @@ import torch
 from scipy import stats
 
 from fewshot.core.errors import FewshotError
-from fewshot.data import tables
 from fewshot.data.tables import Tables
 from fewshot.tasks.regression import Regression
 
@@ -40,7 +39,7 @@ def test_episodes_have_several_outputs_and_do_not_depend_on_the_batch(monkeypatc
     assert whole.support_x.shape == (20, 4, 1) and whole.support_y.shape == (20, 4, 2)
     assert whole.query_x.shape == (20, 3, 1) and whole.query_y.shape == (20, 3, 2)
     assert (whole.way, whole.shot) == (1, 4)
-    monkeypatch.setattr(tables, "TICKETS_AT_ONCE", 50)
+    monkeypatch.setattr("fewshot.core.random.TICKETS_AT_ONCE", 50)
     for first, second, third in zip(whole.tensors(), one.tensors(), tasks.episodes(0, 20).tensors(), strict=True):
         assert torch.equal(first[13:14], second) and torch.equal(first, third)
 

@@ -153,6 +153,15 @@ def test_scores_are_shares_of_right_queries_in_any_batch_on_any_engine_and_threa
         assert (labels[setting] == sampler.episodes(0, 6).query_y.numpy()).mean(1) == pytest.approx(shares)
 
 
+def test_a_gpu_forwards_images_up_to_what_its_library_takes():
+    def most(*shape: int) -> int:
+        return evaluation._most_examples(torch.empty(*shape, device="meta"))
+
+    assert most(25, 1, 28, 28) == most(25, 640) == evaluation.GPU_EXAMPLES_AT_ONCE
+    assert most(25, 3, 84, 84) * 84 * 84 <= evaluation.GPU_PIXELS_AT_ONCE < (most(25, 3, 84, 84) + 1) * 84 * 84
+    assert evaluation._most_examples(torch.empty(25, 3, 84, 84)) == evaluation.EXAMPLES_AT_ONCE
+
+
 def test_every_learner_is_better_than_chance_on_easy_tasks(make_learner: Make, make_bank: Make, algorithm: str):
     by_steps = algorithm not in ("nearest", "protonet", "r2d2")
     choices: dict[str, Any] = {"test_steps": 20} if by_steps else {}

@@ -115,6 +115,19 @@ def test_a_setting_that_came_later_changes_no_identity() -> None:
     assert config_hash(config) != config_hash(former)
 
 
+def test_a_persons_own_arguments_change_the_identity_whatever_their_names_are() -> None:
+    config = resolved(composed("algorithm=maml"))
+    for group, part in (("algorithm", "learner"), ("backbone", "network")):
+        for name in ("cache", "root", "download"):
+            own = copy.deepcopy(config)
+            own[group][part][name] = True
+            assert config_hash(own) != config_hash(config)
+            assert f"{group}.{part}.{name}" in training_settings(own)
+    own = copy.deepcopy(config)
+    own["dataset"]["reader"]["cache"] = "elsewhere"
+    assert config_hash(own) == config_hash(config)
+
+
 def test_a_rename_of_a_class_changes_no_identity() -> None:
     assert FIRST_NAMES.keys() == {f"fewshot.{name}" for name in fewshot._FORMER.values()}
     config = resolved(composed("algorithm=maml"))

@@ -17,6 +17,12 @@ from fewshot.tasks.sampler import Sampler
 Make = Callable[..., Any]
 
 
+def test_codes_of_one_number_are_drawn_too(make_bank: Make, make_learner: Make, tmp_path: Path):
+    learner, sampler = make_learner("leo", latent=1), Sampler(make_bank(), 3, 2, 2, seed=0)
+    write_latents(tmp_path, learner, learner.init()[0], sampler, 2, Engine("vmap"))
+    assert (tmp_path / "latents.png").stat().st_size > 10_000
+
+
 def test_codes_before_and_after_adaptation_and_a_picture_are_written(
     make_bank: Make, make_learner: Make, tmp_path: Path
 ):

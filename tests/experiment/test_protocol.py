@@ -111,6 +111,16 @@ def test_one_training_is_tested_by_two_protocols_and_later_by_others(call: Any) 
     assert before == ({name: time for name, time in records_of("run").items() if name in before[0]}, trained("run"))
 
 
+def test_a_test_of_many_numbers_of_steps_has_a_folder_that_a_disk_can_have() -> None:
+    slugs = [
+        read_protocols(composed("algorithm=maml", "protocol=common", f"protocol.common.steps={list(range(end))}"))[
+            0
+        ].slug
+        for end in (100, 101)
+    ]
+    assert slugs[0] != slugs[1] and all(len(slug) < 140 and slug.startswith("common-steps=0-1-2-") for slug in slugs)
+
+
 def test_a_run_is_tested_in_both_settings_where_they_differ(call: Any) -> None:
     words = ("run_dir=run", *QUICK)
     assert call("train", *words, "protocol.common.setting=inductive").code == 0

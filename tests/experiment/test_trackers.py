@@ -171,6 +171,20 @@ def test_a_tracker_that_does_not_start_is_one_line(fake_wandb: Any, monkeypatch:
         pass
 
 
+def test_a_tracker_that_fails_on_the_way_ends_no_run(
+    call: Any, fake_wandb: list[FakeRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no answer")
+
+    for method in ("save", "finish"):
+        monkeypatch.setattr(FakeRun, method, silent)
+    done = call("train", *QUICK, "logger=wandb")
+    assert done.code == 0 and Path("run/tests", TEST, "record.json").exists()
+    warnings = done.err.splitlines()
+    assert len(warnings) == 2 and all(line.startswith("warning: logger=wandb: no answer; ") for line in warnings)
+
+
 def test_a_run_that_an_error_ended_has_failed(fake_wandb: list[FakeRun], tmp_path: Path) -> None:
     with pytest.raises(FewshotError, match="not finite"), open_tracker("wandb", tmp_path, "maml", {}):
         raise FewshotError("the loss is not finite")

@@ -25,6 +25,11 @@ def test_rates_fall_as_their_schedule_says():
     assert [training._schedule("cosine", done) for done in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
 
 
+def test_a_last_batch_of_one_image_joins_the_one_before():
+    assert [training._batch_sizes(images, 4) for images in (1, 4, 5, 9, 10)] == [[1], [4], [5], [4, 5], [4, 4, 2]]
+    assert training._batch_sizes(3, 1) == [1, 1, 1]
+
+
 def test_bfloat16_rounds_the_products_and_not_the_loss():
     network = NETWORK((1, 16, 16), 3)
     nn.init.normal_(network.head.weight)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import shutil
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -18,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from fewshot.core.checks import check_choice
 from fewshot.core.errors import FewshotError, one_line
+from fewshot.core.files import lock_dir
 from fewshot.core.paths import expand_path
 from fewshot.data.bank import SPLITS, Bank, Split, open_banks, write_banks
 from fewshot.data.sources.archives import DAMAGED, open_files
@@ -113,8 +116,13 @@ def _find_half(root: Path, half: str, download: bool) -> Path:
         )
     from torchvision.datasets import Omniglot
 
+    scratch, zip_file = root / f".{half}", root / f"{half}.zip"  # which is there whole, or not at all
     try:
-        Omniglot(root, background=half == HALVES[0], download=True)
+        with lock_dir(scratch, wait=True):
+            if not zip_file.exists():  # else another process has just fetched it
+                Omniglot(scratch, background=half == HALVES[0], download=True)
+                os.replace(next(scratch.rglob(zip_file.name)), zip_file)
+        shutil.rmtree(scratch, ignore_errors=True)
     except DAMAGED as error:
         raise FewshotError(
             f"{root}: fetching {half}.zip failed ({one_line(error)}): put it there by hand, "

@@ -168,8 +168,9 @@ def _read_csv(data: bytes, rows: int | None = None) -> Any:
         try:
             separator, decimal = _find_format(data)
             frame = pd.read_csv(
-                io.BytesIO(data), sep=separator, decimal=decimal, nrows=rows, index_col=False, encoding="utf-8-sig"
-            )
+                io.BytesIO(data), sep=separator, decimal=decimal, nrows=rows, index_col=False, encoding="utf-8-sig",
+                low_memory=False,  # which would warn of a column whose kind changes on the way
+            )  # fmt: skip
             header = pd.read_csv(
                 io.BytesIO(data), sep=separator, header=None, nrows=1, dtype=str, keep_default_na=False,
                 encoding="utf-8-sig",

@@ -66,7 +66,7 @@ class Files:
                 with open_name(name) as file:
                     data = file.read(MAX_BYTES + 1 if size is None else size)
                 if len(data) > MAX_BYTES:
-                    raise ValueError(f"more than {MAX_BYTES:,} bytes, too many for an image")
+                    raise ValueError(f"more than {MAX_BYTES:,} bytes, too many for one file")
                 yield data
 
     def newest_change(self, names: Sequence[str]) -> float:

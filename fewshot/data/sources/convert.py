@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from fewshot.core.device import count_cores
 from fewshot.core.errors import FewshotError, one_line, writing
 from fewshot.core.files import lock_file
 from fewshot.core.progress import progress_bar
@@ -226,7 +227,7 @@ def _write_images(
     faults: list[str] = []
     with (
         (work / f"{split}.npy").open("r+b") as file,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(count_cores()) as pool,
         warnings.catch_warnings(action="ignore"),  # Pillow warns of odd metadata, in every thread
     ):
         header_bytes = file.seek(0, os.SEEK_END) - count * row_bytes

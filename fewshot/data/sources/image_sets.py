@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fewshot.core.device import count_cores
 from fewshot.core.errors import FewshotError, one_line
 from fewshot.data.sources.archives import ARCHIVES, DAMAGED, MAX_BYTES, Files, is_hidden, open_files
 from fewshot.data.sources.faults import raise_faults
@@ -157,7 +158,7 @@ def load_images(images: ImageSet, spec: ImageSpec) -> Iterator[LoadedImage]:
     """Read and decode all images in order, AT_ONCE ahead at most."""
     contents = read_bytes(images, range(len(images.names)))
     with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(count_cores()) as pool,
         warnings.catch_warnings(action="ignore"),  # Pillow warns of odd metadata, in every thread
     ):
         while batch := list(itertools.islice(contents, AT_ONCE)):

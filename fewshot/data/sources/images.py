@@ -28,7 +28,7 @@ SUFFIX = re.compile(r"\.[a-z]\w*$")
 # The first bytes of JPEG, PNG, GIF, TIFF, WebP, JPEG 2000, AVIF, BMP and PPM files.
 MAGIC = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|II\*\0|MM\0\*|RIFF....WEBP|\0\0\0\x0cjP  |....ftyp.{0,40}?avi[fs]"
-    rb"|BM....\0{4}....[\x0c-\x7c]\0\0\0|P[1-6]\s+(#[^\n]*\s+)*\d+\s+\d+\s",
+    rb"|BM....\0{4}....[\x0c-\x7c]\0\0\0|P[1-6]\s+(#[^\n]*\n\s*)*\d+\s+\d+\s",
     re.DOTALL,
 )
 HEAD_BYTES = 1 << 12  # of a file without a suffix, read to see whether it is an image
@@ -119,6 +119,8 @@ def open_image(data: bytes, *, upright: bool) -> Iterator[Image.Image]:
         raise ValueError("it has more pixels than is safe to unpack") from error
     except UnidentifiedImageError as error:  # its own message holds a memory address
         raise ValueError("damaged, or no image that Pillow can open") from error
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow raises many kinds of errors on damaged files
         raise ValueError(f"damaged, or unfit ({one_line(error)})") from error
 

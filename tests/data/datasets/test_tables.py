@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from fewshot.core.errors import FewshotError
-from fewshot.data.datasets.tables import read_tables
+
+from fewshot.data.datasets.tables import _read_csv, read_tables
 
 Make = Callable[..., Path]
 
@@ -100,6 +101,13 @@ def test_the_seed_decides_a_random_split(make_tables: Make):
     root = make_tables(TEN)
     names = [read_tables(root, seed=seed)["train"].names for seed in (0, 0, 1)]
     assert names[0] == names[1] != names[2]
+
+
+def test_a_long_table_may_have_a_column_of_numbers_and_then_words():
+    rows = 200_000  # more than pandas looks at together
+    lines = ["x,y,note", *["1,2,3"] * rows, "1,2,end"]
+    frame = _read_csv("\n".join(lines).encode())
+    assert len(frame) == rows + 1 and frame["note"].iloc[-1] == "end" and frame["y"].sum() == 2 * (rows + 1)
 
 
 def test_columns_are_chosen_by_name(make_tables: Make):

@@ -392,7 +392,7 @@ def test_an_image_is_known_by_its_first_bytes():
     "head",
     [
         b"", b"read me", b"BMW, Audi and other cars, " * 9, b"Python 3.11\nP6 is not here",
-        b"P3 and P6 are projects", bytes(100), encoded(Image.fromarray(SLOPE), "PDF"),
+        b"P3 and P6 are projects", b"P1 " + b"# x \n" * 60, bytes(100), encoded(Image.fromarray(SLOPE), "PDF"),
         encoded(Image.fromarray(SLOPE), "TGA"), encoded(Image.fromarray(SLOPE), "ICO"),
         b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(40),
     ],

@@ -1,0 +1,35 @@
+"""Devices: which there are, and what they hold."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from fewshot.core.device import count_cores, fits_on_device, pick_device
+from fewshot.core.errors import FewshotError
+
+
+@pytest.mark.parametrize("name", ["meta", "mps", "cuda:77", "gpu"])
+def test_a_device_that_is_not_there_or_keeps_no_scores_is_one_line(name: str) -> None:
+    with pytest.raises(FewshotError, match=f"^device={name}: .*(use|choose) .*auto$") as caught:
+        pick_device(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_auto_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto") == torch.device("cpu")
+
+
+def test_half_of_a_gpus_free_memory_stays_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 9000))
+    gpu = torch.device("cuda")
+    assert fits_on_device(500, gpu) and not fits_on_device(501, gpu) and fits_on_device(501, torch.device("cpu"))
+
+
+def test_only_the_cores_of_this_process_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, count in (({3}, 1), (set(range(64)), 16)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process, cores=cores: cores, raising=False)
+        assert count_cores() == count
