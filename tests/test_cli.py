@@ -91,6 +91,33 @@ def test_the_costs_of_a_later_test_are_those_of_the_training(call: Any) -> None:
     assert (later["processes"], later["peak_memory_bytes"], later["processors"]) == (7, 5, ["another"])
 
 
+def test_a_later_test_that_cannot_be_is_one_line(call: Any) -> None:
+    assert call("train", "run_dir=run", *QUICK).code == 0
+    before = sorted(Path().rglob("*"))
+    for words, said in (
+        (("latents=2",), "latents=2: only LEO, on classes, has latent codes; leave it out"),
+        (("latents=0",), "latents=0: must be at least 1"),
+        (("out=run",), "out=run: holds a run; choose another folder"),
+    ):
+        done = call("evaluate", "run=run", *words)
+        assert (done.code, done.err) == (1, f"error: {said}\n")
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_the_traceback_of_a_mistake_is_shown_where_it_is_asked_for(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    mistake = ("train", "run_dir=run", *QUICK, "train.meta_batch=0")
+    plain = call(*mistake)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    full = call(*mistake)
+    assert plain.code == full.code == 1 and plain.err.count("\n") == 1
+    assert full.err.startswith("Traceback") and full.err.endswith(plain.err)
+
+
+def test_an_extractor_is_not_trained_to_begin_a_network(call: Any) -> None:
+    done = call("pretrain", "features=conv4", "features.role=start")
+    assert (done.code, done.err) == (1, "error: features.role=start: is of tools/train.py; leave it out\n")
+
+
 def test_the_records_of_a_resumed_run_are_copied_to_their_place(call: Any) -> None:
     call("train", "runs=all/mine", "copy_records_to=kept", *QUICK)
     copies = {path: path.read_bytes() for path in Path("kept").rglob("record.json")}

@@ -105,7 +105,7 @@ def _build(cfg: DictConfig, run_dir: Path, trained_cfg: DictConfig, test_cfg: Di
     """The run with the test that is asked for, of which the learner and the dataset allow all."""
     run = build(test_cfg, run_dir, trained_cfg.way, other_data=cfg.dataset is not None)
     if cfg.latents is not None and not isinstance(run.learner, LEO):
-        raise FewshotError("latents: are of classes; leave it out, or name a run of algorithm=leo")
+        raise FewshotError(f"latents={cfg.latents}: only LEO, on classes, has latent codes; leave it out")
     return run
 
 

@@ -151,6 +151,16 @@ def test_class_means_of_a_pretrained_network_need_no_run(call: Any, weights: str
     assert sorted(row["predicted"] for row in read_rows()) == sorted(row["predicted"] for row in labelled)
 
 
+def test_light_and_dark_are_exchanged_as_a_person_says(call: Any, runs: Any, pictures: Path) -> None:
+    rows, notes = [], []
+    for words in ((), ("invert=true",), ("invert=false",)):
+        done = call("predict", f"run={runs('maml')}", "support=support", "query=query", *words)
+        assert done.code == 0, done.err
+        rows.append(read_rows())
+        notes.append("light and dark are exchanged" in done.err)
+    assert notes == [True, False, False] and rows[0] == rows[1] != rows[2]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

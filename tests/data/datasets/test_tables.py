@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from fewshot.core.errors import FewshotError
-
 from fewshot.data.datasets.tables import _read_csv, read_tables
 
 Make = Callable[..., Path]
