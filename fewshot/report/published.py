@@ -70,7 +70,7 @@ CAVEATS = {
     "second_hand": "from later papers and summaries that cite it, not from the source itself",
     "second_hand_one_copy": "from a single later copy, not from the source itself",
     "stopped_early": "58,519 of the 70,000 iterations of the published command, run by us; no log of it is kept",
-    "trained_10_shot": "trained with 10 shots and one update, whatever the shots and updates of the test",
+    "trained_10_shot": "trained with 10 shots and one step, whatever the shots and steps of the test",
     "training_classes_unstated": "it is not stated whether the validation classes were trained on too",
     # LEO's paper: its author in deepmind/leo, issue 14. ProtoNet on Omniglot: its program.
     "trained_on_val": "trained on the validation classes too",

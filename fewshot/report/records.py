@@ -231,7 +231,7 @@ def summary(record: Record, folder: Path) -> str:
     if isinstance(test[metric], dict):
         halves, r2 = test["ci95"], test.get("r2") or {}
         scores = [f"{_score(metric, score, halves[n], r2.get(n))} after {n}" for n, score in test[metric].items()]
-        result = f"{', '.join(scores)} update{'' if scores[-1].endswith(' 1') else 's'}"
+        result = f"{', '.join(scores)} test step{'' if scores[-1].endswith(' 1') else 's'}"
     else:
         result = _score(metric, test[metric], test["ci95"], test.get("r2"))
     tested = protocol.get("name", "own") + (f", {protocol['setting']}" if metric == "accuracy" else "")

@@ -86,7 +86,7 @@ def test_figures_are_those_of_their_sources(
     assert (value, interval) in [(figure["value"], figure["interval"]) for figure in figures]
 
 
-def test_sinusoids_have_an_error_after_1_5_and_10_updates() -> None:
+def test_sinusoids_have_an_error_after_1_5_and_10_steps() -> None:
     figures = found(dataset="sinusoid", source="MAML paper, Table 2", shot=5)  # the others: test_records.py
     assert {figure["adaptation_steps"]: figure["value"] for figure in figures} == {1: 0.67, 5: 0.38, 10: 0.35}
 

@@ -127,11 +127,11 @@ def test_older_records_without_protocol_name_steps_and_settings_are_read(lab: An
 # One line for a person
 
 
-def test_a_regression_is_summed_up_by_its_error_after_each_number_of_updates(lab: Any, tmp_path: Path) -> None:
+def test_a_regression_is_summed_up_by_its_error_after_each_number_of_steps(lab: Any, tmp_path: Path) -> None:
     test = {"mse": {"1": 0.395, "5": 0.126, "10": 2}, "ci95": {"1": 0.009, "5": None, "10": 0.25}, "episodes": 40}
     record = lab.write_regression("", test=test, recipe="cbfinn", cost__train_seconds=306.0)
     assert summary(record, Path("runs/a")) == (
-        "maml sinusoid 10-shot: MSE 0.3950 ± 0.0090 after 1, 0.1260 after 5, 2.0000 ± 0.2500 after 10 updates "
+        "maml sinusoid 10-shot: MSE 0.3950 ± 0.0090 after 1, 0.1260 after 5, 2.0000 ± 0.2500 after 10 test steps "
         "(common; recipe cbfinn, 5.1 min of training)  runs/a"
     )
 
@@ -148,7 +148,7 @@ def test_a_classification_is_summed_up_in_per_cent(lab: Any) -> None:
 # Tables
 
 
-def test_sinusoids_stand_by_shots_and_updates_above_published_figures(lab: Any, tmp_path: Path) -> None:
+def test_sinusoids_stand_by_shots_and_steps_above_published_figures(lab: Any, tmp_path: Path) -> None:
     for algorithm, shift in (("maml", 0.0), ("reptile", 0.1)):
         for shot in (5, 10):
             lab.write_regression(f"{algorithm}{shot}", algorithm, shot, shift)
