@@ -44,7 +44,7 @@ class LEOSteps(Learner):
 
     @property
     def adaptation_steps(self) -> str:
-        """Both inner loops of a test task, for the record."""
+        """Both inner loops of a test episode, for the record."""
         return f"{self.latent_steps} latent, {self.test_steps} fine-tuning"
 
 

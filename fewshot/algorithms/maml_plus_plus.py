@@ -20,7 +20,7 @@ Differences from the program:
    48 filters on miniImageNet, norms with an epsilon of 1e-5, and miniImageNet normalised as ImageNet is.
 8. The program takes 5 inner steps; in an outer step 8 tasks on Omniglot and 2 on miniImageNet, there with 15 queries of
    each class; 50,000 outer steps at a rate of 0.001; and Omniglot's classes as 1,150, 50 and 423. conf/algorithm and
-   the recipes have 3 inner steps, more tasks, and their own queries, lengths and rates.
+   the recipes have 3 inner steps, and the recipes other tasks, queries on miniImageNet, lengths and rates.
 """
 
 from __future__ import annotations

@@ -88,14 +88,15 @@ def _join(size: int) -> None:
     seconds = os.environ.get("FEWSHOT_TIMEOUT", "600")
     if not seconds.isdecimal() or int(seconds) < 1:
         raise FewshotError(f"FEWSHOT_TIMEOUT={seconds}: must be a whole number of seconds, at least 1")
+    own_gpu = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    needed = ("RANK", "MASTER_ADDR", "MASTER_PORT", *(("LOCAL_RANK",) if own_gpu else ()))
+    if missing := [name for name in needed if name not in os.environ]:
+        raise FewshotError(
+            f"WORLD_SIZE={size}: other processes need {', '.join(missing)}, not set; start them by torchrun, or unset "
+            "WORLD_SIZE for a single one"
+        )
     # When a process dies, torchrun ends the others with this signal. Treat it like Ctrl-C, which says how to go on.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    own_gpu = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", size))
-    if missing := [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
-        raise FewshotError(
-            f"WORLD_SIZE={size}: says that there are other processes, and no {', '.join(missing)} says where; start "
-            "them by torchrun, or unset WORLD_SIZE for one"
-        )
     if own_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     with _translate_dist_errors():
@@ -111,12 +112,6 @@ def world() -> tuple[int, int]:
     if not dist.is_available() or not dist.is_initialized():
         return 0, 1
     return dist.get_rank(), dist.get_world_size()
-
-
-def check_shared_device(name: str) -> None:
-    """Raises FewshotError if several processes would compute on one numbered GPU."""
-    if ":" in name and world()[1] > 1:
-        raise FewshotError(f"device={name}: each process takes the GPU of its number; write device=cuda")
 
 
 def is_rank_zero() -> bool:
@@ -217,6 +212,13 @@ def main_first(function: Callable[P, T]) -> Callable[P, T]:
             return function(*args, **kwargs)
 
     return call
+
+
+@main_first
+def check_shared_device(name: str, processes: int) -> None:
+    """Raises FewshotError if several processes would compute on one numbered GPU."""
+    if ":" in name and processes > 1:
+        raise FewshotError(f"device={name}: each process takes the GPU of its number; write device=cuda")
 
 
 @contextmanager

@@ -42,16 +42,17 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def find_below(folder: Path, name: str) -> list[Path]:
-    """The paths of all files of this name in a folder and below it, sorted; links to folders are followed once."""
-    found, seen = [], set()
+    """The paths of all files of this name in a folder and below it, sorted; those behind links to folders too, once."""
+    found = {os.path.realpath(path): path for path in folder.rglob(name)}
+    seen = set()
     for root, folders, names in os.walk(folder, followlinks=True):
         if (place := os.path.realpath(root)) in seen:
             folders.clear()
             continue
         seen.add(place)
         if name in names:
-            found.append(Path(root) / name)
-    return sorted(found)
+            found.setdefault(os.path.realpath(Path(root, name)), Path(root, name))
+    return sorted(found.values())
 
 
 def check_no_folder(key: str, path: Path) -> None:

@@ -173,9 +173,8 @@ def write_banks(folder: str | Path, splits: Mapping[str, Split], metadata: Mappi
     """Write one bank per split below `folder`, all of them or none.
 
     Raises:
-        FewshotError: a split's name is no plain word, a class has no examples, counts and names do not fit the array,
-            two classes of a split have one name, the examples are not as `Split` says or not finite, the metadata
-            have another use for a name that readers of this package use, or the folder cannot be written.
+        FewshotError: a split's name is no plain word, the splits are not as `Split` says, or hold an empty class, two
+            of one name or values that are not finite, the metadata have a name of ours, or the folder refuses.
     """
     folder = expand_path(folder)
     for name in ("images", "extractor"):

@@ -141,7 +141,7 @@ class Experiment:
 def build(
     cfg: DictConfig, run_dir: Path | None = None, ways: int | None = None, *, other_data: bool = False
 ) -> Experiment:
-    """Read the data, and make the learner with the initialisation of the seed. A test task probes the learner.
+    """Read the data, and make the learner with the initialisation of the seed. A test episode probes the learner.
 
     Args:
         run_dir: a run folder. If that run has begun, the data must be the data that it began with.

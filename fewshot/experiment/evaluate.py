@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.leo import LEO
-from fewshot.core.distributed import check_shared_device, is_main, main_first, process_group
+from fewshot.core.distributed import check_shared_device, is_main, main_first, process_group, world
 from fewshot.core.errors import FewshotError
 from fewshot.core.progress import print_note
 from fewshot.experiment.build import Experiment, build
@@ -22,7 +22,7 @@ from fewshot.experiment.run_tests import write_tests
 from fewshot.experiment.transfer import check_disjoint_classes, train_fingerprint, with_dataset
 from fewshot.report.records import PREDICTIONS, read_record, summary
 from fewshot.tasks.sampler import Sampler
-from fewshot.training.loop import has_training
+from fewshot.training.loop import is_trainable
 from fewshot.training.trained import Trained
 
 REPLACED = ("way", "shot", "engine")  # keys of conf/evaluate.yaml that replace a setting of the run
@@ -36,7 +36,7 @@ def evaluate(cfg: DictConfig) -> None:
         FewshotError: there is no such run, or it cannot be tested so.
     """
     run_dir, trained_cfg, test_cfg = _configurations(cfg)
-    check_shared_device(test_cfg.device)
+    check_shared_device(test_cfg.device, world()[1])
     run = _build(cfg, run_dir, trained_cfg, test_cfg)
     tests = Path(cfg.out) if cfg.out else run_dir / TESTS
     trained = load_trained(run, run_dir, cfg.checkpoint)
@@ -129,6 +129,6 @@ def _name_parts(cfg: DictConfig, run: Experiment, trained_cfg: DictConfig, train
         parts.append(f"{dataset.name}-{key}")
     if cfg.checkpoint is not None:
         parts.append(Path(cfg.checkpoint).stem)
-    if trained.steps < run.settings.steps and has_training(run.learner):
+    if trained.steps < run.settings.steps and is_trainable(run.learner):
         parts.append(f"step{trained.steps}")  # of a run that is not finished
     return parts

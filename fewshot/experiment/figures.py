@@ -1,4 +1,4 @@
-"""Pictures of a trained learner on its first test tasks: `plot=true` of tools/train.py and tools/evaluate.py."""
+"""Pictures of a trained learner on its first test episodes: `plot=true` of tools/train.py and tools/evaluate.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LEO's latent codes of test tasks, before and after adaptation, as numbers and as a picture."""
+"""LEO's latent codes of test episodes, before and after adaptation, as numbers and as a picture."""
 
 from __future__ import annotations
 

@@ -95,6 +95,6 @@ def _of_features(cfg: DictConfig) -> Predictor:
     spec = ImageSpec(view.shape[1], resample="bilinear", upright=True)
     inputs = Inputs(view.shape, view, 2, torch.uint8, extractor.to(device), width, spec=spec)
     learner = Nearest(Identity((width,), 2), reference="mean")
-    trained = Trained(learner, {}, {}, None, "last", 0, 0, 0.0, inputs)
+    trained = Trained(learner, {}, {}, inputs=inputs)
     name = f"{cfg.method} of {chosen.name} features"
     return Predictor(name, trained)

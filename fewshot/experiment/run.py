@@ -43,7 +43,7 @@ from fewshot.experiment.trackers import IDS, open_tracker
 from fewshot.tasks.regression import Regression
 from fewshot.training.checkpoint import read_header
 from fewshot.training.inputs import inputs_of
-from fewshot.training.loop import check_shareable, is_trained, run_training
+from fewshot.training.loop import check_shareable, is_trainable_on, run_training
 from fewshot.training.selected import checkpoints, load_selected
 from fewshot.training.trained import Trained
 
@@ -60,7 +60,7 @@ def training_run(cfg: DictConfig) -> tuple[Path, list[Path]]:
         FewshotError: a mistake in the configuration, the data or the folder, or a loss that is not finite.
         KeyboardInterrupt: with a message that says how to continue.
     """
-    check_shared_device(cfg.device)
+    check_shared_device(cfg.device, world()[1])
     folder = _checked_folder(cfg)
     if tests := _finished_tests(folder, cfg):
         _check_sources(cfg, folder)
@@ -117,7 +117,7 @@ def _how_to_continue(run: Experiment, folder: Path) -> str:
         step = read_header(last)["step"] if last.exists() else 0
     except FewshotError as error:
         return str(error)
-    if last.exists() and (step >= run.settings.steps or not is_trained(run.learner, run.training)):
+    if last.exists() and (step >= run.settings.steps or not is_trainable_on(run.learner, run.training)):
         return f"the training has ended; {ways} runs the missing tests"
     return f"{ways} {f'continues after step {step:,}' if step else 'starts at step 0: it had no checkpoint yet'}"
 
@@ -147,7 +147,7 @@ def _prepare(cfg: DictConfig, folder: Path) -> Experiment:
 
 @main_first
 def _check_tasks(run: Experiment, processes: int) -> None:
-    if is_trained(run.learner, run.training):
+    if is_trainable_on(run.learner, run.training):
         check_shareable(run.learner, run.cfg.train.meta_batch, processes)
         try:
             note = check_training(run.learner, run.training.episodes(0, 1))

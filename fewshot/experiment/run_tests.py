@@ -158,7 +158,12 @@ def _fingerprint(run: Experiment, trained: Trained) -> str:
 
 @on_rank_zero
 def _has_predictions(folder: Path) -> bool:
-    return (folder / PREDICTIONS).exists()
+    """Whether the predictions of a test are there, in the columns of this version."""
+    path = folder / PREDICTIONS
+    if not path.exists():
+        return False
+    with path.open(encoding="utf-8") as file:
+        return "true" in file.readline().strip().split(",")
 
 
 @on_rank_zero

@@ -19,7 +19,7 @@ from fewshot.experiment.config import resolved
 from fewshot.experiment.make_learner import instantiate_node, make_extractor
 from fewshot.experiment.recipes import OF_ONE_NETWORK
 from fewshot.training.features import extractor_folder, load_extractor
-from fewshot.training.loop import is_trained
+from fewshot.training.loop import is_trainable_on
 
 
 def load_start(run: Experiment) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def load_start(run: Experiment) -> dict[str, Any]:
             extractor, or as `features` and `load_extractor`.
     """
     cfg, network, began_with = run.cfg, run.learner.backbone, run.start
-    if not is_trained(run.learner, run.training):
+    if not is_trainable_on(run.learner, run.training):
         raise FewshotError(
             f"features.role=start: algorithm {cfg.algorithm.name} is not meta-trained; leave the role out"
         )

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -127,7 +127,9 @@ class Tolerant:
             call()
         except Exception as error:  # of any kind
             self.fails = True
-            rest = "nothing more is sent; metrics.jsonl and the records have all of it"
+            with suppress(Exception):  # so that what was sent is kept, and a sweep's next run begins its own
+                self.tracker.close(failed=True)
+            rest = "nothing more is sent; the run folder has all curves and scores"
             print(f"warning: logger={self.name}: {one_line(error)}; {rest}", file=sys.stderr)
 
 

@@ -154,7 +154,7 @@ def _queries(run: Record, query: int, per_shot: bool) -> str:
     shot = run["protocol"]["shot"]
     if query + shot == IMAGES_OF_A_CLASS.get(run["protocol"]["dataset"]):
         return f"all {query + shot} images of each class"
-    if run["protocol"]["way"] * (shot + query) == IMAGES_OF_A_TASK:
+    if run["algorithm"] == "r2d2" and run["protocol"]["way"] * (shot + query) == IMAGES_OF_A_TASK:
         return f"tasks of {IMAGES_OF_A_TASK} images"
     return AS_SHOTS if per_shot else format_label("{} queries", query) + per_class(run)
 

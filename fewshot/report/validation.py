@@ -52,7 +52,10 @@ def render_validation(records: Sequence[Record]) -> str:
     units = " or ".join(name for metric, name in METRIC_NAMES.items() if metric in metrics)
     table = markdown_table(["method", "task", "validation", "seeds"], [row for _, row in sorted(rows)])
     explained = "".join(f"\n- {name}: {note}" for name, note in notes.items() if note)
-    parts = [f"Validation scores, by which to choose a setting ({units}):", table, explained.strip()]
+    seeds = (
+        "Means over the training seeds that all settings of a method have; without a shared seed nothing is compared."
+    )
+    parts = [f"Validation scores, by which to choose a setting ({units}):", table, seeds, explained.strip()]
     return "\n\n".join(filter(None, parts))
 
 

@@ -33,7 +33,7 @@ from fewshot.training.arguments import check_learner, check_tasks, check_validat
 from fewshot.training.checkpoint import read_header
 from fewshot.training.folder import claim_folder, describe_tasks, describe_training
 from fewshot.training.inputs import Inputs, inputs_of
-from fewshot.training.loop import is_trained, run_training
+from fewshot.training.loop import is_trainable_on, run_training
 from fewshot.training.selected import checkpoints, load_selected
 from fewshot.training.settings import TrainSettings
 from fewshot.training.trained import Trained
@@ -112,7 +112,7 @@ def train(
         learner.backbone.to(torch_device)
     tune_malloc()
     first, inputs = tasks.episodes(0, 1), inputs_of(tasks)
-    notes = [*probe(learner, first[0]).notes, check_training(learner, first) if is_trained(learner, tasks) else ""]
+    notes = [*probe(learner, first[0]).notes, check_training(learner, first) if is_trainable_on(learner, tasks) else ""]
     for note in filter(None, notes if progress else ()):
         print(f"note: {note}", file=sys.stderr)
     described = None
@@ -129,8 +129,9 @@ def train(
 
     def validate(params: Tensors, state: Tensors) -> float:
         assert validation is not None
-        trained = Trained(learner, params, state, None, "", 0, 0, 0.0, inputs)
-        return float(evaluate(trained, validation, episodes=validation_episodes, setting=setting, engine=engine).mean())
+        seen = _seen_tasks(validation, inputs)
+        scores = score_episodes(learner, params, state, seen, validation_episodes, setting=setting, engine=engine)
+        return float(scores.mean())
 
     with ExitStack() as stack:
         if folder is None:

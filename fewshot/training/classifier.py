@@ -13,10 +13,9 @@ import torch
 from fewshot.algorithms.learner import Learner, Tensors
 from fewshot.core.checks import check_choice
 from fewshot.core.errors import FewshotError
-from fewshot.core.random import stream
-from fewshot.data.tensors import Examples, Labels, as_examples, number_labels
+from fewshot.data.tensors import Examples, as_examples
 from fewshot.engine.evaluate import SETTINGS, explain_nan, predict_queries
-from fewshot.engine.probe import Behaviour, probe
+from fewshot.engine.probe import Behaviour
 from fewshot.episodes import Episodes
 from fewshot.training.inputs import Inputs
 
@@ -113,40 +112,6 @@ def _check_probabilities(name: str, returned: object, logits: torch.Tensor) -> N
             f"{name} returned values from {returned.min():.3g} to {returned.max():.3g} with sums from "
             f"{sums.min():.3g} to {sums.max():.3g}; probabilities are 0 or more, and those of an example sum to 1"
         )
-
-
-def adapt_classifier(
-    learner: Learner,
-    params: Tensors,
-    state: Tensors,
-    inputs: Inputs,
-    support_x: Examples,
-    support_y: Labels,
-    device: torch.device,
-) -> Classifier:
-    """Adapt a learner to a support set, as in a test; see `Trained.adapt`."""
-    x = as_examples("support_x", support_x)
-    labels, numbers = number_labels("support_y", support_y, len(x))
-    if len(labels) == 1:
-        raise FewshotError(f"support_y: all examples are {labels[0]!r}; give examples of two classes or more")
-    x = inputs.prepare("support_x", x, device)
-    order = numbers.argsort(stable=True) if getattr(learner, "unequal_shots", False) else balanced(numbers)
-    key = torch.tensor(stream("adapt"), device=device)
-    support_y = numbers[order].to(device)
-    x = x[order.to(device)]
-    task = Episodes(x, support_y, x[:0], support_y[:0], key, way=len(labels))
-    try:
-        behaviour = probe(learner, task, params, state)
-    except FewshotError as error:
-        if len(labels) == inputs.way:
-            raise
-        raise FewshotError(
-            f"support_y: {len(labels)} classes, and the learner was trained for {inputs.way}; give "
-            f"examples of {inputs.way} classes, or train with way={len(labels)}, or nearest_mean, which takes any"
-        ) from error
-    with torch.no_grad():
-        adapted = learner.adapt(params, state, task)
-    return Classifier(labels, learner, adapted, task, behaviour, inputs)
 
 
 def balanced(numbers: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ from fewshot.core.paths import expand_path
 from fewshot.core.random import seeded
 from fewshot.engine.contract import check_names
 from fewshot.engine.engine import Engine
-from fewshot.engine.probe import check_bfloat16_training, check_training
+from fewshot.engine.probe import check_bfloat16_training
 from fewshot.engine.reduce import over_processes
 from fewshot.episodes import Tasks
 from fewshot.tasks.ahead import draw_ahead
@@ -54,6 +54,7 @@ def run_training(
     """Train to `settings.steps`, from the last checkpoint in `folder` if there is one. `load_selected` has the result.
 
     Args:
+        learner: one that `check_training` accepts.
         tasks: of the training. Outer step s takes episodes s*meta_batch to (s+1)*meta_batch - 1; each process runs
             its slice of them.
         validate: gives the mean score of (params, state) on the validation episodes.
@@ -68,11 +69,9 @@ def run_training(
     folder = expand_path(folder)
     check_train_settings(settings)
     last, best = checkpoints(folder)
-    if trained := is_trained(learner, tasks):
-        first = tasks.episodes(0, 1)
-        check_training(learner, first)
-        if settings.precision == "bfloat16":
-            check_bfloat16_training(learner, first)
+    trained = is_trainable_on(learner, tasks)
+    if trained and settings.precision == "bfloat16":
+        check_bfloat16_training(learner, tasks.episodes(0, 1))
     params, state = _start_values(learner, tasks, fresh=not last.exists())
     optimizer = make_optimizer(settings, params)
     progress: dict[str, Any] = {"step": 0, "train_seconds": 0.0, "validation": None, "best": None, "nan_guarded": 0}
@@ -231,20 +230,20 @@ def _stages(learner: Learner, steps: int) -> Iterator[Callable[[int, int], None]
             begin_step(steps, steps)
 
 
-def has_training(learner: Learner) -> bool:
-    """Whether the learner is trained at all: whether it has `outer_loss` or `outer_gradient`."""
+def is_trainable(learner: Learner) -> bool:
+    """Whether the learner can be trained: whether it has `outer_loss` or `outer_gradient`."""
     return hasattr(learner, "outer_loss") or hasattr(learner, "outer_gradient")
 
 
-def is_trained(learner: Learner, tasks: Tasks) -> bool:
-    """As `has_training`.
+def is_trainable_on(learner: Learner, tasks: Tasks) -> bool:
+    """As `is_trainable`.
 
     Raises:
-        FewshotError: it is trained, but the tasks have no queries to learn from.
+        FewshotError: it can be, but the tasks have no queries to learn from.
     """
     if hasattr(learner, "outer_loss") and tasks.query < 1:
         raise FewshotError("train.query=0: this algorithm learns from its queries; set at least 1, or null")
-    return has_training(learner)
+    return is_trainable(learner)
 
 
 def check_shareable(learner: Learner, meta_batch: int, processes: int) -> None:

@@ -16,9 +16,12 @@ from fewshot.algorithms.learner import Learner, Tensors
 from fewshot.backbones.module import device_of
 from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.paths import expand_path
+from fewshot.core.random import stream
 from fewshot.data.sources.images import decode_image
-from fewshot.data.tensors import Examples, Labels
-from fewshot.training.classifier import Classifier, adapt_classifier
+from fewshot.data.tensors import Examples, Labels, as_examples, number_labels
+from fewshot.engine.probe import probe
+from fewshot.episodes import Episodes
+from fewshot.training.classifier import Classifier, balanced
 from fewshot.training.inputs import Inputs
 
 
@@ -29,11 +32,11 @@ class Trained:
     learner: Learner
     params: Tensors  # by name; `network.load_state_dict(params, strict=False)` copies those of MAML into the network
     state: Tensors
-    validation: dict[str, Any] | None  # {accuracy or mse, step} of the last validation up to these parameters
-    selection: str  # "best validation accuracy" (or mse) or "last", whichever these parameters are
-    steps: int  # outer steps of the whole training
-    nan_guarded: int  # steps whose gradient held a NaN and was replaced, see `replace_nan`
-    train_seconds: float  # of these steps: sampling, adaptation and update, without validation
+    validation: dict[str, Any] | None = None  # {accuracy or mse, step} of the last one up to these parameters
+    selection: str = "last"  # or "best validation accuracy" (or mse), whichever these parameters are
+    steps: int = 0  # outer steps of the whole training
+    nan_guarded: int = 0  # steps whose gradient held a NaN and was replaced, see `replace_nan`
+    train_seconds: float = 0.0  # of these steps: sampling, adaptation and update, without validation
     inputs: Inputs | None = None  # the examples that it was trained on; None for functions
     devices: tuple[str, ...] = ()  # that it was trained on; empty where nothing was trained or no checkpoint says it
     processors: tuple[str, ...] = ()  # of process 0 of it; empty likewise
@@ -96,4 +99,24 @@ class Trained:
                 "adapt: this learner was not trained on tasks of a Sampler, so that its labels are unknown; call "
                 "learner.adapt with an episode of your own"
             )
-        return adapt_classifier(self.learner, self.params, self.state, self.inputs, support_x, support_y, self.device)
+        x = as_examples("support_x", support_x)
+        labels, numbers = number_labels("support_y", support_y, len(x))
+        if len(labels) == 1:
+            raise FewshotError(f"support_y: all examples are {labels[0]!r}; give examples of two classes or more")
+        x, device = self.inputs.prepare("support_x", x, self.device), self.device
+        order = numbers.argsort(stable=True) if getattr(self.learner, "unequal_shots", False) else balanced(numbers)
+        key = torch.tensor(stream("adapt"), device=device)
+        x, y = x[order.to(device)], numbers[order].to(device)
+        task = Episodes(x, y, x[:0], y[:0], key, way=len(labels))
+        try:
+            behaviour = probe(self.learner, task, self.params, self.state)
+        except FewshotError as error:
+            if len(labels) == self.inputs.way:
+                raise
+            raise FewshotError(
+                f"support_y: {len(labels)} classes, and the learner was trained for {self.inputs.way}; give examples "
+                f"of {self.inputs.way} classes, or train with way={len(labels)}, or nearest_mean, which takes any"
+            ) from error
+        with torch.no_grad():
+            adapted = self.learner.adapt(self.params, self.state, task)
+        return Classifier(labels, self.learner, adapted, task, behaviour, self.inputs)

@@ -19,8 +19,13 @@ def test_a_device_that_is_not_there_or_keeps_no_scores_is_one_line(name: str) ->
 
 
 def test_auto_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert pick_device("auto") == torch.device("cpu")
+    asked: list[str] = []
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda size, device: asked.append(device) or zeros(size))
+    for there in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        pick_device("auto")
+    assert asked == ["cpu", "cuda"]
 
 
 def test_half_of_a_gpus_free_memory_stays_free(monkeypatch: pytest.MonkeyPatch) -> None:

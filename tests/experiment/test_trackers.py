@@ -177,12 +177,14 @@ def test_a_tracker_that_fails_on_the_way_ends_no_run(
     def silent(*_: Any, **__: Any) -> None:
         raise ConnectionError("no answer")
 
-    for method in ("save", "finish"):
-        monkeypatch.setattr(FakeRun, method, silent)
+    monkeypatch.setattr(FakeRun, "save", silent)
     done = call("train", *QUICK, "logger=wandb")
     assert done.code == 0 and Path("run/tests", TEST, "record.json").exists()
-    warnings = done.err.splitlines()
-    assert len(warnings) == 2 and all(line.startswith("warning: logger=wandb: no answer; ") for line in warnings)
+    assert done.err.startswith("warning: logger=wandb: no answer; ") and done.err.count("\n") == 1
+    assert [run.exit_code for run in fake_wandb] == [0, 1]
+    monkeypatch.setattr(FakeRun, "finish", silent)
+    done = call("train", *QUICK, "logger=wandb", "force=true")
+    assert done.code == 0 and done.err.count("warning: logger=wandb: no answer; ") == 2
 
 
 def test_a_run_that_an_error_ended_has_failed(fake_wandb: list[FakeRun], tmp_path: Path) -> None:

@@ -89,12 +89,12 @@ def read_leo_embeddings(
 def write_originals(folder: str | Path, banks: Mapping[str, Bank], dataset: str, kind: str) -> None:
     """Write features in the layout of the original release below `folder`, all of them or none.
 
-    `read(folder, ...)` gives them back with classes sorted by name. "-", "_" and "%" in class names, which keys cannot
-    hold, are written as in URLs (%2D, %5F, %25). Keys are `0-<class>-<class>_<row>`, because a bank does not name its
-    images. Pickles are of protocol 2 (NumPy 1.26 or later). `about.json` holds the banks' metadata.
+    `read_leo_embeddings(folder, ...)` gives them back with classes sorted by name. "-", "_" and "%" in class names,
+    which keys cannot hold, are written as in URLs (%2D, %5F, %25). Keys are `0-<class>-<class>_<row>`, because a bank
+    does not name its images. Pickles are of protocol 2 (NumPy 1.26 or later). `about.json` holds the banks' metadata.
 
     Args:
-        folder: to be given to `read` as its root.
+        folder: to be given to `read_leo_embeddings` as its root.
         banks: "train", "val" and "test" of features [M, width] float32.
         dataset: "mini", "tiered", or another one with features of one's own.
         kind: "center" or "multiview" (mini only).
@@ -120,7 +120,7 @@ def write_originals(folder: str | Path, banks: Mapping[str, Bank], dataset: str,
                 keys = [f"0-{name}-{name}_{row:08d}" for name, size in sizes for row in range(size)]
                 content = {"keys": np.array(keys, dtype=object), "embeddings": bank.examples.cpu().numpy()}
                 try:
-                    splits[split] = _sort_features(content)  # as `read` will
+                    splits[split] = _sort_features(content)  # as the reader will
                 except ValueError as error:
                     raise FewshotError(f"{folder}: bank {split}: {error}; give banks of float32 features") from error
                 with (scratch / f"{split}_embeddings.pkl").open("wb") as file:

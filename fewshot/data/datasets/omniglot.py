@@ -123,7 +123,7 @@ def _find_half(root: Path, half: str, download: bool) -> Path:
                 Omniglot(scratch, background=half == HALVES[0], download=True)
                 os.replace(next(scratch.rglob(zip_file.name)), zip_file)
         shutil.rmtree(scratch, ignore_errors=True)
-    except DAMAGED as error:
+    except (FewshotError, *DAMAGED) as error:
         raise FewshotError(
             f"{root}: fetching {half}.zip failed ({one_line(error)}): put it there by hand, "
             "from https://github.com/brendenlake/omniglot, folder python"
