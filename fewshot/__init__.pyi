@@ -59,7 +59,7 @@ from fewshot.algorithms.reptile import Reptile as Reptile
 # engine and evaluation
 from fewshot.engine.engine import Engine as Engine
 from fewshot.engine.reduce import MetaGradient as MetaGradient
-from fewshot.engine.evaluate import ci95 as ci95
+from fewshot.report.statistics import ci95 as ci95
 from fewshot.engine.evaluate import score_episodes as score_episodes
 from fewshot.training.api import evaluate as evaluate
 

@@ -51,7 +51,7 @@ WRITERS: dict[str, Any] = {
     "lock_dir": hold,
     "write_banks": write_a_bank,
     "convert": convert_images,
-    "fetch": lambda place: download.fetch("http://127.0.0.1:9", place / "f", check=lambda path: None, what="it"),
+    "fetch": lambda place: download.fetch("http://127.0.0.1:9", place / "f", check=lambda path: None),
 }
 
 

@@ -216,12 +216,3 @@ def _evaluate_by_class(
         queries = draw.rows[task, way, sampler.shot :] - offsets[label]
         correct.index_add_(0, task, is_right.gather(1, queries).sum(1))
     return correct / (sampler.way * sampler.query)
-
-
-def ci95(scores: np.ndarray) -> float:
-    """Half width of the 95 % confidence interval of the mean over episodes (Student's t); nan for one score."""
-    from scipy.special import stdtrit  # the quantile of scipy.stats.t, whose import takes much longer
-
-    if len(scores) < 2:
-        return float("nan")
-    return float(stdtrit(len(scores) - 1, 0.975) * scores.std(ddof=1) / np.sqrt(len(scores)))

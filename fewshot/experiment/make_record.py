@@ -15,7 +15,6 @@ from omegaconf import DictConfig
 from fewshot.core.device import device_name, peak_memory_bytes
 from fewshot.core.distributed import world
 from fewshot.core.environment import code, environment
-from fewshot.engine.evaluate import ci95
 from fewshot.episodes import Tasks
 from fewshot.experiment.build import Experiment, training_shape
 from fewshot.experiment.config import UNTRAINED_KEYS, config_hash, is_on_features, resolved, training_settings
@@ -23,6 +22,7 @@ from fewshot.experiment.protocol import Protocol
 from fewshot.experiment.recipes import paper_steps, recipe_changes
 from fewshot.report import records
 from fewshot.report.records import Record
+from fewshot.report.statistics import ci95
 from fewshot.tasks.regression import Regression
 from fewshot.training.trained import Trained
 

@@ -19,7 +19,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.report.gather import COMMON, label_rows, one_per_seed
 from fewshot.report.labels import COLUMN, column_of, label_test, method_sort_key, natural_sort_key
 from fewshot.report.records import Record, field_names, field_of, metric_of, protocol_name
-from fewshot.report.statistics import compare_with_best, read_scores
+from fewshot.report.statistics import ci95, compare_with_best, read_scores
 from fewshot.report.traits import VARIATIONS
 
 TRAINING_DATA = "data.train_fingerprint"
@@ -104,10 +104,7 @@ class Cell:
         """Half width of the 95 % Student t interval over several runs."""
         if len(self.runs) < 2:
             return None
-        from scipy import stats
-
-        scores = [run["test"][self.metric] for run in self.runs]
-        return float(stats.t.ppf(0.975, len(scores) - 1) * stats.sem(scores))
+        return ci95(np.array([run["test"][self.metric] for run in self.runs]))
 
     def over_episodes(self) -> float | None:
         """Half width of the 95 % interval over the test episodes of one run: the mean of the runs' half widths."""

@@ -1,4 +1,4 @@
-"""Which method is best on the same test episodes, and which others cannot be told apart from it.
+"""The interval of a score; which method is best on the same test episodes, and which cannot be told from it.
 
 Any two methods of a column are compared episode by episode with a paired t test. All pairs of all columns are one
 family of comparisons, corrected with Holm's method (1979), because the best method is chosen by the same scores. So at
@@ -21,6 +21,15 @@ from fewshot.report.records import Record, metric_of
 LEVEL = 0.05
 ROUNDING = 1e-5  # episodes.csv has six digits
 NOISE = 1e-9  # differences of scores that only the last digits of float64 make
+
+
+def ci95(scores: np.ndarray) -> float:
+    """Half width of the 95 % confidence interval of the mean over episodes (Student's t); nan for one score."""
+    from scipy.special import stdtrit  # the quantile of scipy.stats.t, whose import takes much longer
+
+    if len(scores) < 2:
+        return float("nan")
+    return float(stdtrit(len(scores) - 1, 0.975) * scores.std(ddof=1) / np.sqrt(len(scores)))
 
 
 def read_scores(record: Record) -> np.ndarray:

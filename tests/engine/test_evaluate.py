@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 from fewshot.algorithms.baseline import Baseline
 from fewshot.algorithms.learner import Tensors, score
@@ -23,9 +22,10 @@ from fewshot.backbones.mlp import MLP
 from fewshot.data.bank import Bank
 from fewshot.engine import evaluate as evaluation
 from fewshot.engine.engine import Engine
-from fewshot.engine.evaluate import SETTINGS, ci95, evaluate_settings, explain_nan, query_outputs, score_episodes
+from fewshot.engine.evaluate import SETTINGS, evaluate_settings, explain_nan, query_outputs, score_episodes
 from fewshot.engine.probe import probe
 from fewshot.episodes import Episodes
+from fewshot.report.statistics import ci95
 from fewshot.tasks.sampler import Sampler
 
 from ..conftest import TRAINED
@@ -229,21 +229,6 @@ def test_memory_stays_flat_over_a_thousand_batches():
     (few, early), (many, late) = (map(int, line.split()) for line in done.stdout.splitlines())
     assert (few, many) == (50 * 5, 1000 * 5)
     assert late < 1.02 * early
-
-
-# The interval
-
-
-@pytest.mark.parametrize("count", [2, 5, 600])
-def test_the_interval_is_students(count: int):
-    scores = np.random.RandomState(count).rand(count)
-    low, high = stats.t.interval(0.95, count - 1, loc=scores.mean(), scale=stats.sem(scores))
-    assert ci95(scores) == pytest.approx((high - low) / 2, rel=1e-12)
-
-
-def test_one_score_has_no_interval_and_equal_scores_one_of_no_width():
-    assert np.isnan(ci95(np.array([0.5])))
-    assert ci95(np.full(10, 0.25)) == 0
 
 
 @pytest.mark.parametrize("whole_classes", [False, True])

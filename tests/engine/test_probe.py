@@ -17,9 +17,10 @@ from fewshot.backbones.mlp import MLP
 from fewshot.backbones.second_derivatives import check_second_derivatives
 from fewshot.core.errors import FewshotError
 from fewshot.engine.engine import Engine
-from fewshot.engine.evaluate import ci95, query_outputs, score_episodes
+from fewshot.engine.evaluate import query_outputs, score_episodes
 from fewshot.engine.probe import check_training, probe, why_not_batched
 from fewshot.episodes import Episodes
+from fewshot.report.statistics import ci95
 from fewshot.tasks.sampler import Sampler
 
 from .foreign_networks import INDEPENDENT, MIXING, REFUSED, Frozen, Own, plain

@@ -1,4 +1,4 @@
-"""The paired test and Holm's correction, against scipy and against numbers worked out by hand."""
+"""The interval, the paired test and Holm's correction, against scipy and against numbers worked out by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,19 @@ import pytest
 from scipy import stats
 
 from fewshot.core.errors import FewshotError
-from fewshot.report.statistics import LEVEL, compare_with_best, holm, paired_p, read_scores
+from fewshot.report.statistics import LEVEL, ci95, compare_with_best, holm, paired_p, read_scores
+
+
+@pytest.mark.parametrize("count", [2, 5, 600])
+def test_the_interval_is_students(count: int) -> None:
+    scores = np.random.RandomState(count).rand(count)
+    low, high = stats.t.interval(0.95, count - 1, loc=scores.mean(), scale=stats.sem(scores))
+    assert ci95(scores) == pytest.approx((high - low) / 2, rel=1e-12)
+
+
+def test_one_score_has_no_interval_and_equal_scores_one_of_no_width() -> None:
+    assert np.isnan(ci95(np.array([0.5])))
+    assert ci95(np.full(10, 0.25)) == 0
 
 
 @pytest.mark.parametrize(

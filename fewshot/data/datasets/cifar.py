@@ -126,7 +126,7 @@ def _check(where: str, parts: Mapping[str, SplitSource], splits: Splits) -> None
 
 
 def _download(root: Path) -> None:
-    fetch(URL, root / f"{NAME}.tar.gz", check=check_archive, what=f"{NAME}.tar.gz")
+    fetch(URL, root / f"{NAME}.tar.gz", check=check_archive)
 
 
 def _dataset(name: str, title: str, prefix: str, split_source: str) -> PublishedDataset:

@@ -40,7 +40,7 @@ def _check(where: str, parts: Mapping[str, SplitSource], splits: Splits) -> None
 
 
 def _download(root: Path) -> None:
-    fetch(URL, root / f"{NAME}.tgz", check=check_archive, what=f"{NAME}.tgz")
+    fetch(URL, root / f"{NAME}.tgz", check=check_archive)
 
 
 read_cub = PublishedDataset(

@@ -149,7 +149,7 @@ def _find_pickles(root: Path, inner: str, download: bool) -> tuple[Files, dict[s
     archive, short = root / "embeddings.zip", inner.removeprefix("embeddings/")
     existing = next((path for path in (archive, root / inner, root / short) if path.exists()), None)
     if existing is None and download:
-        fetch(URL, archive, check=check_archive, what="embeddings.zip")
+        fetch(URL, archive, check=check_archive)
     elif existing is None and inner.split("/")[1] not in FOLDERS.values():
         raise FewshotError(
             f"{root}: no folder {inner}; published features are of miniImageNet and tieredImageNet alone: set "

@@ -104,7 +104,7 @@ def _download(root: Path) -> None:
         def check(path: Path, split: str = split) -> None:
             _load_pickle(open_files(path.parent), path.name, split, splits, "the download went wrong")
 
-        fetch(url, root / name, check=check, what=name)
+        fetch(url, root / name, check=check)
 
 
 def _part_of_pickle(files: Files, name: str, split: str, splits: Splits) -> tuple[SplitSource, str]:

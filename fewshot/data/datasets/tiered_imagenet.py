@@ -114,7 +114,7 @@ def _download(root: Path) -> None:
         for split in SPLITS:
             if split not in file_of:
                 name = f"tiered-imagenet-{split}_{kind}"
-                fetch(f"{URL}/{name}", root / name, check=check, what=name)
+                fetch(f"{URL}/{name}", root / name, check=check)
 
 
 def _load_labels(files: Files, name: str, split: str) -> tuple[list[str], np.ndarray]:

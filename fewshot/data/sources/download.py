@@ -19,7 +19,7 @@ BLOCK = 1 << 18
 TIMEOUT = 30  # seconds without a single byte
 
 
-def fetch(url: str, path: Path, *, check: Callable[[Path], None], what: str) -> None:
+def fetch(url: str, path: Path, *, check: Callable[[Path], None]) -> None:
     """Download `url` to `path`, through `<path>.part`, from which the next call resumes an interrupted transfer.
 
     A broken connection is opened again as long as each one brings some bytes. `<path>.part.version` holds the server's
@@ -30,11 +30,11 @@ def fetch(url: str, path: Path, *, check: Callable[[Path], None], what: str) -> 
         url: of the file.
         path: of the file; its folder is made.
         check: gets the path of the complete part, and raises a FewshotError if it is not the wanted file.
-        what: name of the file for the progress bar and the errors.
 
     Raises:
         FewshotError: the file cannot be downloaded, or is not the wanted one; with the way to download it by hand.
     """
+    what = path.name
     part, by_hand = path.with_name(path.name + ".part"), f"download {url} by hand to {path}"
     with writing(path, "another folder for the data, as by data_dir"):
         path.parent.mkdir(parents=True, exist_ok=True)

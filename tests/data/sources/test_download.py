@@ -26,14 +26,14 @@ def check(path: Path) -> None:
 
 
 def fetch(server: Server, path: Path) -> bytes:
-    download.fetch(server.url, path, check=check, what="the file")
+    download.fetch(server.url, path, check=check)
     assert [each.name for each in path.parent.iterdir()] == [path.name]  # no parts are left
     return path.read_bytes()
 
 
 def fails(server: Server, path: Path, match: str) -> None:
     with pytest.raises(FewshotError, match=match) as caught:
-        download.fetch(server.url, path, check=check, what="the file")
+        download.fetch(server.url, path, check=check)
     text = str(caught.value)
     assert "\n" not in text and f"download {server.url} by hand to {path}" in text
     assert not path.exists()
@@ -125,26 +125,25 @@ def test_a_file_of_unsaid_length_is_left_to_the_check(server: Server, path: Path
 @pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>sign in</html>", CONTENT[:-1], b""])
 def test_what_is_not_the_file_is_refused_and_thrown_away(server: Server, path: Path, content: bytes):
     server.files["file.zip"] = content
-    fails(server, path, "file.zip.part: not the content: fetch the file again, or")
+    fails(server, path, "file.zip.part: not the content: fetch file.zip again, or")
     assert not list(path.parent.iterdir())
 
 
 @pytest.mark.parametrize("status", [403, 404, 500, 503])
 def test_an_error_of_the_server_is_said_in_one_line(server: Server, path: Path, status: int):
     server.status = status
-    fails(server, path, f"fetching the file failed .*{status}")
+    fails(server, path, f"fetching file.zip failed .*{status}")
     assert not list(path.parent.iterdir())
 
 
 def test_a_server_that_is_not_there_is_said_in_one_line(server: Server, path: Path):
     server.url = "http://127.0.0.1:9/file.zip"
-    fails(server, path, "fetching the file failed .*refused")
+    fails(server, path, "fetching file.zip failed .*refused")
 
 
 def test_two_at_once_fetch_one_file_once(server: Server, path: Path):
     threads = [
-        threading.Thread(target=download.fetch, args=(server.url, path), kwargs={"check": check, "what": "the file"})
-        for _ in range(4)
+        threading.Thread(target=download.fetch, args=(server.url, path), kwargs={"check": check}) for _ in range(4)
     ]
     for thread in threads:
         thread.start()
