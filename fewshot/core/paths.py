@@ -26,11 +26,9 @@ UNHASHED_KEYS = (
     "protocol", "device", "data_dir", "runs", "run_dir", "resume", "force", "plot", "copy_records_to", "logger",
     "sweeps",
 )  # fmt: skip
-VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
-BRACE = re.compile(r"(\\*)\$\{(?:([A-Za-z_]\w*)\})?", re.ASCII)  # with the backslashes before it
+VARIABLE = re.compile(r"\$([A-Za-z_]\w*)", re.ASCII)
 # A quoted text, which stays as it is; or `~` or `~user` at the start of a value.
 HOME = re.compile(r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|(?<=[=,\[])~[\w.-]*(?=[/,\]]|$)""", re.ASCII | re.DOTALL)
-LITERAL = "\0"  # marks, in a value that is being expanded, a `$` that stays; no path has this character
 # Last parts of the keys whose values are paths, in any tool and at any depth. First those that a run saves.
 SAVED_PATH_KEYS = ("data_dir", "runs", "run_dir", "copy_records_to", "root", "cache", "csv", "folder", "weights")
 PATH_KEYS = (
@@ -45,7 +43,7 @@ def is_path_key(key: str) -> bool:
 
 
 def expand_path(path: str | os.PathLike[str]) -> Path:
-    """The path with `~`, `~user`, `$NAME` and `${NAME}` replaced; a path that exists as it is written stays so.
+    """The path with `~`, `~user` and `$NAME` replaced; a path that exists as it is written stays so.
 
     Raises:
         FewshotError: there is no such user or variable.
@@ -54,16 +52,13 @@ def expand_path(path: str | os.PathLike[str]) -> Path:
 
 
 def _expand(text: str) -> str:
-    written = text.replace(LITERAL, "$")
-    if os.path.lexists(written):
-        return text if not text.startswith("~") else os.path.expanduser(text)
-    text = VARIABLE.sub(lambda match: _variable(match[1] or match[2], written), text)
-    if not text.startswith("~"):
-        return text
-    expanded = os.path.expanduser(text)
-    if expanded == text:
-        user = written.split("/")[0]
-        raise FewshotError(f"{written}: there is no user {user[1:]}; for a file of this name write its whole path")
+    if os.path.lexists(text):
+        return os.path.expanduser(text)
+    path = VARIABLE.sub(lambda match: _variable(match[1], text), text)
+    expanded = os.path.expanduser(path)
+    if path.startswith("~") and expanded == path:
+        user = path.split("/")[0]
+        raise FewshotError(f"{text}: there is no user {user[1:]}; for a file of this name write its whole path")
     return expanded
 
 
@@ -91,19 +86,15 @@ def literal(text: str) -> str:
 
 
 def expand_configuration(cfg: DictConfig) -> None:
-    r"""Replace `~`, `~user`, `$NAME` and `${NAME}` in the paths of a composed configuration, the values of PATH_KEYS.
+    """Replace `~`, `~user` and `$NAME` in the paths of a composed configuration, the values of PATH_KEYS.
 
-    `${name}` stays an interpolation if the configuration has a key of this name. An escaped `\${NAME}`, and a path
-    that exists as it is written, stay.
+    `${...}` is OmegaConf's: another key, or as `${oc.env:NAME}` a variable, whose value may begin with `~` too.
 
     Raises:
         FewshotError: there is no such user or variable; the message names the key.
     """
-    names = set(map(str, cfg))
-    # Expanded parts are marked, so that a path that refers to another path is not expanded twice.
-    _change_paths(cfg, lambda raw, _: _mark(raw, names))
+    _change_paths(cfg, lambda raw, _: _expand(raw))
     _change_paths(cfg, _expand_reference)
-    _change_paths(cfg, lambda raw, _: re.sub(rf"(\\*){LITERAL}\{{", r"\1\1\\${", raw).replace(LITERAL, "$"))
 
 
 def _change_paths(node: Any, change: Callable[[str, Callable[[], Any]], str]) -> None:
@@ -128,31 +119,11 @@ def _change_paths(node: Any, change: Callable[[str, Callable[[], Any]], str]) ->
             continue  # an interpolation that leads nowhere is reported where it is used
 
 
-def _mark(raw: str, names: set[str]) -> str:
-    """Replace the variables in a value, and mark each `$` that stays, except those of interpolations."""
-    exists = os.path.lexists(raw)
-
-    def replaced(match: re.Match[str]) -> str:
-        slashes, name = match[1], match[2]
-        half = slashes[: len(slashes) // 2]
-        if len(slashes) % 2:  # escaped
-            return half + match[0][len(slashes) :].replace("$", LITERAL)
-        if name is None or name in names:
-            return match[0]
-        if exists:
-            return slashes + match[0][len(slashes) :].replace("$", LITERAL)
-        return half + _variable(name, raw).replace("$", LITERAL)
-
-    marked = BRACE.sub(replaced, raw)
-    # A value with an interpolation is expanded later, together with what it refers to.
-    return marked if "${" in marked else _expand(marked).replace("$", LITERAL)
-
-
-def _expand_reference(raw: str, value: Callable[[], Any]) -> str:
-    """The expanded value of an interpolation; the interpolation itself if expanding changes nothing."""
-    if "${" not in raw or not isinstance(text := value(), str):
+def _expand_reference(raw: str, resolve: Callable[[], Any]) -> str:
+    """The value of an interpolation that begins with `~`, expanded; any other text as it is."""
+    if "${" not in raw or not isinstance(text := resolve(), str) or not text.startswith("~"):
         return raw
-    return raw if (expanded := _expand(text)) == text else expanded.replace("$", LITERAL)
+    return literal(_expand(text))
 
 
 def _expand_key(key: str, *, _root_: DictConfig) -> str:

@@ -23,7 +23,7 @@ from fewshot.experiment.config import config_hash
 TEST = ("protocol.common.episodes=2", "protocol.common.query=2")
 QUICK = ("algorithm=nearest", "way=2", "validation.query=2", "recipe=none", "protocol=common", *TEST)
 OWN = ("dataset=folder", "dataset.reader.size=4", "dataset.reader.fractions=[0.34,0.33,0.33]")
-FORMS = ("~/{}", "$PLACE/{}", "${{PLACE}}/{}")
+FORMS = ("~/{}", "$PLACE/{}", "${{oc.env:PLACE}}/{}")
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def names_below(*places: Path) -> set[str]:
     return {path.name for place in places for path in place.rglob("*")}
 
 
-@pytest.mark.parametrize("form", ["~/a", "$PLACE/a", "${PLACE}/a"])
+@pytest.mark.parametrize("form", ["~/a", "$PLACE/a"])
 def test_a_path_is_expanded(home: Path, form: str) -> None:
     assert expand_path(form) == home / "a" == expand_path(Path(form)) == expand_path(home / "a")
 
@@ -69,7 +69,7 @@ def test_what_exists_as_it_is_written_and_what_only_looks_alike_stays(home: Path
     ("path", "match"),
     [
         ("$NOWHERE/a", "the environment variable NOWHERE is not defined"),
-        ("x/${NOWHERE}", "the environment variable NOWHERE is not defined"),
+        ("x/$NOWHERE", "the environment variable NOWHERE is not defined"),
         ("~no-such-user/a", "there is no user no-such-user; for a file of this name write its whole path"),
     ],
 )
@@ -86,7 +86,7 @@ def test_the_paths_of_a_configuration_are_expanded_and_no_other_text(home: Path)
             "data_dir": "${oc.env:PLACE}/~",
             "runs": "~/runs",
             "reader": {"root": "${data_dir}/x", "csv": ["$PLACE/1", 2, None], "cache": "???", "folder": "${no.where}"},
-            "out": "${PLACE}/${runs}",
+            "out": "$PLACE/${runs}",
             "again": "${reader}",
             "title": "$k$ ~",
             "own": ["~/a", "$PLACE"],
@@ -104,9 +104,8 @@ def test_the_paths_of_a_configuration_are_expanded_and_no_other_text(home: Path)
     ("written", "meant"),
     [
         ("a\\${PLACE}", "a${PLACE}"),
-        ("a\\\\${PLACE}", "a\\{home}"),
-        ("a\\\\\\${PLACE}", "a\\${PLACE}"),
-        ("lit${PLACE}q", "lit${PLACE}q"),  # it exists
+        ("a\\\\${oc.env:PLACE}", "a\\{home}"),
+        ("lit$PLACE", "lit$PLACE"),  # it exists
         ("$PLACE/\\${PLACE}", "{home}/${PLACE}"),
     ],
 )
@@ -114,7 +113,7 @@ def test_a_literal_variable_stays_also_where_another_path_refers_to_it(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, meant: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("lit${PLACE}q").mkdir()
+    Path("lit$PLACE").mkdir()
     cfg = OmegaConf.create({"data_dir": written, "cache": "${data_dir}/banks"})
     expand_configuration(cfg)
     expand_configuration(cfg)
@@ -176,11 +175,11 @@ def test_the_tools_take_such_paths_everywhere(call: Any, home: Path, monkeypatch
     assert not list(Path.cwd().iterdir())
 
 
-@pytest.mark.parametrize("word", ["runs=$NOWHERE/a", "data_dir=${NOWHERE}", "run_dir='~no-such-user/a'"])
+@pytest.mark.parametrize("word", ["runs=$NOWHERE/a", "run_dir='~no-such-user/a'"])
 def test_a_variable_that_is_not_defined_is_one_line(call: Any, home: Path, word: str) -> None:
     done = call("train", *QUICK, word)
     assert (done.code, len(done.err.splitlines())) == (1, 1)
-    assert re.match(r"error: (runs|data_dir|run_dir): .*(NOWHERE is not defined|no user no-such-user)", done.err)
+    assert re.match(r"error: (runs|run_dir): .*(NOWHERE is not defined|no user no-such-user)", done.err)
     assert not list(Path.cwd().iterdir())
 
 
