@@ -41,8 +41,17 @@ def test_engines_are_compared_with_the_first_and_the_record_has_what_is_printed(
             ratio = float(row["tasks/s"]) / float(loop["tasks/s"])
             assert abs(float(row["times"]) - ratio) < 0.02 * ratio
     assert [row["MB"] for row in rows] == [str(count) for count in range(8)]
-    assert all(len(row["tasks/s of each round"].split()) == 2 for row in rows)
     assert all(row["tasks/s"] in done.out for row in rows)
+
+
+@pytest.mark.parametrize(("rate", "rounds"), [(0.1, 1), (10.0, 3)])
+def test_a_long_step_is_timed_once(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float, rounds: int
+):
+    monkeypatch.setattr(bench, "steps_per_second", lambda step, device, seconds: rate)
+    assert call("bench", "network=sinusoid", "first_order=[true]", *FAST[2:], "out=bench.json").code == 0
+    rows = json.loads((tmp_path / "bench.json").read_text())["bench"]
+    assert [len(row["tasks/s of each round"].split()) for row in rows] == [rounds] * 2
 
 
 def test_products_in_bfloat16_are_timed_beside_the_others(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
