@@ -146,7 +146,7 @@ def bench_network(cfg: DictConfig, name: str) -> list[Row]:
         rounds = min(cfg.rounds, net.get("rounds", cfg.rounds)) if cfg.network == "all" else cfg.rounds
         for _ in range(rounds):
             for key, step in steps.items():
-                if rates[key] and net.meta_batch / rates[key][0] > 2 * cfg.seconds:
+                if rates[key] and net.meta_batch / rates[key][0] > 3 * cfg.seconds:
                     continue  # a long step is timed once
                 tune_malloc(as_glibc_does=key[1] in OTHERS)
                 if key not in memory:
