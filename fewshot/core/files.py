@@ -43,15 +43,16 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def find_below(folder: Path, name: str) -> list[Path]:
     """The paths of all files of this name in a folder and below it, sorted; those behind links to folders too, once."""
-    found = {os.path.realpath(path): path for path in folder.rglob(name)}
-    seen = set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        if (place := os.path.realpath(root)) in seen:
-            folders.clear()
-            continue
-        seen.add(place)
-        if name in names:
-            found.setdefault(os.path.realpath(Path(root, name)), Path(root, name))
+    found: dict[str, Path] = {}
+    for links in (False, True):  # a file has the name without a link where it has one
+        seen: set[str] = set()
+        for root, folders, names in os.walk(folder, followlinks=links):
+            if (place := os.path.realpath(root)) in seen:
+                folders.clear()
+                continue
+            seen.add(place)
+            if name in names:
+                found.setdefault(os.path.realpath(Path(root, name)), Path(root, name))
     return sorted(found.values())
 
 

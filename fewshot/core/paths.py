@@ -26,7 +26,7 @@ UNHASHED_KEYS = (
     "protocol", "device", "data_dir", "runs", "run_dir", "resume", "force", "plot", "copy_records_to", "logger",
     "sweeps",
 )  # fmt: skip
-VARIABLE = re.compile(r"\$([A-Za-z_]\w*)", re.ASCII)
+VARIABLE = re.compile(r"\$([A-Za-z_]\w*)|\$\{([A-Za-z_]\w*)\}", re.ASCII)
 # A quoted text, which stays as it is; or `~` or `~user` at the start of a value.
 HOME = re.compile(r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|(?<=[=,\[])~[\w.-]*(?=[/,\]]|$)""", re.ASCII | re.DOTALL)
 # Last parts of the keys whose values are paths, in any tool and at any depth. First those that a run saves.
@@ -43,7 +43,7 @@ def is_path_key(key: str) -> bool:
 
 
 def expand_path(path: str | os.PathLike[str]) -> Path:
-    """The path with `~`, `~user` and `$NAME` replaced; a path that exists as it is written stays so.
+    """The path with `~`, `~user`, `$NAME` and `${NAME}` replaced; a path that exists as it is written stays so.
 
     Raises:
         FewshotError: there is no such user or variable.
@@ -51,10 +51,18 @@ def expand_path(path: str | os.PathLike[str]) -> Path:
     return Path(_expand(os.fspath(path)))
 
 
-def _expand(text: str) -> str:
+def _expand(text: str, braces: bool = True) -> str:
+    """As `expand_path`; `braces`: whether `${NAME}` is a variable."""
     if os.path.lexists(text):
         return os.path.expanduser(text)
-    path = VARIABLE.sub(lambda match: _variable(match[1], text), text)
+
+    def replaced(match: re.Match[str]) -> str:
+        if match[1] is None and not braces:
+            return match[0]
+        value = _variable(match[1] or match[2], text)
+        return value if braces else literal(value)
+
+    path = VARIABLE.sub(replaced, text)
     expanded = os.path.expanduser(path)
     if path.startswith("~") and expanded == path:
         user = path.split("/")[0]
@@ -88,12 +96,12 @@ def literal(text: str) -> str:
 def expand_configuration(cfg: DictConfig) -> None:
     """Replace `~`, `~user` and `$NAME` in the paths of a composed configuration, the values of PATH_KEYS.
 
-    `${...}` is OmegaConf's: another key, or as `${oc.env:NAME}` a variable, whose value may begin with `~` too.
+    `${...}` is OmegaConf's: another key, or as `${oc.env:NAME}` a variable, whose value is expanded likewise.
 
     Raises:
         FewshotError: there is no such user or variable; the message names the key.
     """
-    _change_paths(cfg, lambda raw, _: _expand(raw))
+    _change_paths(cfg, lambda raw, _: raw if raw.startswith("~${") else _expand(raw, braces=False))
     _change_paths(cfg, _expand_reference)
 
 
@@ -120,10 +128,11 @@ def _change_paths(node: Any, change: Callable[[str, Callable[[], Any]], str]) ->
 
 
 def _expand_reference(raw: str, resolve: Callable[[], Any]) -> str:
-    """The value of an interpolation that begins with `~`, expanded; any other text as it is."""
-    if "${" not in raw or not isinstance(text := resolve(), str) or not text.startswith("~"):
+    """The expanded value of an interpolation: of a variable, or one that begins with `~`; any other text as it is."""
+    if "${" not in raw or not isinstance(text := resolve(), str):
         return raw
-    return literal(_expand(text))
+    expanded = _expand(text) if "${oc." in raw or text.startswith("~") else text  # other keys are expanded already
+    return raw if expanded == text else literal(expanded)
 
 
 def _expand_key(key: str, *, _root_: DictConfig) -> str:

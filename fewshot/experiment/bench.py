@@ -203,15 +203,20 @@ def bench(cfg: DictConfig) -> None:
     if cfg.out is not None:
         check_no_folder("out", Path(cfg.out))
     names = list(cfg.networks) if cfg.network == "all" else [cfg.network]
-    rows, device = [], device_name(pick_device(cfg.device))
+    rows, device, start = [], device_name(pick_device(cfg.device)), perf_counter()
     with progress_bar("bench", len(names)) as advance:
         for name in names:
             rows += bench_network(cfg, name)
             advance(name)
     print(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
     peak = product_gigaflops(pick_device(cfg.device))
-    print(f"\n{device}, torch {torch.__version__}; product of matrices: {peak:,.0f} billion operations a second")
+    minutes = (perf_counter() - start) / 60
+    print(
+        f"\n{device}, torch {torch.__version__}; product of matrices: {peak:,.0f} billion operations a second; "
+        f"{minutes:.1f} minutes in all"
+    )
     if cfg.out:
         record = {"format": 5, "bench": rows, "device": device, "product_gigaflops": round(peak, 1)}
+        record["minutes"] = round(minutes, 2)
         record |= {"code": code(), "environment": environment()}
         write_atomically(Path(cfg.out), (json.dumps(record, indent=1) + "\n").encode())

@@ -108,7 +108,10 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     except MissingMandatoryValue as error:
         raise FewshotError(f"{error.full_key}: has no value; set {error.full_key}=...") from error
     except OmegaConfBaseException as error:
-        raise FewshotError(f"configuration: {str(error).splitlines()[0]}") from error
+        first = str(error).splitlines()[0]
+        name = re.search(r"Interpolation key '(\w+)' not found", first)
+        hint = f"; an environment variable is ${{oc.env:{name[1]}}}" if name else ""
+        raise FewshotError(f"{error.full_key or 'configuration'}: {first}{hint}") from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 

@@ -106,7 +106,7 @@ def track_test(tracker: Tracker, folder: Path) -> None:
 
 
 class Tolerant:
-    """Another tracker, whose first error is a warning and its end: no training is lost by a server that is silent."""
+    """Another tracker, which gets nothing after its first error: no training is lost by a server that is silent."""
 
     def __init__(self, tracker: Tracker, name: str) -> None:
         self.tracker, self.name, self.fails = tracker, name, False
@@ -118,6 +118,9 @@ class Tolerant:
         self._try(lambda: self.tracker.track_file(path))
 
     def close(self, *, failed: bool) -> None:
+        if self.fails:
+            with suppress(Exception):  # so that what was sent is kept, and a sweep's next run begins its own
+                self.tracker.close(failed=failed)
         self._try(lambda: self.tracker.close(failed=failed))
 
     def _try(self, call: Callable[[], None]) -> None:
@@ -127,8 +130,6 @@ class Tolerant:
             call()
         except Exception as error:  # of any kind
             self.fails = True
-            with suppress(Exception):  # so that what was sent is kept, and a sweep's next run begins its own
-                self.tracker.close(failed=True)
             rest = "nothing more is sent; the run folder has all curves and scores"
             print(f"warning: logger={self.name}: {one_line(error)}; {rest}", file=sys.stderr)
 

@@ -23,7 +23,7 @@ MMFEWSHOT = ("MAML", "ProtoNet", "MatchingNet", "Baseline", "Baseline++")  # met
 SOURCES = {
     "ANIL paper, Table 2": "ANIL paper",
     "BOIL paper, as cited by LibFewShot": "BOIL paper",
-    "Chen et al. 2019, record of their program": "Chen et al.",
+    "Chen et al. 2019, wyharveychen/CloserLookFewShot, record of figures": "Chen et al.",
     "LEO paper, Table 1, after Liu et al. 2018": "LEO paper, Table 1",
     "LEO paper, Table 2": "LEO paper",
     "LEO paper, section 4.3": "LEO paper, 4.3",

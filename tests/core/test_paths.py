@@ -50,7 +50,7 @@ def names_below(*places: Path) -> set[str]:
     return {path.name for place in places for path in place.rglob("*")}
 
 
-@pytest.mark.parametrize("form", ["~/a", "$PLACE/a"])
+@pytest.mark.parametrize("form", ["~/a", "$PLACE/a", "${PLACE}/a"])
 def test_a_path_is_expanded(home: Path, form: str) -> None:
     assert expand_path(form) == home / "a" == expand_path(Path(form)) == expand_path(home / "a")
 
@@ -193,6 +193,30 @@ def test_the_python_functions_take_such_paths(home: Path, call: Any) -> None:
     assert call("train", *QUICK, "runs=~/runs").code == 0
     assert len(read_records("$PLACE/runs")) == 1
     assert not names_below(home, Path.cwd()) & {"~", "$PLACE"}
+
+
+@pytest.mark.parametrize("form", ["~/data", "$PLACE/data", "${PLACE}/data"])
+def test_a_variable_may_hold_another_and_a_run_goes_on_there(
+    call: Any, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    (home / "data").symlink_to(os.environ["FEWSHOT_DATA"])  # where the glyphs are drawn already
+    monkeypatch.setenv("FEWSHOT_DATA", form)
+    monkeypatch.setenv("RUNS", "$PLACE/runs")
+    assert call("train", *QUICK, "runs=${oc.env:RUNS}").code == 0
+    (run,) = (home / "runs").glob("*/*/config.yaml")
+    assert OmegaConf.load(run).data_dir == f"{home}/data"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert call("evaluate", f"run={run.parent}", *TEST, "protocol.common.query=1").code == 0
+    assert not list(Path.cwd().iterdir())
+
+
+def test_a_key_that_a_file_only_wishes_for_is_named(call: Any, tmp_path: Path) -> None:
+    (tmp_path / "conf/experiment").mkdir(parents=True)
+    (tmp_path / "conf/experiment/mine.yaml").write_text("# @package _global_\nruns: ${SCRATCH}/runs\n")
+    done = call("train", *QUICK, "--config-dir", "conf", "experiment=mine")
+    assert done.code == 1 and done.err.count("\n") == 1
+    assert "runs: Interpolation key 'SCRATCH' not found; an environment variable is ${oc.env:SCRATCH}" in done.err
 
 
 def test_a_run_of_relative_paths_works_from_another_folder(

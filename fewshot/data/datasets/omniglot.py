@@ -117,17 +117,17 @@ def _find_half(root: Path, half: str, download: bool) -> Path:
     from torchvision.datasets import Omniglot
 
     scratch, zip_file = root / f".{half}", root / f"{half}.zip"  # which is there whole, or not at all
-    try:
-        with lock_dir(scratch, wait=True):
+    with lock_dir(scratch, wait=True):
+        try:
             if not zip_file.exists():  # else another process has just fetched it
                 Omniglot(scratch, background=half == HALVES[0], download=True)
                 os.replace(next(scratch.rglob(zip_file.name)), zip_file)
-        shutil.rmtree(scratch, ignore_errors=True)
-    except (FewshotError, *DAMAGED) as error:
-        raise FewshotError(
-            f"{root}: fetching {half}.zip failed ({one_line(error)}): put it there by hand, "
-            "from https://github.com/brendenlake/omniglot, folder python"
-        ) from error
+        except DAMAGED as error:
+            raise FewshotError(
+                f"{root}: fetching {half}.zip failed ({one_line(error)}): put it there by hand, "
+                "from https://github.com/brendenlake/omniglot, folder python"
+            ) from error
+    shutil.rmtree(scratch, ignore_errors=True)
     return _find_half(root, half, False)
 
 
