@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -58,13 +59,14 @@ def set_values(cfg: DictConfig, values: Mapping[str, Any], overrides: Iterable[s
     return len(chosen)
 
 
-def _keys(override: str) -> list[str]:
+@cache  # the parser takes milliseconds
+def _keys(override: str) -> tuple[str, ...]:
     """The dotted keys that an override sets. One such as algorithm=maml chooses a file, and sets no single value."""
     parsed = OverridesParser.create().parse_override(override)
     key, value = parsed.key_or_group, parsed.value()
     if isinstance(value, dict):  # as in train={steps: 5}, which leaves the other values of train as they are
-        return [inner for inner, _ in flatten(value, f"{key}.")]
-    return [] if key in (*GROUP_PARTS, "protocol") else [key]
+        return tuple(inner for inner, _ in flatten(value, f"{key}."))
+    return () if key in (*GROUP_PARTS, "protocol") else (key,)
 
 
 def apply_protocols(cfg: DictConfig, overrides: Iterable[str]) -> str:

@@ -195,12 +195,11 @@ def test_the_python_functions_take_such_paths(home: Path, call: Any) -> None:
     assert not names_below(home, Path.cwd()) & {"~", "$PLACE"}
 
 
-@pytest.mark.parametrize("form", ["~/data", "$PLACE/data", "${PLACE}/data"])
 def test_a_variable_may_hold_another_and_a_run_goes_on_there(
-    call: Any, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+    call: Any, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (home / "data").symlink_to(os.environ["FEWSHOT_DATA"])  # where the glyphs are drawn already
-    monkeypatch.setenv("FEWSHOT_DATA", form)
+    monkeypatch.setenv("FEWSHOT_DATA", "${PLACE}/data")
     monkeypatch.setenv("RUNS", "$PLACE/runs")
     assert call("train", *QUICK, "runs=${oc.env:RUNS}").code == 0
     (run,) = (home / "runs").glob("*/*/config.yaml")
