@@ -277,7 +277,7 @@ def test_the_name_and_the_class_are_all_that_an_algorithm_has_to_say(
     assert (done.code, done.err) == (0, "")
 
 
-@pytest.mark.parametrize("missing", ["init", "adapt", "predict"])
+@pytest.mark.parametrize("missing", ["predict"])  # tests/algorithms/test_learner.py has the others
 def test_a_method_that_an_algorithm_lacks_is_named(call: Any, own_modules: None, data_dir: Path, missing: str) -> None:
     text = section(ALGORITHMS, "Add an algorithm").replace(f"def {missing}(", f"def other_{missing}(")
     write_files(text)

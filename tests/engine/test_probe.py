@@ -144,8 +144,15 @@ def test_what_vmap_cannot_run_is_not_batched(make_learner: Make, make_episodes: 
     assert Engine("auto").method(make_episodes(2), learner) == "loop"
 
 
-@pytest.mark.parametrize("algorithm", ["maml", "reptile-shared"])
-@pytest.mark.parametrize("name", REFUSED)
+# The forward pass of most is refused whatever the learner is; two are told by their gradients.
+@pytest.mark.parametrize(
+    ("name", "algorithm"),
+    [
+        *((name, "maml") for name in REFUSED),
+        ("averages in attributes", "reptile-shared"),
+        ("kept weights", "reptile-shared"),
+    ],
+)
 def test_what_does_not_fit_is_refused_by_its_name_in_one_line(
     make_learner: Make, make_episodes: Make, name: str, algorithm: str
 ):
