@@ -46,7 +46,7 @@ COLUMN = {
 }
 PARTS = slice(3, 9)  # of COLUMN, in a name where columns of one task differ in it
 # What the data's reader says of the images, in a name where columns of one task differ in it.
-DATA = {"split": "split {}", "resample": "resample {}", "size": "{} pixels", "classes": "the {} classes as in training"}
+DATA = {"split": "split {}", "resample": "resample {}", "size": "{} pixels", "classes": "{} classes as in training"}
 
 AS_SHOTS = "as many queries as shots"
 FROM_CLASSIFIER = "from a classifier"  # of a run with features.role=start
@@ -70,7 +70,9 @@ def label_test(record: Record) -> tuple[str, ...]:
     values = [(form, field_of(record, field)) for field, form in list(COLUMN.items())[PARTS]]
     parts = ["" if value is None else format_label(form, value) for form, value in values]
     about = about_images(record)
-    parts += [form.format(about[key]) if key in about else "" for key, form in DATA.items()]
+    # A person's own reader may call another thing so.
+    known = {key for key in DATA if key in about and (key != "classes" or about[key] == "same")}
+    parts += [form.format(about[key]) if key in known else "" for key, form in DATA.items()]
     words = {"rotations none": "unrotated", "rotations per_class": "rotated"}
     if metric_of(record) == "mse":  # functions are not rotated
         words["rotations none"] = ""
