@@ -92,8 +92,8 @@ def _join(size: int) -> None:
     needed = ("RANK", "MASTER_ADDR", "MASTER_PORT", *(("LOCAL_RANK",) if own_gpu else ()))
     if missing := [name for name in needed if name not in os.environ]:
         raise FewshotError(
-            f"WORLD_SIZE={size}: other processes need {', '.join(missing)}, not set; start them by torchrun, or unset "
-            "WORLD_SIZE for a single one"
+            f"WORLD_SIZE={size}: several processes, but these are not set: {', '.join(missing)}; start them by "
+            "torchrun, or unset WORLD_SIZE for one process"
         )
     # When a process dies, torchrun ends the others with this signal. Treat it like Ctrl-C, which says how to go on.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

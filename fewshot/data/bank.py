@@ -179,7 +179,7 @@ def write_banks(folder: str | Path, splits: Mapping[str, Split], metadata: Mappi
     folder = expand_path(folder)
     for name in ("images", "extractor"):
         if not isinstance(metadata.get(name, {}), Mapping):
-            raise FewshotError(f"{folder}: metadata: {name} says what features were made of; choose another name")
+            raise FewshotError(f"{folder}: metadata: {name} must say what features were made of; choose another name")
     listing: dict[str, Any] = {}
     for name, split in splits.items():
         if not name.isidentifier():
@@ -297,5 +297,4 @@ def concat_banks(first: Bank, second: Bank) -> Bank:
     """
     digest = hashlib.sha256((first.fingerprint + second.fingerprint).encode()).hexdigest()
     offsets = torch.cat([first.offsets, second.offsets[1:] + len(first.examples)])
-    names = first.names + second.names
-    return replace(first, offsets=offsets, names=names, fingerprint=digest, tail=second)
+    return replace(first, offsets=offsets, names=first.names + second.names, fingerprint=digest, tail=second)

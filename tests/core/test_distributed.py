@@ -346,7 +346,7 @@ def test_a_number_of_processes_that_nothing_started_is_one_line(monkeypatch: pyt
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    message = "^WORLD_SIZE=2: other processes need RANK, MASTER_ADDR, MASTER_PORT.*, not set; start them by torchrun"
+    message = "^WORLD_SIZE=2: .* these are not set: RANK, MASTER_ADDR, MASTER_PORT.*; start them by torchrun"
     with pytest.raises(FewshotError, match=message), process_group():
         pass
     monkeypatch.setenv("WORLD_SIZE", "")

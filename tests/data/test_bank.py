@@ -168,7 +168,7 @@ def test_a_damaged_bank_is_refused_in_one_line(folder: Path, damage: str):
 @pytest.mark.parametrize("name", ["images", "extractor"])
 def test_metadata_that_say_something_else_by_a_name_of_ours_are_refused(tmp_path: Path, name: str):
     split = Split(np.zeros((2, 3), np.float32), [1, 1], ["a", "b"])
-    with pytest.raises(FewshotError, match=f"^[^\n]*metadata: {name} says"):
+    with pytest.raises(FewshotError, match=f"^[^\n]*metadata: {name} must say"):
         write_banks(tmp_path / "bank", {"train": split}, {"dataset": "mine", name: 6000})
     assert not list(tmp_path.iterdir())
 
