@@ -7,7 +7,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import TextIO
 
 from fewshot.core.distributed import is_main
 from fewshot.core.errors import FewshotError, writing
@@ -19,7 +19,7 @@ LOCK = ".lock"
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file in one move: after any interruption it holds the old content or the new, never a part.
 
-    Only rank 0 writes; on other ranks this does nothing.
+    Only rank 0 writes; on other ranks this does nothing. Of two processes that write it, the second one waits.
 
     Raises:
         FewshotError: the file cannot be written; it keeps its old content.
@@ -30,11 +30,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     with writing(path, "another folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with scratch.open("wb") as file:
-                file.write(content)
+            with lock_file(scratch) as file:
+                file.truncate(0)  # of what a process that was killed has left
+                file.buffer.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(scratch, path)
+                os.replace(scratch, path)
         except OSError:
             with contextlib.suppress(OSError):
                 scratch.unlink(missing_ok=True)
@@ -91,7 +92,7 @@ def lock_dir(folder: Path, *, wait: bool = False, remedy: str = "another run_dir
                 path.rmdir()
 
 
-def lock_file(path: Path, wait: bool = True) -> IO[str]:
+def lock_file(path: Path, wait: bool = True) -> TextIO:
     """Lock a file, created if missing, until the returned file is closed or this process ends.
 
     Args:

@@ -1,10 +1,20 @@
-"""Files below a folder, wherever links lead."""
+"""Files below a folder, wherever links lead, and files that are written whole."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fewshot.core.files import find_below
+from fewshot.core.files import find_below, write_atomically
+
+
+def test_of_many_that_write_one_file_the_last_one_stands_whole(tmp_path: Path) -> None:
+    contents = [bytes([number]) * (1000 * number) for number in range(1, 17)]
+    (tmp_path / "page.md.part").write_bytes(b"left by a process that was killed" * 1000)
+    with ThreadPoolExecutor(8) as pool:  # a lock holds between open files, so threads are as good as processes
+        list(pool.map(lambda content: write_atomically(tmp_path / "page.md", content), contents))
+    assert (tmp_path / "page.md").read_bytes() in contents
+    assert [path.name for path in tmp_path.iterdir()] == ["page.md"]
 
 
 def test_files_are_found_behind_links_and_each_once(tmp_path: Path) -> None:

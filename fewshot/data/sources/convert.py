@@ -76,7 +76,7 @@ def convert(
         raise_faults("damaged images", damaged, "replace it, or remove it")
         classes = {split: (list(part.counts.values()), part.names) for split, part in parts.items()}
         hashes, copies = _hash_banks(work, classes)
-        pairs, twins = _in_two_splits(copies), [pair for pair in copies if pair[0][0] == pair[1][0] != "train"]
+        pairs, twins = _in_two_splits(copies), _twice_in_one_split(copies)
         image_of = {split: np.argsort(part.rows) for split, part in parts.items()}
 
         def describe(place: Place) -> str:
@@ -142,6 +142,18 @@ def check_banks(folder: Path) -> int:
 def _in_two_splits(copies: Sequence[tuple[Place, Place]]) -> list[tuple[Place, Place]]:
     """Those of the pairs of equal images whose images are in two splits."""
     return [pair for pair in copies if pair[0][0] != pair[1][0]]
+
+
+def _twice_in_one_split(copies: Sequence[tuple[Place, Place]]) -> list[tuple[Place, Place]]:
+    """Pairs of equal images that are in one split, if it is not of the training."""
+    first_in_split: dict[tuple[Place, str], Place] = {}
+    pairs = []
+    for first, later in copies:
+        first_in_split.setdefault((first, first[0]), first)
+        before = first_in_split.setdefault((first, later[0]), later)
+        if before != later and later[0] != "train":
+            pairs.append((before, later))
+    return pairs
 
 
 def _hash_banks(

@@ -33,6 +33,7 @@ MAGIC = re.compile(
 )
 HEAD_BYTES = 1 << 12  # of a file without a suffix, read to see whether it is an image
 LARGEST_SIDE = 1024  # of an example
+TIFF_BITS = 258  # number of the field BitsPerSample, TIFF 6.0
 MAX_PIXELS = 89_478_485  # of a decoded image; beyond it Pillow warns of decompression bombs
 RESIZES = ("squash", "crop")
 FILTERS = {name: Image.Resampling[name.upper()] for name in ("lanczos", "bilinear", "nearest")}
@@ -78,7 +79,7 @@ class ImageSpec:
 def decode_image(data: bytes | np.ndarray, spec: ImageSpec) -> np.ndarray:
     """Decode the bytes of an image file, or convert an array [H, W, 3], [H, W, 1] or [H, W] uint8.
 
-    Of an animation the first frame is taken, transparent pixels lie on white, and 16 bits of grey become 8.
+    Of an animation the first frame is taken, transparent pixels lie on white, and 16 or 12 bits of grey become 8.
 
     Returns:
         [C, size, size] uint8.
@@ -141,7 +142,8 @@ def make_thumbnail(data: bytes, side: int) -> bytes:
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """The image in mode RGB or L."""
     if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+        bits = getattr(image, "tag_v2", {}).get(TIFF_BITS, (16,))[0]  # 12 in some files of cameras
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> (bits - 8)).astype(np.uint8))
     if image.mode in ("I", "F"):
         if image.mode == "I" and image.format in ("PNG", "PPM"):  # 16 bits, which Pillow reads as 32
             return Image.fromarray((np.asarray(image).clip(0, (1 << 16) - 1) >> 8).astype(np.uint8))

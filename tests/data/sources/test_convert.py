@@ -498,7 +498,8 @@ def test_an_image_in_two_splits_is_refused_with_its_places_or_counted(folder: Pa
     )
     assert not folder.exists()
     convert(folder, sharing(), SPEC, METADATA, on_overlap="count")
-    assert open_banks(folder)["val"].metadata["shared_images"] == 4 == check_banks(folder)
+    assert (metadata := open_banks(folder)["val"].metadata)["shared_images"] == 4 == check_banks(folder)
+    assert metadata["notes"][0].startswith("2 images are there twice in one split, such as source 50: image 4 (test)")
 
 
 def test_copies_within_a_split_are_told_where_a_test_would_know_them(folder: Path, capsys: pytest.CaptureFixture[str]):

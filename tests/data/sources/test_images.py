@@ -146,6 +146,16 @@ def test_sixteen_bits_become_their_upper_eight():
     assert np.array_equal(decode_image(encoded(big, "TIFF"), ImageSpec(SIDE, channels=1))[0], COLOUR[:, :, 0])
 
 
+def test_twelve_bits_become_their_upper_eight():
+    values = (GREY.astype(np.uint16) * 16 + ALPHA % 16).ravel()
+    first, second = values[::2], values[1::2]  # two values lie in three bytes
+    packed = np.stack([first >> 4, first % 16 << 4 | second >> 8, second % 256], 1).astype(np.uint8).tobytes()
+    fields = {256: SIDE, 257: SIDE, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: SIDE, 279: len(packed)}
+    listing = b"".join(struct.pack("<HHII", field, 4, 1, value) for field, value in fields.items())
+    data = b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed + struct.pack("<H", len(fields)) + listing + bytes(4)
+    assert np.array_equal(decode_image(data, ImageSpec(SIDE, channels=1))[0], GREY)
+
+
 FLOATS = Image.fromarray(GREY.astype(np.float32))
 TOO_DEEP = {
     "float TIFF": encoded(FLOATS, "TIFF"),
