@@ -43,11 +43,10 @@ def prepare(cfg: DictConfig) -> None:
     folder = next(iter(banks.values())).folder
     metadata = next(iter(banks.values())).metadata
     if cfg.source is not None and not cfg.force and folder.name in before:
-        print(
-            f"note: {cfg.source} was not read, since these banks were there already; force=true converts it in their "
-            "place",
-            file=sys.stderr,
-        )
+        note = "was not read, since these banks were there already; force=true converts it in their place"
+        if reader._target_ == "fewshot.read_folder":  # which compares names, sizes and times of all files
+            note = "has not changed since these banks were made"
+        print(f"note: {cfg.source} {note}", file=sys.stderr)
     if folder.name in before and not cfg.force:
         for note in metadata.get("notes", []):
             print(f"{name}: {note}")

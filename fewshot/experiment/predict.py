@@ -58,6 +58,9 @@ def predict(cfg: DictConfig) -> None:
     invert, notes = (dark_on_light if cfg.invert is None else cfg.invert), [*images.notes, *query.notes, *support.notes]
     if images.above:
         notes.append(f"the classes are the folders in {'/'.join(images.names[0].split('/')[: images.above])}")
+    if known := sorted(predictor.known_classes.intersection(images.classes)):
+        names = known[0] if len(known) == 1 else f"{known[0]} and {len(known) - 1:,} more"
+        notes.append(f"the run was trained on {names}; an accuracy on images that it was trained on is no test")
     if invert and cfg.invert is None:
         notes.append("light and dark are exchanged, since the run knows light strokes on dark; invert=false keeps them")
     try:
@@ -118,10 +121,11 @@ def _predict(
     counted = true >= 0
     counted[[*damaged, *copies]] = False
     folders = sorted(set(query.labels) - {"", *classes})
-    if folders and (true >= 0).any():  # else the folders are not meant as classes
+    if folders:
         rest = f" and {len(folders) - MAX_SHOWN:,} more" if len(folders) > MAX_SHOWN else ""
+        result = "left out of the accuracy" if (true >= 0).any() else "so there is no accuracy"
         names = ", ".join(folders[:MAX_SHOWN])
-        problems.append(f"query: folders named after no class, left out of the accuracy: {names}{rest}")
+        problems.append(f"query: folders named after no class, {result}: {names}{rest}")
     if copies:
         count = "1 image is" if len(copies) == 1 else f"{len(copies):,} images are"
         left_out = "; left out of the accuracy" if (true >= 0).any() else ""

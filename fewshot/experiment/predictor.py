@@ -15,8 +15,9 @@ from fewshot.core.device import pick_device
 from fewshot.core.errors import FewshotError
 from fewshot.data.sources.images import ImageSpec
 from fewshot.experiment.load import load_run
-from fewshot.experiment.run_dir import find_run, saved_config
+from fewshot.experiment.run_dir import data_info_of, find_run, saved_config
 from fewshot.training.inputs import Inputs
+from fewshot.training.loop import is_trainable
 from fewshot.training.pretrained import pretrained_extractor
 from fewshot.training.trained import Trained
 
@@ -30,6 +31,7 @@ class Predictor:
     name: str
     trained: Trained
     light_on_dark: bool = False  # whether it has seen nothing but light strokes on a dark ground
+    known_classes: frozenset[str] = frozenset()  # names of the classes of the training
 
     @property
     def spec(self) -> ImageSpec:
@@ -78,7 +80,10 @@ def _of_run(folder: Path, device: str, data_dir: str | None) -> Predictor:
             "from Python, by fewshot.load_run"
         )
     name = f"{cfg.algorithm.name} of run {folder.absolute().name}"
-    return Predictor(name, trained, cfg.dataset.reader._target_ in LIGHT_ON_DARK)
+    if is_trainable(trained.learner) and trained.steps < cfg.train.steps:
+        name += f" after {trained.steps:,} of {cfg.train.steps:,} steps"
+    light_on_dark = cfg.dataset.reader._target_ in LIGHT_ON_DARK
+    return Predictor(name, trained, light_on_dark, frozenset(data_info_of(folder)["classes"]))
 
 
 def _of_features(cfg: DictConfig) -> Predictor:

@@ -103,6 +103,29 @@ def test_class_folders_of_queries_give_accuracy_and_confusions(call: Any, runs: 
     assert sorted(row[probability] for row in rows[:12]) == sorted(row[probability] for row in unlabelled)
 
 
+def test_what_the_run_says_of_classes_it_knows_and_of_its_end_is_passed_on(
+    call: Any, runs: Any, pictures: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(runs("maml"), tmp_path / "own")
+    for name, old, new in (
+        ("config.yaml", "  steps: 30", "  steps: 90"),
+        ("data.json", '"classes": [', '"classes": ["gamma, the third",'),
+    ):
+        text = (run / name).read_text()
+        assert old in text
+        (run / name).write_text(text.replace(old, new))
+    (pictures / "labelled").rename("renamed")
+    for place in Path("renamed").iterdir():
+        place.rename(place.with_name(place.name.upper()))
+    done = call("predict", f"run={run}", "support=support", "query=renamed")
+    assert done.code == 0 and "maml of run own after 30 of 90 steps, inductive" in done.out
+    assert (
+        "note: the run was trained on gamma, the third; an accuracy on images that it was trained on is no" in done.err
+    )
+    lines = "named after no class, so there is no accuracy: ALPHA, B & C, GAMMA, THE THIRD\n"
+    assert done.err.endswith(lines)
+
+
 def test_each_image_is_predicted_alone_unless_asked_otherwise(call: Any, runs: Any, pictures: Path) -> None:
     words = (f"run={runs('maml')}", "support=support")
 
@@ -120,7 +143,7 @@ def test_each_image_is_predicted_alone_unless_asked_otherwise(call: Any, runs: A
 def test_damaged_and_repeated_images_are_listed_and_the_rest_is_done(call: Any, runs: Any, pictures: Path) -> None:
     Path("labelled/alpha/broken.png").write_bytes(b"no image")
     Path("support/alpha/empty.png").write_bytes(b"")
-    shutil.copy("support/alpha/0.png", "labelled/alpha/again.png")
+    Image.open("support/alpha/0.png").save("labelled/alpha/again.bmp")
     done = call("predict", f"run={runs('maml')}", "support=support", "query=labelled", "page=page.html")
     assert done.code == 0
     lines = done.err.splitlines()
@@ -128,7 +151,7 @@ def test_damaged_and_repeated_images_are_listed_and_the_rest_is_done(call: Any, 
     assert lines[-2:] == [
         "warning: query: 1 image is left out, which cannot be read: alpha/broken.png (damaged, or no image that Pillow "
         "can open)",
-        "warning: query: 1 image is in the support set too, such as alpha/again.png; left out of the accuracy",
+        "warning: query: 1 image is in the support set too, such as alpha/again.bmp; left out of the accuracy",
     ]
     assert "of 12 right" in done.out
     (broken,) = [row for row in read_rows() if row["predicted"] == ""]
@@ -184,6 +207,11 @@ def add_class() -> None:
     Image.new("L", (9, 9)).save("support/more/0.png")
 
 
+def add_heic() -> None:
+    Path("support/more").mkdir()
+    Path("support/more/0.heic").touch()
+
+
 def fill(folder: str, *names: str) -> None:
     for name in names:
         (Path(folder) / name).mkdir(parents=True)
@@ -196,6 +224,8 @@ def fill(folder: str, *names: str) -> None:
         (lambda: None, ["support=none"], "support=none: no such folder; name one that holds a folder of images"),
         (lambda: Path("none").mkdir(), ["support=none"], "support=none: no images are there; put a folder of images"),
         (lambda: Path("support/none").mkdir(), [], "support=support: class none has no images; put some there, or"),
+        (add_heic, [], "support=support: class more has no images (it holds 1 .heic); put some there, or"),
+        (lambda: fill("set", "train/a", "test/b2"), ["support=set"], "its folders are splits, not classes; name o"),
         (lambda: fill("one", "a"), ["support=one"], "support=one: has one class, a, and two are needed"),
         (lambda: fill("two", "a", "b2"), ["support=two"], "a/1.png and b2/2.png are the same image in two classes"),
         (

@@ -18,7 +18,7 @@ from fewshot.data.sources import split_csv
 from fewshot.data.sources.archives import ARCHIVES, Files, file_states, open_files
 from fewshot.data.sources.convert import convert, remove_attempts
 from fewshot.data.sources.faults import list_faults, raise_faults
-from fewshot.data.sources.images import ImageSpec, describe_skipped
+from fewshot.data.sources.images import ImageSpec, describe_others, describe_skipped
 from fewshot.data.sources.layouts import WANTED, Classes, class_folders, find_images
 from fewshot.data.sources.parts import check_parts, part_of_files
 from fewshot.data.sources.random_split import check_shares, split_at_random, split_sizes
@@ -107,7 +107,12 @@ def read_folder(
         folder = cache / f"{name}-{hashlib.sha256(request.encode()).hexdigest()[:12]}"
         if overwrite or not (folder / "bank.json").exists():
             skipped = describe_skipped(set(files.names) - set(images) - set(split_csv.CSV_NAMES) - {str(csv)})
-            if notes := [*metadata.get("notes", []), *skipped.pop("notes", [])]:
+            left_out, notes = metadata["images_left_out"], metadata.get("notes", [])
+            if left_out and not notes:
+                in_csv = "folders" not in metadata["layout"]
+                place = f"have no row in {metadata['split_source']}" if in_csv else "are in no class folder"
+                notes = [f"left out {left_out:,} images, which {place}"]
+            if notes := [*notes, *skipped.pop("notes", [])]:
                 metadata["notes"] = notes
             parts = {each: part_of_files(files, splits[each]) for each in SPLITS}
             check_parts(str(files.root), parts, SHARED if classes is None else None)
@@ -151,7 +156,11 @@ def _find_splits(
     if split != "random" and "" not in classes_of and not (loose and len(classes_of) == 1):
         return classes_of, {"layout": "class folders in folders of the splits", "split_source": "the folders' own"}
     pooled = _pool(classes_of)
-    empty = [f"{files.root}: class {name} has no images" for name, group in sorted(pooled.items()) if not group]
+    empty = [
+        f"{files.root}: class {name} has no images{describe_others(files.names, name)}"
+        for name, group in sorted(pooled.items())
+        if not group
+    ]
     raise_faults("classes without images", empty, "add some, or remove the folder")
     splits, source = split_at_random(pooled)
     sources = ", ".join(sorted(classes_of))

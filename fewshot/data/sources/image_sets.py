@@ -19,8 +19,8 @@ from fewshot.core.device import count_cores
 from fewshot.core.errors import FewshotError, one_line
 from fewshot.data.sources.archives import ARCHIVES, DAMAGED, MAX_BYTES, Files, is_hidden, open_files
 from fewshot.data.sources.faults import raise_faults
-from fewshot.data.sources.images import ImageSpec, describe_skipped, fit_image, open_image
-from fewshot.data.sources.layouts import find_images
+from fewshot.data.sources.images import ImageSpec, describe_others, describe_skipped, fit_image, open_image
+from fewshot.data.sources.layouts import SPLIT_WORDS, find_images
 from fewshot.data.sources.split_csv import to_nfc
 
 AT_ONCE = 32  # files that are in memory at once
@@ -56,7 +56,7 @@ class LoadedImage:
 
     pixels: np.ndarray | None  # [C, size, size] uint8; None if it is damaged
     problem: str  # "" if it is not
-    digest: bytes  # of the file's bytes
+    digest: bytes  # of the pixels
     shape: tuple[int, int, int]  # (C, H, W) of the image in the file; zeros if it is damaged
 
 
@@ -75,8 +75,16 @@ def read_support(root: Path) -> ImageSet:
     loose = [name for name, label in zip(images.names, images.labels, strict=True) if not label]
     if loose:
         raise FewshotError(f"support={root}: {_count(loose)} in no class folder, such as {loose[0]}; {layout}")
-    folders = _folders(images.files, images.names[0].split("/")[: images.above])
-    empty = [f"support={root}: class {folder} has no images" for folder in sorted(folders - set(images.classes))]
+    above = images.names[0].split("/")[: images.above]
+    depth = min(name.count("/") for name in images.names) - images.above
+    if depth > 1 and SPLIT_WORDS.keys() >= {name.lower() for name in images.classes}:
+        inner = root.joinpath(*above, images.classes[0])
+        raise FewshotError(f"support={root}: its folders are splits, not classes; name one, such as support={inner}")
+    folders = _folders(images.files, above)
+    empty = [
+        f"support={root}: class {folder} has no images{describe_others(images.files.names, folder)}"
+        for folder in sorted(folders - set(images.classes))
+    ]
     raise_faults("classes without images", empty, "put some there, or remove the folder")
     if len(images.classes) < 2:
         raise FewshotError(f"support={root}: has one class, {images.classes[0]}, and two are needed; {layout}")
@@ -168,10 +176,10 @@ def load_images(images: ImageSet, spec: ImageSpec) -> Iterator[LoadedImage]:
 def _load(data: bytes | ValueError, spec: ImageSpec) -> LoadedImage:
     if isinstance(data, ValueError):
         return LoadedImage(None, str(data), b"", (0, 0, 0))
-    digest = hashlib.blake2b(data, digest_size=16).digest()
     try:
         with open_image(data, upright=spec.upright) as image:
-            shape = len(image.getbands()), image.height, image.width
-            return LoadedImage(fit_image(image, spec), "", digest, shape)
+            shape, pixels = (len(image.getbands()), image.height, image.width), fit_image(image, spec)
     except ValueError as error:
-        return LoadedImage(None, str(error), digest, (0, 0, 0))
+        return LoadedImage(None, str(error), b"", (0, 0, 0))
+    digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).digest()
+    return LoadedImage(pixels, "", digest, shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -31,8 +31,10 @@ MAGIC = re.compile(
     rb"|BM....\0{4}....[\x0c-\x7c]\0\0\0|P[1-6]\s+(#[^\n]*\n\s*)*\d+\s+\d+\s",
     re.DOTALL,
 )
+HEIC = re.compile(rb"....ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL)
 HEAD_BYTES = 1 << 12  # of a file without a suffix, read to see whether it is an image
 LARGEST_SIDE = 1024  # of an example
+DARK = 1 << 12  # cameras and microscopes write 12 bits of data as 16
 TIFF_BITS = 258  # number of the field BitsPerSample, TIFF 6.0
 MAX_PIXELS = 89_478_485  # of a decoded image; beyond it Pillow warns of decompression bombs
 RESIZES = ("squash", "crop")
@@ -79,7 +81,8 @@ class ImageSpec:
 def decode_image(data: bytes | np.ndarray, spec: ImageSpec) -> np.ndarray:
     """Decode the bytes of an image file, or convert an array [H, W, 3], [H, W, 1] or [H, W] uint8.
 
-    Of an animation the first frame is taken, transparent pixels lie on white, and 16 or 12 bits of grey become 8.
+    Of an animation or a file of several pages the first one is taken, transparent pixels lie on white, and of 16 or 12
+    bits the upper 8 are kept.
 
     Returns:
         [C, size, size] uint8.
@@ -117,8 +120,10 @@ def open_image(data: bytes, *, upright: bool) -> Iterator[Image.Image]:
                     ImageOps.exif_transpose(image, in_place=True)
             yield _to_8_bits(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError("it has more pixels than is safe to unpack") from error
+        raise ValueError(f"it has more than {MAX_PIXELS:,} pixels, too many to unpack") from error
     except UnidentifiedImageError as error:  # its own message holds a memory address
+        if HEIC.match(data):
+            raise ValueError("HEIC, which is not read; save it as JPEG") from error
         raise ValueError("damaged, or no image that Pillow can open") from error
     except MemoryError:
         raise
@@ -141,12 +146,14 @@ def make_thumbnail(data: bytes, side: int) -> bytes:
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """The image in mode RGB or L."""
-    if image.mode.startswith("I;16"):
-        bits = getattr(image, "tag_v2", {}).get(TIFF_BITS, (16,))[0]  # 12 in some files of cameras
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> (bits - 8)).astype(np.uint8))
+    # 16 bits of grey, which Pillow may read as 32; a TIFF may say that it has 12.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        bits = getattr(image, "tag_v2", {}).get(TIFF_BITS, (16,))[0]
+        values = np.asarray(image).clip(0, (1 << 16) - 1)
+        if bits == 16 and values.max() < DARK:
+            raise ValueError(f"16 bits without a value of {DARK:,} or more, nearly black; scale it, with 8 bits")
+        return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
     if image.mode in ("I", "F"):
-        if image.mode == "I" and image.format in ("PNG", "PPM"):  # 16 bits, which Pillow reads as 32
-            return Image.fromarray((np.asarray(image).clip(0, (1 << 16) - 1) >> 8).astype(np.uint8))
         raise ValueError(f"pixels of mode {image.mode}; save it with 8 bits")
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -198,12 +205,29 @@ def describe_skipped(names: Iterable[str]) -> dict[str, Any]:
 
     A note reads "passed over 96 files that are no images: 90 .txt, 6 .db".
     """
-    counts = Counter(suffix_of(name) or "without a suffix" for name in names)
-    if not counts:
+    by_suffix = _count_suffixes(names)
+    if not by_suffix:
         return {}
-    by_suffix = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    total = sum(by_suffix.values())
+    noun = "1 file that is no image" if total == 1 else f"{total:,} files that are no images"
+    return {"passed_over": by_suffix, "notes": [f"passed over {noun}: {_list_suffixes(by_suffix)}"]}
+
+
+def describe_others(names: Iterable[str], folder: str) -> str:
+    """What a class folder without images holds, such as " (it holds 300 .heic)"; "" if it is empty."""
+    inside = f"/{folder}/"
+    by_suffix = _count_suffixes(name for name in names if inside in f"/{name}")
+    return f" (it holds {_list_suffixes(by_suffix)})" if by_suffix else ""
+
+
+def _count_suffixes(names: Iterable[str]) -> dict[str, int]:
+    """The number of files by suffix, the most frequent first."""
+    counts = Counter(suffix_of(name) or "without a suffix" for name in names)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _list_suffixes(by_suffix: Mapping[str, int]) -> str:
     texts = [f"{count:,} {suffix}" for suffix, count in by_suffix.items()]
     if len(texts) > 6:
         texts[5:] = [f"and {len(texts) - 5} other kinds"]
-    noun = "1 file that is no image" if counts.total() == 1 else f"{counts.total():,} files that are no images"
-    return {"passed_over": by_suffix, "notes": [f"passed over {noun}: {', '.join(texts)}"]}
+    return ", ".join(texts)

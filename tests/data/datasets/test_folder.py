@@ -195,6 +195,7 @@ def test_what_a_csv_does_not_list_is_left_out_and_counted(root: Path, cache: Pat
     banks = read(as_folder(root, classes() | {"split.csv": table}), cache)
     assert named(banks) == {"train": ["x"], "val": ["y"], "test": ["z"]}
     assert banks["train"].metadata["images_left_out"] == 17
+    assert banks["train"].metadata["notes"] == ["left out 17 images, which have no row in a CSV"]
 
 
 @pytest.mark.parametrize(
@@ -278,7 +279,7 @@ MISTAKES: dict[str, tuple[dict[str, bytes], str]] = {
     "an archive inside": ({"images.zip": b"PK"}, "no images are there.*; give the archive .*images.zip instead"),
     "a class of other files": (
         classes() | {"class k/1.heic": b"-"},
-        "class class k has no images; add some, or remove the folder",
+        r"class class k has no images \(it holds 1 .heic\); add some, or remove the folder",
     ),
     "such a class in a split": (SPLIT | {"val/z/1.txt": b"-"}, "class z of val has no images"),
     "too few classes": (classes(NAMES[:5]), "5 classes would be split 3/1/1, and each split needs 2: add classes"),
