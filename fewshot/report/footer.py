@@ -186,7 +186,7 @@ def _published_line(figures: Sequence[dict[str, Any]]) -> str:
     if any(figure["interval"] is not None for figure in figures):
         parts.append(f"± is 95 % over test episodes in {', '.join(stated)}" if stated else "")
         unstated = any(figure["interval_kind"] == UNKNOWN for figure in figures)
-        parts.append(f"what ± means is not stated{' elsewhere' if stated else ''}" if unstated else "")
+        parts.append(f"the {'other ' if stated else ''}sources do not say what ± means" if unstated else "")
     if any("protocol_from_code" in figure["caveats"] for figure in figures):
         parts.append("queries and test episodes are partly from released code and appendices")
     return ". ".join(part[0].upper() + part[1:] if i else part for i, part in enumerate(filter(None, parts)))
