@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fewshot.backbones.conv4 import check_image, initialise_head
 from fewshot.backbones.norm import make_norm
+from fewshot.backbones.parts import check_image, initialise_head
 from fewshot.core.checks import check_number
 
 STRIDES = (2, 2, 2, 1)  # of the pooling behind each convolution

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fewshot.backbones.conv4 import initialise_head
 from fewshot.backbones.norm import make_norm
+from fewshot.backbones.parts import initialise_head
 from fewshot.core.checks import check_number
 
 

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fewshot.backbones.conv4 import check_image, initialise_convolutions, initialise_head
 from fewshot.backbones.norm import make_norm
+from fewshot.backbones.parts import check_image, initialise_convolutions, initialise_head
 from fewshot.core.errors import FewshotError
 
 SLOPE = 0.1  # of every LeakyReLU, below zero

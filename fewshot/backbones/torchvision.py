@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fewshot.backbones.conv4 import initialise_head
 from fewshot.backbones.module import feature_width, freeze_parameters
 from fewshot.backbones.norm import replace_batch_norms
+from fewshot.backbones.parts import initialise_head
 from fewshot.backbones.weights import find_weights, hash_file, load_weights
 from fewshot.core.checks import check_number, did_you_mean
 from fewshot.core.errors import FewshotError, ImageShapeError
