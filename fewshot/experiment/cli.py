@@ -31,12 +31,13 @@ from fewshot.core.distributed import RankZeroFailed, fails_everywhere, is_rank_z
 from fewshot.core.environment import code
 from fewshot.core.errors import FewshotError, error_location
 from fewshot.core.interrupt import never_hold_interrupt
-from fewshot.core.paths import CONF, expand_configuration, expand_home
+from fewshot.core.paths import CONF
 from fewshot.experiment.command_line import has_sweep_mode, open_hydra, parse_flags
 from fewshot.experiment.config import check_groups, given_overrides, key_names
 from fewshot.experiment.messages import MISTAKES, format_error, print_error
 from fewshot.experiment.overrides import check_overrides
 from fewshot.experiment.parse import parse_overrides
+from fewshot.experiment.paths import expand_configuration, expand_home
 from fewshot.experiment.recipes import complete
 from fewshot.experiment.sweeps import (
     check_launcher,

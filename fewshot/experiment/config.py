@@ -24,7 +24,7 @@ from omegaconf import (
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fewshot.core.errors import FewshotError
-from fewshot.core.paths import CONF, UNHASHED_KEYS
+from fewshot.core.paths import CONF
 from fewshot.training.settings import LATER_SETTINGS
 
 # Types of the settings that are null in conf/<tool>.yaml; all others have the type of their value there.
@@ -84,6 +84,11 @@ for tool in TOOLS if CONF.is_dir() else ():
     ConfigStore.instance().store(name=f"{tool}_schema", node=typed_settings(tool, placeholders=True))
 
 GROUP_PARTS = {"algorithm": "learner", "dataset": "reader", "features": "reader", "backbone": "network"}
+# Keys that may differ between two configurations of one and the same run.
+UNHASHED_KEYS = (
+    "protocol", "device", "data_dir", "runs", "run_dir", "resume", "force", "plot", "copy_records_to", "logger",
+    "sweeps",
+)  # fmt: skip
 UNTRAINED_KEYS = ("seed", "engine", "task_chunk")  # in which runs of one training may differ
 UNHASHED_READER_KEYS = ("root", "cache", "download", "device", "upright")  # the last shows in the data
 READER_FILES = ("csv", "folder", "weights")  # files that their name identifies, in whatever folder

@@ -20,9 +20,10 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError, one_line
-from fewshot.core.paths import CONF, expand_configuration, is_path_key
+from fewshot.core.paths import CONF
 from fewshot.experiment.config import NULLABLE, TOOLS, is_regression, key_names, typed_settings, wanted_type
 from fewshot.experiment.parse import typed
+from fewshot.experiment.paths import expand_configuration, is_path_key
 from fewshot.experiment.sweeps import check_plugin
 
 NEEDED = "is always needed; it can be set, and not deleted"

@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from fewshot.core.errors import FewshotError, one_line
-from fewshot.core.paths import literal
+from fewshot.experiment.paths import literal
 
 TYPOGRAPHIC_QUOTES = "\u2018\u2019\u201c\u201d"  # which text programs write
 

@@ -19,7 +19,6 @@ from fewshot.core.device import reset_peak_memory
 from fewshot.core.distributed import check_shared_device, is_main, main_first, on_rank_zero, world
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import lock_dir, write_atomically
-from fewshot.core.paths import absolute_paths
 from fewshot.core.progress import print_note, show_training
 from fewshot.engine.evaluate import score_episodes
 from fewshot.engine.probe import check_training
@@ -34,6 +33,7 @@ from fewshot.experiment.build import (
 from fewshot.experiment.config import resolved, starts_from_extractor
 from fewshot.experiment.make_record import pretrained_weights, title
 from fewshot.experiment.parse import typed
+from fewshot.experiment.paths import absolute_paths
 from fewshot.experiment.run_dir import DATA, EXTRACTOR, TESTS, WEIGHTS, finished_tests, run_folder
 from fewshot.experiment.run_tests import plan_tests, write_tests
 from fewshot.experiment.start import load_start

@@ -13,9 +13,17 @@ from yaml import YAMLError
 
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import LOCK
-from fewshot.core.paths import SAVED_PATH_KEYS, UNHASHED_KEYS, literal
 from fewshot.engine.evaluate import SETTINGS
-from fewshot.experiment.config import GROUP_PARTS, config_hash, is_regression, key_names, resolved, typed_settings
+from fewshot.experiment.config import (
+    GROUP_PARTS,
+    UNHASHED_KEYS,
+    config_hash,
+    is_regression,
+    key_names,
+    resolved,
+    typed_settings,
+)
+from fewshot.experiment.paths import SAVED_PATH_KEYS, literal
 from fewshot.experiment.protocol import Protocol, read_protocols
 from fewshot.report.records import read_record
 from fewshot.training.folder import LISTED

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
-from fewshot.core.device import count_cores, fits_on_device, pick_device
+from fewshot.core import device as module
+from fewshot.core.device import count_cores, fits_on_device, peak_memory_bytes, pick_device
 from fewshot.core.errors import FewshotError
 
 
@@ -38,3 +40,9 @@ def test_only_the_cores_of_this_process_count(monkeypatch: pytest.MonkeyPatch) -
     for cores, count in (({3}, 1), (set(range(64)), 16)):
         monkeypatch.setattr(os, "sched_getaffinity", lambda process, cores=cores: cores, raising=False)
         assert count_cores() == count
+
+
+def test_a_system_that_counts_no_peak_is_asked_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "status").write_text("VmSize: 7 kB\nVmRSS: 5 kB\n")
+    monkeypatch.setattr(module, "_STATUS", tmp_path / "status")
+    assert peak_memory_bytes(torch.device("cpu")) > 1e7

@@ -16,12 +16,13 @@ from PIL import Image
 
 from fewshot import open_banks, read_records
 from fewshot.core.errors import FewshotError
-from fewshot.core.paths import absolute_paths, expand_configuration, expand_home, expand_path
+from fewshot.core.paths import expand_path
 from fewshot.data.datasets import folder, glyphs
 from fewshot.experiment.config import config_hash
+from fewshot.experiment.paths import absolute_paths, expand_configuration, expand_home
 
 TEST = ("protocol.common.episodes=2", "protocol.common.query=2")
-QUICK = ("algorithm=nearest", "way=2", "validation.query=2", "recipe=none", "protocol=common", *TEST)
+QUICK = ("algorithm=nearest", "way=2", "validation.query=2", "recipe=none", "logger=none", "protocol=common", *TEST)
 OWN = ("dataset=folder", "dataset.reader.size=4", "dataset.reader.fractions=[0.34,0.33,0.33]")
 FORMS = ("~/{}", "$PLACE/{}", "${{oc.env:PLACE}}/{}")
 
