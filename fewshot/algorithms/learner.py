@@ -108,7 +108,8 @@ def with_defaults(learner: Any) -> Learner:
             raise FewshotError(f"algorithm.learner: {type(learner).__name__}.{name} is no method; see `Learner`")
     defaults = {"backbone": nn.Identity(), "test_steps": 0, "sequential": False, "use_autograd": False}
     if lacking := [name for name in defaults if not hasattr(learner, name)]:
-        networks = [name for name, value in vars(learner).items() if isinstance(value, nn.Module)]
+        members = vars(learner) | getattr(learner, "_modules", {})
+        networks = [name for name, value in members.items() if isinstance(value, nn.Module)]
         if "backbone" in lacking and networks:
             raise FewshotError(
                 f"algorithm.learner: {type(learner).__name__} keeps its network as {networks[0]}, where nothing "
@@ -117,6 +118,7 @@ def with_defaults(learner: Any) -> Learner:
         try:
             for name in lacking:
                 setattr(learner, name, defaults[name])
+            learner._counts_steps = "test_steps" not in lacking
         except AttributeError as error:  # a frozen dataclass
             raise FewshotError(
                 f"algorithm.learner: the attributes of {type(learner).__name__} cannot be set, and training sets some; "

@@ -98,6 +98,7 @@ class LEO(LEOSteps):
         check_settings(int, 0, latent_steps=latent_steps, finetune_steps=finetune_steps)
         check_settings(float, 0, dropout=dropout, kl_weight=kl_weight, encoder_penalty_weight=encoder_penalty_weight)
         check_settings(float, 0, l2_weight=l2_weight, orthogonality_weight=orthogonality_weight)
+        check_settings(float, 0, latent_lr=latent_lr, finetune_lr=finetune_lr)
         if dropout >= 1:
             raise FewshotError(f"algorithm.learner.dropout={dropout}: must be below 1")
         self.backbone = backbone

@@ -95,7 +95,7 @@ class MAMLPlusPlus(MAML):
         if adapted != "all":  # the first note, without the norms that step_norms leaves as they are
             self.notes = (f"the inner loop adapts {', '.join(self.adapted)}", *self.notes[1:])
         if step_norms and not of_norms:
-            self.notes += ("step_norms does nothing: this network has no norm of the class BatchStatNorm",)
+            self.notes += ("step_norms does nothing: this network has no batch norm",)
         self.begin_step(1, 1)
 
     @property

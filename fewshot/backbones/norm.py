@@ -75,8 +75,8 @@ def _fused_gathers(x: torch.Tensor) -> bool:
 
 
 def norm_names(network: nn.Module) -> list[str]:
-    """Names of the trained parameters of norms by batch statistics."""
-    norms = [prefix for prefix, part in network.named_modules() if isinstance(part, BatchStatNorm)]
+    """Names of the trained parameters of batch norms."""
+    norms = [prefix for prefix, part in network.named_modules() if isinstance(part, BatchStatNorm | _BatchNorm)]
     names = (name for name, value in network.named_parameters() if value.requires_grad)
     return [name for name in names if name.rpartition(".")[0] in norms]
 

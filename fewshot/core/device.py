@@ -84,8 +84,9 @@ def _says_full(error: BaseException) -> bool:
         return error.errno == errno.ENOMEM
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which may not be loaded
         return True
-    # Messages of torch's allocator, of oneDNN and of C++ itself.
+    # Messages of torch's allocator, of oneDNN, of C++ itself, and of CUDA's driver and libraries.
     messages = ("DefaultCPUAllocator: ", "could not create a primitive", "std::bad_alloc")
+    messages += ("CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
     return any(message in str(error) for message in messages)
 
 
@@ -148,8 +149,9 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if _STATUS.exists():
-        peak = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(peak.split()[1]) * 1024
+        peaks = [line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM")]
+        if peaks:  # some containers do not count it
+            return int(peaks[0].split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -13,6 +13,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from fewshot.core.errors import one_line
+from fewshot.core.progress import print_note
 
 WARM_UP = 2  # runs before the recording, in which libraries and the allocator settle
 
@@ -79,5 +80,6 @@ class RecordedStep:
                 self._outputs = self._step(inputs)
         except RuntimeError as error:
             self.refused = one_line(error)
+            print_note(f"this step cannot be recorded as a CUDA graph, and takes longer: {self.refused}")
         else:
             self._graph = graph

@@ -11,11 +11,12 @@ All methods give the same gradients:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from math import prod
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.utils._pytree import tree_map
@@ -29,23 +30,30 @@ from fewshot.core.progress import print_note
 from fewshot.engine.compile import compiled, has_compiler
 from fewshot.engine.cuda_graph import RecordedStep, is_recording
 from fewshot.engine.lift import autograd_copy, lift_all, lift_one, mean_outer
-from fewshot.engine.probe import parameter_count, why_not_batched
+from fewshot.engine.probe import parameter_count, probe, why_not_batched
 from fewshot.engine.reduce import MetaGradient, weighted_mean
 from fewshot.episodes import Episodes
 
 T = TypeVar("T")
 
 ENGINES = ("auto", "vmap", "compiled", "loop", "learn2learn")
-# Examples with more values than this are faster on CPU by `loop` (see tools/bench.py): per-task weights turn into
-# grouped convolutions, which pay on 28x28 images and cost on 84x84 ones.
+# Images with more values than this are faster on CPU by `loop` (see tools/bench.py): per-task weights turn into
+# grouped convolutions, which pay on 28x28 images and cost on 84x84 ones. (Vectors always pay: LEO on 2,048 values 4 times.)
 SMALL = 40 * 40
 # Learners with more parameters than this run, on CPU, by `loop`, one task on all cores: 14.2 seconds for two tasks of
 # ResNet-12, second order, against 16.8 on two threads, in half the memory; for Conv-4 it is the other way round.
 LARGE = 1_000_000
-# In trainings of so many steps on vectors those of LEO and of sinusoids earn back their compilation: of LEO 46 to 53
-# seconds, and a step saves 27 ms with one shot and 46 with 5; on sinusoids of MAML 4 to 19 seconds, and a step saves 3
-# ms, of Reptile 10 (one core of an AMD EPYC).
+# A training of so many steps on vectors earns back its compilation. On one core of an AMD EPYC this takes 46 to 53
+# seconds for LEO, whose step is then 27 to 46 ms shorter, and 4 to 19 seconds for MAML on sinusoids (3 ms; Reptile 10).
 LONG = 10_000
+
+
+class KeptStep(NamedTuple):
+    """A compiled or recorded step of a learner, for as long as the learner and its settings stay the same."""
+
+    learner: Any
+    settings: Any
+    run: Any  # a compiled function, or a RecordedStep
 
 
 class Engine:
@@ -61,7 +69,6 @@ class Engine:
         fitted_chunk: the number of tasks that fitted into memory, for "outer" and for "map". A resumed run goes on
             with that of "outer", since other chunks round otherwise.
         compiles: whether `auto` compiles steps on vectors on a CPU; a resumed run goes on as it began.
-        fallback: why `auto` took `loop` where it takes `vmap` for other learners; else empty.
     """
 
     def __init__(self, name: str = "auto", task_chunk: int | None = None, steps: int = 0) -> None:
@@ -71,10 +78,8 @@ class Engine:
         self.task_chunk = task_chunk
         self.compiles = name == "auto" and steps >= LONG and has_compiler()
         self.fitted_chunk: dict[str, int] = {}
-        self.fallback = ""
-        # The last learner, its settings and its step.
-        self._compiled: tuple[Any, dict[str, Any], Callable[..., Any]] | None = None
-        self._recorded: tuple[Any, Any, RecordedStep] | None = None  # likewise, and the settings that it holds
+        self._compiled: KeptStep | None = None
+        self._recorded: KeptStep | None = None
         self._pool: ThreadPoolExecutor | None = None
 
     def method(self, episodes: Episodes, learner: Any = None) -> str:
@@ -92,16 +97,19 @@ class Engine:
             check_precision(name, "bfloat16")
             return "loop"
         if name == "auto":
-            small = is_small(episodes.support_x[0, 0].numel())
+            small = is_small(episodes.support_x.shape[2:])
             fast = small and (learner is None or parameter_count(learner) <= LARGE)
             name = "vmap" if fast or episodes.support_x.device.type != "cpu" else "loop"
-        if learner is None or name not in ("vmap", "compiled"):
+        if learner is None:
+            return name
+        if name not in ("vmap", "compiled"):
+            probe(learner, episodes[0])  # checks its network, and puts it into eval()
             return name
         if not (reason := why_not_batched(learner, episodes)):
             vectors = episodes.support_x.dim() == 3 and episodes.support_x.device.type == "cpu"
             return "compiled" if self.compiles and vectors and not hasattr(learner, "begin_step") else name
         if self.name == "auto":
-            self.fallback = reason
+            print_note(f"engine=auto takes loop: {reason}")
             return "loop"
         raise FewshotError(f"engine={name}: {reason}; choose engine=loop or engine=auto")
 
@@ -183,29 +191,29 @@ class Engine:
 
     def _run_compiled(self, learner: Learner, params: Tensors, state: Tensors, episodes: Episodes) -> MetaGradient:
         """`mean_outer`, compiled when a learner first meets a shape; kept while learner and settings stay the same."""
-        plain = _plain_settings(learner)
-        if self._compiled is None or self._compiled[0] is not learner or self._compiled[1] != plain:
-            if self.compiles and self._compiled is not None and self._compiled[0] is learner:
+        kept, plain = self._compiled, _plain_settings(learner)
+        if kept is None or kept.learner is not learner or kept.settings != plain:
+            if self.compiles and kept is not None and kept.learner is learner:
                 raise FewshotError("engine=compiled: the learner changes its settings")
             if self.compiles:
                 print_note("engine=auto compiles the step, since the training is long: up to a minute")
-            self._compiled = learner, plain, compiled(partial(_outer_tensors, learner))
-        return MetaGradient(*self._compiled[2](episodes.way, params, state, *episodes.tensors()))
+            kept = self._compiled = KeptStep(learner, plain, compiled(partial(_outer_tensors, learner)))
+        return MetaGradient(*kept.run(episodes.way, params, state, *episodes.tensors()))
 
     def _run_recorded(
         self, method: str, learner: Learner, params: Tensors, state: Tensors, episodes: Episodes
     ) -> MetaGradient:
         """`_outer` as a CUDA graph: recorded when a learner first meets a shape, then replayed."""
         way = episodes.way
-        key = method, way, _plain_settings(learner)  # a graph holds those that were there when it was recorded
-        if self._recorded is None or self._recorded[0] is not learner or self._recorded[1] != key:
+        kept, key = self._recorded, (method, way, _plain_settings(learner))
+        if kept is None or kept.learner is not learner or kept.settings != key:
 
             def step(inputs: Any) -> Any:
                 outer = self._outer(method, learner, inputs[0], inputs[1], Episodes(*inputs[2], way=way))
                 return outer.gradient, outer.state, outer.loss, outer.score
 
-            self._recorded = learner, key, RecordedStep(step)
-        return MetaGradient(*self._recorded[2]((params, state, episodes.tensors())))
+            kept = self._recorded = KeptStep(learner, key, RecordedStep(step))
+        return MetaGradient(*kept.run((params, state, episodes.tensors())))
 
     def _one_after_the_other(
         self, method: str, learner: Learner, params: Tensors, state: Tensors, episodes: Episodes
@@ -224,7 +232,7 @@ class Engine:
     ) -> Iterator[T]:
         """Apply a function to consecutive groups of `size` tasks, on as many threads as pay: its results in order."""
         on_cpu = episodes.key.device.type == "cpu"
-        large_examples = on_cpu and not is_small(episodes.support_x[0, 0].numel())
+        large_examples = on_cpu and not is_small(episodes.support_x.shape[2:])
         if large_examples:
             tune_malloc(one_arena=True)
         threads = torch.get_num_threads()
@@ -270,9 +278,9 @@ def _groups(episodes: Episodes, size: int) -> Iterator[Episodes]:
     return (episodes[i : i + size] for i in range(0, len(episodes), size))
 
 
-def is_small(values: int) -> bool:
-    """Whether examples of so many values each run faster on CPU by `vmap` than by `loop`."""
-    return values <= SMALL
+def is_small(shape: Sequence[int]) -> bool:
+    """Whether examples of this shape run faster on CPU by `vmap` than by `loop`: vectors, and small images."""
+    return len(shape) == 1 or prod(shape) <= SMALL
 
 
 def _channels_last(episodes: Episodes) -> Episodes:

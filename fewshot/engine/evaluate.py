@@ -15,6 +15,7 @@ from fewshot.algorithms.learner import Learner, Tensors, score
 from fewshot.core.checks import check_choice
 from fewshot.core.distributed import all_reduce_sum, pad_to_global, rank_slice
 from fewshot.core.errors import FewshotError
+from fewshot.engine.contract import check_sorted
 from fewshot.engine.engine import Engine
 from fewshot.engine.probe import Behaviour, probe, why_not_batched
 from fewshot.episodes import Episodes, Tasks
@@ -128,6 +129,7 @@ def evaluate_settings(
     """
     check_queries(tasks)
     first = tasks.episodes(0, 2)
+    check_sorted(first[0], unequal=getattr(learner, "unequal_shots", False))  # `probe` looks at one task of a shape
     behaviour = probe(learner, first[0], params, state)
     independent = behaviour.queries_independent
     different = settings[:1] if independent else settings
@@ -195,7 +197,6 @@ def _queries_cover_classes(tasks: Tasks) -> bool:
     return 3 * (tasks.shot + tasks.query) >= int(tasks.bank.sizes.max())
 
 
-@torch.no_grad()
 def _evaluate_by_class(
     learner: Learner, params: Tensors, state: Tensors, sampler: Sampler, engine: Engine, first: int, count: int
 ) -> torch.Tensor:
@@ -205,13 +206,19 @@ def _evaluate_by_class(
     """
     draw, offsets = sampler.draw(first, count), sampler.bank.offsets.tolist()
     supports = sampler.load(replace(draw, rows=draw.rows[:, :, : sampler.shot]))
-    adapted = engine.map(lambda learner, task: learner.adapt(params, state, task), learner, supports)
+
+    @torch.no_grad()  # also in the threads of the engine
+    def adapt(learner: Learner, task: Episodes) -> Tensors:
+        return learner.adapt(params, state, task)
+
+    adapted = engine.map(adapt, learner, supports)
     correct = torch.zeros(count, dtype=torch.float64, device=draw.key.device)
     for label in draw.classes.unique().tolist():
         x = sampler.gather(torch.arange(offsets[label], offsets[label + 1], device=draw.key.device))
         task, way = (draw.classes == label).nonzero(as_tuple=True)
         adapted_to_label = tree_map(lambda value, task=task: value[task], adapted)
-        logits = vmap(lambda adapted, x=x: learner.predict(adapted, x))(adapted_to_label)  # [tasks, examples, N]
+        with torch.no_grad():
+            logits = vmap(lambda adapted, x=x: learner.predict(adapted, x))(adapted_to_label)  # [tasks, examples, N]
         is_right = (logits.argmax(-1) == way[:, None]).double().masked_fill(logits.isnan().any(-1), float("nan"))
         queries = draw.rows[task, way, sampler.shot :] - offsets[label]
         correct.index_add_(0, task, is_right.gather(1, queries).sum(1))

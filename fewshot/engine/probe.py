@@ -111,6 +111,7 @@ def check_training(learner: Any, episodes: Episodes) -> str:
     Raises:
         FewshotError: as `probe`; or the network cannot be trained, or has parameters of another type than the examples.
     """
+    check_sorted(episodes[0], unequal=getattr(learner, "unequal_shots", False))
     probe(learner, episodes[0])
     _check_dtype(learner.init()[0], episodes.support_x)
 
@@ -184,11 +185,12 @@ def _check_dtype(params: Tensors, x: torch.Tensor) -> None:
 def _find_once(learner: Any, key: tuple[Any, ...], find: Callable[[], Any]) -> Any:
     """The result of `find`, which is called once for each learner with its backbone and for each key."""
     results = learner.__dict__.setdefault("_found", {})
-    key = id(learner), id(getattr(learner, "backbone", None)), *key  # a deep copy holds what its original found
+    backbone = getattr(learner, "backbone", None)
+    key = id(learner), id(backbone), *key  # a deep copy holds what its original found
     if key not in results:
         with seeded(0):
-            results[key] = find()
-    return results[key]
+            results[key] = find(), backbone  # which it keeps alive, so that no other network gets its id
+    return results[key][0]
 
 
 def _find_behaviour(learner: Learner, task: Episodes) -> Behaviour:

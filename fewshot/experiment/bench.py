@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable
 from functools import partial
-from math import prod
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -121,7 +120,7 @@ def steps_per_second(step: Callable[[], None], device: torch.device, seconds: fl
 def bench_network(cfg: DictConfig, name: str) -> list[Row]:
     """The rows of one network: an engine each, in first and in second order, for each choice of adapted parameters."""
     device, net = pick_device(cfg.device), cfg.networks[name]
-    tune_malloc(one_arena=not is_small(prod(net.shape)))
+    tune_malloc(one_arena=not is_small(net.shape))
     set_single_threaded(net.way == 1)
     episodes = random_episodes(net, device)
     has_orders = "inner_steps" in net

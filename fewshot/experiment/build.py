@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +160,7 @@ def build(
     shape = view.output_shape(sources["train"].shape)
     width = len(sources["train"].outputs) if regression else ways or cfg.way
     learner = make_learner(cfg, shape, width, device)
-    if not is_small(prod(shape)):
+    if not is_small(shape):
         tune_malloc(one_arena=True)  # before the threads of the engine have heaps of their own
     sources = {split: _move(source, device) for split, source in sources.items()}
     engine = Engine(cfg.engine, cfg.task_chunk, cfg.train.steps)
@@ -177,11 +176,9 @@ def build(
             f"way={cfg.way}: the learner was trained for {ways} classes and takes no other number; leave way out, or "
             "train with this way"
         ) from error
-    run.engine.method(run.first_tasks.episodes(0, 2), learner)
-    if run.engine.fallback:
-        notes.append(f"engine=auto takes loop: {run.engine.fallback}")
     for note in notes:
         print_note(note)
+    run.engine.method(run.first_tasks.episodes(0, 2), learner)  # which may say what it takes
     return run
 
 

@@ -50,10 +50,11 @@ class Trained:
 
     @property
     def device(self) -> torch.device:
-        """The device of the parameters."""
-        backbone = self.learner.backbone
+        """The device of the parameters; without any, that of the extractor or of the network."""
         own = next((value.device for value in (*self.params.values(), *self.state.values())), None)
-        return own or (device_of(backbone) if isinstance(backbone, nn.Module) else torch.device("cpu"))
+        extractor = None if self.inputs is None else self.inputs.extractor
+        network = extractor or self.learner.backbone  # a learner without parameters is where its features are made
+        return own or (device_of(network) if isinstance(network, nn.Module) else torch.device("cpu"))
 
     def read_images(self, paths: Iterable[str | Path]) -> np.ndarray:
         """Image files as the training's reader made its examples, [B, C, S, S] uint8, for `adapt` and `predict`.

@@ -176,9 +176,12 @@ def test_the_outer_gradient_of_maml_equals_finite_differences_on_every_engine(
 
 @every
 def test_the_inner_loop_changes_norms_only_with_adapt_norm(name: str) -> None:
-    adapted, fixed = (adapted_names(fresh(name, adapt_norm=choice)) for choice in (True, False))
-    assert adapted == [key for key, _ in fresh(name).named_parameters()]
-    assert set(adapted) - set(fixed) == {key for key in adapted if key.endswith((".scale", ".offset"))} != set()
+    for norm in ("batch", "running"):
+        adapted, fixed = (adapted_names(fresh(name, norm=norm, adapt_norm=choice)) for choice in (True, False))
+        assert adapted == [key for key, _ in fresh(name, norm=norm).named_parameters()]
+        parts = dict(fresh(name, norm=norm).named_modules())
+        of_norms = {key for key in adapted if isinstance(parts[key.rpartition(".")[0]], BatchStatNorm | RunningNorm)}
+        assert set(adapted) - set(fixed) == of_norms != set()
 
 
 # Initialisation

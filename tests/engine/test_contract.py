@@ -178,6 +178,16 @@ class OtherName(Own):
         return dict(self.net.named_parameters()), {}
 
 
+class ModuleOfOtherName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(4, 3)
+
+    init = Own.init
+    adapt = Own.adapt
+    predict = Own.predict
+
+
 @dataclass(frozen=True)
 class Unchangeable:
     backbone: nn.Module
@@ -208,6 +218,7 @@ REFUSED: dict[Callable[[], Any], str] = {
     TensorScalars: "TensorScalars.scalars: must return a dict of Python's numbers",
     TakenScalars: "TakenScalars.scalars: the log has loss of its own; take another name",
     OtherName: "OtherName keeps its network as net, .* keep it as backbone",
+    ModuleOfOtherName: "ModuleOfOtherName keeps its network as net, .* keep it as backbone",
     lambda: Unchangeable(nn.Identity()): "the attributes of Unchangeable cannot be set",
 }
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from fewshot.algorithms.learner import with_defaults
+from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
 from fewshot.engine.engine import Engine
 from fewshot.experiment.protocol import read_protocols
+from fewshot.experiment.run_tests import _steps
 
 from ..conftest import composed, read_test
 
 FEW = ("protocol.common.query=2", "protocol.common.episodes=6")
 QUICK = (
     "backbone.network.filters=4", "train.steps=4", "train.meta_batch=2", "train.checkpoint_every=1", "protocol=common",
-    "train.validate_every=0", "train.select=last", *FEW,
+    "logger=none", "train.validate_every=0", "train.select=last", *FEW,
 )  # fmt: skip
 SINES = ("algorithm=maml", "dataset=sinusoid", "run_dir=run", "train.steps=2", "train.meta_batch=2")
 BOTH = [f"common-query=2-episodes=6-{setting}" for setting in ("inductive", "transductive")]
@@ -259,3 +263,18 @@ def test_learners_without_a_head_train_on_other_ways_than_they_are_tested_on(cal
     assert done.code == 0, done.err
     record = read_test("run")
     assert (record["train"]["way"], record["way"], record["protocol"]["way"]) == (7, 5, 5)
+
+
+def test_steps_are_not_counted_for_a_learner_that_does_not_say_how_many_it_takes() -> None:
+    class Own:
+        def init(self) -> Any: ...
+        def adapt(self, params: Any, state: Any, task: Any) -> Any: ...
+        def predict(self, adapted: Any, x: Any) -> Any: ...
+
+    run: Any = SimpleNamespace(learner=with_defaults(Own()), cfg=composed("algorithm=nearest"))
+    protocol: Any = SimpleNamespace(key="protocol.common", steps=[1, 5])
+    with pytest.raises(FewshotError, match="nearest has no single inner loop with steps to count"):
+        _steps(run, protocol)
+    run.learner = Own()
+    run.learner.test_steps = 0
+    assert _steps(SimpleNamespace(learner=with_defaults(run.learner), cfg=run.cfg), protocol) == [1, 5]  # type: ignore[arg-type]

@@ -27,8 +27,8 @@ UNEQUAL = [0, 1, 2, 9, 17, 18]  # rows of the bank of make_bank: three of class 
 LABELS = ["ape", "ape", "ape", "bee", "cat", "cat"]
 QUERIES = [5, 12, 22, 23]
 ANSWERS = ["ape", "bee", "cat", "cat"]
-# Whose minibatches, or whose memory of the whole support set, follow its order.
-ORDERED = ("baseline", "reptile-sequential", "reptile-shared", "reptile-sgd", "matching_net-context")
+# Neighbours, a head that is adapted, means, and codes; all take a support set in any order.
+some_algorithms = pytest.mark.parametrize("algorithm", ["nearest", "maml", "protonet", "leo"])
 
 
 @pytest.fixture
@@ -43,6 +43,8 @@ def make_trained(make_learner: Callable[..., Any], make_bank: Callable[..., Bank
     return make
 
 
+# The last four take classes of unequal size; to the others examples of the smaller ones are repeated.
+@pytest.mark.parametrize("algorithm", ["nearest", "maml", "leo", "protonet", "baseline", "r2d2", "matching_net"])
 def test_unequal_classes_of_any_label_are_learned_and_predicted(
     algorithm: str, make_trained: Callable[..., Trained], make_bank: Callable[..., Bank]
 ) -> None:
@@ -77,11 +79,10 @@ def test_arrays_lists_and_floats_are_the_same_examples(
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@some_algorithms
 def test_the_order_of_classes_of_one_size_does_not_matter(
     algorithm: str, make_trained: Callable[..., Trained], make_bank: Callable[..., Bank]
 ) -> None:
-    if algorithm in ORDERED:
-        pytest.skip("takes the support set in its order")
     x, trained = make_bank().examples, make_trained(algorithm)
     rows, labels = [0, 1, 9, 10, 17, 18], ["ape", "ape", "bee", "bee", "cat", "cat"]
     expected = trained.adapt(x[rows], labels).predict_proba(x[QUERIES])
@@ -89,6 +90,7 @@ def test_the_order_of_classes_of_one_size_does_not_matter(
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
+@some_algorithms
 def test_a_query_is_predicted_alone(
     algorithm: str, make_trained: Callable[..., Trained], make_bank: Callable[..., Bank]
 ) -> None:
@@ -284,3 +286,8 @@ def test_outputs_that_are_nan_are_no_prediction(make_trained: Callable[..., Trai
         FewshotError, match="the outputs for 4 of 4 examples are NaN; adaptation diverges: take fewer steps"
     ):
         trained.adapt(x[UNEQUAL], LABELS).predict(x[QUERIES])
+
+
+def test_a_learner_without_parameters_is_where_its_features_are_made() -> None:
+    inputs = Inputs((1, 2, 2), ImageTransform(), 2, torch.uint8, nn.Linear(4, 2, device="meta"), 2)
+    assert Trained(Nearest(Identity((2,), 2), reference="mean"), {}, {}, inputs=inputs).device.type == "meta"
