@@ -51,6 +51,7 @@ from fewshot.tasks.regression import Regression
 from fewshot.tasks.sampler import Sampler
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the many processes of the tests share compiled modules
+os.fsync = lambda file: None  # slow, and only needed if the machine dies too
 gc.freeze()  # a collection, as before each measurement of memory, need not look through all modules
 gc.set_threshold(20_000)  # the many small objects of configurations start fewer of them
 

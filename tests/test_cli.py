@@ -47,6 +47,20 @@ def _quick(*words: str) -> list[str]:
     return [*words, *(word for word in QUICK if not word.startswith(lacking))]
 
 
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run by QUICK; the first test that wants the run trains it."""
+    return tmp_path_factory.mktemp("once") / "run"
+
+
+@pytest.fixture
+def trained(call: Any, trained_once: Path) -> None:
+    """A copy of that run, in the folder "run"."""
+    if not trained_once.exists():
+        assert call("train", f"run_dir={trained_once}", *QUICK).code == 0
+    shutil.copytree(trained_once, "run")
+
+
 def comparable(record: dict[str, Any]) -> dict[str, Any]:
     """A record without its timings and the words that made it."""
     return {key: value for key, value in record.items() if key not in ("cost", "command")}
@@ -77,8 +91,7 @@ def test_a_run_leaves_everything_that_the_design_says(call: Any, algorithm: str)
     assert not [path for path in Path().rglob("*") if path.name in ("outputs", "multirun", ".hydra")]
 
 
-def test_the_costs_of_a_later_test_are_those_of_the_training(call: Any) -> None:
-    call("train", "run_dir=run", *QUICK)
+def test_the_costs_of_a_later_test_are_those_of_the_training(call: Any, trained: None) -> None:
     cost = read_test("run")["cost"]
     assert cost["processes"] == 1 and cost["peak_memory_bytes"] > 1e8
     last = Path("run/checkpoints/last.safetensors")
@@ -376,8 +389,7 @@ def test_functions_are_refused_where_images_are_wanted(call: Any, tool: str) -> 
     assert len(done.err.splitlines()) == 1
 
 
-def test_a_test_leaves_its_predictions_where_they_are_asked_for(call: Any) -> None:
-    assert call("train", "run_dir=run", *QUICK).code == 0
+def test_a_test_leaves_its_predictions_where_they_are_asked_for(call: Any, trained: None) -> None:
     test = find_test("run")
     kept = [(test / name).read_bytes() for name in ("record.json", "episodes.csv")]
     assert not (test / "predictions.csv").exists()
@@ -403,8 +415,7 @@ def test_an_episode_is_drawn_with_its_predictions(call: Any) -> None:
     assert "drawn: run/episode.png" in again.out
 
 
-def test_a_test_by_number_of_steps_is_each_of_them(call: Any) -> None:
-    call("train", "run_dir=run", *QUICK)
+def test_a_test_by_number_of_steps_is_each_of_them(call: Any, trained: None) -> None:
     assert call("evaluate", "run=run", "protocol.common.steps=[0,2,3]", "out=several", *TEST).code == 0
     several = read_test("several")["test"]
     for steps in (0, 2, 3):
@@ -414,8 +425,7 @@ def test_a_test_by_number_of_steps_is_each_of_them(call: Any) -> None:
         assert several["ci95"][str(steps)] == one["ci95"]
 
 
-def test_a_finished_run_is_not_run_again_unless_told_to(call: Any) -> None:
-    call("train", "run_dir=run", *QUICK)
+def test_a_finished_run_is_not_run_again_unless_told_to(call: Any, trained: None) -> None:
     before = {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")}
     again = call("train", "run_dir=run", *QUICK)
     assert again.code == 0
@@ -648,8 +658,7 @@ def test_a_mistake_is_one_line_on_stderr_and_leaves_nothing(call: Any, mistake: 
     assert not list(Path().iterdir())
 
 
-def test_a_folder_that_holds_something_else_is_left_alone(call: Any) -> None:
-    call("train", "run_dir=run", *QUICK)
+def test_a_folder_that_holds_something_else_is_left_alone(call: Any, trained: None) -> None:
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     done = call("train", "run_dir=run", "seed=1", *QUICK)
     assert done.code == 1
@@ -661,8 +670,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(call: Any) -> None:
     assert [path.name for path in Path("mine").iterdir()] == ["thesis.txt"]
 
 
-def test_a_damaged_or_foreign_checkpoint_is_one_line(call: Any) -> None:
-    call("train", "run_dir=run", *QUICK)
+def test_a_damaged_or_foreign_checkpoint_is_one_line(call: Any, trained: None) -> None:
     call("train", "run_dir=other", "algorithm=reptile", *QUICK)
     last, best = Path("run/checkpoints/last.safetensors"), Path("run/checkpoints/best.safetensors")
     best.write_bytes(Path("other/checkpoints/last.safetensors").read_bytes())
@@ -676,8 +684,7 @@ def test_a_damaged_or_foreign_checkpoint_is_one_line(call: Any) -> None:
     assert len(list(Path("run").rglob("record.json"))) == 1
 
 
-def test_a_learner_with_a_head_is_not_tested_with_another_number_of_classes(call: Any) -> None:
-    call("train", "run_dir=run", *QUICK)
+def test_a_learner_with_a_head_is_not_tested_with_another_number_of_classes(call: Any, trained: None) -> None:
     done = call("evaluate", "run=run", "way=3")
     assert (done.code, done.out) == (1, "")
     assert done.err == (
@@ -712,17 +719,15 @@ def test_an_interrupted_run_says_how_to_go_on(
 
 
 def test_a_forced_run_that_is_interrupted_before_its_training_does_not_offer_the_old_one(
-    call: Any, monkeypatch: pytest.MonkeyPatch
+    call: Any, trained: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert call("train", "run_dir=run", *QUICK).code == 0
     with monkeypatch.context() as patch:
         patch.setattr("fewshot.experiment.run._check_tasks", lambda *_: _interrupt())
         done = call("train", "run_dir=run", "force=true", *QUICK)
     assert done.err.strip() == f"interrupted: {BEFORE_TRAINING}"
 
 
-def test_a_run_of_a_gpu_is_resumed_where_there_is_none(call: Any) -> None:
-    assert call("train", "run_dir=run", *QUICK).code == 0
+def test_a_run_of_a_gpu_is_resumed_where_there_is_none(call: Any, trained: None) -> None:
     config = Path("run/config.yaml")
     config.write_text(config.read_text().replace("device: cpu", "device: cuda"))
     shutil.rmtree("run/tests")
@@ -839,8 +844,7 @@ def test_records_of_another_run_are_not_replaced_and_those_of_a_replaced_trainin
     assert not paper.exists() and len(list(Path("kept").rglob("record.json"))) == 1
 
 
-def test_a_test_of_other_weights_is_made_again(call: Any) -> None:
-    assert call("train", "run_dir=run", *QUICK).code == 0
+def test_a_test_of_other_weights_is_made_again(call: Any, trained: None) -> None:
     (record,) = Path("run").rglob("record.json")
     test = ("evaluate", "run=run", *QUICK[-2:])
     first, content = record.stat().st_mtime_ns, json.loads(record.read_text())

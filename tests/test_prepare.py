@@ -23,7 +23,7 @@ SIDE, EACH = 16, 4  # pixels of an image, images of a class
 TEST = ("protocol.common.episodes=3", "protocol.common.query=2", "protocol.common.setting=transductive")
 QUICK = (
     "backbone.network.filters=4", "train.steps=2", "train.meta_batch=2", "train.validate_every=1", "way=2",
-    "validation.episodes=2", "validation.query=2", "recipe=none", "protocol=common", *TEST,
+    "validation.episodes=2", "validation.query=2", "recipe=none", "logger=none", "protocol=common", *TEST,
 )  # fmt: skip
 Images = dict[str, dict[str, np.ndarray]]  # [EACH, SIDE, SIDE, 3] of each class of each split
 Files = dict[str, bytes]

@@ -30,7 +30,8 @@ for top in ("conf", "examples", "fewshot", "results", "tests"):
     PAGES += sorted((ROOT / top).rglob("*.md"))
 QUICK = (
     "train.steps=2", "train.meta_batch=2", "train.validate_every=1", "validation.query=2", "validation.episodes=2",
-    "protocol=common", "protocol.common.query=2", "protocol.common.episodes=3", "runs=runs", "data_dir=data",
+    "logger=none", "protocol=common", "protocol.common.query=2", "protocol.common.episodes=3", "runs=runs",
+    "data_dir=data",
 )  # fmt: skip
 SMALL = "backbone.network.filters=4"
 

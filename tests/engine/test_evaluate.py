@@ -19,6 +19,7 @@ from fewshot.algorithms.matching_net import MatchingNet
 from fewshot.algorithms.nearest import Nearest
 from fewshot.backbones.identity import Identity
 from fewshot.backbones.mlp import MLP
+from fewshot.core.errors import FewshotError
 from fewshot.data.bank import Bank
 from fewshot.engine import evaluate as evaluation
 from fewshot.engine.engine import Engine
@@ -33,23 +34,35 @@ from .foreign_networks import MIXING
 
 Make = Callable[..., Any]
 
-both_settings = pytest.mark.parametrize("setting", SETTINGS)
+# Learners with parameters and state, by name and dtype: what one is probed for once holds in all tests.
+MADE: dict[tuple[str, torch.dtype], tuple[Any, tuple[Any, Any]]] = {}
 
 
-@pytest.fixture(params=["nearest", "baseline", "maml mlp", "fomaml own", *TRAINED])
-def learner(request: pytest.FixtureRequest, make_learner: Make, make_mlp: Make) -> Any:
-    """Each algorithm, on its own inputs, Conv-4, an MLP with norms or torch's BatchNorm."""
-    name, *network = request.param.split()
+@pytest.fixture(
+    params=["nearest", "baseline", "maml mlp", "fomaml own", *(n for n in TRAINED if n not in ("fomaml", "meta_sgd"))]
+)
+def made(request: pytest.FixtureRequest, make_learner: Make, make_mlp: Make, make_episodes: Make) -> Any:
+    """Each algorithm, on its own inputs, Conv-4, an MLP with norms or torch's BatchNorm, and its start."""
     torch.manual_seed(0)
-    networks = {"mlp": make_mlp, "own": MIXING["batch norm"]}
-    return make_learner(name, networks[network[0]]() if network else None)
+    if (key := (request.param, torch.get_default_dtype())) not in MADE:
+        name, *network = request.param.split()
+        networks = {"mlp": make_mlp, "own": MIXING["batch norm"]}
+        learner = make_learner(name, networks[network[0]]() if network else None)
+        params, state = learner.init()
+        state = Engine("vmap").outer(learner, params, state, make_episodes(2)).state if state else {}
+        MADE[key] = learner, (params, state)
+    return MADE[key]
 
 
 @pytest.fixture
-def start(learner: Any, make_episodes: Make) -> tuple[Any, Any]:
+def learner(made: Any) -> Any:
+    return made[0]
+
+
+@pytest.fixture
+def start(made: Any) -> tuple[Any, Any]:
     """Parameters and state after a meta-batch, so that the state is not empty."""
-    params, state = learner.init()
-    return params, Engine("vmap").outer(learner, params, state, make_episodes(2)).state if state else {}
+    return made[1]
 
 
 @pytest.fixture
@@ -78,16 +91,16 @@ def test_in_transductive_mode_queries_share_the_norms(learner: Any, start: Any, 
     assert torch.equal(after[1:], before[1:]) == probe(learner, task).queries_independent
 
 
-@both_settings
 def test_predictions_depend_on_the_support_set_and_not_on_the_labels_of_queries(
-    learner: Any, start: Any, task: Episodes, make_episodes: Make, setting: str
+    learner: Any, start: Any, task: Episodes, make_episodes: Make
 ):
     other = replace(task, support_x=make_episodes(2, query=3)[1].support_x)
     hidden = replace(task, query_y=torch.zeros_like(task.query_y))
-    outputs, others, same = (query_outputs(learner, *start, each, setting) for each in (task, other, hidden))
-    assert outputs.shape == (9, 3)
-    assert float((others - outputs).abs().max()) > 1e-3
-    assert torch.equal(outputs, same)
+    for setting in SETTINGS:
+        outputs, others, same = (query_outputs(learner, *start, each, setting) for each in (task, other, hidden))
+        assert outputs.shape == (9, 3)
+        assert float((others - outputs).abs().max()) > 1e-3
+        assert torch.equal(outputs, same)
 
 
 @pytest.mark.usefixtures("float64")
@@ -229,6 +242,35 @@ def test_memory_stays_flat_over_a_thousand_batches():
     (few, early), (many, late) = (map(int, line.split()) for line in done.stdout.splitlines())
     assert (few, many) == (50 * 5, 1000 * 5)
     assert late < 1.02 * early
+
+
+def test_whole_classes_are_scored_without_gradients_in_every_thread(make_bank: Make, monkeypatch: pytest.MonkeyPatch):
+    with_gradients: list[bool] = []
+
+    class Watching(Nearest):
+        def adapt(self, params: Tensors, state: Tensors, task: Episodes) -> Tensors:
+            with_gradients.append(torch.is_grad_enabled())
+            return super().adapt(params, state, task)
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    sampler, learner = Sampler(make_bank(shape=(6,)), 3, 2, 5), Watching(Identity((6,), 3))
+    for _ in range(2):  # what it is probed for in the first test is known in the second
+        with_gradients.clear()
+        score_episodes(learner, {}, {}, sampler, 20, setting="inductive", engine="loop")
+    assert len(with_gradients) >= 20 and not any(with_gradients)
+
+
+def test_tasks_that_are_not_sorted_are_refused_also_after_others_that_are(make_bank: Make):
+    class Mixed(Sampler):
+        def episodes(self, first: int, count: int) -> Episodes:
+            tasks, order = super().episodes(first, count), torch.tensor([0, 2, 4, 1, 3, 5])
+            return replace(tasks, support_x=tasks.support_x[:, order], support_y=tasks.support_y[:, order])
+
+    learner = Nearest(Identity((6,), 3))
+    tasks, mixed = (kind(make_bank(shape=(6,)), 3, 2, 5) for kind in (Sampler, Mixed))
+    score_episodes(learner, {}, {}, tasks, 2, setting="inductive")
+    with pytest.raises(FewshotError, match="sort its examples by class"):
+        score_episodes(learner, {}, {}, mixed, 2, setting="inductive")
 
 
 @pytest.mark.parametrize("whole_classes", [False, True])

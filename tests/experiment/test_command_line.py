@@ -34,19 +34,12 @@ TINY = ("train.steps=0", "validation.episodes=2", "backbone.network.filters=4", 
     "words",
     [
         ["--cfg", "job"],
-        ["--cfg=job"],
-        ["-c", "job", "seed=3"],
-        ["seed=3", "--cfg", "job", "way=7"],
         ["--cfg", "all", "--resolve"],
         ["--cfg", "hydra"],
         ["--cfg", "job", "--package", "train"],
         ["--cfg=job", "-p", "protocol.common"],
         ["--info", "all"],
-        ["--info"],
-        ["-i", "searchpath"],
-        ["seed=3", "--info=defaults-tree", "way=7"],
         ["--help"],
-        ["-h", "algorithm=leo"],
         ["--hydra-help"],
         ["--version"],
         ["--config-name", "train", "--cfg", "job"],
@@ -286,15 +279,12 @@ def test_words_that_look_like_a_flags_value_are_overrides() -> None:
         parse_flags(["--info", "a=1"])
 
 
-def test_a_run_ends_well_on_an_ascii_terminal(data_dir: Path, tmp_path: Path) -> None:
-    environment = os.environ | {
-        "PYTHONIOENCODING": "ascii", "FEWSHOT_DATA": str(data_dir), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    words = ("algorithm=nearest", *COUNTS, 'runs="rüns\u2026"')
+def test_a_tool_prints_what_an_ascii_terminal_can_show(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+    words = ('runs="rüns\u2026"', "--cfg", "job", "--package", "runs")
     command = [sys.executable, str(ROOT / "tools/train.py"), *words]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, check=False)
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert " +- " in done.stdout.decode("ascii") and "r\\xfcns..." in done.stdout.decode("ascii")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"r\\xfcns...\n", b"")
 
 
 @pytest.mark.parametrize(

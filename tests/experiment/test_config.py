@@ -35,9 +35,16 @@ ALGORITHMS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_every_algorithm_makes_a_learner_whose_start_follows_from_the_seed(name: str) -> None:
+def test_every_algorithm_trains_as_its_file_says_and_its_start_follows_from_the_seed(name: str) -> None:
     words = ("dataset=sines_and_lines", "backbone=mlp_40") if name == "leo_regression" else ("dataset=glyphs",)
-    cfg = composed(f"algorithm={name}", *words)
+    cfg, said = composed(f"algorithm={name}", *words, "recipe=none"), OmegaConf.load(CONF / f"algorithm/{name}.yaml")
+    for part, node in (
+        ("train", cfg.train),
+        ("algorithm", cfg.algorithm),
+        ("algorithm.learner", cfg.algorithm.learner),
+    ):
+        for key, value in (OmegaConf.select(said, part) or {}).items():
+            assert OmegaConf.is_dict(value) or node[key] == value
     shape, way = ((16,) if is_on_features(cfg) else (1, 28, 28)), 5
     if is_regression(cfg.dataset):
         shape, way = (1,), 1
@@ -76,19 +83,6 @@ def test_training_tasks_alone_are_augmented_and_may_have_the_validation_classes_
     assert run.training.source.names == (*names[0], *names[1])
     tasks: list[Any] = [run.training, run.validation, run.protocol_tasks(run.protocols[0])]
     assert [each.view.augment for each in tasks] == ["gentle", "none", "none"]
-
-
-@pytest.mark.parametrize("path", sorted((CONF / "algorithm").glob("*.yaml")), ids=lambda path: path.stem)
-def test_what_an_algorithm_says_of_its_training_holds(path: Path) -> None:
-    cfg = composed(f"algorithm={path.stem}", "recipe=none")
-    said = OmegaConf.load(path)
-    for part, node in (
-        ("train", cfg.train),
-        ("algorithm", cfg.algorithm),
-        ("algorithm.learner", cfg.algorithm.learner),
-    ):
-        for key, value in (OmegaConf.select(said, part) or {}).items():
-            assert OmegaConf.is_dict(value) or node[key] == value
 
 
 def test_identity_covers_what_a_result_depends_on_and_nothing_else() -> None:

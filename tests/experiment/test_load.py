@@ -20,7 +20,7 @@ from fewshot.training.checkpoint import load_checkpoint, save_checkpoint
 from ..conftest import composed
 
 QUICK = (
-    "way=3", "train.steps=2", "train.meta_batch=2", "train.validate_every=0", "protocol=common",
+    "way=3", "train.steps=2", "train.meta_batch=2", "train.validate_every=0", "logger=none", "protocol=common",
     "protocol.common.query=3", "protocol.common.episodes=4", "device=cpu",
 )  # fmt: skip
 MAML = ("algorithm=maml", "backbone.network.filters=4")

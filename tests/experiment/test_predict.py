@@ -221,12 +221,9 @@ def fill(folder: str, *names: str) -> None:
 @pytest.mark.parametrize(
     ("prepare", "words", "said"),
     [
-        (lambda: None, ["support=none"], "support=none: no such folder; name one that holds a folder of images"),
-        (lambda: Path("none").mkdir(), ["support=none"], "support=none: no images are there; put a folder of images"),
         (lambda: Path("support/none").mkdir(), [], "support=support: class none has no images; put some there, or"),
         (add_heic, [], "support=support: class more has no images (it holds 1 .heic); put some there, or"),
         (lambda: fill("set", "train/a", "test/b2"), ["support=set"], "its folders are splits, not classes; name o"),
-        (lambda: fill("one", "a"), ["support=one"], "support=one: has one class, a, and two are needed"),
         (lambda: fill("two", "a", "b2"), ["support=two"], "a/1.png and b2/2.png are the same image in two classes"),
         (
             lambda: Path("support/alpha/0.png").write_bytes(b""),
@@ -235,7 +232,6 @@ def fill(folder: str, *names: str) -> None:
         ),
         (add_class, [], "support=support: 4 classes, and the le"),
         (lambda: None, ["query=none"], "query=none: no such file or folder; name a folder of images, a file, or"),
-        (lambda: Path("none").mkdir(), ["query=none"], "query=none: no images are there"),
         (lambda: Path("x.png").write_bytes(b"x"), ["query=x.png"], "query: no image can be read, such as x.png (dam"),
         (lambda: Path("there").mkdir(), ["out=there"], "out=there: is a folder; name a file in it"),
         (lambda: None, ["page=support"], "page=support: is a folder; name a file in it"),

@@ -406,12 +406,12 @@ def test_a_recipe_of_functions_makes_its_network_of_either_mlp(algorithm: str, d
     assert {name: own[name] for name in used} == {name: wide[name] for name in used}
 
 
-@pytest.mark.parametrize("dataset", ["omniglot", "mini", "tiered", "cub", "glyphs", "folder"])
-@pytest.mark.parametrize("words", [["algorithm=leo"], ["algorithm=maml", "features=conv4", "backbone=linear"]])
-def test_features_are_not_rotated_and_images_are_where_the_dataset_says(dataset: str, words: list[str]) -> None:
-    cfg = composed(f"dataset={dataset}", *words)
-    assert cfg.features.name is not None
-    assert cfg.dataset.rotations == "none"
+@pytest.mark.parametrize("dataset", ["omniglot", "mini", "folder"])
+def test_features_are_not_rotated_and_images_are_where_the_dataset_says(dataset: str) -> None:
+    for words in (["algorithm=leo"], ["algorithm=maml", "features=conv4", "backbone=linear"]):
+        cfg = composed(f"dataset={dataset}", *words)
+        assert cfg.features.name is not None
+        assert cfg.dataset.rotations == "none"
     plain = composed(f"dataset={dataset}", "algorithm=maml", "recipe=none")
     assert plain.dataset.rotations == ("per_class" if dataset == "omniglot" else "none")
 
@@ -447,12 +447,14 @@ def test_the_benchmark_has_a_recipe_for_every_cell_and_selects_on_validation_cla
         assert "train.steps" in recipes.recipe_settings(cfg.recipe, cfg)
 
 
+def test_the_runs_of_the_papers_are_of_three_methods_on_two_datasets() -> None:
+    tasks = ("dataset=omniglot way=5,20 shot=1,5", "dataset=mini way=5 shot=1,5")
+    assert set(composed("experiment=papers").sweeps) == {f"algorithm=maml,fomaml,reptile {task}" for task in tasks}
+
+
 @pytest.mark.parametrize(("dataset", "way"), [("mini", 5), ("omniglot", 5), ("omniglot", 20)])
 @pytest.mark.parametrize("algorithm", ["maml", "fomaml", "reptile"])
 def test_the_papers_settings_are_trained_and_tested_as_there(algorithm: str, dataset: str, way: int) -> None:
-    ways = "5" if dataset == "mini" else "5,20"
-    sweeps = composed("experiment=papers").sweeps
-    assert f"algorithm=maml,fomaml,reptile dataset={dataset} way={ways} shot=1,5" in sweeps and len(sweeps) == 2
     for shot in (1, 5):
         task = f"algorithm={algorithm}", f"dataset={dataset}", f"way={way}", f"shot={shot}"
         cfg = composed("experiment=papers", *task)

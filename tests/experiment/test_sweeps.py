@@ -22,7 +22,7 @@ from fewshot.experiment import sweeps
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = (
-    "backbone.network.filters=4", "train.steps=4", "train.meta_batch=2", "train.checkpoint_every=1",
+    "backbone.network.filters=4", "train.steps=4", "train.meta_batch=2", "train.checkpoint_every=1", "logger=none",
     "train.validate_every=2", "validation.episodes=4", "validation.query=2", "protocol=common",
     "protocol.common.episodes=6", "protocol.common.query=2", "protocol.common.setting=transductive",
 )  # fmt: skip

@@ -63,8 +63,8 @@ def composed(words: tuple[str, ...], config: str) -> Any:
 class Lab:
     """Records and run folders of a test, and pages of them."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, gather: Callable[..., Any] = gather_runs) -> None:
+        self.folder, self.gather = folder, gather
 
     def record(self, folder: str = "run", **changes: Any) -> dict[str, Any]:
         """A record that differs from the template in `changes`; `protocol__way=20` reaches into a part of it."""
@@ -116,7 +116,7 @@ class Lab:
 
     def page(self, *words: str, below: str = "") -> Page:
         """The page of the runs below the folder."""
-        runs, complaints = gather_runs(self.folder / below)
+        runs, complaints = self.gather(self.folder / below)
         page = make_table(runs, self.settings(*words))
         page.complaints[:0] = complaints
         return page
@@ -140,9 +140,10 @@ def lab(tmp_path: Path) -> Lab:
 @pytest.fixture(scope="session")
 def results() -> Callable[..., Page]:
     """The page of a folder of the committed results, made once: results("layout=leo", below="leo_ablation")."""
+    lab = Lab(CONF.parent / "results", functools.cache(gather_runs))
 
     @functools.cache
     def page(*words: str, below: str = "") -> Page:
-        return Lab(CONF.parent / "results").page(*words, below=below)
+        return lab.page(*words, below=below)
 
     return page

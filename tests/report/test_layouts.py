@@ -626,7 +626,6 @@ def test_a_table_goes_to_a_file_and_what_cannot_be_read_is_one_line(call: Any, l
     [
         ("format=tex", "format=tex: choose one of markdown, latex, csv, html"),
         ("layout=leoo", "did you mean leo?"),
-        ("published=maybe", "published=maybe: must be true or false"),
         ("layout.leave_out=maml", "layout.leave_out=maml: must be a list"),
         ("refresh=.", "no Markdown file below . has a place for a table"),
     ],

@@ -67,6 +67,18 @@ def made(
     return extract_features(images, network, name=name, settings=settings, view=view or {}, cache=cache, device="cpu")
 
 
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Extractors learn nothing, where a test only asks whether features are others."""
+
+    def keep(extractor: torch.nn.Module, *args: Any) -> dict[str, Any]:
+        for value in extractor.parameters():
+            value.detach().abs_()  # so that no feature is 0 for all images
+        return {"accuracy": 0.5, "epoch": 1, "train_seconds": 0.0, "devices": [], "processors": [], "code": []}
+
+    monkeypatch.setattr(training, "_train", keep)
+
+
 @pytest.mark.parametrize(("name", "network"), [("conv4", CONV4), ("resnet12", RESNET12), ("wrn28_10", WIDE)])
 def test_features_of_every_split_and_extractor_are_a_bank_that_says_where_it_comes_from(
     images: dict[str, Bank], tmp_path: Path, name: str, network: Make
@@ -141,7 +153,7 @@ def test_other_settings_make_other_features(images: dict[str, Bank], tmp_path: P
     assert len({each["test"].fingerprint for each in banks}) == 4
 
 
-def test_another_view_of_the_images_makes_other_features(images: dict[str, Bank], tmp_path: Path):
+def test_another_view_of_the_images_makes_other_features(images: dict[str, Bank], tmp_path: Path, untrained: None):
     views = [{}, {"crop": 15}, {"mean": [0.5]}, {"std": [0.5]}, {"shape": [1, 17, 17]}]
     banks = [made(images, tmp_path, epochs=1, view=view) for view in views]
     assert len({each["test"].fingerprint for each in banks}) == 5
@@ -198,7 +210,7 @@ def test_features_of_an_extractor_of_another_split_are_refused(images: dict[str,
     [(WIDE, {"dropout": 0.0}), (RESNET12, {"drop_rate": 0.0}), (CONV4, {"norm_eps": 0.1})],
 )
 def test_what_no_weight_shows_makes_other_features_too(
-    images: dict[str, Bank], tmp_path: Path, network: Any, choice: dict[str, Any]
+    images: dict[str, Bank], tmp_path: Path, untrained: None, network: Any, choice: dict[str, Any]
 ):
     made(images, tmp_path, network, epochs=1)
     made(images, tmp_path, partial(network, **choice), epochs=1)
@@ -223,7 +235,7 @@ def test_an_extractor_learns_from_training_classes_and_is_chosen_on_validation_c
 
 
 def test_a_function_that_makes_the_network_has_the_same_features_in_each_process(
-    images: dict[str, Bank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: dict[str, Bank], tmp_path: Path, untrained: None, monkeypatch: pytest.MonkeyPatch
 ):
     def maker(rate: float) -> Make:  # a new object at another address, as in a new process
         def network(**size: Any) -> torch.nn.Module:

@@ -12,18 +12,22 @@ from fewshot.core.errors import FewshotError
 from fewshot.data.bank import Bank, Split, fingerprint
 from fewshot.data.datasets import glyphs
 
-EXAMPLES = 4
+EXAMPLES = 20  # the default
 BLOCKS = glyphs._load_blocks()
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("glyphs")
+def banks(data_dir) -> dict[str, Bank]:
+    return glyphs.read_glyphs(data_dir / "banks")
 
 
 @pytest.fixture(scope="module")
-def banks(cache) -> dict[str, Bank]:
-    return glyphs.read_glyphs(cache, examples=EXAMPLES)
+def cache(tmp_path_factory, banks: dict[str, Bank]):
+    """A cache that holds these banks alone."""
+    folder, drawn = tmp_path_factory.mktemp("glyphs"), banks["train"].folder
+    assert drawn is not None
+    (folder / drawn.name).symlink_to(drawn)
+    return folder
 
 
 def code(name: str) -> int:
@@ -42,7 +46,7 @@ def test_the_banks_hold_images_sorted_by_class(banks: dict[str, Bank]):
 def test_every_example_shows_strokes_on_black(banks: dict[str, Bank]):
     for bank in banks.values():
         bright = bank.examples.flatten(1).float()
-        assert (bright.amax(1) > 100).all()
+        assert (bright.amax(1) > 80).all()
         assert bright.mean() < 64 and (bank.examples[..., 0, 0] == 0).float().mean() > 0.99
 
 
@@ -131,13 +135,13 @@ def test_the_metadata_say_what_made_the_pictures(banks: dict[str, Bank]):
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_nearest_neighbours_on_pixels_neither_fail_nor_suffice(banks: dict[str, Bank], split: str):
-    images = banks[split].examples.numpy().reshape(-1, EXAMPLES, 28 * 28).astype(np.float32)
+    images = banks[split].examples.numpy().reshape(-1, EXAMPLES, 28 * 28)[:, :4].astype(np.float32)
     random, right = np.random.RandomState(0), []
     for _ in range(500):
         chosen = images[random.choice(len(images), 5, replace=False)]
         support, query = chosen[:, 0], chosen[:, 1:].reshape(-1, 28 * 28)
         distances = ((query[:, None] - support[None]) ** 2).sum(2)
-        right.append((distances.argmin(1) == np.repeat(np.arange(5), EXAMPLES - 1)).mean())
+        right.append((distances.argmin(1) == np.repeat(np.arange(5), 3)).mean())
     assert 0.48 < np.mean(right) < 0.68
 
 

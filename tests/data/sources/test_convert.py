@@ -90,7 +90,6 @@ def often(monkeypatch) -> None:
     """Save the progress after every 8 images."""
     monkeypatch.setattr(module, "BATCH", 4)
     monkeypatch.setattr(module, "SAVE_EVERY", 2)
-    monkeypatch.setattr(module.os, "fsync", lambda file: None)  # slow, and only needed if the machine dies too
 
 
 @pytest.fixture
