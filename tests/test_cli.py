@@ -56,7 +56,7 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def trained(call: Any, trained_once: Path) -> None:
     """A copy of that run, in the folder "run"."""
-    if not trained_once.exists():
+    if not (trained_once / "tests").exists():
         assert call("train", f"run_dir={trained_once}", *QUICK).code == 0
     shutil.copytree(trained_once, "run")
 

@@ -44,8 +44,8 @@ def prepare(cfg: DictConfig) -> None:
     metadata = next(iter(banks.values())).metadata
     if cfg.source is not None and not cfg.force and folder.name in before:
         note = "was not read, since these banks were there already; force=true converts it in their place"
-        if reader._target_ == "fewshot.read_folder":  # which compares names, sizes and times of all files
-            note = "has not changed since these banks were made"
+        if reader._target_ == "fewshot.read_folder":  # which compares names, sizes and times of the images
+            note = "is as it was when these banks were made, by its images; force=true converts it anew"
         print(f"note: {cfg.source} {note}", file=sys.stderr)
     if folder.name in before and not cfg.force:
         for note in metadata.get("notes", []):

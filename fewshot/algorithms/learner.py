@@ -109,7 +109,8 @@ def with_defaults(learner: Any) -> Learner:
     defaults = {"backbone": nn.Identity(), "test_steps": 0, "sequential": False, "use_autograd": False}
     if lacking := [name for name in defaults if not hasattr(learner, name)]:
         members = vars(learner) | getattr(learner, "_modules", {})
-        networks = [name for name, value in members.items() if isinstance(value, nn.Module)]
+        modules = {name: value for name, value in members.items() if isinstance(value, nn.Module)}
+        networks = [name for name, module in modules.items() if next(module.parameters(), None) is not None]
         if "backbone" in lacking and networks:
             raise FewshotError(
                 f"algorithm.learner: {type(learner).__name__} keeps its network as {networks[0]}, where nothing "

@@ -33,7 +33,7 @@ from torch import nn
 
 from fewshot.algorithms.learner import Tensors, check_settings, score, task_loss
 from fewshot.algorithms.maml import ALPHA, MAML
-from fewshot.backbones.norm import norm_names
+from fewshot.backbones.norm import BatchStatNorm, norm_names
 from fewshot.core.checks import check_bool
 from fewshot.core.errors import FewshotError
 from fewshot.episodes import Episodes
@@ -85,7 +85,7 @@ class MAMLPlusPlus(MAML):
         check_bool("algorithm.learner.step_rates", step_rates)
         check_bool("algorithm.learner.step_norms", step_norms)
         self.step_rates, self.multi_step_until, self.first_order_until = step_rates, multi_step_until, first_order_until
-        of_norms = norm_names(backbone)
+        of_norms = norm_names(backbone, (BatchStatNorm,))
         self.step_norms = of_norms if step_norms else []
         if step_norms:
             self.adapted = [name for name in self.adapted if name not in of_norms]
@@ -95,7 +95,7 @@ class MAMLPlusPlus(MAML):
         if adapted != "all":  # the first note, without the norms that step_norms leaves as they are
             self.notes = (f"the inner loop adapts {', '.join(self.adapted)}", *self.notes[1:])
         if step_norms and not of_norms:
-            self.notes += ("step_norms does nothing: this network has no batch norm",)
+            self.notes += ("step_norms does nothing: this network has no norm of the class BatchStatNorm",)
         self.begin_step(1, 1)
 
     @property

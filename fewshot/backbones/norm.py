@@ -74,9 +74,9 @@ def _fused_gathers(x: torch.Tensor) -> bool:
     return x.device.type == "cpu" and is_functorch_wrapped_tensor(x)
 
 
-def norm_names(network: nn.Module) -> list[str]:
-    """Names of the trained parameters of batch norms."""
-    norms = [prefix for prefix, part in network.named_modules() if isinstance(part, BatchStatNorm | _BatchNorm)]
+def norm_names(network: nn.Module, kinds: tuple[type[nn.Module], ...] = (BatchStatNorm, _BatchNorm)) -> list[str]:
+    """Names of the trained parameters of norms of these classes."""
+    norms = [prefix for prefix, part in network.named_modules() if isinstance(part, kinds)]
     names = (name for name, value in network.named_parameters() if value.requires_grad)
     return [name for name in names if name.rpartition(".")[0] in norms]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from fewshot.core.errors import FewshotError, writing
 from fewshot.core.progress import print_note
 
 LOCK = ".lock"
+WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # errors of file systems that have none
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -30,16 +32,22 @@ def write_atomically(path: Path, content: bytes) -> None:
     with writing(path, "another folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with lock_file(scratch) as file:
+            file = lock_file(scratch)
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+            file = scratch.open("a")
+        with file:
+            try:
                 file.truncate(0)  # of what a process that was killed has left
                 file.buffer.write(content)
                 file.flush()
                 os.fsync(file.fileno())
                 os.replace(scratch, path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                scratch.unlink(missing_ok=True)
-            raise
+            except OSError:
+                with contextlib.suppress(OSError):
+                    scratch.unlink(missing_ok=True)
+                raise
 
 
 def find_below(folder: Path, name: str) -> list[Path]:

@@ -33,8 +33,8 @@ def expand_text(text: str, variable: re.Pattern[str] = VARIABLE, escape: Callabl
     """As `expand_path`.
 
     Args:
-        variable: matches a variable; its last group that takes part is the name.
-        escape: of the value of a variable.
+        variable: matches a variable; the group that matched is the name.
+        escape: applied to each value that is put in.
     """
     if os.path.lexists(text):
         return os.path.expanduser(text)

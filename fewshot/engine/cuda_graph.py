@@ -80,6 +80,7 @@ class RecordedStep:
                 self._outputs = self._step(inputs)
         except RuntimeError as error:
             self.refused = one_line(error)
-            print_note(f"this step cannot be recorded as a CUDA graph, and takes longer: {self.refused}")
+            reason = str(error).partition("\n")[0]  # torch adds advice on debugging
+            print_note(f"this step cannot be recorded as a CUDA graph, and takes longer: {reason}")
         else:
             self._graph = graph

@@ -13,7 +13,7 @@ import numpy as np
 from omegaconf import DictConfig
 from tabulate import tabulate
 
-from fewshot.core.checks import check_choice
+from fewshot.core.checks import check_choice, did_you_mean
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import check_no_folder, write_atomically
 from fewshot.core.progress import progress_bar
@@ -60,7 +60,7 @@ def predict(cfg: DictConfig) -> None:
         notes.append(f"the classes are the folders in {'/'.join(images.names[0].split('/')[: images.above])}")
     if known := sorted(predictor.known_classes.intersection(images.classes)):
         names = known[0] if len(known) == 1 else f"{known[0]} and {len(known) - 1:,} more"
-        notes.append(f"the run was trained on {names}; an accuracy on images that it was trained on is no test")
+        notes.append(f"the training had classes of these names too: {names}; on its images an accuracy is no test")
     if invert and cfg.invert is None:
         notes.append("light and dark are exchanged, since the run knows light strokes on dark; invert=false keeps them")
     try:
@@ -121,7 +121,7 @@ def _predict(
     counted = true >= 0
     counted[[*damaged, *copies]] = False
     folders = sorted(set(query.labels) - {"", *classes})
-    if folders:
+    if folders and ((true >= 0).any() or any(did_you_mean(name, classes) for name in folders)):
         rest = f" and {len(folders) - MAX_SHOWN:,} more" if len(folders) > MAX_SHOWN else ""
         result = "left out of the accuracy" if (true >= 0).any() else "so there is no accuracy"
         names = ", ".join(folders[:MAX_SHOWN])

@@ -14,6 +14,7 @@ from fewshot.core.checks import check_choice
 from fewshot.core.device import pick_device
 from fewshot.core.errors import FewshotError
 from fewshot.data.sources.images import ImageSpec
+from fewshot.data.sources.split_csv import to_nfc
 from fewshot.experiment.load import load_run
 from fewshot.experiment.run_dir import data_info_of, find_run, saved_config
 from fewshot.training.inputs import Inputs
@@ -83,7 +84,9 @@ def _of_run(folder: Path, device: str, data_dir: str | None) -> Predictor:
     if is_trainable(trained.learner) and trained.steps < cfg.train.steps:
         name += f" after {trained.steps:,} of {cfg.train.steps:,} steps"
     light_on_dark = cfg.dataset.reader._target_ in LIGHT_ON_DARK
-    return Predictor(name, trained, light_on_dark, frozenset(data_info_of(folder)["classes"]))
+    learns = is_trainable(trained.learner) or trained.inputs.extractor is not None
+    known = frozenset(map(to_nfc, data_info_of(folder)["classes"])) if learns else frozenset()
+    return Predictor(name, trained, light_on_dark, known)
 
 
 def _of_features(cfg: DictConfig) -> Predictor:

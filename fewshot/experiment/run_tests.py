@@ -78,7 +78,7 @@ def _steps(run: Experiment, protocol: Protocol) -> list[int]:
     if not steps or len(set(steps)) < len(steps):
         raise FewshotError(f"{key}={given}: name numbers of adaptation steps, each once, such as [1,5,10]")
     several_loops = isinstance(given, list) and hasattr(learner, "adaptation_steps")
-    # Not where `test_steps` is but the default of `Learner`.
+    # False where `test_steps` is only the default of `Learner`.
     counts = ("test_steps" in vars(learner) and getattr(learner, "_counts_steps", True)) or learner.test_steps
     if several_loops or (given is not None and not counts):
         name = run.cfg.algorithm.name

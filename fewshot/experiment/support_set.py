@@ -22,7 +22,7 @@ class SupportSet:
         numbers: [M] places in `images`.
         labels: [M] names of their classes.
         pixels: [M, C, size, size] uint8.
-        digests: of the pixels.
+        digests: of the pixels in the files.
         notes: lines on images that are left out or resized.
     """
 

@@ -53,7 +53,7 @@ class Trained:
         """The device of the parameters; without any, that of the extractor or of the network."""
         own = next((value.device for value in (*self.params.values(), *self.state.values())), None)
         extractor = None if self.inputs is None else self.inputs.extractor
-        network = extractor or self.learner.backbone  # a learner without parameters is where its features are made
+        network = extractor or self.learner.backbone  # without parameters it runs where its features are made
         return own or (device_of(network) if isinstance(network, nn.Module) else torch.device("cpu"))
 
     def read_images(self, paths: Iterable[str | Path]) -> np.ndarray:

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import pytest
 
 from fewshot.core.files import find_below, write_atomically
 
 
-def test_of_many_that_write_one_file_the_last_one_stands_whole(tmp_path: Path) -> None:
+def test_of_many_that_write_one_file_at_once_one_stands_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: time.sleep(0.01))  # so that they meet
     contents = [bytes([number]) * (1000 * number) for number in range(1, 17)]
     (tmp_path / "page.md.part").write_bytes(b"left by a process that was killed" * 1000)
     with ThreadPoolExecutor(8) as pool:  # a lock holds between open files, so threads are as good as processes
         list(pool.map(lambda content: write_atomically(tmp_path / "page.md", content), contents))
     assert (tmp_path / "page.md").read_bytes() in contents
     assert [path.name for path in tmp_path.iterdir()] == ["page.md"]
+
+
+def test_a_file_system_without_locks_takes_files_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    write_atomically(tmp_path / "page.md", b"whole")
+    assert (tmp_path / "page.md").read_bytes() == b"whole"
 
 
 def test_files_are_found_behind_links_and_each_once(tmp_path: Path) -> None:

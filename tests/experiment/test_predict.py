@@ -120,7 +120,7 @@ def test_what_the_run_says_of_classes_it_knows_and_of_its_end_is_passed_on(
     done = call("predict", f"run={run}", "support=support", "query=renamed")
     assert done.code == 0 and "maml of run own after 30 of 90 steps, inductive" in done.out
     assert (
-        "note: the run was trained on gamma, the third; an accuracy on images that it was trained on is no" in done.err
+        "note: the training had classes of these names too: gamma, the third; on its images an accuracy is" in done.err
     )
     lines = "named after no class, so there is no accuracy: ALPHA, B & C, GAMMA, THE THIRD\n"
     assert done.err.endswith(lines)

@@ -44,7 +44,20 @@ def make_trained(make_learner: Callable[..., Any], make_bank: Callable[..., Bank
 
 
 # The last four take classes of unequal size; to the others examples of the smaller ones are repeated.
-@pytest.mark.parametrize("algorithm", ["nearest", "maml", "leo", "protonet", "baseline", "r2d2", "matching_net"])
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        "nearest",
+        "maml",
+        "leo",
+        "reptile-shared",
+        "matching_net-context",
+        "protonet",
+        "baseline",
+        "r2d2",
+        "matching_net",
+    ],
+)
 def test_unequal_classes_of_any_label_are_learned_and_predicted(
     algorithm: str, make_trained: Callable[..., Trained], make_bank: Callable[..., Bank]
 ) -> None:

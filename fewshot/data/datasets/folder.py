@@ -109,9 +109,8 @@ def read_folder(
             skipped = describe_skipped(set(files.names) - set(images) - set(split_csv.CSV_NAMES) - {str(csv)})
             left_out, notes = metadata["images_left_out"], metadata.get("notes", [])
             if left_out and not notes:
-                in_csv = "folders" not in metadata["layout"]
-                place = f"have no row in {metadata['split_source']}" if in_csv else "are in no class folder"
-                notes = [f"left out {left_out:,} images, which {place}"]
+                place = "class folder" if "folders" in metadata["layout"] else "list of the split"
+                notes = [f"left out {left_out:,} image{'s' if left_out > 1 else ''} in no {place}"]
             if notes := [*notes, *skipped.pop("notes", [])]:
                 metadata["notes"] = notes
             parts = {each: part_of_files(files, splits[each]) for each in SPLITS}

@@ -56,7 +56,7 @@ class LoadedImage:
 
     pixels: np.ndarray | None  # [C, size, size] uint8; None if it is damaged
     problem: str  # "" if it is not
-    digest: bytes  # of the pixels
+    digest: bytes  # of the pixels in the file
     shape: tuple[int, int, int]  # (C, H, W) of the image in the file; zeros if it is damaged
 
 
@@ -79,7 +79,8 @@ def read_support(root: Path) -> ImageSet:
     depth = min(name.count("/") for name in images.names) - images.above
     if depth > 1 and SPLIT_WORDS.keys() >= {name.lower() for name in images.classes}:
         inner = root.joinpath(*above, images.classes[0])
-        raise FewshotError(f"support={root}: its folders are splits, not classes; name one, such as support={inner}")
+        remedy = f"name one, such as support={inner}" if root.is_dir() else "unpack it, and name one"
+        raise FewshotError(f"support={root}: its folders are splits, not classes; {remedy}")
     folders = _folders(images.files, above)
     empty = [
         f"support={root}: class {folder} has no images{describe_others(images.files.names, folder)}"
@@ -179,7 +180,7 @@ def _load(data: bytes | ValueError, spec: ImageSpec) -> LoadedImage:
     try:
         with open_image(data, upright=spec.upright) as image:
             shape, pixels = (len(image.getbands()), image.height, image.width), fit_image(image, spec)
+            digest = hashlib.blake2b(repr(shape).encode() + image.tobytes(), digest_size=16).digest()
     except ValueError as error:
         return LoadedImage(None, str(error), b"", (0, 0, 0))
-    digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).digest()
     return LoadedImage(pixels, "", digest, shape)

@@ -151,7 +151,9 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
         bits = getattr(image, "tag_v2", {}).get(TIFF_BITS, (16,))[0]
         values = np.asarray(image).clip(0, (1 << 16) - 1)
         if bits == 16 and values.max() < DARK:
-            raise ValueError(f"16 bits without a value of {DARK:,} or more, nearly black; scale it, with 8 bits")
+            raise ValueError(
+                f"pixels of 16 bits, all below {DARK:,}, would be nearly black; rescale it, and save it with 8 bits"
+            )
         return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode}; save it with 8 bits")

@@ -195,7 +195,7 @@ def test_what_a_csv_does_not_list_is_left_out_and_counted(root: Path, cache: Pat
     banks = read(as_folder(root, classes() | {"split.csv": table}), cache)
     assert named(banks) == {"train": ["x"], "val": ["y"], "test": ["z"]}
     assert banks["train"].metadata["images_left_out"] == 17
-    assert banks["train"].metadata["notes"] == ["left out 17 images, which have no row in a CSV"]
+    assert banks["train"].metadata["notes"] == ["left out 17 images in no list of the split"]
 
 
 @pytest.mark.parametrize(

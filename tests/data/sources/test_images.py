@@ -159,7 +159,7 @@ def test_twelve_bits_become_their_upper_eight():
 def test_sixteen_bits_of_which_twelve_are_used_are_refused():
     values = GREY.astype(np.uint16) * 16 + 15
     for data in (encoded(Image.fromarray(values), "TIFF"), encoded(Image.fromarray(values), "PNG"), pgm("P5", values)):
-        with pytest.raises(ValueError, match="16 bits without a value of 4,096 or more, nearly black; scale it"):
+        with pytest.raises(ValueError, match="pixels of 16 bits, all below 4,096, would be nearly black; rescale it"):
             decode_image(data, ImageSpec(SIDE))
 
 
