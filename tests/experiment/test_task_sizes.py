@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 
 from fewshot.core.errors import FewshotError
 from fewshot.data.bank import Bank
@@ -31,6 +32,12 @@ WORDS = (
     ["way=2"], ["way=5"], ["way=3", "shot=5"], ["train.way=9", "train.query=12"],
     ["way=2", "train.shot=16", "train.query=0"], ["way=2", "train.shot=16"],
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _no_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the command line that another test of this process ran: the advised command would begin with its words."""
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
 
 
 def with_words(config: dict[str, Any], words: list[str]) -> dict[str, Any]:
