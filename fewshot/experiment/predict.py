@@ -60,7 +60,7 @@ def predict(cfg: DictConfig) -> None:
         notes.append(f"the classes are the folders in {'/'.join(images.names[0].split('/')[: images.above])}")
     if known := sorted(predictor.known_classes.intersection(images.classes)):
         names = known[0] if len(known) == 1 else f"{known[0]} and {len(known) - 1:,} more"
-        notes.append(f"the training had classes of these names too: {names}; on its images an accuracy is no test")
+        notes.append(f"the run was trained on classes of these names: {names}; images of that training are no test")
     if invert and cfg.invert is None:
         notes.append("light and dark are exchanged, since the run knows light strokes on dark; invert=false keeps them")
     try:
@@ -89,8 +89,9 @@ def predict(cfg: DictConfig) -> None:
     _print_tables(predictions, [support.labels.count(name) for name in predictions.classes])
     print(about)
     for key, content in contents.items():  # nothing is written before all of them are made
+        verb = "replaced" if places[key].exists() else "wrote"
         write_atomically(places[key], content)
-        print(f"wrote {places[key]}")
+        print(f"{verb} {places[key]}")
 
 
 def _predict(

@@ -120,7 +120,8 @@ def test_what_the_run_says_of_classes_it_knows_and_of_its_end_is_passed_on(
     done = call("predict", f"run={run}", "support=support", "query=renamed")
     assert done.code == 0 and "maml of run own after 30 of 90 steps, inductive" in done.out
     assert (
-        "note: the training had classes of these names too: gamma, the third; on its images an accuracy is" in done.err
+        "note: the run was trained on classes of these names: gamma, the third; images of that training are no test"
+        in done.err
     )
     lines = "named after no class, so there is no accuracy: ALPHA, B & C, GAMMA, THE THIRD\n"
     assert done.err.endswith(lines)
@@ -171,6 +172,7 @@ def test_class_means_of_a_pretrained_network_need_no_run(call: Any, weights: str
     Image.open(larger).resize((60, 60)).save(larger)
     done = call("predict", *words, "query=query", "device=cpu")
     assert done.code == 0 and done.err.endswith(", from 56x56 colour and other sizes\n")
+    assert done.out.endswith("replaced predictions.csv\n")
     assert sorted(row["predicted"] for row in read_rows()) == sorted(row["predicted"] for row in labelled)
 
 
