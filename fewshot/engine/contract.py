@@ -118,9 +118,14 @@ def check_begin_step(learner: Any) -> None:
         ) from error
 
 
-def check_sorted(task: Episodes, *, unequal: bool) -> None:
-    """Raises FewshotError where a support set is not sorted by class, or its classes differ in size and may not."""
-    labels = task.support_y
+def check_sorted(learner: Any, task: Episodes) -> None:
+    """Raises FewshotError where a support set is not sorted by class, or its classes differ in size and may not.
+
+    Args:
+        learner: takes classes of different sizes where its `unequal_shots` says so.
+        task: one task, support_y [N*K].
+    """
+    labels, unequal = task.support_y, getattr(learner, "unequal_shots", False)
     if labels.is_floating_point() or len(labels) < 2:
         return
     if (labels.diff() < 0).any() or (not unequal and len(set(labels.bincount(minlength=task.way).tolist())) > 1):

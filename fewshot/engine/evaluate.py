@@ -129,7 +129,7 @@ def evaluate_settings(
     """
     check_queries(tasks)
     first = tasks.episodes(0, 2)
-    check_sorted(first[0], unequal=getattr(learner, "unequal_shots", False))  # `probe` looks at one task of a shape
+    check_sorted(learner, first[0])  # which `probe` does once for each shape, whatever the tasks
     behaviour = probe(learner, first[0], params, state)
     independent = behaviour.queries_independent
     different = settings[:1] if independent else settings

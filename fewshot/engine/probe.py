@@ -111,7 +111,7 @@ def check_training(learner: Any, episodes: Episodes) -> str:
     Raises:
         FewshotError: as `probe`; or the network cannot be trained, or has parameters of another type than the examples.
     """
-    check_sorted(episodes[0], unequal=getattr(learner, "unequal_shots", False))
+    check_sorted(learner, episodes[0])
     probe(learner, episodes[0])
     _check_dtype(learner.init()[0], episodes.support_x)
 
@@ -194,7 +194,7 @@ def _find_once(learner: Any, key: tuple[Any, ...], find: Callable[[], Any]) -> A
 
 
 def _find_behaviour(learner: Learner, task: Episodes) -> Behaviour:
-    check_sorted(task, unequal=getattr(learner, "unequal_shots", False))
+    check_sorted(learner, task)
     x = torch.cat([task.support_x, task.query_x])
     x = x[torch.linspace(0, len(x) - 1, max(3, min(EXAMPLES, len(x))), device=x.device).round().long()]
     x = (x + 0.1 * torch.randn_like(x)).clamp(x.min(), x.max())
