@@ -114,9 +114,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         raise FewshotError(f"{error.full_key}: has no value; set {error.full_key}=...") from error
     except OmegaConfBaseException as error:
         first = str(error).splitlines()[0]
-        name = re.search(r"Interpolation key '(\w+)' not found", first)
-        hint = f"; an environment variable is ${{oc.env:{name[1]}}}" if name else ""
-        raise FewshotError(f"{error.full_key or 'configuration'}: {first}{hint}") from error
+        raise FewshotError(f"{error.full_key or 'configuration'}: {first}{hint_at_variable(first)}") from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
@@ -211,6 +209,12 @@ def given_overrides() -> list[str]:
     """The overrides on the command line of the running tool, as they were written."""
     overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     return list(overrides)
+
+
+def hint_at_variable(text: str) -> str:
+    """How an environment variable is written, for OmegaConf's line on a `${NAME}` that is no key; "" for another."""
+    name = re.search(r"Interpolation key '(\w+)' not found", text)
+    return f"; an environment variable is ${{oc.env:{name[1]}}}" if name else ""
 
 
 def wanted_type(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from contextlib import suppress
 from functools import cache, partial
 from typing import Any
@@ -21,7 +20,15 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.paths import CONF
-from fewshot.experiment.config import NULLABLE, TOOLS, is_regression, key_names, typed_settings, wanted_type
+from fewshot.experiment.config import (
+    NULLABLE,
+    TOOLS,
+    hint_at_variable,
+    is_regression,
+    key_names,
+    typed_settings,
+    wanted_type,
+)
 from fewshot.experiment.parse import typed
 from fewshot.experiment.paths import expand_configuration, is_path_key
 from fewshot.experiment.sweeps import check_plugin
@@ -153,9 +160,8 @@ def _check_value(override: Override, cfg: DictConfig) -> None:
     try:
         chosen = OmegaConf.select(cfg, key)
     except (InterpolationResolutionError, OmegaConfBaseException) as error:
-        name = re.search(r"\$\{(\w+)\}", text)
-        hint = f"; an environment variable is ${{oc.env:{name[1]}}}" if name else ""
-        raise FewshotError(f"{override.input_line}: {wanted_type(str(error).splitlines()[0])}{hint}") from error
+        first = str(error).splitlines()[0]
+        raise FewshotError(f"{override.input_line}: {wanted_type(first)}{hint_at_variable(first)}") from error
     if is_path_key(key) and given is not None and not isinstance(given, str) and chosen != text:
         raise FewshotError(f"{key}: {text} is no text to Hydra; as a path it is typed {typed(key, text)}")
 
