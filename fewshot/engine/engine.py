@@ -37,8 +37,8 @@ from fewshot.episodes import Episodes
 T = TypeVar("T")
 
 ENGINES = ("auto", "vmap", "compiled", "loop", "learn2learn")
-# Images with more values than this are faster on CPU by `loop` (see tools/bench.py): per-task weights turn into
-# grouped convolutions, which pay on 28x28 images and cost on 84x84 ones. LEO on vectors of 2,048 gains 4 times.
+# Images with more values are faster on CPU by `loop` (see tools/bench.py): the weights of each task turn into grouped
+# convolutions, which pay on 28x28 images and cost on 84x84. Vectors are slower by `loop`: LEO on 2,048 values 4 times.
 SMALL = 40 * 40
 # Learners with more parameters than this run, on CPU, by `loop`, one task on all cores: 14.2 seconds for two tasks of
 # ResNet-12, second order, against 16.8 on two threads, in half the memory; for Conv-4 it is the other way round.
