@@ -9,7 +9,8 @@ The split has 64, 16 and 20 classes by WordNet id. The first of these layouts th
 - images with Ravi's `train.csv`, `val.csv` and `test.csv` (columns filename,label), found by their names;
 - ILSVRC-2012's training images, `n01532829_5.JPEG`, with the same lists, which may be beside the root:
   n0153282900000005.jpg is the fifth image of n01532829 in the order of the numbers in the file names, as in
-  github.com/yaoyao-liu/mini-imagenet-tools. All images of these classes must be there, or the order is another;
+  github.com/yaoyao-liu/mini-imagenet-tools. All images of these classes must be there, or the order is another: a class
+  with more or fewer than ImageNet has is refused;
 - folders of images with the classes' WordNet ids, in folders of their split or not.
 """
 
@@ -46,6 +47,14 @@ from fewshot.data.sources.published import (
 URL = "https://zenodo.org/record/7978538/files"
 LISTS = "https://github.com/twitter-research/meta-learning-lstm, folder data/miniImagenet"
 IMAGES = 600  # of each class
+# Training images of each class in ILSVRC-2012: as many, but for some classes. From google-research/meta-dataset,
+# dataset_conversion/dataset_specs/ilsvrc_2012_num_leaf_images.json, with the copies of Caltech's and CUB's images that
+# it leaves out (dataset_conversion/ImageNet_*_duplicates.txt). No place in Ravi's lists is higher.
+ORIGINALS = 1300
+FEWER = {
+    **{"n01704323": 1266, "n02089867": 1025, "n02606052": 969, "n03062245": 1154, "n03075370": 1216},
+    **{"n03400231": 1222, "n04418357": 1264, "n04443257": 1250, "n04612504": 1206, "n07584110": 1207},
+}
 WORD = r"(train|val|valid|validation|test)"
 PICKLE = re.compile(
     rf"(?:mini[-_]?imagenet(?:[-_]cache|_category_split)?[-_])?(?:train_phase_(?=train\.))?{WORD}\.(?:pkl|pickle)",
@@ -190,7 +199,11 @@ def _find_listed(files: Files, csv_files: split_csv.CsvFiles, splits: Splits) ->
 
 
 def _match_originals(files: Files, rows: Mapping[str, split_csv.Row]) -> dict[str, str]:
-    """ImageNet's own file for each image that the lists name by its place in its class."""
+    """ImageNet's own file for each image that the lists name by its place in its class.
+
+    Raises:
+        FewshotError: a file is there twice, or a class has not all of its images, so that later ones have other places.
+    """
     numbered: dict[str, dict[int, str]] = {row.label: {} for row in rows.values()}
     twice = []
     for file in files.names:
@@ -199,6 +212,12 @@ def _match_originals(files: Files, rows: Mapping[str, split_csv.Row]) -> dict[st
             if first != file:
                 twice.append(f"{files.root}: {first} and {file} are both there")
     raise_faults("images that are there twice", twice, "leave one of them")
+    other = [
+        f"{files.root}: class {label} has {len(originals):,} images, and {wanted:,} in ImageNet's training set"
+        for label, originals in numbered.items()
+        if originals and len(originals) != (wanted := FEWER.get(label, ORIGINALS))
+    ]
+    raise_faults("classes with another number of images", other, "the lists count them: put all there, and no others")
     file_of: dict[str, str] = {}
     for label, originals in numbered.items():
         for place, number in enumerate(sorted(originals), start=1):
