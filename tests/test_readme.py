@@ -253,6 +253,12 @@ def test_a_dataset_of_ones_own_is_prepared_and_trained_on(call: Any, own_modules
     done = call(train[0], *train[1], *QUICK, SMALL, "run_dir=run")
     assert (done.code, done.err) == (0, "")
     assert json.loads(next(Path("run").rglob("record.json")).read_text())["dataset"] == "arrays"
+    for file in sorted(Path("data/arrays").rglob("*.npy")):
+        np.save(file, np.load(file).repeat(2, axis=1))
+    two = ("data_dir=data", "dataset.reader.cache=two", "plot=true", "run_dir=drawn")
+    refused = call(train[0], *train[1], *QUICK, SMALL, *two)
+    assert refused.err == "error: plot=true: examples are 2x28x28, and not images of 1 or 3 channels; leave plot out\n"
+    assert not Path("drawn").exists()  # it is known before any training
     own = train[1][:-1]  # without the algorithm
     unnamed = call("train", *own, "algorithm=leo")
     assert (unnamed.code, unnamed.err.count("\n")) == (1, 1)

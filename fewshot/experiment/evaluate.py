@@ -12,7 +12,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.progress import print_note
 from fewshot.experiment.build import Experiment, build
 from fewshot.experiment.config import config_hash, given_overrides, is_regression, resolved
-from fewshot.experiment.figures import check_plot, draw_test
+from fewshot.experiment.figures import check_drawable, check_plot, draw_test
 from fewshot.experiment.latents import write_latents
 from fewshot.experiment.protocol import keep_changed_values
 from fewshot.experiment.rows import apply_protocols
@@ -104,6 +104,8 @@ def _configurations(cfg: DictConfig) -> tuple[Path, DictConfig, DictConfig]:
 def _build(cfg: DictConfig, run_dir: Path, trained_cfg: DictConfig, test_cfg: DictConfig) -> Experiment:
     """The run with the test that is asked for, of which the learner and the dataset allow all."""
     run = build(test_cfg, run_dir, trained_cfg.way, other_data=cfg.dataset is not None)
+    if cfg.plot:
+        check_drawable(run)
     if cfg.latents is not None and not isinstance(run.learner, LEO):
         raise FewshotError(f"latents={cfg.latents}: only LEO, on classes, has latent codes; leave it out")
     return run

@@ -32,6 +32,13 @@ def check_plot(cfg: DictConfig) -> None:
         check_one_input(cfg)
 
 
+def check_drawable(run: Experiment) -> None:
+    """Raises FewshotError where the examples cannot be drawn, such as those of a person's own reader."""
+    if not is_regression(run.cfg.dataset) and (len(run.shape) != 3 or run.shape[0] not in (1, 3)):
+        shape = "x".join(map(str, run.shape))
+        raise FewshotError(f"plot=true: examples are {shape}, and not images of 1 or 3 channels; leave plot out")
+
+
 def draw_test(folder: Path, run: Experiment, trained: Trained) -> Path:
     """Write `fits.png` (regression) or `episode.png` of the first test's tasks into the folder; the file's path."""
     check_plot(run.cfg)

@@ -31,6 +31,7 @@ from fewshot.experiment.build import (
     training_shape,
 )
 from fewshot.experiment.config import resolved, starts_from_extractor
+from fewshot.experiment.figures import check_drawable
 from fewshot.experiment.make_record import pretrained_weights, title
 from fewshot.experiment.parse import typed
 from fewshot.experiment.paths import absolute_paths
@@ -163,6 +164,8 @@ def _check_tasks(run: Experiment, processes: int) -> None:
     elif run.cfg.train.way is not None:
         raise FewshotError(f"train.way={run.cfg.train.way}: {run.cfg.algorithm.name} is not trained; leave it out")
     _ = run.validation, plan_tests(run)  # each is checked when it is made
+    if run.cfg.plot:
+        check_drawable(run)
 
 
 @on_rank_zero
