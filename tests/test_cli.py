@@ -670,6 +670,20 @@ def test_a_folder_that_holds_something_else_is_left_alone(call: Any, trained: No
     assert [path.name for path in Path("mine").iterdir()] == ["thesis.txt"]
 
 
+def test_keys_of_ones_own_are_kept_and_unknown_keys_of_the_program_are_refused(call: Any) -> None:
+    words = ("run_dir=run", *QUICK, "+base_lr=0.01", "train.outer_lr=${base_lr}")
+    assert call("train", *words).code == 0
+    assert "finished before" in call("train", *words).out
+    assert call("evaluate", "run=run", *QUICK[-2:]).code == 0
+    for word, said in (
+        ("+train.momentum=0.9", "train.momentum: no such key"),
+        ("+validation.querry=5", "validation.querry: no such key, did you mean validation.query?"),
+    ):
+        done = call("train", "run_dir=other", *QUICK, word)
+        assert done.code == 1 and done.err.startswith(f"error: {said}") and done.err.count("\n") == 1
+    assert not Path("other").exists()
+
+
 def test_a_damaged_or_foreign_checkpoint_is_one_line(call: Any, trained: None) -> None:
     call("train", "run_dir=other", "algorithm=reptile", *QUICK)
     last, best = Path("run/checkpoints/last.safetensors"), Path("run/checkpoints/best.safetensors")
@@ -836,6 +850,7 @@ def test_records_of_another_run_are_not_replaced_and_those_of_a_replaced_trainin
     assert call("train", "run_dir=a/one", *words, *both, "protocol.paper.setting=inductive").code == 0
     other = call("train", "run_dir=b/one", *words, "seed=1")
     assert other.code == 1 and "holds a record of another run, maml glyphs 5-way 1-shot, seed 0; copy to" in other.err
+    assert not Path("b").exists()  # it is known before the training
     (paper,) = Path("kept").rglob("paper-*/record.json")
     assert call("train", "run_dir=a/one", *words, "force=true").code == 0
     assert paper.exists()  # of the same weights, which another training of these settings has

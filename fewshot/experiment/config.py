@@ -23,6 +23,7 @@ from omegaconf import (
 )
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
 from fewshot.training.settings import LATER_SETTINGS
@@ -156,19 +157,33 @@ def check_groups(cfg: DictConfig) -> None:
             raise FewshotError(f"{group}.{part}={named}: has parts, such as {group}.{part}._target_; set one of them")
 
 
+def check_keys(cfg: DictConfig) -> None:
+    """Raises FewshotError for a key below a setting of conf/train.yaml that is not there, such as train.momentum."""
+    known = key_names(typed_settings("train"))
+    settings = {key.split(".")[0] for key in known} - {*GROUP_PARTS, "protocol"}
+    for key in key_names(cfg):
+        if key.split(".")[0] in settings and key not in known:
+            raise FewshotError(f"{key}: no such key{did_you_mean(key, known) or '; leave it out'}")
+
+
 def config_hash(config: Mapping[str, Any]) -> str:
     """Hash of everything that the training of a run depends on; nulls and places of files do not count."""
-    kept = _counted(config, UNHASHED_KEYS)
+    kept = counted(config)
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def training_hash(config: Mapping[str, Any]) -> str:
+    """Hash of what two runs of one method agree in, as records have it: without the seed and what may differ."""
+    return config_hash({key: value for key, value in config.items() if key not in UNTRAINED_KEYS})
 
 
 def training_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings by dotted keys in which two runs of one method agree: all that count for a hash, but the seed."""
-    return dict(flatten(_counted(config, UNHASHED_KEYS + UNTRAINED_KEYS)))
+    return dict(flatten(counted(config, UNHASHED_KEYS + UNTRAINED_KEYS)))
 
 
-def _counted(config: Mapping[str, Any], left_out: Collection[str]) -> dict[str, Any]:
-    """What counts of a configuration, without some of its keys."""
+def counted(config: Mapping[str, Any], left_out: Collection[str] = UNHASHED_KEYS) -> dict[str, Any]:
+    """What counts of a configuration for the identity of a run, without some of its keys."""
     kept = {key: value for key, value in config.items() if key not in left_out}
     algorithm = kept.get("algorithm")
     if isinstance(algorithm, Mapping) and algorithm.get("recipe") == "none" and algorithm.get("name") in FIRST_RECIPES:
@@ -185,22 +200,24 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", inner
 
 
-def _without_paths(value: Any, of_person: bool = False) -> Any:
+def is_own(key: str, part: Any) -> bool:
+    """Whether a part of a configuration is a person's own learner or network, whose arguments may have any names."""
+    named = key in ("learner", "network") and isinstance(part, Mapping)
+    return named and not str(part.get("_target_")).startswith("fewshot.")
+
+
+def _without_paths(value: Any) -> Any:
     """A value without the places of a reader's files and without nulls, at any depth; classes by their first names.
 
-    Later settings at what held before they were there are left out: no run changes by them.
-
-    Args:
-        of_person: whether its keys are arguments of a learner or network, where a person's own may have any names.
+    Later settings at what held before they were there are left out: no run changes by them. The arguments of a
+    person's own learner or network stay as they are.
     """
     if not isinstance(value, Mapping):
         return FIRST_NAMES.get(value, value) if isinstance(value, str) else value
     kept = {
-        k: _without_paths(inner, of_person or k in ("learner", "network"))
+        k: inner if is_own(k, inner) else _without_paths(inner)
         for k, inner in value.items()
-        if (of_person or k not in UNHASHED_READER_KEYS)
-        and inner is not None
-        and (k, inner) not in LATER_SETTINGS.items()
+        if k not in UNHASHED_READER_KEYS and inner is not None and (k, inner) not in LATER_SETTINGS.items()
     }
     return kept | {k: Path(kept[k]).name for k in READER_FILES if isinstance(kept.get(k), str)}
 

@@ -17,7 +17,7 @@ from fewshot.core.distributed import world
 from fewshot.core.environment import code, environment
 from fewshot.episodes import Tasks
 from fewshot.experiment.build import Experiment, training_shape
-from fewshot.experiment.config import UNTRAINED_KEYS, config_hash, is_on_features, resolved, training_settings
+from fewshot.experiment.config import is_on_features, resolved, training_hash, training_settings
 from fewshot.experiment.protocol import Protocol
 from fewshot.experiment.recipes import paper_steps, recipe_changes
 from fewshot.report import records
@@ -51,6 +51,7 @@ def make_record(
     cfg = run.cfg
     source = tasks.source
     train_tasks = trained.steps * cfg.train.meta_batch
+    gradients = getattr(run.learner, "gradient_evaluations", None if train_tasks else 0)  # of one task, if they count
     splits = ("train", "val") if cfg.train.train_on_val else ("train",)
     validation = trained.validation
     weights = pretrained_weights(run)
@@ -93,7 +94,7 @@ def make_record(
             "extractor_seconds": extractor.get("train_seconds"),
             "nan_guarded_steps": trained.nan_guarded,
             "train_tasks": train_tasks,
-            "gradient_evaluations": train_tasks * getattr(run.learner, "gradient_evaluations", 0),
+            "gradient_evaluations": None if gradients is None else train_tasks * gradients,
             "tasks_per_second": round(train_tasks / trained.train_seconds, 2) if trained.train_seconds else None,
             "peak_memory_bytes": trained.peak_memory_bytes if trained.steps else peak_memory_bytes(run.device),
             "device": " and ".join(trained.devices) or (None if trained.steps else device_name(run.device)),
@@ -137,7 +138,7 @@ def task_fields(cfg: DictConfig, steps: int) -> dict[str, Any]:
         "way": cfg.way,
         "shot": cfg.shot,
         "train": {"way": way, "shot": shot, "query": query, "steps": steps, "paper_steps": paper_steps(cfg)},
-        "config": config_hash({key: value for key, value in config.items() if key not in UNTRAINED_KEYS}),
+        "config": training_hash(config),
         "settings": training_settings(config),
         "recipe_changes": recipe_changes(cfg),  # settings that are not as the recipe has them
     }

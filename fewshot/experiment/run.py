@@ -30,7 +30,7 @@ from fewshot.experiment.build import (
     read_sources,
     training_shape,
 )
-from fewshot.experiment.config import resolved, starts_from_extractor
+from fewshot.experiment.config import check_keys, resolved, starts_from_extractor
 from fewshot.experiment.figures import check_drawable
 from fewshot.experiment.make_record import pretrained_weights, title
 from fewshot.experiment.parse import typed
@@ -81,6 +81,7 @@ def training_run(cfg: DictConfig) -> tuple[Path, list[Path]]:
 
 @main_first
 def _checked_folder(cfg: DictConfig) -> Path:
+    check_keys(cfg)
     check_config(cfg)
     folder = run_folder(resolved(cfg))
     if not (folder / "config.yaml").exists():

@@ -18,6 +18,7 @@ from fewshot.experiment.config import (
     GROUP_PARTS,
     UNHASHED_KEYS,
     config_hash,
+    counted,
     is_regression,
     key_names,
     resolved,
@@ -58,9 +59,8 @@ def finished_tests(folder: Path, cfg: DictConfig) -> list[Path]:
     if listed.exists():
         config, saved = resolved(cfg), resolved(saved_config(folder))
         if config_hash(saved) != config_hash(config):
-            keys = sorted(
-                k for k in config.keys() | saved.keys() if k not in UNHASHED_KEYS and config.get(k) != saved.get(k)
-            )
+            one, other = counted(config), counted(saved)
+            keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
             raise FewshotError(f"{folder}: holds another run (other {', '.join(keys)}); choose another run_dir")
     elif folder.exists() and (not folder.is_dir() or any(p.name not in STARTUP_FILES for p in folder.iterdir())):
         raise FewshotError(f"{folder}: not empty and not a run; choose another run_dir")
@@ -129,7 +129,8 @@ def saved_config(
         keys, saved_keys = set(key_names(schema)), set(key_names(saved))
         # A run of an older version may lack these, and those that came later.
         saved_keys |= keys & set(UNHASHED_KEYS) | {key for key in keys if key.rpartition(".")[2] in LATER_SETTINGS}
-        if different := {key for key in keys ^ saved_keys if key.split(".")[0] not in (*GROUP_PARTS, "protocol")}:
+        settings = {key.split(".")[0] for key in keys} - {*GROUP_PARTS, "protocol"}  # a person may add others
+        if different := {key for key in keys ^ saved_keys if key.split(".")[0] in settings}:
             raise ValueError(f"{min(different)} is {'missing' if min(different) in keys else 'no key'}")
         cfg = OmegaConf.merge(schema, saved, {"run_dir": literal(str(folder)), "force": False})
         if device is not None:

@@ -9,14 +9,15 @@ from omegaconf import DictConfig
 from fewshot.core.distributed import is_main, main_first, process_group
 from fewshot.core.errors import FewshotError
 from fewshot.experiment.build import build
-from fewshot.experiment.config import given_overrides, resolved
+from fewshot.experiment.config import given_overrides, resolved, training_hash
 from fewshot.experiment.figures import check_plot, draw_test
 from fewshot.experiment.make_record import title
 from fewshot.experiment.run import training_run
 from fewshot.experiment.run_dir import TESTS, find_run, run_folder, saved_config
 from fewshot.experiment.sweeps import began_in_sweep
 from fewshot.experiment.trackers import check_logger, open_tracker, track_test
-from fewshot.report.records import copy_record, read_record, summary
+from fewshot.report.copy_record import check_copy, copy_record
+from fewshot.report.records import read_record, summary
 from fewshot.training.selected import load_selected
 
 FILES_MOVED = ("root", "data_dir")  # may be given with resume=, of a run whose files moved
@@ -40,8 +41,7 @@ def train(cfg: DictConfig) -> list[Path]:
     for test in tests:
         print(summary(read_record(test / "record.json"), test))
         if cfg.copy_records_to:
-            runs, place = Path(cfg.runs).absolute(), test.absolute()
-            copy_record(place, Path(cfg.copy_records_to), runs if place.is_relative_to(runs) else place.parents[2])
+            copy_record(test, _copy_of(cfg, folder))
     picture = _draw(cfg, folder) if cfg.plot else None
     if picture or not known.issuperset(tests):
         with open_tracker(cfg.logger, folder, title(cfg), resolved(cfg)) as tracker:
@@ -63,11 +63,25 @@ def _checked(cfg: DictConfig) -> tuple[DictConfig, set[Path]]:
     check_logger(cfg.logger)
     if cfg.plot:
         check_plot(cfg)
-    folder = run_folder(resolved(cfg))
+    config = resolved(cfg)
+    folder = run_folder(config)
+    if cfg.copy_records_to:
+        check_copy(_copy_of(cfg, folder), training_hash(config), cfg.seed)
     if cfg.force and began_in_sweep(folder):  # this job tests it otherwise
         cfg = cfg.copy()
         cfg.force = False
     return cfg, set() if cfg.force else {path.parent for path in (folder / TESTS).glob("*/record.json")}
+
+
+def _copy_of(cfg: DictConfig, folder: Path) -> Path:
+    """Where the records of the run in a folder are copied to: as deep below `copy_records_to` as it is below `runs`."""
+    runs, run = Path(cfg.runs).absolute(), folder.absolute()
+    named = run_folder(resolved(cfg) | {"run_dir": None}).parts[-2:]  # task and run
+    if run.is_relative_to(runs):
+        inner = run.relative_to(runs)
+    else:  # the whole folder of runs may have moved
+        inner = Path(*named) if run.parts[-2:] == named else Path(run.name)
+    return Path(cfg.copy_records_to) / inner
 
 
 def _draw(cfg: DictConfig, folder: Path) -> Path:
@@ -87,5 +101,6 @@ def _resumed(cfg: DictConfig) -> DictConfig:
         )
     moved = {key: cfg[key] for key in FILES_MOVED if key in overrides}
     saved = saved_config(find_run(Path(cfg.resume)), device=cfg.device if "device" in overrides else None, **moved)
-    saved.update({"plot": False} | {key: cfg[key] for key in AFTER_TRAINING if key in overrides})
+    # As it is written: `${dataset.name}` in it is the run's.
+    saved.update({"plot": False} | {key: cfg._get_node(key)._value() for key in AFTER_TRAINING if key in overrides})
     return saved

@@ -74,46 +74,6 @@ def _episode_score(column: str, score: float) -> str:
     return f"{score:.6f}" if column.partition("_")[0] == "accuracy" else f"{score:.9g}"
 
 
-def copy_record(folder: Path, target: Path, runs: Path) -> None:
-    """Copy the record and scores in `folder` to the same place below `target` that `folder` has below `runs`.
-
-    Of the training's `metrics.jsonl`, two folders up, the lines with validation scores are copied too: its curve. Tests
-    of an earlier training of the same run, which `force` replaced, are removed there.
-
-    Raises:
-        FewshotError: there are records of another run there.
-    """
-    copy, record = target / folder.relative_to(runs), read_record(folder / "record.json")
-    replaced = []
-    for path in sorted(copy.parent.glob("*/record.json")):
-        other = read_record(path)
-        if (other["config"], other["seed"]) != (record["config"], record["seed"]):
-            raise FewshotError(
-                f"{path.parent}: holds a record of another run, {summary_of_run(other)}; copy to another folder by "
-                "copy_records_to, or train in another run_dir"
-            )
-        if not _is_of_one_training(other, record):
-            replaced.append(path.parent)
-    for name in ("episodes.csv", "record.json"):
-        write_atomically(copy / name, (folder / name).read_bytes())
-    log = folder.parents[1] / "metrics.jsonl"
-    lines = log.read_bytes().splitlines(keepends=True) if log.exists() else []
-    if curve := b"".join(line for line in lines if b'"validation_' in line):
-        write_atomically(copy.parents[1] / log.name, curve)
-    for old in (old for old in replaced if old != copy):
-        for name in ("record.json", "episodes.csv"):
-            (old / name).unlink(missing_ok=True)
-
-
-def _is_of_one_training(one: Record, other: Record) -> bool:
-    """Whether two records of one run are of one training: by the fingerprints of what was tested, or its seconds."""
-    prints = one["train"].get("fingerprint"), other["train"].get("fingerprint")
-    # Two checkpoints have two fingerprints, and older records have none.
-    if None in prints or one["protocol"]["selection"] != other["protocol"]["selection"]:
-        return one["cost"]["train_seconds"] == other["cost"]["train_seconds"]
-    return prints[0] == prints[1]
-
-
 def find_records(folder: str | Path) -> list[Path]:
     """The path of every `record.json` below a folder, sorted.
 

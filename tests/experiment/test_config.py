@@ -114,9 +114,17 @@ def test_a_persons_own_arguments_change_the_identity_whatever_their_names_are() 
     for group, part in (("algorithm", "learner"), ("backbone", "network")):
         for name in ("cache", "root", "download"):
             own = copy.deepcopy(config)
-            own[group][part][name] = True
-            assert config_hash(own) != config_hash(config)
+            own[group][part] |= {"_target_": "mine.Class", name: True}
+            other = copy.deepcopy(own)
+            del other[group][part][name]
+            assert config_hash(own) != config_hash(other)
             assert f"{group}.{part}.{name}" in training_settings(own)
+        hashes = set()
+        for arguments in ({}, {"weights": "/a/best.pt"}, {"weights": "/b/best.pt"}, {"centre": False}, {"width": None}):
+            own = copy.deepcopy(config)
+            own[group][part] |= {"_target_": "mine.Class"} | arguments
+            hashes.add(config_hash(own))
+        assert len(hashes) == 5
     own = copy.deepcopy(config)
     own["dataset"]["reader"]["cache"] = "elsewhere"
     assert config_hash(own) == config_hash(config)
@@ -152,7 +160,7 @@ def test_a_saved_configuration_may_lack_what_came_later(tmp_path: Path) -> None:
     ("change", "said"),
     [
         (("shot: 1\n", ""), "shot is missing"),
-        (("shot: 1\n", "shoot: 1\n"), "shoot is no key"),
+        (("  select: best\n", "  select: best\n  shoot: 1\n"), "train.shoot is no key"),
         (("  select: best\n", ""), "train.select is missing"),
     ],
 )

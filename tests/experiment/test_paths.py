@@ -256,15 +256,26 @@ def test_a_list_that_is_relative_to_its_images_stays_so(tmp_path: Path, monkeypa
     }
 
 
+def test_the_arguments_of_a_persons_own_class_stay_as_they_are_written(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = {"_target_": "mine.Net", "root": "a", "inner": {"cache": "b"}, "literal": "${x}"}
+    saved = absolute_paths({"backbone": {"network": own}, "dataset": {"reader": {"root": "a"}}})
+    assert saved["backbone"]["network"] == own | {"literal": "\\${x}"}
+    assert saved["dataset"]["reader"]["root"] == f"{tmp_path}/a"
+
+
 def test_weights_are_a_file_or_a_name_of_torchvisions_and_their_place_is_no_part_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("here.pth").touch()
-    config = {"network": {"weights": "here.pth"}, "features": {"weights": "IMAGENET1K_V1"}}
+    network = {"_target_": "fewshot.TorchVision", "weights": "here.pth"}
+    config = {"network": network, "features": {"weights": "IMAGENET1K_V1"}}
     saved = absolute_paths(config)
-    assert saved == {"network": {"weights": f"{tmp_path}/here.pth"}, "features": {"weights": "IMAGENET1K_V1"}}
-    assert config_hash(saved) == config_hash(config) != config_hash(config | {"network": {"weights": "other.pth"}})
+    assert saved["network"]["weights"] == f"{tmp_path}/here.pth"
+    assert saved["features"] == {"weights": "IMAGENET1K_V1"}
+    other = config | {"network": network | {"weights": "other.pth"}}
+    assert config_hash(saved) == config_hash(config) != config_hash(other)
 
 
 @pytest.fixture

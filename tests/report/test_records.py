@@ -12,7 +12,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.report.gather import gather_runs
 from fewshot.report.page import Page
 from fewshot.report.published import VIEWS
-from fewshot.report.records import copy_record, protocol_name, read_record, summary, write_record
+from fewshot.report.records import protocol_name, read_record, summary, write_record
 from fewshot.report.statistics import holm
 from fewshot.report.table import markdown
 
@@ -35,20 +35,6 @@ def test_scores_by_steps_are_columns_of_one_file_and_come_back_as_written(lab: A
 def test_one_score_per_episode_has_the_metric_as_its_heading(lab: Any, tmp_path: Path) -> None:
     write_record(tmp_path, lab.record(), {"accuracy": np.array([0.5, 2 / 3])})
     assert (tmp_path / "episodes.csv").read_text() == "episode,accuracy\n0,0.500000\n1,0.666667\n"
-
-
-def test_a_copy_keeps_the_test_of_another_checkpoint_and_replaces_that_of_another_training(
-    lab: Any, tmp_path: Path
-) -> None:
-    runs, kept = tmp_path / "runs", tmp_path / "kept/task/run/tests"
-    lab.write("runs/task/run/tests/common", train__fingerprint="a" * 64)
-    last = {"train__fingerprint": "b" * 64, "protocol__selection": "last"}
-    lab.write("kept/task/run/tests/common-last", **last)
-    lab.write("kept/task/run/tests/older-last", **last, cost__train_seconds=1.0)
-    lab.write("kept/task/run/tests/paper", train__fingerprint="b" * 64)
-    copy_record(runs / "task/run/tests/common", tmp_path / "kept", runs)
-    assert sorted(path.parent.name for path in kept.rglob("record.json")) == ["common", "common-last"]
-    assert read_record(kept / "common/record.json")["train"]["fingerprint"] == "a" * 64
 
 
 def test_columns_of_different_length_are_no_scores(lab: Any, tmp_path: Path) -> None:
