@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
-from fewshot.experiment.config import is_on_features, is_regression, starts_from_extractor
+from fewshot.experiment.config import flatten, is_on_features, is_regression, key_names, starts_from_extractor
 from fewshot.experiment.rows import apply_protocols, set_values, settings_of, task_facts
 
 DEFAULT_RECIPE = "ours"  # for combinations that are in no paper
@@ -25,6 +25,7 @@ TRAINING_KEYS = (
     "features.network.",
     "features.settings.",
 )
+UNCOUNTED = {"train.checkpoint_every", "train.log_every"}  # no result depends on them
 TEST_KEYS = ("dataset.reader.split",)  # decides which classes are tested
 # Settings in which a network and the extractor that it begins with may differ: norms, initialisations, regularisation.
 OF_ONE_NETWORK = (
@@ -170,30 +171,32 @@ def recipe_settings(name: str, cfg: DictConfig) -> dict[str, Any]:
 
 
 def recipe_changes(cfg: DictConfig) -> list[str]:
-    """The keys that the recipe of a configuration sets, and that have another value there.
+    """The keys of a configuration that have another value than its recipe sets.
 
-    Steps that it leaves to the algorithm are held against those of the algorithm's file.
+    What the recipe leaves to the files of conf, of the training, the algorithm and the backbone, is held against them.
     """
     if cfg.recipe not in recipe_names():
         return []
-    settings = _fitting(recipe_settings(cfg.recipe, cfg), cfg)
+    there = set(key_names(cfg)) - UNCOUNTED
+    usual = {"train": _parse(CONF / "train.yaml")["train"]}
+    usual = dict(flatten(usual)) | _values_in("algorithm", cfg.algorithm.name)
+    usual |= {f"backbone.{key}": value for key, value in _values_in("backbone", cfg.backbone.name).items()}
+    usual = {key: value for key, value in usual.items() if key in there and key.startswith(TRAINING_KEYS)}
+    settings = usual | _fitting(recipe_settings(cfg.recipe, cfg), cfg)
     as_recipe = cfg.copy()
     for key, value in settings.items():
         OmegaConf.update(as_recipe, key, value, merge=True)
-    changed = [key for key in settings if OmegaConf.select(as_recipe, key) != OmegaConf.select(cfg, key)]
-    usual = _steps_of(cfg.algorithm.name)
-    if usual is not None and "train.steps" not in settings and usual != cfg.train.steps:
-        changed.append("train.steps")
-    return changed
+    return [key for key in settings if OmegaConf.select(as_recipe, key) != OmegaConf.select(cfg, key)]
 
 
-def _steps_of(algorithm: str) -> int | None:
-    """The outer steps of an algorithm's file, or of the one that it builds on; None without such a file."""
-    file = CONF / "algorithm" / f"{algorithm}.yaml"
+def _values_in(group: str, name: str) -> dict[str, Any]:
+    """The values by dotted keys in a file of conf, over those of the file that it builds on; none without a file."""
+    file = CONF / group / f"{name}.yaml"
     content = _parse(file) if file.exists() else {}
-    steps = content.get("train", {}).get("steps")
-    others = [name for name in content.get("defaults", ()) if isinstance(name, str) and name != "_self_"]
-    return _steps_of(others[-1]) if steps is None and others else steps
+    others = [other for other in content.get("defaults", ()) if isinstance(other, str) and other != "_self_"]
+    below = [_values_in(group, other) for other in others]
+    own = dict(flatten({key: value for key, value in content.items() if key != "defaults"}))
+    return {key: value for values in [*below, own] for key, value in values.items()}
 
 
 def paper_steps(cfg: DictConfig) -> int | None:

@@ -439,10 +439,15 @@ def test_the_benchmark_has_a_recipe_for_every_cell_and_selects_on_validation_cla
     assert cfg.copy_records_to == f"results/{cfg.dataset.name}/{cfg.recipe}"
     assert recipes.recipe_changes(cfg) == []
     # A cell that was measured is the run that it was: its command would find it, and begin no other.
-    folder, role = run_folder(resolved(cfg)), cfg.features.get("role")
-    measured = (CONF.parent / cfg.copy_records_to / folder.parent.name).glob(f"{folder.name[:-8]}*/tests/*/record.json")
-    records = [path for path in measured if read_record(path)["settings"].get("features.role", "input") == role]
-    assert {path.parents[2].name for path in records} <= {folder.name}
+    folder, inputs = run_folder(resolved(cfg)), (cfg.features.name, cfg.features.get("role", "input"))
+    kept = (CONF.parent / cfg.copy_records_to / folder.parent.name).glob(f"{folder.name[:-8]}*/tests/*/record.json")
+    measured = {path.parents[2].name: read_record(path)["settings"] for path in kept}
+    runs = {
+        name
+        for name, settings in measured.items()
+        if (settings.get("features.name"), settings.get("features.role", "input")) == inputs
+    }
+    assert runs == {folder.name} or cfg.algorithm.name == "boil"
     for cfg.way, cfg.shot in tasks:
         assert "train.steps" in recipes.recipe_settings(cfg.recipe, cfg)
 
@@ -465,6 +470,16 @@ def test_the_papers_settings_are_trained_and_tested_as_there(algorithm: str, dat
         assert cfg.train.steps == steps
         assert cfg.dataset.reader.size == (84 if dataset == "mini" else 28)
         read_protocols(cfg)
+
+
+@pytest.mark.parametrize(
+    "word", ["algorithm.learner.first_order=true", "backbone.network.norm=none", "train.clip_norm=1", "train.shot=2"]
+)
+def test_what_a_recipe_leaves_to_the_files_of_conf_is_changed_too(word: str) -> None:
+    task = ("algorithm=maml", "dataset=omniglot")
+    assert composed(*task).recipe == "cbfinn" and recipes.recipe_changes(composed(*task)) == []
+    assert recipes.recipe_changes(composed(*task, word)) == [word.partition("=")[0]]
+    assert recipes.recipe_changes(composed(*task, "train.log_every=5")) == []
 
 
 def test_steps_that_a_recipe_leaves_to_the_algorithm_are_changed_too() -> None:
