@@ -29,6 +29,7 @@ from fewshot.report.records import read_record
 LOGGERS = ("tensorboard", "wandb", "mlflow", "none")
 EXTRAS = ("wandb", "mlflow")  # of pyproject.toml
 PROJECT = "fewshot"  # of W&B, and the experiment of MLflow
+HAS_ALL = "nothing more is sent; the run folder has all curves and scores"
 IDS = "trackers.json"  # in a run folder: the identifiers of the run there
 
 
@@ -69,7 +70,8 @@ def open_tracker(
         folder: the run folder.
         title: of the run.
         config: its configuration as plain values.
-        done: outer steps of an earlier process; points after them are dropped where the tracker can. None: keep all.
+        done: outer steps of an earlier process; points after them are dropped where the tracker can. None: keep all,
+            for what comes after a training, which a tracker that cannot be started does not fail: it gets a warning.
 
     Raises:
         FewshotError: as `check_logger`, or the tracker cannot be started.
@@ -79,7 +81,10 @@ def open_tracker(
     try:
         tracker: Tracker = kinds[name](folder, title, config, done)
     except Exception as error:  # of any kind, such as a server that does not answer
-        raise FewshotError(f"logger={name}: {one_line(error)}; mend it, or choose logger=tensorboard") from error
+        if done is not None:
+            raise FewshotError(f"logger={name}: {one_line(error)}; mend it, or choose logger=tensorboard") from error
+        print(f"warning: logger={name}: {one_line(error)}; {HAS_ALL}", file=sys.stderr)
+        tracker = Nothing()
     tracker = Tolerant(tracker, name)
     try:
         yield tracker
@@ -130,8 +135,7 @@ class Tolerant:
             call()
         except Exception as error:  # of any kind
             self.fails = True
-            rest = "nothing more is sent; the run folder has all curves and scores"
-            print(f"warning: logger={self.name}: {one_line(error)}; {rest}", file=sys.stderr)
+            print(f"warning: logger={self.name}: {one_line(error)}; {HAS_ALL}", file=sys.stderr)
 
 
 class Nothing:
@@ -157,8 +161,9 @@ class TensorBoard:
         """The writer, made when something is written: its import takes a second."""
         from torch.utils.tensorboard import SummaryWriter
 
+        is_new = self.done == 0 or not any(self.folder.glob("events.out.tfevents.*"))
         board = SummaryWriter(str(self.folder), purge_step=None if self.done is None else self.done + 1)
-        if self.done == 0:
+        if is_new:
             text = OmegaConf.to_yaml(OmegaConf.create(dict(self.config)))
             board.add_text("configuration", "".join(f"    {line}\n" for line in text.splitlines()))  # Markdown's code
         return board

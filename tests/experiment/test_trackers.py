@@ -168,8 +168,17 @@ def test_a_tracker_that_does_not_start_is_one_line(fake_wandb: Any, monkeypatch:
 
     monkeypatch.setattr(sys.modules["wandb"], "init", init)
     message = "^logger=wandb: no answer from the server; mend it, or choose"
-    with pytest.raises(FewshotError, match=message), open_tracker("wandb", tmp_path, "maml", {}):
+    with pytest.raises(FewshotError, match=message), open_tracker("wandb", tmp_path, "maml", {}, 0):
         pass
+
+
+def test_a_tracker_that_does_not_start_after_a_training_fails_no_run(
+    fake_wandb: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    monkeypatch.setattr(sys.modules["wandb"], "init", lambda **_: 1 / 0)
+    with open_tracker("wandb", tmp_path, "maml", {}) as tracker:
+        tracker.track({"accuracy": 0.5}, 3)
+    assert capsys.readouterr().err.startswith("warning: logger=wandb: division by zero; nothing more is sent; the run")
 
 
 def test_a_tracker_that_fails_on_the_way_ends_no_run(
