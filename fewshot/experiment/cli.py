@@ -41,6 +41,7 @@ from fewshot.experiment.paths import expand_configuration, expand_home
 from fewshot.experiment.recipes import complete
 from fewshot.experiment.sweeps import (
     check_launcher,
+    check_search,
     exit_with_parent,
     objective,
     only_run,
@@ -82,6 +83,8 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
             check_groups(cfg)
             if (recipe := complete(cfg, given_overrides())) and is_rank_zero():
                 print(recipe, flush=True)
+            if status:
+                check_search(OmegaConf.select(cfg, "train.validate_every") != 0)
             everywhere = False
             records = function(cfg) or []
             sys.stdout.flush()
@@ -102,7 +105,10 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
             write_status(status, records, failure)
         if failure and not (status and everywhere):  # where the others wait in this run, no sweep can go on
             sys.exit(1)
-        return objective(records[0]) if status and records else None
+        score = objective(records[0]) if status and records else None
+        if status and records:
+            check_search(score is not None)
+        return score
 
     replace_unprintable()
     try:

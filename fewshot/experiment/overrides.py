@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from contextlib import suppress
 from functools import cache, partial
+from itertools import product
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -36,6 +37,7 @@ from fewshot.experiment.sweeps import check_plugin
 NEEDED = "is always needed; it can be set, and not deleted"
 LARGEST = 2**31 - 1  # of counts and sizes
 LARGEST_SEED = 2**63 - 1
+ARGUMENTS = ("algorithm.learner.", "backbone.network.")  # below these a person's own class gives names their meaning
 SYNONYMS = {"test_steps": "common.steps"}  # what a person may mean by the last part of a key
 
 
@@ -70,13 +72,15 @@ def check_overrides(overrides: list[Override], config: str, hydra: Hydra, sweep:
         key = override.key_or_group
         if override.is_delete() and key in always:
             raise FewshotError(f"{override.input_line}: {NEEDED}")
+    groups = [place for place, override in enumerate(overrides) if _is_group(override, hydra)]
+    for chosen in product(*(lines[place] for place in groups)):
+        of_groups = dict(zip(groups, chosen, strict=True))
+        if (tried := [of_groups.get(place, line) for place, line in enumerate(first)]) != first:
+            _composed(hydra, config, tried, overrides)
     one = copy.deepcopy(cfg)  # for the values of a sweep, one after the other
     for place, options in enumerate(lines):
         override = overrides[place]
-        if _is_group(override, hydra):
-            for line in options[1:]:
-                _composed(hydra, config, [*first[:place], line, *first[place + 1 :]], overrides)
-        elif override.is_sweep_override() and override.package is None:
+        if place not in groups and override.is_sweep_override() and override.package is None:
             for line in options:
                 _check_line(line, override, one, config, hydra)
     if sweep:
@@ -150,8 +154,8 @@ def _check_common(overrides: list[Override], config: str, hydra: Hydra) -> None:
 def _check_value(override: Override, cfg: DictConfig) -> None:
     """Check that a path is text, a list is a list, and an interpolation leads somewhere."""
     key, given = override.key_or_group, override.value()
-    text = override.get_value_string()
-    if key.rsplit(".", 1)[-1] in NULLABLE["list"] and given is not None and not isinstance(given, list):
+    text, own = override.get_value_string(), key.startswith(ARGUMENTS)
+    if key.rsplit(".", 1)[-1] in NULLABLE["list"] and not own and given is not None and not isinstance(given, list):
         raise FewshotError(f"{override.input_line}: must be a list, such as {key}=[{text}]")
     if text == "None":
         raise FewshotError(f"{override.input_line}: None is a text here; for no value type {key}=null")
@@ -162,7 +166,7 @@ def _check_value(override: Override, cfg: DictConfig) -> None:
     except (InterpolationResolutionError, OmegaConfBaseException) as error:
         first = str(error).splitlines()[0]
         raise FewshotError(f"{override.input_line}: {wanted_type(first)}{hint_at_variable(first)}") from error
-    if is_path_key(key) and given is not None and not isinstance(given, str) and chosen != text:
+    if is_path_key(key) and not own and given is not None and not isinstance(given, str) and chosen != text:
         raise FewshotError(f"{key}: {text} is no text to Hydra; as a path it is typed {typed(key, text)}")
 
 

@@ -223,6 +223,23 @@ def objective(record: Path) -> float | None:
     return -score if minimises else score
 
 
+def check_search(found: bool) -> None:
+    """End a search where one of its runs has no validation score to go by, since then no other has one.
+
+    Args:
+        found: whether the run has one, or is going to have one.
+
+    Raises:
+        SystemExit: it has none, and this is a search, with a line on what to do.
+    """
+    cfg = HydraConfig.get()
+    if not found and cfg.mode == RunMode.MULTIRUN and not cfg.sweeper._target_.startswith("hydra._internal."):
+        raise SystemExit(
+            "error: a search goes by the score on the validation classes, and these runs have none: set "
+            "train.validate_every=<outer steps>, or search in a method that is trained"
+        )
+
+
 def print_sweep_summary(folder: Path) -> bool:
     """Print the tables of all records of a sweep, and its failures. Returns whether no job failed."""
     from fewshot.report.records import read_record

@@ -106,6 +106,16 @@ def test_of_a_sweep_the_options_of_groups_alone_are_composed_each(monkeypatch: p
             checked("-m", word)
 
 
+def test_each_pair_of_options_of_a_sweep_is_composed_before_the_first_run() -> None:
+    with pytest.raises(FewshotError, match="features are of images; a regression is learned by maml"):
+        checked("-m", "algorithm=maml,leo", "dataset=glyphs,sinusoid")
+
+
+def test_the_arguments_of_a_persons_own_class_may_have_any_names_and_values() -> None:
+    own = "+backbone.network.out=64", "+backbone.network.checkpoint=true", "+algorithm.learner.sources=2"
+    checked("backbone=module", "backbone.target=mine.Net", *own)
+
+
 @pytest.mark.parametrize("text", ["a(b)${HOME}", "a\\${HOME}("])
 def test_a_text_with_a_literal_variable_is_the_folder_that_a_run_is_in(call: Any, text: str) -> None:
     (remedy,) = shlex.split(typed("run_dir", text))
