@@ -206,10 +206,6 @@ def check_config(cfg: DictConfig) -> None:
         if cfg.train.train_on_val:
             raise FewshotError(f"train.train_on_val: not for a regression, such as {cfg.dataset.name}; leave it out")
         return
-    if cfg.train.train_on_val and cfg.dataset.reader.get("classes") == "same":
-        raise FewshotError(
-            "train.train_on_val=true: with dataset.reader.classes=same each class would be two; leave it out"
-        )
     if not isinstance(cfg.dataset.augment, DictConfig):
         raise FewshotError(
             f"dataset.augment={cfg.dataset.augment}: has parts; set dataset.augment.episodes or extractor"
@@ -229,6 +225,10 @@ def check_new_run(cfg: DictConfig) -> None:
         raise FewshotError(
             "train.train_on_val=true: the best checkpoint would be chosen on classes of the training; set "
             "train.select=last"
+        )
+    if cfg.train.train_on_val and cfg.dataset.reader.get("classes") == "same":
+        raise FewshotError(
+            "train.train_on_val=true: with dataset.reader.classes=same each class would be two; leave it out"
         )
     if not is_on_features(cfg):
         return

@@ -77,6 +77,8 @@ def _read(name: str, node: Any, cfg: DictConfig) -> Protocol:
         raise FewshotError(f"protocol.{name}: needs the keys {', '.join(keys)} and no others; see conf/protocol")
     for key, least in (("query", 1), ("episodes", 1), ("episode_seed", 0)):
         check_number(f"protocol.{name}.{key}", node[key], int, least)
+    if not isinstance(node["split"], str):
+        raise FewshotError(f"protocol.{name}.split={node['split']}: must be one split: train, val or test")
     check_choice(f"protocol.{name}.setting", node["setting"], ("both", *SETTINGS))
     check_choice(f"protocol.{name}.rotations", node["rotations"], ROTATIONS)
     if isinstance(node["steps"], list) and all(type(count) is int for count in node["steps"]):

@@ -99,7 +99,8 @@ def apply_protocols(cfg: DictConfig, overrides: Iterable[str]) -> str:
     task = ", ".join(f"{key}={'none' if value is None else value}" for key, value in named.items())
     if not cfg.protocol:
         raise FewshotError(f"protocol={','.join(chosen)}: has no test for {task}; choose protocol=common")
-    asked = any(override.startswith("protocol=") for override in overrides)
+    words = ("protocol=", *(f"protocol.{name}." for name in left_out))
+    asked = any(override.lstrip("+").startswith(words) for override in overrides)
     return f"protocol {', '.join(left_out)}: no test for {task}; left out" if left_out and asked else ""
 
 

@@ -184,7 +184,7 @@ def _fit(values: dict[str, Any], tasks: Sequence[TaskSize], sizes: Sizes, fewest
         if values[task.query] > room:
             if room < min(fewest, values[task.query]):
                 return None
-            changes["train.query" if task.split == "train" else task.query] = room
+            changes[task.query if task.query.endswith("query") else "train.query"] = room
     return changes
 
 

@@ -125,6 +125,15 @@ def test_the_shots_of_the_training_alone_are_lowered_where_they_alone_are_too_ma
     assert "train.shot=8" in words and not any(word.startswith("shot=") for word in words)
 
 
+def test_a_test_on_training_classes_gets_fewer_queries_of_its_own() -> None:
+    config = with_words(CONFIG, ["way=2", "validation.query=2"])
+    config["protocol"]["common"]["split"] = "train"
+    pooled = {f"kind{number}": 12 for number in range(15)}
+    words = advice(describe_misfit(config, pooled, None))
+    assert "protocol.common.query=11" in words and not any(word.startswith("train.query") for word in words)
+    assert not describe_misfit(with_words(config, words), pooled, None)
+
+
 def test_one_class_alone_gets_no_command() -> None:
     said = describe_misfit(CONFIG, {"a": 90}, None)
     assert said.endswith("; one class is there, a, and tasks need two: give each its own folder of images")
