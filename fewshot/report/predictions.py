@@ -65,9 +65,18 @@ class Predictions:
 
     @property
     def accuracy(self) -> str:
-        """Such as `76.00 % (152 of 200)`; empty where no true class is known."""
+        """Such as `76.00 % (152 of 200 right, 95 % interval 69.6 to 81.4 %)`; empty where no true class is known.
+
+        The interval is Wilson's, of images that were drawn independently: photos of one individual are alike.
+        """
         right, count = int(self.confusion.trace()), int(self.counted.sum())
-        return f"{100 * right / count:.2f} % ({right:,} of {count:,} right)" if count else ""
+        if not count:
+            return ""
+        from scipy.stats import binomtest
+
+        low, high = binomtest(right, count).proportion_ci(0.95, method="wilson")
+        interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"
+        return f"{100 * right / count:.2f} % ({right:,} of {count:,} right, {interval})"
 
 
 def render_predictions_csv(predictions: Predictions) -> str:

@@ -96,7 +96,7 @@ def test_class_folders_of_queries_give_accuracy_and_confusions(call: Any, runs: 
     assert done.err.endswith("\nwarning: query: folders named after no class, left out of the accuracy: other\n")
     rows = read_rows("far/away.csv")
     right = sum(row["predicted"] == row["true"] for row in rows)
-    assert f"accuracy: {100 * right / 12:.2f} % ({right} of 12 right)" in done.out
+    assert f"accuracy: {100 * right / 12:.2f} % ({right} of 12 right, 95 % interval " in done.out
     assert "true \\ predicted" in done.out
     assert [row["true"] for row in rows] == [*(name for name in NAMES for _ in range(4)), ""]
     probability = f"probability {NAMES[0]}"

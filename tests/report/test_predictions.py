@@ -34,7 +34,7 @@ def labelled() -> Predictions:
 def test_only_readable_images_of_a_known_class_count(labelled: Predictions) -> None:
     assert labelled.predicted.tolist() == [0, 0, -1, 1, 1]
     assert labelled.confusion.tolist() == [[1, 0], [1, 0]]
-    assert labelled.accuracy == "50.00 % (1 of 2 right)"
+    assert labelled.accuracy == "50.00 % (1 of 2 right, 95 % interval 9.5 to 90.5 %)"
     assert count_table(labelled, [3, 1]) == (
         ["class", "support images", "predicted", "true", "right"],
         [["cat", "3", "2", "1", "1"], ['a "dog", <b>', "1", "2", "1", "0"]],
@@ -80,7 +80,7 @@ def test_the_page_needs_no_other_file_and_holds_no_script(labelled: Predictions)
     page = render_page(labelled, "Mine & yours", ["about"], ["3 cannot be read"], support, thumbnails)
     assert "<script" not in page and not re.search(r'(?:src|href)="(?!data:)', page)
     assert "Mine &amp; yours" in page and "a &quot;dog&quot;, &lt;b&gt;" in page and "<b>cat</b>" in page
-    assert "50.00 % (1 of 2 right)" in page and "3 cannot be read" in page
+    assert "50.00 % (1 of 2 right, 95 % interval" in page and "3 cannot be read" in page
     figures = re.findall(r'<figure class="(\w*)">.*?<small>(.*?)</small>', page, re.DOTALL)
     assert [kind for kind, _ in figures] == ["right", "right", "wrong", ""]  # 0.9, 0.9, 0.8, 0.7
     assert page.count("<img") == 6
