@@ -50,19 +50,29 @@ def write_atomically(path: Path, content: bytes) -> None:
                 raise
 
 
-def find_below(folder: Path, name: str) -> list[Path]:
-    """The paths of all files of this name in a folder and below it, sorted; those behind links to folders too, once."""
+def find_below(folder: Path, name: str) -> tuple[list[Path], list[str]]:
+    """The paths of all files of this name in a folder and below it, sorted; those behind links to folders too, once.
+
+    Returns:
+        The paths, and a line for each folder that cannot be read.
+    """
     found: dict[str, Path] = {}
+    closed: dict[str, str] = {}
+
+    def note(error: OSError) -> None:
+        if Path(error.filename) != folder or folder.exists():
+            closed[os.path.realpath(error.filename)] = f"{error.filename}: cannot be read ({error.strerror})"
+
     for links in (False, True):  # a file has the name without a link where it has one
         seen: set[str] = set()
-        for root, folders, names in os.walk(folder, followlinks=links):
+        for root, folders, names in os.walk(folder, onerror=note, followlinks=links):
             if (place := os.path.realpath(root)) in seen:
                 folders.clear()
                 continue
             seen.add(place)
             if name in names:
                 found.setdefault(os.path.realpath(Path(root, name)), Path(root, name))
-    return sorted(found.values())
+    return sorted(found.values()), list(closed.values())
 
 
 def check_no_folder(key: str, path: Path) -> None:

@@ -32,7 +32,7 @@ def gather_runs(*folders: Path) -> tuple[list[Record], list[str]]:
     """
     records: list[Record] = []
     complaints: list[str] = []
-    for path in dict.fromkeys(path for folder in folders for path in find_records(folder)):
+    for path in dict.fromkeys(path for folder in folders for path in find_records(folder, complaints)):
         try:
             records += split_by_steps(read_record(path))
         except FewshotError as error:

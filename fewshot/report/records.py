@@ -74,13 +74,20 @@ def _episode_score(column: str, score: float) -> str:
     return f"{score:.6f}" if column.partition("_")[0] == "accuracy" else f"{score:.9g}"
 
 
-def find_records(folder: str | Path) -> list[Path]:
+def find_records(folder: str | Path, unread: list[str] | None = None) -> list[Path]:
     """The path of every `record.json` below a folder, sorted.
+
+    Args:
+        unread: gets a line for each folder that cannot be read. None: an error.
 
     Raises:
         FewshotError: there is none.
     """
-    paths = find_below(expand_path(folder), "record.json")
+    paths, closed = find_below(expand_path(folder), "record.json")
+    if closed and unread is None:
+        raise FewshotError(closed[0])
+    if unread is not None:
+        unread += closed
     if not paths:
         raise FewshotError(
             f"no record.json below {folder}: make one with `python tools/train.py`, or set runs=<folder>"
@@ -243,13 +250,16 @@ def _is_score(field: str, value: Any) -> bool:
 
 
 def field_of(record: Record, field: str) -> Any:
-    """The value of a field by its dotted name, such as `protocol.way`.
+    """The value of a field by its dotted name, such as `protocol.way`; names of settings have dots themselves.
 
     Raises:
         KeyError, TypeError: the record has no such field.
     """
     value: Any = record
-    for key in field.split("."):
+    while field:
+        if isinstance(value, Mapping) and field in value:
+            return value[field]
+        key, _, field = field.partition(".")
         value = value[key]
     return value
 

@@ -33,6 +33,26 @@ def test_a_file_system_without_locks_takes_files_all_the_same(tmp_path: Path, mo
     assert (tmp_path / "page.md").read_bytes() == b"whole"
 
 
+def test_a_folder_that_cannot_be_read_is_named_and_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def refuse(path: Path) -> object:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    for place in ("closed", "open"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "record.json").touch()
+    monkeypatch.setattr(os, "scandir", refuse)
+    found, closed = find_below(tmp_path, "record.json")
+    assert found == [tmp_path / "open/record.json"]
+    assert closed == [f"{tmp_path}/closed: cannot be read (Permission denied)"]
+    assert find_below(tmp_path / "nowhere", "record.json") == ([], [])
+
+
 def test_files_are_found_behind_links_and_each_once(tmp_path: Path) -> None:
     for place in ("runs/a", "elsewhere/b/c"):
         (tmp_path / place).mkdir(parents=True)
@@ -40,7 +60,8 @@ def test_files_are_found_behind_links_and_each_once(tmp_path: Path) -> None:
     (tmp_path / "runs/linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "runs/0-latest").symlink_to(tmp_path / "runs/a")
     (tmp_path / "elsewhere/b/round").symlink_to(tmp_path / "runs")
-    found = find_below(tmp_path / "runs", "record.json")
+    found, closed = find_below(tmp_path / "runs", "record.json")
+    assert closed == []
     assert [path.relative_to(tmp_path / "runs").as_posix() for path in found] == [
         "a/record.json",
         "linked/b/c/record.json",
