@@ -47,7 +47,7 @@ def refresh(folder: Path, settings: dict[str, Any]) -> None:
     from fewshot.report.table import refresh_tables
 
     count, failures = 0, []
-    for path in sorted(folder.rglob("*.md")):
+    for path in sorted(path for path in folder.rglob("*.md") if path.is_file()):
         try:
             refreshed = refresh_tables(path, settings)
         except FewshotError as error:
@@ -57,7 +57,7 @@ def refresh(folder: Path, settings: dict[str, Any]) -> None:
             text, complaints, failed = refreshed
             warn(complaints)
             failures += failed
-            current = text == path.read_text(encoding="utf-8")
+            current = text.encode() == path.read_bytes()
             if not current:
                 write_atomically(path, text.encode())
             count += 1

@@ -251,20 +251,20 @@ def print_sweep_summary(folder: Path) -> bool:
     ]
     failures = [f"{_distinct_overrides(job, jobs)}{job['failure']}" for job in jobs if job["failure"]]
     # A search may run the same configuration twice.
-    records = []
+    records, warnings = [], []
     for path in dict.fromkeys(record for job in jobs for record in job["records"]):
         try:
             records.append(read_record(Path(path)))
         except FewshotError as error:
             failures.append(str(error))
-    for render in (functools.partial(markdown, complaints=failures), render_validation):
+    for render in (functools.partial(markdown, complaints=failures, warnings=warnings), render_validation):
         try:
             if text := render(records):
                 print(f"\n{text}")
         except FewshotError as error:
             failures.append(str(error))
-    for failure in failures:
-        print(f"failed: {failure}", file=sys.stderr)
+    for line in [*(f"warning: {each}" for each in warnings), *(f"failed: {each}" for each in failures)]:
+        print(line, file=sys.stderr)
     return not failures
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fewshot.core.distributed import is_main, main_first, process_group
 from fewshot.core.errors import FewshotError
@@ -101,6 +102,6 @@ def _resumed(cfg: DictConfig) -> DictConfig:
         )
     moved = {key: cfg[key] for key in FILES_MOVED if key in overrides}
     saved = saved_config(find_run(Path(cfg.resume)), device=cfg.device if "device" in overrides else None, **moved)
-    # As it is written: `${dataset.name}` in it is the run's.
-    saved.update({"plot": False} | {key: cfg._get_node(key)._value() for key in AFTER_TRAINING if key in overrides})
+    written: Any = OmegaConf.to_container(cfg, resolve=False)  # `${dataset.name}` in it is the run's
+    saved.update({"plot": False} | {key: written[key] for key in AFTER_TRAINING if key in overrides})
     return saved

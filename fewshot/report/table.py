@@ -22,14 +22,16 @@ from fewshot.report.records import METRICS, Record, protocol_name, task_name
 
 # Not between backticks, where a document shows how to write them.
 START, END = re.compile(r"(?<!`)<!-- table((?: [\w.]+=\S+)*) -->"), re.compile("(?<!`)<!-- /table -->")
+EVERY_LAYOUT = "base/all"  # the keys of a layout
 MARK_KEYS = ("runs", "published", "costs", "rows", "cols")  # beside layout and the keys of a layout
 
 
-def markdown(records: list[Record], complaints: list[str] | None = None) -> str:
+def markdown(records: list[Record], complaints: list[str] | None = None, warnings: list[str] | None = None) -> str:
     """The comparison of the records as GitHub Markdown: a table for each dataset, of the common protocol if any.
 
     Args:
         complaints: as of `make_tables`.
+        warnings: gets a line for each run of a table that could not be compared.
 
     Raises:
         FewshotError: runs that were not measured alike would share a cell.
@@ -39,7 +41,10 @@ def markdown(records: list[Record], complaints: list[str] | None = None) -> str:
     runs = [run for record in records for run in split_by_steps(record)]
     layout = read_layout("comparison", CONF)
     settings = {"layout": layout, "published": False, "rows": None, "cols": None, "costs": False}
-    return render_markdown(*make_tables(runs, settings, complaints))
+    pages = make_tables(runs, settings, complaints)
+    if warnings is not None:
+        warnings += [line for page in pages for line in page.complaints]
+    return render_markdown(*pages)
 
 
 def make_tables(runs: Sequence[Record], settings: Mapping[str, Any], complaints: list[str] | None = None) -> list[Page]:
@@ -197,9 +202,17 @@ def refresh_tables(path: Path, settings: Mapping[str, Any]) -> tuple[str, list[s
         FewshotError: the marks do not pair, a mark has a value that there is not, or no table can be made.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
+    except OSError as error:
+        raise FewshotError(f"{path}: cannot be read: {one_line(error)}") from error
+    try:
+        text = content.decode()
     except UnicodeDecodeError as error:
+        if b"<!-- table" not in content:
+            return None
         raise FewshotError(f"{path}: is not UTF-8 text: {one_line(error)}") from error
+    newline = "\r\n" if "\r\n" in text else "\n"
+    text = text.replace("\r\n", "\n")
     starts, ends = list(START.finditer(text)), list(END.finditer(text))
     if not starts and not ends:
         return None
@@ -221,7 +234,8 @@ def refresh_tables(path: Path, settings: Mapping[str, Any]) -> tuple[str, list[s
         end = stop.start()
     if len(errors) == len(starts):
         raise errors[0]
-    return "".join(parts) + text[end:], complaints, [f"{path}: a table stays as it was: {error}" for error in errors]
+    whole = ("".join(parts) + text[end:]).replace("\n", newline)
+    return whole, complaints, [f"{path}: a table stays as it was: {error}" for error in errors]
 
 
 def _read_mark(words: list[str], settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -234,7 +248,7 @@ def _read_mark(words: list[str], settings: Mapping[str, Any], path: Path) -> dic
     for key, value in values.items():
         inner = key.removeprefix("layout.")
         group = mark_settings if inner == key else mark_settings["layout"]
-        if inner not in (MARK_KEYS if group is mark_settings else group):
+        if inner not in (MARK_KEYS if group is mark_settings else group.keys() - {"published"}):
             raise FewshotError(f"{path}: {key}={value}: a table's mark has no such value; see {CONF / 'table.yaml'}")
         changed = {**group, inner: _read_value(f"{path}: {key}={value}", inner, value)}
         mark_settings = changed if group is mark_settings else {**mark_settings, "layout": changed}
@@ -247,8 +261,10 @@ def _read_value(place: str, key: str, value: str) -> Any:
     Raises:
         FewshotError: it is none of these, or not what the key wants.
     """
-    if key in ("runs", "title", "protocol", "metric"):
-        return None if value == "null" else value
+    if key == "runs" or (key in ("title", "protocol", "metric") and value != "null"):
+        return value
+    if value == "null":
+        return None
     try:
         read = yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -268,5 +284,7 @@ def read_layout(name: str, path: Path) -> dict[str, Any]:
     bases = [base.partition("@")[0] for base in node.pop("defaults", []) if base != "_self_"]
     folder = name.rpartition("/")[0]
     layouts = [read_layout(f"{folder}/{base}".lstrip("/"), path) for base in bases]
+    if name != EVERY_LAYOUT:  # also one of a person's own that starts from none has all keys
+        layouts.insert(0, {"rows": {}} | read_layout(EVERY_LAYOUT, path))
     merged: Any = OmegaConf.to_container(OmegaConf.merge(*layouts, node))
     return merged

@@ -12,9 +12,11 @@ import time
 from functools import partial
 from operator import truediv
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from fewshot.core.errors import FewshotError
@@ -74,6 +76,18 @@ def test_a_search_finds_the_best_validation_whatever_its_metric_and_direction(
 
 def break_own(*_: Any) -> None:
     raise ZeroDivisionError("of a person's\nown algorithm")
+
+
+def test_a_search_without_validation_ends_at_its_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    for target, ends in (("hydra_plugins.a_search.Sweeper", True), ("hydra._internal.core_plugins.Basic", False)):
+        cfg = SimpleNamespace(mode=RunMode.MULTIRUN, sweeper=SimpleNamespace(_target_=target))
+        monkeypatch.setattr(sweeps.HydraConfig, "get", lambda cfg=cfg: cfg)
+        sweeps.check_search(True)
+        if ends:
+            with pytest.raises(SystemExit, match="^error: a search goes by the score on the validation classes"):
+                sweeps.check_search(False)
+        else:
+            sweeps.check_search(False)
 
 
 @pytest.mark.parametrize(
