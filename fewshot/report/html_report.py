@@ -71,7 +71,11 @@ def render_report(
         tables = [_table(page) for paper in papers for page in _make_pages(dataset_runs, paper, complaints)]
         figures = [_figure(name, image) for name, image in images.items()]
         confused = _confusions(dataset_runs, complaints)
-        sections[DATASETS.get(dataset) or dataset] = "".join([*tables, *figures, *confused])
+        name = DATASETS.get(dataset) or dataset
+        taken = {slug(other) for other in (*sections, "Details")}
+        while slug(name) in taken:  # a person's dataset may be called as another, or as a part of the page
+            name += " (data)"
+        sections[name] = "".join([*tables, *figures, *confused])
     details = _details(folder, runs, pages, settings, complaints)
     complaints = list(dict.fromkeys(complaints))
     if complaints:
@@ -176,9 +180,13 @@ def draw_plots(
     from fewshot.report.plots import PLOTS
 
     images: dict[str, dict[str, bytes]] = {}
+    slugs: set[str] = set()
     for dataset in sorted({run["protocol"]["dataset"] for run in runs}):
         dataset_runs = [run for run in runs if run["protocol"]["dataset"] == dataset]
-        images[dataset] = {}
+        images[dataset], of_dataset = {}, slug(dataset)
+        while of_dataset in slugs:
+            of_dataset += "_"
+        slugs.add(of_dataset)
         for kind, plot in PLOTS.items():
             try:
                 figures = plot(dataset_runs if kind == "curves" else select_protocol(dataset_runs, protocol)[0])
@@ -186,7 +194,7 @@ def draw_plots(
                 complaints.append(f"{kind} of {dataset} left out: {error}")
                 continue
             for number, figure in enumerate(figures, start=1):
-                name = f"{kind}_{slug(dataset)}" + (f"_{number}" if len(figures) > 1 else "")
+                name = f"{kind}_{of_dataset}" + (f"_{number}" if len(figures) > 1 else "")
                 images[dataset][name] = save_figure(figure, format)
     return images
 

@@ -183,12 +183,11 @@ def _draw_lines(lines: Sequence[Line], part: str) -> list[Figure]:
         pages = [list(styles)[start : start + METHODS] for start in range(0, len(styles), METHODS)]
         return [figure for page in pages for figure in _draw_lines([x for x in lines if x.name in page], part)]
     handles = [Line2D([], [], label=escape_math(name, 60), **style) for name, style in styles.items()]
-    panels = list(dict.fromkeys((line.title, line.x_label) for line in lines))
+    panels = list(dict.fromkeys(map(_panel, lines)))
     ncols = max(1, (85 if len(panels) < 2 else 130) // (12 + max(map(len, styles), default=0)))  # by letters
-    titles = [f"{lines[0].run['protocol']['dataset']} {title}" for title, _ in panels]
-    axes, figures = make_panels(titles, 3.4, 0.1 + 0.2 * math.ceil(len(styles) / ncols))
+    axes, figures = make_panels([title for title, _ in panels], 3.4, 0.1 + 0.2 * math.ceil(len(styles) / ncols))
     for panel, key in zip(axes, panels, strict=True):
-        shown = [line for line in lines if (line.title, line.x_label) == key]
+        shown = [line for line in lines if _panel(line) == key]
         for line in shown:
             every = max(1, len(line.x) // 10)
             panel.errorbar(line.x, line.y, line.half, capsize=3, elinewidth=1, markevery=every, **styles[line.name])
@@ -200,6 +199,11 @@ def _draw_lines(lines: Sequence[Line], part: str) -> list[Figure]:
         place = {"loc": "outside lower center", "ncols": ncols}
         figure.legend(handles=handles, fontsize=8, frameon=False, handlelength=4, **place)
     return figures
+
+
+def _panel(line: Line) -> tuple[str, str]:
+    """Title and x of the panel that a line is in."""
+    return f"{line.run['protocol']['dataset']} {line.title}", line.x_label
 
 
 def _mean_and_half(cell: Cell) -> tuple[float, float]:

@@ -139,6 +139,21 @@ def test_there_is_no_figure_where_there_is_nothing_to_show(run: Make) -> None:
 # Curves
 
 
+def test_curves_of_trainings_on_two_datasets_share_no_panel(tmp_path: Path, run: Make) -> None:
+    runs = []
+    for dataset in ("mini", "omniglot"):  # the first was tested on the other's images
+        (tmp_path / dataset).mkdir()
+        line = {"step": 10, "tasks": 40, "train_seconds": 60.0, "validation_accuracy": 0.5}
+        (tmp_path / dataset / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        runs.append(run(str(tmp_path / dataset / "tests/common-inductive")) | {"dataset": dataset})
+    (figure,) = plot_curves(runs)
+    assert [panel.get_title() for panel in figure.axes] == [
+        *["mini 5-way 1-shot"] * 2,
+        *["omniglot 5-way 1-shot"] * 2,
+    ]
+    assert [len(panel.lines) for panel in figure.axes] == [1] * 4
+
+
 def test_each_training_is_a_line_over_minutes_and_tasks_and_seeds_look_alike(tmp_path: Path, run: Make) -> None:
     # A line for every tenth outer step, and a validation at every twentieth.
     log = [{"step": step, "tasks": 4 * step, "train_seconds": 6.0 * step} for step in range(10, 101, 10)]

@@ -91,6 +91,15 @@ def test_what_cannot_be_read_or_shown_is_a_complaint_once_and_each_metric_has_a_
         render(lab, "layout=leo", "published=false")
 
 
+def test_datasets_whose_names_are_alike_have_sections_and_pictures_of_their_own(lab: Any, make_run: Any) -> None:
+    for name in ("cub", "CUB", "results"):
+        make_run(f"of {name}", dataset=name, protocol__dataset=name, protocol__manifest=f"{len(name)}{name[0]}" * 32)
+    text, complaints = render(lab, "published=false")
+    assert complaints == []
+    assert len(set(re.findall(r'<section id="(\w+)"', text))) == 5
+    assert len(set(re.findall(r'<figure id="(\w+)"', text))) == 6
+
+
 # The tool
 
 
