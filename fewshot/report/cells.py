@@ -34,6 +34,8 @@ ONE_METHOD = (
 # regression the view is the functions; of images it says how they are cropped.
 ONE_TASK = ("protocol.dataset", "protocol.way", "protocol.shot")
 ONE_FUNCTION = (*ONE_TASK, "protocol.view")
+# What rows or columns name, where tests that differ in it share a column, whatever else rows name.
+ONE_KIND = (*ONE_TASK, "protocol.split", "protocol.rotations", "protocol.view")
 # In mixed columns the tests of one row are by one protocol on one set of images.
 ONE_TEST = ("protocol.name", "data.fingerprint")
 
@@ -221,13 +223,17 @@ def _check_columns(cells: list[Cell], layout: Layout) -> None:
     """Raise FewshotError for a column of different test episodes where neither rows nor columns name the difference."""
     of_task = ONE_FUNCTION if layout.metric == "mse" else ONE_TASK
     same = of_task if layout.mixed else COLUMN
+    problem = "would share a column but their tests differ in"
+    named = {*layout.keys, *layout.cols}
+    unnamed = [] if layout.mixed or "task" in named else [name for name in ONE_KIND if name not in named]
     firsts: dict[Hashable, Record] = {}
     for cell in sorted(cells, key=lambda cell: cell.figure is not None):  # published figures after the runs
         run, key = cell.runs[0], _column_and_task(cell, layout)
         if cell.figure is None:
-            _check_alike(firsts.setdefault(key, run), run, same, "would share a column but their tests differ in")
+            for place, fields in ((key, same), (cell.column, unnamed)):
+                _check_alike(firsts.setdefault(place, run), run, fields, problem)
         elif key in firsts:
-            _check_alike(firsts[key], run, of_task, "would share a column but their tests differ in", "task")
+            _check_alike(firsts[key], run, of_task, problem, "task")
 
 
 def _check_alike(one: Record, other: Record, fields: Iterable[str], problem: str, remedy: str = "") -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fewshot.report.cells import Cell, Key, Layout
@@ -97,9 +97,9 @@ def join_budgets(row: Sequence[Cell]) -> str:
         tasks, values = zip(*own, strict=True)
         where = f" ({' and '.join(tasks)})" if times else ""
         if len(values) == 2:
-            shown = " and ".join(dict.fromkeys(map(_range, values)))
+            shown = " and ".join(dict.fromkeys(_range(ends, "{:,}".format) for ends in values))
         else:
-            shown = _range([minutes for ends in values for minutes in ends])
+            shown = _range([minutes for ends in values for minutes in ends], "{:,}".format)
         times.append(f"{shown} min{on}{where}")
     return ", ".join([*times, *(f"{_join(counts)}{words}" for words, counts in steps.items())])
 
@@ -131,11 +131,11 @@ def _device(cell: Cell) -> str:
 
 
 def _join(values: Sequence[int]) -> str:
-    return " and ".join(dict.fromkeys(map(_thousands, values))) if len(values) == 2 else _range(values)
+    return " and ".join(dict.fromkeys(map(_thousands, values))) if len(values) == 2 else _range(values, _thousands)
 
 
-def _range(values: Sequence[int]) -> str:
-    return " to ".join(dict.fromkeys(map(_thousands, (min(values), max(values)))))
+def _range(values: Sequence[int], write: Callable[[int], str]) -> str:
+    return " to ".join(dict.fromkeys(map(write, (min(values), max(values)))))
 
 
 def _thousands(steps: int) -> str:

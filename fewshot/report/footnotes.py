@@ -31,17 +31,20 @@ Test = tuple[str, ...]  # the labels of a test
 Place = tuple[int, int | None]  # row, and cell of the row or None for all of it
 
 
-def footnotes(rows: Sequence[Sequence[Cell]], reference: Test | None) -> tuple[dict[Place, list[int]], list[str]]:
+def footnotes(
+    rows: Sequence[Sequence[Cell]], reference: Test | None, steps_shown: bool = False
+) -> tuple[dict[Place, list[int]], list[str]]:
     """The numbers of the footnotes at each row and cell, and the footnotes.
 
     A text that holds for all cells of a row stands at the row. Texts that stand at the same places are one footnote.
 
     Args:
         reference: the test that the cells of mixed columns are held against; None where columns are not mixed.
+        steps_shown: whether rows or columns say the adaptation steps of a test.
     """
     places: dict[str, list[Place]] = defaultdict(list)
     for i, (row, per_shot) in enumerate(zip(rows, _per_shot(rows), strict=True)):
-        texts = [[*_cell_notes(cell, reference, per_shot), *_name_note(row)] for cell in row]
+        texts = [[*_cell_notes(cell, reference, per_shot, steps_shown), *_name_note(row)] for cell in row]
         for text in dict.fromkeys(text for cell_texts in texts for text in cell_texts):
             holders: list[Place] = [(i, j) for j, cell_texts in enumerate(texts) if text in cell_texts]
             places[text] += [(i, None)] if len(holders) == len(row) else holders
@@ -70,12 +73,13 @@ def _per_shot(rows: Sequence[Sequence[Cell]]) -> list[bool]:
     ]
 
 
-def _cell_notes(cell: Cell, reference: Test | None, per_shot: bool) -> list[str]:
+def _cell_notes(cell: Cell, reference: Test | None, per_shot: bool, steps_shown: bool) -> list[str]:
     run, figure = cell.runs[0], cell.figure
     if figure is not None:
         return _figure_notes(run, figure, reference or (), per_shot)
     notes = [] if cell.reference else [_test_difference(run, reference or (), per_shot)]
-    notes += [_changed_steps(run), *dict.fromkeys(map(_training_note, cell.runs)), *_diverged_notes(cell)]
+    notes += [] if steps_shown else [_changed_steps(run)]
+    notes += [*dict.fromkeys(map(_training_note, cell.runs)), *_diverged_notes(cell)]
     if len(cell.runs) > 1:
         extractors = {extractor_of(run).get("fingerprint") for run in cell.runs}
         alike = ", all with the same extractor" if len(extractors) == 1 and None not in extractors else ""

@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fewshot.report.cells import Cell, Key, Layout, build_cells, find_reference
+from fewshot.report.cells import Cell, Key, Layout, build_cells
 from fewshot.report.costs import COSTS, NOTHING, is_short, join_budgets, list_costs, mean_cost
 from fewshot.report.footer import footer
 from fewshot.report.footnotes import Place, footnotes
-from fewshot.report.labels import COLUMN
+from fewshot.report.labels import COLUMN, label_test
 from fewshot.report.published import CAVEATS
 from fewshot.report.records import METRIC_NAMES, SCORES, Record, format_field, format_score, in_unit
 from fewshot.report.statistics import LEVEL
-from fewshot.report.traits import VARIATIONS, format_label
+from fewshot.report.traits import STEPS, VARIATIONS, format_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,8 +67,9 @@ def make_page(
     rows: dict[Key, list[Cell]] = {}
     for cell in cells:
         rows.setdefault(cell.row, []).append(cell)
-    reference = find_reference(cells) if layout.mixed else None
-    marks, notes = footnotes(list(rows.values()), reference)
+    tests = [label_test(cell.runs[0]) for cell in cells if cell.reference and cell.figure is None]
+    reference = next(iter(tests), ()) if layout.mixed else None
+    marks, notes = footnotes(list(rows.values()), reference, steps_shown=STEPS in (*layout.keys, *layout.cols))
     return Page(
         title=layout.title or _title(cells, layout),
         table=pd.DataFrame(_table(rows, columns, layout, marks)),
@@ -132,7 +133,7 @@ def _headings(column: Key, layout: Layout) -> list[str]:
         return [f"test {layout.metric}", "interval"]
     forms = {**COLUMN, **VARIATIONS, **dict.fromkeys(("task", "method", "source", "algorithm", "backbone"), "{}")}
     labels = [
-        f"{field} not stated" if v is None else format_label(forms.get(field) or f"{field} {{}}", v)
+        f"{field} not stated" if v is None else format_label(forms[field], v) if field in forms else f"{field} {v}"
         for field, v in zip(layout.cols, column, strict=True)
     ]
     return [", ".join(labels)]
@@ -163,8 +164,7 @@ def _raw(cell: Cell, layout: Layout) -> dict[str, Any]:
     halves = {"ci95_over_episodes": cell.over_episodes(), "ci95_over_seeds": cell.over_seeds()}
     if figure is not None:
         halves = {"interval": halves["ci95_over_episodes"]}
-    return {
-        **{name: in_unit(key, values[key]) for name, key in layout.rows.items() if key != "budget"},
+    line = {
         "column": _headings(cell.column, layout)[0] if layout.cols else None,
         **{name: run[name] for name in ("algorithm", "backbone")},
         **{name: run["protocol"][name] for name in ("dataset", "way", "shot")},
@@ -183,3 +183,12 @@ def _raw(cell: Cell, layout: Layout) -> dict[str, Any]:
         "published_in": f"{figure['source']} ({figure['version']})" if figure else None,
         "caveats": "; ".join(CAVEATS[caveat] for caveat in figure["caveats"]) if figure else None,
     }
+    labels = {}
+    for name, key in layout.rows.items():
+        if name in line and key not in ("setting", name, f"protocol.{name}", f"cost.{name}"):
+            name = key.replace(".", " ")  # another field of this heading
+        elif name in line and key in ("dataset", "way", "shot"):
+            name = f"trained {name}"  # those of the test have the name
+        if key != "budget":
+            labels[name] = in_unit(key, values[key])
+    return labels | line

@@ -45,7 +45,11 @@ def tell_apart(records: list[Record], shown: Sequence[str]) -> tuple[list[str], 
         steps = []
     keys = _by_recipe(traits, contexts) if chosen is None else _add_recipe(chosen, traits, contexts)
     if keys is not None:
-        return [_suffix("", own, [*mine, *steps]) for own, mine in zip(traits, keys, strict=True)], [""] * len(traits)
+        named = [(own, [*mine, *steps]) for own, mine in zip(traits, keys, strict=True)]
+        suffixes = [_suffix("", own, mine) for own, mine in named]
+        if len(set(suffixes)) < len({tuple((key, own.get(key)) for key in mine) for own, mine in named}):
+            suffixes = [_suffix("", own, mine, exact=True) for own, mine in named]
+        return suffixes, [""] * len(traits)
     held = [(own, context) for own, context in zip(traits, contexts, strict=True) if "config" not in own]
     settings = [key for key in _varying(*zip(*held, strict=True)) if key not in VARIATIONS] if held else []
     # Without their settings runs of several tasks cannot be matched: each task counts its own.
@@ -74,7 +78,7 @@ def _add_recipe(
     if "recipe" in chosen or "recipe" not in _varying(traits, tasks):
         return [chosen] * len(traits)
     within = _varying_within_recipes(traits, contexts)
-    return [["recipe", *(key for key in chosen if key in within[own["recipe"]])] for own in traits]
+    return [["recipe", *(key for key in chosen if key in within[own.get("recipe")])] for own in traits]
 
 
 def _by_recipe(traits: list[dict[str, Any]], contexts: list[tuple[Hashable, ...]]) -> list[list[str]] | None:
@@ -83,21 +87,21 @@ def _by_recipe(traits: list[dict[str, Any]], contexts: list[tuple[Hashable, ...]
     keys = {recipe: [key for key in varying if key != STEPS] for recipe, varying in within.items()}
     if len(keys) < 2 or any(len(each) > MOST_KEYS or "config" in each for each in keys.values()):
         return None
-    return [["recipe", *keys[own["recipe"]]] for own in traits]
+    return [["recipe", *keys[own.get("recipe")]] for own in traits]
 
 
 def _varying_within_recipes(
     traits: list[dict[str, Any]], contexts: list[tuple[Hashable, ...]]
 ) -> dict[str | None, list[str]]:
     varying = {}
-    for recipe in {own["recipe"] for own in traits}:
-        pairs = [(own, context) for own, context in zip(traits, contexts, strict=True) if own["recipe"] == recipe]
+    for recipe in {own.get("recipe") for own in traits}:  # none where another column shows it
+        pairs = [(own, context) for own, context in zip(traits, contexts, strict=True) if own.get("recipe") == recipe]
         varying[recipe] = _varying(*zip(*pairs, strict=True))
     return varying
 
 
-def _suffix(number: str, traits: dict[str, Any], keys: list[str]) -> str:
-    return ", ".join([number, *(label_setting(key, traits[key], keys) for key in keys if key in traits)])
+def _suffix(number: str, traits: dict[str, Any], keys: list[str], exact: bool = False) -> str:
+    return ", ".join([number, *(label_setting(key, traits[key], keys, exact) for key in keys if key in traits)])
 
 
 def _traits(record: Record, shown: Sequence[str]) -> dict[str, Any]:
@@ -109,7 +113,7 @@ def _traits(record: Record, shown: Sequence[str]) -> dict[str, Any]:
     if not record.get("settings"):  # an older record, with the settings that its command gives
         traits |= {field: field_of(record, field) for field in ("cost.train_tasks", "config")}
         traits |= {key: value for key, value in GIVEN.findall(record.get("command") or "") if "," not in value}
-    left_out = (*shown, *WITHOUT_EFFECT)
+    left_out = (*(name.removeprefix("settings.") for name in shown), *WITHOUT_EFFECT)
     counted = {key: value for key, value in traits.items() if key not in left_out and not is_copy(key, traits)}
     return {key: str(value) if isinstance(value, list) else value for key, value in counted.items()}
 
@@ -162,8 +166,11 @@ def _separates(
     return all(len(values) == 1 for values in groups.values())
 
 
-def label_setting(key: str, value: Hashable, keys: list[str]) -> str:
-    """`inner_lr=0.1`: the last part of the dotted key, or all of it where another key, or one of a test, ends alike."""
+def label_setting(key: str, value: Hashable, keys: list[str], exact: bool = False) -> str:
+    """`inner_lr=0.1`: the last part of the dotted key, or all of it where another key, or one of a test, ends alike.
+
+    Long numbers are rounded, unless `exact`.
+    """
     if key == "recipe":
         return f"recipe {value}" if value else "no recipe"
     if key in VARIATIONS:
@@ -171,7 +178,7 @@ def label_setting(key: str, value: Hashable, keys: list[str]) -> str:
     last = key.rpartition(".")[2]
     alike = last in OF_TESTS or sum(other.rpartition(".")[2] == last for other in keys) > 1
     name = key if alike else last
-    if isinstance(value, float) and len(str(value)) > SHORT:  # of a search, which draws 17 digits
+    if isinstance(value, float) and len(str(value)) > SHORT and not exact:  # of a search, which draws 17 digits
         value = f"{value:.4g}"
     return f"{name}={str(value).lower() if isinstance(value, bool) or value is None else value}"
 

@@ -444,7 +444,49 @@ def test_errors_below_the_decimals_of_a_table_keep_their_digits(lab: Any) -> Non
     assert rows["one"].text.startswith("4") and "e-07 ± " in rows["one"].text
 
 
+def test_a_setting_is_a_field_and_the_recipe_a_row(lab: Any) -> None:
+    """Keys of settings have dots, and runs of two recipes that differ in many settings need no other name."""
+    many = {f"settings__algorithm.learner.a{i}": i for i in range(5)}
+    lab.write("one", recipe="a", config="1" * 64)
+    lab.write("two", recipe="b", config="2" * 64, **many, **{"settings__algorithm.learner.inner_lr": 0.1})
+    rate = lab.page("layout=free", "rows=[algorithm,settings.algorithm.learner.inner_lr,recipe]", "cols=[task]")
+    assert rate.table["inner_lr"].map(lambda entry: entry.text).tolist() == ["0.1", "0.4"]
+    recipes = lab.page("layout=free", "rows=[method,recipe]", "cols=[task]")
+    assert recipes.table["recipe"].map(lambda entry: entry.text).tolist() == ["a", "b"]
+
+
+def test_a_free_table_does_not_mix_kinds_of_tests_that_no_row_or_column_names(lab: Any) -> None:
+    lab.write("one")
+    lab.write("two", protocol__dataset="glyphs", protocol__query=1, data__fingerprint="0" * 64)
+    words = ("layout=free", "cols=[protocol.way,protocol.shot]")
+    with pytest.raises(FewshotError, match="would share a column but their tests differ in protocol.dataset"):
+        lab.page(*words, "rows=[algorithm,protocol.query]")
+    assert len(lab.page(*words, "rows=[algorithm,protocol.dataset]").table) == 2
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_the_footnotes_are_held_against_the_test_that_stands_below_the_table(lab: Any, order: str) -> None:
+    """Two tests that win one column each: whichever is the reference is it everywhere."""
+    for name, algorithm, shot in zip(order, ("fomaml", "maml"), (1, 5), strict=True):
+        own = {"protocol__name": "paper", "protocol__query": shot, "protocol__manifest": f"{shot}" * 64}
+        lab.write(name, algorithm=algorithm, shot=shot, protocol__shot=shot, train__shot=shot, **own)
+    page = lab.page("layout=omniglot", "published=false")
+    (note,) = page.notes
+    assert "quer" in note and "manifest" not in note
+
+
 # Formats
+
+
+def test_csv_keeps_fields_of_the_training_apart_from_those_of_the_test(lab: Any) -> None:
+    lab.write("run", train__shot=10)
+    page = lab.page("layout=free", "rows=[algorithm,train.shot,dataset]", "cols=[task]")
+    (line,) = csv.DictReader(io.StringIO(FORMATS["csv"](page)))
+    assert (line["train shot"], line["shot"], line["trained dataset"], line["dataset"]) == (
+        "10",
+        "1",
+        *["omniglot"] * 2,
+    )
 
 
 def test_csv_has_a_line_per_cell_with_raw_numbers(results: Any) -> None:
@@ -569,6 +611,15 @@ def test_refresh_writes_the_tables_between_their_marks_and_nothing_else(call: An
     assert call("table", "refresh=results").out == "results/README.md: current\n"
 
 
+def test_refresh_keeps_the_ends_of_lines_of_a_file(call: Any, lab: Any, tmp_path: Path) -> None:
+    lab.write("results/maml")
+    page = tmp_path / "results/README.md"
+    page.write_bytes(b"before\r\n<!-- table -->\r\n<!-- /table -->\r\n")
+    assert call("table", "refresh=results").out == "results/README.md: written\n"
+    assert page.read_bytes().count(b"\n") == page.read_bytes().count(b"\r\n") > 5
+    assert call("table", "refresh=results").out == "results/README.md: current\n"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -583,6 +634,8 @@ def test_refresh_writes_the_tables_between_their_marks_and_nothing_else(call: An
         ("<!-- table layout.datasets=5 --><!-- /table -->", r"layout.datasets=5: must be a list"),
         ("<!-- table layout.leave_out=maml --><!-- /table -->", r"layout.leave_out=maml: must be a list"),
         ("<!-- table costs=maybe --><!-- /table -->", "costs=maybe: must be true or false"),
+        ("<!-- table runs=null --><!-- /table -->", "no record.json below .*null"),
+        ("<!-- table layout.published=true --><!-- /table -->", "layout.published=true: a table's mark has no such"),
     ],
 )
 def test_marks_that_do_not_pair_or_hold_what_there_is_not_are_refused(
@@ -597,6 +650,8 @@ def test_marks_that_do_not_pair_or_hold_what_there_is_not_are_refused(
 def test_a_mark_that_a_document_quotes_is_no_place_for_a_table(lab: Any, tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_text("Between `<!-- table runs=none -->` and `<!-- /table -->` stands a table.\n")
+    assert refresh_tables(path, lab.settings()) is None
+    path.write_bytes(b"of another encoding: \xff")
     assert refresh_tables(path, lab.settings()) is None
     path.write_bytes(b"<!-- table -->\xff<!-- /table -->")
     with pytest.raises(FewshotError, match="is not UTF-8 text"):

@@ -104,6 +104,7 @@ def test_two_runs_that_differ_in_nothing_are_refused_by_name(lab: Any) -> None:
     [
         ({"settings__algorithm.learner.inner_lr": 0.1}, "inner_lr=0.1", "inner_lr=0.4"),
         ({"settings__algorithm.learner.inner_lr": 0.00123456789012}, "inner_lr=0.001235", "inner_lr=0.4"),
+        ({"settings__algorithm.learner.inner_lr": 0.4000000001}, "inner_lr=0.4", "inner_lr=0.4000000001"),
         ({"recipe": "cbfinn"}, "no recipe", "recipe cbfinn"),
         ({"recipe": "cbfinn", "settings__train.lr": 1}, "no recipe", "recipe cbfinn"),
         ({"settings__train.lr": 1, "settings__train.outer.lr": 2}, "train.lr=0.1", "train.lr=1, train.outer.lr=2"),
@@ -424,6 +425,12 @@ def test_cells_of_several_devices_have_minutes_by_device(lab: Any) -> None:
     ]
     [row] = lab.texts(make_page(records, layout=Layout(rows={"method": "method", "budget": "budget"})))
     assert row["budget"] == "1 and 3 min on NVIDIA H200, 14 min on CPU (5-way 1-shot), 9 of 10 steps"
+
+
+def test_minutes_are_written_in_full_and_steps_in_thousands(lab: Any) -> None:
+    record = lab.record(train__steps=12_000, train__paper_steps=60_000, cost__train_seconds=60_000.0)
+    [row] = lab.texts(make_page([record], layout=Layout(rows={"method": "method", "budget": "budget"})))
+    assert row.get("budget") == "1,000 min, 12k of 60k steps"
 
 
 @pytest.mark.parametrize(
