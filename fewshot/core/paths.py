@@ -21,7 +21,7 @@ VARIABLE = re.compile(r"\$([A-Za-z_]\w*)|\$\{([A-Za-z_]\w*)\}", re.ASCII)
 
 
 def expand_path(path: str | os.PathLike[str]) -> Path:
-    """The path with `~`, `~user`, `$NAME` and `${NAME}` replaced; a path that exists as it is written stays so.
+    """The path with `~`, `~user`, `$NAME` and `${NAME}` replaced; of one that exists as it is written, `~` alone.
 
     Raises:
         FewshotError: there is no such user or variable.
@@ -36,7 +36,7 @@ def expand_text(text: str, variable: re.Pattern[str] = VARIABLE, escape: Callabl
         variable: matches a variable; the group that matched is the name.
         escape: applied to each value that is put in.
     """
-    if os.path.lexists(text):
+    if os.path.lexists(text) or os.path.lexists(os.path.expanduser(text)):
         return os.path.expanduser(text)
 
     def replaced(match: re.Match[str]) -> str:

@@ -35,8 +35,9 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[...
     def report() -> None:
         while not stop.wait(SECONDS):
             seconds = time.perf_counter() - start
-            left = f"{_duration(seconds / (done - first) * (total - done))} left" if done > first else ""
-            parts = [f"{done:,} of {total:,}", text, left or f"{_duration(seconds)} so far"]
+            known = first < done <= total  # a download may not say how long it is
+            left = f"{_duration(seconds / (done - first) * (total - done))} left" if known else ""
+            parts = [f"{done:,.0f} of {total:,}", text, left or f"{_duration(seconds)} so far"]
             with suppress(BrokenPipeError):  # as in `| head`: the next line of the main thread ends the process
                 print(f"{title}: {', '.join(part for part in parts if part)}", flush=True)
 

@@ -31,7 +31,8 @@ SPLITS = ("train", "val", "test")
 FORMAT = 1
 BLOCK = 1 << 24  # bytes that are hashed at once
 # What reading damaged JSON or a damaged .npy header can raise. NumPy parses a header as Python source.
-DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, SyntaxError, TokenError)
+DAMAGED = (ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, SyntaxError, TokenError)
+DAMAGED += (FileNotFoundError,)  # any other OSError is of the machine or of permissions, and not of the bank
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ def write_banks(folder: str | Path, splits: Mapping[str, Split], metadata: Mappi
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             for name, split in splits.items():
-                np.save(scratch / f"{name}.npy", split.examples, allow_pickle=False)
+                np.save(scratch / f"{name}.npy", np.ascontiguousarray(split.examples), allow_pickle=False)
             write_listing(scratch, listing, metadata)
             if _is_equal(scratch, folder):
                 return  # another process has just written the same bank
@@ -243,7 +244,7 @@ def list_images(folder: Path, split: str, names: Sequence[str]) -> None:
 
 
 def replace_folder(scratch: Path, folder: Path) -> None:
-    """Atomically replace `folder` with `scratch`; restore the old one on failure."""
+    """Replace `folder` with `scratch`; restore the old one on failure. For a moment there is neither."""
     aside = None
     if folder.exists():
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
@@ -260,11 +261,7 @@ def replace_folder(scratch: Path, folder: Path) -> None:
 
 
 def open_banks(folder: str | Path) -> dict[str, Bank]:
-    """Open every split below `folder` without reading the examples.
-
-    Raises:
-        FewshotError: `bank.json` is missing or unreadable, or an array does not fit it.
-    """
+    """Open every split below `folder` without reading the examples. Raises FewshotError: it is no whole bank."""
     folder = expand_path(folder)
     remedy = f"delete the folder {folder} and prepare the data again"
     try:

@@ -28,6 +28,17 @@ def test_without_a_terminal_there_is_a_line_at_the_start_and_then_one_at_each_in
     assert lines[-1].endswith(" left")
 
 
+def test_work_of_unknown_length_and_of_parts_has_whole_numbers_and_no_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(progress, "SECONDS", 0.02)
+    with progress_bar("work", 0) as advance:
+        advance("", 345.61062)
+        time.sleep(0.06)
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last == "work: 346 of 0, 0:00 so far"
+
+
 def test_lines_that_nobody_reads_any_more_are_no_error(monkeypatch: pytest.MonkeyPatch):
     class Unread(io.StringIO):
         tried = 0

@@ -327,3 +327,22 @@ def test_counts_may_be_numbers_of_numpy(tmp_path: Path):
     split = Split(np.zeros((4, 1, 5, 5), np.uint8), list(np.bincount([0, 0, 1, 1])), ["a", "b"])
     write_banks(tmp_path / "bank", {"train": split}, {})
     assert open_banks(tmp_path / "bank")["train"].sizes.tolist() == [2, 2]
+
+
+def test_an_array_in_columns_is_written_as_every_other(tmp_path: Path):
+    columns = np.arange(12, dtype=np.float32).reshape(3, 4).T
+    write_banks(tmp_path / "bank", {"train": Split(columns, [4], ["a"])}, {})
+    opened = open_banks(tmp_path / "bank")["train"]
+    assert torch.equal(opened.examples, torch.from_numpy(columns.copy()))
+    assert opened.fingerprint == fingerprint(Split(columns, [4], ["a"]))
+
+
+def test_a_bank_that_may_not_be_read_is_not_to_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_banks(tmp_path / "bank", {"train": Split(np.zeros((1, 4), np.float32), [1], ["a"])}, {})
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "train.npy")
+
+    monkeypatch.setattr(np, "load", refuse)
+    with pytest.raises(PermissionError, match=r"^\[Errno 13\] Permission denied: 'train.npy'$"):
+        open_banks(tmp_path / "bank")

@@ -62,6 +62,7 @@ def test_another_users_home_is_known(home: Path) -> None:
 
 def test_what_exists_as_it_is_written_and_what_only_looks_alike_stays(home: Path) -> None:
     (home / "cost$NOWHERE").mkdir()
+    assert expand_path("~/cost$NOWHERE") == home / "cost$NOWHERE"
     for path in (home / "cost$NOWHERE", home / "a~", home / "5$", home / "$5", Path("a/~/b")):
         assert expand_path(path) == path
 

@@ -92,8 +92,9 @@ def _load(files: Files, name: str) -> tuple[np.ndarray, np.ndarray]:
     with open_checked(files, name, WANTED) as file:
         content = pickles.with_text_keys(pickles.load(file))
         data, labels = np.asarray(content["data"]), np.asarray(content["fine_labels"])
-        if data.dtype != np.uint8 or data.shape != (len(labels), 3072) or labels.min() < 0 or labels.max() > 99:
-            raise ValueError(f"images are {data.dtype} {data.shape}, with {len(labels)} labels")
+        whole = np.issubdtype(labels.dtype, np.integer) and len(labels) and 0 <= labels.min() <= labels.max() <= 99
+        if data.dtype != np.uint8 or data.shape != (len(labels), 3072) or not whole:
+            raise ValueError(f"images are {data.dtype} {data.shape}, with {len(labels)} labels of {labels.dtype}")
         return data, labels
 
 

@@ -88,9 +88,14 @@ def read_folder(
     if csv is not None and split not in ("auto", "csv"):
         raise FewshotError(f"dataset.reader.csv is given, and split={split}: leave one of them out")
     shares = check_shares(fractions, seed)
-    cache = expand_path(cache)
+    cache, place = expand_path(cache), expand_path(str(root))
+    if place.is_dir() and cache.resolve().is_relative_to(place.resolve()):
+        raise FewshotError(
+            f"{root}: holds the folder of prepared data, {cache}; put the images into a folder of their own, or set "
+            "data_dir=<another folder>"
+        )
     with list_faults(cache / f"{name}-faults.txt"):
-        files = open_files(expand_path(str(root)))
+        files = open_files(place)
         images = find_images(files)
         cut = _split_at_random if classes is None else _split_images_at_random
         splits, metadata = _find_splits(files, images, split, csv, lambda pooled: cut(files, pooled, shares, seed))

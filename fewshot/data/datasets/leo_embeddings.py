@@ -147,10 +147,13 @@ def _inner_folder(dataset: str, kind: str) -> str:
 def _find_pickles(root: Path, inner: str, download: bool) -> tuple[Files, dict[str, str]]:
     """The zip or folder, and the name of each split's pickle in it."""
     archive, short = root / "embeddings.zip", inner.removeprefix("embeddings/")
-    existing = next((path for path in (archive, root / inner, root / short) if path.exists()), None)
-    if existing is None and download:
+    published = inner.split("/")[1] in FOLDERS.values()
+    zipped = archive.exists() and (published or any(name.startswith(inner) for name in open_files(archive).names))
+    folders = [path for path in (root / inner, root / short) if path.exists()]
+    existing = archive if zipped else next(iter(folders), None)
+    if existing is None and download and published:
         fetch(URL, archive, check=check_archive)
-    elif existing is None and inner.split("/")[1] not in FOLDERS.values():
+    elif existing is None and not published:
         raise FewshotError(
             f"{root}: no folder {inner}; published features are of miniImageNet and tieredImageNet alone: set "
             "features=conv4 to train an extractor, or put features of your own there in that layout (tools/pretrain.py "
@@ -163,7 +166,7 @@ def _find_pickles(root: Path, inner: str, download: bool) -> tuple[Files, dict[s
             "are there, or put features of your own there in that layout (tools/pretrain.py writes it with "
             "export_leo_format=<folder>)"
         )
-    files = open_files(archive if archive.exists() else root)
+    files = open_files(archive if existing in (None, archive) else root)
     folder = short if existing == root / short else inner
     names = {split: f"{folder}/{split}_embeddings.pkl" for split in SPLITS}
     if missing := [name for name in names.values() if name not in files.names]:

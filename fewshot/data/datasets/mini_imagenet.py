@@ -55,6 +55,7 @@ FEWER = {
     **{"n01704323": 1266, "n02089867": 1025, "n02606052": 969, "n03062245": 1154, "n03075370": 1216},
     **{"n03400231": 1222, "n04418357": 1264, "n04443257": 1250, "n04612504": 1206, "n07584110": 1207},
 }
+OTHER_NAMES = f"the {IMAGES} images of each class are there with other names"
 WORD = r"(train|val|valid|validation|test)"
 PICKLE = re.compile(
     rf"(?:mini[-_]?imagenet(?:[-_]cache|_category_split)?[-_])?(?:train_phase_(?=train\.))?{WORD}\.(?:pkl|pickle)",
@@ -181,11 +182,8 @@ def _find_listed(files: Files, csv_files: split_csv.CsvFiles, splits: Splits) ->
         for image, row in rows.items()
         if image not in file_of
     ]
-    remedy = (
-        "put it there, or all of ImageNet's training images of the listed classes; or remove the lists, if the 600 "
-        "images of each class are there with other names"
-    )
-    raise_faults("rows without an image", missing, remedy)
+    remedy = "put it there, or all of ImageNet's training images of the listed classes"
+    raise_faults("rows without an image", missing, f"{remedy}; or remove the lists, if {OTHER_NAMES}")
     # Sorted by the names in the lists, so that both layouts have the same order.
     image_of = {file: image for image, file in file_of.items()}
     parts = {}
@@ -217,7 +215,8 @@ def _match_originals(files: Files, rows: Mapping[str, split_csv.Row]) -> dict[st
         for label, originals in numbered.items()
         if originals and len(originals) != (wanted := FEWER.get(label, ORIGINALS))
     ]
-    raise_faults("classes with another number of images", other, "the lists count them: put all there, and no others")
+    remedy = f"the lists count them: put all there and no others, or remove the lists, if {OTHER_NAMES}"
+    raise_faults("classes with another number of images", other, remedy)
     file_of: dict[str, str] = {}
     for label, originals in numbered.items():
         for place, number in enumerate(sorted(originals), start=1):

@@ -9,6 +9,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,13 +39,17 @@ def fetch(url: str, path: Path, *, check: Callable[[Path], None]) -> None:
     part, by_hand = path.with_name(path.name + ".part"), f"download {url} by hand to {path}"
     with writing(path, "another folder for the data, as by data_dir"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.open("ab").close()
+        _locked(part).close()
     try:
-        with part.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed or the process ends
+        with _locked(part) as file:
             if not path.exists():
-                while not _transfer(url, file, part, what):
-                    pass
+                try:
+                    while not _transfer(url, file, part, what):
+                        pass
+                except (OSError, http.client.HTTPException, ValueError):
+                    if not os.fstat(file.fileno()).st_size:
+                        _remove(part)
+                    raise
                 try:
                     check(part)
                 except FewshotError as error:
@@ -53,14 +58,23 @@ def fetch(url: str, path: Path, *, check: Callable[[Path], None]) -> None:
                 os.replace(part, path)
             _remove(part)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        if part.exists() and not part.stat().st_size:
-            _remove(part)
         if isinstance(error, OSError) and error.errno in (*NO_ROOM, *NOT_ALLOWED, errno.EROFS):
             with writing(path, "another folder for the data, as by data_dir"):
                 raise
         raise FewshotError(
             f"{path}: fetching {what} failed ({one_line(error)}): try again, it goes on where it stopped, or {by_hand}"
         ) from error
+
+
+def _locked(part: Path) -> BinaryIO:
+    """The part opened to append, and locked until it is closed or the process ends. Only who holds it removes it."""
+    while True:
+        file = part.open("ab")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):  # a process that held it before has removed it, or has moved it to its place
+            if os.path.samestat(os.fstat(file.fileno()), part.stat()):
+                return file
+        file.close()
 
 
 def _transfer(url: str, file: BinaryIO, part: Path, what: str) -> bool:

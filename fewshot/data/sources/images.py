@@ -35,7 +35,8 @@ HEIC = re.compile(rb"....ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL)
 HEAD_BYTES = 1 << 12  # of a file without a suffix, read to see whether it is an image
 LARGEST_SIDE = 1024  # of an example
 DARK = 1 << 12  # cameras and microscopes write 12 bits of data as 16
-TIFF_BITS = 258  # number of the field BitsPerSample, TIFF 6.0
+TIFF_BITS, TIFF_PHOTOMETRIC = 258, 262  # numbers of the fields BitsPerSample and PhotometricInterpretation, TIFF 6.0
+WHITE_IS_ZERO = 0  # a value of the second; of 8 bits Pillow exchanges light and dark itself
 MAX_PIXELS = 89_478_485  # of a decoded image; beyond it Pillow warns of decompression bombs
 RESIZES = ("squash", "crop")
 FILTERS = {name: Image.Resampling[name.upper()] for name in ("lanczos", "bilinear", "nearest")}
@@ -114,11 +115,12 @@ def open_image(data: bytes, *, upright: bool) -> Iterator[Image.Image]:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
+            bits = _bits(image, data)
             image.load()  # here, where damaged pixels are an error
             if upright:
                 with suppress(Exception):  # of damaged EXIF data, which are written anew once the pixels are turned
                     ImageOps.exif_transpose(image, in_place=True)
-            yield _to_8_bits(image)
+            yield _to_8_bits(image, bits)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"it has more than {MAX_PIXELS:,} pixels, too many to unpack") from error
     except UnidentifiedImageError as error:  # its own message holds a memory address
@@ -144,19 +146,34 @@ def make_thumbnail(data: bytes, side: int) -> bytes:
     return file.getvalue()
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """The image in mode RGB or L."""
+def _bits(image: Image.Image, data: bytes) -> int:
+    """Bits of each channel that a TIFF or PNG says it has; of other formats 8."""
+    if image.format == "TIFF":
+        return getattr(image, "tag_v2", {}).get(TIFF_BITS, (8,))[0]
+    return data[24] if image.format == "PNG" else 8
+
+
+def _to_8_bits(image: Image.Image, bits: int) -> Image.Image:
+    """The image in mode RGB or L.
+
+    Args:
+        bits: of each channel in the file. Of 16 bits of colour Pillow has kept the upper 8 already.
+    """
+    too_dark = f"pixels of 16 bits, all below {DARK:,}, would be nearly black; rescale it, and save it with 8 bits"
     # 16 bits of grey, which Pillow may read as 32; a TIFF may say that it has 12.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        bits = getattr(image, "tag_v2", {}).get(TIFF_BITS, (16,))[0]
+        bits = bits if image.format == "TIFF" else 16
         values = np.asarray(image).clip(0, (1 << 16) - 1)
         if bits == 16 and values.max() < DARK:
-            raise ValueError(
-                f"pixels of 16 bits, all below {DARK:,}, would be nearly black; rescale it, and save it with 8 bits"
-            )
+            raise ValueError(too_dark)
+        if getattr(image, "tag_v2", {}).get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO:
+            values = (1 << bits) - 1 - values
         return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode}; save it with 8 bits")
+    colours = [band for band in image.getbands() if band != "A"] if bits == 16 else []
+    if colours and max(np.asarray(image.getchannel(band)).max() for band in colours) < DARK >> 8:
+        raise ValueError(too_dark)
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

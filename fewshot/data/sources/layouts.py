@@ -30,11 +30,10 @@ def find_images(files: Files) -> list[str]:
     """The images of a source: by suffix, and files without a suffix by their first bytes."""
     bare = [name for name in files.names if not suffix_of(name)]
     images = set(filter(is_image, files.names))
-    # In a folder a file that cannot be read does not hide the others.
-    for group in [[name] for name in bare] if files.root.is_dir() else [bare]:
-        with suppress(*DAMAGED):
-            for name, head in zip(group, files.read(group, HEAD_BYTES), strict=True):
-                if has_image_magic(head):
+    with files.session() as open_name:
+        for name in bare:
+            with suppress(*DAMAGED), open_name(name) as file:  # one that cannot be read does not hide the others
+                if has_image_magic(file.read(HEAD_BYTES)):
                     images.add(name)
     return [name for name in files.names if name in images]
 

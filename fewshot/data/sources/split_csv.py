@@ -114,7 +114,7 @@ def _parse_json(where: str, data: bytes) -> list[tuple[str, dict[str, str]]]:
         raise FewshotError(f"{where}: a web page, not the file; fetch it again")
     try:
         lists = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FewshotError(f"{where}: no JSON ({one_line(error)}); save it as one") from error
     groups = {split: group for split, group in lists.items() if isinstance(group, list)} if type(lists) is dict else {}
     if not groups or any(type(name) not in (str, int) for group in groups.values() for name in group):
@@ -136,6 +136,8 @@ def find_csv_files(files: Files, images: Sequence[str], given: str | Path | None
     """
     if given is not None:
         given = expand_path(given)
+        if not files.root.is_dir() and given.as_posix() in files.names:
+            return {given.as_posix(): None}  # in the archive
         for path in (given, files.root / given):
             if path.is_file():
                 return {path: None}
@@ -198,12 +200,13 @@ def _relative_to(root: Path, name: str) -> str:
 
 def _is_image_outside(path: str) -> bool:
     """Whether an absolute path is an image, by its suffix or, without one, by its first bytes."""
-    if not path.startswith("/") or not Path(path).is_file():
-        return False
-    if suffix_of(path):
-        return is_image(path)
-    with suppress(OSError), Path(path).open("rb") as file:
-        return has_image_magic(file.read(HEAD_BYTES))
+    with suppress(OSError):  # such as a folder that may not be entered
+        if not path.startswith("/") or not Path(path).is_file():
+            return False
+        if suffix_of(path):
+            return is_image(path)
+        with Path(path).open("rb") as file:
+            return has_image_magic(file.read(HEAD_BYTES))
     return False
 
 

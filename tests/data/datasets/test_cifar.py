@@ -91,4 +91,8 @@ def test_what_is_no_cifar_is_refused(name: str, tmp_path: Path) -> None:
     refused_by(read, as_folder(tmp_path / "lacking", lacking), cache, "is there, but none of meta")
     twice = original() | {f"copy/{key}": value for key, value in lacking.items()}
     refused_by(read, as_folder(tmp_path / "twice", twice), cache, "are both there: leave one of them")
+    floats = original()
+    content = pickle.loads(floats["cifar-100-python/train"])
+    floats["cifar-100-python/train"] = pickle.dumps(content | {b"fine_labels": np.array(content[b"fine_labels"]) / 1})
+    refused_by(read, as_folder(tmp_path / "floats", floats), cache, "with 200 labels of float64")
     refused_by(read, as_folder(tmp_path / "few", numbered(name, images=2)), cache, "has 2 images, not 3")

@@ -157,7 +157,7 @@ def test_a_changed_source_gives_other_banks_and_the_same_source_the_same(root: P
     assert fingerprints(read(root, cache, name="birds"))[:2] == first[:2] and len(list(cache.iterdir())) == 3
     as_folder(root, {"split.csv": b"class,split\ntraina,train\ntestb,val\ntesta,test\n"})
     (root / "train").rename(root / "tr")
-    refused(root, root / "none", "tr is beside test, and is none of train, val")
+    refused(root, root.parent / "none", "tr is beside test, and is none of train, val")
     (root / "tr").rename(root / "train")
     assert named(read(root, cache, name="birds")) == {"train": ["traina"], "val": ["testb"], "test": ["testa"]}
 
@@ -216,6 +216,21 @@ def test_a_csv_may_have_another_name_and_place(root: Path, cache: Path, tmp_path
     banks = read(root, cache, csv=path if place == "absolute" else "mine.csv")
     assert named(banks) == OF_SPLIT and "mine" not in str(banks["val"].metadata)
     refused(root, cache / "b", "neither split.csv nor train.csv.* or set dataset.reader.split=random", split="csv")
+
+
+def test_a_csv_of_another_name_may_lie_in_the_archive(root: Path, cache: Path):
+    files = dict(SHAPES["csv of classes"][0])
+    files["lists/mine.csv"] = files.pop("split.csv")
+    assert named(read(as_zip(root, files), cache, csv="lists/mine.csv")) == OF_SPLIT
+
+
+def test_images_beside_the_prepared_data_are_refused_before_anything_is_written(root: Path):
+    as_folder(root, classes())
+    for place in (root, root / "deeper/banks"):
+        refused(
+            root, place, f"{root}: holds the folder of prepared data, {place}; put the images into a folder of their"
+        )
+    assert not (root / "deeper").exists()
 
 
 def test_a_json_file_of_class_splits_splits_class_folders(root: Path, cache: Path, tmp_path: Path):

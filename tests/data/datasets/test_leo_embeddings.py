@@ -57,6 +57,13 @@ def as_folder(root: Path, pickles: dict[str, bytes], inner: str = "embeddings/mi
 refused = partial(refused_by, embeddings.read_leo_embeddings)
 
 
+def test_the_published_zip_does_not_stand_for_another_dataset(root: Path, cache: Path):
+    as_zip(root, contents())
+    refused(root, cache, "published features are of miniImageNet and tieredImageNet alone", dataset="cub")
+    as_folder(root, contents(), "embeddings/cub/center")
+    assert embeddings.read_leo_embeddings(root, cache, dataset="cub")["train"].shape == (WIDTH,)
+
+
 @pytest.mark.parametrize("make", [as_zip, as_folder])
 def test_rows_are_sorted_by_class_and_image(root: Path, cache: Path, make):
     make(root, contents())

@@ -141,6 +141,18 @@ def test_a_server_that_is_not_there_is_said_in_one_line(server: Server, path: Pa
     fails(server, path, "fetching file.zip failed .*refused")
 
 
+def test_a_part_that_its_holder_removed_is_not_what_the_next_one_fills(server: Server, path: Path):
+    holder = download._locked(part(path, b""))
+    thread = threading.Thread(target=download.fetch, args=(server.url, path), kwargs={"check": check})
+    thread.start()
+    thread.join(0.2)  # it waits for the lock
+    assert thread.is_alive() and server.ranges == []
+    path.with_name("file.zip.part").unlink()
+    holder.close()
+    thread.join()
+    assert path.read_bytes() == CONTENT and [each.name for each in path.parent.iterdir()] == ["file.zip"]
+
+
 def test_two_at_once_fetch_one_file_once(server: Server, path: Path):
     threads = [
         threading.Thread(target=download.fetch, args=(server.url, path), kwargs={"check": check}) for _ in range(4)

@@ -158,9 +158,18 @@ def test_twelve_bits_become_their_upper_eight():
 
 def test_sixteen_bits_of_which_twelve_are_used_are_refused():
     values = GREY.astype(np.uint16) * 16 + 15
-    for data in (encoded(Image.fromarray(values), "TIFF"), encoded(Image.fromarray(values), "PNG"), pgm("P5", values)):
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in np.dstack([values] * 3))
+    colour = png(SIDE, SIDE, 16, 2, rows)
+    grey = [encoded(Image.fromarray(values), kind) for kind in ("TIFF", "PNG")]
+    for data in (*grey, pgm("P5", values), colour):
         with pytest.raises(ValueError, match="pixels of 16 bits, all below 4,096, would be nearly black; rescale it"):
             decode_image(data, ImageSpec(SIDE))
+
+
+def test_a_tiff_of_sixteen_bits_in_which_white_is_zero_is_no_negative():
+    wide = GREY.astype(np.uint16) * 256 + 255
+    data = encoded(Image.fromarray(65535 - wide), "TIFF", tiffinfo={262: 0})
+    assert np.array_equal(decode_image(data, ImageSpec(SIDE, channels=1))[0], GREY)
 
 
 def test_an_image_of_a_phone_that_pillow_cannot_open_is_named():

@@ -47,6 +47,15 @@ def test_without_folders_of_known_names_there_are_no_classes(tmp_path: Path):
     assert known_folders(source(tmp_path, ["train/a.png", "cat/b.png"]), SPLIT) == {}
 
 
+def test_one_member_of_a_zip_that_cannot_be_read_hides_no_other_without_a_suffix(tmp_path: Path):
+    names = [f"cat/{number}" for number in range(3)]
+    archive = as_archive(tmp_path / "a.zip", {name: encoded(noise(1, 4, 4)) for name in names})
+    data = archive.read_bytes()
+    first = data.index(b"PK\x01\x02")  # of the directory: its first member asks for a compression that there is not
+    archive.write_bytes(data[: first + 10] + b"\x63\0" + data[first + 12 :])
+    assert find_images(open_files(archive)) == names[1:]
+
+
 def test_a_class_in_two_places_is_refused(tmp_path: Path):
     files = source(tmp_path, ["train/n01/a.png", "val/n01/b.png"])
     refused("class n01 is in train/n01 and in val/n01; leave it in one place", known_folders, files, SPLIT)
