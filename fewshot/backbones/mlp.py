@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from fewshot.backbones.norm import make_norm
-from fewshot.backbones.parts import initialise_head
+from fewshot.backbones.parts import check_shape, initialise_head
 from fewshot.core.checks import check_number
+from fewshot.core.errors import FewshotError
 
 
 class Layer(nn.Module):
@@ -59,6 +60,9 @@ class MLP(nn.Module):
         init: str = "xavier",
     ) -> None:
         super().__init__()
+        check_shape(shape)
+        if not isinstance(widths, Sequence):
+            raise FewshotError(f"backbone.network.widths={widths}: must be a list, such as [64, 64]")
         for width in widths:
             check_number("backbone.network.widths", width, int, 1)
         self.adapt_norm, self.has_norms = adapt_norm, norm != "none"

@@ -51,10 +51,12 @@ def feature_width(model: nn.Module, shape: tuple[int, ...]) -> int:
         FewshotError: it fails on them, or its features are no tensor of floats with a row for each example.
     """
     x, modes = torch.zeros(2, *shape, device=device_of(model)), [(part, part.training) for part in model.modules()]
-    with named_failures(model, x), torch.no_grad():
-        features = model.eval()(x)
-    for part, mode in modes:
-        part.training = mode
+    try:
+        with named_failures(model, x), torch.no_grad():
+            features = model.eval()(x)
+    finally:
+        for part, mode in modes:
+            part.training = mode
     if not isinstance(features, torch.Tensor) or features.dim() < 2 or len(features) != 2:
         returned = list(features.shape) if isinstance(features, torch.Tensor) else f"a {type(features).__name__}"
         raise FewshotError(

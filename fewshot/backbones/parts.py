@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from fewshot.core.checks import check_choice
@@ -15,6 +17,7 @@ def check_image(name: str, shape: tuple[int, ...], least: int) -> None:
         ImageShapeError: they are no images.
         FewshotError: they are too small.
     """
+    check_shape(shape)
     if len(shape) != 3:
         raise ImageShapeError(
             f"backbone {name} takes images (channels, height, width), not shape {tuple(shape)}; choose mlp or linear"
@@ -24,6 +27,12 @@ def check_image(name: str, shape: tuple[int, ...], least: int) -> None:
             f"backbone {name} takes images of at least {least}x{least} pixels; {shape[1]}x{shape[2]} is too small; "
             "choose another, such as mlp"
         )
+
+
+def check_shape(shape: tuple[int, ...]) -> None:
+    """Raises FewshotError where the shape of an example is no list of sizes, such as a number alone."""
+    if not isinstance(shape, Sequence) or not all(isinstance(side, int) and side > 0 for side in shape):
+        raise FewshotError(f"backbone: shape={shape!r} is no shape of an example; give a tuple such as (3, 84, 84)")
 
 
 def initialise_convolutions(network: nn.Module, how: str) -> None:

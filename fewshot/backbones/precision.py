@@ -21,6 +21,7 @@ from torch.func import functional_call
 from fewshot.backbones.checks import add_noise, copy_network
 from fewshot.core.errors import FewshotError
 from fewshot.core.progress import print_note
+from fewshot.core.random import seeded
 
 EXAMPLES = 16  # of a check: by few, maxima and ReLUs may leave out a place that others reach
 _FLAG = "_products_in_bfloat16"  # an attribute of a network, which its copies have too
@@ -97,8 +98,7 @@ def check_bfloat16(network: nn.Module, x: torch.Tensor, setting: str) -> None:
     if x.device.type != "cpu" or not kernels:
         return
     network = copy_network(network).eval()  # the running averages of the original stay as they are
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         for value in network.parameters():  # a head of zeros would hide the kernels
             value.data.copy_(add_noise(value.data))
         outputs = network(torch.rand(EXAMPLES, *x.shape[1:], dtype=x.dtype, device=x.device))

@@ -95,8 +95,8 @@ class ResNet12(nn.Module):
     ) -> None:
         super().__init__()
         check_image("resnet12", shape, least=16)
-        if len(widths) != 4 or min(widths) < 1:
-            raise FewshotError(f"backbone.network.widths={list(widths)}: give the channels of four blocks")
+        if not isinstance(widths, Sequence) or len(widths) != 4 or not all(type(w) is int and w > 0 for w in widths):
+            raise FewshotError(f"backbone.network.widths={widths}: give the channels of four blocks")
         if not 0 <= drop_rate < 1:
             raise FewshotError(f"backbone.network.drop_rate={drop_rate}: must be at least 0 and below 1")
         if drop_block < 1 or drop_block % 2 == 0:

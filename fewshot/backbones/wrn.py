@@ -5,8 +5,9 @@ WRN-28-10 has 36,536,884 parameters with 100 classes and 3 channels, as the lite
 Differences from mmfewshot:
 1. Shortcuts have no bias (nor have they in the paper's code): whatever reads them is normalised again.
 2. Without norms all convolutions have biases.
-Difference from the paper's code, which mmfewshot has too:
+Differences from the paper's code, which mmfewshot has too:
 3. A shortcut convolves its block's input as it is; in the paper's code after the first norm and ReLU.
+4. Dropout stands before the second norm; in the paper's code after that and its ReLU.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import nn
 
 from fewshot.backbones.norm import make_norm
 from fewshot.backbones.parts import check_image, initialise_convolutions, initialise_head
+from fewshot.core.checks import check_number
 from fewshot.core.errors import FewshotError
 
 
@@ -82,8 +84,7 @@ class WRN(nn.Module):
         check_image("wrn28_10", shape, least=1)
         if depth < 10 or depth % 6 != 4:
             raise FewshotError(f"backbone.network.depth={depth}: must be 4 and a multiple of 6, such as 10, 16 or 28")
-        if widen < 1:
-            raise FewshotError(f"backbone.network.widen={widen}: must be at least 1")
+        check_number("backbone.network.widen", widen, int, 1)
         if not 0 <= dropout < 1:
             raise FewshotError(f"backbone.network.dropout={dropout}: must be at least 0 and below 1")
         self.adapt_norm = adapt_norm

@@ -25,8 +25,8 @@ _STATUS = Path("/proc/self/status")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # glibc, malloc.h
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of this name; `auto` is a GPU where there is one, else the CPU.
+def pick_device(name: str | None) -> torch.device:
+    """The device of this name; `auto` and None are a GPU where there is one, else the CPU.
 
     A GPU computes convolutions in full float32 from then on: TensorFloat-32, torch's default for them, moved a
     meta-gradient of MAML on Omniglot by a quarter of its length (H200).
@@ -36,11 +36,11 @@ def pick_device(name: str) -> torch.device:
     """
     import torch
 
-    if name == "auto":
+    if name in (None, "auto"):
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise FewshotError(f"device={name}: not available here; use device=cpu or device=auto") from error
     if device.type not in ("cpu", "cuda"):  # others lack float64, in which scores are kept
         raise FewshotError(f"device={name}: choose cpu, cuda or auto")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from fewshot.core.checks import check_number, check_seed
+from fewshot.core.errors import FewshotError
 from fewshot.core.random import fold_in, stream
 from fewshot.episodes import Episodes, Source
 
@@ -72,6 +73,10 @@ class Regression:
     metric = "mse"
 
     def __post_init__(self) -> None:
+        if not callable(getattr(self.source, "draw", None)):
+            words = ": take one of its values" if isinstance(self.source, Mapping) else ""
+            wanted = "functions or tables are wanted"
+            raise FewshotError(f"Regression: source is a {type(self.source).__name__}, and {wanted}{words}")
         for name, least in (("shot", 1), ("query", 0)):
             object.__setattr__(self, name, check_number(name, getattr(self, name), int, least))
         object.__setattr__(self, "seed", check_seed("seed", self.seed))

@@ -41,7 +41,7 @@ class ImageTransform:
     Args:
         shape: (C, H, W) that images are changed to, for a learner that was trained on others: resized (bilinear,
             antialiased), grey copied to three channels, colour made grey. None: as they are.
-        crop: side of the square cut from the middle or, in training with `augment`, from anywhere. None: all.
+        crop: side of the square cut from the middle. None: all. With `augment` the side of a random crop instead.
         augment: "none"; or "natural": a random crop resized to `shape`, else to `crop`, a mirror image in half of the
             cases, and colour jitter, drawn for each image (mmfewshot's training); or "gentle": the same without colour
             jitter, and with at least half of the image in a crop.
@@ -86,11 +86,14 @@ class ImageTransform:
             FewshotError: the settings do not fit such examples.
         """
         if len(shape) != 3:
+            kind = f"features of {shape[0]} values" if len(shape) == 1 else f"examples of shape {list(shape)}"
             if (self.shape, self.crop, self.augment) != (None, None, "none"):
                 raise FewshotError(
-                    f"features of {shape[0]} values cannot be cropped, resized or augmented: leave dataset.crop, "
-                    "dataset.shape and dataset.augment.episodes out"
+                    f"{kind} cannot be cropped, resized or augmented: leave dataset.crop, dataset.shape and "
+                    "dataset.augment.episodes out"
                 )
+            if len(shape) > 1 and (self.mean, self.std) != (None, None):
+                raise FewshotError(f"{kind} have no channels: leave dataset.mean and dataset.std out")
             return shape
         strength = AUGMENTATIONS[self.augment]
         if shape[0] not in (1, 3) and (self.shape is not None or (strength is not None and strength.jitter)):

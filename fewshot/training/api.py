@@ -62,8 +62,9 @@ def train(
     The draws depend on the seed of the tasks alone, and the start on the weights of the network. A learner that learns
     nothing in training, such as `Nearest`, takes no step, and is called so too. Ctrl-C ends the training with
     KeyboardInterrupt, after a checkpoint where there is a `folder`. Some settings stay for the whole process, after
-    `evaluate` and `adapt` too: no fused attention, which has no second derivative; on a GPU no TensorFloat-32;
-    glibc keeps large freed blocks; and after the engine `loop` threads that are started anew compute on one core.
+    `evaluate` and `adapt` too: no fused attention, which has no second derivative; on a GPU no TensorFloat-32 in
+    convolutions; glibc keeps large freed blocks; and after the engine `loop` threads that are started anew compute on
+    one core.
 
     Args:
         learner: on a network, which is moved to the device and put into eval(); its weights stay as they are.
@@ -196,9 +197,14 @@ def _engine(engine: str | Engine, steps: int = 0) -> Engine:
 
 
 def _seen_tasks(tasks: Tasks, inputs: Inputs | None) -> Tasks:
-    """The tasks with examples as a learner of these inputs sees them, unless they have a view of their own."""
-    if inputs is None or not isinstance(tasks, Sampler) or tasks.view != AS_STORED:
+    """The tasks with examples as a learner of these inputs sees them, unless they have a view of their own.
+
+    Nothing that is only scored is augmented.
+    """
+    if inputs is None or not isinstance(tasks, Sampler):
         return tasks
+    if tasks.view != AS_STORED:
+        return replace(tasks, view=replace(tasks.view, augment="none"))
     return inputs.sampler(tasks)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from fewshot.algorithms.nearest import Nearest
 from fewshot.backbones.identity import Identity
 from fewshot.backbones.precision import check_bfloat16
-from fewshot.core.checks import check_choice, check_number, did_you_mean
+from fewshot.core.checks import check_choice, check_number, check_seed, did_you_mean
 from fewshot.core.environment import NOTES, note_machine
 from fewshot.core.errors import FewshotError, TaskSizeError
 from fewshot.core.progress import progress_bar
@@ -45,6 +45,7 @@ def check_extractor_settings(settings: Mapping[str, Any]) -> None:
         raise FewshotError(f"settings: {', '.join(missing)} missing; conf/features/base/extractor.yaml has values")
     for name in ("epochs", "batch", "way", "shot", "query", "episodes"):
         check_number(f"features.settings.{name}", settings[name], int, 1)
+    check_seed("features.settings.seed", settings["seed"])
     for name in ("lr", "momentum", "weight_decay"):
         check_number(f"features.settings.{name}", settings[name], float, 0)
     check_choice("features.settings.schedule", settings["schedule"], ("cosine", "step"))
@@ -89,6 +90,9 @@ def train_extractor(
         FewshotError: a loss that is not finite, or a damaged checkpoint.
     """
     shape = transform.output_shape(images["train"].shape)
+    augmented = replace(transform, augment=settings["augment"])
+    augmented.output_shape(images["train"].shape)
+    augmented.check_range("extractor: ", images["train"].examples)
     extractor = make_classifier(network, shape, images["train"], settings).to(device)
     small_part: dict[str, Any] = {"train_seconds": 0.0} | {name: [] for name in NOTES}
     if settings["small_epochs"]:
@@ -169,8 +173,7 @@ def _train(
                 rate = settings["lr"] * _schedule(settings["schedule"], step / (batches * settings["epochs"]))
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(stream(settings["seed"], "dropout", step))
+                with seeded(stream(settings["seed"], "dropout", step)):
                     loss = _loss(extractor, x, labels[rows].to(device), settings["precision"])
                 optimizer.zero_grad()
                 loss.backward()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fewshot.backbones.norm import BatchStatNorm
 from fewshot.core.device import pick_device
@@ -22,7 +23,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.files import lock_dir
 from fewshot.core.paths import expand_path
 from fewshot.core.progress import print_note
-from fewshot.data.bank import Bank, open_banks, write_banks
+from fewshot.data.bank import SPLITS, Bank, open_banks, write_banks
 from fewshot.tasks.transforms import view_of
 from fewshot.training.checkpoint import check_state, digest_tensors, load_checkpoint
 from fewshot.training.extractor import (
@@ -71,6 +72,8 @@ def extract_features(
         FewshotError: a setting out of range, a network that has no features, a loss that is not finite, or a damaged
             checkpoint.
     """
+    if lacking := [split for split in SPLITS if split not in images]:
+        raise FewshotError(f"images: no {' and no '.join(lacking)}; give the banks train, val and test")
     settings = LATER_OF_EXTRACTORS | dict(settings)
     check_extractor_settings(settings)
     transform = view_of(view)
@@ -80,8 +83,12 @@ def extract_features(
             f"extractor {name}: this network has no features to train, no method embed(x) with parameters; "
             "choose conv4, resnet12 or wrn28_10"
         )
-    if any(isinstance(module, BatchStatNorm) for module in extractor.modules()):
-        raise FewshotError("features.network.norm=batch: an image's features would depend on others; set norm=running")
+    for module in extractor.modules():
+        if isinstance(module, BatchStatNorm) or (isinstance(module, _BatchNorm) and module.running_mean is None):
+            raise FewshotError(
+                "features.network.norm=batch: an image's features would depend on others; set norm=running, or build "
+                "batch norms with track_running_stats=True"
+            )
     validation_sampler(images["val"], settings)
     fingerprints = {split: bank.fingerprint for split, bank in images.items()}
     choices = _describe_network(network, extractor)
@@ -151,8 +158,8 @@ def open_features(images: Mapping[str, Bank], folder: str | Path) -> dict[str, B
         raise FewshotError(f"{folder}: no features there; give the folder that tools/pretrain.py printed")
     banks = open_banks(folder)
     fingerprints = next(iter(banks.values())).metadata.get("extractor", {}).get("images", {})
-    for split in ("train", "val", "test"):
-        if fingerprints.get(split) != images[split].fingerprint:
+    for split in SPLITS:
+        if split not in images or fingerprints.get(split) != images[split].fingerprint:
             raise FewshotError(
                 f"{folder}: its extractor was trained on another split or on other images ({split} differs), so that "
                 "it may know the test classes; run tools/pretrain.py with the dataset as it is set here"

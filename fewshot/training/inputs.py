@@ -86,8 +86,13 @@ class Inputs:
                 f"{name}: uint8 images, and the learner was trained on floats that are not within 0..1; give floats "
                 "made as those of the training"
             )
-        if len(given) == len(wanted) == 3 and (given[0] == wanted[0] or {given[0], wanted[0]} <= {1, 3}):
+        if len(given) == len(wanted) == 3 and ({given[0], wanted[0]} <= {1, 3} or given == wanted):
             return
+        if len(given) == len(wanted) == 3 and given[0] == wanted[0]:
+            size = f"{wanted[2]}x{wanted[1]}"
+            raise FewshotError(
+                f"{name}: images of {given[2]}x{given[1]} and of {given[0]} channels are not resized; give {size}"
+            )
         if given == wanted and (x.is_floating_point() or self.dtype == torch.uint8):
             return
         kind = {1: "features", 3: "images"}.get(len(wanted), "examples")

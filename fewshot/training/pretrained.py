@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fewshot.backbones.torchvision import TorchVision, checked_name
 from fewshot.backbones.weights import cache_command
 from fewshot.core.checks import check_number
@@ -20,6 +18,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.files import lock_dir
 from fewshot.core.paths import expand_path
 from fewshot.core.progress import progress_bar
+from fewshot.core.random import seeded
 from fewshot.data.bank import Bank, Split, open_banks, write_banks
 from fewshot.tasks.transforms import ImageTransform
 from fewshot.training.extractor import extract
@@ -46,8 +45,8 @@ def pretrained_features(
     Args:
         images: banks of images [M, C, H, W] by split.
         model, weights: as of `TorchVision`.
-        size: side that images are resized to; None: that of the model's weights in torchvision.
-        mean, std: of each channel, in units of 0..1; None: those of the model's weights in torchvision.
+        size: side that images are resized to; None: that of the weights in torchvision, of a file that of its best.
+        mean, std: of each channel, in units of 0..1; None: those of the weights in torchvision.
         crop: side of the square that is cut from the middle before; None: all.
         cache: folder in which the features are kept.
 
@@ -104,7 +103,7 @@ def pretrained_extractor(
 
     Args and errors are those of `pretrained_features`.
     """
-    size, mean, std = _preprocessing(model, size, mean, std)
+    size, mean, std = _preprocessing(model, weights, size, mean, std)
     check_number("features.size", size, int, 1)
     try:
         transform = ImageTransform(shape=(3, size, size), crop=crop, mean=mean, std=std)
@@ -115,24 +114,27 @@ def pretrained_extractor(
             "features.weights: has no value; set features.weights=<file>, or features.weights=DEFAULT after "
             f"{cache_command(model)}, which fetches the file into torchvision's cache"
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         extractor = TorchVision((3, size, size), 1, model=model, weights=weights, norm="running")
     return extractor.eval(), transform
 
 
 def _preprocessing(
-    model: str, size: int | None, mean: Sequence[float] | None, std: Sequence[float] | None
+    model: str, weights: str | None, size: int | None, mean: Any, std: Any
 ) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
-    """(size, mean, std), by default as torchvision prepares images for the weights that it has of the model."""
+    """(size, mean, std), by default as torchvision prepares images for its weights of this name, or else for its best.
+
+    A mean or std of another kind is left to `ImageTransform`.
+    """
     from torchvision.models import get_model_weights
 
-    weights: Any = get_model_weights(checked_name(model))
-    defaults = weights.DEFAULT.transforms()
+    known: Any = get_model_weights(checked_name(model))
+    defaults = known.__members__.get(weights, known.DEFAULT).transforms()
+    mean, std = (defaults.mean if mean is None else mean), (defaults.std if std is None else std)
     return (
         defaults.crop_size[0] if size is None else size,
-        tuple(defaults.mean if mean is None else mean),
-        tuple(defaults.std if std is None else std),
+        tuple(mean) if isinstance(mean, Sequence) else mean,
+        tuple(std) if isinstance(std, Sequence) else std,
     )
 
 

@@ -14,6 +14,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 from torch.func import functional_call, vmap
 
+import fewshot as fs
 from fewshot.algorithms.learner import adapted_names
 from fewshot.backbones.norm import BatchStatNorm, RunningNorm
 from fewshot.core.errors import FewshotError
@@ -34,6 +35,16 @@ SIDES = {name: max(side, 16) for name, (_, side) in SMALL.items()}
 
 every = pytest.mark.parametrize("name", SMALL)
 every_norm = pytest.mark.parametrize("norm", ["batch", "running", "none"])
+
+
+@pytest.mark.parametrize("network", [fs.Conv4, fs.ResNet12, fs.WRN, fs.MLP])
+def test_a_shape_that_is_none_and_sizes_that_are_no_whole_numbers_are_one_line(network: Any) -> None:
+    for shape in (84, (3, 8.5, 8), ("3", 84, 84)):
+        with pytest.raises(FewshotError, match=r"^backbone: shape=.* is no shape of an example; give a tuple such as"):
+            network(shape, 5)
+    options = {fs.Conv4: {"filters": 4.5}, fs.ResNet12: {"widths": [4, 5.5, 6, 7]}, fs.WRN: {"widen": 2.5}}
+    with pytest.raises(FewshotError, match=r"^backbone\.network\.(filters|widths|widen)=.*: (must be|give)"):
+        network((3, 84, 84), 5, **options.get(network, {"widths": 64}))
 
 
 def configured(name: str, shape: tuple[int, ...], way: int, **choices: Any) -> Any:
@@ -248,7 +259,7 @@ HEADS = "head_init=ones: choose one of xavier, kaiming, normal, truncated_normal
         ("resnet12", None, {"drop_block": 4}, "drop_block=4: must be odd"),
         ("wrn28_10", None, {"depth": 4}, "depth=4: must be 4 and a multiple of 6"),
         ("wrn28_10", None, {"depth": 27}, "depth=27: must be 4 and a multiple of 6"),
-        ("wrn28_10", None, {"widen": 0}, "widen=0: must be at least 1"),
+        ("wrn28_10", None, {"widen": 0}, "widen=0: must be a whole number >= 1"),
         ("wrn28_10", None, {"dropout": 1}, "dropout=1: must be at least 0 and below 1"),
     ],
 )

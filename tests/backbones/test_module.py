@@ -56,6 +56,13 @@ def test_to_find_the_width_leaves_the_network_as_it_was() -> None:
     assert model[1].num_batches_tracked == 0
 
 
+def test_a_network_that_fails_keeps_its_modes() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(5, 4))
+    with pytest.raises(FewshotError):
+        WithHead(model, (1, 4, 4), 3)
+    assert model.training and all(part.training for part in model.modules())
+
+
 def test_a_network_of_logits_stays_the_network_that_it_is() -> None:
     network = convolution()
     assert fit_network(network, SHAPE, 3) is network

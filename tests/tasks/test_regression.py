@@ -91,6 +91,13 @@ def test_noise_is_gaussian_of_its_size_on_support_and_query_and_new_for_every_ta
         assert abs(stats.pearsonr(noise[:-1], noise[1:]).statistic) < 0.1
 
 
+def test_what_is_no_source_of_points_is_named_with_what_to_give(make_bank: Any):
+    sources, wanted = read_functions({"sine": SINE}, [-5, 5], 0), "and functions or tables are wanted"
+    for source, words in ((sources, f"a dict, {wanted}: take one of its values"), (make_bank(), f"a Bank, {wanted}")):
+        with pytest.raises(FewshotError, match=f"^Regression: source is {words}$"):
+            Regression(source, 4, 5)
+
+
 @pytest.mark.parametrize(
     ("shot", "query", "seed", "message"),
     [(0, 1, 0, "shot=0: must be"), (1, -1, 0, "query=-1: must be"), (1, 1, 0.5, "seed=0.5: must be")],

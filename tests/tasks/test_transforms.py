@@ -9,7 +9,7 @@ import torch
 from torchvision.transforms import v2
 
 from fewshot.core.errors import FewshotError
-from fewshot.core.random import fold_in
+from fewshot.core.random import fold_in, split, uniform
 from fewshot.tasks import transforms
 from fewshot.tasks.sampler import Sampler
 from fewshot.tasks.transforms import AUGMENTATIONS, ImageTransform, Strength, random_augment
@@ -122,6 +122,23 @@ def test_a_crop_shows_a_part_of_the_image_of_the_wanted_size(strength: Strength 
 def test_jitter_changes_brightness_by_up_to_four_tenths():
     level = random_augment(torch.full((400, 3, 4, 4), 0.5), KEYS, (4, 4), NATURAL).mean((1, 2, 3))
     assert 0.3 <= level.min() < 0.32 and 0.68 < level.max() <= 0.7001
+
+
+def test_colours_are_jittered_as_torchvision_does_by_the_drawn_factors(monkeypatch):
+    monkeypatch.setattr(transforms, "RATIO", (1.0, 1.0))
+    x = torch.rand(50, 3, 8, 4)
+    x = torch.cat([x, x.flip(-1)], -1)  # which a mirror leaves as it is
+    changed = random_augment(x, KEYS[:50], (8, 8), Strength(area=1.0, jitter=0.4))
+    factors = 1 + 0.4 * (2 * uniform(split(KEYS[:50], 8))[:, 5:] - 1)
+    for image, own, (brightness, contrast, saturation) in zip(x, changed, factors.tolist(), strict=True):
+        wanted = v2.functional.adjust_contrast(v2.functional.adjust_brightness(image, brightness), contrast)
+        wanted = v2.functional.adjust_saturation(wanted, saturation)
+        torch.testing.assert_close(own, wanted, atol=1e-5, rtol=0)
+
+
+def test_examples_that_are_no_images_have_no_channels_to_normalise(make_bank):
+    with pytest.raises(FewshotError, match=r"examples of shape \[8, 4\] have no channels: leave dataset.mean and dat"):
+        Sampler(make_bank(shape=(8, 4)), 3, 1, 1, view=ImageTransform(mean=(0.5,) * 3))
 
 
 def test_training_episodes_are_augmented_each_by_itself_and_test_episodes_are_not(make_bank):

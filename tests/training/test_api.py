@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,22 @@ def test_test_images_are_seen_as_in_the_training(make_bank: MakeBank) -> None:
     y = torch.arange(len(bank.names)).repeat_interleave(bank.sizes)
     large = fs.Bank.from_tensors(bank.examples.repeat_interleave(2, -1).repeat_interleave(2, -2), y)
     assert fs.evaluate(trained, fs.Sampler(large, way=3, shot=1, query=2), episodes=10).shape == (10,)
+
+
+def test_what_is_scored_is_never_augmented(make_bank: MakeBank) -> None:
+    plain = ImageTransform(crop=6)
+    tasks = fs.Sampler(make_bank(), 3, 1, 3, view=plain)
+    augmented = replace(tasks, view=replace(plain, augment="gentle"))
+    trained = quick(fs.MAML(nn.Sequential(nn.Flatten(), nn.Linear(36, 3))), augmented)
+    scores = [fs.evaluate(trained, each, episodes=20) for each in (tasks, augmented)]
+    assert np.array_equal(*scores)
+
+
+def test_images_of_other_channels_than_1_and_3_are_not_resized(make_bank: MakeBank) -> None:
+    bank = make_bank(shape=(4, 8, 8))
+    trained = quick(fs.MAML(nn.Sequential(nn.Flatten(), nn.Linear(256, 3))), fs.Sampler(bank, 3, 1, 2))
+    with pytest.raises(FewshotError, match="^support_x: images of 10x10 and of 4 channels are not resized; give 8x8$"):
+        trained.adapt(torch.zeros(3, 4, 10, 10), ["a", "b", "c"])
 
 
 def test_a_network_of_other_ways_and_a_setting_that_is_none_are_refused(make_bank: MakeBank) -> None:

@@ -6,12 +6,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import fewshot.training.extractor as training
 import fewshot.training.features as banking
@@ -149,8 +151,9 @@ def test_a_run_before_a_setting_was_there_finds_its_features(
 
 
 def test_other_settings_make_other_features(images: dict[str, Bank], tmp_path: Path):
-    banks = [made(images, tmp_path, **choices) for choices in ({}, {"seed": 1}, {"epochs": 1}, {"schedule": "step"})]
-    assert len({each["test"].fingerprint for each in banks}) == 4
+    others = ({"seed": 1}, {"epochs": 1}, {"schedule": "step"}, {"weight_decay": 0.1}, {"momentum": 0.5})
+    banks = [made(images, tmp_path, **choices) for choices in ({}, *others)]
+    assert len({each["test"].fingerprint for each in banks}) == 6
 
 
 def test_another_view_of_the_images_makes_other_features(images: dict[str, Bank], tmp_path: Path, untrained: None):
@@ -272,8 +275,35 @@ def test_features_that_are_gone_are_not_made_anew_for_a_run_that_was_on_them(ima
 
 
 def test_norms_that_let_images_see_each_other_are_refused(images: dict[str, Bank], tmp_path: Path):
-    with pytest.raises(FewshotError, match="norm=running"):
-        made(images, tmp_path, partial(CONV4, norm="batch"))
+    class Own(nn.Module):
+        def __init__(self, shape: tuple[int, ...], way: int) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Flatten(), nn.Linear(256, 4), nn.BatchNorm1d(4, track_running_stats=False))
+
+        def embed(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(x)
+
+    for network in (partial(CONV4, norm="batch"), Own):
+        with pytest.raises(FewshotError, match="norm=running"):
+            made(images, tmp_path, network)
+
+
+def test_images_that_cannot_be_augmented_are_refused_before_the_training(
+    images: dict[str, Bank], make_bank: Make, tmp_path: Path
+):
+    wide = {split: replace(bank, examples=bank.examples.float()) for split, bank in images.items()}
+    four = {split: make_bank(shape=(4, 16, 16), seed=seed, split=split) for seed, split in enumerate(images)}
+    for banks, words in (
+        (wide, "extractor: augment=natural: changes colours from 0 to 1"),
+        (four, "is for images of 1 or 3 channels, and these have 4"),
+    ):
+        with pytest.raises(FewshotError, match=words):
+            made(banks, tmp_path, augment="natural")
+
+
+def test_a_split_that_is_not_given_is_named(images: dict[str, Bank], tmp_path: Path):
+    with pytest.raises(FewshotError, match="^images: no val and no test; give the banks train, val and test"):
+        made({"train": images["train"]}, tmp_path)
 
 
 def test_a_training_without_momentum_goes_on_where_it_ended(

@@ -84,8 +84,10 @@ def test_features_are_made_once_and_anew_for_other_weights_or_another_view(
 
 
 def test_the_size_is_by_default_that_of_torchvisions_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert pretrained._preprocessing("inception_v3", None, None, None) == (299, MEAN, STD)
-    assert pretrained._preprocessing(MODEL, 64, (0.5,) * 3, None) == (64, (0.5,) * 3, STD)
+    assert pretrained._preprocessing("inception_v3", "DEFAULT", None, None, None) == (299, MEAN, STD)
+    assert pretrained._preprocessing(MODEL, "mine.pth", 64, (0.5,) * 3, None) == (64, (0.5,) * 3, STD)
+    for weights, size in (("IMAGENET1K_SWAG_E2E_V1", 384), ("IMAGENET1K_SWAG_LINEAR_V1", 224), ("mine.pth", 224)):
+        assert pretrained._preprocessing("regnet_y_16gf", weights, None, None, None)[0] == size
 
 
 @pytest.mark.parametrize(
@@ -95,6 +97,7 @@ def test_the_size_is_by_default_that_of_torchvisions_weights(monkeypatch: pytest
         ({"model": "resnet18"}, r"weights.pth: weights of another model: \S+ is absent there"),
         ({"weights": "nothing.pth"}, "weights=nothing.pth: no such file"),
         ({"mean": (3.0, 3.0, 3.0)}, "features.mean=.*divide by 255"),
+        ({"mean": 0.5}, "features.mean=0.5: must be a list of numbers"),
         ({"size": 0}, "features.size=0"),
         ({"crop": 17}, "dataset.crop=17"),
     ],
