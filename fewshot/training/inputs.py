@@ -89,10 +89,8 @@ class Inputs:
         if len(given) == len(wanted) == 3 and ({given[0], wanted[0]} <= {1, 3} or given == wanted):
             return
         if len(given) == len(wanted) == 3 and given[0] == wanted[0]:
-            size = f"{wanted[2]}x{wanted[1]}"
-            raise FewshotError(
-                f"{name}: images of {given[2]}x{given[1]} and of {given[0]} channels are not resized; give {size}"
-            )
+            there, size = ("x".join(map(str, reversed(shape[1:]))) for shape in (given, wanted))
+            raise FewshotError(f"{name}: images of {there} and of {given[0]} channels are not resized; give {size}")
         if given == wanted and (x.is_floating_point() or self.dtype == torch.uint8):
             return
         kind = {1: "features", 3: "images"}.get(len(wanted), "examples")
