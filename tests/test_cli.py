@@ -137,6 +137,13 @@ def test_the_records_of_a_resumed_run_are_copied_to_their_place(call: Any) -> No
     [run] = Path("all/mine").glob("*/*")
     assert len(copies) == 1 and call("train", f"resume={run}").code == 0
     assert {path: path.read_bytes() for path in Path("kept").rglob("record.json")} == copies
+    # Also where the folder of runs has moved; in the folder's name the run's own values stand.
+    Path("all").rename("moved")
+    [run] = Path("moved/mine").glob("*/*")
+    assert call("train", f"resume={run}", "copy_records_to='again/${dataset.name}'").code == 0
+    assert [path.relative_to("again/glyphs") for path in Path("again").rglob("record.json")] == [
+        path.relative_to("kept") for path in copies
+    ]
 
 
 def test_other_pretrained_weights_in_a_file_of_the_same_name_make_no_part_of_a_run(call: Any, weights: str) -> None:

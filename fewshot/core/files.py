@@ -60,7 +60,7 @@ def find_below(folder: Path, name: str) -> tuple[list[Path], list[str]]:
     closed: dict[str, str] = {}
 
     def note(error: OSError) -> None:
-        if Path(error.filename) != folder or folder.exists():
+        if not isinstance(error, FileNotFoundError):  # not there, or gone since
             closed[os.path.realpath(error.filename)] = f"{error.filename}: cannot be read ({error.strerror})"
 
     for links in (False, True):  # a file has the name without a link where it has one

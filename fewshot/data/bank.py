@@ -32,7 +32,10 @@ FORMAT = 1
 BLOCK = 1 << 24  # bytes that are hashed at once
 # What reading damaged JSON or a damaged .npy header can raise. NumPy parses a header as Python source.
 DAMAGED = (ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, SyntaxError, TokenError)
-DAMAGED += (FileNotFoundError,)  # any other OSError is of the machine or of permissions, and not of the bank
+DAMAGED += (
+    FileNotFoundError,
+    NotADirectoryError,
+)  # other OSErrors are of the machine or of permissions
 
 
 @dataclass(frozen=True)

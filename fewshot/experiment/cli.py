@@ -74,7 +74,7 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
         if os.getpid() != process:
             _init_worker(argv, process)
         tune_malloc()
-        records, failure, everywhere = [], None, True  # whether every process of torchrun fails likewise
+        records, score, failure, everywhere = [], None, None, True  # whether every process of torchrun fails likewise
         try:
             code()  # as records will name it
             if cfg.get("sweeps") and status is None:
@@ -87,6 +87,9 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
                 check_search(OmegaConf.select(cfg, "train.validate_every") != 0)
             everywhere = False
             records = function(cfg) or []
+            score = objective(records[0]) if status and records else None
+            if status and records:
+                check_search(score is not None)
             sys.stdout.flush()
         except RankZeroFailed:
             failure, everywhere = "process 0 failed", True
@@ -105,9 +108,6 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
             write_status(status, records, failure)
         if failure and not (status and everywhere):  # where the others wait in this run, no sweep can go on
             sys.exit(1)
-        score = objective(records[0]) if status and records else None
-        if status and records:
-            check_search(score is not None)
         return score
 
     replace_unprintable()

@@ -92,6 +92,8 @@ UNHASHED_KEYS = (
 )  # fmt: skip
 UNTRAINED_KEYS = ("seed", "engine", "task_chunk")  # in which runs of one training may differ
 UNHASHED_READER_KEYS = ("root", "cache", "download", "device", "upright")  # the last shows in the data
+# Last parts of the keys whose values are paths and are saved.
+SAVED_PATH_KEYS = ("data_dir", "runs", "run_dir", "copy_records_to", "root", "cache", "csv", "folder", "weights")
 READER_FILES = ("csv", "folder", "weights")  # files that their name identifies, in whatever folder
 # What classes were called when the first runs were made. A hash knows a class by that name: no run changes by a rename.
 FIRST_NAMES = {
@@ -206,20 +208,36 @@ def is_own(key: str, part: Any) -> bool:
     return named and not str(part.get("_target_")).startswith("fewshot.")
 
 
-def _without_paths(value: Any) -> Any:
+def _without_paths(value: Any, of_class: bool = False, own: bool = False) -> Any:
     """A value without the places of a reader's files and without nulls, at any depth; classes by their first names.
 
-    Later settings at what held before they were there are left out: no run changes by them. The arguments of a
-    person's own learner or network stay as they are.
+    Later settings at what held before they were there are left out: no run changes by them.
+
+    Args:
+        of_class: whether its keys are arguments of a learner or network.
+        own: whether these are a person's own class's, where a file is what lies at its place.
     """
     if not isinstance(value, Mapping):
         return FIRST_NAMES.get(value, value) if isinstance(value, str) else value
     kept = {
-        k: inner if is_own(k, inner) else _without_paths(inner)
+        k: _without_paths(inner, of_class or k in ("learner", "network"), own or is_own(k, inner))
         for k, inner in value.items()
-        if k not in UNHASHED_READER_KEYS and inner is not None and (k, inner) not in LATER_SETTINGS.items()
+        if (of_class or k not in UNHASHED_READER_KEYS)
+        and inner is not None
+        and (k, inner) not in LATER_SETTINGS.items()
     }
+    if own:
+        return {k: as_saved(k, inner) for k, inner in kept.items()}
     return kept | {k: Path(kept[k]).name for k in READER_FILES if isinstance(kept.get(k), str)}
+
+
+def as_saved(key: str, value: Any) -> Any:
+    """The value of a key as a run saves it: a path is absolute, so that it means the same in any working directory."""
+    # A CSV file may be relative to the images that it lists, and weights a name of torchvision's.
+    may_be_no_path = key in ("csv", "weights")
+    if key in SAVED_PATH_KEYS and isinstance(value, str) and (not may_be_no_path or Path(value).exists()):
+        return str(Path(value).absolute())
+    return value
 
 
 def given_overrides() -> list[str]:

@@ -42,6 +42,7 @@ def check_drawable(run: Experiment) -> None:
 def draw_test(folder: Path, run: Experiment, trained: Trained) -> Path:
     """Write `fits.png` (regression) or `episode.png` of the first test's tasks into the folder; the file's path."""
     check_plot(run.cfg)
+    check_drawable(run)
     test = plan_tests(run, trained)[0]
     if isinstance(test.tasks, Regression):
         path, picture = folder / "fits.png", fits(fits_of(run, trained, test.tasks, test.steps))

@@ -25,6 +25,7 @@ from fewshot.experiment.config import (
     NULLABLE,
     TOOLS,
     hint_at_variable,
+    is_own,
     is_regression,
     key_names,
     typed_settings,
@@ -37,7 +38,6 @@ from fewshot.experiment.sweeps import check_plugin
 NEEDED = "is always needed; it can be set, and not deleted"
 LARGEST = 2**31 - 1  # of counts and sizes
 LARGEST_SEED = 2**63 - 1
-ARGUMENTS = ("algorithm.learner.", "backbone.network.")  # below these a person's own class gives names their meaning
 SYNONYMS = {"test_steps": "common.steps"}  # what a person may mean by the last part of a key
 
 
@@ -73,9 +73,14 @@ def check_overrides(overrides: list[Override], config: str, hydra: Hydra, sweep:
         if override.is_delete() and key in always:
             raise FewshotError(f"{override.input_line}: {NEEDED}")
     groups = [place for place, override in enumerate(overrides) if _is_group(override, hydra)]
-    for chosen in product(*(lines[place] for place in groups)):
-        of_groups = dict(zip(groups, chosen, strict=True))
-        if (tried := [of_groups.get(place, line) for place, line in enumerate(first)]) != first:
+    options_of = [lines[place] if place in groups else lines[place][:1] for place in range(len(lines))]
+    if cfg.get("sweeps") or any(override.key_or_group == "hydra/sweeper" for override in overrides):
+        # Of an experiment or a search not each pair of options is a run.
+        tries = [[*first[:place], line, *first[place + 1 :]] for place in groups for line in lines[place]]
+    else:
+        tries = [list(chosen) for chosen in product(*options_of)]
+    for tried in tries:
+        if tried != first:
             _composed(hydra, config, tried, overrides)
     one = copy.deepcopy(cfg)  # for the values of a sweep, one after the other
     for place, options in enumerate(lines):
@@ -154,7 +159,7 @@ def _check_common(overrides: list[Override], config: str, hydra: Hydra) -> None:
 def _check_value(override: Override, cfg: DictConfig) -> None:
     """Check that a path is text, a list is a list, and an interpolation leads somewhere."""
     key, given = override.key_or_group, override.value()
-    text, own = override.get_value_string(), key.startswith(ARGUMENTS)
+    text, own = override.get_value_string(), _is_of_own(key, cfg)
     if key.rsplit(".", 1)[-1] in NULLABLE["list"] and not own and given is not None and not isinstance(given, list):
         raise FewshotError(f"{override.input_line}: must be a list, such as {key}=[{text}]")
     if text == "None":
@@ -168,6 +173,14 @@ def _check_value(override: Override, cfg: DictConfig) -> None:
         raise FewshotError(f"{override.input_line}: {wanted_type(first)}{hint_at_variable(first)}") from error
     if is_path_key(key) and not own and given is not None and not isinstance(given, str) and chosen != text:
         raise FewshotError(f"{key}: {text} is no text to Hydra; as a path it is typed {typed(key, text)}")
+
+
+def _is_of_own(key: str, cfg: DictConfig) -> bool:
+    """Whether a key is an argument of a person's own learner or network, which gives names their meaning."""
+    part = next((part for part in ("algorithm.learner", "backbone.network") if key.startswith(f"{part}.")), None)
+    node = OmegaConf.select(cfg, part) if part else None
+    plain = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else None
+    return part is not None and is_own(part.rpartition(".")[2], plain)
 
 
 def _compose(hydra: Hydra, config: str, lines: list[str], mode: RunMode = RunMode.RUN) -> DictConfig:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -13,13 +12,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import expand_text
-from fewshot.experiment.config import is_own
+from fewshot.experiment.config import SAVED_PATH_KEYS, as_saved
 
 DOLLAR_NAME = re.compile(r"\$([A-Za-z_]\w*)", re.ASCII)  # `${...}` is OmegaConf's
 # A quoted text, which stays as it is; or `~` or `~user` at the start of a value.
 HOME = re.compile(r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|(?<=[=,\[])~[\w.-]*(?=[/,\]]|$)""", re.ASCII | re.DOTALL)
-# Last parts of the keys whose values are paths, in any tool and at any depth. First those that a run saves.
-SAVED_PATH_KEYS = ("data_dir", "runs", "run_dir", "copy_records_to", "root", "cache", "csv", "folder", "weights")
+# Last parts of the keys whose values are paths, in any tool and at any depth.
 PATH_KEYS = (
     *SAVED_PATH_KEYS, "run", "resume", "checkpoint", "source", "sheet", "export_leo_format", "out", "pictures",
     "refresh", "support", "query", "page", "more_runs",
@@ -103,25 +101,18 @@ def _expand_key(key: str, *, _root_: DictConfig) -> str:
 OmegaConf.register_new_resolver("expanded", _expand_key, replace=True)
 
 
-def absolute_paths(config: Mapping[str, Any], own: bool = False) -> dict[str, Any]:
+def absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     """A plain configuration to save: its paths are absolute, and each `${` in a text is escaped.
 
     So it means the same in any working directory, and is read back as it is.
-
-    Args:
-        own: whether these are arguments of a person's own learner or network, which stay as they are.
     """
 
     def saved(key: str, value: Any) -> Any:
         if isinstance(value, Mapping):
-            return absolute_paths(value, own or is_own(key, value))
+            return absolute_paths(value)
         if isinstance(value, list):
             return [saved("", each) for each in value]
-        # A CSV file may be relative to the images that it lists, and weights a name of torchvision's.
-        may_be_no_path = key in ("csv", "weights")
-        is_path = key in SAVED_PATH_KEYS and isinstance(value, str) and not own
-        if is_path and (not may_be_no_path or Path(value).exists()):
-            value = str(Path(value).absolute())
+        value = as_saved(key, value)
         return literal(value) if isinstance(value, str) else value
 
     return {key: saved(key, value) for key, value in config.items()}

@@ -14,6 +14,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
 from fewshot.experiment.config import flatten, is_on_features, is_regression, key_names, starts_from_extractor
 from fewshot.experiment.rows import apply_protocols, set_values, settings_of, task_facts
+from fewshot.report.traits import WITHOUT_EFFECT
 
 DEFAULT_RECIPE = "ours"  # for combinations that are in no paper
 TRAINING_KEYS = (
@@ -25,7 +26,8 @@ TRAINING_KEYS = (
     "features.network.",
     "features.settings.",
 )
-UNCOUNTED = {"train.checkpoint_every", "train.log_every"}  # no result depends on them
+# Of a dataset, how images are changed for tasks; the others say which images there are.
+IMAGE_KEYS = {f"dataset.{key}" for key in ("crop", "mean", "std", "augment.episodes", "rotations")}
 TEST_KEYS = ("dataset.reader.split",)  # decides which classes are tested
 # Settings in which a network and the extractor that it begins with may differ: norms, initialisations, regularisation.
 OF_ONE_NETWORK = (
@@ -173,29 +175,43 @@ def recipe_settings(name: str, cfg: DictConfig) -> dict[str, Any]:
 def recipe_changes(cfg: DictConfig) -> list[str]:
     """The keys of a configuration that have another value than its recipe sets.
 
-    What the recipe leaves to the files of conf, of the training, the algorithm and the backbone, is held against them.
+    What the recipe leaves to the files of conf is held against these: of the training, the backbone, the dataset's
+    images and the algorithm.
     """
     if cfg.recipe not in recipe_names():
         return []
-    there = set(key_names(cfg)) - UNCOUNTED
-    usual = {"train": _parse(CONF / "train.yaml")["train"]}
-    usual = dict(flatten(usual)) | _values_in("algorithm", cfg.algorithm.name)
-    usual |= {f"backbone.{key}": value for key, value in _values_in("backbone", cfg.backbone.name).items()}
-    usual = {key: value for key, value in usual.items() if key in there and key.startswith(TRAINING_KEYS)}
+    usual = dict(flatten({key: _parse(CONF / "train.yaml")[key] for key in ("train", "validation")}))
+    usual |= (
+        _backbone_values(cfg) | _values_in("dataset", cfg.dataset.name) | _values_in("algorithm", cfg.algorithm.name)
+    )
+    there = set(key_names(cfg)) - ({"dataset.rotations"} if is_on_features(cfg) else set())
+    kept = tuple(key for key in TRAINING_KEYS if key != "dataset.")
+    usual = {key: usual[key] for key in usual if key in there and (key.startswith(kept) or key in IMAGE_KEYS)}
     settings = usual | _fitting(recipe_settings(cfg.recipe, cfg), cfg)
+    settings = {key: value for key, value in settings.items() if key not in WITHOUT_EFFECT}
     as_recipe = cfg.copy()
     for key, value in settings.items():
         OmegaConf.update(as_recipe, key, value, merge=True)
     return [key for key in settings if OmegaConf.select(as_recipe, key) != OmegaConf.select(cfg, key)]
 
 
+def _backbone_values(cfg: DictConfig) -> dict[str, Any]:
+    """The values of the file of the backbone: of several with its name, such as mlp and mlp_40, the nearest ones."""
+    files = [_values_in("backbone", path.stem) for path in sorted((CONF / "backbone").glob("*.yaml"))]
+    named = [values for values in files if values["backbone.name"] == cfg.backbone.name]
+    return min(named, key=lambda values: sum(OmegaConf.select(cfg, key) != values[key] for key in values), default={})
+
+
 def _values_in(group: str, name: str) -> dict[str, Any]:
-    """The values by dotted keys in a file of conf, over those of the file that it builds on; none without a file."""
+    """The values by dotted keys in a file of conf, over those of the files that it builds on; none without a file."""
     file = CONF / group / f"{name}.yaml"
-    content = _parse(file) if file.exists() else {}
+    if not file.exists():
+        return {}
+    is_global = file.read_text(encoding="utf-8").startswith("# @package _global_")
+    content, prefix = _parse(file), "" if is_global else f"{group}."
     others = [other for other in content.get("defaults", ()) if isinstance(other, str) and other != "_self_"]
-    below = [_values_in(group, other) for other in others]
-    own = dict(flatten({key: value for key, value in content.items() if key != "defaults"}))
+    below = [_values_in(group, other.partition("@")[0]) for other in others]
+    own = dict(flatten({key: value for key, value in content.items() if key != "defaults"}, prefix))
     return {key: value for values in [*below, own] for key, value in values.items()}
 
 

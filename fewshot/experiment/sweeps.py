@@ -223,19 +223,24 @@ def objective(record: Path) -> float | None:
     return -score if minimises else score
 
 
+def is_search() -> bool:
+    """Whether a sweeper other than Hydra's own chooses the values of this sweep, by the scores of earlier runs."""
+    cfg = HydraConfig.get()
+    return cfg.mode == RunMode.MULTIRUN and not cfg.sweeper._target_.startswith("hydra._internal.")
+
+
 def check_search(found: bool) -> None:
-    """End a search where one of its runs has no validation score to go by, since then no other has one.
+    """Check that a run of a search has a validation score.
 
     Args:
-        found: whether the run has one, or is going to have one.
+        found: whether it has one, or is going to have one.
 
     Raises:
-        SystemExit: it has none, and this is a search, with a line on what to do.
+        FewshotError: it has none, and this is a search.
     """
-    cfg = HydraConfig.get()
-    if not found and cfg.mode == RunMode.MULTIRUN and not cfg.sweeper._target_.startswith("hydra._internal."):
-        raise SystemExit(
-            "error: a search goes by the score on the validation classes, and these runs have none: set "
+    if not found and is_search():
+        raise FewshotError(
+            "a search goes by the score on the validation classes, and this run has none: set "
             "train.validate_every=<outer steps>, or search in a method that is trained"
         )
 

@@ -225,6 +225,8 @@ def _check_columns(cells: list[Cell], layout: Layout) -> None:
     same = of_task if layout.mixed else COLUMN
     problem = "would share a column but their tests differ in"
     named = {*layout.keys, *layout.cols}
+    if "protocol.dataset" in named:
+        named.add("protocol.view")  # of functions it is another with each dataset
     unnamed = [] if layout.mixed or "task" in named else [name for name in ONE_KIND if name not in named]
     firsts: dict[Hashable, Record] = {}
     for cell in sorted(cells, key=lambda cell: cell.figure is not None):  # published figures after the runs

@@ -72,7 +72,8 @@ def render_report(
         figures = [_figure(name, image) for name, image in images.items()]
         confused = _confusions(dataset_runs, complaints)
         name = DATASETS.get(dataset) or dataset
-        taken = {slug(other) for other in (*sections, "Details")}
+        published = [DATASETS[each] for each in DATASETS if each != dataset]
+        taken = {slug(other) for other in (*sections, "Details", *published)}
         while slug(name) in taken:  # a person's dataset may be called as another, or as a part of the page
             name += " (data)"
         sections[name] = "".join([*tables, *figures, *confused])

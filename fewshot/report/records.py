@@ -84,7 +84,7 @@ def find_records(folder: str | Path, unread: list[str] | None = None) -> list[Pa
         FewshotError: there is none.
     """
     paths, closed = find_below(expand_path(folder), "record.json")
-    if closed and unread is None:
+    if closed and (unread is None or not paths):
         raise FewshotError(closed[0])
     if unread is not None:
         unread += closed

@@ -22,7 +22,6 @@ from fewshot.report.records import METRICS, Record, protocol_name, task_name
 
 # Not between backticks, where a document shows how to write them.
 START, END = re.compile(r"(?<!`)<!-- table((?: [\w.]+=\S+)*) -->"), re.compile("(?<!`)<!-- /table -->")
-EVERY_LAYOUT = "base/all"  # the keys of a layout
 MARK_KEYS = ("runs", "published", "costs", "rows", "cols")  # beside layout and the keys of a layout
 
 
@@ -211,8 +210,8 @@ def refresh_tables(path: Path, settings: Mapping[str, Any]) -> tuple[str, list[s
         if b"<!-- table" not in content:
             return None
         raise FewshotError(f"{path}: is not UTF-8 text: {one_line(error)}") from error
-    newline = "\r\n" if "\r\n" in text else "\n"
-    text = text.replace("\r\n", "\n")
+    newline = "\r\n" if 0 < text.count("\n") == text.count("\r\n") else "\n"
+    text = text.replace("\r\n", "\n") if newline == "\r\n" else text
     starts, ends = list(START.finditer(text)), list(END.finditer(text))
     if not starts and not ends:
         return None
@@ -276,15 +275,17 @@ def _read_value(place: str, key: str, value: str) -> Any:
 
 
 def read_layout(name: str, path: Path) -> dict[str, Any]:
-    """A layout of conf/layout over the values of the layouts that it starts from."""
+    """A layout of conf/layout over the values of the layouts that it starts from, with all keys of a layout."""
+    return {"rows": {}} | _read_layout("base/all", path) | _read_layout(name, path)
+
+
+def _read_layout(name: str, path: Path) -> dict[str, Any]:
     file = CONF / "layout" / f"{name}.yaml"
     if not file.is_file():
         raise FewshotError(f"{path}: layout={name}: no such layout; see {CONF / 'layout'}")
     node: Any = OmegaConf.load(file)
     bases = [base.partition("@")[0] for base in node.pop("defaults", []) if base != "_self_"]
     folder = name.rpartition("/")[0]
-    layouts = [read_layout(f"{folder}/{base}".lstrip("/"), path) for base in bases]
-    if name != EVERY_LAYOUT:  # also one of a person's own that starts from none has all keys
-        layouts.insert(0, {"rows": {}} | read_layout(EVERY_LAYOUT, path))
+    layouts = [_read_layout(f"{folder}/{base}".lstrip("/"), path) for base in bases]
     merged: Any = OmegaConf.to_container(OmegaConf.merge(*layouts, node))
     return merged

@@ -87,11 +87,14 @@ def train_extractor(
         code}: the last three as `Trained` has them.
 
     Raises:
-        FewshotError: a loss that is not finite, or a damaged checkpoint.
+        FewshotError: images that cannot be augmented so, a loss that is not finite, or a damaged checkpoint.
     """
     shape = transform.output_shape(images["train"].shape)
     augmented = replace(transform, augment=settings["augment"])
-    augmented.output_shape(images["train"].shape)
+    try:
+        augmented.output_shape(images["train"].shape)
+    except FewshotError as error:
+        raise FewshotError(str(error).replace("dataset.augment.episodes", "features.settings.augment")) from error
     augmented.check_range("extractor: ", images["train"].examples)
     extractor = make_classifier(network, shape, images["train"], settings).to(device)
     small_part: dict[str, Any] = {"train_seconds": 0.0} | {name: [] for name in NOTES}

@@ -20,6 +20,12 @@ def test_a_device_that_is_not_there_or_keeps_no_scores_is_one_line(name: str) ->
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_no_name_of_a_device_is_refused_and_none_is_auto() -> None:
+    with pytest.raises(FewshotError, match="^device=1.5: not available here"):
+        pick_device(1.5)  # type: ignore[arg-type]
+    assert pick_device(None) == pick_device("auto")
+
+
 def test_auto_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     zeros = torch.zeros

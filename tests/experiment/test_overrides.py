@@ -109,11 +109,15 @@ def test_of_a_sweep_the_options_of_groups_alone_are_composed_each(monkeypatch: p
 def test_each_pair_of_options_of_a_sweep_is_composed_before_the_first_run() -> None:
     with pytest.raises(FewshotError, match="features are of images; a regression is learned by maml"):
         checked("-m", "algorithm=maml,leo", "dataset=glyphs,sinusoid")
+    # The sweeps of an experiment take what fits of the words.
+    checked("-m", "experiment=cpu_benchmark", "algorithm=maml,leo", "dataset=mini,omniglot", "features=none,conv4")
 
 
-def test_the_arguments_of_a_persons_own_class_may_have_any_names_and_values() -> None:
+def test_the_arguments_of_a_persons_own_class_may_have_any_names() -> None:
     own = "+backbone.network.out=64", "+backbone.network.checkpoint=true", "+algorithm.learner.sources=2"
-    checked("backbone=module", "backbone.target=mine.Net", *own)
+    checked("backbone=module", "backbone.target=mine.Net", "algorithm.learner._target_=mine.Learner", *own)
+    with pytest.raises(FewshotError, match="backbone.network.weights: 1e3 is no text to Hydra; as a path it is typed"):
+        checked("backbone=torchvision", "backbone.network.weights=1e3")
 
 
 @pytest.mark.parametrize("text", ["a(b)${HOME}", "a\\${HOME}("])

@@ -257,12 +257,20 @@ def test_a_list_that_is_relative_to_its_images_stays_so(tmp_path: Path, monkeypa
     }
 
 
-def test_the_arguments_of_a_persons_own_class_stay_as_they_are_written(tmp_path: Path, monkeypatch: Any) -> None:
+def test_the_paths_of_a_persons_own_class_are_saved_and_counted_as_absolute_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    own = {"_target_": "mine.Net", "root": "a", "inner": {"cache": "b"}, "literal": "${x}"}
-    saved = absolute_paths({"backbone": {"network": own}, "dataset": {"reader": {"root": "a"}}})
-    assert saved["backbone"]["network"] == own | {"literal": "\\${x}"}
-    assert saved["dataset"]["reader"]["root"] == f"{tmp_path}/a"
+    Path("best.pth").touch()
+    own = {"_target_": "mine.Net", "root": "a", "weights": "best.pth", "inner": {"cache": "b"}}
+    config = {"backbone": {"network": own}, "dataset": {"reader": {"root": "a"}}}
+    saved = absolute_paths(config)
+    assert saved["backbone"]["network"]["weights"] == f"{tmp_path}/best.pth"
+    assert config_hash(saved) == config_hash(config)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    Path("best.pth").touch()
+    assert config_hash(saved) != config_hash(config)  # the same words name another file here
 
 
 def test_weights_are_a_file_or_a_name_of_torchvisions_and_their_place_is_no_part_of_a_run(

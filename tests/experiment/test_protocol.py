@@ -9,12 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from fewshot.algorithms.learner import with_defaults
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
 from fewshot.engine.engine import Engine
 from fewshot.experiment.protocol import read_protocols
+from fewshot.experiment.rows import apply_protocols
 from fewshot.experiment.run_tests import _steps
 
 from ..conftest import composed, read_test
@@ -239,6 +241,7 @@ MISTAKES = {
     "protocol.common.rows=[{when:{shots:1},set:{}}]": "protocol.common.rows: no condition shots, did you mean shot?",
     "~protocol.common.query": "protocol.common: needs the keys split, query, ",
     "protocol.common.split=tset": "protocol.common.split=tset: there are train, val, test",
+    "protocol.common.split=[val,test]": "protocol.common.split=['val', 'test']: must be one split: train, val or test",
     "protocol.common.steps=[1,1]": "protocol.common.steps=[1, 1]: name numbers of adaptation steps, each once",
     "protocol.common.steps=[]": "protocol.common.steps=[]: name numbers of adaptation steps",
     "protocol.common.steps=-1": "protocol.common.steps=-1: must be a whole number >= 0",
@@ -247,6 +250,14 @@ MISTAKES = {
     "protocol.common.rotations=some": "protocol.common.rotations=some: choose one of none, per_class, as_classes",
     "train.way=10": "train.way=10: maml learns a head of 5 ways, and is trained with no other number",
 }
+
+
+def test_a_protocol_that_has_no_test_for_the_task_is_named_where_a_word_asks_for_it() -> None:
+    left_out = "protocol paper: no test for recipe=ours, dataset=glyphs, way=5, shot=1; left out"
+    for words, said in ((["protocol.paper.episodes=3"], left_out), (["protocol.common.episodes=3"], "")):
+        cfg = composed("algorithm=maml", "dataset=glyphs")
+        OmegaConf.update(cfg, "protocol.paper", OmegaConf.load(CONF / "protocol/paper.yaml"), force_add=True)
+        assert apply_protocols(cfg, words) == said
 
 
 @pytest.mark.parametrize("word", MISTAKES)

@@ -78,16 +78,23 @@ def break_own(*_: Any) -> None:
     raise ZeroDivisionError("of a person's\nown algorithm")
 
 
-def test_a_search_without_validation_ends_at_its_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    for target, ends in (("hydra_plugins.a_search.Sweeper", True), ("hydra._internal.core_plugins.Basic", False)):
+@pytest.mark.parametrize(("word", "runs"), [("algorithm=nearest", 2), ("train.validate_every=0", 0)])
+def test_a_run_of_a_search_without_validation_has_failed(
+    call: Any, monkeypatch: pytest.MonkeyPatch, word: str, runs: int
+) -> None:
+    """What is never validated is known after a run, and that nothing is to be validated before it."""
+    monkeypatch.setattr(sweeps, "is_search", lambda: True)
+    done = call("train", "-m", "way=2", *QUICK, word, "shot=1,2")
+    assert done.code == 1
+    assert done.err.count("failed: shot=") == done.err.count("error: a search goes by the score on the validation") == 2
+    assert len(list(Path().glob("runs/*/*/config.yaml"))) == runs
+
+
+def test_a_search_is_a_sweep_by_a_sweeper_that_is_not_hydras_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for target, searches in (("hydra_plugins.a_search.Sweeper", True), ("hydra._internal.core_plugins.Basic", False)):
         cfg = SimpleNamespace(mode=RunMode.MULTIRUN, sweeper=SimpleNamespace(_target_=target))
         monkeypatch.setattr(sweeps.HydraConfig, "get", lambda cfg=cfg: cfg)
-        sweeps.check_search(True)
-        if ends:
-            with pytest.raises(SystemExit, match="^error: a search goes by the score on the validation classes"):
-                sweeps.check_search(False)
-        else:
-            sweeps.check_search(False)
+        assert sweeps.is_search() == searches
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,14 @@ def test_tensorboard_has_curves_scores_configuration_and_picture(call: Any) -> N
     assert len(EventAccumulator("run").Reload().Scalars(name)) == 1
 
 
+def test_tensorboard_has_the_configuration_of_an_untrained_method_once(tmp_path: Path) -> None:
+    for score in (0.5, 0.6):
+        with open_tracker("tensorboard", tmp_path, "nearest", {"way": 5}) as tracker:
+            tracker.track({"accuracy": score}, 0)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert len(events.Scalars("accuracy")) == 2 and len(events.Tensors("configuration/text_summary")) == 1
+
+
 def test_wandb_gets_one_run_offline(call: Any, fake_wandb: list[FakeRun]) -> None:
     done = call("train", *QUICK, "logger=wandb")
     assert (done.code, done.err) == (0, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,18 @@ def test_a_run_that_is_copied_onto_itself_keeps_all_of_its_curve(lab: Any, tmp_p
     assert (tmp_path / "kept/metrics.jsonl").read_text() == before.splitlines(keepends=True)[1]
 
 
-def test_a_place_with_records_of_another_run_or_that_is_no_folder_is_refused(lab: Any, tmp_path: Path) -> None:
+def test_a_place_with_records_of_another_run_or_that_is_no_folder_is_refused(
+    lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lab.write("kept/tests/common")
     record = read_record(tmp_path / "kept/tests/common/record.json")
     check_copy(tmp_path / "kept", record["config"], record["seed"])
     with pytest.raises(FewshotError, match="holds a record of another run, .* copy to another folder by copy_records_"):
         check_copy(tmp_path / "kept", record["config"], record["seed"] + 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)  # as root everything may be written
+        with pytest.raises(FewshotError, match="kept: cannot be written to; choose another folder by copy_records_to"):
+            check_copy(tmp_path / "kept/new", record["config"], record["seed"])
     (tmp_path / "file").touch()
     with pytest.raises(FewshotError, match="file: cannot be written to; choose another folder by copy_records_to"):
         check_copy(tmp_path / "file/task/run", record["config"], record["seed"])

@@ -451,17 +451,27 @@ def test_a_setting_is_a_field_and_the_recipe_a_row(lab: Any) -> None:
     lab.write("two", recipe="b", config="2" * 64, **many, **{"settings__algorithm.learner.inner_lr": 0.1})
     rate = lab.page("layout=free", "rows=[algorithm,settings.algorithm.learner.inner_lr,recipe]", "cols=[task]")
     assert rate.table["inner_lr"].map(lambda entry: entry.text).tolist() == ["0.1", "0.4"]
+    method = lab.page("layout=free", "rows=[method,recipe,settings.algorithm.learner.inner_lr]", "cols=[task]")
+    assert not any("inner_lr" in entry.text for entry in method.table["method"])
     recipes = lab.page("layout=free", "rows=[method,recipe]", "cols=[task]")
     assert recipes.table["recipe"].map(lambda entry: entry.text).tolist() == ["a", "b"]
 
 
-def test_a_free_table_does_not_mix_kinds_of_tests_that_no_row_or_column_names(lab: Any) -> None:
+@pytest.mark.parametrize(("field", "value"), [("dataset", "glyphs"), ("split", "val"), ("rotations", "none")])
+def test_a_free_table_does_not_mix_kinds_of_tests_that_no_row_or_column_names(lab: Any, field: str, value: str) -> None:
     lab.write("one")
-    lab.write("two", protocol__dataset="glyphs", protocol__query=1, data__fingerprint="0" * 64)
+    lab.write("two", **{f"protocol__{field}": value}, protocol__query=1, protocol__manifest="0" * 64)
     words = ("layout=free", "cols=[protocol.way,protocol.shot]")
-    with pytest.raises(FewshotError, match="would share a column but their tests differ in protocol.dataset"):
+    with pytest.raises(FewshotError, match=f"would share a column but their tests differ in protocol.{field}"):
         lab.page(*words, "rows=[algorithm,protocol.query]")
-    assert len(lab.page(*words, "rows=[algorithm,protocol.dataset]").table) == 2
+    assert len(lab.page(*words, f"rows=[algorithm,protocol.query,protocol.{field}]").table) == 2
+
+
+def test_steps_that_a_column_says_are_in_no_footnote(lab: Any) -> None:
+    lab.write("run", protocol__name="common, steps=5", protocol__adaptation_steps=5)
+    plain = lab.page("layout=free", "rows=[algorithm]", "cols=[task]")
+    said = lab.page("layout=free", "rows=[algorithm,protocol.adaptation_steps]", "cols=[task]")
+    assert (plain.notes, said.notes) == (["tested with 5 steps"], [])
 
 
 @pytest.mark.parametrize("order", ["ab", "ba"])
@@ -618,6 +628,11 @@ def test_refresh_keeps_the_ends_of_lines_of_a_file(call: Any, lab: Any, tmp_path
     assert call("table", "refresh=results").out == "results/README.md: written\n"
     assert page.read_bytes().count(b"\n") == page.read_bytes().count(b"\r\n") > 5
     assert call("table", "refresh=results").out == "results/README.md: current\n"
+    page.write_bytes(b"of two kinds\r\nbefore\n<!-- table -->\n<!-- /table -->\nafter\r\n")
+    (tmp_path / "results/folder.md").mkdir()
+    assert call("table", "refresh=results").code == 0
+    text = page.read_bytes()
+    assert text.startswith(b"of two kinds\r\nbefore\n<") and text.endswith(b"<!-- /table -->\nafter\r\n")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Records, of one and of several numbers of adaptation steps: written, read, summed up and tabulated."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.report.gather import gather_runs
 from fewshot.report.page import Page
 from fewshot.report.published import VIEWS
-from fewshot.report.records import protocol_name, read_record, summary, write_record
+from fewshot.report.records import find_records, protocol_name, read_record, summary, write_record
 from fewshot.report.statistics import holm
 from fewshot.report.table import markdown
 
@@ -35,6 +36,25 @@ def test_scores_by_steps_are_columns_of_one_file_and_come_back_as_written(lab: A
 def test_one_score_per_episode_has_the_metric_as_its_heading(lab: Any, tmp_path: Path) -> None:
     write_record(tmp_path, lab.record(), {"accuracy": np.array([0.5, 2 / 3])})
     assert (tmp_path / "episodes.csv").read_text() == "episode,accuracy\n0,0.500000\n1,0.666667\n"
+
+
+def test_records_below_a_folder_that_cannot_be_read_are_a_complaint_or_an_error(
+    lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.write("open")
+    lab.write("closed/run")
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    runs, complaints = gather_runs(tmp_path)
+    assert len(runs) == 1 and complaints == [f"{tmp_path}/closed: cannot be read (Permission denied)"]
+    with pytest.raises(FewshotError, match="closed: cannot be read"):
+        find_records(tmp_path)
 
 
 def test_columns_of_different_length_are_no_scores(lab: Any, tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def test_datasets_whose_names_are_alike_have_sections_and_pictures_of_their_own(
     text, complaints = render(lab, "published=false")
     assert complaints == []
     assert len(set(re.findall(r'<section id="(\w+)"', text))) == 5
+    assert re.findall(r"<h2>(.*?)</h2>", text) == ["Results", "CUB (data)", "CUB", "results (data)", "Details"]
     assert len(set(re.findall(r'<figure id="(\w+)"', text))) == 6
 
 

@@ -289,14 +289,14 @@ def test_norms_that_let_images_see_each_other_are_refused(images: dict[str, Bank
 
 
 def test_images_that_cannot_be_augmented_are_refused_before_the_training(
-    images: dict[str, Bank], make_bank: Make, tmp_path: Path
+    images: dict[str, Bank], make_bank: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(training, "_train", lambda *args: pytest.fail("trained"))
     wide = {split: replace(bank, examples=bank.examples.float()) for split, bank in images.items()}
     four = {split: make_bank(shape=(4, 16, 16), seed=seed, split=split) for seed, split in enumerate(images)}
-    for banks, words in (
-        (wide, "extractor: augment=natural: changes colours from 0 to 1"),
-        (four, "is for images of 1 or 3 channels, and these have 4"),
-    ):
+    colours = "^extractor: augment=natural: changes colours from 0 to 1"
+    channels = "^features.settings.augment=natural: is for images of 1 or 3 channels, and these have 4"
+    for banks, words in ((wide, colours), (four, channels)):
         with pytest.raises(FewshotError, match=words):
             made(banks, tmp_path, augment="natural")
 
@@ -324,6 +324,7 @@ def test_a_training_without_momentum_goes_on_where_it_ended(
         ({"epochs": 0}, "features.settings.epochs=0"),
         ({"lr": -1.0}, "features.settings.lr=-1.0"),
         ({"schedule": "linear"}, "choose one of cosine, step"),
+        ({"seed": 0.5}, "features.settings.seed=0.5"),
         ({"augment": "all"}, "choose one of none, gentle, natural"),
         ({"precision": "float16"}, "choose one of float32, bfloat16"),
         ({"small_epochs": 1}, "features.settings.small_size=None"),

@@ -7,6 +7,7 @@ import json
 import posixpath
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +90,8 @@ def read_folder(
         raise FewshotError(f"dataset.reader.csv is given, and split={split}: leave one of them out")
     shares = check_shares(fractions, seed)
     cache, place = expand_path(cache), expand_path(str(root))
-    if place.is_dir() and cache.resolve().is_relative_to(place.resolve()):
-        raise FewshotError(
-            f"{root}: holds the folder of prepared data, {cache}; put the images into a folder of their own, or set "
-            "data_dir=<another folder>"
-        )
     with list_faults(cache / f"{name}-faults.txt"):
-        files = open_files(place)
+        files = _without_cache(open_files(place), cache, csv)
         images = find_images(files)
         cut = _split_at_random if classes is None else _split_images_at_random
         splits, metadata = _find_splits(files, images, split, csv, lambda pooled: cut(files, pooled, shares, seed))
@@ -128,6 +124,27 @@ def read_folder(
                 raise
         remove_attempts(cache, f"{name}-{'?' * 12}")
     return open_banks(folder)
+
+
+def _without_cache(files: Files, cache: Path, csv: str | Path | None) -> Files:
+    """The files of a source without those of the cache, which may lie in a folder beside the images.
+
+    Raises:
+        FewshotError: the folder of the cache would be one of the class folders.
+    """
+    root, cache = files.root.resolve(), cache.resolve()
+    if not files.root.is_dir() or not cache.is_relative_to(root):
+        return files
+    below = f"{cache.relative_to(root).as_posix()}/"
+    names = [name for name in files.names if below != "./" and not name.startswith(below)]
+    listed = csv is not None or any(posixpath.basename(name) in split_csv.CSV_NAMES for name in names)
+    tops = {name.split("/")[0] for name in names if "/" in name}
+    if not listed and (below == "./" or len(tops - {below.split("/")[0]}) > 1):
+        raise FewshotError(
+            f"{files.root}: holds the folder of prepared data, {cache}; put the images into a folder of their own, or "
+            "set data_dir=<another folder>"
+        )
+    return replace(files, names=names)
 
 
 def _find_splits(

@@ -55,8 +55,8 @@ class Files:
         with self.session() as open_name, open_name(name) as file:
             yield file
 
-    def read(self, names: Sequence[str], size: int | None = None) -> Iterator[bytes]:
-        """The contents of several files, or only the first `size` bytes of each.
+    def read(self, names: Sequence[str]) -> Iterator[bytes]:
+        """The contents of several files.
 
         Raises:
             One of `DAMAGED`: a file cannot be read, or has more than MAX_BYTES.
@@ -64,7 +64,7 @@ class Files:
         with self.session() as open_name:
             for name in names:
                 with open_name(name) as file:
-                    data = file.read(MAX_BYTES + 1 if size is None else size)
+                    data = file.read(MAX_BYTES + 1)
                 if len(data) > MAX_BYTES:
                     raise ValueError(f"more than {MAX_BYTES:,} bytes, too many for one file")
                 yield data

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import http.client
 import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from fewshot.core.errors import NO_ROOM, NOT_ALLOWED, FewshotError, one_line, writing
+from fewshot.core.files import lock_file
 from fewshot.core.progress import progress_bar
 
 BLOCK = 1 << 18
@@ -39,9 +38,10 @@ def fetch(url: str, path: Path, *, check: Callable[[Path], None]) -> None:
     part, by_hand = path.with_name(path.name + ".part"), f"download {url} by hand to {path}"
     with writing(path, "another folder for the data, as by data_dir"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _locked(part).close()
+        lock_file(part).close()
     try:
-        with _locked(part) as file:
+        with lock_file(part) as part_file:  # until it is closed or the process ends; only who holds it removes it
+            file = part_file.buffer
             if not path.exists():
                 try:
                     while not _transfer(url, file, part, what):
@@ -64,17 +64,6 @@ def fetch(url: str, path: Path, *, check: Callable[[Path], None]) -> None:
         raise FewshotError(
             f"{path}: fetching {what} failed ({one_line(error)}): try again, it goes on where it stopped, or {by_hand}"
         ) from error
-
-
-def _locked(part: Path) -> BinaryIO:
-    """The part opened to append, and locked until it is closed or the process ends. Only who holds it removes it."""
-    while True:
-        file = part.open("ab")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with suppress(FileNotFoundError):  # a process that held it before has removed it, or has moved it to its place
-            if os.path.samestat(os.fstat(file.fileno()), part.stat()):
-                return file
-        file.close()
 
 
 def _transfer(url: str, file: BinaryIO, part: Path, what: str) -> bool:

@@ -224,13 +224,18 @@ def test_a_csv_of_another_name_may_lie_in_the_archive(root: Path, cache: Path):
     assert named(read(as_zip(root, files), cache, csv="lists/mine.csv")) == OF_SPLIT
 
 
-def test_images_beside_the_prepared_data_are_refused_before_anything_is_written(root: Path):
+def test_prepared_data_beside_class_folders_are_refused_before_anything_is_written(root: Path):
     as_folder(root, classes())
     for place in (root, root / "deeper/banks"):
-        refused(
-            root, place, f"{root}: holds the folder of prepared data, {place}; put the images into a folder of their"
-        )
+        refused(root, place, f"{root}: holds the folder of prepared data, {place}; put the images into a folder of")
     assert not (root / "deeper").exists()
+
+
+def test_prepared_data_beside_a_folder_of_class_folders_are_no_images(root: Path):
+    as_folder(root, classes(below="photos/"))
+    first = read(root, root / "data/banks")
+    (root / "data/banks/sheet.png").write_bytes(picture(1))
+    assert fingerprints(read(root, root / "data/banks")) == fingerprints(first)
 
 
 def test_a_json_file_of_class_splits_splits_class_folders(root: Path, cache: Path, tmp_path: Path):

@@ -60,6 +60,7 @@ refused = partial(refused_by, embeddings.read_leo_embeddings)
 def test_the_published_zip_does_not_stand_for_another_dataset(root: Path, cache: Path):
     as_zip(root, contents())
     refused(root, cache, "published features are of miniImageNet and tieredImageNet alone", dataset="cub")
+    refused(cache / "empty", cache, "published features are of miniImageNet and", dataset="cub", download=True)
     as_folder(root, contents(), "embeddings/cub/center")
     assert embeddings.read_leo_embeddings(root, cache, dataset="cub")["train"].shape == (WIDTH,)
 

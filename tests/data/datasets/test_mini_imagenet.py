@@ -25,6 +25,7 @@ CLASSES = {"train": PUBLISHED["train"][:4], "val": PUBLISHED["val"][:3], "test":
 TRAIN, VAL = CLASSES["train"][0], CLASSES["val"][0]
 PLACES = (2, 3, 5)  # of the listed images among the originals
 NUMBERS = (7, 2, 10, 113, 11)  # of the originals, in the names of their files; sorted 2, 7, 10, 11, 113
+OF_IMAGENET = mini.FEWER, mini.ORIGINALS
 Files = dict[str, bytes]
 Rows = list[tuple[str, ...]]
 
@@ -49,7 +50,7 @@ def images() -> Iterator[tuple[str, str, int, str]]:
 def small_imagenet(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many training images of each class as `originals` has."""
     monkeypatch.setattr(mini, "ORIGINALS", len(NUMBERS))
-    monkeypatch.setattr(mini, "FEWER", {})
+    monkeypatch.setattr(mini, "FEWER", {CLASSES["test"][0]: len(NUMBERS) + 1})
 
 
 def expected() -> dict[str, str]:
@@ -134,6 +135,8 @@ def originals(folder: str = "{name}") -> Files:
         for place, number in enumerate(sorted(NUMBERS), start=1):
             image = pixels(name, PLACES.index(place) if place in PLACES else 100 + place)
             files[f"{folder.format(name=name)}/{name}_{number}.JPEG"] = encoded(image)
+    another = CLASSES["test"][0]  # whose number is not the usual one
+    files[f"{folder.format(name=another)}/{another}_900.JPEG"] = encoded(pixels(another, 900))
     return files | {f"{folder.format(name='n01440764')}/n01440764_1.JPEG": b"of another class"}
 
 
@@ -329,6 +332,12 @@ LISTS: dict[str, tuple[Files, str]] = {
 def test_an_unfit_list_is_named_with_what_to_do(root: Path, cache: Path, odd: str, files: Files):
     listed, match = LISTS[odd]
     refused(as_folder(root, files | listed), cache, match)
+
+
+def test_classes_of_imagenet_with_fewer_images_are_published_ones():
+    fewer, usual = OF_IMAGENET
+    assert fewer.keys() <= {name for names in PUBLISHED.values() for name in names}
+    assert all(mini.IMAGES < count < usual for count in fewer.values())
 
 
 def test_two_images_of_a_name_are_refused(root: Path, cache: Path):

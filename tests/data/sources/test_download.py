@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fewshot.core.errors import FewshotError
+from fewshot.core.files import lock_file
 from fewshot.data.sources import download
 
 from ..made_sources import Server
@@ -142,14 +143,14 @@ def test_a_server_that_is_not_there_is_said_in_one_line(server: Server, path: Pa
 
 
 def test_a_part_that_its_holder_removed_is_not_what_the_next_one_fills(server: Server, path: Path):
-    holder = download._locked(part(path, b""))
-    thread = threading.Thread(target=download.fetch, args=(server.url, path), kwargs={"check": check})
+    holder = lock_file(part(path, b""))
+    thread = threading.Thread(target=download.fetch, args=(server.url, path), kwargs={"check": check}, daemon=True)
     thread.start()
     thread.join(0.2)  # it waits for the lock
     assert thread.is_alive() and server.ranges == []
     path.with_name("file.zip.part").unlink()
     holder.close()
-    thread.join()
+    thread.join(60)
     assert path.read_bytes() == CONTENT and [each.name for each in path.parent.iterdir()] == ["file.zip"]
 
 

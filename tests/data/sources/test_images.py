@@ -161,7 +161,8 @@ def test_sixteen_bits_of_which_twelve_are_used_are_refused():
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in np.dstack([values] * 3))
     colour = png(SIDE, SIDE, 16, 2, rows)
     grey = [encoded(Image.fromarray(values), kind) for kind in ("TIFF", "PNG")]
-    for data in (*grey, pgm("P5", values), colour):
+    clear = b"".join(b"\0" + row.astype(">u2").tobytes() for row in np.dstack([*[values] * 3, values * 0 + 65535]))
+    for data in (*grey, pgm("P5", values), colour, png(SIDE, SIDE, 16, 6, clear)):
         with pytest.raises(ValueError, match="pixels of 16 bits, all below 4,096, would be nearly black; rescale it"):
             decode_image(data, ImageSpec(SIDE))
 
