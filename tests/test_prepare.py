@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from fewshot.data.bank import SPLITS, open_banks
+from fewshot.data.datasets import mini_imagenet
 from fewshot.data.sources.published import published_split
 
 from .conftest import read_test
@@ -150,8 +151,10 @@ def options(dataset: str) -> list[str]:
     ("dataset", "build", "archive"), LAYOUTS, ids=[f"{dataset}-{b.__name__}-{a}" for dataset, b, a in LAYOUTS]
 )
 def test_every_layout_is_prepared_and_one_is_trained_and_evaluated(
-    call: Any, dataset: str, build: Callable[[Images], Files], archive: str
+    call: Any, monkeypatch: pytest.MonkeyPatch, dataset: str, build: Callable[[Images], Files], archive: str
 ) -> None:
+    monkeypatch.setattr(mini_imagenet, "ORIGINALS", EACH)  # of each class of ImageNet
+    monkeypatch.setattr(mini_imagenet, "FEWER", {})
     files = build(images("mini" if dataset == "folder" else dataset))
     source = as_archive(Path("source") / archive, files) if archive else as_folder(Path("source"), files)
     prepared = call("prepare", *options(dataset), f"source={source}", "check=true")

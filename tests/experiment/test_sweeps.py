@@ -78,13 +78,15 @@ def break_own(*_: Any) -> None:
     raise ZeroDivisionError("of a person's\nown algorithm")
 
 
-@pytest.mark.parametrize(("word", "runs"), [("algorithm=nearest", 2), ("train.validate_every=0", 0)])
+@pytest.mark.parametrize(
+    ("words", "runs"), [(("algorithm=nearest", *QUICK[5:]), 2), ((*QUICK, "train.validate_every=0"), 0)]
+)
 def test_a_run_of_a_search_without_validation_has_failed(
-    call: Any, monkeypatch: pytest.MonkeyPatch, word: str, runs: int
+    call: Any, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], runs: int
 ) -> None:
     """What is never validated is known after a run, and that nothing is to be validated before it."""
     monkeypatch.setattr(sweeps, "is_search", lambda: True)
-    done = call("train", "-m", "way=2", *QUICK, word, "shot=1,2")
+    done = call("train", "-m", "way=2", *words, "shot=1,2")
     assert done.code == 1
     assert done.err.count("failed: shot=") == done.err.count("error: a search goes by the score on the validation") == 2
     assert len(list(Path().glob("runs/*/*/config.yaml"))) == runs

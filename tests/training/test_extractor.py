@@ -96,7 +96,7 @@ def test_after_small_images_the_convolutions_go_on_and_the_head_begins_anew(
 
     monkeypatch.setattr(training, "_train", learn)
     images = {"train": make_bank(shape=(1, 32, 32))}
-    settings = {"seed": 0, "epochs": 3, "small_epochs": 2, "small_size": 16}
+    settings = {"seed": 0, "epochs": 3, "small_epochs": 2, "small_size": 16, "augment": "none"}
     _, about = training.train_extractor(
         NETWORK, images, ImageTransform(), settings, tmp_path, device=torch.device("cpu"), title=""
     )
