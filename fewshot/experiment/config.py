@@ -208,33 +208,36 @@ def is_own(key: str, part: Any) -> bool:
     return named and not str(part.get("_target_")).startswith("fewshot.")
 
 
-def _without_paths(value: Any, of_class: bool = False, own: bool = False) -> Any:
+def _without_paths(value: Any, own: bool = False) -> Any:
     """A value without the places of a reader's files and without nulls, at any depth; classes by their first names.
 
     Later settings at what held before they were there are left out: no run changes by them.
 
     Args:
-        of_class: whether its keys are arguments of a learner or network.
-        own: whether these are a person's own class's, where a file is what lies at its place.
+        own: whether its keys are arguments of a person's own class: all count, and a file is what lies at its place.
     """
+    if isinstance(value, list) and own:
+        return [_without_paths(each, own) for each in value]
     if not isinstance(value, Mapping):
         return FIRST_NAMES.get(value, value) if isinstance(value, str) else value
-    kept = {
-        k: _without_paths(inner, of_class or k in ("learner", "network"), own or is_own(k, inner))
-        for k, inner in value.items()
-        if (of_class or k not in UNHASHED_READER_KEYS)
-        and inner is not None
-        and (k, inner) not in LATER_SETTINGS.items()
-    }
     if own:
-        return {k: as_saved(k, inner) for k, inner in kept.items()}
+        return {k: _without_paths(as_saved(k, inner, own), own) for k, inner in value.items()}
+    kept = {
+        k: _without_paths(inner, is_own(k, inner))
+        for k, inner in value.items()
+        if k not in UNHASHED_READER_KEYS and inner is not None and (k, inner) not in LATER_SETTINGS.items()
+    }
     return kept | {k: Path(kept[k]).name for k in READER_FILES if isinstance(kept.get(k), str)}
 
 
-def as_saved(key: str, value: Any) -> Any:
-    """The value of a key as a run saves it: a path is absolute, so that it means the same in any working directory."""
+def as_saved(key: str, value: Any, own: bool = False) -> Any:
+    """The value of a key as a run saves it: a path is absolute, so that it means the same in any working directory.
+
+    Args:
+        own: whether it is an argument of a person's own class, where a name says less than a file that is there.
+    """
     # A CSV file may be relative to the images that it lists, and weights a name of torchvision's.
-    may_be_no_path = key in ("csv", "weights")
+    may_be_no_path = own or key in ("csv", "weights")
     if key in SAVED_PATH_KEYS and isinstance(value, str) and (not may_be_no_path or Path(value).exists()):
         return str(Path(value).absolute())
     return value

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import expand_text
-from fewshot.experiment.config import SAVED_PATH_KEYS, as_saved
+from fewshot.experiment.config import SAVED_PATH_KEYS, as_saved, is_own
 
 DOLLAR_NAME = re.compile(r"\$([A-Za-z_]\w*)", re.ASCII)  # `${...}` is OmegaConf's
 # A quoted text, which stays as it is; or `~` or `~user` at the start of a value.
@@ -101,18 +101,21 @@ def _expand_key(key: str, *, _root_: DictConfig) -> str:
 OmegaConf.register_new_resolver("expanded", _expand_key, replace=True)
 
 
-def absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+def absolute_paths(config: Mapping[str, Any], own: bool = False) -> dict[str, Any]:
     """A plain configuration to save: its paths are absolute, and each `${` in a text is escaped.
 
     So it means the same in any working directory, and is read back as it is.
+
+    Args:
+        own: whether these are arguments of a person's own class, see `as_saved`.
     """
 
     def saved(key: str, value: Any) -> Any:
         if isinstance(value, Mapping):
-            return absolute_paths(value)
+            return absolute_paths(value, own or is_own(key, value))
         if isinstance(value, list):
             return [saved("", each) for each in value]
-        value = as_saved(key, value)
+        value = as_saved(key, value, own)
         return literal(value) if isinstance(value, str) else value
 
     return {key: saved(key, value) for key, value in config.items()}

@@ -12,7 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError
 from fewshot.core.paths import CONF
-from fewshot.experiment.config import flatten, is_on_features, is_regression, key_names, starts_from_extractor
+from fewshot.experiment.config import (
+    FIRST_NAMES,
+    flatten,
+    is_on_features,
+    is_regression,
+    key_names,
+    starts_from_extractor,
+)
 from fewshot.experiment.rows import apply_protocols, set_values, settings_of, task_facts
 from fewshot.report.traits import WITHOUT_EFFECT
 
@@ -192,13 +199,19 @@ def recipe_changes(cfg: DictConfig) -> list[str]:
     as_recipe = cfg.copy()
     for key, value in settings.items():
         OmegaConf.update(as_recipe, key, value, merge=True)
-    return [key for key in settings if OmegaConf.select(as_recipe, key) != OmegaConf.select(cfg, key)]
+    return [key for key in settings if _value_of(as_recipe, key) != _value_of(cfg, key)]
+
+
+def _value_of(cfg: DictConfig, key: str) -> Any:
+    """The value of a key, a class by its first name."""
+    value = OmegaConf.select(cfg, key)
+    return FIRST_NAMES.get(value, value) if isinstance(value, str) else value
 
 
 def _backbone_values(cfg: DictConfig) -> dict[str, Any]:
     """The values of the file of the backbone: of several with its name, such as mlp and mlp_40, the nearest ones."""
     files = [_values_in("backbone", path.stem) for path in sorted((CONF / "backbone").glob("*.yaml"))]
-    named = [values for values in files if values["backbone.name"] == cfg.backbone.name]
+    named = [values for values in files if values.get("backbone.name") == cfg.backbone.name]
     return min(named, key=lambda values: sum(OmegaConf.select(cfg, key) != values[key] for key in values), default={})
 
 
@@ -210,7 +223,7 @@ def _values_in(group: str, name: str) -> dict[str, Any]:
     is_global = file.read_text(encoding="utf-8").startswith("# @package _global_")
     content, prefix = _parse(file), "" if is_global else f"{group}."
     others = [other for other in content.get("defaults", ()) if isinstance(other, str) and other != "_self_"]
-    below = [_values_in(group, other.partition("@")[0]) for other in others]
+    below = [_values_in(group, other.partition("@")[0].removeprefix(f"/{group}/")) for other in others]
     own = dict(flatten({key: value for key, value in content.items() if key != "defaults"}, prefix))
     return {key: value for values in [*below, own] for key, value in values.items()}
 

@@ -35,7 +35,7 @@ ONE_METHOD = (
 ONE_TASK = ("protocol.dataset", "protocol.way", "protocol.shot")
 ONE_FUNCTION = (*ONE_TASK, "protocol.view")
 # What rows or columns name, where tests that differ in it share a column, whatever else rows name.
-ONE_KIND = (*ONE_TASK, "protocol.split", "protocol.rotations", "protocol.view")
+ONE_KIND = (*ONE_TASK, "protocol.split", "protocol.rotations")  # and, of one dataset, the view
 # In mixed columns the tests of one row are by one protocol on one set of images.
 ONE_TEST = ("protocol.name", "data.fingerprint")
 
@@ -225,14 +225,15 @@ def _check_columns(cells: list[Cell], layout: Layout) -> None:
     same = of_task if layout.mixed else COLUMN
     problem = "would share a column but their tests differ in"
     named = {*layout.keys, *layout.cols}
-    if "protocol.dataset" in named:
-        named.add("protocol.view")  # of functions it is another with each dataset
-    unnamed = [] if layout.mixed or "task" in named else [name for name in ONE_KIND if name not in named]
+    free = not layout.mixed and "task" not in named
+    unnamed = [name for name in ONE_KIND if free and name not in named]
+    view = ["protocol.view"] if free and "protocol.view" not in named else []
     firsts: dict[Hashable, Record] = {}
     for cell in sorted(cells, key=lambda cell: cell.figure is not None):  # published figures after the runs
         run, key = cell.runs[0], _column_and_task(cell, layout)
         if cell.figure is None:
-            for place, fields in ((key, same), (cell.column, unnamed)):
+            dataset = cell.column, run["protocol"]["dataset"]
+            for place, fields in ((key, same), (cell.column, unnamed), (dataset, view)):
                 _check_alike(firsts.setdefault(place, run), run, fields, problem)
         elif key in firsts:
             _check_alike(firsts[key], run, of_task, problem, "task")

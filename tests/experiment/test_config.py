@@ -120,11 +120,11 @@ def test_a_persons_own_arguments_change_the_identity_whatever_their_names_are() 
             assert config_hash(own) != config_hash(other)
             assert f"{group}.{part}.{name}" in training_settings(own)
         hashes = set()
-        for arguments in ({}, {"weights": "/a/best.pt"}, {"weights": "/b/best.pt"}):
+        for arguments in ({}, {"weights": "/a/best.pt"}, {"weights": "/b/best.pt"}, {"centre": False}, {"width": None}):
             own = copy.deepcopy(config)
             own[group][part] |= {"_target_": "mine.Class"} | arguments
             hashes.add(config_hash(own))
-        assert len(hashes) == 3
+        assert len(hashes) == 5
     own = copy.deepcopy(config)
     own["dataset"]["reader"]["cache"] = "elsewhere"
     assert config_hash(own) == config_hash(config)

@@ -262,10 +262,12 @@ def test_the_paths_of_a_persons_own_class_are_saved_and_counted_as_absolute_ones
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("best.pth").touch()
-    own = {"_target_": "mine.Net", "root": "a", "weights": "best.pth", "inner": {"cache": "b"}}
+    own = {"_target_": "mine.Net", "cache": "lru", "weights": "best.pth", "inner": [{"folder": "best.pth"}, 3]}
     config = {"backbone": {"network": own}, "dataset": {"reader": {"root": "a"}}}
     saved = absolute_paths(config)
-    assert saved["backbone"]["network"]["weights"] == f"{tmp_path}/best.pth"
+    network = saved["backbone"]["network"]
+    assert (network["weights"], network["inner"][0]["folder"]) == (f"{tmp_path}/best.pth",) * 2
+    assert network["cache"] == "lru" and saved["dataset"]["reader"]["root"] == f"{tmp_path}/a"
     assert config_hash(saved) == config_hash(config)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")

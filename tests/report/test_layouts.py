@@ -467,6 +467,14 @@ def test_a_free_table_does_not_mix_kinds_of_tests_that_no_row_or_column_names(la
     assert len(lab.page(*words, f"rows=[algorithm,protocol.query,protocol.{field}]").table) == 2
 
 
+def test_a_free_table_does_not_mix_views_of_one_dataset(lab: Any) -> None:
+    lab.write("one")
+    lab.write("two", protocol__view="crop 64", protocol__query=1, protocol__manifest="0" * 64)
+    rows = "rows=[algorithm,protocol.dataset,protocol.query]"
+    with pytest.raises(FewshotError, match="would share a column but their tests differ in protocol.view"):
+        lab.page("layout=free", rows, "cols=[protocol.way,protocol.shot]")
+
+
 def test_steps_that_a_column_says_are_in_no_footnote(lab: Any) -> None:
     lab.write("run", protocol__name="common, steps=5", protocol__adaptation_steps=5)
     plain = lab.page("layout=free", "rows=[algorithm]", "cols=[task]")

@@ -19,7 +19,7 @@ from fewshot.data.sources import split_csv
 from fewshot.data.sources.archives import ARCHIVES, Files, file_states, open_files
 from fewshot.data.sources.convert import convert, remove_attempts
 from fewshot.data.sources.faults import list_faults, raise_faults
-from fewshot.data.sources.images import ImageSpec, describe_others, describe_skipped
+from fewshot.data.sources.images import ImageSpec, describe_others, describe_skipped, is_image
 from fewshot.data.sources.layouts import WANTED, Classes, class_folders, find_images
 from fewshot.data.sources.parts import check_parts, part_of_files
 from fewshot.data.sources.random_split import check_shares, split_at_random, split_sizes
@@ -135,11 +135,13 @@ def _without_cache(files: Files, cache: Path, csv: str | Path | None) -> Files:
     root, cache = files.root.resolve(), cache.resolve()
     if not files.root.is_dir() or not cache.is_relative_to(root):
         return files
-    below = f"{cache.relative_to(root).as_posix()}/"
-    names = [name for name in files.names if below != "./" and not name.startswith(below)]
+    # Run folders lie beside it, and hold pictures.
+    ours = {posixpath.dirname(name) for name in files.names if posixpath.basename(name) == "config.yaml"} - {""}
+    below = tuple(f"{folder}/" for folder in (cache.relative_to(root).as_posix(), *ours))
+    names = [name for name in files.names if not name.startswith(below)]
     listed = csv is not None or any(posixpath.basename(name) in split_csv.CSV_NAMES for name in names)
-    tops = {name.split("/")[0] for name in names if "/" in name}
-    if not listed and (below == "./" or len(tops - {below.split("/")[0]}) > 1):
+    tops = {name.split("/")[0] for name in names if is_image(name)}
+    if not listed and (cache == root or len(tops) > 1):
         raise FewshotError(
             f"{files.root}: holds the folder of prepared data, {cache}; put the images into a folder of their own, or "
             "set data_dir=<another folder>"

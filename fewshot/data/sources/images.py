@@ -164,10 +164,10 @@ def _to_8_bits(image: Image.Image, bits: int) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         bits = bits if image.format == "TIFF" else 16
         values = np.asarray(image).clip(0, (1 << 16) - 1)
-        if getattr(image, "tag_v2", {}).get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO:
-            values = (1 << bits) - 1 - values
+        negative = getattr(image, "tag_v2", {}).get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO
         if bits == 16 and values.max() < DARK:
-            raise ValueError(too_dark)
+            raise ValueError(too_dark.replace("black", "white") if negative else too_dark)
+        values = (1 << bits) - 1 - values if negative else values
         return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode}; save it with 8 bits")

@@ -234,7 +234,8 @@ def test_prepared_data_beside_class_folders_are_refused_before_anything_is_writt
 def test_prepared_data_beside_a_folder_of_class_folders_are_no_images(root: Path):
     as_folder(root, classes(below="photos/"))
     first = read(root, root / "data/banks")
-    (root / "data/banks/sheet.png").write_bytes(picture(1))
+    run = tree("data/banks/sheet.png", "runs/birds-5w1s/maml/episode.png")
+    as_folder(root, run | {"runs/birds-5w1s/maml/config.yaml": b"", "docs/read.me": b"of other things"})
     assert fingerprints(read(root, root / "data/banks")) == fingerprints(first)
 
 

@@ -171,6 +171,8 @@ def test_a_tiff_of_sixteen_bits_in_which_white_is_zero_is_no_negative():
     wide = GREY.astype(np.uint16) * 256 + 255
     data = encoded(Image.fromarray(65535 - wide), "TIFF", tiffinfo={262: 0})
     assert np.array_equal(decode_image(data, ImageSpec(SIDE, channels=1))[0], GREY)
+    with pytest.raises(ValueError, match="all below 4,096, would be nearly white"):
+        decode_image(encoded(Image.fromarray(GREY.astype(np.uint16)), "TIFF", tiffinfo={262: 0}), ImageSpec(SIDE))
 
 
 def test_an_image_of_a_phone_that_pillow_cannot_open_is_named():
