@@ -7,7 +7,6 @@ import json
 import posixpath
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from fewshot.data.sources import split_csv
 from fewshot.data.sources.archives import ARCHIVES, Files, file_states, open_files
 from fewshot.data.sources.convert import convert, remove_attempts
 from fewshot.data.sources.faults import list_faults, raise_faults
-from fewshot.data.sources.images import ImageSpec, describe_others, describe_skipped, is_image
-from fewshot.data.sources.layouts import WANTED, Classes, class_folders, find_images
+from fewshot.data.sources.images import ImageSpec, describe_others, describe_skipped
+from fewshot.data.sources.layouts import WANTED, Classes, class_folders, find_images, leave_out_cache
 from fewshot.data.sources.parts import check_parts, part_of_files
 from fewshot.data.sources.random_split import check_shares, split_at_random, split_sizes
 
@@ -91,7 +90,9 @@ def read_folder(
     shares = check_shares(fractions, seed)
     cache, place = expand_path(cache), expand_path(str(root))
     with list_faults(cache / f"{name}-faults.txt"):
-        files = _without_cache(open_files(place), cache, csv)
+        files = open_files(place)
+        listed = csv is not None or any(posixpath.basename(name) in split_csv.CSV_NAMES for name in files.names)
+        files = leave_out_cache(files, cache, listed)
         images = find_images(files)
         cut = _split_at_random if classes is None else _split_images_at_random
         splits, metadata = _find_splits(files, images, split, csv, lambda pooled: cut(files, pooled, shares, seed))
@@ -124,29 +125,6 @@ def read_folder(
                 raise
         remove_attempts(cache, f"{name}-{'?' * 12}")
     return open_banks(folder)
-
-
-def _without_cache(files: Files, cache: Path, csv: str | Path | None) -> Files:
-    """The files of a source without those of the cache, which may lie in a folder beside the images.
-
-    Raises:
-        FewshotError: the folder of the cache would be one of the class folders.
-    """
-    root, cache = files.root.resolve(), cache.resolve()
-    if not files.root.is_dir() or not cache.is_relative_to(root):
-        return files
-    # Run folders lie beside it, and hold pictures.
-    ours = {posixpath.dirname(name) for name in files.names if posixpath.basename(name) == "config.yaml"} - {""}
-    below = tuple(f"{folder}/" for folder in (cache.relative_to(root).as_posix(), *ours))
-    names = [name for name in files.names if not name.startswith(below)]
-    listed = csv is not None or any(posixpath.basename(name) in split_csv.CSV_NAMES for name in names)
-    tops = {name.split("/")[0] for name in names if is_image(name)}
-    if not listed and (cache == root or len(tops) > 1):
-        raise FewshotError(
-            f"{files.root}: holds the folder of prepared data, {cache}; put the images into a folder of their own, or "
-            "set data_dir=<another folder>"
-        )
-    return replace(files, names=names)
 
 
 def _find_splits(

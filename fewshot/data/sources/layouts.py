@@ -5,6 +5,8 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 
 from fewshot.core.errors import FewshotError
 from fewshot.data.sources.archives import DAMAGED, Files, is_hidden
@@ -36,6 +38,31 @@ def find_images(files: Files) -> list[str]:
                 if has_image_magic(file.read(HEAD_BYTES)):
                     images.add(name)
     return [name for name in files.names if name in images]
+
+
+def leave_out_cache(files: Files, cache: Path, listed: bool) -> Files:
+    """The files of a source without those of the folder of prepared data, which may lie beside the images, and of runs.
+
+    Args:
+        listed: whether a file lists the images or classes, so that other folders do not matter.
+
+    Raises:
+        FewshotError: the folder of prepared data would be one of the class folders.
+    """
+    root, place = files.root.resolve(), cache.resolve()
+    if not files.root.is_dir() or not place.is_relative_to(root):
+        return files
+    runs = [posixpath.dirname(name) for name in files.names if posixpath.basename(name) == "config.yaml"]
+    runs = [run for run in runs if f"{run}/data.json" in files.names]  # which have pictures too
+    below = tuple(f"{folder}/" for folder in (place.relative_to(root).as_posix(), *runs))
+    names = [name for name in files.names if not name.startswith(below)]
+    tops = {name.split("/")[0] for name in names if is_image(name)}
+    if not listed and (place == root or len(tops) > 1):
+        raise FewshotError(
+            f"{files.root}: holds the folder of prepared data, {place}; put the images into a folder of their own, or "
+            "set data_dir=<another folder>"
+        )
+    return replace(files, names=names)
 
 
 def known_folders(files: Files, splits: Mapping[str, Sequence[str]]) -> Classes:

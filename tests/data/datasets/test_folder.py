@@ -235,7 +235,8 @@ def test_prepared_data_beside_a_folder_of_class_folders_are_no_images(root: Path
     as_folder(root, classes(below="photos/"))
     first = read(root, root / "data/banks")
     run = tree("data/banks/sheet.png", "runs/birds-5w1s/maml/episode.png")
-    as_folder(root, run | {"runs/birds-5w1s/maml/config.yaml": b"", "docs/read.me": b"of other things"})
+    files = {f"runs/birds-5w1s/maml/{name}": b"" for name in ("config.yaml", "data.json")}
+    as_folder(root, run | files | {"docs/read.me": b"of other things", "photos/config.yaml": b"a person's own"})
     assert fingerprints(read(root, root / "data/banks")) == fingerprints(first)
 
 
