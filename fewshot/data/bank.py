@@ -32,10 +32,7 @@ FORMAT = 1
 BLOCK = 1 << 24  # bytes that are hashed at once
 # What reading damaged JSON or a damaged .npy header can raise. NumPy parses a header as Python source.
 DAMAGED = (ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, SyntaxError, TokenError)
-DAMAGED += (
-    FileNotFoundError,
-    NotADirectoryError,
-)  # other OSErrors are of the machine or of permissions
+DAMAGED += (FileNotFoundError, NotADirectoryError)  # other OSErrors are of the machine or of permissions
 
 
 @dataclass(frozen=True)
@@ -242,8 +239,7 @@ def write_listing(folder: Path, listing: Mapping[str, Any], metadata: Mapping[st
 
 def list_images(folder: Path, split: str, names: Sequence[str]) -> None:
     """Write the name of the image in each row of a split, which `Bank.image_names` reads."""
-    text = "".join(f"{name}\n" for name in names)
-    (folder / f"{split}.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
+    (folder / f"{split}.txt").write_text("".join(f"{name}\n" for name in names), "utf-8", "backslashreplace")
 
 
 def replace_folder(scratch: Path, folder: Path) -> None:
@@ -264,7 +260,11 @@ def replace_folder(scratch: Path, folder: Path) -> None:
 
 
 def open_banks(folder: str | Path) -> dict[str, Bank]:
-    """Open every split below `folder` without reading the examples. Raises FewshotError: it is no whole bank."""
+    """Open every split below `folder` without reading the examples.
+
+    Raises:
+        FewshotError: `bank.json` or an array is missing, damaged, or does not fit the other.
+    """
     folder = expand_path(folder)
     remedy = f"delete the folder {folder} and prepare the data again"
     try:
