@@ -10,7 +10,7 @@ from fewshot.core.files import write_atomically
 from fewshot.report.records import Record, read_record, summary_of_run
 
 
-def check_copy(copy: Path, config: str, seed: int) -> None:
+def check_copy(copy: Path, config: str, seed: int) -> dict[Path, Record]:
     """Check that records of a run can be copied to a folder.
 
     Args:
@@ -18,19 +18,23 @@ def check_copy(copy: Path, config: str, seed: int) -> None:
         config: the hash of the run's configuration, as in its records.
         seed: of the run.
 
+    Returns:
+        The run's records that are there already, by the folders of their tests.
+
     Raises:
         FewshotError: there are records of another run there, or it cannot be written to.
     """
     nearest = next(path for path in (copy, *copy.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise FewshotError(f"{nearest}: cannot be written to; choose another folder by copy_records_to")
-    for path in sorted(copy.glob("tests/*/record.json")):
-        other = read_record(path)
-        if (other["config"], other["seed"]) != (config, seed):
+    there = {path.parent: read_record(path) for path in sorted(copy.glob("tests/*/record.json"))}
+    for test, record in there.items():
+        if (record["config"], record["seed"]) != (config, seed):
             raise FewshotError(
-                f"{path.parent}: holds a record of another run, {summary_of_run(other)}; copy to another folder by "
+                f"{test}: holds a record of another run, {summary_of_run(record)}; copy to another folder by "
                 "copy_records_to, or train in another run_dir"
             )
+    return there
 
 
 def copy_record(test: Path, copy: Path) -> None:
@@ -45,8 +49,7 @@ def copy_record(test: Path, copy: Path) -> None:
     run, record = test.parents[1], read_record(test / "record.json")
     if copy.resolve() == run.resolve():
         return
-    check_copy(copy, record["config"], record["seed"])
-    others = {path.parent: read_record(path) for path in copy.glob("tests/*/record.json")}
+    others = check_copy(copy, record["config"], record["seed"])
     target = copy / "tests" / test.name
     for name in ("episodes.csv", "record.json"):
         write_atomically(target / name, (test / name).read_bytes())
