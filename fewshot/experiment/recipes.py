@@ -188,9 +188,9 @@ def recipe_changes(cfg: DictConfig) -> list[str]:
     if cfg.recipe not in recipe_names():
         return []
     usual = dict(flatten({key: _parse(CONF / "train.yaml")[key] for key in ("train", "validation")}))
-    usual |= (
-        _backbone_values(cfg) | _values_in("dataset", cfg.dataset.name) | _values_in("algorithm", cfg.algorithm.name)
-    )
+    usual |= _backbone_values(cfg)
+    for group in ("dataset", "algorithm"):
+        usual |= _values_in(group, cfg[group].name)
     there = set(key_names(cfg)) - ({"dataset.rotations"} if is_on_features(cfg) else set())
     kept = tuple(key for key in TRAINING_KEYS if key != "dataset.")
     usual = {key: usual[key] for key in usual if key in there and (key.startswith(kept) or key in IMAGE_KEYS)}
@@ -215,8 +215,12 @@ def _backbone_values(cfg: DictConfig) -> dict[str, Any]:
     return min(named, key=lambda values: sum(OmegaConf.select(cfg, key) != values[key] for key in values), default={})
 
 
+@cache
 def _values_in(group: str, name: str) -> dict[str, Any]:
-    """The values by dotted keys in a file of conf, over those of the files that it builds on; none without a file."""
+    """The values by dotted keys in a file of conf, over those of the files that it builds on; none without a file.
+
+    Read once in a process; nobody changes them.
+    """
     file = CONF / group / f"{name}.yaml"
     if not file.exists():
         return {}
