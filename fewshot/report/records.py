@@ -78,10 +78,10 @@ def find_records(folder: str | Path, unread: list[str] | None = None) -> list[Pa
     """The path of every `record.json` below a folder, sorted.
 
     Args:
-        unread: gets a line for each folder that cannot be read. None: an error.
+        unread: gets a line for each folder that cannot be read, where there are records elsewhere. None: an error.
 
     Raises:
-        FewshotError: there is none.
+        FewshotError: there is none, or a folder cannot be read.
     """
     paths, closed = find_below(expand_path(folder), "record.json")
     if closed and (unread is None or not paths):
