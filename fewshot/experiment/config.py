@@ -160,7 +160,7 @@ def check_groups(cfg: DictConfig) -> None:
 
 
 def check_keys(cfg: DictConfig) -> None:
-    """Raises FewshotError for a key below a setting of conf/train.yaml that is not there, such as train.momentum."""
+    """Raises FewshotError for an unknown key in a group of settings of conf/train.yaml, such as train.momentum."""
     known = key_names(typed_settings("train"))
     settings = {key.split(".")[0] for key in known} - {*GROUP_PARTS, "protocol"}
     for key in key_names(cfg):
@@ -214,7 +214,7 @@ def _without_paths(value: Any, own: bool = False) -> Any:
     Later settings at what held before they were there are left out: no run changes by them.
 
     Args:
-        own: whether its keys are arguments of a person's own class: all count, and a file is what lies at its place.
+        own: whether its keys are arguments of a person's own class. All of these count, and a file by its whole path.
     """
     if isinstance(value, list) and own:
         return [_without_paths(each, own) for each in value]
@@ -234,7 +234,8 @@ def as_saved(key: str, value: Any, own: bool = False) -> Any:
     """The value of a key as a run saves it: a path is absolute, so that it means the same in any working directory.
 
     Args:
-        own: whether it is an argument of a person's own class, where a name says less than a file that is there.
+        own: whether it is an argument of a person's own class. These may have any names, so only a file or folder
+            that is there is a path.
     """
     # A CSV file may be relative to the images that it lists, and weights a name of torchvision's.
     may_be_no_path = own or key in ("csv", "weights")

@@ -70,8 +70,8 @@ def open_tracker(
         folder: the run folder.
         title: of the run.
         config: its configuration as plain values.
-        done: outer steps of an earlier process; points after them are dropped where the tracker can. None: keep all,
-            for what comes after a training, which a tracker that cannot be started does not fail: it gets a warning.
+        done: outer steps of an earlier process; points after them are dropped where the tracker can. None: the training
+            is over. All points are kept, and a tracker that cannot be started is only a warning.
 
     Raises:
         FewshotError: as `check_logger`, or the tracker cannot be started.

@@ -41,7 +41,7 @@ def find_images(files: Files) -> list[str]:
 
 
 def leave_out_cache(files: Files, cache: Path, listed: bool) -> Files:
-    """The files of a source without those of the folder of prepared data, which may lie beside the images, and of runs.
+    """The files of a source without prepared data and run folders, which may lie beside the images.
 
     Args:
         listed: whether a file lists the images or classes, so that other folders do not matter.
