@@ -24,7 +24,12 @@ class FewshotError(Exception):
     """A mistake in the input: what is wrong, where, and what to do, in one line.
 
     The tools print it on stderr without a traceback and exit with a code other than 0.
+
+    Attributes:
+        everywhere: whether every process of torchrun raises it at the same place.
     """
+
+    everywhere = False
 
 
 class TaskSizeError(FewshotError):
