@@ -19,6 +19,7 @@ from fewshot.core.checks import check_choice, check_number
 from fewshot.core.device import fits_on_device, pick_device, set_single_threaded, tune_malloc
 from fewshot.core.errors import FewshotError, TaskSizeError
 from fewshot.core.progress import print_note
+from fewshot.core.random import stream
 from fewshot.data.bank import Bank, concat_banks
 from fewshot.engine.engine import Engine, check_precision, is_small
 from fewshot.engine.probe import Behaviour, probe
@@ -105,7 +106,10 @@ class Experiment:
         """
         if is_regression(self.cfg.dataset) and protocol.rotations != "none":
             raise FewshotError(f"{protocol.key}.rotations={protocol.rotations}: are of images; set none")
-        return self._tasks(protocol.key, protocol.split, protocol.query, protocol.episode_seed, protocol.rotations)
+        seed = protocol.episode_seed
+        if protocol.split != "test":  # or its first tasks would be those of the training or of the validation
+            seed = stream("test", seed)
+        return self._tasks(protocol.key, protocol.split, protocol.query, seed, protocol.rotations)
 
     def _tasks(self, name: str, split: str, query: int, seed: int, rotations: str) -> Tasks:
         if split not in self.sources:

@@ -67,6 +67,19 @@ def test_trainings_validations_and_tests_are_of_splits_of_their_own(dataset: str
     assert len({each.manifest(0, 5) for each in tasks}) == 3
 
 
+@pytest.mark.parametrize("dataset", ["glyphs", "sinusoid"])
+@pytest.mark.parametrize(("split", "used"), [("train", "training"), ("val", "validation")])
+def test_a_test_on_known_classes_repeats_no_episode_of_the_training(
+    split: str, used: str, dataset: str, data_dir: Path
+) -> None:
+    words = (f"dataset={dataset}", f"data_dir={data_dir}", f"protocol.common.split={split}", "shot=2")
+    words += ("train.query=3", "validation.query=3", "protocol.common.query=3")
+    run = build(composed(*words))
+    tests, seen = run.protocol_tasks(run.protocols[0]), getattr(run, used)
+    assert tests.source.split == seen.source.split and tests.query == seen.query
+    assert tests.manifest(0, 5) != seen.manifest(0, 5)
+
+
 def test_another_seed_makes_another_training_and_the_same_tests(data_dir: Path) -> None:
     words = (["seed=0"], ["seed=1"], ["protocol.common.episode_seed=1"])
     one, other, elsewhere = (build(composed(*each, f"data_dir={data_dir}")) for each in words)
