@@ -38,6 +38,7 @@ def functions_of(seed: int, split: str = "train") -> fs.Regression:
         ({"steps": -1}, "steps=-1: must be a whole number >= 0"),
         ({"meta_batch": 0}, "meta_batch=0"),
         ({"outer_lr": float("nan")}, "outer_lr=nan"),
+        ({"outer_lr": 1.0}, "outer_lr=1.0: with adam every weight moves by about as much at each step"),
         ({"outer_lr_end": "x"}, "outer_lr_end=x: must be a number >= 0"),
         ({"clip": "a"}, "clip=a: must be a number"),
         ({"clip_norm": 0}, "clip_norm=0: must be above 0"),
