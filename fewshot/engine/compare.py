@@ -22,8 +22,9 @@ from fewshot.episodes import Episodes
 
 QUERIES = 6  # of a task, on which both are compared
 # Largest difference between the results of vmap and of single tasks, relative to their norm. Float32 rounds a gradient
-# of zero to noise, which Adam then turns into whole steps.
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 0.1}
+# of zero to noise, which the Adam of an inner loop of its own then turns into whole steps.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 0.01}
+OF_INNER_ADAM = 0.1  # in float32
 
 
 def compare_vmap(learner: Any, episodes: Episodes) -> str:
@@ -55,8 +56,11 @@ def compare_vmap(learner: Any, episodes: Episodes) -> str:
             if out_of_memory(error):
                 continue
             return f"torch.func.vmap cannot batch this network ({error_reason(error)})"
+        tolerance = TOLERANCE[dtype]
+        if dtype == torch.float32 and not hasattr(learner, "outer_loss"):
+            tolerance = OF_INNER_ADAM
         for ours, theirs in zip(results, expected, strict=True):
-            if not (ours - theirs).norm() <= TOLERANCE[dtype] * theirs.norm() + 1e-12:
+            if not (ours - theirs).norm() <= tolerance * theirs.norm() + 1e-12:
                 return "torch.func.vmap gives other results for this network than single tasks do"
         break
     return ""

@@ -110,7 +110,7 @@ def test_the_meta_gradient_equals_finite_differences_whatever_the_network(
     assert float(sum((gradient[key] * along[key]).sum() for key in along)) == pytest.approx(slope, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(DIFFERENT - {"torchvision"}))
+@pytest.mark.parametrize("name", sorted(WITHOUT_SECOND | {"lstm", "layer norm", "attention", "frozen body"}))
 def test_second_derivatives_that_differ_from_finite_differences_are_noted(
     make_learner: Make, make_episodes: Make, name: str
 ):
@@ -118,6 +118,14 @@ def test_second_derivatives_that_differ_from_finite_differences_are_noted(
     assert ("second derivatives of" in note) == (name in WITHOUT_SECOND)
     if note:
         assert not check_training(make_learner("fomaml", network(name)), make_episodes(1))
+
+
+def test_a_network_that_does_not_run_in_float64_is_noted(make_learner: Make, make_episodes: Make):
+    float32 = Own(lambda n, x: plain(n, x.float()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_default_dtype", lambda: torch.float32)
+        episodes, learner = make_episodes(1).to(torch.float32), make_learner("maml", float32.float())
+        assert "are not checked, since it does not run in float64" in check_training(learner, episodes)
 
 
 def test_a_kink_beside_the_parameters_at_hand_is_no_wrong_second_derivative():
