@@ -51,14 +51,14 @@ ALPHA = "inner_lr/"  # prefix of the names of meta-learned step sizes
 class MAML(Learner):
     """Learn an initialisation from which a few gradient steps solve a task (Algorithm 2 of the paper).
 
-    The defaults are the original's for miniImageNet.
+    The defaults are the original's for miniImageNet, but for `test_steps`, 10 there.
 
     Args:
         backbone: examples [B, ...] to logits [B, N], or in regression to outputs [B, D].
         inner_lr: step size of the inner loop (alpha).
         learn_inner_lr: meta-learn a step size for each weight, from `inner_lr` (Meta-SGD, Li et al. 2017).
         inner_steps: inner gradient steps at training.
-        test_steps: inner gradient steps at evaluation.
+        test_steps: inner gradient steps at evaluation; None: as many as `inner_steps`.
         first_order: take the inner gradients as constants (FOMAML; stop_grad in the original).
         inner_loss: scale of the support loss, see `task_loss`; it multiplies into inner_lr.
         outer_loss: scale of the query loss, which the method `outer_loss` gives.
@@ -75,7 +75,7 @@ class MAML(Learner):
         *,
         inner_lr: float = 0.01,
         inner_steps: int = 5,
-        test_steps: int = 10,
+        test_steps: int | None = None,
         first_order: bool = False,
         inner_loss: str = "per_shot",
         outer_loss: str = "per_shot",
@@ -84,11 +84,11 @@ class MAML(Learner):
     ) -> None:
         self.backbone = backbone
         self.inner_lr, self.learn_inner_lr = inner_lr, learn_inner_lr
-        self.inner_steps, self.test_steps = inner_steps, test_steps
+        self.inner_steps, self.test_steps = inner_steps, inner_steps if test_steps is None else test_steps
         self.first_order = first_order
         check_network(backbone)
         check_settings(float, 0, inner_lr=inner_lr)
-        check_settings(int, 0, inner_steps=inner_steps, test_steps=test_steps)
+        check_settings(int, 0, inner_steps=inner_steps, test_steps=self.test_steps)
         check_bool("algorithm.learner.first_order", first_order)
         check_bool("algorithm.learner.learn_inner_lr", learn_inner_lr)
         self.inner_reduction = check_choice("algorithm.learner.inner_loss", inner_loss, REDUCTIONS)
@@ -187,7 +187,7 @@ def FOMAML(backbone: nn.Module, **options: Any) -> MAML:
 
 
 def MetaSGD(
-    backbone: nn.Module, *, inner_lr: float = 0.01, inner_steps: int = 1, test_steps: int = 1, **options: Any
+    backbone: nn.Module, *, inner_lr: float = 0.01, inner_steps: int = 1, test_steps: int | None = None, **options: Any
 ) -> MAML:
     """Meta-SGD: MAML that learns a step size for each weight, and takes one step. Other options are those of MAML."""
     steps = {"inner_steps": inner_steps, "test_steps": test_steps}

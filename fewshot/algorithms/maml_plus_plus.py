@@ -64,7 +64,7 @@ class MAMLPlusPlus(MAML):
         *,
         inner_lr: float = 0.1,
         inner_steps: int = 5,
-        test_steps: int = 5,
+        test_steps: int | None = None,
         inner_loss: str = "mean",
         outer_loss: str = "mean",
         adapted: str | Sequence[str] = "all",

@@ -24,8 +24,9 @@ from fewshot.experiment.rows import apply_protocols, set_values, settings_of, ta
 from fewshot.report.traits import WITHOUT_EFFECT
 
 DEFAULT_RECIPE = "ours"  # for combinations that are in no paper
+LEARNER = "algorithm.learner."
 TRAINING_KEYS = (
-    "algorithm.learner.",
+    LEARNER,
     "train.",
     "validation.",
     "dataset.",
@@ -64,7 +65,20 @@ def complete(cfg: DictConfig, overrides: Iterable[str]) -> str:
     asked, count = cfg.recipe, apply_recipe(cfg, overrides)
     if starts_from_extractor(cfg):
         _give_extractor_the_backbone(cfg, overrides)
-    return "\n".join(filter(None, [_recipe_line(cfg, asked, count), apply_protocols(cfg, overrides)]))
+    lines = [_recipe_line(cfg, asked, count), apply_protocols(cfg, overrides), _test_steps_line(cfg, overrides)]
+    return "\n".join(filter(None, lines))
+
+
+def _test_steps_line(cfg: DictConfig, overrides: list[str]) -> str:
+    """A line where the command line sets MAML's inner steps alone, and a recipe has the steps of the test."""
+    steps = {name: OmegaConf.select(cfg, f"algorithm.learner.{name}") for name in ("inner_steps", "test_steps")}
+    named = [name for name in steps if any(f"algorithm.learner.{name}=" in override for override in overrides)]
+    if named != ["inner_steps"] or "adapted" not in cfg.algorithm.learner or len(set(steps.values())) == 1:
+        return ""
+    return (
+        f"algorithm.learner.inner_steps={steps['inner_steps']}: of the training alone; for validation and tests "
+        f"recipe {cfg.recipe} has test_steps={steps['test_steps']}, which you can set too"
+    )
 
 
 def _give_extractor_the_backbone(cfg: DictConfig, overrides: list[str]) -> None:
@@ -89,7 +103,7 @@ def _recipe_line(cfg: DictConfig, asked: str | None, count: int) -> str:
     if asked != "auto" or cfg.recipe is not None:
         return ""
     names = [name for name in recipe_names() if _is_ours(name) or not starts_from_extractor(cfg)]
-    others = ", ".join(f"recipe={name}" for name in names if _fitting(recipe_settings(name, cfg), cfg))
+    others = ", ".join(f"recipe={name}" for name in names if _fitting(recipe_settings(name, cfg, alone=True), cfg))
     named = f"; settings for this task: {others}" if others else ""
     return f"recipe none: defaults of algorithm {cfg.algorithm.name}{steps}{named}" if steps or others else ""
 
@@ -100,7 +114,8 @@ def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> int:
     Recipes are files in conf/recipes: `rows` of conditions (`when`) and values (`set`), each row over the ones before
     it, and `inputs` (images, features, functions or tables), a condition of all rows. `auto` takes the recipe of the
     algorithm's paper or, if that has none for this combination or the network begins with the weights of an extractor,
-    `ours`. `cfg.recipe` becomes the name of the recipe, or None.
+    `ours`. A row with `alone: false` makes no recipe without another one. `cfg.recipe` becomes the name of the recipe,
+    or None.
 
     Returns:
         How many settings it made.
@@ -116,14 +131,16 @@ def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> int:
         raise FewshotError(
             f"recipe={cfg.recipe}: no such recipe{did_you_mean(cfg.recipe, files) or ';'} there are {', '.join(files)}"
         )
-    # What papers say holds for networks that begin at random.
+    # What papers say holds for networks that begin at random. What makes no recipe alone is set in any case.
     paper = None if starts_from_extractor(cfg) else cfg.algorithm.get("recipe")
     names = [name for name in (paper, DEFAULT_RECIPE) if name in files] if auto else [cfg.recipe]
     by_name = {name: _fitting(recipe_settings(name, cfg), cfg) for name in names}
-    name = next((name for name, settings in by_name.items() if settings), None)
+    name = next((name for name in names if _fitting(recipe_settings(name, cfg, alone=True), cfg)), None)
     if name is None:
         if auto:
             cfg.recipe = None
+            for settings in by_name.values():
+                set_values(cfg, settings, overrides)
             return 0
         facts = task_facts(cfg)
         shown = {key: "none" if facts[key] is None else facts[key] for key in facts if key not in ("inputs", "recipe")}
@@ -162,8 +179,11 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in (CONF / "recipes").glob("*.yaml"))
 
 
-def recipe_settings(name: str, cfg: DictConfig) -> dict[str, Any]:
+def recipe_settings(name: str, cfg: DictConfig, *, alone: bool = False) -> dict[str, Any]:
     """What a recipe sets for the task of a configuration; empty if it has nothing for it.
+
+    Args:
+        alone: leave out the rows that make no recipe alone.
 
     Raises:
         FewshotError: it sets a key that says how to test.
@@ -176,30 +196,37 @@ def recipe_settings(name: str, cfg: DictConfig) -> dict[str, Any]:
                 raise FewshotError(
                     f"recipe={name}: sets {key}; a recipe says how to train; move it to a file of conf/protocol"
                 )
-    return settings_of(recipe["rows"], task_facts(cfg) | {"recipe": None}, common)
+    rows = [row for row in recipe["rows"] if row.get("alone", True) or not alone]
+    return settings_of(rows, task_facts(cfg) | {"recipe": None}, common)
 
 
 def recipe_changes(cfg: DictConfig) -> list[str]:
     """The keys of a configuration that have another value than its recipe sets.
 
     What the recipe leaves to the files of conf is held against these: of the training, the backbone, the dataset's
-    images and the algorithm.
+    images and the algorithm. Without a recipe only the learner's keys are.
     """
-    if cfg.recipe not in recipe_names():
-        return []
+    if cfg.recipe in recipe_names():
+        settings = _usual_values(cfg) | _fitting(recipe_settings(cfg.recipe, cfg), cfg)
+    else:
+        usual, there = _values_in("algorithm", cfg.algorithm.name), key_names(cfg)
+        settings = {key: usual[key] for key in usual if key.startswith(LEARNER) and key in there}
+    settings = {key: value for key, value in settings.items() if key not in WITHOUT_EFFECT}
+    as_recipe = cfg.copy()
+    for key, value in settings.items():
+        OmegaConf.update(as_recipe, key, value, merge=True)
+    return [key for key in settings if _value_of(as_recipe, key) != _value_of(cfg, key)]
+
+
+def _usual_values(cfg: DictConfig) -> dict[str, Any]:
+    """What the files of conf set of a training where no recipe does."""
     usual = dict(flatten({key: _parse(CONF / "train.yaml")[key] for key in ("train", "validation")}))
     usual |= _backbone_values(cfg)
     for group in ("dataset", "algorithm"):
         usual |= _values_in(group, cfg[group].name)
     there = set(key_names(cfg)) - ({"dataset.rotations"} if is_on_features(cfg) else set())
     kept = tuple(key for key in TRAINING_KEYS if key != "dataset.")
-    usual = {key: usual[key] for key in usual if key in there and (key.startswith(kept) or key in IMAGE_KEYS)}
-    settings = usual | _fitting(recipe_settings(cfg.recipe, cfg), cfg)
-    settings = {key: value for key, value in settings.items() if key not in WITHOUT_EFFECT}
-    as_recipe = cfg.copy()
-    for key, value in settings.items():
-        OmegaConf.update(as_recipe, key, value, merge=True)
-    return [key for key in settings if _value_of(as_recipe, key) != _value_of(cfg, key)]
+    return {key: usual[key] for key in usual if key in there and (key.startswith(kept) or key in IMAGE_KEYS)}
 
 
 def _value_of(cfg: DictConfig, key: str) -> Any:

@@ -113,7 +113,8 @@ def _training_note(run: Record) -> str:
     parts = [f"tested at step {done:,} of {planned:,}" if early else ""]
     parts += [format_label("{:,} outer steps with a NaN replaced", replaced) if replaced else ""]
     changed = _recipe_changes(run)
-    parts += [f"not as its recipe: {', '.join(changed)}"] if changed else []
+    usual = "as its recipe" if run["recipe"] else "the defaults"
+    parts += [f"not {usual}: {', '.join(changed)}"] if changed else []
     return ", ".join(filter(None, parts))
 
 

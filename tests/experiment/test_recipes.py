@@ -127,7 +127,15 @@ def test_boil_has_no_head_of_zeros_in_any_network(backbone: str) -> None:
             ("algorithm=simple_shot", "dataset=omniglot"),
             "recipe none: defaults of algorithm simple_shot; settings for this task: recipe=half_hour",
         ),
-        (("algorithm=boil", "dataset=omniglot"), "recipe ours: 1 setting, 300 steps; see --cfg job"),
+        (
+            ("algorithm=boil", "dataset=omniglot"),
+            "recipe none: defaults of algorithm boil, 300 steps; settings for this task: recipe=half_hour",
+        ),
+        (
+            ("algorithm=maml", "dataset=omniglot", "recipe=half_hour", "algorithm.learner.inner_steps=7"),
+            "recipe half_hour: 16 settings, 18,000 steps; see --cfg job\nalgorithm.learner.inner_steps=7: of the "
+            "training alone; for validation and tests recipe half_hour has test_steps=1, which you can set too",
+        ),
         (("algorithm=nearest", "dataset=omniglot"), ""),
     ],
 )
@@ -484,11 +492,19 @@ def test_what_a_recipe_leaves_to_the_files_of_conf_is_changed_too() -> None:
     assert sorted(changed) == sorted(word.partition("=")[0] for word in words)
 
 
-@pytest.mark.parametrize("words", [("algorithm=boil", "dataset=sinusoid"), ("algorithm=maml", "dataset=tables")])
+@pytest.mark.parametrize("words", [("algorithm=reptile", "dataset=sinusoid"), ("algorithm=maml", "dataset=tables")])
 def test_of_two_backbones_of_one_name_the_nearest_is_the_usual_one(words: tuple[str, ...]) -> None:
     cfg = composed(*words, "dataset.reader.root=x") if "dataset=tables" in words else composed(*words)
     assert cfg.recipe == "ours" and cfg.backbone.name == "mlp"
     assert recipes.recipe_changes(cfg) == []
+
+
+@pytest.mark.parametrize("changed", ["first_order=true", "adapted=head", "inner_steps=3"])
+def test_a_learner_that_is_not_as_its_file_is_known_without_a_recipe_too(changed: str) -> None:
+    usual = composed("algorithm=maml", "dataset=cub", "recipe=none")
+    assert usual.recipe is None and recipes.recipe_changes(usual) == []
+    cfg = composed("algorithm=maml", "dataset=cub", "recipe=none", f"algorithm.learner.{changed}")
+    assert recipes.recipe_changes(cfg) == [f"algorithm.learner.{changed.partition('=')[0]}"]
 
 
 def test_steps_that_a_recipe_leaves_to_the_algorithm_are_changed_too() -> None:
