@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewshot.core.errors import FewshotError
+from fewshot.core.progress import print_note
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +47,9 @@ def pick_device(name: str | None) -> torch.device:
         raise FewshotError(f"device={name}: choose cpu, cuda or auto")
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
+        processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE") or 1), torch.cuda.device_count()
+        if processes > gpus:
+            print_note(f"{processes} processes share {gpus} GPU{'s' * (gpus > 1)}, which is seldom faster")
     return device
 
 

@@ -37,16 +37,16 @@ def fails_everywhere(error: BaseException | None) -> bool:
 
     After another error the others may wait for this process.
     """
-    if _launched() == 1 or isinstance(error, RankZeroFailed):
+    if launched() == 1 or isinstance(error, RankZeroFailed):
         return True
     while error is not None:
-        if getattr(error, "everywhere", False):  # raised in what rank 0 does alone
+        if getattr(error, "everywhere", False):
             return True
         error = error.__cause__
     return False
 
 
-def _launched() -> int:
+def launched() -> int:
     """The number of processes that torchrun started; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE") or 1)
 
@@ -62,7 +62,7 @@ def process_group() -> Iterator[None]:
         FewshotError: the other processes do not come, or one of them is lost. On ranks other than 0 every message
             begins with the rank.
     """
-    size = _launched()
+    size = launched()
     if size == 1:
         yield
         return
@@ -97,15 +97,15 @@ def _join(size: int) -> None:
         )
     # When a process dies, torchrun ends the others with this signal. Treat it like Ctrl-C, which says how to go on.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if own_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if own_gpu or torch.cuda.device_count():  # with fewer GPUs than processes, some share one
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     with _translate_dist_errors():
         dist.init_process_group("cpu:gloo,cuda:nccl" if own_gpu else "gloo", timeout=timedelta(seconds=int(seconds)))
 
 
 def world() -> tuple[int, int]:
     """(rank of this process, number of processes); (0, 1) without torchrun."""
-    if _alone or _launched() == 1:
+    if _alone or launched() == 1:
         return 0, 1
     import torch.distributed as dist
 

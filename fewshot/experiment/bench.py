@@ -110,7 +110,7 @@ def steps_per_second(step: Callable[[], None], device: torch.device, seconds: fl
     while count < 1 or perf_counter() - start < seconds:
         step()
         if device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
         count += 1
         if count == 0:
             start = perf_counter()

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fewshot.algorithms.learner import Tensors
 from fewshot.backbones.checks import WayError
-from fewshot.core.device import reset_peak_memory
+from fewshot.core.device import release_memory, reset_peak_memory
 from fewshot.core.distributed import check_shared_device, is_main, main_first, on_rank_zero, world
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import lock_dir, write_atomically
@@ -138,6 +138,8 @@ def load_trained(run: Experiment, folder: Path, checkpoint: str | None = None) -
 
 def _prepare(cfg: DictConfig, folder: Path) -> Experiment:
     """Data and learner. What cannot be trained or tested leaves no folder and costs no training."""
+    if torch.cuda.is_available():
+        release_memory()  # of a run before, or the data may not fit
     with explain_task_sizes(cfg):
         run = _build(cfg, None if cfg.force else folder)
         _check_tasks(run, world()[1])

@@ -17,7 +17,7 @@ from torch import nn
 
 from fewshot.algorithms.learner import Learner, Tensors
 from fewshot.core.checks import check_number, plain_number
-from fewshot.core.device import fits_on_device, pick_device, tune_malloc
+from fewshot.core.device import fits_on_device, pick_device, release_memory, tune_malloc
 from fewshot.core.distributed import world
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import lock_dir
@@ -59,9 +59,10 @@ def train(
 ) -> Trained:
     """Meta-train a learner, such as `MAML(network)`, on tasks, such as `Sampler(bank, way=5, shot=1)`.
 
-    The draws depend on the seed of the tasks alone, and the start on the weights of the network. A learner that learns
-    nothing in training, such as `Nearest`, takes no step, and is called so too. Ctrl-C ends the training with
-    KeyboardInterrupt, after a checkpoint where there is a `folder`. Some settings stay for the whole process, after
+    The draws depend on the seed of the tasks alone, and the start on the weights of the network and on those that a
+    learner such as LEO draws when it is made. A learner that learns nothing in training, such as `Nearest`, takes no
+    step, and is called so too. Ctrl-C ends the training with KeyboardInterrupt, after a checkpoint where there is a
+    `folder`. Some settings stay for the whole process, after
     `evaluate` and `adapt` too: no fused attention, which has no second derivative; on a GPU no TensorFloat-32 in
     convolutions; glibc keeps large freed blocks; and after the engine `loop` threads that are started anew compute on
     one core.
@@ -107,6 +108,8 @@ def train(
         learner, tasks, chosen | {"steps": steps, "validate_every": validate_every}, settings
     )
     torch_device, engine = pick_device(device), _engine(engine, steps)
+    if torch_device.type == "cuda":
+        release_memory()  # of a training before, or the data may not fit
     tasks = move_tasks(tasks, torch_device)
     validation = None if validation is None else move_tasks(validation, torch_device)
     if isinstance(learner.backbone, nn.Module):

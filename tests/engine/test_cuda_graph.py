@@ -77,7 +77,7 @@ class CopiesFromMainMemory(MAML):
 
 
 @on_a_gpu
-def test_a_step_that_cannot_be_recorded_runs_as_it_is():
+def test_a_step_that_cannot_be_recorded_runs_as_it_is(capsys: pytest.CaptureFixture[str]):
     torch.manual_seed(0)
     network = Conv4((1, 20, 20), 3, filters=4, head_init="xavier").cuda()
     learners = MAML(network, inner_steps=1), CopiesFromMainMemory(network, inner_steps=1)
@@ -91,6 +91,7 @@ def test_a_step_that_cannot_be_recorded_runs_as_it_is():
         torch.testing.assert_close(twice.loss, 2 * once.loss)
     refused = [engine._recorded[2].refused for engine in engines if engine._recorded is not None]
     assert refused[0] == "" and refused[1]
+    assert refused[1] in capsys.readouterr().err
 
 
 @on_a_gpu
