@@ -42,6 +42,7 @@ from fewshot.experiment.recipes import complete
 from fewshot.experiment.sweeps import (
     check_launcher,
     check_search,
+    claim_outputs,
     exit_with_parent,
     objective,
     only_run,
@@ -52,6 +53,7 @@ from fewshot.experiment.sweeps import (
 )
 
 T = TypeVar("T")
+ONE_FILE = ("predict", "bench", "table", "report")  # tools whose `out` is a file
 ASCII = {"±": "+-", "×": "x", "…": "...", "–": "-", "—": "-"}  # for a terminal that shows only ASCII
 
 
@@ -83,6 +85,8 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
             check_groups(cfg)
             if (recipe := complete(cfg, given_overrides())) and is_rank_zero():
                 print(recipe, flush=True)
+            if status and config in ONE_FILE:
+                claim_outputs(cfg)
             if status:
                 check_search(OmegaConf.select(cfg, "train.validate_every") != 0)
             everywhere = False

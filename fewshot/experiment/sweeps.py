@@ -26,7 +26,7 @@ from hydra.core.override_parser.types import Glob, Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fewshot.core.distributed import is_rank_zero
+from fewshot.core.distributed import is_rank_zero, launched
 from fewshot.core.errors import FewshotError, writing
 from fewshot.core.files import lock_file, write_atomically
 from fewshot.experiment.config import given_overrides
@@ -34,6 +34,7 @@ from fewshot.experiment.config import given_overrides
 EXTRAS = ("joblib", "submitit", "ray", "optuna")  # of pyproject.toml
 SWEEP = re.compile(r"\s*([^\s=]+=\S+\s*)+")
 _began: set[Path] = set()  # folders of runs that this sweep began, in this process
+_outputs: set[Path] = set()  # files of its runs, likewise
 
 
 def check_plugin(group: str, choice: str, sweep: bool) -> None:
@@ -79,8 +80,26 @@ def check_launcher(cfg: DictConfig) -> None:
 
 
 def _check_launched(group: str, choice: str) -> None:
-    if "RANK" in os.environ:
+    if launched() > 1:
         raise FewshotError(f"{group}={choice}: not under torchrun, whose processes share out each run of a sweep")
+
+
+def claim_outputs(cfg: DictConfig) -> None:
+    """Remember the files that a run of a sweep is about to write.
+
+    Raises:
+        FewshotError: an earlier run of the sweep, in this process, has the same file.
+    """
+    for key in ("out", "page"):
+        if (value := cfg.get(key)) is None:
+            continue
+        path = Path(value).absolute()
+        if path in _outputs:
+            raise FewshotError(
+                f"{key}={value}: is the file of an earlier run of this sweep; give each its own, such as "
+                f"'{key}={path.stem}_${{hydra:job.num}}{path.suffix}'"
+            )
+        _outputs.add(path)
 
 
 @contextmanager
@@ -95,6 +114,7 @@ def sweep_status_dir(sweep_dir: Path, command: list[str]) -> Iterator[Path]:
     name = hashlib.sha256(json.dumps(command).encode()).hexdigest()[:8]
     folder = sweep_dir.resolve() / f".sweep-{name}"
     _began.clear()
+    _outputs.clear()
     if not is_rank_zero():
         yield folder
         return

@@ -186,7 +186,9 @@ def test_mistakes_about_launchers_and_sweepers_are_one_line(
 
 
 def test_launchers_are_not_for_processes_of_torchrun(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("RANK", "0")  # which other programs set too
+    assert "not under torchrun" not in call("train", "-m", "hydra/launcher=submitit_here").err
+    monkeypatch.setenv("WORLD_SIZE", "2")
     done = call("train", "-m", "hydra/launcher=submitit_here")
     assert (done.code, done.err.count("\n")) == (1, 1)
     assert "not under torchrun" in done.err
@@ -197,7 +199,7 @@ def test_a_launcher_that_a_file_chose_is_not_for_processes_of_torchrun(monkeypat
     choices = {"choices": {"hydra/launcher": "joblib_here", "hydra/sweeper": "basic"}}
     cfg = OmegaConf.create({"hydra": {"launcher": foreign, "sweeper": own, "runtime": choices}})
     sweeps.check_launcher(cfg)
-    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(FewshotError, match="hydra/launcher=joblib_here: not under torchrun"):
         sweeps.check_launcher(cfg)
 
@@ -289,6 +291,19 @@ def test_a_search_goes_by_validation_accuracy_and_comes_by_the_same_runs_again(s
     assert Path("sweep/optimization_results.yaml").read_text() == results
 
 
+def test_a_run_does_not_write_over_the_file_of_an_earlier_run_of_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, other = (OmegaConf.create({"out": name, "page": None}) for name in ("one.csv", "two.csv"))
+    for _ in range(2):
+        with sweeps.sweep_status_dir(tmp_path, ["predict.py"]):
+            sweeps.claim_outputs(one)
+            sweeps.claim_outputs(other)
+            with pytest.raises(FewshotError, match=r"out=one.csv: is the file .* 'out=one_\$\{hydra:job.num\}.csv'"):
+                sweeps.claim_outputs(one)
+
+
 @pytest.mark.slow
 def test_the_random_search_for_leo_varies_its_six_values_within_their_ranges(start: Any) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
@@ -300,7 +315,10 @@ def test_the_random_search_for_leo_varies_its_six_values_within_their_ranges(sta
     assert process.returncode == 0, err
     configs = [(path.parents[2] / "config.yaml").read_text() for path in records("sweep")]
     assert len(configs) == 2
-    values = ("outer_lr", "l2_weight", "orthogonality_weight", "dropout", "kl_weight", "encoder_penalty_weight")
-    for value in values:
-        found = {line.strip() for config in configs for line in config.splitlines() if f" {value}:" in line}
-        assert len(found) == 2, value
+    search = (ROOT / "conf/hydra/sweeper/optuna_leo.yaml").read_text()
+    ranges = re.findall(r"(\w+): (?:tag\(log, )?interval\((\S+), (\S+?)\)", search)
+    assert len(ranges) == 6
+    for value, low, high in ranges:
+        (one,), (other,) = (re.findall(rf"^ +{value}: (\S+)$", config, re.MULTILINE) for config in configs)
+        assert one != other, value
+        assert all(float(low) <= float(each) <= float(high) for each in (one, other)), value
