@@ -112,7 +112,7 @@ def show_training(
                     texts["validation"] = f"validation {_format_score(name, value)}"
             rate = (step - done) * meta_batch / max(1e-9, time.perf_counter() - start)
             advance(", ".join(text for text in (*texts.values(), f"{rate:.0f} tasks/s") if text))
-            if step % log_every == 0 or any(name.startswith("validation_") for name in metrics):
+            if step % log_every == 0 or step == steps or any(name.startswith("validation_") for name in metrics):
                 track(metrics, step)
 
         yield show

@@ -227,6 +227,9 @@ class Mlflow:
         from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
 
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 wants a database otherwise
+        # In less time than the other processes wait for this one: a server that is silent ends no training.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         self.metric, self.param = Metric, Param
         self.client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or (folder.absolute() / "mlruns").as_uri())
         self.run_id = _run_id(folder, "mlflow", lambda: self._create(title, config))
