@@ -24,8 +24,8 @@ from safetensors.torch import load_file
 import fewshot
 from fewshot.algorithms.maml import MAML
 from fewshot.core import environment
-from fewshot.data.bank import Bank
-from fewshot.data.datasets.leo_embeddings import write_originals
+from fewshot.data.bank import Bank, open_banks
+from fewshot.data.datasets.leo_embeddings import read_leo_embeddings, write_originals
 from fewshot.engine.engine import Engine
 from fewshot.report.records import read_record
 from fewshot.training.checkpoint import load_checkpoint, save_checkpoint
@@ -438,6 +438,7 @@ def test_a_finished_run_is_not_run_again_unless_told_to(call: Any, trained: None
     assert again.code == 0
     assert before == {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")}
     first = read_test("run")
+    assert call("evaluate", "run=run", *TEST).out.endswith("\n  tested before; force=true tests again\n")
     assert call("train", "run_dir=run", "force=true", *QUICK).code == 0
     record = find_test("run") / "record.json"
     assert record.stat().st_mtime_ns > before[record]
@@ -594,17 +595,25 @@ def test_mistakes_with_features_are_one_line(call: Any, published: None, data_di
         assert not Path("run").exists()
 
 
-@pytest.mark.slow
-def test_an_extractor_is_trained_once_for_pretraining_and_leo_alike(call: Any, tmp_path: Path) -> None:
-    words = ["features.settings.epochs=1", "features.network.filters=4"]
-    done = call("pretrain", "backbone=conv4", *words, f"export_leo_format={tmp_path / 'original'}")
+def test_an_extractor_is_trained_once_for_pretraining_and_leo_alike(call: Any, data_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(data_dir / "banks", "mine/banks", ignore=shutil.ignore_patterns("features-*", "extractors"))
+    words = ["features.network.filters=4", "data_dir=mine"]
+    words += ["features.settings.epochs=1", "features.settings.episodes=2"]
+    done = call("pretrain", "backbone=conv4", *words, "export_leo_format=original")
     assert done.code == 0, done.err
-    assert "validation accuracy" in done.out
-    assert done.out.startswith("extractor conv4")
+    assert done.out.startswith("extractor conv4") and "validation accuracy" in done.out
     quick = [word for word in QUICK if not word.startswith(("backbone", "protocol.common.setting"))]
-    again = call("train", "algorithm=leo", "run_dir=run", *words, *quick)
-    assert (again.code, again.err) == (0, "")
-    assert read_test("run")["data"]["about"]["extractor"]["name"] == "conv4"
+    again = call("train", "algorithm=leo", "features=conv4", "run_dir=run", *words, *quick)
+    assert again.code == 0 and again.err.startswith("note: conv4 features: those in ")
+    assert again.err.endswith(", made before\n") and again.err.count("\n") == 1
+    (features,) = Path("mine/banks").glob("features-*")
+    data = read_test("run")["data"]
+    assert (data["about"]["extractor"]["name"], data["about"]["folder"]) == ("conv4", features.name)
+    read_back = read_leo_embeddings("original", "cache", dataset="glyphs", width=None)
+    for split, bank in open_banks(features).items():
+        both = [each.examples.split(each.sizes.tolist()) for each in (bank, read_back[split])]
+        mine, theirs = (sorted(block.tolist() for block in blocks) for blocks in both)
+        assert mine == theirs  # class by class, in another order
     refused = call("pretrain", "backbone=conv4", "backbone.network.filters=4")
     assert refused.err == "error: backbone.network.filters=4: of an extractor, write features.network.filters=4\n"
 

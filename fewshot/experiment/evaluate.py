@@ -44,6 +44,7 @@ def evaluate(cfg: DictConfig) -> None:
         _check_classes(run, run_dir, trained_cfg.dataset.name, trained)
     parts = _name_parts(cfg, run, trained_cfg, trained)
     data = None if cfg.dataset is None else train_fingerprint(run_dir, trained_cfg.train.train_on_val)
+    before = {path: path.stat().st_mtime_ns for path in tests.glob("*/record.json")}
     folders = write_tests(
         run,
         trained,
@@ -57,7 +58,10 @@ def evaluate(cfg: DictConfig) -> None:
     if not is_main():
         return
     for folder in folders:
-        print(summary(read_record(folder / "record.json"), folder))
+        record = folder / "record.json"
+        print(summary(read_record(record), folder))
+        if before.get(record) == record.stat().st_mtime_ns:
+            print("  tested before; force=true tests again")
         if cfg.predictions:
             print(f"predictions: {folder / PREDICTIONS}")
     if cfg.plot:
