@@ -85,10 +85,18 @@ def _reading_line(cells: Sequence[Cell], shown: Sequence[str]) -> str:
     training.append(_filters(runs))
     training.append(_without_recipe(runs))
     training += dict.fromkeys(filter(None, map(_pretrained, runs)))
-    training.append(f"checkpoint: {' or '.join(sorted({str(run['protocol']['selection']) for run in runs}))}")
+    training.append(f"checkpoint: {' or '.join(sorted(set(map(_selection, runs))))}")
     on_val = sorted({run["method"] for run in runs if run["protocol"]["train_on_val"]})
     training += [f"validation classes trained on by {'; '.join(on_val)}"] if on_val else []
     return "; ".join([*parts, f"training: {'; '.join(filter(None, training))}", f"code {_code_versions(runs)}"])
+
+
+def _selection(run: Record) -> str:
+    """How the checkpoint of a run was chosen; where the queries of a validation share norms, by which setting."""
+    chosen, settings = str(run["protocol"]["selection"]), run.get("settings") or {}
+    if run.get("queries_independent", True) or not (chosen.startswith("best") and settings):
+        return chosen
+    return f"{chosen} ({'transductive' if settings.get('validation.transductive', True) else 'inductive'})"
 
 
 def _over_seeds(cells: Sequence[Cell]) -> str:
