@@ -44,6 +44,16 @@ def test_engines_are_compared_with_the_first_and_the_record_has_what_is_printed(
     assert all(row["tasks/s"] in done.out for row in rows)
 
 
+def test_the_median_of_the_rounds_counts(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rates = iter([10.0, 10.0, 90.0, 20.0, 20.0, 60.0])  # the engines take turns
+    monkeypatch.setattr(bench, "steps_per_second", lambda step, device, seconds: next(rates))
+    words = ("network=sinusoid", "first_order=[true]", *FAST[2:], "out=bench.json")
+    assert call("bench", *words).code == 0
+    loop, vmap = json.loads((tmp_path / "bench.json").read_text())["bench"]
+    assert [row["tasks/s of each round"] for row in (loop, vmap)] == ["250 2.25e+03 500", "250 500 1.5e+03"]
+    assert (loop["tasks/s"], vmap["tasks/s"], vmap["times"]) == ("500", "500", "1.00")
+
+
 @pytest.mark.parametrize(("rate", "rounds"), [(0.28, 1), (0.4, 3)])
 def test_a_long_step_is_timed_once(
     call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float, rounds: int

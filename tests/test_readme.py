@@ -121,15 +121,47 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_every_key_of_a_tool_is_described_with_its_default(tool: str, title: str) -> None:
-    defaults: dict[str, str] = {}  # in the page
-    for keys, default in re.findall(r"^\| (`[^|]+`) \| ([^|]*?) ?\| ", section(KEYS, title), re.MULTILINE):
-        defaults |= dict.fromkeys(re.findall(r"`([^`]+)`", keys), default)
+    elsewhere = {("bench", "networks"), ("report", "format"), ("pretrain", "device")}  # in words, or as in training
+    defaults = described_defaults(title)
     for key, value in flatten(load_yaml(CONF / f"{tool}.yaml")).items():
         if key.split(".")[0] in ("defaults", "hydra"):
             continue
         assert key in defaults, f"{key} of conf/{tool}.yaml has no row in conf/README.md"
-        if tool in ("train", "evaluate", "predict") and not str(value).startswith(("$", "?")):
-            assert defaults[key] == f"`{value if isinstance(value, str) else json.dumps(value)}`", key
+        if (tool, key) not in elsewhere and not str(value).startswith(("$", "?")):
+            assert_default(defaults[key], value, key)
+
+
+def described_defaults(title: str) -> dict[str, str]:
+    """The second column of a section's tables, by the keys in the first."""
+    defaults: dict[str, str] = {}
+    for keys, default in re.findall(r"^\| (`[^|]+`) \| ([^|]*?) ?\| ", section(KEYS, title), re.MULTILINE):
+        defaults |= dict.fromkeys(re.findall(r"`([^`]+)`", keys), default)
+    return defaults
+
+
+def assert_default(described: str, value: Any, key: str) -> None:
+    assert re.fullmatch("`[^`]+`", described), f"{key}: {described}"
+    assert OmegaConf.create(f"value: {described.strip('`')}").value == value, key
+
+
+@pytest.mark.parametrize(
+    ("file", "part", "title", "elsewhere"),
+    [
+        ("protocol/common", "", "Protocols", {"rows"}),
+        ("features/base/extractor", "features.settings", "Feature extractors", {"way", "shot", "query", "episodes"}),
+    ],
+)
+def test_every_default_of_a_protocol_and_of_an_extractor_is_described(
+    file: str, part: str, title: str, elsewhere: set[str]
+) -> None:
+    values = load_yaml(CONF / f"{file}.yaml")
+    for name in filter(None, part.split(".")):
+        values = values[name]
+    defaults = described_defaults(title)
+    for key, value in values.items():
+        if key not in elsewhere and not str(value).startswith("$"):
+            full = f"{part or 'protocol.common'}.{key}"
+            assert_default(defaults[full], value, full)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +208,7 @@ def test_the_python_of_the_readme_runs(
         assert full in program
         program = program.replace(full, little)
     exec(compile(program, "README.md", "exec"), {})
-    *_, score, first, _, _, _, _, _ = capsys.readouterr().out.splitlines()
+    *_, score, first, _, _, _, _ = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"0\.\d+ ± 0\.\d+", score)
     assert first.startswith("['")
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from fewshot.algorithms import nearest
 from fewshot.algorithms.nearest import Nearest
 from fewshot.backbones.identity import Identity
 from fewshot.core.errors import FewshotError
@@ -73,7 +72,9 @@ def test_probabilities_do_not_depend_on_the_unit_of_distance_and_leave_the_neare
     found = learner.probabilities({"support": support}, logits)
     assert torch.equal(found.argmax(1), logits.argmax(1))
     between = (1 + 9 + 10) / 3
-    torch.testing.assert_close(found, (-nearest.SHARPNESS_OF_FEATURES * logits.square() / between).softmax(1))
+    torch.testing.assert_close(found, (-14 * logits.square() / between).softmax(1))
+    images = Nearest(Identity((1, 1, 2), 3)).probabilities({"support": support}, logits)
+    torch.testing.assert_close(images, (-6 * logits.square() / between).softmax(1))
     torch.testing.assert_close(learner.probabilities({"support": 7 * support}, 7 * logits), found)
     same = torch.zeros(3, 1, 2)
     torch.testing.assert_close(

@@ -76,8 +76,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("name", "network", "many"),
     [
-        *(("maml", *case) for case in (("stride", 64), ("no scale", 0), ("no norm", 0))),
-        *((name, *case) for name in (*ON_A_BACKBONE, "meta_sgd") for case in (("stride", 0), ("max_pool", 64))),
+        *(("maml", *case) for case in (("stride", 0), ("stride", 64), ("no scale", 0), ("no norm", 0))),
+        *((name, "max_pool", 64) for name in ("maml", "fomaml", "reptile-shared")),
     ],
 )
 def test_vmap_and_loop_give_the_same_gradient(
@@ -260,6 +260,19 @@ def test_auto_is_vmap_for_small_examples_and_loop_for_large_ones_on_cpu(make_epi
     assert Engine().method(large) == "loop"
     assert Engine().method(make_episodes(1, way=2, shot=1, query=1, shape=(2048,))) == "vmap"
     assert Engine("vmap").method(large) == "vmap"
+    assert Engine().method(large.to("meta")) == "vmap"  # a device other than the CPU
+    for side, engine in ((40, "vmap"), (41, "loop")):
+        assert Engine().method(make_episodes(1, way=2, shot=1, query=1, shape=(1, 40, side))) == engine
+
+
+def test_auto_is_loop_for_large_learners_on_cpu(
+    make_learner: Make, make_episodes: Make, monkeypatch: pytest.MonkeyPatch
+):
+    learner, episodes = make_learner("maml"), make_episodes(1)
+    count = sum(value.numel() for value in learner.backbone.parameters())
+    for large, engine in ((count, "vmap"), (count - 1, "loop")):
+        monkeypatch.setattr(engines, "LARGE", large)
+        assert Engine().method(episodes, learner) == engine
 
 
 def test_unknown_engines_and_empty_chunks_are_refused():

@@ -19,6 +19,7 @@ from fewshot.core.paths import CONF
 from fewshot.experiment.config import key_names
 
 ROOT = Path(__file__).resolve().parents[2]
+COUNT = 300
 SECONDS = 20  # of one command; what takes longer was accepted
 
 # What a variant that is still a command should cost: given first, so that a variant's own words win.
@@ -131,11 +132,10 @@ def files() -> set[Path]:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="ends what takes long by a signal")
-@pytest.mark.parametrize(
-    "count", [4, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.filterwarnings("default")])]
-)
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
 def test_damaged_commands_end_in_one_line(
-    call: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, count: int
+    call: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Inline)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -150,7 +150,7 @@ def test_damaged_commands_end_in_one_line(
     every = commands()
     known = {tool: keys(tool) for tool, _ in every}
     try:
-        for number in range(count):
+        for number in range(COUNT):
             tool, words = every[number % len(every)]
             for _ in range(dice.choice((1, 1, 2))):
                 words = damage(words, known[tool], dice)
@@ -187,11 +187,11 @@ def test_damaged_commands_end_in_one_line(
     finally:
         signal.signal(signal.SIGALRM, before_alarm)
     with capsys.disabled():
-        print(f"\n{count} damaged commands: {dict(counts)}")
+        print(f"\n{COUNT} damaged commands: {dict(counts)}")
         if faults:
             print("\n".join(faults))
     assert not faults
-    assert counts["refused"] >= count / 2
+    assert counts["refused"] >= COUNT / 2
     assert {path: path.read_bytes() for path in whole if path.parts[0] == "run" and len(path.parts) == 2} == {
         path: content for path, content in whole.items() if path.parts[0] == "run" and len(path.parts) == 2
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fewshot.data.bank import open_banks
 from fewshot.experiment.config import resolved
@@ -184,6 +184,38 @@ def test_light_and_dark_are_exchanged_as_a_person_says(call: Any, runs: Any, pic
         rows.append(read_rows())
         notes.append("light and dark are exchanged" in done.err)
     assert notes == [True, False, False] and rows[0] == rows[1] != rows[2]
+    for path in [*Path("support").rglob("*.png"), *Path("query").iterdir()]:  # now light on dark, as the run knows
+        ImageOps.invert(Image.open(path)).save(path)
+    done = call("predict", f"run={runs('maml')}", "support=support", "query=query")
+    assert "light and dark" not in done.err and read_rows() == rows[0]
+
+
+def test_photos_are_turned_upright(call: Any, runs: Any, pictures: Path) -> None:
+    words = (f"run={runs('maml')}", "support=support", "query=query")
+    call("predict", *words)
+    rows, exif = read_rows(), Image.Exif()
+    exif[0x112] = 6  # the camera was turned by a quarter
+    for path in [*Path("support").rglob("*.png"), *Path("query").iterdir()]:
+        Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    call("predict", *words)
+    assert read_rows() == rows
+
+
+def test_a_page_shows_the_most_and_the_least_probable_of_too_many_queries(
+    call: Any, runs: Any, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fewshot.experiment.predict.SHOWN", 4)
+    monkeypatch.setattr("fewshot.experiment.predict.TOGETHER", 11)
+    words = (f"run={runs('maml')}", "support=support", "query=query", "page=page.html")
+    assert call("predict", *words).code == 0
+    page, best = Path("page.html").read_text(encoding="utf-8"), {}
+    for row in read_rows():
+        best[row["file"]] = max(float(row[f"probability {name}"]) for name in NAMES)
+    order = sorted(best, key=lambda name: -best[name])
+    assert page.count("<figure") == 4
+    assert [name in page for name in order] == [True] * 2 + [False] * 8 + [True] * 2
+    refused = call("predict", *words, "setting=transductive")
+    assert refused.code == 1 and "as one batch, and 12 are more than 11; choose setting=inductive" in refused.err
 
 
 @pytest.mark.parametrize(

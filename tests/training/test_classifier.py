@@ -43,20 +43,12 @@ def make_trained(make_learner: Callable[..., Any], make_bank: Callable[..., Bank
     return make
 
 
-# The last four take classes of unequal size; to the others examples of the smaller ones are repeated.
+EQUAL = ("nearest", "maml", "leo", "reptile-shared")  # to these, examples of the smaller classes are repeated
+
+
 @pytest.mark.parametrize(
     "algorithm",
-    [
-        "nearest",
-        "maml",
-        "leo",
-        "reptile-shared",
-        "matching_net-context",
-        "protonet",
-        "baseline",
-        "r2d2",
-        "matching_net",
-    ],
+    [*EQUAL, "matching_net-context", "protonet", "baseline", "r2d2", "matching_net"],
 )
 def test_unequal_classes_of_any_label_are_learned_and_predicted(
     algorithm: str, make_trained: Callable[..., Trained], make_bank: Callable[..., Bank]
@@ -64,6 +56,7 @@ def test_unequal_classes_of_any_label_are_learned_and_predicted(
     x = make_bank().examples
     classifier = make_trained(algorithm).adapt(x[UNEQUAL], LABELS)
     assert classifier.labels == ("ape", "bee", "cat")
+    assert len(classifier.task.support_x) == (9 if algorithm in EQUAL else len(UNEQUAL))
     probabilities = classifier.predict_proba(x[QUERIES])
     assert probabilities.shape == (4, 3) and probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
