@@ -47,7 +47,8 @@ class Reptile(Learner):
     The outer gradient of a task is phi - phi_task: the meta-step is plain SGD with the step size as learning rate.
 
     It trains on support sets alone, which may be larger than those of the test: the original takes 15 shots where it
-    tests 1, `Sampler(bank, way=5, shot=15)`. The defaults are the original's for miniImageNet, but for adam_state.
+    tests 1, `Sampler(bank, way=5, shot=15, query=0)`. The defaults are the original's for miniImageNet with 1 shot, but
+    for adam_state; with 5 shots its test_batch is 15.
 
     Args:
         backbone: examples [B, ...] to logits [B, N], or in regression to outputs [B, D].
@@ -55,7 +56,8 @@ class Reptile(Learner):
         inner_steps, inner_batch: minibatch steps at training and their size.
         test_steps, test_batch: the same at evaluation.
         inner_optimizer: `adam` (beta1 = 0, the original) or `sgd`.
-        inner_loss: scale of the minibatch loss, see `task_loss`; the original sums, Adam hides it.
+        inner_loss: scale of the minibatch loss, see `task_loss`, whose K is here the mean number of examples of a class
+            in a minibatch; the original sums, Adam hides it.
         adam_state: `sequential` or `shared`, see difference 2.
         foml: the outer gradient is the move of the last inner step alone: first-order MAML as supervised-reptile has
             it, through the inner optimiser.
