@@ -32,7 +32,7 @@ from fewshot.report.records import read_record
 from fewshot.tasks.regression import PointSource, Regression
 from fewshot.tasks.sampler import LOWER, Sampler
 from fewshot.tasks.transforms import ImageTransform, view_of
-from fewshot.training.settings import TrainSettings, check_train_settings
+from fewshot.training.settings import TrainSettings, check_new_rate, check_train_settings
 
 POSITIVE = ("way", "shot", "validation.query", "validation.episodes")
 
@@ -222,9 +222,10 @@ def check_new_run(cfg: DictConfig) -> None:
     """Check what is asked of new runs alone, since older ones may lack it; print a note on files that are not read.
 
     Raises:
-        FewshotError: the best checkpoint would be chosen on classes of the training, or features do not use a setting
-            of images or do not suit the network.
+        FewshotError: the best checkpoint would be chosen on classes of the training, the outer rate is not the
+            optimiser's, or features do not use a setting of images or do not suit the network.
     """
+    check_new_rate(cfg.train.outer_optimizer, cfg.train.outer_lr)
     if cfg.train.train_on_val and cfg.train.validate_every and cfg.train.select == "best":
         raise FewshotError(
             "train.train_on_val=true: the best checkpoint would be chosen on classes of the training; set "

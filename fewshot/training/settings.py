@@ -70,13 +70,17 @@ def check_train_settings(settings: TrainSettings) -> None:
             "train.nan_guard=true: at a NaN the parameters take the place of the gradient, and sgd would subtract them "
             "from themselves; set it to false, or train.outer_optimizer=adam"
         )
-    if settings.outer_optimizer != "sgd" and settings.outer_lr >= 0.5:
-        raise FewshotError(
-            f"train.outer_lr={settings.outer_lr}: with {settings.outer_optimizer} every weight moves by about as much "
-            "at each step; set train.outer_lr=0.001, or train.outer_optimizer=sgd"
-        )
     check_choice("train.outer_lr_schedule", settings.outer_lr_schedule, ("linear", "cosine"))
     if settings.outer_lr_schedule == "cosine" and settings.outer_lr_end is None:
         raise FewshotError("train.outer_lr_schedule=cosine: needs the rate that it falls to; set train.outer_lr_end=0")
     check_choice("train.precision", settings.precision, PRECISIONS)
     check_choice("train.select", settings.select, ("best", "last"))
+
+
+def check_new_rate(outer_optimizer: str, outer_lr: float) -> None:
+    """Raises FewshotError where Adam would take a rate that is made for SGD; of new trainings, since older ones may."""
+    if outer_optimizer != "sgd" and outer_lr >= 0.5:
+        raise FewshotError(
+            f"train.outer_lr={outer_lr}: with {outer_optimizer} every weight moves by about as much at each step; set "
+            "train.outer_lr=0.001, or train.outer_optimizer=sgd"
+        )
