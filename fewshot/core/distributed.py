@@ -97,8 +97,8 @@ def _join(size: int) -> None:
         )
     # When a process dies, torchrun ends the others with this signal. Treat it like Ctrl-C, which says how to go on.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if own_gpu or torch.cuda.device_count():  # with fewer GPUs than processes, some share one
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    if own_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     with _translate_dist_errors():
         dist.init_process_group("cpu:gloo,cuda:nccl" if own_gpu else "gloo", timeout=timedelta(seconds=int(seconds)))
 
@@ -116,7 +116,7 @@ def world() -> tuple[int, int]:
 
 def is_rank_zero() -> bool:
     """Whether torchrun started this process first, or there is only one; asked of torchrun, at any time."""
-    return os.environ.get("RANK", "0") == "0"
+    return launched() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 def is_main() -> bool:

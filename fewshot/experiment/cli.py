@@ -13,6 +13,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,10 +43,10 @@ from fewshot.experiment.recipes import complete
 from fewshot.experiment.sweeps import (
     check_launcher,
     check_search,
-    claim_outputs,
     exit_with_parent,
     objective,
     only_run,
+    own_outputs,
     print_sweep_summary,
     split_sweeps,
     sweep_status_dir,
@@ -85,12 +86,11 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
             check_groups(cfg)
             if (recipe := complete(cfg, given_overrides())) and is_rank_zero():
                 print(recipe, flush=True)
-            if status and config in ONE_FILE:
-                claim_outputs(cfg)
             if status:
                 check_search(OmegaConf.select(cfg, "train.validate_every") != 0)
             everywhere = False
-            records = function(cfg) or []
+            with own_outputs(cfg) if status and config in ONE_FILE else nullcontext():
+                records = function(cfg) or []
             score = objective(records[0]) if status and records else None
             if status and records:
                 check_search(score is not None)

@@ -164,6 +164,8 @@ def _check_value(override: Override, cfg: DictConfig) -> None:
         raise FewshotError(f"{override.input_line}: must be a list, such as {key}=[{text}]")
     if text == "None":
         raise FewshotError(f"{override.input_line}: None is a text here; for no value type {key}=null")
+    if "${hydra:" in text:  # which only a run knows
+        return
     if is_path_key(key) and "${" in text:
         expand_configuration(cfg)
     try:

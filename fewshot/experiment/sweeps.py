@@ -84,22 +84,20 @@ def _check_launched(group: str, choice: str) -> None:
         raise FewshotError(f"{group}={choice}: not under torchrun, whose processes share out each run of a sweep")
 
 
-def claim_outputs(cfg: DictConfig) -> None:
-    """Remember the files that a run of a sweep is about to write.
+@contextmanager
+def own_outputs(cfg: DictConfig) -> Iterator[None]:
+    """Around a run of a sweep that writes files: they become those of this run if it ends well.
 
     Raises:
-        FewshotError: an earlier run of the sweep, in this process, has the same file.
+        FewshotError: an earlier run of the sweep, in this process, has written one of them.
     """
-    for key in ("out", "page"):
-        if (value := cfg.get(key)) is None:
-            continue
-        path = Path(value).absolute()
-        if path in _outputs:
-            raise FewshotError(
-                f"{key}={value}: is the file of an earlier run of this sweep; give each its own, such as "
-                f"'{key}={path.stem}_${{hydra:job.num}}{path.suffix}'"
-            )
-        _outputs.add(path)
+    paths = {key: Path(cfg[key]) for key in ("out", "page") if cfg.get(key) is not None}
+    for key, path in paths.items():
+        if path.absolute() in _outputs:
+            each = path.with_name(f"{path.stem}_${{hydra:job.num}}{path.suffix}")
+            raise FewshotError(f"{key}={path}: is the file of an earlier run of this sweep; set '{key}={each}'")
+    yield
+    _outputs.update(path.absolute() for path in paths.values())
 
 
 @contextmanager

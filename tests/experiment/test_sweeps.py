@@ -31,6 +31,10 @@ QUICK = (
 BROKEN = "shot=1,30"  # there are 20 examples of a class
 
 
+def nothing_is_installed(name: str) -> str:
+    raise sweeps.PackageNotFoundError(name)
+
+
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch, data_dir: Path, tmp_path: Path) -> Any:
     """start("way=5", ...) begins tools/train.py -m in a process of its own, in an empty working folder."""
@@ -175,9 +179,6 @@ def test_force_begins_a_run_anew_once_in_a_sweep_that_tests_it_several_times(cal
 def test_mistakes_about_launchers_and_sweepers_are_one_line(
     call: Any, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], said: str
 ) -> None:
-    def nothing_is_installed(name: str) -> str:
-        raise sweeps.PackageNotFoundError(name)
-
     monkeypatch.setattr(sweeps, "version", nothing_is_installed)
     done = call("train", *words)
     assert (done.code, len(done.err.splitlines())) == (1, 1), done.err
@@ -186,8 +187,10 @@ def test_mistakes_about_launchers_and_sweepers_are_one_line(
 
 
 def test_launchers_are_not_for_processes_of_torchrun(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "0")  # which other programs set too
-    assert "not under torchrun" not in call("train", "-m", "hydra/launcher=submitit_here").err
+    monkeypatch.setattr(sweeps, "version", nothing_is_installed)
+    monkeypatch.setenv("RANK", "3")  # which other programs set too
+    assert "not installed" in call("train", "-m", "hydra/launcher=submitit_here").err
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = call("train", "-m", "hydra/launcher=submitit_here")
     assert (done.code, done.err.count("\n")) == (1, 1)
@@ -291,17 +294,19 @@ def test_a_search_goes_by_validation_accuracy_and_comes_by_the_same_runs_again(s
     assert Path("sweep/optimization_results.yaml").read_text() == results
 
 
-def test_a_run_does_not_write_over_the_file_of_an_earlier_run_of_the_sweep(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    one, other = (OmegaConf.create({"out": name, "page": None}) for name in ("one.csv", "two.csv"))
-    for _ in range(2):
+def test_a_file_is_that_of_the_first_run_of_a_sweep_that_wrote_it(tmp_path: Path) -> None:
+    cfg = OmegaConf.create({"out": "far/one.csv", "page": None})
+    for _ in range(2):  # a sweep that is started again
         with sweeps.sweep_status_dir(tmp_path, ["predict.py"]):
-            sweeps.claim_outputs(one)
-            sweeps.claim_outputs(other)
-            with pytest.raises(FewshotError, match=r"out=one.csv: is the file .* 'out=one_\$\{hydra:job.num\}.csv'"):
-                sweeps.claim_outputs(one)
+            with pytest.raises(ValueError, match="no such query"), sweeps.own_outputs(cfg):
+                raise ValueError("no such query")
+            with sweeps.own_outputs(cfg):
+                pass
+            with (
+                pytest.raises(FewshotError, match=r"set 'out=far/one_\$\{hydra:job.num\}.csv'"),
+                sweeps.own_outputs(cfg),
+            ):
+                pass
 
 
 @pytest.mark.slow
