@@ -39,6 +39,10 @@ def pick_device(name: str | None) -> torch.device:
 
     if name in (None, "auto"):
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE") or 1), torch.cuda.device_count()
+    if name == "cuda" and 0 < gpus < processes:
+        print_note(f"{processes} processes share {gpus} GPU{'s' * (gpus > 1)}, which is seldom faster")
+        name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % gpus}"
     try:
         device = torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError, TypeError) as error:
@@ -47,9 +51,6 @@ def pick_device(name: str | None) -> torch.device:
         raise FewshotError(f"device={name}: choose cpu, cuda or auto")
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
-        processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE") or 1), torch.cuda.device_count()
-        if processes > gpus:
-            print_note(f"{processes} processes share {gpus} GPU{'s' * (gpus > 1)}, which is seldom faster")
     return device
 
 
