@@ -70,14 +70,14 @@ def complete(cfg: DictConfig, overrides: Iterable[str]) -> str:
 
 
 def _test_steps_line(cfg: DictConfig, overrides: list[str]) -> str:
-    """A line where the command line sets MAML's inner steps alone, and a recipe has the steps of the test."""
+    """A line where the command line sets MAML's inner steps alone, and those of the test are others."""
     steps = {name: OmegaConf.select(cfg, f"algorithm.learner.{name}") for name in ("inner_steps", "test_steps")}
     named = [name for name in steps if any(f"algorithm.learner.{name}=" in override for override in overrides)]
     if named != ["inner_steps"] or "adapted" not in cfg.algorithm.learner or len(set(steps.values())) == 1:
         return ""
     return (
-        f"algorithm.learner.inner_steps={steps['inner_steps']}: of the training alone; for validation and tests "
-        f"recipe {cfg.recipe} has test_steps={steps['test_steps']}, which you can set too"
+        f"algorithm.learner.inner_steps={steps['inner_steps']}: of the training alone; the validation, and tests whose "
+        f"protocol names no steps, take test_steps={steps['test_steps']}, which you can set too"
     )
 
 
@@ -105,7 +105,9 @@ def _recipe_line(cfg: DictConfig, asked: str | None, count: int) -> str:
     names = [name for name in recipe_names() if _is_ours(name) or not starts_from_extractor(cfg)]
     others = ", ".join(f"recipe={name}" for name in names if _fitting(recipe_settings(name, cfg, alone=True), cfg))
     named = f"; settings for this task: {others}" if others else ""
-    return f"recipe none: defaults of algorithm {cfg.algorithm.name}{steps}{named}" if steps or others else ""
+    by_default = _fitting(recipe_settings(DEFAULT_RECIPE, cfg), cfg) if DEFAULT_RECIPE in names else {}
+    added = "".join(f", {key}={by_default[key]}" for key in by_default if OmegaConf.select(cfg, key) == by_default[key])
+    return f"recipe none: defaults of algorithm {cfg.algorithm.name}{added}{steps}{named}" if steps or others else ""
 
 
 def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> int:
@@ -147,9 +149,7 @@ def apply_recipe(cfg: DictConfig, overrides: Iterable[str]) -> int:
         combination = ", ".join(f"{key} {value}" for key, value in shown.items())
         known = _datasets_of(cfg.recipe, cfg.algorithm.name)
         others = f"it has some for {cfg.algorithm.name} on {' and '.join(known)}; " if known else ""
-        raise FewshotError(
-            f"recipe={cfg.recipe}: has no settings for {combination}; {others}leave recipe out or set recipe=none"
-        )
+        raise FewshotError(f"recipe={cfg.recipe}: has no settings for {combination}; {others}leave recipe out")
     cfg.recipe = name
     return set_values(cfg, by_name[name], overrides)
 
@@ -212,10 +212,11 @@ def recipe_changes(cfg: DictConfig) -> list[str]:
         usual, there = _values_in("algorithm", cfg.algorithm.name), key_names(cfg)
         settings = {key: usual[key] for key in usual if key.startswith(LEARNER) and key in there}
     settings = {key: value for key, value in settings.items() if key not in WITHOUT_EFFECT}
-    as_recipe = cfg.copy()
+    with_values, with_references = cfg.copy(), cfg.copy()  # such as ${.inner_steps}, which follow what the person set
+    usual_in = {key: with_references if "${" in str(value) else with_values for key, value in settings.items()}
     for key, value in settings.items():
-        OmegaConf.update(as_recipe, key, value, merge=True)
-    return [key for key in settings if _value_of(as_recipe, key) != _value_of(cfg, key)]
+        OmegaConf.update(usual_in[key], key, value, merge=True)
+    return [key for key in settings if _value_of(usual_in[key], key) != _value_of(cfg, key)]
 
 
 def _usual_values(cfg: DictConfig) -> dict[str, Any]:

@@ -129,12 +129,14 @@ def test_boil_has_no_head_of_zeros_in_any_network(backbone: str) -> None:
         ),
         (
             ("algorithm=boil", "dataset=omniglot"),
-            "recipe none: defaults of algorithm boil, 300 steps; settings for this task: recipe=half_hour",
+            "recipe none: defaults of algorithm boil, backbone.network.head_init=uniform, 300 steps; settings for this "
+            "task: recipe=half_hour",
         ),
         (
             ("algorithm=maml", "dataset=omniglot", "recipe=half_hour", "algorithm.learner.inner_steps=7"),
             "recipe half_hour: 16 settings, 18,000 steps; see --cfg job\nalgorithm.learner.inner_steps=7: of the "
-            "training alone; for validation and tests recipe half_hour has test_steps=1, which you can set too",
+            "training alone; the validation, and tests whose protocol names no steps, take test_steps=1, which you can "
+            "set too",
         ),
         (("algorithm=nearest", "dataset=omniglot"), ""),
     ],
