@@ -192,7 +192,10 @@ def _is_tested(
     kept, own = record["train"], training["train"]
     same_weights = (kept.get("steps"), record["protocol"]["selection"]) == (trained.steps, trained.selection)
     same_weights &= kept.get("fingerprint", own["fingerprint"]) == own["fingerprint"]  # an older record does not say
-    return same_weights and test.protocol.is_of(record) and not again
+    same_episodes = test.protocol.is_of(record)
+    if test.protocol.split != "test":  # whose episodes once were those of the training or of the validation
+        same_episodes &= record["protocol"]["manifest"] == test.tasks.manifest(0, test.protocol.episodes)
+    return same_weights and same_episodes and not again
 
 
 @dataclass

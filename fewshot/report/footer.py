@@ -85,18 +85,28 @@ def _reading_line(cells: Sequence[Cell], shown: Sequence[str]) -> str:
     training.append(_filters(runs))
     training.append(_without_recipe(runs))
     training += dict.fromkeys(filter(None, map(_pretrained, runs)))
-    training.append(f"checkpoint: {' or '.join(sorted(set(map(_selection, runs))))}")
+    training.append(f"checkpoint: {' or '.join(sorted({str(run['protocol']['selection']) for run in runs}))}")
+    training.append(_validation_setting(runs))
     on_val = sorted({run["method"] for run in runs if run["protocol"]["train_on_val"]})
     training += [f"validation classes trained on by {'; '.join(on_val)}"] if on_val else []
     return "; ".join([*parts, f"training: {'; '.join(filter(None, training))}", f"code {_code_versions(runs)}"])
 
 
-def _selection(run: Record) -> str:
-    """How the checkpoint of a run was chosen; where the queries of a validation share norms, by which setting."""
-    chosen, settings = str(run["protocol"]["selection"]), run.get("settings") or {}
-    if run.get("queries_independent", True) or not (chosen.startswith("best") and settings):
-        return chosen
-    return f"{chosen} ({'transductive' if settings.get('validation.transductive', True) else 'inductive'})"
+def _validation_setting(runs: Sequence[Record]) -> str:
+    """In which setting the validation chose checkpoints where queries share norms; empty where no record says so."""
+    pairs: list[tuple[Hashable, Record]] = [
+        ((run.get("settings") or {})["validation.transductive"], run)
+        for run in runs
+        if not run.get("queries_independent", True)
+        and str(run["protocol"]["selection"]).startswith("best")
+        and "validation.transductive" in (run.get("settings") or {})
+    ]
+    names = _name_by_value(pairs)
+    if not names:
+        return ""
+    inductive = f"inductive ({', '.join(names[False])})" if len(names) > 1 else "inductive"
+    parts = ["transductive"] * (True in names) + [inductive] * (False in names)
+    return f"validation of methods whose queries share norms: {' or '.join(parts)}"
 
 
 def _over_seeds(cells: Sequence[Cell]) -> str:

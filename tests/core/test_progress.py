@@ -89,7 +89,10 @@ def test_training_lines_have_step_score_rate_and_time_left(
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith("maml: 2 of 100, accuracy 50.0%, validation 37.5%, ")
     assert " tasks/s, 0:" in line
-    assert tracked == [2]
+    with show_training(lambda metrics, step: tracked.append(step), "maml", 15, 0, 4, 10) as show:
+        for step in range(1, 16):
+            show(step, {"outer_lr": 0.1})
+    assert tracked == [2, 10, 15]  # a validation; as often as is asked for, and the end
     with show_training(lambda metrics, step: None, "protonet", 100, 0, 4, 10, "15-way") as show:
         show(1, {"outer_lr": 0.1, "accuracy": 0.25})
         time.sleep(0.15)

@@ -73,10 +73,10 @@ def test_a_test_on_known_classes_repeats_no_episode_of_the_training(
     split: str, used: str, dataset: str, data_dir: Path
 ) -> None:
     words = (f"dataset={dataset}", f"data_dir={data_dir}", f"protocol.common.split={split}", "shot=2")
-    words += ("train.query=3", "validation.query=3", "protocol.common.query=3")
+    words += ("train.shot=null", "train.query=3", "validation.query=3", "protocol.common.query=3")
     run = build(composed(*words))
     tests, seen = run.protocol_tasks(run.protocols[0]), getattr(run, used)
-    assert tests.source.split == seen.source.split and tests.query == seen.query
+    assert tests.source.split == seen.source.split and (tests.shot, tests.query) == (seen.shot, seen.query)
     assert tests.manifest(0, 5) != seen.manifest(0, 5)
 
 

@@ -1,5 +1,6 @@
 """The table never lets two numbers stand together that were not measured alike, and its names are words."""
 
+import re
 from typing import Any
 
 import pytest
@@ -275,6 +276,23 @@ def test_what_columns_share_is_said_once_and_what_they_do_not_with_their_names(l
         "training: seed 0; network: conv4; without a recipe; checkpoint: best validation accuracy; "
         "code 0.1.0 (abc1234, unknown commit with uncommitted changes)"
     )
+
+
+def test_the_setting_of_a_validation_is_said_where_the_queries_share_norms(lab: Any) -> None:
+    def said(*settings: bool | None) -> list[str]:
+        runs = [
+            lab.record(
+                algorithm=f"a{number}",
+                queries_independent=setting is None,
+                settings={"validation.transductive": bool(setting)},
+            )
+            for number, setting in enumerate(settings)
+        ]
+        return re.findall(r"queries share norms: ([^;]+);", dict(make_page(runs).footer)["reading"])
+
+    assert said(None) == []
+    assert said(True, None) == ["transductive"] and said(False, None) == ["inductive"]
+    assert said(True, False) == ["transductive or inductive (a1)"]
 
 
 def test_the_versions_that_trained_a_run_stand_beside_the_one_that_tested_it(lab: Any) -> None:
