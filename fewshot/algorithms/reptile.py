@@ -56,8 +56,8 @@ class Reptile(Learner):
         inner_steps, inner_batch: minibatch steps at training and their size.
         test_steps, test_batch: the same at evaluation.
         inner_optimizer: `adam` (beta1 = 0, the original) or `sgd`.
-        inner_loss: scale of the minibatch loss, see `task_loss`, whose K is here the mean number of examples of a class
-            in a minibatch; the original sums, Adam hides it.
+        inner_loss: scale of the minibatch loss, see `task_loss`, whose K is here the size of a minibatch divided by N,
+            rounded down; the original sums, Adam hides it.
         adam_state: `sequential` or `shared`, see difference 2.
         foml: the outer gradient is the move of the last inner step alone: first-order MAML as supervised-reptile has
             it, through the inner optimiser.
