@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewshot.core.device import device_name
+from fewshot.core.distributed import world
+from fewshot.core.progress import print_note
 
 if TYPE_CHECKING:
     import torch
 
-NOTES = ("devices", "processors", "code")  # what checkpoints say of where they were trained, each a list
+NOTES = ("devices", "processors", "software", "code")  # what checkpoints say of where they were trained, each a list
 
 
 @cache
@@ -77,7 +79,7 @@ def environment() -> dict[str, Any]:
 
 
 def note_machine(notes: dict[str, Any], device: torch.device, begun: bool) -> None:
-    """Add what a training runs on, from now on, to `notes`.
+    """Add what a training runs on, from now on, to `notes`; print a note where that changes its last digits.
 
     Args:
         notes: of the checkpoint; changed in place.
@@ -87,8 +89,11 @@ def note_machine(notes: dict[str, Any], device: torch.device, begun: bool) -> No
 
     # A virtual machine may hide the model of its processor, and its speed with it.
     processor = f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}"
-    for name, own in zip(NOTES, (device_name(device), processor, code()), strict=True):
+    software = f"torch {_version('torch')}, processes: {world()[1]}, threads of each: {torch.get_num_threads()}"
+    for name, own in zip(NOTES, (device_name(device), processor, software, code()), strict=True):
         before = notes.get(name, ["unknown"] if begun and name != "code" else [])
+        if name == "software" and before and before[-1] not in (own, "unknown"):
+            print_note(f"trained so far by {before[-1]}; from here by {own}: equal up to rounding, not bit for bit")
         notes[name] = before if own in before else [*before, own]
 
 

@@ -102,7 +102,7 @@ def make_record(
             "processes": trained.processes if trained.steps else world()[1],
         },
         "code": code() | {"training": list(trained.code)},
-        "environment": environment(),
+        "environment": environment() | {"training": list(trained.software)},  # of the test, and of the training
         "data": {
             "fingerprint": source.image_fingerprint,
             "features_fingerprint": source.fingerprint if is_on_features(cfg) else None,

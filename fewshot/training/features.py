@@ -122,6 +122,7 @@ def extract_features(
                         "train_seconds": best["train_seconds"],
                         "device": " and ".join(best["devices"]) or "unknown",
                         "processors": best["processors"],
+                        "software": best["software"],
                         "code": code() | {"training": best["code"]},
                         "fingerprint": digest_tensors(extractor.state_dict()),
                         "images": fingerprints,

@@ -63,6 +63,7 @@ def load_selected(
         train_seconds=progress["train_seconds"],
         devices=tuple(progress.get("devices", ())),
         processors=tuple(progress.get("processors", ())),
+        software=tuple(progress.get("software", ())),
         code=tuple(progress.get("code", ())),
         processes=progress.get("processes"),
         peak_memory_bytes=progress.get("peak_memory_bytes"),

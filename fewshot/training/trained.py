@@ -40,6 +40,7 @@ class Trained:
     inputs: Inputs | None = None  # the examples that it was trained on; None for functions
     devices: tuple[str, ...] = ()  # that it was trained on; empty where nothing was trained or no checkpoint says it
     processors: tuple[str, ...] = ()  # of process 0 of it; empty likewise
+    software: tuple[str, ...] = ()  # torch, processes and threads of it; empty likewise
     code: tuple[dict[str, Any], ...] = ()  # versions that trained it, as records have them; empty likewise
     processes: int | None = None  # that trained it, when it went on last; None likewise
     peak_memory_bytes: int | None = None  # that process 0 took at most; None likewise

@@ -91,7 +91,8 @@ def test_after_small_images_the_convolutions_go_on_and_the_head_begins_anew(
         with torch.no_grad():
             for parameter in extractor.parameters():
                 parameter.fill_(7.0)
-        where = {"devices": ["cpu"], "processors": ["one"], "code": [{"version": str(settings["epochs"])}]}
+        where: dict[str, Any] = {"devices": ["cpu"], "processors": ["one"], "software": ["torch"]}
+        where["code"] = [{"version": str(settings["epochs"])}]
         return {"accuracy": 0.5, "epoch": settings["epochs"], "train_seconds": 1.0} | where
 
     monkeypatch.setattr(training, "_train", learn)
@@ -105,5 +106,10 @@ def test_after_small_images_the_convolutions_go_on_and_the_head_begins_anew(
     assert all(bool((large[2][f"blocks.{block}.conv.weight"] == 7).all()) for block in range(4))
     assert large[2]["head.weight"].shape == (5, 16) != small[2]["head.weight"].shape
     assert not (large[2]["head.weight"] == 7).any()
-    where = {"devices": ["cpu"], "processors": ["one"], "code": [{"version": "2"}, {"version": "3"}]}
+    where = {
+        "devices": ["cpu"],
+        "processors": ["one"],
+        "software": ["torch"],
+        "code": [{"version": "2"}, {"version": "3"}],
+    }
     assert about == {"accuracy": 0.5, "epoch": 3, "train_seconds": 2.0} | where

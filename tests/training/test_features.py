@@ -76,7 +76,15 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     def keep(extractor: torch.nn.Module, *args: Any) -> dict[str, Any]:
         for value in extractor.parameters():
             value.detach().abs_()  # so that no feature is 0 for all images
-        return {"accuracy": 0.5, "epoch": 1, "train_seconds": 0.0, "devices": [], "processors": [], "code": []}
+        return {
+            "accuracy": 0.5,
+            "epoch": 1,
+            "train_seconds": 0.0,
+            "devices": [],
+            "processors": [],
+            "software": [],
+            "code": [],
+        }
 
     monkeypatch.setattr(training, "_train", keep)
 

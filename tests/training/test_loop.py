@@ -9,6 +9,7 @@ import random
 import signal
 from contextlib import nullcontext
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from fewshot.algorithms.reptile import Reptile, minibatches
 from fewshot.backbones.identity import Identity
 from fewshot.backbones.mlp import MLP
 from fewshot.core.errors import FewshotError
+from fewshot.core.progress import print_note
 from fewshot.data.bank import Bank, concat_banks
 from fewshot.engine.engine import Engine
 from fewshot.engine.reduce import MetaGradient
@@ -491,6 +493,22 @@ def test_a_run_knows_its_devices_and_says_where_a_checkpoint_did_not(tmp_path: P
     run(maml(), replace(SETTINGS, steps=4), tmp_path)
     later = load_selected(maml(), SETTINGS, tmp_path, CPU, "last")
     assert later.devices == ("unknown", "cpu") and later.processors == ("unknown", *trained.processors)
+
+
+def test_a_run_that_goes_on_by_another_torch_or_on_other_threads_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(maml(), replace(SETTINGS, steps=2), tmp_path)
+    run(maml(), replace(SETTINGS, steps=4), tmp_path)
+    (own,) = load_selected(maml(), SETTINGS, tmp_path, CPU, "last").software
+    assert own == f"torch {version('torch')}, processes: 1, threads of each: {torch.get_num_threads()}"
+    assert not capsys.readouterr().err
+    monkeypatch.setattr("fewshot.core.environment._version", lambda package: "9.9")
+    print_note.cache_clear()
+    run(maml(), SETTINGS, tmp_path)
+    other = own.replace(version("torch"), "9.9")
+    assert load_selected(maml(), SETTINGS, tmp_path, CPU, "last").software == (own, other)
+    assert capsys.readouterr().err.startswith(f"note: trained so far by {own}; from here by {other}: ")
 
 
 def test_a_checkpoint_of_another_learner_is_refused(tmp_path: Path) -> None:
