@@ -132,12 +132,12 @@ def title(cfg: DictConfig) -> str:
 def task_fields(cfg: DictConfig, steps: int) -> dict[str, Any]:
     """Record fields of the task that a run was trained for, and of its training: `steps` outer steps so far."""
     way, shot, query = training_shape(cfg)
-    config = resolved(cfg)
+    config, train = resolved(cfg), {"steps": steps, "paper_steps": paper_steps(cfg), "engine": cfg.engine}
     return {
         "dataset": dataset_name(cfg),
         "way": cfg.way,
         "shot": cfg.shot,
-        "train": {"way": way, "shot": shot, "query": query, "steps": steps, "paper_steps": paper_steps(cfg)},
+        "train": {"way": way, "shot": shot, "query": query} | train,
         "config": training_hash(config),
         "settings": training_settings(config),
         "recipe_changes": recipe_changes(cfg),  # settings that are not as the recipe has them

@@ -105,7 +105,7 @@ def test_one_training_is_tested_by_two_protocols_and_later_by_others(call: Any) 
         (paper, {"name": "paper, episodes=4", "episodes": 4, "adaptation_steps": [1, 5, 10]}),
     ):
         assert record["protocol"] | wanted | changed == record["protocol"]
-        trained_on = {"way": 1, "shot": 10, "query": 10, "steps": 2, "paper_steps": 70_000}
+        trained_on = {"way": 1, "shot": 10, "query": 10, "steps": 2, "paper_steps": 70_000, "engine": "auto"}
         assert record["train"] == trained_on | {"fingerprint": record["train"]["fingerprint"]}
         assert record["settings"]["train.steps"] == 2 and "seed" not in record["settings"]
     assert common["config"] == paper["config"]
