@@ -1,8 +1,8 @@
 """The cells of a table: which runs share a row and a column, and which cells are best.
 
-Two rules keep a table honest. Scores are compared on the same test episodes only: these make the columns, or, in a
-layout of mixed columns, a footnote says what differs. A cell averages runs that differ in nothing but the seed. A
-published figure joins the column of its task, and of its functions where it is an error of a regression.
+Two rules keep a table honest. Scores are compared on the same test episodes and in one setting only: the episodes make
+the columns, or, in mixed columns, a footnote says what differs. A cell averages runs that differ in nothing but the
+seed. A published figure joins the column of its task, and of its functions where it is an error of a regression.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Layout:
     """Which fields make rows and columns.
 
     Besides a record's own fields there are `method`, `setting` and `task`, names that tell all runs apart, `source`,
-    `input_size` and `budget`, which joins the runs of a row. Without columns, a cell takes two columns: the score
-    and the half width of its interval. Mixed columns hold scores of a task on any test episodes.
+    `input_size` and `budget`, which joins the runs of a row. Without columns, a cell takes two: the score and the half
+    width of its interval. Mixed columns hold scores of a task on any test episodes.
     """
 
     rows: dict[str, str] = field(default_factory=lambda: {"method": "method", "setting": "setting"})  # heading: field
@@ -145,8 +145,7 @@ def build_cells(runs: list[Record], published: list[Record], layout: Layout) -> 
             _check_alike(group[0], other, fields, "fall into one cell but differ in")
         cells.append(Cell(row, column, one_per_seed(group, "{method} on {task}".format(**group[0]))))
     _check_columns(cells, layout)
-    rows, columns = {}, {}
-    reference = find_reference(cells)
+    rows, columns, reference = {}, {}, find_reference(cells)
     if layout.mixed:
         _mark_reference(cells, layout, reference)
     for cell in cells:
@@ -273,10 +272,11 @@ def find_reference(cells: Iterable[Cell]) -> tuple[str, ...]:
 def _compare(cells: list[Cell], metric: str) -> list[str]:
     """Set the p value of each cell that can be compared with the best of its column; why others cannot be.
 
-    In mixed columns only cells of the reference test are compared, see `find_reference`.
+    Inductive and transductive scores apart, though a method whose queries are independent counts in both, and trainings
+    on the validation classes apart. In mixed columns only cells of the reference test, see `find_reference`.
     """
     complaints: set[str] = set()
-    columns: dict[Hashable, list[tuple[Cell, np.ndarray]]] = defaultdict(list)
+    groups: dict[Hashable, list[tuple[Cell, np.ndarray, bool]]] = defaultdict(list)  # whether it is of that setting
     for cell in cells:
         if cell.figure is not None or not cell.reference:
             continue
@@ -288,10 +288,14 @@ def _compare(cells: list[Cell], metric: str) -> list[str]:
                 cell.unreadable = True
                 complaints.add(f"{error} (its mean stands in the table, compared with no other)")
         if len(scores) == len(cell.runs) and len(scores[0]) > 1:
-            columns[cell.column, column_of(cell.runs[0])].append((cell, np.mean(scores, axis=0)))
-    compared = [column for column in columns.values() if len(column) > 1]
-    p_values = compare_with_best([[scores for _, scores in column] for column in compared], metric == "mse")
-    for column, p_column in zip(compared, p_values, strict=True):
-        for (cell, _), p in zip(column, p_column, strict=True):
-            cell.p = p
+            run, mean = cell.runs[0], np.mean(scores, axis=0)
+            own, on_val = (run["protocol"][key] for key in ("setting", "train_on_val"))
+            for setting in ("inductive", "transductive") if run.get("queries_independent") else (own,):
+                groups[cell.column, column_of(run), on_val, setting].append((cell, mean, setting == own))
+    compared = [group for group in groups.values() if len(group) > 1 and any(own for *_, own in group)]
+    p_values = compare_with_best([[scores for _, scores, _ in group] for group in compared], metric == "mse")
+    for group, p_group in zip(compared, p_values, strict=True):
+        for (cell, _, own), p in zip(group, p_group, strict=True):
+            if own or cell.p is None:
+                cell.p = p
     return sorted(complaints)

@@ -53,7 +53,7 @@ def _test_line(cells: Sequence[Cell]) -> str:
             labels = [f"{label} ({'; '.join(held)})" if few else label for label, held in tasks.items() if label]
             parts.append((" and " if few else " or ").join(labels))
     if names == [COMMON] and metric_of(runs[0]) == "accuracy":
-        parts.append("the learner's own steps")
+        parts.append("adaptation steps as each learner sets them")
     manifests = ", ".join(dict.fromkeys(f"{run['protocol']['manifest']:.8}" for _, _, run in tests))
     data = ", ".join(dict.fromkeys(f"{run['data']['fingerprint']:.8}" for _, _, run in tests))
     return f"{', '.join(filter(None, parts))}; manifests {manifests}; data {data}"
@@ -71,10 +71,11 @@ def _reading_line(cells: Sequence[Cell], shown: Sequence[str]) -> str:
         tests = {(cell.column, column_of(cell.runs[0])) for cell in cells if cell.reference and cell.column in compared}
         if len(tests) > len(compared):  # rows name tests too
             tested_so = " among rows of the same test episodes"
+        both = len({run["protocol"]["setting"] for run in runs}) > 1
         parts.append(
-            f"bold: the best in a column{tested_so} and what cannot be told from it at 5 % (paired t test over the "
-            f"episodes{averaged}, Holm's correction over all pairs of all columns; of these trainings, not of other "
-            "seeds)"
+            f"bold: {'of each setting ' * both}the best in a column{tested_so} and what cannot be told from it at 5 % "
+            f"(paired t test over the episodes{averaged}, Holm's correction over all pairs of all columns; of these "
+            "trainings, not of other seeds)"
         )
     if any(cell.r2() is not None for cell in cells):
         parts.append("R2 is 1 - error / variance of the queries around their task's mean")
@@ -85,11 +86,21 @@ def _reading_line(cells: Sequence[Cell], shown: Sequence[str]) -> str:
     training.append(_filters(runs))
     training.append(_without_recipe(runs))
     training += dict.fromkeys(filter(None, map(_pretrained, runs)))
-    training.append(f"checkpoint: {' or '.join(sorted({str(run['protocol']['selection']) for run in runs}))}")
+    training.append(_checkpoints(runs))
     training.append(_validation_setting(runs))
     on_val = sorted({run["method"] for run in runs if run["protocol"]["train_on_val"]})
     training += [f"validation classes trained on by {'; '.join(on_val)}"] if on_val else []
     return "; ".join([*parts, f"training: {'; '.join(filter(None, training))}", f"code {_code_versions(runs)}"])
+
+
+def _checkpoints(runs: Sequence[Record]) -> str:
+    """How most checkpoints were chosen, and the methods of others."""
+    trained = [run for run in runs if run["cost"]["train_tasks"]]
+    names = _name_by_value([(str(run["protocol"]["selection"]), run) for run in trained])
+    if not names:
+        return ""
+    first, *others = sorted(names, key=lambda value: -len(names[value]))
+    return " or ".join([f"checkpoint: {first}", *(f"{value} ({', '.join(names[value])})" for value in others)])
 
 
 def _validation_setting(runs: Sequence[Record]) -> str:
@@ -104,9 +115,9 @@ def _validation_setting(runs: Sequence[Record]) -> str:
     names = _name_by_value(pairs)
     if not names:
         return ""
-    inductive = f"inductive ({', '.join(names[False])})" if len(names) > 1 else "inductive"
-    parts = ["transductive"] * (True in names) + [inductive] * (False in names)
-    return f"validation of methods whose queries share norms: {' or '.join(parts)}"
+    inductive = f"inductively ({', '.join(names[False])})" if len(names) > 1 else "inductively"
+    parts = ["transductively"] * (True in names) + [inductive] * (False in names)
+    return f"methods with batch norms are validated {' or '.join(parts)}"
 
 
 def _over_seeds(cells: Sequence[Cell]) -> str:
@@ -119,7 +130,7 @@ def _over_seeds(cells: Sequence[Cell]) -> str:
         metrics = {half: cell.metric for half, cell in zip(halves, several, strict=True) if half is not None}
         ends = [format_score(half, metrics[half]) for half in (min(metrics), max(metrics))] if metrics else ["n/a"]
         ranges.append(" to ".join(dict.fromkeys(ends)))
-    text = "; of several training seeds the wider of the mean of their intervals ({}) and the one over the seeds ({})"
+    text = "; of several seeds the wider of two, the mean of their intervals ({}) and the interval over the seeds ({})"
     return text.format(*ranges)
 
 

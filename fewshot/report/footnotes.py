@@ -32,7 +32,7 @@ Place = tuple[int, int | None]  # row, and cell of the row or None for all of it
 
 
 def footnotes(
-    rows: Sequence[Sequence[Cell]], reference: Test | None, steps_shown: bool = False
+    rows: Sequence[Sequence[Cell]], reference: Test | None, steps_shown: bool = False, budget_shown: bool = False
 ) -> tuple[dict[Place, list[int]], list[str]]:
     """The numbers of the footnotes at each row and cell, and the footnotes.
 
@@ -41,10 +41,14 @@ def footnotes(
     Args:
         reference: the test that the cells of mixed columns are held against; None where columns are not mixed.
         steps_shown: whether rows or columns say the adaptation steps of a test.
+        budget_shown: whether rows say how many of the paper's steps a training has.
     """
     places: dict[str, list[Place]] = defaultdict(list)
     for i, (row, per_shot) in enumerate(zip(rows, _per_shot(rows), strict=True)):
-        texts = [[*_cell_notes(cell, reference, per_shot, steps_shown), *_name_note(row)] for cell in row]
+        texts = [
+            [*_cell_notes(cell, reference, per_shot, steps_shown), *_short_notes(cell, budget_shown), *_name_note(row)]
+            for cell in row
+        ]
         for text in dict.fromkeys(text for cell_texts in texts for text in cell_texts):
             holders: list[Place] = [(i, j) for j, cell_texts in enumerate(texts) if text in cell_texts]
             places[text] += [(i, None)] if len(holders) == len(row) else holders
@@ -88,6 +92,14 @@ def _cell_notes(cell: Cell, reference: Test | None, per_shot: bool, steps_shown:
     return [note for note in notes if note]
 
 
+def _short_notes(cell: Cell, budget_shown: bool) -> list[str]:
+    """That a training has fewer steps than its paper's, where no column says so."""
+    if budget_shown or cell.figure is not None:
+        return []
+    steps = [(run["train"].get("steps") or 0, run["train"].get("paper_steps") or 0) for run in cell.runs]
+    return list(dict.fromkeys(f"{done:,} of the paper's {paper:,} steps" for done, paper in steps if 0 < done < paper))
+
+
 def _changed_steps(run: Record) -> str:
     """The adaptation steps of a test, where a person changed those of its protocol; else empty."""
     changed = "steps=" in run["protocol"].get("name", "") and "test step" not in run["method"]
@@ -121,7 +133,7 @@ def _training_note(run: Record) -> str:
 def _recipe_changes(run: Record) -> list[str]:
     """The settings of a run that are not as its recipe has them, each as `inner_lr=0.1`."""
     settings, train = run.get("settings") or {}, run["train"]
-    short = 0 < (train.get("steps") or 0) < (train.get("paper_steps") or 0)  # which the budget says
+    short = 0 < (train.get("steps") or 0) < (train.get("paper_steps") or 0)  # which the budget or a note says
     chosen = str(run["protocol"]["selection"]).startswith("best")  # by its validation; else no score depends on that
     changes = [
         key
@@ -179,12 +191,18 @@ def _figure_notes(run: Record, figure: dict[str, Any], reference: Test, per_shot
     if query != UNKNOWN:
         query_label = _queries(run, query, per_shot)
         parts.append("" if {query_label, format_label("{} queries", query)} & set(reference) else query_label)
-    rotated = "rotated" if "rotated_tests" in figure["caveats"] else "unrotated"
-    differs = rotated not in reference and (rotated == "rotated" or "rotated" in reference)
-    parts.append(f"{WORDS[rotated]}{' or not stated' * (rotated == 'unrotated')}" if differs else "")
+    size, sizes = f"{figure['input_size']} pixels", [part for part in reference if part.endswith(" pixels")]
+    parts.append(size if figure["input_size"] != UNKNOWN and sizes and size not in sizes else "")
+    if "rotated_tests" in figure["caveats"]:
+        parts.append("" if "rotated" in reference else WORDS["rotated"])
+    elif figure["dataset"] == "omniglot" and not {"rotated_as_classes", "protocol_from_code"} & set(figure["caveats"]):
+        unknown.append("rotations")
+    elif "rotated" in reference:
+        parts.append(f"{WORDS['unrotated']} or not stated")
     if episodes != UNKNOWN:
         label = format_label("{:,} episodes", episodes)
         parts.append("" if label in reference else label.replace("episode", "test episode"))
-    parts.append(f"{' and '.join(unknown)} not stated" if unknown else "")
+    *first, last = unknown or [""]
+    parts.append(" and ".join(filter(None, [", ".join(first), f"{last} not stated"])) if unknown else "")
     caveats = [CAVEATS[caveat] for caveat in figure["caveats"] if caveat not in SAID_ELSEWHERE]
     return [note for note in (", ".join(filter(None, parts)), *caveats) if note]

@@ -89,7 +89,7 @@ def short_task(task: Record, with_dataset: bool) -> str:
 def column_names(records: Sequence[Record], with_dataset: bool | None = None) -> dict[Column, str]:
     """The shortest name of each column that no other column has; the columns are sorted.
 
-    Columns that no words set apart have numbers.
+    Columns that no words set apart have the start of the hash of their data or of their episodes.
 
     Args:
         with_dataset: whether the dataset is in the names; by default where there are several.
@@ -105,12 +105,15 @@ def column_names(records: Sequence[Record], with_dataset: bool | None = None) ->
         rivals = [parts[other] for other in columns if tasks[other] == tasks[column]]
         differing = [part for i, part in enumerate(parts[column]) if any(other[i] != part for other in rivals)]
         names[column] = ", ".join([tasks[column], *filter(None, differing)])
-    twins = [name for name in names.values() if list(names.values()).count(name) > 1]
-    counts: dict[str, int] = defaultdict(int)
+    twins: dict[str, list[Any]] = defaultdict(list)
     for column, name in names.items():
-        if name in twins:
-            counts[name] += 1
-            names[column] = f"{name} ({counts[name]})"
+        twins[name].append(column)
+    for name, alike in twins.items():
+        hashes = [(firsts[c]["data"]["fingerprint"], firsts[c]["protocol"]["manifest"]) for c in alike]
+        forms = ("data {0:.8}", "manifest {1:.8}", "data {0:.8}, manifest {1:.8}")
+        form = next((form for form in forms if len({form.format(*each) for each in hashes}) == len(alike)), forms[-1])
+        for column, each in zip(alike, hashes, strict=True) if len(alike) > 1 else ():
+            names[column] = f"{name} ({form.format(*each)})"
     return names
 
 

@@ -69,7 +69,8 @@ def make_page(
         rows.setdefault(cell.row, []).append(cell)
     tests = [label_test(cell.runs[0]) for cell in cells if cell.reference and cell.figure is None]
     reference = next(iter(tests), ()) if layout.mixed else None
-    marks, notes = footnotes(list(rows.values()), reference, steps_shown=STEPS in (*layout.keys, *layout.cols))
+    shown = {"steps_shown": STEPS in (*layout.keys, *layout.cols), "budget_shown": "budget" in layout.rows.values()}
+    marks, notes = footnotes(list(rows.values()), reference, **shown)
     return Page(
         title=layout.title or _title(cells, layout),
         table=pd.DataFrame(_table(rows, columns, layout, marks)),

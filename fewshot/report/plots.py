@@ -33,7 +33,7 @@ from fewshot.report.labels import (
 from fewshot.report.pictures import LINES, escape_math, make_panels
 from fewshot.report.records import NUMBER, SCORES, Record, format_score, metric_of
 
-OTHERS = (("#117733", "d"), ("#332288", "8"), ("#999933", "H"), ("#44AA99", "o"), ("#661100", "s"), ("#000000", "^"))
+OTHERS = (("#117733", "d"), ("#DD77BB", "8"), ("#999933", "H"), ("#44AA99", "o"), ("#661100", "s"), ("#000000", "^"))
 METRIC_LABELS = {"accuracy": "accuracy (%)", "mse": "mean squared error"}
 BARS, METHODS = 30, 16  # bars of a panel, and methods with lines of a figure, at most
 
@@ -134,6 +134,7 @@ def plot_curves(runs: Sequence[Record]) -> list[Figure]:
         folder = folder.parents[1] if folder.parent.name == "tests" else folder  # a training has several tests
         task = {key: run[key] for key in ("dataset", "way", "shot")}
         if (folder / "metrics.jsonl").exists():
+            run = {**run, "data": {**run["data"], "fingerprint": ""}}  # no line is of the test's images
             trainings.setdefault(folder, {**run, "protocol": {**run["protocol"], **task, "name": ""}})
     names, _ = method_names(list(trainings.values()), [SETTING, STEPS])
     lines = []
@@ -218,18 +219,18 @@ def method_styles(names: Sequence[str], runs: Sequence[Record]) -> dict[str, dic
 
     Colour and marker are the algorithm's. Its methods in one picture differ by their lines, and are filled or hollow.
     """
-    variants: dict[str, int] = defaultdict(int)
+    variants: dict[tuple[str, str], int] = defaultdict(int)  # of a look, which two algorithms of one's own may share
     styles = {}
     methods = {(name, run["algorithm"]) for name, run in zip(names, runs, strict=True)}
     for method, algorithm in sorted(methods, key=lambda each: method_sort_key(*each)):
         colour, marker = _look(algorithm)
-        variant = variants[algorithm]
-        variants[algorithm] += 1
+        variant = variants[colour, marker]
+        variants[colour, marker] += 1
         styles[method] = {
             "color": colour,
             "marker": marker,
             "markersize": 8 if marker == "*" else 5,
-            "markerfacecolor": "white" if variant % 2 else colour,
+            "markerfacecolor": "white" if variant // len(LINES) % 2 else colour,
             "linestyle": LINES[variant % len(LINES)],
             "linewidth": 1.4,
         }

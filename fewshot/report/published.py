@@ -67,6 +67,7 @@ CAVEATS = {
     "multi_view": "features averaged over several crops and mirrors of an image: not those of the other LEO rows",
     "protocol_from_code": "queries, episodes and steps as in the released code, or as the paper's appendix has them",
     "rotated_tests": "test characters are rotated, which makes tasks easier, of MAML and its kin by 0.4 to 2.1 points",
+    "rotated_as_classes": "unseen alphabets; each character is four classes, one for each rotation by 90 degrees",
     "second_hand": "from later papers and summaries that cite it, not from the source itself",
     "second_hand_one_copy": "from a single later copy, not from the source itself",
     "stopped_early": "58,519 of the 70,000 iterations of the published command, run by us; no log of it is kept",

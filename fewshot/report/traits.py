@@ -141,8 +141,8 @@ def is_copy(key: str, traits: dict[str, Any]) -> bool:
 
 
 def _context(record: Record) -> tuple[Hashable, ...]:
-    """(task and setting, data, protocol) of a test: within one, two runs with other traits are two methods."""
-    task = tuple(record["protocol"][key] for key in ("dataset", "way", "shot", "view", "setting"))
+    """(task, data, protocol) of a test: within one, in any setting, two runs with other traits are two methods."""
+    task = tuple(record["protocol"][key] for key in ("dataset", "way", "shot", "view"))
     return task, record["data"]["fingerprint"], protocol_name(record)
 
 

@@ -72,7 +72,8 @@ def _one_per_training(records: Sequence[Record]) -> list[Record]:
 def _validation(run: Record) -> list[Any]:
     """What the validation tasks are, of a record that holds its settings."""
     settings = run.get("settings") or {}
-    return [settings.get(f"validation.{name}") for name in ("query", "episodes", "transductive")]
+    names = *(f"validation.{name}" for name in ("query", "episodes", "transductive")), "dataset.rotations"
+    return [settings.get(name) for name in names]
 
 
 def _mean(runs: Iterable[Record]) -> float:

@@ -123,6 +123,56 @@ def test_a_figure_of_rotated_characters_has_a_footnote_where_no_run_is_rotated_e
     assert "rotated characters" in "; ".join(page.notes[number - 1] for number in numbers)
 
 
+def test_a_figure_of_another_image_size_has_a_footnote(lab: Any) -> None:
+    images = {"dataset": "mini", "protocol__dataset": "mini", "protocol__rotations": "none"}
+    for pixels, noted in ((42, True), (84, False)):
+        data = {"fingerprint": f"{pixels}" * 32, "about": {"size": pixels}}
+        lab.write(f"{pixels}/one", **images, data=data, protocol__manifest=f"{pixels}" * 32)
+        page = lab.page("layout=mini", below=str(pixels))
+        assert f"{pixels} pixels" in dict(page.footer)["test"]
+        figures = [row["source"] for row in page.table.to_dict("records") if row["source"].text == "MAML paper"]
+        assert figures and ("84 pixels" in "; ".join(page.notes[number - 1] for number in figures[0].notes)) == noted
+
+
+@pytest.mark.parametrize(("layout", "noted"), [("comparison", True), ("mini", False)])
+def test_a_training_that_was_cut_short_says_so_in_every_table(lab: Any, layout: str, noted: bool) -> None:
+    images = {"dataset": "mini", "protocol__dataset": "mini", "protocol__rotations": "none"}
+    train = {**lab.record()["train"], "steps": 3000, "paper_steps": 60_000}
+    lab.write("short", **images, train=train, settings={"train.steps": 3000})
+    page = lab.page(f"layout={layout}")
+    assert ("3,000 of the paper's 60,000 steps" in page.notes) == noted
+    shown = [entry.text for entry in page.table.iloc[0]]
+    assert any("3k of 60k steps" in text for text in shown) != noted
+
+
+@pytest.mark.parametrize("on_val", [False, True])
+def test_each_setting_has_its_best_and_independent_queries_count_in_both(lab: Any, on_val: bool) -> None:
+    episodes = np.random.default_rng(0).uniform(0.4, 0.6, 200)
+    for name, setting, shift, both in (
+        ("a", "inductive", 0.0, False),
+        ("a", "transductive", 0.1, False),
+        ("b", "inductive", 0.02, False),
+        ("b", "transductive", 0.12, False),
+        ("c", "inductive", 0.05, True),
+    ):
+        noise = np.random.default_rng(len(name + setting)).uniform(-0.01, 0.01, 200)
+        lab.write(
+            f"{name}{setting}",
+            {"accuracy": (episodes + shift + noise).round(6)},
+            algorithm=name,
+            protocol__setting=setting,
+            protocol__train_on_val=on_val and name == "c",
+            queries_independent=both,
+        )
+    page = lab.page()
+    bold = {
+        (row["method"].text, row["setting"].text) for row in page.table.to_dict("records") if row["5-way 1-shot"].bold
+    }
+    # Where c had the validation classes too, it is no match for the others.
+    assert bold == {("b", "trans."), ("b", "ind.") if on_val else ("c", "ind.")}
+    assert "bold: of each setting the best in a column and what" in dict(page.footer)["reading"]
+
+
 def test_a_row_that_is_alone_on_its_test_is_not_said_to_lack_scores(lab: Any) -> None:
     for name, query in (("maml", 15), ("fomaml", 15), ("reptile", 5)):
         manifest = {"protocol__manifest": f"{query:02d}" * 32, "protocol__name": f"common, query={query}"}

@@ -77,7 +77,7 @@ def test_seeds_become_their_mean_with_the_wider_interval_of_seeds_and_episodes(
     over_them = "; ± is the mean of their intervals" if over_seeds == "0.00" else "; ± is over the seeds"
     assert page.notes == [f"mean of {len(accuracies)} training seeds{over_them}"]
     assert (
-        f"the wider of the mean of their intervals (0.41) and the one over the seeds ({over_seeds})"
+        f"the wider of two, the mean of their intervals (0.41) and the interval over the seeds ({over_seeds})"
         in dict(page.footer)["reading"]
     )
     assert page.table.iloc[0]["method"].notes == (1,)
@@ -243,8 +243,8 @@ def test_training_on_other_classes_or_another_task_than_usual_is_always_named(la
         ({"protocol__rotations": "none"}, "unrotated", "rotated"),
         ({"protocol__view": "crop 84"}, "crop 84", "whole images"),
         ({"data": {"fingerprint": "abad1dea" * 8, "about": {"split": "vinyals"}}}, "split vinyals", ""),
-        ({"protocol__manifest": "f" * 64}, "(1)", "(2)"),
-        ({"data": {"fingerprint": "abad1dea" * 8}}, "(1)", "(2)"),
+        ({"protocol__manifest": "f" * 64}, "(manifest 01234567)", "(manifest ffffffff)"),
+        ({"data": {"fingerprint": "abad1dea" * 8}}, "(data abad1dea)", "(data feedc0de)"),
     ],
 )
 def test_different_tests_never_share_a_column(lab: Any, changes: dict[str, Any], first: str, second: str) -> None:
@@ -270,7 +270,8 @@ def test_what_columns_share_is_said_once_and_what_they_do_not_with_their_names(l
     footer = dict(make_page([lab.record(code__commit=None, code__dirty=True), other]).footer)
     assert footer["test"] == (
         "protocol common, 600 episodes (5-way 1-shot) and 1,000 episodes (5-way 5-shot), test split, episode seed 0, "
-        "15 queries per class, rotated, the learner's own steps; manifests 01234567, fedcba98; data feedc0de"
+        "15 queries per class, rotated, adaptation steps as each learner sets them; manifests 01234567, fedcba98; "
+        "data feedc0de"
     )
     assert footer["reading"].endswith(
         "training: seed 0; network: conv4; without a recipe; checkpoint: best validation accuracy; "
@@ -288,11 +289,11 @@ def test_the_setting_of_a_validation_is_said_where_the_queries_share_norms(lab: 
             )
             for number, setting in enumerate(settings)
         ]
-        return re.findall(r"queries share norms: ([^;]+);", dict(make_page(runs).footer)["reading"])
+        return re.findall(r"methods with batch norms are validated ([^;]+);", dict(make_page(runs).footer)["reading"])
 
     assert said(None) == []
-    assert said(True, None) == ["transductive"] and said(False, None) == ["inductive"]
-    assert said(True, False) == ["transductive or inductive (a1)"]
+    assert said(True, None) == ["transductively"] and said(False, None) == ["inductively"]
+    assert said(True, False) == ["transductively or inductively (a1)"]
 
 
 def test_the_versions_that_trained_a_run_stand_beside_the_one_that_tested_it(lab: Any) -> None:
