@@ -19,7 +19,13 @@ from fewshot.experiment.rows import apply_protocols
 from fewshot.experiment.run import load_trained
 from fewshot.experiment.run_dir import TESTS, find_run, saved_config
 from fewshot.experiment.run_tests import write_tests
-from fewshot.experiment.transfer import check_disjoint_classes, train_fingerprint, with_dataset
+from fewshot.experiment.transfer import (
+    LIGHT_ON_DARK,
+    check_disjoint_classes,
+    is_mostly_light,
+    train_fingerprint,
+    with_dataset,
+)
 from fewshot.report.records import PREDICTIONS, read_record, summary
 from fewshot.tasks.sampler import Sampler
 from fewshot.training.loop import is_trainable
@@ -117,10 +123,16 @@ def _build(cfg: DictConfig, run_dir: Path, trained_cfg: DictConfig, test_cfg: Di
 
 @main_first
 def _check_classes(run: Experiment, run_dir: Path, trained_on: str, trained: Trained) -> None:
-    """Raises FewshotError where the other dataset has classes that the run was trained or selected on."""
+    """Check the other dataset; print a note where its images are light and the run knows dark ones.
+
+    Raises:
+        FewshotError: it has classes that the run was trained or selected on.
+    """
     for protocol in run.protocols:
         source = run.protocol_tasks(protocol).source
         check_disjoint_classes(run_dir, trained_on, run.cfg.dataset.name, source, trained.selection)
+        if saved_config(run_dir).dataset.reader._target_ in LIGHT_ON_DARK and is_mostly_light(source):
+            print_note("the run knows light strokes on dark, and these images are light: it will do badly on them")
 
 
 def _name_parts(cfg: DictConfig, run: Experiment, trained_cfg: DictConfig, trained: Trained) -> list[str]:

@@ -17,12 +17,11 @@ from fewshot.data.sources.images import ImageSpec
 from fewshot.data.sources.split_csv import to_nfc
 from fewshot.experiment.load import load_run
 from fewshot.experiment.run_dir import data_info_of, find_run, saved_config
+from fewshot.experiment.transfer import LIGHT_ON_DARK
 from fewshot.training.inputs import Inputs
 from fewshot.training.loop import is_trainable
 from fewshot.training.pretrained import pretrained_extractor
 from fewshot.training.trained import Trained
-
-LIGHT_ON_DARK = ("fewshot.read_omniglot", "fewshot.read_glyphs")  # readers of light strokes on a dark ground
 
 
 @dataclass(frozen=True)

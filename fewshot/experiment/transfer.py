@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fewshot.core.errors import FewshotError
+from fewshot.data.bank import Bank
 from fewshot.data.datasets.tiered_imagenet import WORDNET_ID
+from fewshot.data.sources.split_csv import to_nfc
 from fewshot.episodes import Source
 from fewshot.experiment.config import is_on_features, is_regression
 from fewshot.experiment.run_dir import EXTRACTOR, data_info_of
@@ -16,6 +19,7 @@ from fewshot.experiment.run_dir import EXTRACTOR, data_info_of
 # Datasets with the same classes, which pickles number in each split.
 OF_CIFAR100, NUMBERED = {"cifar_fs", "fc100"}, re.compile(r"(train|val|test) \d{3}")
 OF_IMAGENET = {"mini", "tiered"}  # with classes in common, which pickles of tiered name by words
+LIGHT_ON_DARK = ("fewshot.read_omniglot", "fewshot.read_glyphs")  # readers of light strokes on a dark ground
 
 
 def with_dataset(cfg: DictConfig, run: Path, dataset: DictConfig) -> DictConfig:
@@ -76,11 +80,20 @@ def check_disjoint_classes(run: Path, trained: str, name: str, bank: Source, sel
     if selection.startswith("best") or EXTRACTOR in info:
         uses["validation_classes"] = "was selected on"
     for key, use in uses.items():
-        if shared := sorted(set(bank.names) & set(info.get(key, ()))):  # older runs lack the second
+        known = set(map(to_nfc, info.get(key, ())))  # older runs lack the second
+        if shared := sorted(known.intersection(map(to_nfc, bank.names))):
             raise FewshotError(
                 f"dataset {name}: {len(shared)} of its {len(bank.names)} classes of {bank.split} are classes that the "
                 f"run {use}, such as {shared[0]}, so that this would be no test; choose another dataset or split"
             )
+
+
+def is_mostly_light(source: Source) -> bool:
+    """Whether 8-bit images are lighter than half on average, of some 256 of them, such as ink on paper."""
+    if not isinstance(source, Bank) or source.examples.dtype != torch.uint8:
+        return False
+    some = source.examples[:: max(1, len(source.examples) // 256)]
+    return float(some.float().mean()) > 255 / 2
 
 
 def train_fingerprint(run: Path, train_on_val: bool) -> str:

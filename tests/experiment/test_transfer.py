@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from fewshot.core.errors import FewshotError
+from fewshot.data.bank import Bank
 from fewshot.experiment.run_dir import DATA, EXTRACTOR
-from fewshot.experiment.transfer import check_disjoint_classes
+from fewshot.experiment.transfer import check_disjoint_classes, is_mostly_light
 
 
 def source(*names: str) -> Any:
@@ -40,6 +43,21 @@ def test_classes_of_the_training_are_found_or_the_test_is_refused(
         return
     with pytest.raises(FewshotError, match=said):
         check_disjoint_classes(tmp_path, trained, tested, source("bed", "road"), "last")
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_class_is_known_in_either_form_of_its_letters(tmp_path: Path, form: Any) -> None:
+    one, other = unicodedata.normalize(form, "Häher"), unicodedata.normalize("NFC", "Häher")
+    info = {"train": "a", "val": "c", "test": "d", "shape": [3, 32, 32], "classes": [one]}
+    (tmp_path / DATA).write_text(json.dumps(info))
+    with pytest.raises(FewshotError, match="1 of its 2 classes"):
+        check_disjoint_classes(tmp_path, "birds", "own", source(other, "road"), "last")
+
+
+def test_light_images_are_told_from_dark_ones() -> None:
+    light = torch.full((600, 1, 4, 4), 200, dtype=torch.uint8)
+    for examples, expected in ((light, True), (255 - light, False), (light.float(), False)):
+        assert is_mostly_light(Bank.from_tensors(examples, [0, 1] * 300)) == expected
 
 
 @pytest.mark.parametrize("selection", ["last", "best validation accuracy"])

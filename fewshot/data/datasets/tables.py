@@ -27,6 +27,8 @@ from fewshot.data.tables import Tables
 
 COLUMN = {"inputs": re.compile(r"x([\d_. \[-].*)?", re.I), "outputs": re.compile(r"y([\d_. \[-].*)?", re.I)}
 STANDARDIZE = ("both", "inputs", "none")
+# In a field of its own, and not in a text that has a comma.
+DECIMAL_COMMA = re.compile(rb"(?:^|;)\s*[-+]?[\d.]*\d,\d+(?:e[-+]?\d+)?\s*(?:;|$)", re.MULTILINE | re.IGNORECASE)
 OWN = "the folders' own"  # the source of a split
 RANDOM = "dataset.reader.split=random to split the files anew"
 
@@ -152,7 +154,7 @@ def _find_format(data: bytes) -> tuple[str, str]:
     header = data.partition(b"\n")[0]
     if b";" not in header or b"," in header:
         return ",", "."
-    return ";", "," if b"," in data else "."
+    return ";", "," if DECIMAL_COMMA.search(data) else "."
 
 
 def _read_csv(data: bytes, rows: int | None = None) -> Any:
@@ -189,7 +191,8 @@ def _to_numbers(column: Any, commas: bool) -> np.ndarray:
     import pandas as pd
 
     if commas and not pd.api.types.is_numeric_dtype(column):
-        column = column.mask(column.astype(str).str.contains(".", regex=False))  # 1.234 may mean 1234
+        column = column.astype(str).mask(column.astype(str).str.contains(".", regex=False))  # 1.234 may mean 1234
+        column = column.str.replace(",", ".", regex=False)  # of a column that holds something else, too
     return np.asarray(pd.to_numeric(column, errors="coerce"), np.float64)
 
 

@@ -9,7 +9,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -204,15 +204,24 @@ def _is_loop(folder: Path) -> bool:
 
 def _list_zip(root: Path) -> Files:
     with zipfile.ZipFile(root) as archive:
-        members = [member.filename for member in archive.infolist() if not member.is_dir()]
-    member_of = _plain_names(root, members)
+        members = [member for member in archive.infolist() if not member.is_dir()]
+    own_name = {_zip_name(member): member.filename for member in members}
+    member_of = _plain_names(root, list(map(_zip_name, members)))
 
     @contextmanager
     def session() -> Iterator[Callable[[str], IO[bytes]]]:
         with zipfile.ZipFile(root) as archive:
-            yield lambda name: archive.open(member_of[name])
+            yield lambda name: archive.open(own_name[member_of[name]])
 
     return Files(root, list(member_of), session)
+
+
+def _zip_name(member: zipfile.ZipInfo) -> str:
+    """The name of a member; many programs write UTF-8 without the flag that says so, which zipfile takes for cp437."""
+    with suppress(UnicodeError):
+        if not member.flag_bits & 0x800:
+            return member.filename.encode("cp437").decode("utf-8")
+    return member.filename
 
 
 def _list_tar(root: Path) -> Files:

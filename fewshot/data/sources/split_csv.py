@@ -143,9 +143,10 @@ def find_csv_files(files: Files, images: Sequence[str], given: str | Path | None
                 return {path: None}
         raise FewshotError(f"dataset.reader.csv={given}: no such file, here or below {files.root}")
     common = PurePosixPath(posixpath.commonpath(map(posixpath.dirname, images)) if images else "")
+    csv_files = {file.lower(): file for file in files.names if file.lower().endswith(".csv")}
     for folder in (*reversed(common.parents), common):
-        paths: dict[str | Path, str | None] = {str(folder / name): split for name, split in CSV_NAMES.items()}
-        paths = {path: split for path, split in paths.items() if path in files.names}
+        named = {str(folder / name).lower(): split for name, split in CSV_NAMES.items()}  # Split.csv is one too
+        paths: dict[str | Path, str | None] = {csv_files[each]: named[each] for each in named if each in csv_files}
         if sorted(map(str, paths.values())) in (["None"], sorted(SPLITS)):
             return paths
         if paths:
@@ -166,16 +167,19 @@ def match_images(files: Files, images: Sequence[str], rows: Mapping[str, Row]) -
     Raises:
         FewshotError: a name may mean several images.
     """
+    by_path: dict[str, list[str]] = {}
     by_basename: dict[str, list[str]] = {}
     for file in images:
+        by_path.setdefault(to_nfc(file), []).append(file)
         by_basename.setdefault(to_nfc(posixpath.basename(file)), []).append(file)
     file_of: dict[str, str] = {}
     ambiguous = []
     for name, row in rows.items():
         wanted = posixpath.normpath(to_nfc(_relative_to(files.root, name.replace("\\", "/"))))
-        matches = by_basename.get(posixpath.basename(wanted), [])
-        matches = [file for file in matches if f"/{to_nfc(file)}".endswith(f"/{wanted}")]
-        matches = [file for file in matches if to_nfc(file) == wanted] or matches
+        matches = by_path.get(wanted, [])
+        if not matches:  # the end of a path, among what may be an image of each class
+            alike = by_basename.get(posixpath.basename(wanted), [])
+            matches = [file for file in alike if f"/{to_nfc(file)}".endswith(f"/{wanted}")]
         if len(matches) > 1:
             ambiguous.append(f"{row.where}: {name!r:.80} may be {matches[0]} or {matches[1]}")
         elif matches:

@@ -160,6 +160,8 @@ def test_a_changed_source_gives_other_banks_and_the_same_source_the_same(root: P
     refused(root, root.parent / "none", "tr is beside test, and is none of train, val")
     (root / "tr").rename(root / "train")
     assert named(read(root, cache, name="birds")) == {"train": ["traina"], "val": ["testb"], "test": ["testa"]}
+    (root / "split.csv").rename(root / "Split.CSV")
+    assert named(read(root, cache, name="birds")) == {"train": ["traina"], "val": ["testb"], "test": ["testa"]}
 
 
 def test_an_edit_that_keeps_the_size_is_noticed_by_its_time(root: Path, cache: Path):

@@ -63,6 +63,17 @@ def test_semicolons_and_decimal_commas_are_those_of_spreadsheets(make_tables: Ma
         assert tables.fingerprint == plain[split].fingerprint
 
 
+@pytest.mark.parametrize("decimal", [".", ","])
+def test_a_comma_in_a_text_is_no_decimal_comma(make_tables: Make, decimal: str):
+    root = make_tables(TEN)
+    plain = read_tables(root)
+    for path in root.iterdir():
+        header, *rows = path.read_text().replace(",", ";").replace(".", decimal).splitlines()
+        path.write_text("\n".join([f"{header};weather", *(f"{row};rain, wind" for row in rows)]))
+    for split, tables in read_tables(root).items():
+        assert tables.fingerprint == plain[split].fingerprint
+
+
 def test_columns_have_mean_0_and_deviation_1_over_the_training_rows(make_tables: Make):
     root = make_tables(TEN, scale=300)
     raw, inputs, both = (read_tables(root, standardize=kind) for kind in ("none", "inputs", "both"))
@@ -137,6 +148,7 @@ def test_a_changed_value_is_another_fingerprint_and_other_splits_stay(make_table
         ("", "bad.csv: not a CSV file (No columns"),
         ("x1,x2,y\n1,2,3,4\n", "bad.csv: not a CSV file (Length of header"),
         ("x1;x2;y\n1;2;1.234,5\n", "row 1, column y: 1.234,5 is no number in a file with decimal commas"),
+        ("x1;x2;y\n1,5;2;2,5\n0,5;1;bad\n", "row 2, column y: bad is no number in a file with decimal commas"),
         ("x1;x2;y\n1,5;2;1\n0,5;1;1.234\n", "row 2, column y: 1.234 is no number in a file with decimal commas"),
         ("x1,x2, x2,y\n1,2,3,4\n", "bad.csv: two columns have the name x2"),
         ("x1,x2,y,y\n1,2,3,4\n", "bad.csv: two columns have the name y"),

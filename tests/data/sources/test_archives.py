@@ -86,6 +86,17 @@ def test_names_with_a_dot_or_backslashes_before_are_as_plain_as_any(tmp_path: Pa
         assert file.read() == b"b1"
 
 
+def test_names_in_utf8_without_the_flag_of_a_zip_are_read_right(tmp_path: Path):
+    plain, path = packed(tmp_path, "zip", {"set/Grünfink/1.png": b"g"}), tmp_path / "unflagged.zip"
+    data = bytearray(plain.read_bytes())
+    for signature, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(signature) + place + 1] &= ~0x08  # bit 11 of the flags
+    path.write_bytes(data)
+    with zipfile.ZipFile(path) as archive:
+        assert "Grünfink" not in archive.namelist()[0]
+    assert contents(open_files(path)) == {"set/Grünfink/1.png": b"g"}
+
+
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 @pytest.mark.parametrize("name", ["/etc/passwd", "../x.png", "set/../../x.png", "C:\\x.png", "..\\x.png"])
 def test_a_member_that_leads_out_of_the_archive_is_refused(tmp_path: Path, kind: str, name: str):
