@@ -791,7 +791,8 @@ def _interrupt() -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(call: Any) -> None:
-    done = call("train", "run_dir=run", "train.outer_lr=1e30", *QUICK)
+    words = [word for word in QUICK if word != "train.outer_optimizer=adam"]
+    done = call("train", "run_dir=run", "train.outer_optimizer=sgd", "train.outer_lr=1e30", *words)
     assert done.code == 1
     assert done.err.startswith("error: step 2: the loss or its gradient is not finite")
     assert not Path("run/tests").exists()
