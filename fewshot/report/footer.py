@@ -72,10 +72,13 @@ def _reading_line(cells: Sequence[Cell], shown: Sequence[str]) -> str:
         if len(tests) > len(compared):  # rows name tests too
             tested_so = " among rows of the same test episodes"
         both = len({run["protocol"]["setting"] for run in runs}) > 1
+        counts = "; a method without batch norms counts in both" if both else ""
+        if len({run["protocol"]["train_on_val"] for run in runs}) > 1:
+            counts += "; trainings on the validation classes by themselves"
         parts.append(
             f"bold: {'of each setting ' * both}the best in a column{tested_so} and what cannot be told from it at 5 % "
-            f"(paired t test over the episodes{averaged}, Holm's correction over all pairs of all columns; of these "
-            "trainings, not of other seeds)"
+            f"(paired t test over the episodes{averaged}, Holm's correction over all pairs that are compared; of these "
+            f"trainings, not of other seeds{counts})"
         )
     if any(cell.r2() is not None for cell in cells):
         parts.append("R2 is 1 - error / variance of the queries around their task's mean")
@@ -117,7 +120,7 @@ def _validation_setting(runs: Sequence[Record]) -> str:
         return ""
     inductive = f"inductively ({', '.join(names[False])})" if len(names) > 1 else "inductively"
     parts = ["transductively"] * (True in names) + [inductive] * (False in names)
-    return f"methods with batch norms are validated {' or '.join(parts)}"
+    return f"chosen by the validation, methods with batch norms were validated {' or '.join(parts)}"
 
 
 def _over_seeds(cells: Sequence[Cell]) -> str:

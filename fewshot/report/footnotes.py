@@ -197,7 +197,7 @@ def _figure_notes(run: Record, figure: dict[str, Any], reference: Test, per_shot
         parts.append("" if "rotated" in reference else WORDS["rotated"])
     elif figure["dataset"] == "omniglot" and not {"rotated_as_classes", "protocol_from_code"} & set(figure["caveats"]):
         unknown.append("rotations")
-    elif "rotated" in reference:
+    elif "rotated" in reference and "rotated_as_classes" not in figure["caveats"]:
         parts.append(f"{WORDS['unrotated']} or not stated")
     if episodes != UNKNOWN:
         label = format_label("{:,} episodes", episodes)

@@ -41,7 +41,7 @@ COLUMN = {
     "protocol.episode_seed": "episode seed {}",
     "protocol.rotations": "rotations {}",
     "protocol.view": "{}",
-    "protocol.manifest": "",  # hashes: never in a name
+    "protocol.manifest": "",  # hashes: in a name only where no word tells two columns apart
     "data.fingerprint": "",
 }
 PARTS = slice(3, 9)  # of COLUMN, in a name where columns of one task differ in it

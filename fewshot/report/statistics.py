@@ -83,15 +83,20 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def compare_with_best(columns: Sequence[Sequence[np.ndarray]], lower_is_better: bool = False) -> list[list[float]]:
     """The corrected p value of each method against the best mean of its column; 1 for the best itself.
 
+    A pair of methods whose scores are the same two arrays in several columns is one comparison.
+
     Args:
         columns: for each column of a table the scores [episodes] of its methods, on the same episodes in one order.
     """
-    pairs = [(i, *pair) for i, methods in enumerate(columns) for pair in combinations(range(len(methods)), 2)]
-    raw = [paired_p(columns[i][one], columns[i][other]) for i, one, other in pairs]
-    corrected = dict(zip(pairs, holm(raw), strict=True))
+
+    def key(one: np.ndarray, other: np.ndarray) -> tuple[int, ...]:
+        return tuple(sorted((id(one), id(other))))
+
+    pairs = {key(*pair): pair for methods in columns for pair in combinations(methods, 2)}
+    corrected = dict(zip(pairs, holm([paired_p(*pair) for pair in pairs.values()]), strict=True))
     p_values = []
-    for i, methods in enumerate(columns):
+    for methods in columns:
         means = [float(scores.mean()) for scores in methods]
-        best = int(np.argmin(means) if lower_is_better else np.argmax(means))
-        p_values.append([corrected.get((i, min(j, best), max(j, best)), 1.0) for j in range(len(methods))])
+        best = methods[int(np.argmin(means) if lower_is_better else np.argmax(means))]
+        p_values.append([1.0 if scores is best else corrected[key(scores, best)] for scores in methods])
     return p_values

@@ -289,7 +289,7 @@ def test_the_setting_of_a_validation_is_said_where_the_queries_share_norms(lab: 
             )
             for number, setting in enumerate(settings)
         ]
-        return re.findall(r"methods with batch norms are validated ([^;]+);", dict(make_page(runs).footer)["reading"])
+        return re.findall(r"methods with batch norms were validated ([^;]+);", dict(make_page(runs).footer)["reading"])
 
     assert said(None) == []
     assert said(True, None) == ["transductively"] and said(False, None) == ["inductively"]
