@@ -26,7 +26,7 @@ class FewshotError(Exception):
     The tools print it on stderr without a traceback and exit with a code other than 0.
 
     Attributes:
-        everywhere: whether every process of torchrun fails by it: with the same error, or since rank 0 has.
+        everywhere: whether all processes of torchrun fail, each with this error or because rank 0 did.
     """
 
     everywhere = False

@@ -35,7 +35,7 @@ from fewshot.training.folder import claim_folder, describe_tasks, describe_train
 from fewshot.training.inputs import Inputs, inputs_of
 from fewshot.training.loop import is_trainable_on, run_training
 from fewshot.training.selected import checkpoints, load_selected
-from fewshot.training.settings import TrainSettings
+from fewshot.training.settings import TrainSettings, check_new_rate
 from fewshot.training.trained import Trained
 
 
@@ -107,6 +107,8 @@ def train(
     train_settings = make_settings(
         learner, tasks, chosen | {"steps": steps, "validate_every": validate_every}, settings
     )
+    if folder is None or not checkpoints(expand_path(folder))[0].exists():
+        check_new_rate(train_settings.outer_optimizer, train_settings.outer_lr)
     torch_device, engine = pick_device(device), _engine(engine, steps)
     if torch_device.type == "cuda":
         release_memory()  # of a training before, or the data may not fit

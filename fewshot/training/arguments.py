@@ -15,7 +15,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.data.bank import Bank
 from fewshot.engine.evaluate import SETTINGS, check_queries
 from fewshot.episodes import Tasks
-from fewshot.training.settings import TrainSettings, check_new_rate, check_train_settings
+from fewshot.training.settings import TrainSettings, check_train_settings
 from fewshot.training.trained import Trained
 
 DEFAULTS = TrainSettings(
@@ -128,5 +128,4 @@ def make_settings(
     settings = replace(DEFAULTS, **{**own, **further, **{n: v for n, v in chosen.items() if v is not None}})
     settings = replace(settings, **{name: plain_number(value) for name, value in vars(settings).items()})
     check_train_settings(settings)
-    check_new_rate(settings.outer_optimizer, settings.outer_lr)
     return settings

@@ -84,7 +84,7 @@ def train_extractor(
 
     Returns:
         The extractor with the weights of the selected epoch, and {accuracy, epoch, train_seconds, devices, processors,
-        code}: the last three as `Trained` has them.
+        software, code}: the last four as `Trained` has them.
 
     Raises:
         FewshotError: images that cannot be augmented so, a loss that is not finite, or a damaged checkpoint.
@@ -135,7 +135,7 @@ def _train(
     """Train to the last epoch, from the last one on disk. `extractor` ends with the weights of the best epoch.
 
     Returns:
-        {accuracy, epoch} of the best epoch, and of all epochs train_seconds, devices, processors and code.
+        {accuracy, epoch} of the best epoch, and of all epochs train_seconds, devices, processors, software and code.
     """
     bank, device = images["train"], next(extractor.parameters()).device
     augmented = replace(transform, augment=settings["augment"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch
 from fewshot.core import device as module
 from fewshot.core.device import count_cores, fits_on_device, peak_memory_bytes, pick_device
 from fewshot.core.errors import FewshotError
+from fewshot.core.progress import print_note
 
 
 @pytest.mark.parametrize("name", ["meta", "mps", "cuda:77", "gpu"])
@@ -52,3 +55,24 @@ def test_a_system_that_counts_no_peak_is_asked_otherwise(tmp_path: Path, monkeyp
     (tmp_path / "status").write_text("VmSize: 7 kB\nVmRSS: 5 kB\n")
     monkeypatch.setattr(module, "_STATUS", tmp_path / "status")
     assert peak_memory_bytes(torch.device("cpu")) > 1e7
+
+
+def test_processes_share_the_gpus_that_there_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def zeros(size: int, device: str) -> Any:
+        return SimpleNamespace(device=torch.device(device))
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch, "zeros", zeros)
+    print_note.cache_clear()
+    chosen = []
+    for rank in range(4):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+        chosen.append(str(pick_device("cuda")))
+    assert chosen == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert capsys.readouterr().err == "note: 4 processes share 2 GPUs, which is seldom faster\n"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert (str(pick_device("cuda")), str(pick_device("cuda:1")), str(pick_device("cpu"))) == ("cuda", "cuda:1", "cpu")

@@ -91,7 +91,7 @@ def read_folder(
     cache, place = expand_path(cache), expand_path(str(root))
     with list_faults(cache / f"{name}-faults.txt"):
         files = open_files(place)
-        listed = csv is not None or any(posixpath.basename(name) in split_csv.CSV_NAMES for name in files.names)
+        listed = csv is not None or any(map(split_csv.is_list, files.names))
         files = leave_out_cache(files, cache, listed)
         images = find_images(files)
         cut = _split_at_random if classes is None else _split_images_at_random
@@ -108,7 +108,8 @@ def read_folder(
         request = json.dumps([metadata, on_overlap, splits, states], sort_keys=True)
         folder = cache / f"{name}-{hashlib.sha256(request.encode()).hexdigest()[:12]}"
         if overwrite or not (folder / "bank.json").exists():
-            skipped = describe_skipped(set(files.names) - set(images) - set(split_csv.CSV_NAMES) - {str(csv)})
+            lists = {name for name in files.names if "/" not in name and split_csv.is_list(name)}
+            skipped = describe_skipped(set(files.names) - set(images) - lists - {str(csv)})
             left_out, notes = metadata["images_left_out"], metadata.get("notes", [])
             if left_out and not notes:
                 place = "class folder" if "folders" in metadata["layout"] else "list of the split"

@@ -27,8 +27,8 @@ from fewshot.data.tables import Tables
 
 COLUMN = {"inputs": re.compile(r"x([\d_. \[-].*)?", re.I), "outputs": re.compile(r"y([\d_. \[-].*)?", re.I)}
 STANDARDIZE = ("both", "inputs", "none")
-# In a field of its own, and not in a text that has a comma.
-DECIMAL_COMMA = re.compile(rb"(?:^|;)\s*[-+]?[\d.]*\d,\d+(?:e[-+]?\d+)?\s*(?:;|$)", re.MULTILINE | re.IGNORECASE)
+# A whole field, such as 1,5 or "1,5"; a text may have commas too.
+DECIMAL_COMMA = re.compile(rb'(?:^|;)\s*"?[-+]?[\d.]*\d,\d+(?:e[-+]?\d+)?"?\s*(?:;|$)', re.MULTILINE | re.IGNORECASE)
 OWN = "the folders' own"  # the source of a split
 RANDOM = "dataset.reader.split=random to split the files anew"
 
@@ -154,7 +154,7 @@ def _find_format(data: bytes) -> tuple[str, str]:
     header = data.partition(b"\n")[0]
     if b";" not in header or b"," in header:
         return ",", "."
-    return ";", "," if DECIMAL_COMMA.search(data) else "."
+    return ";", "," if b"," in data and DECIMAL_COMMA.search(data) else "."
 
 
 def _read_csv(data: bytes, rows: int | None = None) -> Any:

@@ -143,10 +143,11 @@ def find_csv_files(files: Files, images: Sequence[str], given: str | Path | None
                 return {path: None}
         raise FewshotError(f"dataset.reader.csv={given}: no such file, here or below {files.root}")
     common = PurePosixPath(posixpath.commonpath(map(posixpath.dirname, images)) if images else "")
-    csv_files = {file.lower(): file for file in files.names if file.lower().endswith(".csv")}
+    lists = [PurePosixPath(file) for file in files.names if is_list(file)]
     for folder in (*reversed(common.parents), common):
-        named = {str(folder / name).lower(): split for name, split in CSV_NAMES.items()}  # Split.csv is one too
-        paths: dict[str | Path, str | None] = {csv_files[each]: named[each] for each in named if each in csv_files}
+        own = {path.name: str(path) for path in lists if path.parent == folder}
+        paths: dict[str | Path, str | None] = {own[name]: split for name, split in CSV_NAMES.items() if name in own}
+        paths = paths or dict.fromkeys(own.values())
         if sorted(map(str, paths.values())) in (["None"], sorted(SPLITS)):
             return paths
         if paths:
@@ -156,6 +157,12 @@ def find_csv_files(files: Files, images: Sequence[str], given: str | Path | None
                 "test.csv, or name one by dataset.reader.csv=<path>, or set dataset.reader.split=folders"
             )
     return {}
+
+
+def is_list(file: str) -> bool:
+    """Whether a file has the name of a list: one of CSV_NAMES, or split.csv in other letters, such as Split.csv."""
+    name = posixpath.basename(file)
+    return name in CSV_NAMES or name.lower() == "split.csv"
 
 
 def match_images(files: Files, images: Sequence[str], rows: Mapping[str, Row]) -> dict[str, str]:
@@ -177,7 +184,7 @@ def match_images(files: Files, images: Sequence[str], rows: Mapping[str, Row]) -
     for name, row in rows.items():
         wanted = posixpath.normpath(to_nfc(_relative_to(files.root, name.replace("\\", "/"))))
         matches = by_path.get(wanted, [])
-        if not matches:  # the end of a path, among what may be an image of each class
+        if not matches:  # it may be the end of a path
             alike = by_basename.get(posixpath.basename(wanted), [])
             matches = [file for file in alike if f"/{to_nfc(file)}".endswith(f"/{wanted}")]
         if len(matches) > 1:

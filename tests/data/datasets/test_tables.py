@@ -63,12 +63,14 @@ def test_semicolons_and_decimal_commas_are_those_of_spreadsheets(make_tables: Ma
         assert tables.fingerprint == plain[split].fingerprint
 
 
+@pytest.mark.parametrize("quote", ["", '"'])
 @pytest.mark.parametrize("decimal", [".", ","])
-def test_a_comma_in_a_text_is_no_decimal_comma(make_tables: Make, decimal: str):
+def test_a_comma_in_a_text_is_no_decimal_comma(make_tables: Make, decimal: str, quote: str):
     root = make_tables(TEN)
     plain = read_tables(root)
     for path in root.iterdir():
-        header, *rows = path.read_text().replace(",", ";").replace(".", decimal).splitlines()
+        text = path.read_text().replace(",", f"{quote};{quote}").replace(".", decimal)
+        header, *rows = (f"{quote}{line}{quote}" for line in text.splitlines())
         path.write_text("\n".join([f"{header};weather", *(f"{row};rain, wind" for row in rows)]))
     for split, tables in read_tables(root).items():
         assert tables.fingerprint == plain[split].fingerprint
