@@ -209,7 +209,9 @@ def recipe_changes(cfg: DictConfig) -> list[str]:
     if cfg.recipe in recipe_names():
         settings = _usual_values(cfg) | _fitting(recipe_settings(cfg.recipe, cfg), cfg)
     else:
-        usual, there = _values_in("algorithm", cfg.algorithm.name), key_names(cfg)
+        usual, there = dict(_values_in("algorithm", cfg.algorithm.name)), key_names(cfg)
+        if not recipe_settings(DEFAULT_RECIPE, cfg, alone=True):  # what `recipe=auto` sets where it finds no recipe
+            usual |= _fitting(recipe_settings(DEFAULT_RECIPE, cfg), cfg)
         settings = {key: usual[key] for key in usual if key.startswith(LEARNER) and key in there}
     settings = {key: value for key, value in settings.items() if key not in WITHOUT_EFFECT}
     with_values, with_references = cfg.copy(), cfg.copy()  # such as ${.inner_steps}, which follow what the person set

@@ -86,7 +86,7 @@ def _check_launched(group: str, choice: str) -> None:
 
 @contextmanager
 def own_outputs(cfg: DictConfig) -> Iterator[None]:
-    """Around a run of a sweep that writes files: they become those of this run if it ends well.
+    """A context for a run of a sweep that writes files: if it ends well, no later run may write them.
 
     Raises:
         FewshotError: an earlier run of the sweep, in this process, has written one of them.

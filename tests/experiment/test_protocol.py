@@ -94,6 +94,17 @@ def test_a_paper_that_has_no_test_of_a_task_lends_no_name_to_a_persons_own(call:
     assert read_test("runs")["protocol"]["name"].startswith("paper, split=test, query=2, episodes=3")
 
 
+def test_a_test_on_validation_tasks_that_were_others_once_is_made_again(call: Any) -> None:
+    few = ("protocol=common", "protocol.common.episodes=3", "protocol.common.steps=1")
+    words = (*SINES, *few, "protocol.common.split=val")
+    assert call("train", *words).code == 0
+    (path,) = Path("run").rglob("record.json")
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"protocol": record["protocol"] | {"manifest": "0" * 64}}))
+    assert call("train", *words).code == 0
+    assert json.loads(path.read_text())["protocol"]["manifest"] == record["protocol"]["manifest"]
+
+
 def test_one_training_is_tested_by_two_protocols_and_later_by_others(call: Any) -> None:
     few = ("protocol.common.episodes=3", "protocol.common.steps=1", "protocol.paper.episodes=4")
     assert call("train", *SINES, *few).code == 0

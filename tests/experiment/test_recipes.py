@@ -501,6 +501,15 @@ def test_of_two_backbones_of_one_name_the_nearest_is_the_usual_one(words: tuple[
     assert recipes.recipe_changes(cfg) == []
 
 
+def test_what_is_set_without_a_recipe_is_no_change() -> None:
+    words = ("algorithm=meta_sgd", "features=none", "backbone=conv4", "dataset=mini")
+    cfg = composed(*words)
+    assert cfg.recipe is None and cfg.algorithm.learner.inner_lr == 0.1 and recipes.recipe_changes(cfg) == []
+    assert recipes.recipe_changes(composed(*words, "algorithm.learner.inner_lr=50")) == ["algorithm.learner.inner_lr"]
+    usual = composed("algorithm=maml", "dataset=glyphs", "recipe=none")
+    assert usual.algorithm.learner.inner_lr == 0.1 and recipes.recipe_changes(usual) == []
+
+
 @pytest.mark.parametrize("changed", ["first_order=true", "adapted=head", "inner_steps=3"])
 def test_a_learner_that_is_not_as_its_file_is_known_without_a_recipe_too(changed: str) -> None:
     usual = composed("algorithm=maml", "dataset=cub", "recipe=none")
