@@ -19,7 +19,7 @@ from fewshot.core.checks import check_choice
 from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.paths import expand_path
 from fewshot.data.bank import SPLITS
-from fewshot.data.sources.archives import DAMAGED, Files, open_files
+from fewshot.data.sources.archives import DAMAGED, Files, open_files, read_whole
 from fewshot.data.sources.faults import raise_faults
 from fewshot.data.sources.layouts import SPLIT_WORDS
 from fewshot.data.sources.random_split import check_shares, split_at_random
@@ -72,14 +72,16 @@ def read_tables(
     splits, source = _find_splits(files, csv_files, split, shares, seed)
     columns, left_out = _find_columns(files, splits["train"][0], {"inputs": inputs, "outputs": outputs})
     tables, faults, owner, shared = {}, [], {}, []
-    for part, names in splits.items():
-        for file in names:
+    part_of = {file: part for part, names in splits.items() for file in names}
+    with files.session() as open_name:  # one for all: a tar is unpacked from its beginning
+        for file in (name for name in files.names if name in part_of):
             try:
-                data = next(files.read([file]))
+                data = read_whole(open_name, file)
                 tables[file] = _parse(data, columns)
             except DAMAGED as error:
                 faults.append(f"{files.describe(file)}: {one_line(error)}")
                 continue
+            part = part_of[file]
             first = owner.setdefault(hashlib.sha256(data).digest(), (file, part))
             if first[1] != part:
                 shared.append(f"{files.describe(file)} ({part}) is the same as {files.describe(first[0])} ({first[1]})")

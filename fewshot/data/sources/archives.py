@@ -63,11 +63,7 @@ class Files:
         """
         with self.session() as open_name:
             for name in names:
-                with open_name(name) as file:
-                    data = file.read(MAX_BYTES + 1)
-                if len(data) > MAX_BYTES:
-                    raise ValueError(f"more than {MAX_BYTES:,} bytes, too many for one file")
-                yield data
+                yield read_whole(open_name, name)
 
     def newest_change(self, names: Sequence[str]) -> float:
         """Time of the latest change of these files, or of the archive, in seconds since 1970; 0 for no files."""
@@ -78,6 +74,15 @@ class Files:
         """The name of a file for messages, on one line: "<folder>/<name>" or "<archive>: <name>"."""
         printable = "".join(letter if letter.isprintable() else "?" for letter in name)
         return printable if name.startswith("/") else f"{self.root}{'/' if self.root.is_dir() else ': '}{printable}"
+
+
+def read_whole(open_name: Callable[[str], IO[bytes]], name: str) -> bytes:
+    """The content of one file of a session. Raises one of `DAMAGED`, as `Files.read`."""
+    with open_name(name) as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES:,} bytes, too many for one file")
+    return data
 
 
 def open_files(root: Path) -> Files:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tarfile
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import torch
 
 from fewshot.core.errors import FewshotError
 from fewshot.data.datasets.tables import _read_csv, read_tables
+
+from ..made_sources import as_archive
 
 Make = Callable[..., Path]
 
@@ -74,6 +78,22 @@ def test_a_comma_in_a_text_is_no_decimal_comma(make_tables: Make, decimal: str, 
         path.write_text("\n".join([f"{header};weather", *(f"{row};rain, wind" for row in rows)]))
     for split, tables in read_tables(root).items():
         assert tables.fingerprint == plain[split].fingerprint
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_an_archive_is_read_once_and_not_once_for_each_table(
+    make_tables: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    root = make_tables(TEN)
+    archive = as_archive(tmp_path / f"tables.{kind}", {path.name: path.read_bytes() for path in root.iterdir()})
+    opened, (module, name) = [], (zipfile, "ZipFile") if kind == "zip" else (tarfile, "open")
+    whole = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda path: opened.append(path) or whole(path))
+    found, plain = read_tables(archive), read_tables(root)
+    assert {split: each.fingerprint for split, each in found.items()} == {
+        split: each.fingerprint for split, each in plain.items()
+    }
+    assert len(opened) == 3  # to list the files, to see the columns, and to read them all
 
 
 def test_columns_have_mean_0_and_deviation_1_over_the_training_rows(make_tables: Make):
@@ -197,5 +217,5 @@ def test_a_header_without_x_or_y_is_named(make_tables: Make):
 def test_a_file_in_two_splits_is_refused(make_tables: Make):
     root = make_tables({"train/1.csv": 5, "val/2.csv": 5, "test/3.csv": 5})
     (root / "test/4.csv").write_bytes((root / "train/1.csv").read_bytes())
-    with pytest.raises(FewshotError, match=r"test/4.csv \(test\) is the same as .*train/1.csv \(train\); remove one"):
+    with pytest.raises(FewshotError, match=r"train/1.csv \(train\) is the same as .*test/4.csv \(test\); remove one"):
         read_tables(root)
