@@ -29,7 +29,9 @@ class FewshotError(Exception):
         everywhere: whether all processes of torchrun fail, each with this error or because rank 0 did.
     """
 
-    everywhere = False
+    def __init__(self, message: str = "", *, everywhere: bool = False) -> None:
+        super().__init__(message)
+        self.everywhere = everywhere
 
 
 class TaskSizeError(FewshotError):

@@ -235,9 +235,8 @@ def _run(
                 if diverged := int((~np.isfinite(scores)).sum()):
                     problem = f"{name} is not finite in {diverged} of {episodes} test episodes"
                     if count == test.steps[0]:
-                        error = FewshotError(f"{problem}; {explain_nan(learner)}")
-                        error.everywhere = True  # each process has all scores
-                        raise error
+                        # Each process has all scores.
+                        raise FewshotError(f"{problem}; {explain_nan(learner)}", everywhere=True)
                     if is_main():
                         print(f"warning: {problem}; left out of the record", file=sys.stderr)
                     result.diverged[str(count)] = diverged

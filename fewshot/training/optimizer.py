@@ -61,12 +61,11 @@ class NonFiniteGuard:
         """
         if (first := int(self._first)) >= 0:
             kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
-            error = FewshotError(
+            raise FewshotError(
                 f"step {first + 1}: the loss or its gradient is not finite; lower train.outer_lr or "
-                f"the rate of the inner loop, if there is one, or set train.clip; {kept}"
+                f"the rate of the inner loop, if there is one, or set train.clip; {kept}",
+                everywhere=True,  # the processes share loss and gradient
             )
-            error.everywhere = True  # the processes share loss and gradient
-            raise error
         return int(self._guarded)
 
 
