@@ -39,8 +39,8 @@ def pick_device(name: str | None) -> torch.device:
 
     if name in (None, "auto"):
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE") or 1), torch.cuda.device_count()
-    if name == "cuda" and 0 < gpus < processes:
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    if name == "cuda" and 0 < (gpus := torch.cuda.device_count()) < processes:
         print_note(f"{processes} processes share {gpus} GPU{'s' * (gpus > 1)}, which is seldom faster")
         name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % gpus}"
     try:

@@ -92,12 +92,13 @@ def note_machine(notes: dict[str, Any], device: torch.device, begun: bool) -> No
     software = f"torch {_version('torch')}, processes: {world()[1]}"
     if device.type == "cpu":  # elsewhere they change no digit
         software += f", threads of each: {torch.get_num_threads()}"
+    last = notes.get("software", ["unknown"])[-1]
+    if last not in (software, "unknown"):
+        print_note(f"trained so far by {last}; from here by {software}: equal up to rounding, not bit for bit")
+        notes["software"] = [each for each in notes["software"] if each != software]  # now the last again
     for name, own in zip(NOTES, (device_name(device), processor, software, code()), strict=True):
         before = notes.get(name, ["unknown"] if begun and name != "code" else [])
-        if name == "software" and before and before[-1] not in (own, "unknown"):
-            print_note(f"trained so far by {before[-1]}; from here by {own}: equal up to rounding, not bit for bit")
-        known = before[-1:] if name == "software" else before  # whose last one is compared with the next
-        notes[name] = before if own in known else [*before, own]
+        notes[name] = before if own in before else [*before, own]
 
 
 def _processor() -> str:
