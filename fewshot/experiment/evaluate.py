@@ -47,7 +47,7 @@ def evaluate(cfg: DictConfig) -> None:
     tests = Path(cfg.out) if cfg.out else run_dir / TESTS
     trained = load_trained(run, run_dir, cfg.checkpoint)
     if cfg.dataset is not None:
-        _check_classes(run, run_dir, trained_cfg.dataset.name, trained)
+        _check_classes(run, run_dir, trained_cfg, trained)
     parts = _name_parts(cfg, run, trained_cfg, trained)
     data = None if cfg.dataset is None else train_fingerprint(run_dir, trained_cfg.train.train_on_val)
     before = {path: path.stat().st_mtime_ns for path in tests.glob("*/record.json")}
@@ -122,16 +122,17 @@ def _build(cfg: DictConfig, run_dir: Path, trained_cfg: DictConfig, test_cfg: Di
 
 
 @main_first
-def _check_classes(run: Experiment, run_dir: Path, trained_on: str, trained: Trained) -> None:
+def _check_classes(run: Experiment, run_dir: Path, trained_cfg: DictConfig, trained: Trained) -> None:
     """Check the other dataset; print a note where its images are light and the run knows dark ones.
 
     Raises:
         FewshotError: it has classes that the run was trained or selected on.
     """
+    learned = trained_cfg.dataset
     for protocol in run.protocols:
         source = run.protocol_tasks(protocol).source
-        check_disjoint_classes(run_dir, trained_on, run.cfg.dataset.name, source, trained.selection)
-        if saved_config(run_dir).dataset.reader._target_ in LIGHT_ON_DARK and is_mostly_light(source):
+        check_disjoint_classes(run_dir, learned.name, run.cfg.dataset.name, source, trained.selection)
+        if learned.reader._target_ in LIGHT_ON_DARK and is_mostly_light(source):
             print_note("the run knows light strokes on dark, and these images are light: it will do badly on them")
 
 
