@@ -225,14 +225,13 @@ def _check_columns(cells: list[Cell], layout: Layout) -> None:
     problem = "would share a column but their tests differ in"
     named = {*layout.keys, *layout.cols}
     free = not layout.mixed and "task" not in named
-    unnamed = [name for name in ONE_KIND if free and name not in named]
-    view = ["protocol.view"] if free and "protocol.view" not in named else []
+    unnamed, view = ([name for name in names if free and name not in named] for names in (ONE_KIND, ("protocol.view",)))
     firsts: dict[Hashable, Record] = {}
     for cell in sorted(cells, key=lambda cell: cell.figure is not None):  # published figures after the runs
         run, key = cell.runs[0], _column_and_task(cell, layout)
         if cell.figure is None:
-            dataset = cell.column, run["protocol"]["dataset"]
-            for place, fields in ((key, same), (cell.column, unnamed), (dataset, view)):
+            of_dataset = cell.column, run["protocol"]["dataset"]
+            for place, fields in ((key, same), (cell.column, unnamed), (of_dataset, view)):
                 _check_alike(firsts.setdefault(place, run), run, fields, problem)
         elif key in firsts:
             _check_alike(firsts[key], run, of_task, problem, "task")
@@ -270,10 +269,10 @@ def find_reference(cells: Iterable[Cell]) -> tuple[str, ...]:
 
 
 def _compare(cells: list[Cell], metric: str) -> list[str]:
-    """Set the p value of each cell that can be compared with the best of its column; why others cannot be.
+    """Set the p value of each cell against the best of its column and setting; why others cannot be compared.
 
-    Inductive and transductive scores apart, though a method whose queries are independent counts in both, and trainings
-    on the validation classes apart. In mixed columns only cells of the reference test, see `find_reference`.
+    A method whose queries are independent counts in both settings. Trainings on the validation classes are compared
+    with one another. In mixed columns only cells of the reference test are compared, see `find_reference`.
     """
     complaints: set[str] = set()
     groups: dict[Hashable, list[tuple[Cell, np.ndarray, bool]]] = defaultdict(list)  # whether it is of that setting
@@ -288,10 +287,10 @@ def _compare(cells: list[Cell], metric: str) -> list[str]:
                 cell.unreadable = True
                 complaints.add(f"{error} (its mean stands in the table, compared with no other)")
         if len(scores) == len(cell.runs) and len(scores[0]) > 1:
-            run, mean = cell.runs[0], np.mean(scores, axis=0)
-            own, on_val = (run["protocol"][key] for key in ("setting", "train_on_val"))
+            run, mean, own = cell.runs[0], np.mean(scores, axis=0), cell.runs[0]["protocol"]["setting"]
             for setting in ("inductive", "transductive") if run.get("queries_independent") else (own,):
-                groups[cell.column, column_of(run), on_val, setting].append((cell, mean, setting == own))
+                key = cell.column, column_of(run), run["protocol"]["train_on_val"], setting
+                groups[key].append((cell, mean, setting == own))
     compared = [group for group in groups.values() if len(group) > 1 and any(own for *_, own in group)]
     p_values = compare_with_best([[scores for _, scores, _ in group] for group in compared], metric == "mse")
     for group, p_group in zip(compared, p_values, strict=True):

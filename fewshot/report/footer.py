@@ -108,19 +108,15 @@ def _checkpoints(runs: Sequence[Record]) -> str:
 
 def _validation_setting(runs: Sequence[Record]) -> str:
     """In which setting the validation chose checkpoints where queries share norms; empty where no record says so."""
-    pairs: list[tuple[Hashable, Record]] = [
-        ((run.get("settings") or {})["validation.transductive"], run)
-        for run in runs
-        if not run.get("queries_independent", True)
-        and str(run["protocol"]["selection"]).startswith("best")
-        and "validation.transductive" in (run.get("settings") or {})
-    ]
-    names = _name_by_value(pairs)
+    chosen = [run for run in runs if str(run["protocol"]["selection"]).startswith("best")]
+    settings = [(run.get("settings") or {}, run) for run in chosen if not run.get("queries_independent", True)]
+    key = "validation.transductive"
+    names = _name_by_value([(own[key], run) for own, run in settings if key in own])
     if not names:
         return ""
-    inductive = f"inductively ({', '.join(names[False])})" if len(names) > 1 else "inductively"
-    parts = ["transductively"] * (True in names) + [inductive] * (False in names)
-    return f"chosen by the validation, methods with batch norms were validated {' or '.join(parts)}"
+    inductive = f"inductive ({', '.join(names[False])})" if len(names) > 1 else "inductive"
+    parts = ["transductive"] * (True in names) + [inductive] * (False in names)
+    return f"that validation: {' or '.join(parts)} for methods with batch norms"
 
 
 def _over_seeds(cells: Sequence[Cell]) -> str:

@@ -202,7 +202,7 @@ def _figure_notes(run: Record, figure: dict[str, Any], reference: Test, per_shot
     if episodes != UNKNOWN:
         label = format_label("{:,} episodes", episodes)
         parts.append("" if label in reference else label.replace("episode", "test episode"))
-    *first, last = unknown or [""]
-    parts.append(" and ".join(filter(None, [", ".join(first), f"{last} not stated"])) if unknown else "")
+    if unknown:
+        parts.append(" and ".join(filter(None, [", ".join(unknown[:-1]), f"{unknown[-1]} not stated"])))
     caveats = [CAVEATS[caveat] for caveat in figure["caveats"] if caveat not in SAID_ELSEWHERE]
     return [note for note in (", ".join(filter(None, parts)), *caveats) if note]

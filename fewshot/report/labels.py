@@ -109,10 +109,12 @@ def column_names(records: Sequence[Record], with_dataset: bool | None = None) ->
     for column, name in names.items():
         twins[name].append(column)
     for name, alike in twins.items():
+        if len(alike) == 1:
+            continue
         hashes = [(firsts[c]["data"]["fingerprint"], firsts[c]["protocol"]["manifest"]) for c in alike]
         forms = ("data {0:.8}", "manifest {1:.8}", "data {0:.8}, manifest {1:.8}")
         form = next((form for form in forms if len({form.format(*each) for each in hashes}) == len(alike)), forms[-1])
-        for column, each in zip(alike, hashes, strict=True) if len(alike) > 1 else ():
+        for column, each in zip(alike, hashes, strict=True):
             names[column] = f"{name} ({form.format(*each)})"
     return names
 

@@ -289,11 +289,13 @@ def test_the_setting_of_a_validation_is_said_where_the_queries_share_norms(lab: 
             )
             for number, setting in enumerate(settings)
         ]
-        return re.findall(r"methods with batch norms were validated ([^;]+);", dict(make_page(runs).footer)["reading"])
+        return re.findall(
+            r"that validation: ([^;]+) for methods with batch norms;", dict(make_page(runs).footer)["reading"]
+        )
 
     assert said(None) == []
-    assert said(True, None) == ["transductively"] and said(False, None) == ["inductively"]
-    assert said(True, False) == ["transductively or inductively (a1)"]
+    assert said(True, None) == ["transductive"] and said(False, None) == ["inductive"]
+    assert said(True, False) == ["transductive or inductive (a1)"]
 
 
 def test_the_versions_that_trained_a_run_stand_beside_the_one_that_tested_it(lab: Any) -> None:
