@@ -56,9 +56,8 @@ def compare_vmap(learner: Any, episodes: Episodes) -> str:
             if out_of_memory(error):
                 continue
             return f"torch.func.vmap cannot batch this network ({error_reason(error)})"
-        tolerance = TOLERANCE[dtype]
-        if dtype == torch.float32 and not hasattr(learner, "outer_loss"):
-            tolerance = OF_INNER_ADAM
+        rounds = dtype == torch.float32 and not hasattr(learner, "outer_loss")
+        tolerance = OF_INNER_ADAM if rounds else TOLERANCE[dtype]
         for ours, theirs in zip(results, expected, strict=True):
             if not (ours - theirs).norm() <= tolerance * theirs.norm() + 1e-12:
                 return "torch.func.vmap gives other results for this network than single tasks do"

@@ -71,8 +71,8 @@ def complete(cfg: DictConfig, overrides: Iterable[str]) -> str:
 
 def _test_steps_line(cfg: DictConfig, overrides: list[str]) -> str:
     """A line where the command line sets MAML's inner steps alone, and those of the test are others."""
-    steps = {name: OmegaConf.select(cfg, f"algorithm.learner.{name}") for name in ("inner_steps", "test_steps")}
-    named = [name for name in steps if any(f"algorithm.learner.{name}=" in override for override in overrides)]
+    steps = {name: OmegaConf.select(cfg, f"{LEARNER}{name}") for name in ("inner_steps", "test_steps")}
+    named = [name for name in steps if any(f"{LEARNER}{name}=" in override for override in overrides)]
     if named != ["inner_steps"] or "adapted" not in cfg.algorithm.learner or len(set(steps.values())) == 1:
         return ""
     return (

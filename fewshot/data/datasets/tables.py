@@ -193,8 +193,9 @@ def _to_numbers(column: Any, commas: bool) -> np.ndarray:
     import pandas as pd
 
     if commas and not pd.api.types.is_numeric_dtype(column):
-        column = column.astype(str).mask(column.astype(str).str.contains(".", regex=False))  # 1.234 may mean 1234
-        column = column.str.replace(",", ".", regex=False)  # of a column that holds something else, too
+        texts = column.astype(str)
+        texts = texts.mask(texts.str.contains(".", regex=False))  # 1.234 may mean 1234
+        column = texts.str.replace(",", ".", regex=False)
     return np.asarray(pd.to_numeric(column, errors="coerce"), np.float64)
 
 
