@@ -121,11 +121,9 @@ def test_second_derivatives_that_differ_from_finite_differences_are_noted(
 
 
 def test_a_network_that_does_not_run_in_float64_is_noted(make_learner: Make, make_episodes: Make):
-    float32 = Own(lambda n, x: plain(n, x.float()))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "get_default_dtype", lambda: torch.float32)
-        episodes, learner = make_episodes(1).to(torch.float32), make_learner("maml", float32.float())
-        assert "are not checked, since it does not run in float64" in check_training(learner, episodes)
+    float32 = Own(lambda n, x: plain(n, x.float())).float()
+    learner, episodes = make_learner("maml", float32), make_episodes(1).to(torch.float32)
+    assert "are not checked, since it does not run in float64" in check_training(learner, episodes)
 
 
 def test_a_kink_beside_the_parameters_at_hand_is_no_wrong_second_derivative():
