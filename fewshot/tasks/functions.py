@@ -54,6 +54,9 @@ class Functions:
     """One split of a distribution over functions: a random family, uniform parameters, uniform x, and y with noise.
 
     All splits have the same distribution and different tasks, since a split's name is part of the tasks' stream.
+
+    Raises:
+        FewshotError: no family, or an unknown family or parameter.
     """
 
     families: Mapping[str, Mapping[str, Range]]  # family to parameter to [low, high]
@@ -65,6 +68,9 @@ class Functions:
     shape = (1,)  # of one x
     outputs = ("y",)
     names: tuple[str, ...] = ()  # there are no classes
+
+    def __post_init__(self) -> None:
+        check_families(self.families)
 
     @property
     def fingerprint(self) -> str:
@@ -107,9 +113,10 @@ class Functions:
 
         family = randint(bits(_FAMILY, 1)[:, 0], len(self.families))
         unused = iter(bits(_PARAMETERS, sum(map(len, self.families.values()))).unbind(1))
+        # In this order, whatever the mapping's: `fingerprint` does not depend on it either.
         parameters = {
-            name: tuple(_uniform(limits, next(unused)[:, None]) for limits in ranges.values())
-            for name, ranges in self.families.items()
+            name: tuple(_uniform(self.families[name][of], next(unused)[:, None]) for of in FAMILIES[name][0])
+            for name in sorted(self.families)
         }
         x = _uniform(self.x, bits(_X, count))
         y = _values(family, parameters, x)
@@ -128,6 +135,18 @@ def _uniform(limits: Range, bits: torch.Tensor) -> torch.Tensor:
     return low + (high - low) * uniform(bits)
 
 
+def check_families(families: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises FewshotError where there is no family, or where a family or a parameter is not one of FAMILIES."""
+    key = "dataset.reader.families"
+    if not isinstance(families, Mapping) or not families:
+        raise FewshotError(f"{key}={families}: give at least one of {', '.join(FAMILIES)} its ranges")
+    for family, ranges in families.items():
+        if family not in FAMILIES:
+            raise FewshotError(f"{key}.{family}: no such family; there are {', '.join(FAMILIES)}")
+        if not isinstance(ranges, Mapping) or set(ranges) != set(FAMILIES[family][0]):
+            raise FewshotError(f"{key}.{family}: its parameters are {' and '.join(FAMILIES[family][0])}")
+
+
 def read_functions(
     families: Mapping[str, Mapping[str, Sequence[float]]], x: Sequence[float], noise: float
 ) -> dict[str, Functions]:
@@ -143,18 +162,13 @@ def read_functions(
         FewshotError: an unknown family or parameter, a range that is none, or a noise below 0.
     """
     key = "dataset.reader"
-    if not isinstance(families, Mapping) or all(ranges is None for ranges in families.values()):
-        raise FewshotError(f"{key}.families={families}: give at least one of {', '.join(FAMILIES)} its ranges")
-    checked: dict[str, dict[str, Range]] = {}
-    for family in sorted(families):
-        if family not in FAMILIES:
-            raise FewshotError(f"{key}.families.{family}: no such family; there are {', '.join(FAMILIES)}")
-        parameters, ranges = FAMILIES[family][0], families[family]
-        if ranges is None:
-            continue
-        if not isinstance(ranges, Mapping) or set(ranges) != set(parameters):
-            raise FewshotError(f"{key}.families.{family}: its parameters are {' and '.join(parameters)}")
-        checked[family] = {name: _range(f"{key}.families.{family}.{name}", ranges[name]) for name in parameters}
+    if isinstance(families, Mapping):
+        families = {name: ranges for name, ranges in families.items() if ranges is not None}
+    check_families(families)
+    checked: dict[str, dict[str, Range]] = {
+        family: {of: _range(f"{key}.families.{family}.{of}", families[family][of]) for of in FAMILIES[family][0]}
+        for family in sorted(families)
+    }
     check_number(f"{key}.noise", noise, float, 0)
     limits = _range(f"{key}.x", x)
     return {split: Functions(checked, limits, float(noise), split) for split in ("train", "val", "test")}

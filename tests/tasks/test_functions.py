@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from fewshot.core.errors import FewshotError
-from fewshot.tasks.functions import read_functions
+from fewshot.tasks.functions import Functions, read_functions
 
 SINE = {"amplitude": [0.1, 5.0], "phase": [0.0, 3.0]}
 LINE = {"slope": [-3, 3], "intercept": [-1, 1]}
@@ -29,6 +30,21 @@ def test_the_order_in_which_things_are_named_makes_no_difference():
     one = read_functions({"sine": SINE, "line": LINE}, [-5, 5], 0)["test"]
     other = read_functions({"line": LINE, "sine": dict(reversed(SINE.items()))}, [-5, 5], 0)["test"]
     assert one == other and one.fingerprint == other.fingerprint
+
+
+def test_the_order_of_the_mappings_makes_no_difference_to_the_draws():
+    families = {"line": {"slope": (1, 1), "intercept": (0, 0)}, "sine": {"amplitude": (5, 5), "phase": (0, 0)}}
+    turned = {name: dict(reversed(ranges.items())) for name, ranges in reversed(families.items())}
+    drawn = [Functions(each, (-5, 5), 0.0, "test").draw(torch.arange(20), 4) for each in (families, turned)]
+    assert torch.equal(drawn[0].y, drawn[1].y)
+    x, is_sine = drawn[0].x[..., 0], drawn[0].family[:, None] == 1
+    torch.testing.assert_close(drawn[0].y, torch.where(is_sine, 5 * x.sin(), x))
+
+
+@pytest.mark.parametrize("families", [{}, {"cosine": SINE}, {"sine": {"amplitude": (0, 1)}}])
+def test_functions_of_python_have_known_families_and_parameters(families: Any):
+    with pytest.raises(FewshotError, match=r"dataset.reader.families"):
+        Functions(families, (-5, 5), 0.0, "test")
 
 
 @pytest.mark.parametrize(
