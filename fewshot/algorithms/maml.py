@@ -95,8 +95,9 @@ class MAML(Learner):
         self.outer_reduction = check_choice("algorithm.learner.outer_loss", outer_loss, REDUCTIONS)
         self.adapted = adapted_names(backbone, adapted)
         self.notes = () if adapted == "all" else (f"the inner loop adapts {', '.join(self.adapted)}",)
-        head = [v for n, v in backbone.named_parameters() if n.startswith(head_prefix(backbone))]
-        if adapted == "body" and not any(value.any() for value in head):
+        own = head_prefix(backbone)
+        head = {name: value for name, value in backbone.named_parameters() if own and name.startswith(own)}
+        if head and not head.keys() & set(self.adapted) and not any(value.any() for value in head.values()):
             self.notes += (
                 "the head starts at zero and the inner loop does not move it, so the body learns little; let it start "
                 "at other values (backbone.network.head_init=uniform)",

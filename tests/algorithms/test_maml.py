@@ -296,9 +296,12 @@ def test_a_head_whose_weight_the_body_has_too_is_adapted_with_the_trained_weight
 
 @pytest.mark.parametrize("kind", [MAML, MAMLPlusPlus])
 @pytest.mark.parametrize("adapt_norm", [True, False])
+@pytest.mark.parametrize("adapted", ["body", ["blocks.*"]])
 @pytest.mark.parametrize(("start", "said"), [("zeros", True), ("uniform", False)])
-def test_a_body_behind_a_head_of_zeros_is_told(kind: type[MAML], adapt_norm: bool, start: str, said: bool):
-    notes = kind(Conv4((1, 8, 8), WAY, filters=2, head_init=start, adapt_norm=adapt_norm), adapted="body").notes
+def test_a_body_behind_a_head_of_zeros_is_told(
+    kind: type[MAML], adapt_norm: bool, adapted: Any, start: str, said: bool
+):
+    notes = kind(Conv4((1, 8, 8), WAY, filters=2, head_init=start, adapt_norm=adapt_norm), adapted=adapted).notes
     assert notes[0].startswith("the inner loop adapts ") and len(set(notes)) == len(notes)
     assert any("the head starts at zero" in note for note in notes) == said
 
