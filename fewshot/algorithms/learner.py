@@ -49,7 +49,7 @@ class Learner(Protocol):
       recorded step its compilation, so change them a few times in a training, and not at every step;
     - `scalars(params) -> dict[str, float]`: values for the log, such as the mean of a learned rate;
     - `gradient_evaluations: int`: gradients that one training task costs, the outer one included; inner ones of a head
-      alone, on features that are computed once, do not count, and of LEO those through the decoder do;
+      alone, on features that are computed once, do not count, but those of LEO's two inner loops do;
     - `adaptation_steps: str`: the text that the record shows in place of `test_steps`;
     - `outer_settings: Mapping[str, Any]`: what `fewshot.train` takes for this learner where the caller does not say
       otherwise: `meta_batch`, `outer_lr`, `outer_optimizer`, and what its `**settings` may name;

@@ -9,7 +9,8 @@ Differences from the paper, as the original program has them:
 4. Dropout also acts on what the classifier sees, with fresh masks in every inner step and on the queries.
 
 Differences from the original program:
-5. Random draws come from the episode's key. Dropout rates are rounded to multiples of 1/65536.
+5. Random draws come from the episode's key, and those of a code share their bits with the encoder's first dropout
+   mask. Dropout rates are rounded to multiples of 1/65536.
 6. The relation network is rewritten by linearity: its first layer acts on each half of a pair, its last on the mean
    over partners and shots. Inner gradients are written out. Both give the same numbers.
 7. Validation takes the same episodes each time; the original draws new ones.
@@ -31,7 +32,7 @@ from torch import nn
 from fewshot.algorithms.learner import Tensors, check_settings, score
 from fewshot.algorithms.leo_common import KeyedNoise, LEOSteps, kl_estimate, orthogonality, rate_scalars
 from fewshot.backbones.identity import Identity
-from fewshot.core.checks import check_bool, check_choice
+from fewshot.core.checks import check_bool, check_choice, check_rate
 from fewshot.core.errors import FewshotError
 from fewshot.episodes import Episodes
 
@@ -65,7 +66,7 @@ class LEO(LEOSteps):
         deterministic: means in place of samples in meta-training (another ablation).
 
     Raises:
-        FewshotError: another backbone, one class only, or a setting out of range.
+        FewshotError: another backbone, one class only, a setting out of range, or a random prior without draws.
     """
 
     outer_settings = MappingProxyType(
@@ -96,11 +97,10 @@ class LEO(LEOSteps):
             )
         check_settings(int, 1, latent=latent)
         check_settings(int, 0, latent_steps=latent_steps, finetune_steps=finetune_steps)
-        check_settings(float, 0, dropout=dropout, kl_weight=kl_weight, encoder_penalty_weight=encoder_penalty_weight)
+        check_rate("algorithm.learner.dropout", dropout)
+        check_settings(float, 0, kl_weight=kl_weight, encoder_penalty_weight=encoder_penalty_weight)
         check_settings(float, 0, l2_weight=l2_weight, orthogonality_weight=orthogonality_weight)
         check_settings(float, 0, latent_lr=latent_lr, finetune_lr=finetune_lr)
-        if dropout >= 1:
-            raise FewshotError(f"algorithm.learner.dropout={dropout}: must be below 1")
         self.backbone = backbone
         self.dim, self.latent = prod(backbone.shape), latent
         self.latent_steps, self.test_steps = latent_steps, finetune_steps
@@ -109,6 +109,10 @@ class LEO(LEOSteps):
         self.l2_weight, self.orthogonality_weight = l2_weight, orthogonality_weight
         self.random_prior = check_choice("algorithm.learner.prior", prior, ("encoder", "random")) == "random"
         check_bool("algorithm.learner.deterministic", deterministic)
+        if self.random_prior and deterministic:
+            raise FewshotError(
+                "algorithm.learner.deterministic=true: prior=random draws its codes; choose one of the two"
+            )
         self.deterministic = deterministic
         self.initial = {
             "encoder": _glorot(self.dim, latent),

@@ -16,7 +16,7 @@ from torch import nn
 from torch._C._functorch import is_functorch_wrapped_tensor  # torch has no public name for this question
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fewshot.core.checks import check_choice
+from fewshot.core.checks import check_choice, check_number
 from fewshot.core.errors import FewshotError
 
 
@@ -130,9 +130,10 @@ def make_norm(kind: str, channels: int, *, scale: bool, eps: float) -> nn.Module
         eps: added to the variance.
 
     Raises:
-        FewshotError: an unknown kind.
+        FewshotError: an unknown kind, or an `eps` below 0.
     """
     check_choice("backbone.network.norm", kind, ("batch", "running", "none"))
+    check_number("backbone.network.norm_eps", eps, float, 0)
     if kind == "none":
         return nn.Identity()
     return (BatchStatNorm if kind == "batch" else RunningNorm)(channels, scale=scale, eps=eps)

@@ -18,6 +18,7 @@ from torch import nn
 
 from fewshot.backbones.norm import make_norm
 from fewshot.backbones.parts import check_image, initialise_convolutions, initialise_head
+from fewshot.core.checks import check_rate
 from fewshot.core.errors import FewshotError
 
 SLOPE = 0.1  # of every LeakyReLU, below zero
@@ -97,9 +98,8 @@ class ResNet12(nn.Module):
         check_image("resnet12", shape, least=16)
         if not isinstance(widths, Sequence) or len(widths) != 4 or not all(type(w) is int and w > 0 for w in widths):
             raise FewshotError(f"backbone.network.widths={widths}: give the channels of four blocks")
-        if not 0 <= drop_rate < 1:
-            raise FewshotError(f"backbone.network.drop_rate={drop_rate}: must be at least 0 and below 1")
-        if drop_block < 1 or drop_block % 2 == 0:
+        check_rate("backbone.network.drop_rate", drop_rate)
+        if not isinstance(drop_block, int) or drop_block < 1 or drop_block % 2 == 0:
             raise FewshotError(f"backbone.network.drop_block={drop_block}: must be odd and at least 1")
         self.adapt_norm = adapt_norm
         new_norm = partial(make_norm, norm, scale=norm_scale, eps=norm_eps)

@@ -21,7 +21,7 @@ from torch import nn
 
 from fewshot.backbones.norm import make_norm
 from fewshot.backbones.parts import check_image, initialise_convolutions, initialise_head
-from fewshot.core.checks import check_number
+from fewshot.core.checks import check_number, check_rate
 from fewshot.core.errors import FewshotError
 
 
@@ -82,11 +82,10 @@ class WRN(nn.Module):
     ) -> None:
         super().__init__()
         check_image("wrn28_10", shape, least=1)
-        if depth < 10 or depth % 6 != 4:
+        if not isinstance(depth, int) or depth < 10 or depth % 6 != 4:
             raise FewshotError(f"backbone.network.depth={depth}: must be 4 and a multiple of 6, such as 10, 16 or 28")
         check_number("backbone.network.widen", widen, int, 1)
-        if not 0 <= dropout < 1:
-            raise FewshotError(f"backbone.network.dropout={dropout}: must be at least 0 and below 1")
+        check_rate("backbone.network.dropout", dropout)
         self.adapt_norm = adapt_norm
         new_norm = partial(make_norm, norm, scale=norm_scale, eps=norm_eps)
         channels = 16

@@ -23,6 +23,12 @@ def check_number(name: str, value: object, kind: type, least: float) -> Any:
     return number
 
 
+def check_rate(name: str, value: Any) -> None:
+    """Raises FewshotError if a rate of dropout is no number from 0 to below 1."""
+    if not isinstance(plain_number(value), int | float) or not 0 <= value < 1:
+        raise FewshotError(f"{name}={_shown(value)}: must be at least 0 and below 1")
+
+
 def check_seed(name: str, value: object) -> int:
     """The seed as Python's own int. Raises FewshotError if it is no whole number of 64 bits with a sign."""
     number = plain_number(value)

@@ -1,4 +1,4 @@
-"""From a learner and fixed episodes to one score per episode, and from scores to an interval."""
+"""From a learner and fixed episodes to one score per episode."""
 
 from __future__ import annotations
 

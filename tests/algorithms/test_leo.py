@@ -310,7 +310,8 @@ def test_the_log_has_mean_and_spread_of_the_learned_rates(make_learner: Make):
         ({"latent_lr": -1.0}, "latent_lr=-1.0: must be a number >= 0"),
         ({"finetune_lr": "0.001"}, "finetune_lr='0.001': must be a number >= 0"),
         ({"kl_weight": -1.0}, "kl_weight=-1.0: must be a number >= 0"),
-        ({"dropout": 1.0}, "dropout=1.0: must be below 1"),
+        ({"dropout": 1.0}, "dropout=1.0: must be at least 0 and below 1"),
+        ({"prior": "random", "deterministic": True}, "deterministic=true: prior=random draws its codes"),
         ({"prior": "uniform"}, "prior=uniform: choose one of encoder, random"),
     ],
 )

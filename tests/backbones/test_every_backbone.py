@@ -37,11 +37,15 @@ every = pytest.mark.parametrize("name", SMALL)
 every_norm = pytest.mark.parametrize("norm", ["batch", "running", "none"])
 
 
+@pytest.mark.parametrize("network", [fs.Conv4, fs.ResNet12, fs.WRN, fs.MLP, fs.Identity])
+@pytest.mark.parametrize("shape", [84, (3, 8.5, 8), ("3", 84, 84)])
+def test_a_shape_that_is_none_is_one_line(network: Any, shape: Any) -> None:
+    with pytest.raises(FewshotError, match=r"^backbone: shape=.* is no shape of an example; give a tuple such as"):
+        network(shape, 5)
+
+
 @pytest.mark.parametrize("network", [fs.Conv4, fs.ResNet12, fs.WRN, fs.MLP])
-def test_a_shape_that_is_none_and_sizes_that_are_no_whole_numbers_are_one_line(network: Any) -> None:
-    for shape in (84, (3, 8.5, 8), ("3", 84, 84)):
-        with pytest.raises(FewshotError, match=r"^backbone: shape=.* is no shape of an example; give a tuple such as"):
-            network(shape, 5)
+def test_sizes_that_are_no_whole_numbers_are_one_line(network: Any) -> None:
     options = {fs.Conv4: {"filters": 4.5}, fs.ResNet12: {"widths": [4, 5.5, 6, 7]}, fs.WRN: {"widen": 2.5}}
     with pytest.raises(FewshotError, match=r"^backbone\.network\.(filters|widths|widen)=.*: (must be|give)"):
         network((3, 84, 84), 5, **options.get(network, {"widths": 64}))
@@ -245,6 +249,7 @@ HEADS = "head_init=ones: choose one of xavier, kaiming, normal, truncated_normal
     [
         *((name, None, {"norm": "layer"}, "norm=layer: choose one of batch, running, none") for name in SMALL),
         *((name, None, {"head_init": "ones"}, HEADS) for name in SMALL),
+        *((name, None, {"norm_eps": -0.01}, "norm_eps=-0.01: must be a number >= 0") for name in SMALL),
         *((name, (64,), {}, IMAGE) for name in SMALL),
         *(
             (name, (1, least, least - 1), {}, f"at least {least}x{least} pixels; {least}x{least - 1} is too small")
@@ -256,8 +261,10 @@ HEADS = "head_init=ones: choose one of xavier, kaiming, normal, truncated_normal
         ("resnet12", None, {"widths": [4, 5, 6, 0]}, "give the channels of four blocks"),
         ("resnet12", None, {"drop_rate": 1}, "drop_rate=1: must be at least 0 and below 1"),
         ("resnet12", None, {"drop_rate": -0.1}, "drop_rate=-0.1: must be"),
+        ("resnet12", None, {"drop_rate": "a"}, "drop_rate=a: must be"),
         ("resnet12", None, {"drop_block": 4}, "drop_block=4: must be odd"),
         ("wrn28_10", None, {"depth": 4}, "depth=4: must be 4 and a multiple of 6"),
+        ("wrn28_10", None, {"depth": "a"}, "depth=a: must be 4 and a multiple of 6"),
         ("wrn28_10", None, {"depth": 27}, "depth=27: must be 4 and a multiple of 6"),
         ("wrn28_10", None, {"widen": 0}, "widen=0: must be a whole number >= 1"),
         ("wrn28_10", None, {"dropout": 1}, "dropout=1: must be at least 0 and below 1"),

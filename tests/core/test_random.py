@@ -147,6 +147,10 @@ def test_coins_fall_at_their_rate_in_every_lane(rate: float):
         assert float(torch.corrcoef(thrown).fill_diagonal_(0).abs().max()) < 0.025
 
 
+def test_the_highest_rate_below_one_drops_nearly_all():
+    assert bernoulli(KEYS[0], (1000,), 0.999999).all()
+
+
 def test_draws_are_the_same_under_vmap():
     together = torch.func.vmap(lambda key: (normal(key, (5,)), bernoulli(key, (7,), 0.4)))(KEYS[:3])
     for i in range(3):
