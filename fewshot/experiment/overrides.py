@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from contextlib import suppress
 from functools import cache, partial
 from itertools import product
@@ -65,6 +66,9 @@ def check_overrides(overrides: list[Override], config: str, hydra: Hydra, sweep:
                 check_plugin(override.key_or_group, line.split("=")[-1], sweep)
     _check_sizes(overrides, config, hydra)
     lines = [_lines(override) for override in overrides]
+    for override, options in zip(overrides, lines, strict=True):
+        if override.key_or_group != "protocol" and _is_group(override, hydra):
+            _check_one_option(options)
     first = [options[0] for options in lines]
     cfg = _composed(hydra, config, first, overrides)
     always = key_names(typed_settings(config)) if config in TOOLS else []
@@ -93,6 +97,14 @@ def check_overrides(overrides: list[Override], config: str, hydra: Hydra, sweep:
     for override in overrides:
         if not override.is_delete() and not override.is_sweep_override() and override.package is None:
             _check_value(override, cfg)
+
+
+def _check_one_option(lines: list[str]) -> None:
+    """Refuse a list of options of one group, which Hydra would merge into one that bears the last one's name."""
+    for line in lines:
+        key, _, value = line.partition("=")
+        if re.match(r"\[.*,", value):
+            raise FewshotError(f"{line}: takes one; several are a sweep: -m {key}={value.strip('[]')}")
 
 
 def _check_sizes(overrides: list[Override], config: str, hydra: Hydra) -> None:
@@ -222,7 +234,10 @@ def _reason(error: Exception, override: Override, line: str, before: DictConfig,
     """The message for an override that cannot be composed onto the configuration `before`."""
     key, value = override.key_or_group, line.partition("=")[2]
     if isinstance(error, MissingConfigException):
-        missing, options = str(error.missing_cfg_file or ""), list(error.options or [])
+        missing = str(error.missing_cfg_file or "")
+        options = error.options or hydra.config_loader.get_group_options(key, ObjectType.CONFIG)  # none of a list
+        if value.startswith("["):
+            value = missing.rpartition("/")[2]
         if missing.startswith("features/") and key != "features":
             if _is_of_regression(missing.removeprefix("features/"), hydra):
                 learners = "maml, fomaml, reptile and leo_regression"

@@ -6,12 +6,16 @@ import re
 import shlex
 
 from hydra._internal.hydra import Hydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from fewshot.core.errors import FewshotError, one_line
+from fewshot.experiment.config import NULLABLE
 from fewshot.experiment.paths import literal
+
+LISTS = ("protocol", "rows", "cols")  # keys that take one value or several, beside those of `NULLABLE["list"]`
 
 TYPOGRAPHIC_QUOTES = "\u2018\u2019\u201c\u201d"  # which text programs write
 
@@ -46,11 +50,18 @@ def parse_overrides(words: list[str], hydra: Hydra, sweep: bool) -> list[Overrid
         if not override.key_or_group:
             raise FewshotError(f"{word}: has no key; write key=value")
         if override.is_sweep_override() and not sweep:
-            raise FewshotError(
-                f"{word}: several values are a sweep; add -m, or give one; as one text it is typed {typed(key, value)}"
-            )
+            raise FewshotError(f"{word}: {_instead_of_a_sweep(key, value, hydra)}")
         overrides.append(override)
     return overrides
+
+
+def _instead_of_a_sweep(key: str, value: str, hydra: Hydra) -> str:
+    """What to write in place of several values without -m."""
+    if key in LISTS or key.rpartition(".")[2] in NULLABLE["list"]:
+        return f"several are a list: {key}=[{value}]"
+    remedy = "several values are a sweep; add -m, or give one"
+    is_group = hydra.config_loader.get_group_options(key, ObjectType.CONFIG)
+    return remedy if is_group else f"{remedy}; as one text it is typed {typed(key, value)}"
 
 
 def _badly_quoted(words: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,29 @@ def test_every_path_is_text(key: str) -> None:
     with pytest.raises(FewshotError, match="typed") as refused:
         checked("dataset=folder", f"{key}=1e3")
     assert value_of(shlex.split(str(refused.value).split(" typed ")[1])[0]) == "1e3"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["algorithm=[simple_shot,nearest_mean]"],
+            "takes one; several are a sweep: -m algorithm=simple_shot,nearest_m",
+        ),
+        (["-m", "dataset=glyphs,[mini,omniglot]"], "takes one; several are a sweep: -m dataset=mini,omniglot"),
+        (["protocol=[common,papr]"], "no such option, did you mean paper?"),
+        (["protocol=common,paper"], "protocol=common,paper: several are a list: protocol=[common,paper]"),
+        (["sweeps=a,b"], "sweeps=a,b: several are a list: sweeps=[a,b]"),
+        (["algorithm=maml,fomaml"], "several values are a sweep; add -m, or give one$"),
+    ],
+)
+def test_several_options_are_a_list_of_protocols_and_else_a_sweep(words: list[str], said: str) -> None:
+    with pytest.raises(FewshotError, match=re.escape(said).replace(r"\$", "$")):
+        checked(*words)
+
+
+def test_one_option_may_stand_in_brackets() -> None:
+    assert checked("algorithm=[maml]", "protocol=[common,paper]")
 
 
 def test_a_comma_is_a_sweep_or_quoted(call: Any) -> None:
