@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from fewshot.core.errors import FewshotError
-from fewshot.core.files import check_no_folder
+from fewshot.core.files import check_output
 from fewshot.experiment.cli import main
 from fewshot.experiment.config import resolved
 
@@ -33,7 +33,7 @@ def prepare(cfg: DictConfig) -> None:
             raise FewshotError(f"source={cfg.source}: no such file or folder; name one that is there")
         reader.root = cfg.source
     if cfg.sheet is not None:
-        check_no_folder("sheet", Path(cfg.sheet))
+        check_output("sheet", Path(cfg.sheet))
         if Path(cfg.sheet).suffix.lower() not in SHEETS:
             raise FewshotError(f"sheet={cfg.sheet}: name a picture that ends in {', '.join(SHEETS)}")
     resolved(cfg)

@@ -7,7 +7,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from fewshot.core.checks import check_bool, check_choice
-from fewshot.core.files import check_no_folder, write_atomically
+from fewshot.core.files import check_output, write_atomically
 from fewshot.experiment.cli import main
 
 
@@ -22,7 +22,7 @@ def write_report(cfg: DictConfig) -> None:
     out = folder / "report.html" if cfg.out is None else Path(cfg.out)
     check_choice("format", cfg.format, tuple(PICTURE_FORMATS))
     check_bool("published", settings["published"])
-    check_no_folder("out", out)
+    check_output("out", out)
     runs, unread = gather_runs(folder)
     text, complaints = render_report(folder, runs, settings, unread)
     files = {out: text.encode()}

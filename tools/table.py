@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fewshot.core.checks import check_bool, check_choice
 from fewshot.core.errors import FewshotError
-from fewshot.core.files import check_no_folder, write_atomically
+from fewshot.core.files import check_output, write_atomically
 from fewshot.experiment.cli import main
 
 
@@ -26,7 +26,7 @@ def table(cfg: DictConfig) -> None:
         refresh(Path(cfg.refresh), settings)
         return
     if cfg.out is not None:
-        check_no_folder("out", Path(cfg.out))
+        check_output("out", Path(cfg.out))
     runs, unread = gather_runs(*(Path(str(each)) for each in (cfg.runs, cfg.more_runs) if each is not None))
     pages = make_tables(runs, settings, unread)
     warn([*unread, *(line for page in pages for line in page.complaints)])
@@ -46,6 +46,8 @@ def refresh(folder: Path, settings: dict[str, Any]) -> None:
     """
     from fewshot.report.table import refresh_tables
 
+    if not folder.is_dir():
+        raise FewshotError(f"refresh={folder}: is no folder; name one that has Markdown files")
     count, failures = 0, []
     for path in sorted(path for path in folder.rglob("*.md") if path.is_file()):
         try:

@@ -28,6 +28,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     if not is_main():
         return
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path  # the link stays
     scratch = path.with_name(path.name + ".part")
     with writing(path, "another folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,10 +76,12 @@ def find_below(folder: Path, name: str) -> tuple[list[Path], list[str]]:
     return sorted(found.values()), list(closed.values())
 
 
-def check_no_folder(key: str, path: Path) -> None:
-    """Raises FewshotError if what a key names, a file to be written, is a folder."""
+def check_output(key: str, path: Path) -> None:
+    """Raises FewshotError if what a key names, a file to be written, is a folder or a device."""
     if path.is_dir():
         raise FewshotError(f"{key}={path}: is a folder; name a file in it")
+    if path.exists() and not path.is_file():
+        raise FewshotError(f"{key}={path}: is no file; name a file")
 
 
 @contextlib.contextmanager

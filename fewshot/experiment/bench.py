@@ -29,7 +29,7 @@ from fewshot.core.device import (
 )
 from fewshot.core.environment import code, environment
 from fewshot.core.errors import FewshotError
-from fewshot.core.files import check_no_folder, write_atomically
+from fewshot.core.files import check_output, write_atomically
 from fewshot.core.paths import CONF
 from fewshot.core.progress import print_note, progress_bar
 from fewshot.engine.engine import ENGINES, LONG, Engine, is_small
@@ -200,7 +200,7 @@ def bench(cfg: DictConfig) -> None:
     check_choice("network", cfg.network, ("all", *cfg.networks))
     check_number("rounds", cfg.rounds, int, 1)
     if cfg.out is not None:
-        check_no_folder("out", Path(cfg.out))
+        check_output("out", Path(cfg.out))
     names = list(cfg.networks) if cfg.network == "all" else [cfg.network]
     rows, device, start = [], device_name(pick_device(cfg.device)), perf_counter()
     with progress_bar("bench", len(names)) as advance:

@@ -54,7 +54,7 @@ from fewshot.experiment.sweeps import (
 )
 
 T = TypeVar("T")
-ONE_FILE = ("predict", "bench", "table", "report")  # tools whose `out` is a file
+ONE_FILE = ("predict", "bench", "table", "report", "prepare")  # tools whose outputs have the names that a person gives
 ASCII = {"±": "+-", "×": "x", "…": "...", "–": "-", "—": "-"}  # for a terminal that shows only ASCII
 
 

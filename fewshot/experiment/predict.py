@@ -15,7 +15,7 @@ from tabulate import tabulate
 
 from fewshot.core.checks import check_choice, did_you_mean
 from fewshot.core.errors import FewshotError
-from fewshot.core.files import check_no_folder, write_atomically
+from fewshot.core.files import check_output, write_atomically
 from fewshot.core.progress import progress_bar
 from fewshot.data.sources.faults import MAX_SHOWN
 from fewshot.data.sources.image_sets import ImageSet, load_images, read_bytes, read_query, read_support
@@ -42,7 +42,7 @@ def predict(cfg: DictConfig) -> None:
     check_choice("setting", cfg.setting, SETTINGS)
     places = {"out": Path(cfg.out)} | ({} if cfg.page is None else {"page": Path(cfg.page)})
     for key, path in places.items():
-        check_no_folder(key, path)
+        check_output(key, path)
     if len({path.absolute() for path in places.values()}) < len(places):
         raise FewshotError(f"page={cfg.page}: is the file of out, too; choose another")
     predictor = load_predictor(cfg)

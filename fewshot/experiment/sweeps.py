@@ -91,11 +91,11 @@ def own_outputs(cfg: DictConfig) -> Iterator[None]:
     Raises:
         FewshotError: an earlier run of the sweep, in this process, has written one of them.
     """
-    paths = {key: Path(cfg[key]) for key in ("out", "page") if cfg.get(key) is not None}
+    paths = {key: Path(cfg[key]) for key in ("out", "page", "pictures", "sheet") if cfg.get(key) is not None}
     for key, path in paths.items():
         if path.absolute() in _outputs:
             each = path.with_name(f"{path.stem}_${{hydra:job.num}}{path.suffix}")
-            raise FewshotError(f"{key}={path}: is the file of an earlier run of this sweep; set '{key}={each}'")
+            raise FewshotError(f"{key}={path}: was written by an earlier run of this sweep; set '{key}={each}'")
     yield
     _outputs.update(path.absolute() for path in paths.values())
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fewshot.core.files import find_below, write_atomically
+from fewshot.core.errors import FewshotError
+from fewshot.core.files import check_output, find_below, write_atomically
 
 
 def test_of_many_that_write_one_file_at_once_one_stands_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,6 +32,25 @@ def test_a_file_system_without_locks_takes_files_all_the_same(tmp_path: Path, mo
     monkeypatch.setattr(fcntl, "flock", refuse)
     write_atomically(tmp_path / "page.md", b"whole")
     assert (tmp_path / "page.md").read_bytes() == b"whole"
+
+
+def test_a_link_to_a_file_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "page.md").symlink_to("far/page.md")  # which may be there or not
+    for content in (b"first", b"second"):
+        write_atomically(tmp_path / "page.md", content)
+        assert (tmp_path / "page.md").is_symlink() and (tmp_path / "far/page.md").read_bytes() == content
+    assert len([*tmp_path.rglob("*")]) == 3
+
+
+def test_an_output_is_a_file_or_nothing_yet(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text("old")
+    for name, said in (("pipe", "is no file; name a file"), (".", "is a folder; name a file in it")):
+        with pytest.raises(FewshotError, match=f"^out=.*: {said}$"):
+            check_output("out", tmp_path / name)
+    for name in ("file", "new"):
+        check_output("out", tmp_path / name)
 
 
 def test_a_folder_that_cannot_be_read_is_named_and_hides_no_other(

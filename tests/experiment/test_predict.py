@@ -202,7 +202,7 @@ def test_each_run_of_a_sweep_has_a_file_of_its_own(call: Any, runs: Any, picture
     done = call("predict", *words)
     assert done.code == 1 and [path.name for path in Path("far").iterdir()] == ["found.csv"]
     (advised,) = re.findall(
-        r"error: out=far/found.csv: is the file of an earlier run of this sweep; set '(.*)'", done.err
+        r"error: out=far/found.csv: was written by an earlier run of this sweep; set '(.*)'", done.err
     )
     assert call("predict", *words[:-1], advised).code == 0
     assert sorted(path.name for path in Path("far").iterdir()) == ["found.csv", "found_0.csv", "found_1.csv"]

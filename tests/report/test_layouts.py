@@ -446,6 +446,16 @@ def test_what_a_reader_does_not_expect_of_a_test_or_a_training_has_a_footnote(
     assert [bool(row["method"].notes) for row in page.table.to_dict("records")] == [False, True]
 
 
+def test_what_is_not_the_same_of_all_seeds_is_said_of_each(lab: Any) -> None:
+    for seed, count in enumerate((0, 2, 5)):
+        cost = copy.deepcopy(TEMPLATE["cost"]) | {"nan_guarded_steps": count}
+        lab.write(f"seed{seed}", seed=seed, cost=cost, cost__nan_guarded_steps=count)
+    (note,) = lab.page("published=false").notes
+    assert note.startswith(
+        "seed 1: 2 outer steps with a NaN replaced; seed 2: 5 outer steps with a NaN replaced; mean of"
+    )
+
+
 def test_one_query_and_as_many_queries_as_shots_are_told_apart_by_the_methods_other_rows(lab: Any) -> None:
     better, worse = ({"accuracy": np.random.default_rng(0).normal(mean, 0.01, 20)} for mean in (0.9, 0.5))
     lab.write("a", better, algorithm="nearest")
@@ -764,6 +774,7 @@ def test_a_table_goes_to_a_file_and_what_cannot_be_read_is_one_line(call: Any, l
         ("layout=leoo", "did you mean leo?"),
         ("layout.leave_out=maml", "layout.leave_out=maml: must be a list"),
         ("refresh=.", "no Markdown file below . has a place for a table"),
+        ("refresh=nowhere", "refresh=nowhere: is no folder; name one that has Markdown files"),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(call: Any, word: str, message: str) -> None:
