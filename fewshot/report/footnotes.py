@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fewshot.report.cells import Cell
@@ -83,13 +83,21 @@ def _cell_notes(cell: Cell, reference: Test | None, per_shot: bool, steps_shown:
         return _figure_notes(run, figure, reference or (), per_shot)
     notes = [] if cell.reference else [_test_difference(run, reference or (), per_shot)]
     notes += [] if steps_shown else [_changed_steps(run)]
-    notes += [*dict.fromkeys(map(_training_note, cell.runs)), *_diverged_notes(cell)]
+    notes += [*_by_seed(cell, _training_note), *_diverged_notes(cell)]
     if len(cell.runs) > 1:
         extractors = {extractor_of(run).get("fingerprint") for run in cell.runs}
         alike = ", all with the same extractor" if len(extractors) == 1 and None not in extractors else ""
         over_them = "; ± is over the seeds" if cell.wider_over_seeds else "; ± is the mean of their intervals"
         notes.append(f"mean of {len(cell.runs)} training seeds{alike}{over_them}")
     return [note for note in notes if note]
+
+
+def _by_seed(cell: Cell, note: Callable[[Record], str]) -> list[str]:
+    """The notes of a cell's runs; with the seed where they are not the same of all."""
+    notes = [note(run) for run in cell.runs]
+    if len(set(notes)) == 1:
+        return notes[:1]
+    return [f"seed {run['seed']}: {text}" for run, text in zip(cell.runs, notes, strict=True) if text]
 
 
 def _short_notes(cell: Cell, budget_shown: bool) -> list[str]:

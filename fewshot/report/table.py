@@ -105,7 +105,9 @@ def make_table(runs: Sequence[Record], settings: Mapping[str, Any]) -> Page:
     options = settings["layout"]
     rows = options["rows"] if settings["rows"] is None else settings["rows"]
     cols = options["cols"] if settings["cols"] is None else settings["cols"]
-    if not isinstance(rows, Mapping):
+    if isinstance(rows, Mapping):
+        _check_fields("rows", list(rows.values()))
+    else:
         rows = _headings(_check_fields("rows", rows))
     if not rows:
         raise FewshotError("a free layout needs rows, such as rows=[algorithm] cols=[task]")
@@ -129,7 +131,12 @@ def make_table(runs: Sequence[Record], settings: Mapping[str, Any]) -> Page:
         )
     if not chosen:
         if not published:
-            raise FewshotError("no run belongs to this layout: choose layout=comparison")
+            methods = ", ".join(sorted({run["algorithm"] for run in runs}))
+            datasets = ", ".join(sorted({run["protocol"]["dataset"] for run in runs}))
+            raise FewshotError(
+                f"no run belongs to this layout: the runs are of {methods} on {datasets}; choose layout=comparison, or "
+                "other layout.algorithms or layout.datasets"
+            )
         notices.append("no run belongs to this layout: the table shows published figures only")
     page = make_page(chosen, published, layout, settings["costs"])
     page.footer.extend([("left out", f"tests by other protocols: {left_out}")] if left_out else [])

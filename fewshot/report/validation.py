@@ -18,14 +18,14 @@ def render_validation(records: Sequence[Record]) -> str:
     """A Markdown table of the methods that were trained by several settings on one task; empty if there is none.
 
     A score is the mean over the training seeds that all settings have, since the seed draws the validation tasks too;
-    where they share none, of its own seeds. Scores of the same validation stand together, and the best is in bold.
+    where they share none, of its own seeds. Scores on the same validation tasks stand together, the best in bold.
     Runs whose training had the validation classes are left out.
     """
     groups: dict[Any, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for run in label_rows(_one_per_training(records), [], ["setting", SETTING, STEPS]):
         groups[run["order"], run["algorithm"], *_validation(run)][run["config"]].append(run)
     rows, notes, metrics = [], {}, set()
-    for methods in groups.values():
+    for place, methods in enumerate(groups.values()):
         shared = set.intersection(*({run["seed"] for run in runs} for runs in methods.values()))
         if shared:
             methods = {name: [run for run in runs if run["seed"] in shared] for name, runs in methods.items()}
@@ -44,7 +44,8 @@ def render_validation(records: Sequence[Record]) -> str:
             text = "–" if math.isnan(score) else format_score(score, metric)
             first = seeds[0]
             names = escape_markdown(first["method"]), escape_markdown(first["task"])
-            key = first["order"], method_sort_key(first["method"], first["algorithm"])
+            name = first["algorithm"]
+            key = first["order"], method_sort_key(name, name), place, method_sort_key(first["method"], name)
             rows.append((key, [*names, f"**{text}**" if score == best else text, str(len(seeds))]))
             notes[names[0]] = escape_markdown(first["name_note"])
     if not rows:
@@ -53,7 +54,8 @@ def render_validation(records: Sequence[Record]) -> str:
     table = markdown_table(["method", "task", "validation", "seeds"], [row for _, row in sorted(rows)])
     explained = "".join(f"\n- {name}: {note}" for name, note in notes.items() if note)
     seeds = (
-        "Means over the training seeds that all settings of a method have; without a shared seed nothing is compared."
+        "Means over the training seeds that all settings of a method have; without a shared seed nothing is compared. "
+        "Bold: the best of a method on the same validation tasks."
     )
     parts = [f"Validation scores, by which to choose a setting ({units}):", table, seeds, explained.strip()]
     return "\n\n".join(filter(None, parts))
