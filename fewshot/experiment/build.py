@@ -25,7 +25,7 @@ from fewshot.engine.engine import Engine, check_precision, is_small
 from fewshot.engine.probe import Behaviour, probe
 from fewshot.episodes import Episodes, Tasks
 from fewshot.experiment.config import given_overrides, is_on_features, is_regression, resolved, starts_from_extractor
-from fewshot.experiment.make_learner import check_takes_features, instantiate_node, make_learner
+from fewshot.experiment.make_learner import check_takes_features, check_types, instantiate_node, make_learner
 from fewshot.experiment.protocol import Protocol, read_protocols
 from fewshot.experiment.run_dir import EXTRACTOR, TESTS, WEIGHTS, load_data_info
 from fewshot.report.records import read_record
@@ -72,9 +72,7 @@ class Experiment:
         if not isinstance(source, Bank):
             return Regression(source, shot, query, cfg.seed)
         if cfg.dataset.shape is not None:
-            raise FewshotError(
-                "dataset.shape: is for tests on another dataset; set dataset.reader.size, or leave it out"
-            )
+            raise FewshotError("dataset.shape: is for tests on another dataset; set dataset.reader.size in its place")
         if cfg.train.train_on_val:
             validation = self.sources["val"]
             assert isinstance(validation, Bank)
@@ -195,7 +193,10 @@ def check_config(cfg: DictConfig) -> None:
     for key in POSITIVE:
         check_number(key, OmegaConf.select(cfg, key), int, 1)
     check_train_settings(TrainSettings(**resolved(cfg)["train"]))
+    Engine(cfg.engine, cfg.task_chunk)  # which checks both
     check_precision(cfg.engine, cfg.train.precision)
+    check_types(cfg.algorithm.learner)
+    read_protocols(cfg)
     check_choice("features.role", cfg.features.get("role", "input"), ("input", "start"))
     if starts_from_extractor(cfg) and "settings" not in cfg.features.get("reader", {}):
         raise FewshotError(
@@ -211,9 +212,7 @@ def check_config(cfg: DictConfig) -> None:
             raise FewshotError(f"train.train_on_val: not for a regression, such as {cfg.dataset.name}; leave it out")
         return
     if not isinstance(cfg.dataset.augment, DictConfig):
-        raise FewshotError(
-            f"dataset.augment={cfg.dataset.augment}: has parts; set dataset.augment.episodes or extractor"
-        )
+        raise FewshotError(f"dataset.augment={cfg.dataset.augment}: has parts; set dataset.augment.episodes")
     if is_on_features(cfg) and cfg.dataset.augment.episodes != "none":
         raise FewshotError(f"dataset.augment.episodes={cfg.dataset.augment.episodes}: not of features; leave it out")
 

@@ -71,7 +71,8 @@ def _inputs(cfg: DictConfig, info: dict[str, Any], folder: Path, device: torch.d
         except FewshotError as error:
             return Inputs(shape, ImageTransform(), cfg.way, torch.float32, no_extractor=str(error))
     if len(shape) == 3 and dataset["crop"] is not None:  # of images that the reader made this large
-        shape = shape[0], *[dataset["reader"].get("size", dataset["crop"])] * 2
+        size = dataset["reader"].get("size") or dataset["crop"]  # of older runs
+        shape = tuple(info.get("image_shape", (shape[0], size, size)))
     floats = info.get("float_images")  # of a person's own reader
     dtype = torch.uint8 if len(shape) == 3 and floats is None else torch.float32
     unit_range = floats is None or floats["unit_range"]

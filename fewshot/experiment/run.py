@@ -186,6 +186,7 @@ def _begin(run: Experiment, folder: Path) -> None:
     weights = pretrained_weights(run)
     data |= {"shape": run.shape, "classes": run.training.source.names}
     data["validation_classes"] = run.sources["val"].names
+    data |= {"image_shape": run.sources["train"].shape} if run.view.crop else {}  # before the crop
     inputs = inputs_of(run.training)
     if inputs is not None and len(inputs.shape) == 3 and inputs.dtype != torch.uint8:
         data["float_images"] = {"unit_range": inputs.unit_range}

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from fewshot.algorithms.learner import backbone_constants, override_test_steps
 from fewshot.core.checks import check_number
-from fewshot.core.distributed import is_main, on_rank_zero, rank_slice
+from fewshot.core.distributed import is_main, main_first, on_rank_zero, rank_slice
 from fewshot.core.errors import FewshotError
 from fewshot.core.progress import print_note, progress_bar
 from fewshot.engine.evaluate import evaluate_settings, explain_nan
@@ -86,6 +86,14 @@ def _steps(run: Experiment, protocol: Protocol) -> list[int]:
     return sorted(steps)
 
 
+@main_first
+def _checked_plan(run: Experiment, trained: Trained, predictions: bool) -> list[PlannedTest]:
+    planned = plan_tests(run, trained)
+    for test in planned if predictions else ():
+        check_size(test.tasks, test.protocol.episodes, test.protocol.key)
+    return planned
+
+
 def write_tests(
     run: Experiment,
     trained: Trained,
@@ -116,10 +124,7 @@ def write_tests(
     """
     folders, training = [], task_fields(trained_cfg or run.cfg, trained.steps)
     training["train"]["fingerprint"] = _fingerprint(run, trained)
-    planned = plan_tests(run, trained)
-    for test in planned if predictions else ():
-        check_size(test.tasks, test.protocol.episodes, test.protocol.key)
-    for test in planned:
+    for test in _checked_plan(run, trained, predictions):
         by_setting = {setting: test.folder(tests, setting, parts) for setting in test.settings}
         missing = [
             name for name, path in by_setting.items() if not _is_tested(path, run, trained, test, training, again)

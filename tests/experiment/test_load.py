@@ -93,6 +93,7 @@ def test_a_run_is_loaded_without_its_data(maml_copy: Path, data_dir: Path, tmp_p
 def test_a_view_of_the_images_is_the_runs_own(data_dir: Path, tmp_path: Path) -> None:
     view = ("dataset.crop=24", "dataset.mean=[0.5]", "dataset.std=[0.25]")
     trained = fs.load_run(train_run(tmp_path / "run", data_dir, *MAML, "train.steps=1", *view), device="cpu")
+    assert trained.inputs is not None and trained.inputs.shape == (1, 28, 28)  # before the crop
     x = glyphs(data_dir)["test"].examples[[0, 20, 40]]
     classifier = trained.adapt(x, ["a", "b", "c"])
     expected = (x[:, :, 2:26, 2:26] / 255 - 0.5) / 0.25

@@ -257,6 +257,20 @@ def test_features_without_an_extractor_to_train_are_no_start():
         check_config(composed(*words))
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("engine=fast", "engine=fast: choose one of"),
+        ("task_chunk=0", "task_chunk=0: must be"),
+        ("algorithm.learner.inner_lr=fast", "inner_lr=fast: must be a number"),
+        ("protocol.common.query=0", "protocol.common.query=0: must be"),
+    ],
+)
+def test_a_mistake_that_needs_no_data_is_found_before_an_extractor_is_trained(word: str, said: str):
+    with pytest.raises(FewshotError, match=said):
+        check_config(composed("algorithm=maml", word))
+
+
 def test_a_run_that_began_trains_no_other_extractor(run: Path, data: Path, tmp_path: Path):
     folder = shutil.copytree(run, tmp_path / "run")
     checkpoints(folder)[0].unlink()
