@@ -614,6 +614,9 @@ def test_an_extractor_is_trained_once_for_pretraining_and_leo_alike(call: Any, d
         both = [each.examples.split(each.sizes.tolist()) for each in (bank, read_back[split])]
         mine, theirs = (sorted(block.tolist() for block in blocks) for blocks in both)
         assert mine == theirs  # class by class, in another order
+    twice = call("pretrain", "backbone=conv4", "data_dir=other", "export_leo_format=original")
+    assert twice.err.startswith("error: original/embeddings/glyphs/center: is there already")
+    assert not Path("other").exists()  # it was not trained first
     refused = call("pretrain", "backbone=conv4", "backbone.network.filters=4")
     assert refused.err == "error: backbone.network.filters=4: of an extractor, write features.network.filters=4\n"
 

@@ -102,13 +102,9 @@ def write_originals(folder: str | Path, banks: Mapping[str, Bank], dataset: str,
     Raises:
         FewshotError: the banks are others, or `folder` already holds such features, or embeddings.zip.
     """
-    folder, inner = expand_path(folder), _inner_folder(dataset, kind)
-    for path in (folder / "embeddings.zip", folder / inner, folder / inner.removeprefix("embeddings/")):
-        if path.exists():
-            raise FewshotError(f"{path}: is there already: remove it, or write to another folder")
+    target = free_target(folder, dataset, kind)
     if set(banks) != set(SPLITS):
         raise FewshotError(f"{folder}: banks {', '.join(banks)} given: give train, val and test")
-    target = folder / inner
     with writing(target, "another folder"):
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{kind}-", dir=target.parent))
@@ -134,9 +130,18 @@ def write_originals(folder: str | Path, banks: Mapping[str, Bank], dataset: str,
             shutil.rmtree(scratch, ignore_errors=True)
 
 
+def free_target(folder: str | Path, dataset: str, kind: str) -> Path:
+    """The folder of `write_originals`. Raises FewshotError if there is something already, or the names are none."""
+    folder, inner = expand_path(folder), _inner_folder(dataset, kind)
+    for path in (folder / "embeddings.zip", folder / inner, folder / inner.removeprefix("embeddings/")):
+        if path.exists():
+            raise FewshotError(f"{path}: is there already: remove it, or write to another folder")
+    return folder / inner
+
+
 def _inner_folder(dataset: str, kind: str) -> str:
     """The folder of the three pickles in the zip."""
-    if not dataset.isidentifier():
+    if not re.fullmatch(r"\w[\w.-]*", dataset):
         raise FewshotError(f"embeddings: dataset={dataset!r}: give the name of a dataset, such as mini or tiered")
     kinds = KINDS[:1] if dataset == "tiered" else KINDS
     if kind not in kinds:
