@@ -54,7 +54,7 @@ from fewshot.experiment.sweeps import (
 )
 
 T = TypeVar("T")
-ONE_FILE = ("predict", "bench", "table", "report", "prepare")  # tools whose outputs have the names that a person gives
+NAMED_OUTPUTS = ("predict", "bench", "table", "report", "prepare")  # tools whose files a person names
 ASCII = {"±": "+-", "×": "x", "…": "...", "–": "-", "—": "-"}  # for a terminal that shows only ASCII
 
 
@@ -80,8 +80,9 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
         records, score, failure, everywhere = [], None, None, True  # whether every process of torchrun fails likewise
         try:
             code()  # as records will name it
-            if cfg.get("sweeps") and status is None:
-                raise FewshotError("sweeps: this configuration is of several sweeps; add -m")
+            if cfg.get("sweeps"):
+                remedy_of = "add -m" if status is None else "give each experiment a command of its own"
+                raise FewshotError(f"sweeps: this configuration is of several sweeps; {remedy_of}")
             expand_configuration(cfg)
             check_groups(cfg)
             if (recipe := complete(cfg, given_overrides())) and is_rank_zero():
@@ -89,7 +90,7 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
             if status:
                 check_search(OmegaConf.select(cfg, "train.validate_every") != 0)
             everywhere = False
-            with own_outputs(cfg) if status and config in ONE_FILE else nullcontext():
+            with own_outputs(cfg) if status and config in NAMED_OUTPUTS else nullcontext():
                 records = function(cfg) or []
             score = objective(records[0]) if status and records else None
             if status and records:

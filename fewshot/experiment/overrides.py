@@ -23,6 +23,7 @@ from fewshot.core.checks import did_you_mean
 from fewshot.core.errors import FewshotError, one_line
 from fewshot.core.paths import CONF
 from fewshot.experiment.config import (
+    GROUP_PARTS,
     NULLABLE,
     TOOLS,
     hint_at_variable,
@@ -67,7 +68,7 @@ def check_overrides(overrides: list[Override], config: str, hydra: Hydra, sweep:
     _check_sizes(overrides, config, hydra)
     lines = [_lines(override) for override in overrides]
     for override, options in zip(overrides, lines, strict=True):
-        if override.key_or_group != "protocol" and _is_group(override, hydra):
+        if override.key_or_group in (*GROUP_PARTS, "layout"):
             _check_one_option(options)
     first = [options[0] for options in lines]
     cfg = _composed(hydra, config, first, overrides)

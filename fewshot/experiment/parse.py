@@ -57,7 +57,8 @@ def parse_overrides(words: list[str], hydra: Hydra, sweep: bool) -> list[Overrid
 
 def _instead_of_a_sweep(key: str, value: str, hydra: Hydra) -> str:
     """What to write in place of several values without -m."""
-    if key in LISTS or key.rpartition(".")[2] in NULLABLE["list"]:
+    is_plain = not set("([") & set(value)  # no glob(*), no list of lists
+    if is_plain and (key in LISTS or key.rpartition(".")[2] in NULLABLE["list"]):
         return f"several are a list: {key}=[{value}]"
     remedy = "several values are a sweep; add -m, or give one"
     is_group = hydra.config_loader.get_group_options(key, ObjectType.CONFIG)

@@ -34,7 +34,7 @@ from fewshot.experiment.config import given_overrides
 EXTRAS = ("joblib", "submitit", "ray", "optuna")  # of pyproject.toml
 SWEEP = re.compile(r"\s*([^\s=]+=\S+\s*)+")
 _began: set[Path] = set()  # folders of runs that this sweep began, in this process
-_outputs: set[Path] = set()  # files of its runs, likewise
+_outputs: set[tuple[str, Any]] = set()  # files of its runs, likewise
 
 
 def check_plugin(group: str, choice: str, sweep: bool) -> None:
@@ -91,13 +91,16 @@ def own_outputs(cfg: DictConfig) -> Iterator[None]:
     Raises:
         FewshotError: an earlier run of the sweep, in this process, has written one of them.
     """
-    paths = {key: Path(cfg[key]) for key in ("out", "page", "pictures", "sheet") if cfg.get(key) is not None}
-    for key, path in paths.items():
-        if path.absolute() in _outputs:
-            each = path.with_name(f"{path.stem}_${{hydra:job.num}}{path.suffix}")
+    given = {key: cfg[key] for key in ("out", "page", "sheet", "pictures") if cfg.get(key) is not None}
+    # Of a folder of pictures their format, which their names end in, says which are the same.
+    outputs = {key: (os.path.realpath(path), key == "pictures" and cfg.format) for key, path in given.items()}
+    for key, path in given.items():
+        if outputs[key] in _outputs:
+            stem, suffix = os.path.splitext(path)
+            each = f"{stem}_${{hydra:job.num}}{suffix}"
             raise FewshotError(f"{key}={path}: was written by an earlier run of this sweep; set '{key}={each}'")
     yield
-    _outputs.update(path.absolute() for path in paths.values())
+    _outputs.update(outputs.values())
 
 
 @contextmanager

@@ -160,6 +160,7 @@ def test_every_path_is_text(key: str) -> None:
         (["protocol=[common,papr]"], "no such option, did you mean paper?"),
         (["protocol=common,paper"], "protocol=common,paper: several are a list: protocol=[common,paper]"),
         (["sweeps=a,b"], "sweeps=a,b: several are a list: sweeps=[a,b]"),
+        (["protocol=glob(*)"], "protocol=glob(*): several values are a sweep; add -m"),
         (["algorithm=maml,fomaml"], "several values are a sweep; add -m, or give one$"),
     ],
 )

@@ -309,6 +309,19 @@ def test_a_file_is_that_of_the_first_run_of_a_sweep_that_wrote_it(tmp_path: Path
                 pass
 
 
+@pytest.mark.parametrize(("key", "value"), [("sheet", "a.png"), ("pictures", "drawn"), ("pictures", ".")])
+def test_pictures_are_those_of_the_first_run_of_a_sweep_that_drew_them(tmp_path: Path, key: str, value: str) -> None:
+    cfgs = [OmegaConf.create({key: value, "format": form}) for form in ("png", "pdf", "png")]
+    with sweeps.sweep_status_dir(tmp_path, ["report.py"]):
+        with sweeps.own_outputs(cfgs[0]):
+            pass
+        if key == "pictures":
+            with sweeps.own_outputs(cfgs[1]):  # whose files have other endings
+                pass
+        with pytest.raises(FewshotError, match="was written by an earlier run"), sweeps.own_outputs(cfgs[2]):
+            pass
+
+
 @pytest.mark.slow
 def test_the_random_search_for_leo_varies_its_six_values_within_their_ranges(start: Any) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
