@@ -28,9 +28,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     if not is_main():
         return
-    path = Path(os.path.realpath(path)) if path.is_symlink() else path  # the link stays
-    scratch = path.with_name(path.name + ".part")
     with writing(path, "another folder"):
+        path = Path(os.path.realpath(path)) if path.is_symlink() else path  # the link stays
+        scratch = path.with_name(path.name + ".part")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             file = lock_file(scratch)
@@ -77,11 +77,11 @@ def find_below(folder: Path, name: str) -> tuple[list[Path], list[str]]:
 
 
 def check_output(key: str, path: Path) -> None:
-    """Raises FewshotError if what a key names, a file to be written, is a folder or a device."""
+    """Raises FewshotError if what a key names, a file to be written, is a folder, a device or a pipe."""
     if path.is_dir():
         raise FewshotError(f"{key}={path}: is a folder; name a file in it")
     if path.exists() and not path.is_file():
-        raise FewshotError(f"{key}={path}: is no file; name a file")
+        raise FewshotError(f"{key}={path}: is a device or a pipe; name a file")
 
 
 @contextlib.contextmanager

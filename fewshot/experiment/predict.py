@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import defaultdict
@@ -43,7 +44,7 @@ def predict(cfg: DictConfig) -> None:
     places = {"out": Path(cfg.out)} | ({} if cfg.page is None else {"page": Path(cfg.page)})
     for key, path in places.items():
         check_output(key, path)
-    if len({path.absolute() for path in places.values()}) < len(places):
+    if len({os.path.realpath(path) for path in places.values()}) < len(places):
         raise FewshotError(f"page={cfg.page}: is the file of out, too; choose another")
     predictor = load_predictor(cfg)
     images = read_support(Path(cfg.support))

@@ -46,7 +46,7 @@ def test_a_link_to_a_file_stays_one(tmp_path: Path) -> None:
 def test_an_output_is_a_file_or_nothing_yet(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").write_text("old")
-    for name, said in (("pipe", "is no file; name a file"), (".", "is a folder; name a file in it")):
+    for name, said in (("pipe", "is a device or a pipe; name a file"), (".", "is a folder; name a file in it")):
         with pytest.raises(FewshotError, match=f"^out=.*: {said}$"):
             check_output("out", tmp_path / name)
     for name in ("file", "new"):
