@@ -9,7 +9,7 @@ Differences from the paper, as the original program has them:
 4. Dropout also acts on what the classifier sees, with fresh masks in every inner step and on the queries.
 
 Differences from the original program:
-5. Random draws come from the episode's key, and those of a code share their bits with the encoder's first dropout
+5. Random draws come from the episode's key. The noise of a code is made of the same bits as the encoder's dropout
    mask. Dropout rates are rounded to multiples of 1/65536.
 6. The relation network is rewritten by linearity: its first layer acts on each half of a pair, its last on the mean
    over partners and shots. Inner gradients are written out. Both give the same numbers.
@@ -63,10 +63,11 @@ class LEO(LEOSteps):
         dropout: rate of dropout on the features, in meta-training.
         kl_weight, encoder_penalty_weight, l2_weight, orthogonality_weight: beta, gamma, lambda_1, lambda_2.
         prior: `encoder`, or `random`: codes are drawn from N(0, I) (an ablation in the paper's Table 2).
-        deterministic: means in place of samples in meta-training (another ablation).
+        deterministic: means in place of samples in meta-training (another ablation), but for the codes of a random
+            prior.
 
     Raises:
-        FewshotError: another backbone, one class only, a setting out of range, or a random prior without draws.
+        FewshotError: another backbone, one class only, or a setting out of range.
     """
 
     outer_settings = MappingProxyType(
@@ -110,9 +111,7 @@ class LEO(LEOSteps):
         self.random_prior = check_choice("algorithm.learner.prior", prior, ("encoder", "random")) == "random"
         check_bool("algorithm.learner.deterministic", deterministic)
         if self.random_prior and deterministic:
-            raise FewshotError(
-                "algorithm.learner.deterministic=true: prior=random draws its codes; choose one of the two"
-            )
+            self.notes = ("prior=random draws its codes in spite of deterministic=true, which is of the decoder here",)
         self.deterministic = deterministic
         self.initial = {
             "encoder": _glorot(self.dim, latent),

@@ -95,9 +95,10 @@ class MAML(Learner):
         self.outer_reduction = check_choice("algorithm.learner.outer_loss", outer_loss, REDUCTIONS)
         self.adapted = adapted_names(backbone, adapted)
         self.notes = () if adapted == "all" else (f"the inner loop adapts {', '.join(self.adapted)}",)
-        own = head_prefix(backbone)
-        head = {name: value for name, value in backbone.named_parameters() if own and name.startswith(own)}
-        if head and not head.keys() & set(self.adapted) and not any(value.any() for value in head.values()):
+        own, moved = head_prefix(backbone), {id(v) for n, v in backbone.named_parameters() if n in self.adapted}
+        named = backbone.named_parameters(remove_duplicate=False)  # a tied weight has another name, too
+        head = [value for name, value in named if own and name.startswith(own) and value.dim() > 1]
+        if head and not any(id(value) in moved or value.any() for value in head):
             self.notes += (
                 "the head starts at zero and the inner loop does not move it, so the body learns little; let it start "
                 "at other values (backbone.network.head_init=uniform)",

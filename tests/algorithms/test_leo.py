@@ -293,6 +293,8 @@ def test_ablations_change_what_their_names_say(make_learner: Make, make_episodes
     random = make_learner("leo", prior="random")
     codes = [random.solve(params, replace(task, key=task.key + i), None).latents[0] for i in (0, 0, 1)]
     assert torch.equal(codes[0], codes[1]) and not torch.equal(codes[0], codes[2])
+    (note,) = make_learner("leo", prior="random", deterministic=True).notes
+    assert note.startswith("prior=random draws its codes") and not random.notes and not deterministic.notes
     assert torch.equal(random.adapt(params, {}, task)["weights"], random.adapt(params, {}, task)["weights"])
 
 
@@ -311,7 +313,6 @@ def test_the_log_has_mean_and_spread_of_the_learned_rates(make_learner: Make):
         ({"finetune_lr": "0.001"}, "finetune_lr='0.001': must be a number >= 0"),
         ({"kl_weight": -1.0}, "kl_weight=-1.0: must be a number >= 0"),
         ({"dropout": 1.0}, "dropout=1.0: must be at least 0 and below 1"),
-        ({"prior": "random", "deterministic": True}, "deterministic=true: prior=random draws its codes"),
         ({"prior": "uniform"}, "prior=uniform: choose one of encoder, random"),
     ],
 )

@@ -292,11 +292,14 @@ def test_a_head_whose_weight_the_body_has_too_is_adapted_with_the_trained_weight
     learner.test_steps, (slope,) = 1, torch.autograd.grad(loss, bias)
     adapted = learner.adapt({name: value.detach() for name, value in params.items()}, {}, task)
     torch.testing.assert_close(adapted["head.bias"], bias - 0.1 * slope)
+    nn.init.zeros_(learner.backbone.head.bias)
+    (note,) = MAML(learner.backbone, adapted=["first.*"]).notes  # none that the head starts at zero
+    assert note.startswith("the inner loop adapts ")
 
 
 @pytest.mark.parametrize("kind", [MAML, MAMLPlusPlus])
 @pytest.mark.parametrize("adapt_norm", [True, False])
-@pytest.mark.parametrize("adapted", ["body", ["blocks.*"]])
+@pytest.mark.parametrize("adapted", ["body", ["blocks.*"], ["blocks.*", "head.bias"]])
 @pytest.mark.parametrize(("start", "said"), [("zeros", True), ("uniform", False)])
 def test_a_body_behind_a_head_of_zeros_is_told(
     kind: type[MAML], adapt_norm: bool, adapted: Any, start: str, said: bool
