@@ -25,7 +25,8 @@ def check_number(name: str, value: object, kind: type, least: float) -> Any:
 
 def check_rate(name: str, value: Any) -> None:
     """Raises FewshotError if a rate of dropout is no number from 0 to below 1."""
-    if not isinstance(plain_number(value), int | float) or not 0 <= value < 1:
+    number = plain_number(value)
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < 1:
         raise FewshotError(f"{name}={_shown(value)}: must be at least 0 and below 1")
 
 

@@ -188,7 +188,7 @@ def check_config(cfg: DictConfig) -> None:
     """Check what can be checked before any data is read.
 
     Raises:
-        FewshotError: a number is too small, or a setting does not go with the kind of dataset.
+        FewshotError: a value is out of range or of another type, or does not go with the kind of dataset.
     """
     for key in POSITIVE:
         check_number(key, OmegaConf.select(cfg, key), int, 1)

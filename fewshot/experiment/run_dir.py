@@ -180,8 +180,9 @@ def load_data_info(folder: Path) -> dict[str, Any] | None:
         {"train": fingerprint, "val": ..., "test": ..., "shape": [C, H, W] as the learner sees an example, "classes":
         names of the training classes, "validation_classes": names of the validation classes, "outputs": those of a
         regression}; by `EXTRACTOR` what is known of the extractor, if the network began with one; by `WEIGHTS` {"file",
-        "sha256"} of pretrained weights, if it began with such; "float_images": {"unit_range"} where images are floats.
-        None if the run has not begun.
+        "sha256"} of pretrained weights, if it began with such; "float_images": {"unit_range"} where images are floats;
+        "image_shape": of images before `dataset.crop`, where there is one (older runs lack it). None if the run has not
+        begun.
 
     Raises:
         FewshotError: the file is damaged.

@@ -134,8 +134,8 @@ def make_table(runs: Sequence[Record], settings: Mapping[str, Any]) -> Page:
             methods = ", ".join(sorted({run["algorithm"] for run in runs}))
             datasets = ", ".join(sorted({run["protocol"]["dataset"] for run in runs}))
             raise FewshotError(
-                f"no run belongs to this layout: the runs are of {methods} on {datasets}; choose layout=comparison, or "
-                "other layout.algorithms or layout.datasets"
+                f"no run belongs to this layout: the runs are of {methods} on {datasets}; choose another, such as "
+                "layout=comparison, or other layout.algorithms, datasets, leave_out or metric"
             )
         notices.append("no run belongs to this layout: the table shows published figures only")
     page = make_page(chosen, published, layout, settings["costs"])

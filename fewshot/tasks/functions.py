@@ -163,7 +163,7 @@ def read_functions(
     """
     key = "dataset.reader"
     if isinstance(families, Mapping):
-        families = {name: ranges for name, ranges in families.items() if ranges is not None}
+        families = {name: ranges for name, ranges in families.items() if ranges is not None or name not in FAMILIES}
     check_families(families)
     checked: dict[str, dict[str, Range]] = {
         family: {of: _range(f"{key}.families.{family}.{of}", families[family][of]) for of in FAMILIES[family][0]}

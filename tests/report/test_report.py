@@ -87,7 +87,9 @@ def test_what_cannot_be_read_or_shown_is_a_complaint_once_and_each_metric_has_a_
     text, _ = render(lab, "layout=sinusoid", "published=false")
     assert re.findall(r"<h3>(.*?)</h3>", text.split("<h2>")[1]) == ["Sinusoids, mean squared error"]
     assert "2 records of maml" in text and '<figure id="bars_omniglot"' in text
-    with pytest.raises(FewshotError, match=r"no run .* layout: the runs are of maml on .*; choose layout=comparison"):
+    with pytest.raises(
+        FewshotError, match=r"no run .* layout: the runs are of maml on .*; choose another, such as layout=comparison"
+    ):
         render(lab, "layout=leo", "published=false")
 
 

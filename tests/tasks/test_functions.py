@@ -71,6 +71,7 @@ def test_another_distribution_has_another_fingerprint(families: Any, x: Any, noi
         (5, [-5, 5], 0, "families=5: give at least one"),
         ({"sine": 3}, [-5, 5], 0, "families.sine: its parameters are"),
         ({"cubic": SINE}, [-5, 5], 0, "families.cubic: no such family; there are sine, line"),
+        ({"sine": SINE, "lines": None}, [-5, 5], 0, "families.lines: no such family; there are sine, line"),
         ({"sine": {"amplitude": [0, 1]}}, [-5, 5], 0, "families.sine: its parameters are amplitude and phase"),
         ({"sine": SINE | {"slope": [0, 1]}}, [-5, 5], 0, "families.sine: its parameters are"),
         ({"sine": SINE | {"phase": [3, 0]}}, [-5, 5], 0, r"families.sine.phase=\[3, 0\]: a range goes from low"),

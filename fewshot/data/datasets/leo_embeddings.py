@@ -131,7 +131,7 @@ def write_originals(folder: str | Path, banks: Mapping[str, Bank], dataset: str,
 
 
 def free_target(folder: str | Path, dataset: str, kind: str) -> Path:
-    """The folder of `write_originals`. Raises FewshotError if there is something already, or the names are none."""
+    """The folder of `write_originals`. Raises FewshotError if it is there already, or has no such dataset or kind."""
     folder, inner = expand_path(folder), _inner_folder(dataset, kind)
     for path in (folder / "embeddings.zip", folder / inner, folder / inner.removeprefix("embeddings/")):
         if path.exists():
