@@ -110,8 +110,8 @@ class LEO(LEOSteps):
         self.l2_weight, self.orthogonality_weight = l2_weight, orthogonality_weight
         self.random_prior = check_choice("algorithm.learner.prior", prior, ("encoder", "random")) == "random"
         check_bool("algorithm.learner.deterministic", deterministic)
-        if self.random_prior and deterministic:
-            self.notes = ("prior=random draws its codes in spite of deterministic=true, which is of the decoder here",)
+        still = "prior=random draws its codes in spite of deterministic=true, which is of the decoder here"
+        self.notes = (still,) if self.random_prior and deterministic else ()
         self.deterministic = deterministic
         self.initial = {
             "encoder": _glorot(self.dim, latent),
