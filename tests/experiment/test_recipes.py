@@ -457,7 +457,7 @@ def test_the_benchmark_has_a_recipe_for_every_cell_and_selects_on_validation_cla
         for name, settings in measured.items()
         if (settings.get("features.name"), settings.get("features.role", "input")) == inputs
     }
-    assert runs == {folder.name} or (not runs and cfg.algorithm.name == "boil")
+    assert runs == {folder.name}
     for cfg.way, cfg.shot in tasks:
         assert "train.steps" in recipes.recipe_settings(cfg.recipe, cfg)
 
