@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from fewshot.algorithms.embedding import HEAD, Embedding, functional_embed
 from fewshot.algorithms.learner import (
@@ -97,7 +98,7 @@ class MAML(Learner):
         self.notes = () if adapted == "all" else (f"the inner loop adapts {', '.join(self.adapted)}",)
         own, moved = head_prefix(backbone), {id(v) for n, v in backbone.named_parameters() if n in self.adapted}
         named = backbone.named_parameters(remove_duplicate=False)  # a tied weight has another name, too
-        head = [value for name, value in named if own and name.startswith(own) and value.dim() > 1]
+        head = [v for name, v in named if own and name.startswith(own) and not is_lazy(v) and v.dim() > 1]
         if head and not any(id(value) in moved or value.any() for value in head):
             self.notes += (
                 "the head starts at zero and the inner loop does not move it, so the body learns little; let it start "
