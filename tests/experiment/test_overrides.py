@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -152,21 +151,19 @@ def test_every_path_is_text(key: str) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (
-            ["algorithm=[simple_shot,nearest_mean]"],
-            "takes one; several are a sweep: -m algorithm=simple_shot,nearest_m",
-        ),
+        (["algorithm=[maml,fomaml]"], "takes one; several are a sweep: -m algorithm=maml,fomaml"),
         (["-m", "dataset=glyphs,[mini,omniglot]"], "takes one; several are a sweep: -m dataset=mini,omniglot"),
         (["protocol=[common,papr]"], "no such option, did you mean paper?"),
         (["protocol=common,paper"], "protocol=common,paper: several are a list: protocol=[common,paper]"),
         (["sweeps=a,b"], "sweeps=a,b: several are a list: sweeps=[a,b]"),
         (["protocol=glob(*)"], "protocol=glob(*): several values are a sweep; add -m"),
-        (["algorithm=maml,fomaml"], "several values are a sweep; add -m, or give one$"),
+        (["algorithm=maml,fomaml"], "several values are a sweep; add -m, or give one\n"),
     ],
 )
 def test_several_options_are_a_list_of_protocols_and_else_a_sweep(words: list[str], said: str) -> None:
-    with pytest.raises(FewshotError, match=re.escape(said).replace(r"\$", "$")):
+    with pytest.raises(FewshotError) as refused:
         checked(*words)
+    assert said in f"{refused.value}\n"
 
 
 def test_one_option_may_stand_in_brackets() -> None:
