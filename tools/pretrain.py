@@ -14,7 +14,7 @@ from fewshot.experiment.config import given_overrides, starts_from_extractor
 
 
 def pretrain(cfg: DictConfig) -> None:
-    from fewshot.data.datasets.leo_embeddings import free_target, write_originals  # here, since these import torch
+    from fewshot.data.datasets.leo_embeddings import find_free_target, write_originals  # here, since these import torch
     from fewshot.experiment.build import read_sources
 
     for override in given_overrides():
@@ -27,7 +27,7 @@ def pretrain(cfg: DictConfig) -> None:
     if "settings" not in cfg.features.get("reader", {}):
         raise FewshotError("features: there is no extractor to train; choose features=conv4, resnet12 or wrn28_10")
     if cfg.export_leo_format:
-        free_target(Path(cfg.export_leo_format), cfg.dataset.name, "center")
+        find_free_target(Path(cfg.export_leo_format), cfg.dataset.name, "center")
     banks = read_sources(cfg)
     extractor = banks["test"].metadata["extractor"]
     sizes = ", ".join(f"{len(bank.names)} {split}" for split, bank in banks.items())

@@ -110,7 +110,7 @@ class LEO(LEOSteps):
         self.l2_weight, self.orthogonality_weight = l2_weight, orthogonality_weight
         self.random_prior = check_choice("algorithm.learner.prior", prior, ("encoder", "random")) == "random"
         check_bool("algorithm.learner.deterministic", deterministic)
-        still = "prior=random draws its codes in spite of deterministic=true, which is of the decoder here"
+        still = "with prior=random the codes are drawn at random; deterministic=true changes the decoder alone"
         self.notes = (still,) if self.random_prior and deterministic else ()
         self.deterministic = deterministic
         self.initial = {

@@ -109,7 +109,7 @@ def bernoulli(key: torch.Tensor, shape: Sequence[int], rate: float) -> torch.Ten
     """True with probability `rate` < 1, rounded to a multiple of 1/65536 below 1: bool of a shape from one key []."""
     count = prod(shape)
     lanes = _Words.apply(split(key, -(-count // 4)), torch.int16)  # four of a hash
-    return (lanes < min(round(rate * 65536), 65535) - 32768)[:count].view(*shape)  # 65536 has no 16 bits
+    return (lanes < min(round(rate * 65536), 65535) - 32768)[:count].view(*shape)  # int16 ends at 32767
 
 
 def sample_without_replacement(key: torch.Tensor, count: int, bound: int) -> torch.Tensor:

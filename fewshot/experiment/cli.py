@@ -81,8 +81,8 @@ def main(function: Callable[[DictConfig], list[Path] | None], config: str) -> No
         try:
             code()  # as records will name it
             if cfg.get("sweeps"):
-                remedy_of = "add -m" if status is None else "give each experiment a command of its own"
-                raise FewshotError(f"sweeps: this configuration is of several sweeps; {remedy_of}")
+                advice = "add -m" if status is None else "give each experiment a command of its own"
+                raise FewshotError(f"sweeps: this configuration is of several sweeps; {advice}")
             expand_configuration(cfg)
             check_groups(cfg)
             if (recipe := complete(cfg, given_overrides())) and is_rank_zero():

@@ -92,12 +92,11 @@ def own_outputs(cfg: DictConfig) -> Iterator[None]:
         FewshotError: an earlier run of the sweep, in this process, has written one of them.
     """
     given = {key: cfg[key] for key in ("out", "page", "sheet", "pictures") if cfg.get(key) is not None}
-    # Of a folder of pictures their format, which their names end in, says which are the same.
+    # Pictures of two formats have different names, and may lie in one folder.
     outputs = {key: (os.path.realpath(path), key == "pictures" and cfg.format) for key, path in given.items()}
     for key, path in given.items():
         if outputs[key] in _outputs:
-            stem, suffix = os.path.splitext(path)
-            each = f"{stem}_${{hydra:job.num}}{suffix}"
+            each = "_${hydra:job.num}".join(os.path.splitext(path))
             raise FewshotError(f"{key}={path}: was written by an earlier run of this sweep; set '{key}={each}'")
     yield
     _outputs.update(outputs.values())

@@ -113,7 +113,7 @@ class Functions:
 
         family = randint(bits(_FAMILY, 1)[:, 0], len(self.families))
         unused = iter(bits(_PARAMETERS, sum(map(len, self.families.values()))).unbind(1))
-        # In this order, whatever the mapping's: `fingerprint` does not depend on it either.
+        # Sorted by name: the order of the mappings changes no draw, as it does not change `fingerprint`.
         parameters = {
             name: tuple(_uniform(self.families[name][of], next(unused)[:, None]) for of in FAMILIES[name][0])
             for name in sorted(self.families)

@@ -294,7 +294,8 @@ def test_ablations_change_what_their_names_say(make_learner: Make, make_episodes
     codes = [random.solve(params, replace(task, key=task.key + i), None).latents[0] for i in (0, 0, 1)]
     assert torch.equal(codes[0], codes[1]) and not torch.equal(codes[0], codes[2])
     (note,) = make_learner("leo", prior="random", deterministic=True).notes
-    assert note.startswith("prior=random draws its codes") and not random.notes and not deterministic.notes
+    assert note.startswith("with prior=random the codes are drawn at random")
+    assert not random.notes and not deterministic.notes
     assert torch.equal(random.adapt(params, {}, task)["weights"], random.adapt(params, {}, task)["weights"])
 
 

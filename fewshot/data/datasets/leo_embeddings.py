@@ -102,7 +102,7 @@ def write_originals(folder: str | Path, banks: Mapping[str, Bank], dataset: str,
     Raises:
         FewshotError: the banks are others, or `folder` already holds such features, or embeddings.zip.
     """
-    target = free_target(folder, dataset, kind)
+    target = find_free_target(folder, dataset, kind)
     if set(banks) != set(SPLITS):
         raise FewshotError(f"{folder}: banks {', '.join(banks)} given: give train, val and test")
     with writing(target, "another folder"):
@@ -130,7 +130,7 @@ def write_originals(folder: str | Path, banks: Mapping[str, Bank], dataset: str,
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def free_target(folder: str | Path, dataset: str, kind: str) -> Path:
+def find_free_target(folder: str | Path, dataset: str, kind: str) -> Path:
     """The folder of `write_originals`. Raises FewshotError if it is there already, or has no such dataset or kind."""
     folder, inner = expand_path(folder), _inner_folder(dataset, kind)
     for path in (folder / "embeddings.zip", folder / inner, folder / inner.removeprefix("embeddings/")):
